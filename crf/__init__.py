@@ -1,0 +1,10 @@
+"""The fully connected CRF of Krähenbühl and Koltun (2011), as DeepLab v1 and v2 use it."""
+
+import kernels
+
+if getattr(kernels, "DISTRIBUTION", None) != "deeplab-triton":
+    raise ImportError(
+        f"crf needs the package 'kernels' of deeplab-triton, but {kernels.__file__} is another "
+        "package of that name (Hugging Face's 'kernels', most likely). The two cannot share an "
+        "environment: uninstall the other one, or use a separate virtual environment."
+    )

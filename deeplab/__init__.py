@@ -1,0 +1,1 @@
+"""DeepLab v1 (ICLR 2015) and v2 (TPAMI 2018): models, training, evaluation, command line."""

@@ -1,0 +1,66 @@
+"""The permutohedral lattice as data: what a build produces and what every filter reads.
+
+N points in D dimensions are placed in the lattice of Adams, Baek and Davis, "Fast High-Dimensional
+Filtering Using the Permutohedral Lattice" (2010). Each point lies in a simplex with D+1 corners;
+the corners that any point touches are the vertices, one row of values each.
+
+Points may be built in P consecutive parts, one per thread. A vertex that several parts touch has
+one row in each of them: the first is its owner, the others are ghosts. Splatting then needs no
+locks (a part adds only to its own rows); ghosts are added to their owners before the blur and
+copied back after it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True)
+class Lattice:
+    """A built lattice. It holds no values, so one lattice serves any number of filterings.
+
+    R is the number of rows, ghosts included. Row index R stands for "no vertex": buffers have
+    R + 1 rows, and the last one is always zero.
+
+    Attributes:
+        corners: int32 `[N, D+1]`, the row of each corner of each point's simplex.
+        weights: float `[N, D+1]`, barycentric weights of those corners; each row sums to 1.
+        neighbours: int32 `[D+1, 2, R]`, the rows before and after each row along each of the D+1
+            blur directions; R where there is none. Ghosts have none.
+        ghosts: int32 `[G, 2]`, pairs (ghost row, owner row), ordered by part.
+        parts: int64 `[P+1, 3]`, first point, first row and first ghost of each part; the last
+            entry is (N, R, G).
+    """
+
+    corners: torch.Tensor
+    weights: torch.Tensor
+    neighbours: torch.Tensor
+    ghosts: torch.Tensor
+    parts: torch.Tensor
+
+    @property
+    def num_points(self) -> int:
+        """N, the number of points."""
+        return self.corners.shape[0]
+
+    @property
+    def num_dims(self) -> int:
+        """D, the number of feature dimensions."""
+        return self.corners.shape[1] - 1
+
+    @property
+    def num_rows(self) -> int:
+        """R, the number of rows of values: vertices and ghosts."""
+        return self.neighbours.shape[2]
+
+    @property
+    def num_vertices(self) -> int:
+        """Distinct lattice vertices, ghosts not counted."""
+        return self.num_rows - self.ghosts.shape[0]
+
+    @property
+    def scale(self) -> float:
+        """1 / (1 + 2^-D), the constant that makes the blur's weights sum as a Gaussian's."""
+        return 1.0 / (1.0 + 2.0**-self.num_dims)
