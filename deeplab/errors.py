@@ -6,7 +6,12 @@ that names the file or argument, what was expected, what came, and what to do ab
 
 
 class InputError(ValueError):
-    """Bad input from outside. The message is one line: runs of white space become one space."""
+    """Bad input from outside, said in one printable line.
+
+    Runs of white space become one space and control characters are escaped: messages quote file
+    names and file contents, which may hold anything.
+    """
 
     def __init__(self, message: str) -> None:
-        super().__init__(" ".join(message.split()))
+        line = " ".join(message.split())
+        super().__init__("".join(c if c.isprintable() else ascii(c)[1:-1] for c in line))

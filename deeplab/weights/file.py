@@ -1,0 +1,293 @@
+"""The weights file: safetensors, tensors named as in the model's state dict, JSON in the metadata.
+
+Each metadata value is a JSON text. These keys are written for every model; the others are free:
+
+    model           name in `deeplab.model.MODELS`
+    num_classes     integer
+    options         the builder's other arguments, {"rates": [6, 12, 18, 24], ...}
+
+and two more have a meaning where they are present: `class_names` (a string for each class) and
+`palette` (an [r, g, b] in 0-255 for each class, and more rows if wanted).
+
+A CRF layer is no part of the weights: its settings are chosen where it is built.
+"""
+
+import json
+import os
+import secrets
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from deeplab.errors import InputError
+from deeplab.model import DeepLab, build
+
+SHIPPED = Path(__file__).with_name("deeplab_v2_small_scenes.safetensors")
+FLOATING = ("F16", "BF16", "F32", "F64")  # safetensors' names; converted to the model's dtype
+
+StrPath = str | os.PathLike[str]
+
+
+def save_weights(model: DeepLab, path: StrPath, metadata: Mapping[str, Any] | None = None) -> None:
+    """Write the network's weights and what is known about them, all or nothing.
+
+    The file is written beside `path` under a temporary name and then renamed, so that a reader, or
+    a crash, never meets half a file. An existing file is replaced.
+
+    metadata: JSON-able values: class_names, palette, recipe, commit, metrics, ... The keys model,
+        num_classes and options come from the model.
+
+    Raises TypeError where `model` is no DeepLab, InputError for metadata that does not fit the
+    model or is not JSON-able, and for a file that cannot be written.
+    """
+    if not isinstance(model, DeepLab):
+        raise TypeError(
+            f"model: expected a DeepLab, got {type(model).__name__}; "
+            "unwrap a compiled model as model._orig_mod, a DistributedDataParallel as model.module"
+        )
+    path = Path(path)
+    described = _describe(model) | dict(metadata or {})
+    clash = [key for key, value in _describe(model).items() if described[key] != value]
+    if clash:
+        raise InputError(f"metadata: {', '.join(clash)} comes from the model; leave it out")
+    if problem := _metadata_problem(described):
+        raise InputError(f"metadata: {problem}")
+    try:
+        texts = {str(key): json.dumps(value) for key, value in described.items()}
+    except (TypeError, ValueError) as error:
+        raise InputError(
+            f"metadata: {error}; use numbers, strings, lists and dicts (array.tolist())"
+        ) from error
+    tensors = {name: tensor.cpu().contiguous() for name, tensor in _network_state(model).items()}
+    _write_atomically(path, save(tensors, texts))
+
+
+def read_metadata(path: StrPath) -> dict[str, Any]:
+    """What the file says about itself; a value that is no JSON is given as the text it is.
+
+    Raises InputError where the file cannot be read or its metadata contradict each other.
+    """
+    with _open(Path(path)) as file:
+        return _metadata(file, Path(path))
+
+
+def load_weights(model: DeepLab, path: StrPath) -> None:
+    """Copy the file's tensors into `model`, converted to its dtype and device.
+
+    Names and shapes must agree exactly and, where the file says for which model it was made, so
+    must name, class count and rates. All is checked first: on an error the model is unchanged.
+
+    Raises InputError, which lists what is missing, unexpected or of another shape.
+    """
+    path = Path(path)
+    with _open(path) as file:
+        _check_same_model(model, _metadata(file, path), path)
+        _check_tensors(model, file, path)
+        _copy_tensors(model, file, path)
+
+
+def load_model(path: StrPath | None = None) -> DeepLab:
+    """The model that the file describes, with its weights: on the CPU, float32, evaluation mode.
+
+    path: a file of `save_weights`; None for the weights shipped with this package, which know the
+        generated scenes of `deeplab.data.scenes` only.
+
+    Raises InputError where the file cannot be read or does not describe a model of this package.
+    """
+    if path is None and not SHIPPED.is_file():
+        raise InputError(
+            f"the shipped weights {SHIPPED} are missing from this installation; "
+            "reinstall deeplab-triton, or name a weights file"
+        )
+    path = SHIPPED if path is None else Path(path)
+    with _open(path) as file:
+        # Built without memory first: a header that claims a billion classes must cost nothing.
+        with torch.device("meta"):
+            model = _build(_metadata(file, path), path)
+        _check_tensors(model, file, path)
+        model.to_empty(device="cpu")
+        _copy_tensors(model, file, path)
+    return model.eval()
+
+
+def _describe(model: DeepLab) -> dict[str, Any]:
+    options = dict(model.config)
+    return {
+        "model": options.pop("model"),
+        "num_classes": options.pop("num_classes"),
+        "options": options,
+    }
+
+
+def _build(metadata: dict[str, Any], path: Path) -> DeepLab:
+    missing = [key for key in ("model", "num_classes", "options") if key not in metadata]
+    if missing:
+        raise InputError(
+            f"{path}: its metadata do not say which model it belongs to ({', '.join(missing)} "
+            "missing); build the model yourself and use load_weights(model, path)"
+        )
+    options = metadata["options"]
+    try:
+        if not isinstance(options, dict) or "crf" in options:
+            raise ValueError(f"options: expected the arguments of a model, got {options!r:.80}")
+        return build(metadata["model"], num_classes=metadata["num_classes"], **options)
+    except (TypeError, ValueError, OverflowError, RuntimeError) as error:
+        raise InputError(
+            f"{path}: its metadata describe no model of this version: {error}; "
+            "use a file written by save_weights"
+        ) from error
+
+
+def _check_same_model(model: DeepLab, metadata: dict[str, Any], path: Path) -> None:
+    """Rates matter though they change no shape: other rates lose accuracy without a word."""
+    options = metadata.get("options")
+    of_file = {"model": metadata.get("model"), "num_classes": metadata.get("num_classes")}
+    of_file["rates"] = options.get("rates") if isinstance(options, dict) else None
+    differing = [
+        key
+        for key, value in of_file.items()
+        if value is not None and value != model.config.get(key)
+    ]
+    if differing:
+        theirs = ", ".join(f"{key} {of_file[key]}" for key in differing)
+        ours = ", ".join(f"{key} {model.config.get(key)}" for key in differing)
+        raise InputError(
+            f"{path}: weights of another model: the file has {theirs}, this model has {ours}; "
+            "use load_model(path), which builds the model that the file describes"
+        )
+
+
+def _check_tensors(model: DeepLab, file: Any, path: Path) -> None:
+    expected = _network_state(model)
+    found = set(file.keys())
+    problems = {
+        "missing": [name for name in expected if name not in found],
+        "unexpected": sorted(found - expected.keys()),
+        "of another shape or type": [
+            difference
+            for name, tensor in expected.items()
+            if name in found and (difference := _difference(name, tensor, file.get_slice(name)))
+        ],
+    }
+    listed = [f"{len(names)} {kind}: {_some(names)}" for kind, names in problems.items() if names]
+    if listed:
+        raise InputError(
+            f"{path}: its tensors do not fit {model.config['model']} with {model.num_classes} "
+            f"classes: {'; '.join(listed)}; load the weights of this model, or build the model "
+            "of these weights"
+        )
+
+
+def _difference(name: str, tensor: Tensor, stored: Any) -> str:
+    """How the stored tensor differs from the expected one; empty where it does not."""
+    shape, dtype = list(stored.get_shape()), stored.get_dtype()
+    if shape != list(tensor.shape):
+        return f"{name} {shape} instead of {list(tensor.shape)}"
+    if dtype not in (FLOATING if tensor.is_floating_point() else ("I64",)):
+        return f"{name} {dtype} instead of {str(tensor.dtype).removeprefix('torch.')}"
+    return ""
+
+
+def _some(names: list[str], limit: int = 6) -> str:
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(name[:120] for name in names[:limit]) + more
+
+
+def _copy_tensors(model: DeepLab, file: Any, path: Path) -> None:
+    stored = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+    broken = [name for name, tensor in stored.items() if not torch.isfinite(tensor).all()]
+    if broken:
+        raise InputError(
+            f"{path}: NaN or Inf in {len(broken)} tensors: {_some(broken)}; "
+            "the training diverged, or the file is damaged: use an earlier checkpoint"
+        )
+    for name, tensor in _network_state(model).items():
+        tensor.copy_(stored[name])
+
+
+def _network_state(model: DeepLab) -> dict[str, Tensor]:
+    """The state dict without the CRF layer: aliases of the model's tensors, detached."""
+    state = model.state_dict()
+    return {name: tensor for name, tensor in state.items() if not name.startswith("crf.")}
+
+
+@contextmanager
+def _open(path: Path) -> Iterator[Any]:
+    try:
+        if not path.exists():
+            raise InputError(f"{path}: no such weights file; check the path")
+        if not path.is_file():
+            raise InputError(f"{path}: expected a weights file, got a folder or device")
+        with safe_open(path, framework="pt") as file:
+            yield file
+    except (SafetensorError, OSError) as error:
+        raise InputError(
+            f"{path}: not a readable safetensors file ({error}); it may be empty, cut off or of "
+            "another format (such as a .pth): fetch or write it again"
+        ) from error
+
+
+def _metadata(file: Any, path: Path) -> dict[str, Any]:
+    metadata = {key: _from_json(text) for key, text in (file.metadata() or {}).items()}
+    if problem := _metadata_problem(metadata):
+        raise InputError(f"{path}: bad metadata: {problem}; use a file written by save_weights")
+    return metadata
+
+
+def _from_json(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return text
+
+
+def _metadata_problem(metadata: Mapping[str, Any]) -> str:
+    """What is wrong with class names and palette, in one phrase; empty where nothing is."""
+    classes = metadata.get("num_classes")
+    names = metadata.get("class_names")
+    if names is not None:
+        if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
+            return f"class_names: expected a list of strings, got {names!r:.80}"
+        if isinstance(classes, int) and len(names) != classes:
+            return f"class_names: expected {classes} names, one for each class, got {len(names)}"
+    palette = metadata.get("palette")
+    if palette is not None:
+        if not isinstance(palette, list | tuple) or not all(_is_colour(row) for row in palette):
+            return "palette: expected a list of [r, g, b] with integers in 0-255"
+        if isinstance(classes, int) and len(palette) < classes:
+            return f"palette: expected at least {classes} colours, got {len(palette)}"
+    return ""
+
+
+def _is_colour(row: object) -> bool:
+    return (
+        isinstance(row, list | tuple)
+        and len(row) == 3
+        and all(isinstance(level, int) and 0 <= level <= 255 for level in row)
+    )
+
+
+def _write_atomically(path: Path, content: bytes) -> None:
+    if path.is_dir():
+        raise InputError(f"{path}: cannot write the weights (it is a folder); name a file in it")
+    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+    try:
+        with part.open("xb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    except OSError as error:
+        raise InputError(
+            f"{path}: cannot write the weights ({error.strerror or error}); "
+            "choose a file in an existing folder that can be written"
+        ) from error
+    finally:
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
