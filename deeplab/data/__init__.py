@@ -1,0 +1,1 @@
+"""Data: generated scenes (``scenes``) and reading pictures (``images``)."""
