@@ -226,7 +226,7 @@ class _View:
             # Pillow fills the pixel on either edge: half a sample back keeps widths true.
             finer = (s * factor - (x0, y0)) * OVERSAMPLING - 0.5
             draw.polygon(finer.ravel().tolist(), fill=255)
-        alpha = np.asarray(stencil.reduce(OVERSAMPLING), np.float32) / 255
+        alpha = np.asarray(stencil.reduce(OVERSAMPLING), np.float32) / np.float32(255)
         return slice(y0, y1), slice(x0, x1), alpha
 
     def texture(self, rows: slice, columns: slice, cell: float) -> Floats:
@@ -356,13 +356,12 @@ def _paint_sky(view: _View) -> None:
     view.image += thickness[..., None] * (white - view.image)
 
 
-def _ridge(view: _View, rise: float, roughness: float) -> Points:
+def _ridge(view: _View, rise: float) -> Points:
     """A hilly skyline from edge to edge, ``rise`` above the horizon at most."""
     x = np.linspace(-5, view.width + 5, 40)
-    waves = sum(
-        view.rng.uniform(0.3, 1) * np.sin(x * f * roughness + view.rng.uniform(0, 6.3))
-        for f in (0.012, 0.03, 0.11)
-    )
+    waves = np.zeros_like(x)
+    for frequency in (0.012, 0.03, 0.11):
+        waves += view.rng.uniform(0.3, 1) * np.sin(x * frequency + view.rng.uniform(0, 6.3))
     y = view.horizon - rise * (waves - waves.min()) / max(float(np.ptp(waves)), 1e-6)
     return np.concatenate(
         [np.stack([x, y], 1), [(view.width + 5, view.horizon + 2), (-5, view.horizon + 2)]]
@@ -373,7 +372,7 @@ def _paint_ground(view: _View) -> None:
     rng = view.rng
     if rng.random() < 0.6:
         hill = view.colour((90, 120, 90), (110, 125, 110), (130, 130, 90), (100, 115, 130))
-        ridge = _ridge(view, rng.uniform(6, 40), 1.0)
+        ridge = _ridge(view, rng.uniform(6, 40))
         view.paint(_GRASS, [ridge], hill, grain=0.06, cell=8, distance=6)
     grass = view.colour(*_GREENS)
     below = _box(-1, view.horizon, view.width + 1, view.height + 1)
@@ -451,11 +450,26 @@ _PAINTS = (
     (225, 120, 40),
     (120, 60, 130),
 )
-_WALLS = ((165, 85, 65), (205, 190, 160), (160, 160, 160), (225, 220, 210), (140, 120, 100))
-_WALLS += ((120, 145, 165), (200, 160, 110), (95, 90, 90))
+_WALLS = (
+    (165, 85, 65),
+    (205, 190, 160),
+    (160, 160, 160),
+    (225, 220, 210),
+    (140, 120, 100),
+    (120, 145, 165),
+    (200, 160, 110),
+    (95, 90, 90),
+)
 _LEAVES = ((55, 95, 40), (75, 120, 50), (40, 75, 45), (110, 120, 45), (180, 110, 40), (140, 60, 35))
-_COATS = ((120, 75, 45), (60, 45, 38), (200, 170, 125), (225, 220, 210), (130, 125, 122))
-_COATS += ((165, 105, 60), (35, 33, 35))
+_COATS = (
+    (120, 75, 45),
+    (60, 45, 38),
+    (200, 170, 125),
+    (225, 220, 210),
+    (130, 125, 122),
+    (165, 105, 60),
+    (35, 33, 35),
+)
 
 
 def _paint_building(view: _View, x: float, base: float) -> None:
@@ -479,8 +493,12 @@ def _paint_building(view: _View, x: float, base: float) -> None:
         peak = top - height * rng.uniform(0.12, 0.35)
         eaves = width * 0.04
         roof = np.array(
-            [(left - eaves, top), (right + eaves, top), (x + width * 0.2, peak)]
-            + [(x - width * 0.2, peak)]
+            [
+                (left - eaves, top),
+                (right + eaves, top),
+                (x + width * 0.2, peak),
+                (x - width * 0.2, peak),
+            ]
         )
         tiles = view.colour((120, 60, 50), (80, 75, 78), (150, 95, 65), (60, 60, 70))
         view.paint(_BUILDING, [roof], tiles, grain=0.06, cell=3, distance=far, relief=0.05)
@@ -531,8 +549,12 @@ def _paint_tree(view: _View, x: float, base: float) -> None:
         half = height * rng.uniform(0.18, 0.28)
         tiers = [
             np.array(
-                [(x, base - height * (1.02 - 0.18 * i)), (x + half * (0.4 + 0.2 * i), b)]
-                + [(x, b - height * 0.02), (x - half * (0.4 + 0.2 * i), b)]
+                [
+                    (x, base - height * (1.02 - 0.18 * i)),
+                    (x + half * (0.4 + 0.2 * i), b),
+                    (x, b - height * 0.02),
+                    (x - half * (0.4 + 0.2 * i), b),
+                ]
             )
             for i in range(4)
             for b in (base - height * (0.68 - 0.18 * i),)
@@ -661,8 +683,12 @@ def _paint_cart(view: _View, x: float, base: float) -> None:
     tall, flare = m * rng.uniform(0.35, 0.7), m * rng.uniform(0.0, 0.15)
     half = length / 2
     hull = np.array(
-        [(x - half - flare, deck - tall), (x + half + flare, deck - tall), (x + half, deck)]
-        + [(x - half, deck)]
+        [
+            (x - half - flare, deck - tall),
+            (x + half + flare, deck - tall),
+            (x + half, deck),
+            (x - half, deck),
+        ]
     )
     view.paint(_CART, [hull], body, relief=0.1, fall=0.1, grain=0.05, distance=far)
     planks = [
@@ -673,9 +699,14 @@ def _paint_cart(view: _View, x: float, base: float) -> None:
         cover = deck - tall - m * rng.uniform(0.6, 0.9)
         posts = [_line(x + s * half * 0.9, deck - tall, x + s * half, cover, bar) for s in (-1, 1)]
         view.paint(_CART, posts, wood, distance=far)
-        awning = np.array([(x - half * 1.15, cover + m * 0.2), (x + half * 1.15, cover + m * 0.2)])
-        awning = np.concatenate([awning, [(x + half * 0.8, cover - m * 0.1)]])
-        awning = np.concatenate([awning, [(x - half * 0.8, cover - m * 0.1)]])
+        awning = np.array(
+            [
+                (x - half * 1.15, cover + m * 0.2),
+                (x + half * 1.15, cover + m * 0.2),
+                (x + half * 0.8, cover - m * 0.1),
+                (x - half * 0.8, cover - m * 0.1),
+            ]
+        )
         cloth = view.pick(_PAINTS, x, cover, m * 0.4)
         view.paint(_CART, [awning], cloth, relief=0.1, fall=0.08, distance=far)
     wheels = [x - half * 0.55, x + half * 0.55] if rng.random() < 0.6 else [x - facing * half * 0.2]
