@@ -1,0 +1,160 @@
+"""Measure this project beside what people use today, on this machine, and keep a record.
+
+    python bench/compare.py                 everything that this machine can, under five minutes
+    python bench/compare.py crf --quick     one comparison on small inputs, in seconds
+    python bench/compare.py --help          the comparisons, the options, how to read the table
+
+bench/README.md says how a comparison is made and how to add one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import importlib
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+
+if TYPE_CHECKING:
+    from frame import Comparison
+
+# Each name is a module compare_NAME.py beside this file.
+COMPARISONS = {
+    "crf": "dense CRF inference on the CPU: crf.densecrf beside pydensecrf2",
+    "aspp": "multi-rate atrous convolution: kernels beside one F.conv2d a rate",
+}
+RECORDS = Path(__file__).resolve().parent / "records"
+
+GUIDE = """\
+how to read the table
+  p20 p50 p80   percentiles of the time of one call
+  ours x        how many times as fast ours is: the median, over rounds, of the peer's time over
+                ours. Both run in every round, so a busy machine hits both
+  of p50        the same from the two medians; far from 'ours x' means a restless machine
+  peak MB       memory that one call adds at its peak, in a process of its own (not with --quick)
+  GB/s GFLOP/s  bytes and operations that the task needs, by formula, over p50; the formulas are
+                in the record
+  x floor       p50 over the least time in which this machine can move the bytes and do the
+                operations, at the speeds of a plain copy and a plain matrix product
+
+exit code
+  0 all measured, 1 outputs did not agree (that case is not timed), 2 a wrong argument
+
+Close other programs first: two busy cores make every figure wrong.
+"""
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the command line; the exit code."""
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    names = list(dict.fromkeys(options.names)) or list(COMPARISONS)
+    unknown = [name for name in names if name not in COMPARISONS]
+    if unknown:
+        parser.error(
+            f"unknown comparison {', '.join(unknown)}; there are: {', '.join(COMPARISONS)}"
+        )
+    if options.threads < 1:
+        parser.error(f"--threads must be at least 1, not {options.threads}")
+
+    try:
+        options.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        parser.error(f"--out {options.out}: no folder can be made there ({error.strerror})")
+
+    import torch
+
+    if options.device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device cuda: torch sees no CUDA device here; leave the option out")
+    comparisons = [importlib.import_module(f"compare_{name}").COMPARISON for name in names]
+    devices = [options.device] if options.device else _devices()
+    pairs = [(c, device) for c in comparisons for device in devices if device in c.devices]
+    left_out = [c.name for c in comparisons if c.name not in {chosen.name for chosen, _ in pairs}]
+    if options.names and left_out:
+        parser.error(f"{', '.join(left_out)} does not run on {' or '.join(devices)}")
+
+    console = Console(width=None if sys.stdout.isatty() else 150)
+    record = _measure(pairs, options, arguments, console)
+    if left_out:
+        console.print(f"left out, not made for {devices[0]}: {', '.join(left_out)}")
+    if not all(comparison["passed"] for comparison in record["comparisons"]):
+        console.print("Some outputs did not agree: see GATE FAILED above.", style="bold red")
+        return 1
+    return 0
+
+
+def _measure(
+    pairs: Sequence[tuple[Comparison, str]],
+    options: argparse.Namespace,
+    arguments: Sequence[str],
+    console: Console,
+) -> dict[str, Any]:
+    """Run each comparison on its device, show it, and write the record."""
+    import machine
+    import torch
+    from frame import Settings
+    from report import show, write_record
+    from runner import run
+
+    torch.set_num_threads(options.threads)
+    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    record: dict[str, Any] = {
+        "date": now,
+        "command": shlex.join(["python", "bench/compare.py", *arguments]),
+        "quick": options.quick,
+        "threads": options.threads,
+        "commit": machine.commit(),
+        "versions": machine.versions(),
+        "hardware": machine.hardware(),
+        "ceilings": {d: machine.ceilings(d) for d in sorted({device for _, device in pairs})},
+        "comparisons": [],
+    }
+    for comparison, device in pairs:
+        settings = Settings(device=device, threads=options.threads, quick=options.quick)
+        with console.status(f"{comparison.name} on the {device}") as status:
+            report = run(comparison, settings, record["ceilings"][device], status.update)
+        show(report, console)
+        record["comparisons"].append(report)
+    path = write_record(record, options.out)
+    console.print(f"\nrecord: {path}", highlight=False, soft_wrap=True)
+    return record
+
+
+def _parser() -> argparse.ArgumentParser:
+    listing = "\n".join(f"  {name:<14}{summary}" for name, summary in COMPARISONS.items())
+    parser = argparse.ArgumentParser(
+        prog="python bench/compare.py",
+        description="Measure this project beside what people use today. Outputs are compared "
+        "first: what does not agree is not timed.",
+        epilog=f"comparisons\n{listing}\n\n{GUIDE}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("names", nargs="*", metavar="NAME", help="comparisons (default: all)")
+    parser.add_argument(
+        "--quick", action="store_true", help="small inputs, few rounds: to try, not to quote"
+    )
+    parser.add_argument(
+        "--device", choices=("cpu", "cuda"), help="one kind of device (default: all there are)"
+    )
+    parser.add_argument(
+        "--threads", type=int, default=2, metavar="N", help="CPU threads (default: 2)"
+    )
+    parser.add_argument(
+        "--out", type=Path, default=RECORDS, metavar="DIR", help="folder for the JSON record"
+    )
+    return parser
+
+
+def _devices() -> list[str]:
+    import torch
+
+    return ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,244 @@
+"""The dense CRF on a CPU: the same pydensecrf program, run by crf.densecrf and by pydensecrf2.
+
+Both take NumPy in and give NumPy out, set-up (two lattices and their normalisation) included; cases
+named "set-up" and "iterations" time the two parts alone. Spatial kernel of weight 3 and sigma 3,
+bilateral of weight 4 with the sigmas that the case names. The gate is the agreement that the
+drop-in promises; where pydensecrf2 is not installed, it is held against the eager oracle.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from types import ModuleType
+from typing import Any
+
+import child
+import numpy as np
+import numpy.typing as npt
+import torch
+from frame import Candidate, Case, Check, Comparison, Cost, Formula, Prepared, Probe, Settings
+from photograph import photograph, unary_energies
+
+import kernels
+
+LIBRARIES = {"crf.densecrf": "crf.densecrf", "pydensecrf2": "pydensecrf.densecrf"}
+OURS, PEER = LIBRARIES
+SPATIAL_SIGMA, SPATIAL_WEIGHT, BILATERAL_WEIGHT = 3, 3, 4
+SPEED_BAR = 3.0
+COMPILE_BAR_SECONDS = 20.0
+
+# A mean field that never stores Q: the unary, each point's corners and weights (8 bytes a corner)
+# and its two norms are read once an iteration; lattice values are written by the splat, read and
+# written by the blur once a direction, and read by the slice.
+BYTES = (
+    "I * (4*N*C + 8*N*(3 + 6) + 8*N + 4*C*(V2*(2 + 2*3) + V5*(2 + 2*6)) + 8*(3*V2 + 6*V5)) + 4*N*C"
+)
+# Splat and slice: a multiply-add a corner. Blur: three operations a direction. Update: per label a
+# scale and an add for each kernel, and four for the softmax.
+OPERATIONS = "I * C * (4*N*(3 + 6) + 3*(3*V2 + 6*V5) + 8*N)"
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One image and its CRF."""
+
+    height: int
+    width: int
+    labels: int
+    sigma_xy: float
+    sigma_rgb: float
+    iterations: int
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """A problem with its arrays: energies float32 `[labels, H * W]`, image uint8 `[H, W, 3]`."""
+
+    problem: Problem
+    energies: npt.NDArray[np.float32]
+    image: npt.NDArray[np.uint8]
+    source: str
+
+
+Part = Callable[[Inputs, ModuleType], Candidate]
+
+
+def cases(settings: Settings) -> list[Case]:
+    """The sigmas that the papers' models use, at VOC size, whole and in parts; then memory."""
+    if settings.quick:
+        return [_case("120x160 80/13", Problem(120, 160, 21, 80, 13, 5), whole)]
+    listed = []
+    for sigma_xy, sigma_rgb in ((80, 13), (49, 5), (67, 3)):
+        problem, sigmas = Problem(375, 500, 21, sigma_xy, sigma_rgb, 10), f"{sigma_xy}/{sigma_rgb}"
+        listed += [
+            _case(f"375x500 {sigmas}", problem, whole, bar=SPEED_BAR),
+            _case(f"{sigmas} set-up", problem, set_up, memory=False),
+            _case(f"{sigmas} iterations", problem, iterations, memory=False),
+        ]
+    large = Problem(1024, 2048, 19, 49, 5, 2)
+    return [*listed, _case("1024x2048, 19 labels", large, whole, timed=False)]
+
+
+def probes(settings: Settings) -> list[Probe]:
+    """The first inference of a process, with nothing compiled yet and from the disk cache."""
+    if settings.quick:
+        return []
+    measure = partial(_first_calls, settings.threads)
+    return [Probe("first inference", "s", measure, {"nothing compiled yet": COMPILE_BAR_SECONDS})]
+
+
+COMPARISON = Comparison("crf", " ".join(__doc__.split("\n\n")[0].split()), ("cpu",), cases, probes)
+
+
+def built(inputs: Inputs, library: ModuleType) -> Any:
+    """The CRF with everything set, as users of pydensecrf write it."""
+    problem = inputs.problem
+    crf = library.DenseCRF2D(problem.width, problem.height, problem.labels)
+    crf.setUnaryEnergy(inputs.energies)
+    crf.addPairwiseGaussian(sxy=SPATIAL_SIGMA, compat=SPATIAL_WEIGHT)
+    crf.addPairwiseBilateral(
+        sxy=problem.sigma_xy, srgb=problem.sigma_rgb, rgbim=inputs.image, compat=BILATERAL_WEIGHT
+    )
+    return crf
+
+
+def whole(inputs: Inputs, library: ModuleType) -> Candidate:
+    """From NumPy to marginals."""
+    return lambda: np.asarray(built(inputs, library).inference(inputs.problem.iterations))
+
+
+def set_up(inputs: Inputs, library: ModuleType) -> Candidate:
+    """From NumPy to an object that is ready to iterate."""
+    return lambda: built(inputs, library)
+
+
+def iterations(inputs: Inputs, library: ModuleType) -> Candidate:
+    """The inference alone, again and again on one object."""
+    crf = built(inputs, library)
+    return lambda: np.asarray(crf.inference(inputs.problem.iterations))
+
+
+def first_call(threads: int) -> float:
+    """Seconds from importing crf to the marginals of a small image, 21 labels."""
+    torch.set_num_threads(threads)
+    inputs = _inputs(Problem(30, 40, 21, 49, 5, 2))
+    start = time.perf_counter()
+    whole(inputs, importlib.import_module("crf.densecrf"))()
+    return time.perf_counter() - start
+
+
+def _first_calls(threads: int) -> dict[str, float]:
+    with tempfile.TemporaryDirectory() as cache:
+        first, second = (
+            child.call("compare_crf:first_call", {"threads": threads}, {"NUMBA_CACHE_DIR": cache})
+            for _ in range(2)
+        )
+    return {"nothing compiled yet": first, "from the disk cache": second}
+
+
+def _case(
+    name: str,
+    problem: Problem,
+    part: Part,
+    timed: bool = True,
+    memory: bool = True,
+    bar: float | None = None,
+) -> Case:
+    return Case(name, partial(_prepare, problem, part), timed=timed, memory=memory, bar=bar)
+
+
+def _prepare(problem: Problem, part: Part) -> Prepared:
+    inputs = _inputs(problem)
+    found = {name: _library(module, problem.labels) for name, module in LIBRARIES.items()}
+    libraries = {name: library for name, library in found.items() if library is not None}
+    vertices = [kernels.build_lattice(f).num_vertices for f in _features(inputs)]
+    return Prepared(
+        candidates={name: part(inputs, library) for name, library in libraries.items()},
+        gate=partial(_gate, inputs),
+        cost=_cost(problem, *vertices) if part is whole else None,
+        facts={**vars(problem), "photograph": inputs.source, "vertices": vertices},
+        notes=[
+            f"{name} is not installed: no peer is timed, and the eager oracle judges ours"
+            for name in found.keys() - libraries.keys()
+        ],
+    )
+
+
+def _inputs(problem: Problem) -> Inputs:
+    image, source = photograph(problem.height, problem.width)
+    energies = unary_energies(problem.labels, problem.height, problem.width)
+    return Inputs(problem, energies, image, source)
+
+
+def _library(module: str, labels: int) -> ModuleType | None:
+    """The library, warmed up on a tiny image so that loading it is nobody's time or memory."""
+    if importlib.util.find_spec(module.partition(".")[0]) is None:
+        return None
+    library = importlib.import_module(module)
+    whole(_inputs(Problem(8, 9, labels, 49, 5, 1)), library)()
+    return library
+
+
+def _gate(inputs: Inputs, outputs: Mapping[str, Any]) -> list[Check]:
+    """The drop-in's promise: 99.9% of marginals within 2e-3 and 99.9% of labels equal."""
+    ours = _marginals(outputs[OURS])
+    if PEER in outputs:
+        theirs = _marginals(outputs[PEER])
+    else:
+        done = isinstance(outputs[OURS], np.ndarray)
+        theirs = _oracle(inputs, inputs.problem.iterations if done else 1)
+    strays = float(np.mean(np.abs(ours - theirs) > 2e-3))
+    others = float(np.mean(ours.argmax(axis=0) != theirs.argmax(axis=0)))
+    return [
+        Check("share of marginals further than 2e-3 apart", strays, 1e-3),
+        Check("share of pixels with another label", others, 1e-3),
+    ]
+
+
+def _marginals(output: Any) -> npt.NDArray[np.float32]:
+    """What a candidate gave, as marginals; an object that was only set up iterates once."""
+    return output if isinstance(output, np.ndarray) else np.asarray(output.inference(1))
+
+
+def _oracle(inputs: Inputs, iterations: int) -> npt.NDArray[np.float32]:
+    """The same mean field in plain PyTorch. Potts(w) is pydensecrf's reward of w for agreement."""
+    terms = []
+    weights = (SPATIAL_WEIGHT, BILATERAL_WEIGHT)
+    for features, weight in zip(_features(inputs), weights, strict=True):
+        lattice = kernels.build_lattice(features, impl="eager")
+        ones = torch.ones(lattice.num_points, 1)
+        scale = kernels.apply_lattice(lattice, ones, impl="eager")[:, 0].add(1e-20).rsqrt()
+        penalty = torch.full((inputs.problem.labels,), -float(weight))
+        terms.append(kernels.Term(lattice, penalty, before=scale, after=scale))
+    unary = torch.from_numpy(inputs.energies).T
+    marginals: npt.NDArray[np.float32] = kernels.mean_field(
+        unary, terms, iterations, impl="eager"
+    ).T.numpy()
+    return marginals
+
+
+def _features(inputs: Inputs) -> list[torch.Tensor]:
+    """Positions (x, y) and positions with colours, each over its sigma: `[N, 2]` and `[N, 5]`."""
+    problem = inputs.problem
+    y, x = torch.meshgrid(torch.arange(problem.height), torch.arange(problem.width), indexing="ij")
+    positions = torch.stack([x, y], dim=-1).reshape(-1, 2).float()
+    colours = torch.from_numpy(inputs.image).reshape(-1, 3).float()
+    bilateral = torch.cat([positions / problem.sigma_xy, colours / problem.sigma_rgb], dim=1)
+    return [positions / SPATIAL_SIGMA, bilateral]
+
+
+def _cost(problem: Problem, spatial_vertices: int, bilateral_vertices: int) -> Cost:
+    sizes = {
+        "N": problem.height * problem.width,
+        "C": problem.labels,
+        "I": problem.iterations,
+        "V2": spatial_vertices,
+        "V5": bilateral_vertices,
+    }
+    return Cost(bytes=Formula(BYTES, sizes), operations=Formula(OPERATIONS, sizes))

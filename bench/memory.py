@@ -1,0 +1,80 @@
+"""Peak memory of one call."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import importlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import child
+import torch
+from frame import Settings
+
+
+def peak_of_candidate(comparison: str, case: str, candidate: str, settings: Settings) -> int | None:
+    """`peak_of_call` of a candidate that a fresh process prepares and calls once."""
+    arguments = {
+        "module": f"compare_{comparison}",
+        "case": case,
+        "candidate": candidate,
+        "settings": vars(settings),
+    }
+    peak: int | None = child.call("memory:measure_here", arguments)
+    return peak
+
+
+def measure_here(module: str, case: str, candidate: str, settings: dict[str, Any]) -> int | None:
+    """The child's part of `peak_of_candidate`."""
+    chosen = Settings(**settings)
+    torch.set_num_threads(chosen.threads)
+    comparison = importlib.import_module(module).COMPARISON
+    prepare = {each.name: each.prepare for each in comparison.cases(chosen)}[case]
+    return peak_of_call(prepare().candidates[candidate], chosen.device)
+
+
+def peak_of_call(call: Callable[[], Any], device: str) -> int | None:
+    """Bytes that a call adds at its peak to what the process held before.
+
+    On the CPU resident memory counts; None where the system does not tell (it takes Linux's /proc).
+    On a GPU it is what torch allocates.
+    """
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        call()
+        torch.cuda.synchronize()
+        return torch.cuda.max_memory_allocated() - before
+    _give_back_freed_memory()
+    if not _forget_peak():
+        return None
+    before = _status("VmRSS")
+    call()
+    return max(0, _status("VmHWM") - before)
+
+
+def _give_back_freed_memory() -> None:
+    """Return to the system what was freed, lest the call reuse it unseen (glibc only)."""
+    gc.collect()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
+
+
+def _forget_peak() -> bool:
+    """Set the process's peak of resident memory back to what is resident now."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return False
+    return True
+
+
+def _status(key: str) -> int:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        name, _, value = line.partition(":")
+        if name == key:
+            return int(value.split()[0]) * 1024
+    raise RuntimeError(f"/proc/self/status has no {key}")

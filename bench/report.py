@@ -1,0 +1,111 @@
+"""Show a run as tables, and keep it as a JSON record."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+Report = dict[str, Any]
+
+
+def write_record(record: Report, folder: Path) -> Path:
+    """Write the record under a name made of its date, commit and comparisons; give its path."""
+    folder.mkdir(parents=True, exist_ok=True)
+    date = record["date"].replace("-", "").replace(":", "").split("+")[0]
+    names = "-".join(dict.fromkeys(each["name"] for each in record["comparisons"]))
+    commit = (record["commit"]["id"] or "unknown")[:7]
+    kind = "-quick" if record["quick"] else ""
+    path = folder / f"{date}-{commit}-{names}{kind}.json"
+    path.write_text(json.dumps(record, indent=1) + "\n")
+    return path
+
+
+def show(comparison: Report, console: Console) -> None:
+    """Print one comparison: a table of times, then its gate where it failed, probes and notes."""
+    console.print()
+    console.print(_times(comparison))
+    for probe in comparison["probes"]:
+        _show_probe(probe, console)
+    for case in comparison["cases"]:
+        _show_gate(case, console)
+    for note in dict.fromkeys(note for case in comparison["cases"] for note in case["notes"]):
+        console.print(f"note: {note}", style="yellow", highlight=False)
+
+
+def _times(comparison: Report) -> Table:
+    table = Table(
+        title=f"{comparison['name']} on the {comparison['device']}",
+        caption=comparison["description"],
+        title_justify="left",
+        caption_justify="left",
+    )
+    table.add_column("case", no_wrap=True)
+    table.add_column("candidate", no_wrap=True)
+    for column in ("p20 ms", "p50 ms", "p80 ms", "ours x", "of p50", "bar"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for column in ("peak MB", "GB/s", "GFLOP/s", "x floor"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for case in comparison["cases"]:
+        for number, (name, entry) in enumerate(case["candidates"].items()):
+            label = "" if number else case["name"]
+            table.add_row(label, name, *_row(case, entry), end_section=False)
+        table.add_section()
+    return table
+
+
+def _row(case: Report, entry: Report) -> list[str]:
+    if not case["passed"]:
+        return ["[red]not timed[/]"]
+    seconds = entry.get("seconds", {})
+    faster = entry.get("ours_is_faster_by", {})
+    met = entry.get("bar_met")
+    bar = "" if met is None else f"{'[green]' if met else '[red]'}{case['bar']:g}x[/]"
+    return [
+        *(_number(seconds.get(p), 1e3) for p in ("p20", "p50", "p80")),
+        _number(faster.get("median_of_pairs"), 1),
+        _number(faster.get("ratio_of_p50"), 1),
+        bar,
+        _number(entry.get("peak_bytes"), 1e-6),
+        _number(entry.get("bytes_per_second"), 1e-9),
+        _number(entry.get("operations_per_second"), 1e-9),
+        _number(entry.get("times_the_floor"), 1),
+    ]
+
+
+def _number(value: float | None, scale: float) -> str:
+    """Three digits, or nothing where there is no figure."""
+    if value is None:
+        return ""
+    scaled = value * scale
+    return f"{scaled:.0f}" if abs(scaled) >= 100 else f"{scaled:.3g}"
+
+
+def _show_probe(probe: Report, console: Console) -> None:
+    figures = ", ".join(
+        f"{name} {_number(value, 1)} {probe['unit']}{_verdict(probe, name)}"
+        for name, value in probe["figures"].items()
+    )
+    console.print(f"{probe['name']}: {figures}", highlight=False)
+
+
+def _verdict(probe: Report, name: str) -> str:
+    if name not in probe["bars"]:
+        return ""
+    met = "met" if probe["bars_met"][name] else "[red]missed[/]"
+    return f" (bar {probe['bars'][name]:g}: {met})"
+
+
+def _show_gate(case: Report, console: Console) -> None:
+    """The figures that did not hold. A gate that passed is in the record, not on the screen."""
+    for check in case["checks"]:
+        if not check["passed"]:
+            console.print(
+                f"GATE FAILED, not timed: {case['name']}: {check['what']} is "
+                f"{check['value']:.3g}, the limit is {check['limit']:.3g}",
+                style="bold red",
+                highlight=False,
+            )

@@ -1,0 +1,27 @@
+from __future__ import annotations
+
+import memory
+import numpy as np
+import pytest
+
+BLOCK = 2**15  # below the size that malloc maps and unmaps at once
+
+
+def peak_of_call(call) -> int:
+    peak = memory.peak_of_call(call, "cpu")
+    if peak is None:
+        pytest.skip("this system does not let a process set back its peak of resident memory")
+    return peak
+
+
+def test_memory_that_the_call_frees_again_counts() -> None:
+    size = 64 * 2**20
+    assert size <= peak_of_call(lambda: np.ones(size, np.uint8).sum()) < 2 * size
+
+
+def test_memory_that_was_freed_before_is_not_reused_unseen() -> None:
+    def fill() -> int:
+        return len([np.ones(BLOCK, np.uint8) for _ in range(2000)])
+
+    fill()
+    assert peak_of_call(fill) >= 0.9 * 2000 * BLOCK
