@@ -1,0 +1,215 @@
+"""Pictures from anywhere, as the 8-bit RGB arrays that the networks and the CRF work on.
+
+Whatever has to be done to a picture on the way (turning it upright, dropping bits or an alpha
+channel) is reported as a note; whatever cannot be read is an InputError that names the file.
+"""
+
+from __future__ import annotations
+
+import glob
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+from PIL import ExifTags, Image, ImageFile, ImageOps, UnidentifiedImageError
+
+from deeplab.errors import InputError
+
+MAX_MEGAPIXELS = 100.0
+"""Larger pictures are refused unless the caller raises the limit: see `read_image`."""
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".ppm", ".pgm")
+"""The file names that count as pictures when a folder is given."""
+
+
+def read_image(
+    path: str | Path, max_megapixels: float = MAX_MEGAPIXELS
+) -> tuple[np.ndarray, list[str]]:
+    """Read a picture as RGB: uint8 `[H, W, 3]`, and notes on what was converted.
+
+    EXIF orientation is applied. Grey, palette, CMYK and other modes become RGB, transparent parts
+    are laid on white, 16 bits a channel become 8 (value / 257), and of several frames or pages
+    the first is taken; each of these adds one note, a plain picture has none.
+
+    The size is read from the file's header, before anything is decoded. Above `max_megapixels`
+    (10^6 pixels) the picture is refused: a network needs about 1 KB of memory for each pixel and
+    class, so a large picture meets the machine's memory before it meets a limit here.
+
+    Raises InputError: the file is missing, a folder, unreadable, empty, truncated, damaged, of no
+    known format, without pixels, above the limit, or of a pixel type without a fixed range (32-bit
+    integer or floating point).
+    """
+    path = Path(path)
+    image, notes = load_picture(path, max_megapixels)
+    rgb, conversions = _to_rgb(path, image)
+    return np.array(rgb, dtype=np.uint8), notes + conversions
+
+
+def load_picture(
+    path: str | Path, max_megapixels: float = MAX_MEGAPIXELS
+) -> tuple[Image.Image, list[str]]:
+    """The decoded picture as Pillow has it, in the file's own mode, upright; notes; errors.
+
+    For files whose pixel values mean something other than light, such as label maps; pictures are
+    what `read_image` is for, and its errors are these, save for the pixel types.
+    """
+    path = Path(path)
+    _check_file(path)
+    with _pillow_size_guard_off():
+        try:
+            with Image.open(path) as image:
+                _check_size(path, image.size, max_megapixels)
+                return _decode(image)
+        except InputError:
+            raise
+        except UnidentifiedImageError:
+            raise InputError(
+                f"{path}: no picture could be recognised in it (another kind of file, damaged, or "
+                "an image of zero size); save it again as PNG or JPEG"
+            ) from None
+        except MemoryError:
+            raise InputError(f"{path}: not enough memory to decode it; make it smaller") from None
+        except Exception as error:  # decoders raise whatever their format's parser meets
+            reason = str(error) or type(error).__name__
+            raise InputError(
+                f"{path}: the image is truncated or damaged ({reason}); copy, download or export "
+                "it again"
+            ) from error
+
+
+def find_images(inputs: Sequence[str | Path]) -> list[Path]:
+    """The files that paths, folders and glob patterns stand for, in order, each file once.
+
+    A folder gives its pictures by suffix, not those of its subfolders; a pattern (`*`, `?`, `[`,
+    and `**` through subfolders) gives every file that matches. A name that exists is never taken
+    for a pattern.
+
+    Raises InputError where an input gives no file, or where there is no input.
+    """
+    if not inputs:
+        raise InputError(
+            "no image given; name files, a folder, or a pattern such as 'photos/*.jpg'"
+        )
+    files: dict[Path, Path] = {}
+    for item in inputs:
+        for file in _expand(item):
+            files.setdefault(file.resolve(), file)
+    return list(files.values())
+
+
+def _expand(item: str | Path) -> list[Path]:
+    path = Path(item)
+    if path.is_dir():
+        files = sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES and p.is_file())
+        if not files:
+            raise InputError(
+                f"{path}: the folder holds no picture ({', '.join(SUFFIXES)}); subfolders are not "
+                f"searched, '{path}/**/*.jpg' in quotes searches them"
+            )
+        return files
+    if not path.exists() and glob.has_magic(str(item)):
+        matches = (Path(name) for name in glob.glob(str(item), recursive=True))
+        files = sorted(p for p in matches if p.is_file())
+        if not files:
+            raise InputError(
+                f"{item}: no file matches this pattern; check the folder and the suffix"
+            )
+        return files
+    return [path]
+
+
+def _check_file(path: Path) -> None:
+    try:
+        if path.is_dir():
+            raise InputError(f"{path}: is a folder, expected an image file")
+        if path.stat().st_size == 0:
+            raise InputError(f"{path}: the file is empty (0 bytes); copy or download it again")
+        with path.open("rb"):
+            pass
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file; check the name and the folder") from None
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{path}: cannot be opened ({reason})") from error
+
+
+def _check_size(path: Path, size: tuple[int, int], max_megapixels: float) -> None:
+    width, height = size
+    if width < 1 or height < 1:
+        raise InputError(f"{path}: the image has zero size ({width} x {height} pixels)")
+    megapixels = width * height / 1e6
+    if megapixels > max_megapixels:
+        raise InputError(
+            f"{path}: {width} x {height} pixels are {megapixels:.1f} megapixels, above the limit "
+            f"of {max_megapixels:g}; make it smaller, or raise max_megapixels (--max-megapixels "
+            f"{int(megapixels) + 1}) if the memory allows"
+        )
+
+
+@contextmanager
+def _pillow_size_guard_off() -> Iterator[None]:
+    """Pillow's own limit on sizes, a warning first and then an error, gives way to ours."""
+    limit = Image.MAX_IMAGE_PIXELS
+    Image.MAX_IMAGE_PIXELS = None
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # damaged metadata: the pixels are what counts
+            yield
+    finally:
+        Image.MAX_IMAGE_PIXELS = limit
+
+
+def _decode(image: ImageFile.ImageFile) -> tuple[Image.Image, list[str]]:
+    notes = []
+    frames = getattr(image, "n_frames", 1)
+    if frames > 1:
+        image.seek(0)
+        notes.append(f"the first of {frames} frames is used")
+    deep = any(";16" in str(tile[3]) for tile in image.tile)  # gone once the pixels are loaded
+    image.load()
+    if deep and not image.mode.startswith("I"):
+        notes.append("16 bits a channel reduced to 8")
+    orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+    if orientation in range(2, 9):
+        notes.append(f"turned upright, as its EXIF orientation ({orientation}) says")
+        return ImageOps.exif_transpose(image), notes
+    return image, notes
+
+
+def _to_rgb(path: Path, image: Image.Image) -> tuple[Image.Image, list[str]]:
+    if image.mode == "F":
+        raise InputError(
+            f"{path}: floating-point pixels have no fixed range; scale them to 0-255 and save them "
+            "as 8-bit PNG"
+        )
+    if image.mode.startswith("I"):
+        note = "16-bit grey converted to 8-bit RGB (value / 257)"
+        return _grey_of_16_bits(path, image).convert("RGB"), [note]
+    if image.has_transparency_data:
+        rgba = image.convert("RGBA")
+        white = Image.new("RGBA", rgba.size, "white")
+        note = f"{_name(image.mode)} with transparency laid on white"
+        return Image.alpha_composite(white, rgba).convert("RGB"), [note]
+    if image.mode != "RGB":
+        return image.convert("RGB"), [f"{_name(image.mode)} converted to RGB"]
+    return image, []
+
+
+def _grey_of_16_bits(path: Path, image: Image.Image) -> Image.Image:
+    values = np.asarray(image).astype(np.int64)
+    low, high = int(values.min()), int(values.max())
+    if low < 0 or high > 65535:
+        raise InputError(
+            f"{path}: 32-bit integer pixels ({low} to {high}) have no fixed range; scale them to "
+            "0-255 and save them as 8-bit PNG"
+        )
+    return Image.fromarray(((values + 128) // 257).astype(np.uint8))
+
+
+def _name(mode: str) -> str:
+    names = {"1": "black and white", "L": "grey", "LA": "grey", "P": "palette", "PA": "palette"}
+    return names.get(mode, mode)

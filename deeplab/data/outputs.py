@@ -1,0 +1,162 @@
+"""Results on disk: label maps with a palette, overlays, probabilities; whole files or none.
+
+Every file is written under a temporary name beside its place and moved there when it is complete,
+so that neither an error nor Ctrl-C leaves half a file.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+from PIL import Image
+
+from deeplab.errors import InputError
+
+
+def voc_palette() -> np.ndarray:
+    """The colours of PASCAL VOC's label maps, uint8 `[256, 3]`, for models that bring none.
+
+    Bit k of a label (k = 0, 1, ...) is bit 7 - k // 3 of red, green or blue in turn, so that
+    neighbouring labels differ strongly: 0 black, 1 dark red, 2 dark green, ...
+    """
+    labels = np.arange(256)
+    palette = np.zeros((256, 3), np.uint8)
+    for k in range(8):
+        palette[:, k % 3] |= (((labels >> k) & 1) << (7 - k // 3)).astype(np.uint8)
+    return palette
+
+
+def full_palette(colours: Sequence[Sequence[int]] | np.ndarray | None) -> np.ndarray:
+    """256 colours, uint8 `[256, 3]`: those given first, VOC's after them (or for None)."""
+    palette = voc_palette()
+    if colours is not None:
+        given = np.asarray(colours, np.uint8).reshape(-1, 3)[:256]
+        palette[: len(given)] = given
+    return palette
+
+
+def overlay(image: np.ndarray, labels: np.ndarray, palette: np.ndarray) -> np.ndarray:
+    """The picture with each class in its colour, half transparent, and white class boundaries.
+
+    image: uint8 `[H, W, 3]`; labels: `[H, W]`, below 256; palette: uint8 `[256, 3]`. A class whose
+    colour is black (VOC's background) keeps the picture's own pixels.
+    """
+    colour = palette[labels]
+    painted = colour.any(axis=-1, keepdims=True)
+    mixed = np.where(painted, (image.astype(np.uint16) + colour) // 2, image).astype(np.uint8)
+    edge = np.zeros(labels.shape, bool)
+    edge[:, 1:] |= labels[:, 1:] != labels[:, :-1]
+    edge[1:] |= labels[1:] != labels[:-1]
+    mixed[edge] = 255
+    return mixed
+
+
+def write_labels(path: Path, labels: np.ndarray, palette: np.ndarray) -> None:
+    """A label map `[H, W]` as an 8-bit PNG with a palette: pixel values are the class indices."""
+    outside = labels[(labels < 0) | (labels > 255)]
+    if outside.size:
+        raise InputError(
+            f"{path}: class index {outside[0]} does not fit an 8-bit label map (0 to 255); save the "
+            "probabilities instead"
+        )
+    picture = Image.fromarray(labels.astype(np.uint8))
+    picture.putpalette(palette.astype(np.uint8).tobytes())
+    _write(path, lambda file: picture.save(file, format="PNG"))
+
+
+def write_picture(path: Path, rgb: np.ndarray) -> None:
+    """An RGB picture, uint8 `[H, W, 3]`, as PNG."""
+    picture = Image.fromarray(rgb)
+    _write(path, lambda file: picture.save(file, format="PNG"))
+
+
+def write_probabilities(path: Path, probabilities: np.ndarray) -> None:
+    """Class probabilities, float32 `[C, H, W]`, under the key `probabilities` of an .npz file."""
+    _write(path, lambda file: np.savez_compressed(file, probabilities=probabilities))
+
+
+def check_writable(folder: Path) -> None:
+    """Raise InputError unless `folder` exists, or can be created, and takes files.
+
+    It is tried out with a temporary file in the folder (or the nearest one above it that exists),
+    so read-only disks are found too; nothing stays behind.
+    """
+    existing = folder.absolute()
+    while not existing.exists() and existing != existing.parent:
+        existing = existing.parent
+    if not existing.is_dir():
+        raise InputError(
+            f"{folder}: cannot be the output folder, because {existing} is a file; choose another"
+        )
+    with _as_input_error(folder), tempfile.TemporaryFile(dir=existing):
+        pass
+
+
+def output_names(files: Sequence[Path]) -> list[str]:
+    """A file name without suffix for each input, all different: its stem wherever that is enough.
+
+    Inputs whose stems collide get their path below the folder that they share, joined by dashes
+    (`a/x.jpg`, `b/x.jpg`: `a-x`, `b-x`), then the suffix too (`x.jpg`, `x.png`: `x-jpg`, `x-png`),
+    then a number. Upper and lower case count as equal, as on many disks.
+    """
+    paths = [file.absolute() for file in files]
+    names = [path.stem for path in paths]
+    for longer in (_below_shared_folder, _with_suffix):
+        clashes = _clashes(names)
+        if not clashes:
+            return names
+        shared = Path(os.path.commonpath([paths[i].parent for i in clashes]))
+        for i in clashes:
+            names[i] = longer(paths[i], shared)
+    taken: set[str] = set()
+    for i, name in enumerate(names):
+        number = 1
+        while names[i].casefold() in taken:
+            number += 1
+            names[i] = f"{name}-{number}"
+        taken.add(names[i].casefold())
+    return names
+
+
+def _below_shared_folder(path: Path, shared: Path) -> str:
+    return "-".join(path.relative_to(shared).with_suffix("").parts)
+
+
+def _with_suffix(path: Path, shared: Path) -> str:
+    return f"{_below_shared_folder(path, shared)}-{path.suffix.lstrip('.').lower()}"
+
+
+def _clashes(names: Sequence[str]) -> list[int]:
+    count = Counter(name.casefold() for name in names)
+    return [i for i, name in enumerate(names) if count[name.casefold()] > 1]
+
+
+def _write(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    """Let `write` fill a temporary file beside `path`, then move it there."""
+    with _as_input_error(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        try:
+            with temporary.open("wb") as file:
+                write(file)
+            os.replace(temporary, path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+
+
+@contextmanager
+def _as_input_error(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise InputError(
+            f"{path}: cannot be written ({error.strerror or error}); choose another output folder"
+        ) from error
