@@ -18,7 +18,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-import kernels
+from kernels import multi_rate_atrous_conv2d
 
 
 class ASPP(nn.Module):
@@ -102,7 +102,7 @@ class MultiRateConv2d(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         branches = len(self.rates)
-        return kernels.multi_rate_atrous_conv2d(
+        return multi_rate_atrous_conv2d(
             x,
             self.weight.unflatten(0, (branches, -1)),
             self.bias.unflatten(0, (branches, -1)),
