@@ -1,0 +1,534 @@
+"""Drop-in for `pydensecrf.densecrf`: the same names, signs and results, NumPy in and out.
+
+Change the import lines and nothing else:
+
+    import numpy as np
+    import crf.densecrf as dcrf                        # was: import pydensecrf.densecrf as dcrf
+    from crf.utils import unary_from_softmax           # was: from pydensecrf.utils import ...
+
+    height, width = image.shape[:2]                    # uint8 RGB [height, width, 3]
+    d = dcrf.DenseCRF2D(width, height, nlabels)        # width first; pixel index is y * width + x
+    d.setUnaryEnergy(unary_from_softmax(softmax))      # [nlabels, height, width]
+    d.addPairwiseGaussian(sxy=3, compat=3)
+    d.addPairwiseBilateral(sxy=80, srgb=13, rgbim=image, compat=10)
+    labels = np.argmax(d.inference(10), axis=0).reshape(height, width)
+
+The model is that of Krähenbühl and Koltun, "Efficient Inference in Fully Connected CRFs with
+Gaussian Edge Potentials" (2011), filtered on the permutohedral lattice:
+
+    E_i(Q) = U_i + sum_k compat_k(F_k(Q))_i,    Q <- softmax(-E(Q)),    Q_0 = softmax(-U)
+    compat(y) = -w y for a number w (Potts); +v * y for a vector; +1/2 (M + M^T) y for a matrix
+
+F_k sums over all pixels, the pixel itself included, and is normalised by n = F_k(1): SYMMETRIC
+scales by 1/sqrt(n) before and after the filter, BEFORE and AFTER by 1/n on one side.
+
+What differs from pydensecrf:
+
+- Inference returns plain float32 arrays `[nlabels, nvar]`, where pydensecrf returns a wrapped
+  matrix that `np.array` unwraps. `startInference` gives `Q, tmp1, tmp2` as before, but the two
+  buffers are empty and unused.
+- More is accepted: any real dtype (converted to float32), non-contiguous arrays, torch tensors,
+  feature matrices of any width with `setUnaryEnergy(L, f)`, one `Unary` for several CRFs,
+  subclasses. Images must be uint8 as before: a float image could mean 0 ... 1 or 0 ... 255.
+- What pydensecrf takes in silence and then reads out of bounds, ignores or turns into NaN raises
+  ValueError here: `compat` or a `Unary` of the wrong shape, a sigma that is not positive, NaN,
+  an unknown kernel or normalisation. Small sigmas do not overflow (pydensecrf's keys are 16-bit).
+- It runs on `torch.get_num_threads()` threads. Results are the same, bit for bit, from run to run
+  with one number of threads; another number changes the last bits, as the order of sums does.
+- The kernel type only matters for learning, which pydensecrf does not wrap: it is checked, and
+  changes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from enum import IntEnum
+from numbers import Number
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from crf.potentials import pixel_order
+from kernels.gaussian import apply_lattice, build_lattice
+from kernels.gaussian.permutohedral.lattice import Lattice
+from kernels.mean_field import Term, mean_field
+
+__all__ = [
+    "CONST_KERNEL",
+    "DIAG_KERNEL",
+    "FULL_KERNEL",
+    "NORMALIZE_AFTER",
+    "NORMALIZE_BEFORE",
+    "NORMALIZE_SYMMETRIC",
+    "NO_NORMALIZATION",
+    "ConstUnary",
+    "DenseCRF",
+    "DenseCRF2D",
+    "KernelType",
+    "LogisticUnary",
+    "NormalizationType",
+    "Unary",
+]
+
+FloatArray = NDArray[np.float32]
+Kind = TypeVar("Kind", bound=IntEnum)
+
+
+class KernelType(IntEnum):
+    """The kernel's precision matrix, where it is learned. Inference does not depend on it."""
+
+    CONST_KERNEL = 0
+    DIAG_KERNEL = 1
+    FULL_KERNEL = 2
+
+
+class NormalizationType(IntEnum):
+    """On which side of the filter F the values are scaled, with n = F(1)."""
+
+    NO_NORMALIZATION = 0
+    NORMALIZE_BEFORE = 1
+    NORMALIZE_AFTER = 2
+    NORMALIZE_SYMMETRIC = 3
+
+
+CONST_KERNEL = KernelType.CONST_KERNEL
+DIAG_KERNEL = KernelType.DIAG_KERNEL
+FULL_KERNEL = KernelType.FULL_KERNEL
+NO_NORMALIZATION = NormalizationType.NO_NORMALIZATION
+NORMALIZE_BEFORE = NormalizationType.NORMALIZE_BEFORE
+NORMALIZE_AFTER = NormalizationType.NORMALIZE_AFTER
+NORMALIZE_SYMMETRIC = NormalizationType.NORMALIZE_SYMMETRIC
+
+
+class Unary:
+    """A unary energy to hand to `DenseCRF.setUnary`: a `ConstUnary` or a `LogisticUnary`."""
+
+    def __init__(self, energy: FloatArray) -> None:
+        _check_unary(energy)
+        self._energy = energy  # [nlabels, nvar], never written to
+
+
+class ConstUnary(Unary):
+    """Unary energies as they are.
+
+    Args:
+        u: -log p, float `[nlabels, nvar]`; copied.
+
+    Raises:
+        TypeError, ValueError: as `DenseCRF.setUnaryEnergy`.
+    """
+
+    def __init__(self, u: Any) -> None:
+        super().__init__(_floats("u", u, ndims=(2,)))
+
+
+class LogisticUnary(Unary):
+    """Unary energies of logistic regression, `L @ f`.
+
+    Args:
+        L: float `[nlabels, D]`, the weights of each label.
+        f: float `[D, nvar]`, the features of each variable.
+
+    Raises:
+        TypeError, ValueError: as `DenseCRF.setUnaryEnergy`.
+    """
+
+    def __init__(self, L: Any, f: Any) -> None:
+        weights, features = _floats("L", L, ndims=(2,)), _floats("f", f, ndims=(2,))
+        if weights.shape[1] != features.shape[0]:
+            raise ValueError(
+                f"L [nlabels, D] and f [D, nvar] do not fit: {weights.shape} and {features.shape}"
+            )
+        super().__init__(weights @ features)
+
+
+class DenseCRF:
+    """A fully connected CRF over `nvar` variables of `nlabels` labels each.
+
+    Args:
+        nvar: number of variables (pixels).
+        nlabels: number of labels.
+
+    Raises:
+        ValueError: a size that is not a positive integer.
+    """
+
+    def __init__(self, nvar: int, nlabels: int) -> None:
+        self._nvar = _integer("nvar", nvar, least=1)
+        self._nlabels = _integer("nlabels", nlabels, least=1)
+        self._unary: FloatArray | None = None
+        self._terms: list[Term] = []
+        self._order: torch.Tensor | None = None  # in which the lattices hold the variables
+
+    def setUnary(self, u: Unary) -> None:
+        """Set the unary energies, replacing those set before.
+
+        Raises:
+            TypeError: not a `Unary`.
+            ValueError: energies of another shape than `[nlabels, nvar]`.
+        """
+        if not isinstance(u, Unary):
+            raise TypeError(
+                f"u must be a ConstUnary or a LogisticUnary, not {type(u).__name__}; "
+                "setUnaryEnergy takes an array"
+            )
+        shape = (self._nlabels, self._nvar)
+        if u._energy.shape != shape:
+            raise ValueError(f"Bad shape for unary energy (Need {shape}, got {u._energy.shape})")
+        self._unary = u._energy
+
+    def setUnaryEnergy(self, u: Any, f: Any = None) -> None:
+        """Set the unary energies to `u`, or to `u @ f`, replacing those set before.
+
+        Without any unary, all energies are zero.
+
+        Args:
+            u: -log p, float `[nlabels, nvar]`; copied. +inf says that a label is impossible. With
+                `f`, float `[nlabels, D]`.
+            f: float `[D, nvar]`, or None.
+
+        Raises:
+            TypeError: not an array (a list, None).
+            ValueError: wrong shape, no real dtype, NaN or -inf, or a variable for which all labels
+                are impossible.
+        """
+        self.setUnary(ConstUnary(u) if f is None else LogisticUnary(u, f))
+
+    def addPairwiseEnergy(
+        self,
+        features: Any,
+        compat: Any,
+        kernel: int = DIAG_KERNEL,
+        normalization: int = NORMALIZE_SYMMETRIC,
+    ) -> None:
+        """Add the pairwise term `compat(F(Q))`, F having the kernel exp(-|f_i - f_j|^2 / 2).
+
+        Args:
+            features: float `[D, nvar]`, already divided by sigma. Not kept.
+            compat: a number w (labels that agree gain w: Potts), a float array `[nlabels]` (what
+                each label pays for itself, so usually negative), or `[nlabels, nlabels]` (what
+                each pays next to each other one; its symmetric part is used).
+            kernel: a `KernelType`; without influence.
+            normalization: a `NormalizationType`.
+
+        Raises:
+            TypeError: `features` or `compat` is no array (a list, None).
+            ValueError: wrong shape or dtype, NaN or Inf, an unknown kernel or normalisation, or
+                features so large that their lattice cannot be indexed.
+        """
+        table = _floats("features", features, ndims=(2,))
+        if table.shape[1] != self._nvar or table.shape[0] == 0:
+            raise ValueError(
+                f"Bad shape for pairwise energy (Need (?, {self._nvar}), got {table.shape})"
+            )
+        if not np.isfinite(table).all():
+            raise ValueError("features must be finite, but hold NaN or Inf")
+        if self._order is not None:
+            table = table[:, self._order.numpy()]
+        self._add_term(list(table), compat, kernel, normalization)
+
+    def inference(self, niter: int) -> FloatArray:
+        """Marginals after `niter` mean-field updates, float32 `[nlabels, nvar]`.
+
+        `inference(0)` is softmax(-unary).
+
+        Raises:
+            ValueError: `niter` is negative or no integer.
+        """
+        return self._mean_field(_integer("niter", niter, least=0), None)
+
+    def startInference(self) -> tuple[FloatArray, FloatArray, FloatArray]:
+        """Q before the first `stepInference`, and two empty arrays in place of scratch buffers.
+
+        Q is softmax(-unary), or, as in pydensecrf, all zero where no unary was set.
+        """
+        scratch = np.empty((0, 0), np.float32)
+        if self._unary is None:
+            return np.zeros((self._nlabels, self._nvar), np.float32), scratch, scratch.copy()
+        return self._mean_field(0, None), scratch, scratch.copy()
+
+    def stepInference(self, Q: FloatArray, tmp1: Any = None, tmp2: Any = None) -> None:
+        """One mean-field update of `Q` `[nlabels, nvar]`, in place. `tmp1`, `tmp2` are ignored.
+
+        Raises:
+            TypeError: `Q` is not a writable floating-point NumPy array.
+            ValueError: `Q` has another shape.
+        """
+        if not isinstance(Q, np.ndarray) or Q.dtype.kind != "f" or not Q.flags.writeable:
+            raise TypeError(
+                "Q must be a writable floating-point NumPy array, as startInference returns it, "
+                "since it is updated in place"
+            )
+        Q[...] = self._mean_field(1, self._marginals(Q))
+
+    def klDivergence(self, Q: Any) -> float:
+        """sum Q log Q + sum U Q + sum_k sum Q compat_k(F_k(Q)), up to a constant KL(Q || P).
+
+        As in pydensecrf, pairwise terms are not halved.
+
+        Args:
+            Q: marginals `[nlabels, nvar]`.
+
+        Raises:
+            TypeError: not an array.
+            ValueError: another shape.
+        """
+        marginals = self._marginals(Q)
+        energy = np.zeros_like(marginals) if self._unary is None else self._unary.copy()
+        for term in self._terms:
+            energy += self._pairwise(term, marginals)
+        energy += np.log(np.maximum(marginals, np.float32(1e-20)))
+        energy *= marginals
+        return float(energy.sum(dtype=np.float64))
+
+    def _add_term(
+        self, columns: Sequence[NDArray[Any]], compat: Any, kernel: int, normalization: int
+    ) -> None:
+        """Add a term whose features are `columns`, in the order of the lattices."""
+        penalty = _penalty(compat, self._nlabels)
+        _member("kernel", kernel, KernelType)
+        side = _member("normalization", normalization, NormalizationType)
+        lattice = _build_lattice(columns, self._nvar)
+        before, after = _normalisers(lattice, side)
+        self._terms.append(Term(lattice, penalty, before, after))
+
+    def _mean_field(self, niter: int, start: FloatArray | None) -> FloatArray:
+        unary = self._unary
+        if unary is None:
+            unary = np.zeros((self._nlabels, self._nvar), np.float32)
+        marginals = mean_field(
+            torch.from_numpy(unary).T,
+            self._terms,
+            niter,
+            start=None if start is None else torch.from_numpy(start).T,
+            order=self._order,
+        )
+        return marginals.T.numpy()
+
+    def _marginals(self, Q: Any) -> FloatArray:
+        """A float32 copy of Q."""
+        marginals = _floats("Q", Q, ndims=(2,))
+        shape = (self._nlabels, self._nvar)
+        if marginals.shape != shape:
+            raise ValueError(f"Bad shape for Q (Need {shape}, got {marginals.shape})")
+        return marginals
+
+    def _pairwise(self, term: Term, marginals: FloatArray) -> FloatArray:
+        """compat(F(Q)) `[nlabels, nvar]` of one term."""
+        values = torch.from_numpy(marginals).T
+        values = values[self._order] if self._order is not None else values
+        values = values if term.before is None else values * term.before[:, None]
+        values = apply_lattice(term.lattice, values)
+        values = values if term.after is None else values * term.after[:, None]
+        values = values @ term.penalty.T if term.penalty.ndim == 2 else values * term.penalty
+        if self._order is not None:
+            values = torch.empty_like(values).index_copy_(0, self._order, values)
+        return values.T.numpy()
+
+
+class DenseCRF2D(DenseCRF):
+    """A fully connected CRF over the pixels of an image; variable y * w + x is pixel (x, y).
+
+    Args:
+        w: width of the image.
+        h: height of the image.
+        nlabels: number of labels.
+
+    Raises:
+        ValueError: a size that is not a positive integer.
+    """
+
+    def __init__(self, w: int, h: int, nlabels: int) -> None:
+        self._w = _integer("w", w, least=1)
+        self._h = _integer("h", h, least=1)
+        super().__init__(self._w * self._h, nlabels)
+        self._order = pixel_order(self._h, self._w)  # tiles: near pixels share lattice vertices
+
+    def addPairwiseGaussian(
+        self,
+        sxy: Any,
+        compat: Any,
+        kernel: int = DIAG_KERNEL,
+        normalization: int = NORMALIZE_SYMMETRIC,
+    ) -> None:
+        """Add a smoothness term: features (x / sx, y / sy).
+
+        Args:
+            sxy: sigma in pixels, a number or (sx, sy).
+            compat, kernel, normalization: see `addPairwiseEnergy`.
+
+        Raises:
+            TypeError: `compat` is no array (a list, None), or `sxy` no number or sequence.
+            ValueError: a sigma that is not positive, and as `addPairwiseEnergy`.
+        """
+        self._add_term(self._positions(_sigmas("sxy", sxy, 2)), compat, kernel, normalization)
+
+    def addPairwiseBilateral(
+        self,
+        sxy: Any,
+        srgb: Any,
+        rgbim: Any,
+        compat: Any,
+        kernel: int = DIAG_KERNEL,
+        normalization: int = NORMALIZE_SYMMETRIC,
+    ) -> None:
+        """Add an appearance term: features (x / sx, y / sy, r / sr, g / sg, b / sb).
+
+        Args:
+            sxy: sigma in pixels, a number or (sx, sy).
+            srgb: sigma in grey levels 0 ... 255, a number or (sr, sg, sb).
+            rgbim: uint8 `[h, w, 3]`. Not kept.
+            compat, kernel, normalization: see `addPairwiseEnergy`.
+
+        Raises:
+            TypeError: `rgbim` or `compat` is no array, or a sigma no number or sequence.
+            ValueError: an image of another dtype or shape, a sigma that is not positive, and as
+                `addPairwiseEnergy`.
+        """
+        positions, colours = _sigmas("sxy", sxy, 2), _sigmas("srgb", srgb, 3)
+        pixels = self._image(rgbim).reshape(-1, 3)[self._pixels()]
+        columns = [
+            pixels[:, channel].astype(np.float32) / sigma for channel, sigma in enumerate(colours)
+        ]
+        self._add_term(self._positions(positions) + columns, compat, kernel, normalization)
+
+    def _pixels(self) -> NDArray[np.int64]:
+        assert self._order is not None
+        return self._order.numpy()
+
+    def _positions(self, sigmas: list[np.float32]) -> list[NDArray[Any]]:
+        y, x = np.divmod(self._pixels(), self._w)
+        return [x.astype(np.float32) / sigmas[0], y.astype(np.float32) / sigmas[1]]
+
+    def _image(self, rgbim: Any) -> NDArray[np.uint8]:
+        image = _array("rgbim", rgbim)
+        if image.dtype != np.uint8:
+            raise ValueError(
+                f"rgbim must be uint8 with values 0 ... 255, not {image.dtype}; convert it on "
+                "purpose: a float image may mean 0 ... 1 or 0 ... 255"
+            )
+        shape = (self._h, self._w, 3)
+        if image.ndim == 3 and image.shape[:2] == shape[:2] and image.shape[2] != 3:
+            raise ValueError(
+                f"addPairwiseBilateral only works for RGB images, not {image.shape[2]} channels. "
+                "For others, crf.utils.create_pairwise_bilateral makes features for "
+                "addPairwiseEnergy"
+            )
+        if image.shape != shape:
+            hint = " - is it transposed?" if image.shape == (self._w, self._h, 3) else ""
+            raise ValueError(
+                f"Bad shape for pairwise bilateral (Need {shape}, got {image.shape}){hint}"
+            )
+        return image
+
+
+def _build_lattice(columns: Sequence[NDArray[Any]], nvar: int) -> Lattice:
+    """The lattice of `nvar` points with the vertices that pydensecrf has, whole blocks of four.
+
+    pydensecrf places points four at a time and fills the last block with points at the origin.
+    They carry no values, but their vertices do take part in the blur.
+    """
+    features = np.zeros((-(-nvar // 4) * 4, len(columns)), np.float32)
+    for dim, column in enumerate(columns):
+        features[:nvar, dim] = column
+    lattice = build_lattice(torch.from_numpy(features))
+    parts = lattice.parts.clone()
+    parts[:, 0].clamp_(max=nvar)
+    return replace(
+        lattice, corners=lattice.corners[:nvar], weights=lattice.weights[:nvar], parts=parts
+    )
+
+
+def _normalisers(
+    lattice: Lattice, side: NormalizationType
+) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    """What values are multiplied by before and after the filter."""
+    if side == NO_NORMALIZATION:
+        return None, None
+    ones = torch.ones(lattice.num_points, 1)
+    mass = apply_lattice(lattice, ones)[:, 0].double() + 1e-20
+    if side == NORMALIZE_SYMMETRIC:
+        root = mass.rsqrt().float()
+        return root, root
+    inverse = mass.reciprocal().float()
+    return (inverse, None) if side == NORMALIZE_BEFORE else (None, inverse)
+
+
+def _penalty(compat: Any, nlabels: int) -> torch.Tensor:
+    """What labels pay, `[nlabels]` for a diagonal or `[nlabels, nlabels]`."""
+    if isinstance(compat, Number):
+        compat = np.full(nlabels, -float(compat), np.float32)  # type: ignore[arg-type]
+    penalty = _floats("compat", compat, ndims=(1, 2))
+    if set(penalty.shape) != {nlabels}:
+        shapes = f"({nlabels},) or ({nlabels}, {nlabels})"
+        raise ValueError(f"compat must be a number or have shape {shapes}, not {penalty.shape}")
+    if not np.isfinite(penalty).all():
+        raise ValueError("compat must be finite, but holds NaN or Inf")
+    if penalty.ndim == 2:
+        penalty = np.float32(0.5) * (penalty + penalty.T)
+    return torch.from_numpy(penalty)
+
+
+def _check_unary(energy: FloatArray) -> None:
+    if energy.size == 0:
+        raise ValueError(f"unary energies must not be empty, but have shape {energy.shape}")
+    least = energy.min()
+    if not least > -np.inf:  # NaN too
+        raise ValueError(
+            f"unary energies (-log p) must not be NaN or -inf, but the least is {least}; "
+            "unary_from_softmax clips probabilities"
+        )
+    if energy.max() == np.inf and np.isposinf(energy).all(axis=0).any():
+        raise ValueError("unary energies are +inf for all labels of a variable: it has no label")
+
+
+def _array(name: str, value: Any) -> NDArray[Any]:
+    """`value` as an array, if it is one: not a list, None or a string."""
+    if isinstance(value, torch.Tensor):
+        value = value.detach().cpu()
+        return (value.float() if value.dtype == torch.bfloat16 else value).numpy()
+    if not isinstance(value, np.ndarray | memoryview) and not hasattr(value, "__array__"):
+        raise TypeError(
+            f"{name} must be an array (NumPy, torch, or with __array__), not "
+            f"{type(value).__name__}; np.array(...) makes one"
+        )
+    return np.asarray(value)
+
+
+def _floats(name: str, value: Any, ndims: tuple[int, ...]) -> FloatArray:
+    """A contiguous float32 copy of an array of real numbers."""
+    array = _array(name, value)
+    if array.dtype.kind not in "fiu":
+        raise ValueError(f"{name} must hold real numbers (float32), not {array.dtype}")
+    if array.ndim not in ndims:
+        wanted = " or ".join(map(str, ndims))
+        raise ValueError(f"{name} must have {wanted} dimensions, not {array.ndim}: {array.shape}")
+    return np.array(array, dtype=np.float32, order="C")
+
+
+def _integer(name: str, value: Any, least: int) -> int:
+    """An integer, or a float without fraction."""
+    if not isinstance(value, Number) or value != int(value) or value < least:  # type: ignore
+        raise ValueError(f"{name} must be an integer of at least {least}, not {value!r}")
+    return int(value)  # type: ignore[call-overload]
+
+
+def _sigmas(name: str, value: Any, count: int) -> list[np.float32]:
+    """`count` standard deviations from a number or a sequence; entries beyond are not used."""
+    if isinstance(value, str | bytes) or value is None:
+        raise TypeError(f"{name} must be a number or {count} numbers, not {value!r}")
+    values: list[Any] = [value] * count if isinstance(value, Number) else list(value)[:count]
+    sigmas = [np.float32(sigma) for sigma in values]
+    if len(sigmas) < count or not all(sigma > 0 for sigma in sigmas):
+        raise ValueError(f"{name} must be a positive number or {count} of them, not {value!r}")
+    return sigmas
+
+
+def _member(name: str, value: int, kinds: type[Kind]) -> Kind:
+    if value not in list(kinds):
+        names = ", ".join(f"{kind.name} ({kind.value})" for kind in kinds)
+        raise ValueError(f"{name} must be one of {names}, not {value!r}")
+    return kinds(value)
