@@ -6,10 +6,18 @@ import json
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, JustifyMethod
 from rich.table import Table
 
 Report = dict[str, Any]
+
+COLUMNS = (
+    "case",
+    "candidate",
+    *("p20 ms", "p50 ms", "p80 ms"),
+    *("ours x", "of p50", "bar"),
+    *("peak MB", "GB/s", "GFLOP/s", "x floor"),
+)
 
 
 def write_record(record: Report, folder: Path) -> Path:
@@ -43,23 +51,24 @@ def _times(comparison: Report) -> Table:
         title_justify="left",
         caption_justify="left",
     )
-    table.add_column("case", no_wrap=True)
-    table.add_column("candidate", no_wrap=True)
-    for column in ("p20 ms", "p50 ms", "p80 ms", "ours x", "of p50", "bar"):
-        table.add_column(column, justify="right", no_wrap=True)
-    for column in ("peak MB", "GB/s", "GFLOP/s", "x floor"):
-        table.add_column(column, justify="right", no_wrap=True)
-    for case in comparison["cases"]:
-        for number, (name, entry) in enumerate(case["candidates"].items()):
-            label = "" if number else case["name"]
-            table.add_row(label, name, *_row(case, entry), end_section=False)
-        table.add_section()
+    rows = [
+        (case, ["" if number else case["name"], name, *_row(case, entry)])
+        for case in comparison["cases"]
+        for number, (name, entry) in enumerate(case["candidates"].items())
+    ]
+    used = [column for column in range(len(COLUMNS)) if any(row[column] for _, row in rows)]
+    for column in used:
+        justify: JustifyMethod = "left" if column < 2 else "right"
+        table.add_column(COLUMNS[column], justify=justify, no_wrap=True)
+    for case, row in rows:
+        last = row[1] == list(case["candidates"])[-1]
+        table.add_row(*(row[column] for column in used), end_section=last)
     return table
 
 
 def _row(case: Report, entry: Report) -> list[str]:
     if not case["passed"]:
-        return ["[red]not timed[/]"]
+        return ["[red]not timed[/]"] + [""] * (len(COLUMNS) - 3)
     seconds = entry.get("seconds", {})
     faster = entry.get("ours_is_faster_by", {})
     met = entry.get("bar_met")
