@@ -1,0 +1,62 @@
+"""The rules of ARCHITECTURE.md that a test can hold."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+LAYERS = ("kernels", "crf", "deeplab", "bench", "tests")  # each imports only those to its left
+MOST_LINES = 500
+
+
+def modules(*folders: str) -> list[Path]:
+    return sorted(path for folder in folders for path in (ROOT / folder).rglob("*.py"))
+
+
+def named(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+def imported(path: Path) -> Iterator[str]:
+    """Top-level names that a file imports, inside functions too; relative ones are its own."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name.split(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+            yield node.module.split(".")[0]
+
+
+@pytest.mark.parametrize("layer", LAYERS[:-1])
+def test_imports_go_one_way(layer: str) -> None:
+    forbidden = set(LAYERS[LAYERS.index(layer) + 1 :])
+    if layer != "bench":
+        forbidden |= {path.stem for path in (ROOT / "bench").glob("*.py")}
+    wrong = {named(path): sorted(set(imported(path)) & forbidden) for path in modules(layer)}
+    assert not {path: names for path, names in wrong.items() if names}
+
+
+@pytest.mark.parametrize("module", ["kernels", "crf", "deeplab.model"])
+def test_an_import_leaves_heavy_packages_for_their_first_use(module: str) -> None:
+    program = f"import sys, {module}; print(*sys.modules)"
+    process = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    loaded = {name.split(".")[0] for name in process.stdout.split()}
+    assert module.split(".")[0] in loaded
+    assert not loaded & {"triton", "numba", "matplotlib"}
+
+
+@pytest.mark.parametrize("path", modules("kernels", "crf", "deeplab", "bench"), ids=named)
+def test_a_module_opens_with_a_docstring(path: Path) -> None:
+    assert ast.get_docstring(ast.parse(path.read_text()))
+
+
+def test_no_file_is_longer_than_a_reader_can_take_in() -> None:
+    lines = {named(path): len(path.read_text().splitlines()) for path in modules(*LAYERS)}
+    assert not {path: count for path, count in lines.items() if count > MOST_LINES}

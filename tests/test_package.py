@@ -1,0 +1,139 @@
+"""The wheel, installed away from the checkout as a user would have it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+import venv
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGES = ("kernels", "crf", "deeplab")
+PIP = (sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet")
+
+
+def run(*command: str | Path, cwd: Path) -> str:
+    """Run a command where the checkout is not on the path; its output."""
+    environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONHOME")}
+    process = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True)
+    assert process.returncode == 0, process.stdout + process.stderr
+    return process.stdout
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel of a copy of the sources, so that no earlier build's leavings get into it."""
+    folder = tmp_path_factory.mktemp("wheel")
+    for name in (*PACKAGES, "bench", "tests"):
+        leavings = shutil.ignore_patterns("__pycache__", "*.egg-info")
+        shutil.copytree(ROOT / name, folder / "source" / name, ignore=leavings)
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, folder / "source" / name)
+    offline = ("--no-deps", "--no-index", "--no-build-isolation")
+    run(*PIP, "wheel", folder / "source", *offline, "--wheel-dir", folder, cwd=folder)
+    (path,) = folder.glob("*.whl")
+    return path
+
+
+@pytest.fixture(scope="module")
+def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a virtual environment with the wheel in it and this environment's
+    dependencies within reach.
+
+    They come through a path file. Path files of a folder that is reached so are not read
+    themselves: an editable install of the checkout stays out.
+    """
+    folder = tmp_path_factory.mktemp("installed") / "environment"
+    venv.create(folder, with_pip=False)
+    python = folder / "bin" / "python"
+    run(
+        *(*PIP, "--python", python, "install", "--no-deps", "--no-index", wheel),
+        cwd=folder,
+    )
+    (site_packages,) = folder.glob("lib/python*/site-packages")
+    here = dict.fromkeys(sysconfig.get_path(name) for name in ("purelib", "platlib"))
+    (site_packages / "dependencies.pth").write_text("\n".join(here) + "\n")
+    return folder
+
+
+def test_the_wheel_holds_the_packages_with_their_data_and_nothing_else(wheel: Path) -> None:
+    names = zipfile.ZipFile(wheel).namelist()
+    assert {name.split("/")[0] for name in names if ".dist-info/" not in name} == set(PACKAGES)
+    for package in PACKAGES:
+        assert f"{package}/py.typed" in names
+    sources = {
+        path.relative_to(ROOT).as_posix()
+        for package in PACKAGES
+        for path in (ROOT / package).rglob("*.py")
+    }
+    assert {name for name in names if name.endswith(".py")} == sources
+    assert any(
+        name.startswith("deeplab/weights/") and name.endswith(".safetensors") for name in names
+    )
+
+
+def test_the_shipped_weights_are_at_most_four_megabytes(wheel: Path) -> None:
+    sizes = [
+        entry.file_size
+        for entry in zipfile.ZipFile(wheel).infolist()
+        if entry.filename.endswith(".safetensors")
+    ]
+    assert 0 < sum(sizes) <= 4e6
+
+
+@pytest.mark.parametrize("module", [*PACKAGES, "deeplab.model"])
+def test_a_package_is_imported_from_the_installed_wheel(installed: Path, module: str) -> None:
+    program = f"import {module}; print({module}.__file__)"
+    path = Path(run(installed / "bin" / "python", "-c", program, cwd=installed).strip())
+    assert path.is_relative_to(installed), f"{module} came from {path}"
+
+
+def test_the_installed_command_says_its_version(installed: Path) -> None:
+    said = run(installed / "bin" / "deeplab", "--version", cwd=installed)
+    assert _version() in said
+
+
+def test_the_installed_package_loads_its_weights_and_segments_with_them(installed: Path) -> None:
+    program = """
+import torch
+from deeplab.weights import load_model
+model = load_model()
+assert not model.training
+with torch.inference_mode():
+    logits = model(model.preprocess(torch.zeros(1, 3, 65, 65)))
+assert logits.isfinite().all()
+print(tuple(logits.shape[2:]))
+"""
+    shape = run(installed / "bin" / "python", "-c", program, cwd=installed)
+    assert shape.strip() == "(65, 65)"
+
+
+@pytest.mark.parametrize("package", ["crf", "deeplab"])
+def test_a_foreign_package_named_kernels_is_refused_by_name(tmp_path: Path, package: str) -> None:
+    foreign = tmp_path / "kernels" / "__init__.py"
+    foreign.parent.mkdir()
+    foreign.write_text("def get_kernel(repository): ...\n")
+    program = f"""
+import sys
+sys.path[:0] = [{str(tmp_path)!r}, {str(ROOT)!r}]
+try:
+    import {package}
+except ImportError as error:
+    print(error)
+"""
+    said = run(sys.executable, "-c", program, cwd=tmp_path)
+    assert str(foreign) in said
+    assert "cannot share an environment" in said
+
+
+def _version() -> str:
+    import tomllib
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    return str(project["version"])
