@@ -65,7 +65,7 @@ def cases(settings: Settings) -> list[Case]:
             "64->64 x4 41x41": (64, 64, 41, "concat"),
         }
     return [
-        Case(f"{name}{' + backward' if backward else ''}", partial(_prepare, head, settings))
+        Case(f"{name}{' + backward' if backward else ''}", partial(prepare, head, settings))
         for name, sizes in heads.items()
         for backward in (False, True)
         for head in [Head(*sizes, backward)]
@@ -116,26 +116,27 @@ def live_pairs(side: int, fuse: str) -> int:
     return pairs - (len(RATES) - 1) * side * side if fuse == "sum" else pairs
 
 
-def _prepare(head: Head, settings: Settings) -> Prepared:
+def prepare(head: Head, settings: Settings) -> Prepared:
+    """Inputs, candidates and gate of one case."""
     if settings.device == "cuda":  # one rule for both sides: a convolution may use TF32
         torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = True
-    tensors = _tensors(head, settings.device)
+    made = tensors(head, settings.device)
     user = one_convolution_a_rate(head)
     forwards = {OURS: ours(head), PEER: user}
     if not settings.quick and not head.backward:
         forwards[COMPILED] = torch.compile(user, dynamic=False)
-    candidates = {name: _call(head, forward, tensors) for name, forward in forwards.items()}
+    candidates = {name: _call(head, forward, made) for name, forward in forwards.items()}
     for call in candidates.values():  # compiling is nobody's time or memory
         call()
     return Prepared(
         candidates=candidates,
-        gate=partial(_gate, head, tensors),
+        gate=partial(_gate, head, made),
         cost=_cost(head),
         facts=vars(head) | {"rates": RATES, "dtype": "float32", "batch": 1},
     )
 
 
-def _tensors(head: Head, device: str) -> list[torch.Tensor]:
+def tensors(head: Head, device: str) -> list[torch.Tensor]:
     """Input, weight and bias of unit scale, and a gradient of the output."""
     generator = torch.Generator().manual_seed(0)
 

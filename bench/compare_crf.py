@@ -124,6 +124,24 @@ def iterations(inputs: Inputs, library: ModuleType) -> Candidate:
     return lambda: np.asarray(crf.inference(inputs.problem.iterations))
 
 
+def prepare(problem: Problem, part: Part) -> Prepared:
+    """Inputs, candidates and gate of one case."""
+    inputs = _inputs(problem)
+    found = {name: _library(module, problem.labels) for name, module in LIBRARIES.items()}
+    libraries = {name: library for name, library in found.items() if library is not None}
+    vertices = [kernels.build_lattice(f).num_vertices for f in _features(inputs)]
+    return Prepared(
+        candidates={name: part(inputs, library) for name, library in libraries.items()},
+        gate=partial(_gate, inputs),
+        cost=_cost(problem, *vertices) if part is whole else None,
+        facts={**vars(problem), "photograph": inputs.source, "vertices": vertices},
+        notes=[
+            f"{name} is not installed: no peer is timed, and the eager oracle judges ours"
+            for name in found.keys() - libraries.keys()
+        ],
+    )
+
+
 def first_call(threads: int) -> float:
     """Seconds from importing crf to the marginals of a small image, 21 labels."""
     torch.set_num_threads(threads)
@@ -150,24 +168,7 @@ def _case(
     memory: bool = True,
     bar: float | None = None,
 ) -> Case:
-    return Case(name, partial(_prepare, problem, part), timed=timed, memory=memory, bar=bar)
-
-
-def _prepare(problem: Problem, part: Part) -> Prepared:
-    inputs = _inputs(problem)
-    found = {name: _library(module, problem.labels) for name, module in LIBRARIES.items()}
-    libraries = {name: library for name, library in found.items() if library is not None}
-    vertices = [kernels.build_lattice(f).num_vertices for f in _features(inputs)]
-    return Prepared(
-        candidates={name: part(inputs, library) for name, library in libraries.items()},
-        gate=partial(_gate, inputs),
-        cost=_cost(problem, *vertices) if part is whole else None,
-        facts={**vars(problem), "photograph": inputs.source, "vertices": vertices},
-        notes=[
-            f"{name} is not installed: no peer is timed, and the eager oracle judges ours"
-            for name in found.keys() - libraries.keys()
-        ],
-    )
+    return Case(name, partial(prepare, problem, part), timed=timed, memory=memory, bar=bar)
 
 
 def _inputs(problem: Problem) -> Inputs:
