@@ -1,0 +1,225 @@
+"""What a fully connected CRF is made of: its pairwise terms, and what they cost.
+
+    E(x) = sum_i theta_i(x_i) + sum_{i<j} mu(x_i, x_j) [
+        w1 exp(-|p_i - p_j|^2 / (2 sigma_xy^2) - |I_i - I_j|^2 / (2 sigma_rgb^2))     Bilateral
+      + w2 exp(-|p_i - p_j|^2 / (2 sigma_xy^2))                                       Gaussian
+      + w3 exp(-|f_i - f_j|^2 / 2) ]                                                  Pairwise
+
+p is a position in pixels, I a colour in grey levels 0-255, f any features of one's own.
+
+Source: Krähenbühl and Koltun, "Efficient Inference in Fully Connected CRFs with Gaussian Edge
+Potentials" (2011), equation 3; Chen et al., "DeepLab", TPAMI 2018, equation 4. Features come in
+the order of pydensecrf's DenseCRF2D, (x, y, r, g, b), one row a pixel, pixel y * width + x: a
+lattice depends on that order a little.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from numbers import Real
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from kernels.gaussian import Lattice, build_lattice
+
+Normalization = Literal["symmetric", "before", "after", "none"]
+NORMALIZATIONS: tuple[Normalization, ...] = ("symmetric", "before", "after", "none")
+TINY = 1e-20  # keeps the normalisation of a filter whose mass underflows finite
+
+
+@dataclass(frozen=True)
+class Gaussian:
+    """The smoothness term: pixels that are near each other.
+
+    Attributes:
+        weight: what it weighs, w2 of the equation.
+        sigma_xy: standard deviation in pixels, one number or (x, y).
+
+    Raises:
+        TypeError, ValueError: a weight that is not a finite number, a sigma that is not positive.
+    """
+
+    weight: float
+    sigma_xy: float | tuple[float, float]
+
+    def __post_init__(self) -> None:
+        _check_number("weight", self.weight)
+        _sigmas("sigma_xy", self.sigma_xy, 2)
+
+    def features(self, images: Tensor) -> Tensor:
+        """`[1, H*W, 2]` (x, y) / sigma, the same for all images of the batch `[B, 3, H, W]`."""
+        height, width = images.shape[-2:]
+        positions = _positions(height, width, like=images)[None]
+        return positions / images.new_tensor(_sigmas("sigma_xy", self.sigma_xy, 2))
+
+
+@dataclass(frozen=True)
+class Bilateral:
+    """The appearance term: pixels that are near each other and of like colour.
+
+    Attributes:
+        weight: what it weighs, w1 of the equation.
+        sigma_xy: standard deviation in pixels, one number or (x, y).
+        sigma_rgb: standard deviation in grey levels 0-255, one number or (r, g, b).
+
+    Raises:
+        TypeError, ValueError: a weight that is not a finite number, a sigma that is not positive.
+    """
+
+    weight: float
+    sigma_xy: float | tuple[float, float]
+    sigma_rgb: float | tuple[float, float, float]
+
+    def __post_init__(self) -> None:
+        _check_number("weight", self.weight)
+        _sigmas("sigma_xy", self.sigma_xy, 2)
+        _sigmas("sigma_rgb", self.sigma_rgb, 3)
+
+    def features(self, images: Tensor) -> Tensor:
+        """`[B, H*W, 5]` (x, y, r, g, b) / sigma of floating-point RGB `images` `[B, 3, H, W]`."""
+        batch, _, height, width = images.shape
+        positions = _positions(height, width, like=images).expand(batch, -1, -1)
+        colours = images.flatten(2).transpose(1, 2)
+        sigmas = _sigmas("sigma_xy", self.sigma_xy, 2) + _sigmas("sigma_rgb", self.sigma_rgb, 3)
+        return torch.cat([positions, colours], dim=2) / images.new_tensor(sigmas)
+
+
+@dataclass(frozen=True)
+class Pairwise:
+    """A term over features of one's own: depth, flow, the channels of a network.
+
+    Attributes:
+        name: the key of its features `[B, H*W, D]`, already divided by sigma, in
+            `DenseCRF.forward(..., features={name: ...})`.
+        weight: what it weighs, w3 of the equation.
+
+    Raises:
+        TypeError, ValueError: an empty name, or a weight that is not a finite number.
+    """
+
+    name: str
+    weight: float
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.name, str) or not self.name:
+            raise ValueError(f"name must be a non-empty string, not {self.name!r}")
+        _check_number("weight", self.weight)
+
+
+def pixel_order(height: int, width: int, tile: int = 16) -> Tensor:
+    """Pixels y * width + x in the order of square tiles, and row by row within each: int64 `[N]`.
+
+    Pixels that are near each other share lattice vertices, so that visiting them one after another
+    finds the vertices in the cache.
+
+    Args:
+        height: pixels.
+        width: pixels.
+        tile: side of a tile, in pixels; those at the right and bottom border may be smaller.
+
+    Raises:
+        ValueError: `tile` is not positive.
+    """
+    if tile < 1:
+        raise ValueError(f"tile must be at least 1 pixel, not {tile}")
+    y = torch.arange(height)[:, None]
+    x = torch.arange(width)
+    tiles = y // tile * (-(-width // tile)) + x // tile
+    return torch.argsort(tiles.flatten(), stable=True)
+
+
+def reference_lattice(features: Tensor) -> Lattice:
+    """The lattice of `features` `[N, D]` with exactly the vertices that pydensecrf's has.
+
+    pydensecrf places points four at a time and fills the last block with points at the origin.
+    They carry no values, but their vertices take part in the blur.
+    """
+    count = len(features)
+    filled = torch.cat([features, features.new_zeros(-count % 4, features.shape[1])])
+    lattice = build_lattice(filled)
+    parts = lattice.parts.clone()
+    parts[:, 0].clamp_(max=count)
+    return dataclasses.replace(
+        lattice, corners=lattice.corners[:count], weights=lattice.weights[:count], parts=parts
+    )
+
+
+def normalizers(mass: Tensor, normalization: Normalization) -> tuple[Tensor | None, Tensor | None]:
+    """What values are multiplied by before and after a filter F of `mass` n = F(1).
+
+    symmetric: 1 / sqrt(n) before and after (pydensecrf's default); before, after: 1 / n on that
+    side; none: nothing. None stands for 1.
+    """
+    if normalization == "none":
+        return None, None
+    # In float64 and rounded once, as densecrf does.
+    exact = mass.double() + TINY
+    if normalization == "symmetric":
+        root = exact.rsqrt().to(mass.dtype)
+        return root, root
+    inverse = exact.reciprocal().to(mass.dtype)
+    return (inverse, None) if normalization == "before" else (None, inverse)
+
+
+def compatibility_matrix(compatibility: Any, num_classes: int) -> Tensor | None:
+    """The penalty mu `[C, C]` in float64, or None for `"potts"`, mu = 1 - identity.
+
+    Raises:
+        ValueError: neither "potts" nor a finite matrix of this shape.
+    """
+    if isinstance(compatibility, str):
+        if compatibility != "potts":
+            raise ValueError(f'compatibility must be "potts" or a matrix, not {compatibility!r}')
+        return None
+    matrix = torch.as_tensor(compatibility, dtype=torch.float64).detach().clone()
+    shape = (num_classes, num_classes)
+    if matrix.shape != shape:
+        raise ValueError(
+            f"compatibility must have shape {shape}, one row and column a class, "
+            f"not {tuple(matrix.shape)}"
+        )
+    if not matrix.isfinite().all():
+        raise ValueError("compatibility must be finite, but holds NaN or Inf")
+    return matrix
+
+
+def penalty(weight: float, compatibility: Tensor | None, like: Tensor) -> Tensor:
+    """What labels pay for a term: weight * mu `[C, C]`, or a diagonal `[C]`; like `[B, C, ...]`.
+
+    Potts is the diagonal -weight: weight * (1 - identity) less what all labels pay alike, which
+    the softmax cancels (and as pydensecrf has it, so that the KL divergence agrees).
+    """
+    if compatibility is None:
+        return like.new_full((like.shape[1],), -weight)
+    return weight * compatibility.to(like)
+
+
+def _positions(height: int, width: int, like: Tensor) -> Tensor:
+    """(x, y) of every pixel, `[H*W, 2]`."""
+    y = torch.arange(height, dtype=like.dtype, device=like.device)
+    x = torch.arange(width, dtype=like.dtype, device=like.device)
+    return torch.stack([x.repeat(height), y.repeat_interleave(width)], dim=1)
+
+
+def _check_number(name: str, value: Any) -> None:
+    if not isinstance(value, Real) or isinstance(value, bool):
+        raise TypeError(f"{name} must be a number, not {value!r}")
+    if not math.isfinite(value):
+        raise ValueError(f"{name} must be finite, not {value}")
+
+
+def _sigmas(name: str, value: Any, count: int) -> tuple[float, ...]:
+    """One sigma for each of `count` dimensions, from a number or a sequence."""
+    values: Sequence[Any] = value if isinstance(value, Sequence) else (value,) * count
+    if isinstance(value, str) or len(values) != count:
+        raise ValueError(f"{name} must be one number or {count} of them, not {value!r}")
+    for sigma in values:
+        _check_number(name, sigma)
+        if sigma <= 0:
+            raise ValueError(f"{name} must be positive, not {value!r}")
+    return tuple(float(sigma) for sigma in values)

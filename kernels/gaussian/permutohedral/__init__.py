@@ -1,0 +1,43 @@
+"""The permutohedral lattice: which points it can hold, and the module that computes on it."""
+
+from __future__ import annotations
+
+import importlib
+from types import ModuleType
+
+import torch
+
+
+def implementation(name: str) -> ModuleType:
+    """The module `eager` or `cpu`, with `build` and `filter`; numba is imported only for `cpu`."""
+    return importlib.import_module(f"{__name__}.{name}")
+
+
+def require_placeable(features: torch.Tensor) -> None:
+    """Refuse `features` `[..., N, D]` that a lattice in their dtype cannot hold.
+
+    A point's coordinates in the lattice are at most sqrt(2/3) (D+1) sum_d |f_d|. From half the
+    inverse of the dtype's epsilon on, rounding may put it outside any simplex. Below, keys are
+    far from overflow.
+
+    Raises:
+        ValueError: NaN, Inf, too large a value, or too many points to index in 32 bits.
+    """
+    count, dims = features.shape[-2:]
+    if count * (dims + 1) >= 2**31:
+        raise ValueError(
+            f"features have {count} points in {dims} dimensions: a lattice indexes points * "
+            f"(dimensions + 1) in 32 bits, {2**31 - 1} at most. Filter the image in parts."
+        )
+    if not features.numel():
+        return
+    reach = float(features.flatten(0, -2).abs().amax(0).double().sum())
+    if not reach < float("inf"):  # NaN too
+        raise ValueError("features must be finite, but hold NaN or Inf")
+    limit = 0.5 / torch.finfo(features.dtype).eps / ((2 / 3) ** 0.5 * (dims + 1))
+    if reach > limit:
+        raise ValueError(
+            f"features are too large for a lattice in {features.dtype}: their largest magnitudes "
+            f"add up to {reach:.3g} over {dims} dimensions, {limit:.3g} at most. Use a larger "
+            "sigma (features are divided by it), move them towards zero, or use float64."
+        )
