@@ -7,8 +7,10 @@ called from several Python threads at once, and survives a fork (data-loader wor
 from __future__ import annotations
 
 import os
+from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
+from typing import Any
 
 import torch
 
@@ -20,22 +22,40 @@ def num_threads() -> int:
     return torch.get_num_threads()
 
 
-def run(kernel: Callable[..., object], ranges: Sequence[tuple[object, ...]], *args: object) -> None:
-    """Call `kernel(*r, *args)` for each r of `ranges`, in parallel; return when all have ended.
+def run(
+    kernel: Callable[..., Any], ranges: Sequence[tuple[Any, ...]], *args: object
+) -> list[Any]:
+    """Call `kernel(*r, *args)` for each r of `ranges`, in parallel; return the results in order.
 
-    The first exception of a call is raised here.
+    The first exception of a call is raised here, after all calls have ended.
     """
-    if len(ranges) == 1:
-        kernel(*ranges[0], *args)
-        return
-    others = [_pool().submit(kernel, *r, *args) for r in ranges[1:]]
-    kernel(*ranges[0], *args)
+    waiting = deque(enumerate(ranges))
+    results: list[Any] = [None] * len(ranges)
+
+    def work() -> None:
+        while waiting:
+            try:
+                index, arguments = waiting.popleft()
+            except IndexError:  # another thread took the last one
+                return
+            results[index] = kernel(*arguments, *args)
+
+    helpers = max(0, min(len(ranges), num_threads()) - 1)
+    others = [_pool().submit(work) for _ in range(helpers)]
+    try:
+        work()
+    finally:
+        wait(others)
     for future in others:
         future.result()
+    return results
 
 
 def split(count: int, pieces: int) -> list[tuple[int, int]]:
-    """Cut range(count) into at most `pieces` consecutive ranges of nearly equal length."""
+    """Cut range(count) into at most `pieces` consecutive ranges of nearly equal length.
+
+    An empty range is one piece.
+    """
     pieces = max(1, min(pieces, count))
     bounds = [count * i // pieces for i in range(pieces + 1)]
     return list(zip(bounds[:-1], bounds[1:], strict=True))

@@ -32,6 +32,9 @@ class Lattice:
         ghosts: int32 `[G, 2]`, pairs (ghost row, owner row), ordered by part.
         parts: int64 `[P+1, 3]`, first point, first row and first ghost of each part; the last
             entry is (N, R, G).
+        chains: int32 `[D+1, L]`, the neighbours told once more, for a blur in place: the rows of
+            each direction one after another along its chains, R after the end of each chain and
+            up to L; rows without neighbours are left out. None where the build did not need them.
     """
 
     corners: torch.Tensor
@@ -39,6 +42,7 @@ class Lattice:
     neighbours: torch.Tensor
     ghosts: torch.Tensor
     parts: torch.Tensor
+    chains: torch.Tensor | None = None
 
     @property
     def num_points(self) -> int:

@@ -1,0 +1,489 @@
+"""The permutohedral lattice on a CPU, in numba: build, splat, blur and slice.
+
+The lattice of `eager.py` (Adams, Baek and Davis 2010; rounding and blur order of Krähenbühl and
+Koltun's densecrf), laid out for caches and threads:
+
+- A thread takes a consecutive part of the points and numbers vertices as it meets them, so that
+  points near each other use rows near each other. A vertex that an earlier part has too is a ghost
+  (see `lattice.py`).
+- A vertex key is D integers packed in mixed radix into as few 64-bit words as hold their ranges,
+  which follow from the range of the features. A step along a blur direction, and from one corner
+  of a simplex to the next, adds a constant to every word.
+- The hash is linear in those words: a walk over the table in slot order meets the neighbours in
+  slot order too, so that memory is read in streams and not at random.
+- Rows of values have a width known at compile time, a multiple of 8 floats, and are handled as
+  vectors (`kernels.simd`).
+- A blur direction is done in place, along chains of vertices: one read and one write a row.
+
+The compiled functions take ranges and release the GIL; `kernels.threads` runs them in parallel.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from numba import njit
+
+from kernels import simd, threads
+from kernels.gaussian.permutohedral.lattice import Lattice
+
+Array: TypeAlias = np.ndarray[Any, Any]
+
+MAX_LANES = 64  # more channels are filtered in groups: each width is compiled once
+MIN_PART = 4096  # points: fewer are not worth a thread
+AHEAD = 12  # rows to prefetch ahead in the blur, about a memory latency's worth
+WORD = 2**62  # a packed key word stays below this
+GOLDEN = 0x9E3779B97F4A7C15  # 2^64 / golden ratio: multiples of it spread evenly
+
+
+def build(features: torch.Tensor) -> Lattice:
+    """Build the lattice of float32 CPU `features` `[N, D]`, already divided by sigma and finite.
+
+    Raises:
+        ValueError: one feature's range is so wide that its lattice coordinate overflows int64.
+    """
+    points = np.ascontiguousarray(features.numpy())
+    count, dims = points.shape
+    scales = elevation_scales(dims)
+    low, strides = pack_keys(points, scales)
+    steps = strides.sum(0) - (dims + 1) * strides  # [D+1, words]: one step along each direction
+    multipliers = GOLDEN ** np.arange(1, 2 * strides.shape[1], 2, dtype=np.uint64)
+
+    corners = np.empty((count, dims + 1), np.int32)
+    weights = np.empty((count, dims + 1), np.float32)
+    ranges = threads.split(count, min(threads.num_threads(), -(-count // MIN_PART)))
+    tables = threads.run(
+        _place_points, ranges, points, scales, low, strides, steps, multipliers, corners, weights
+    )
+    keys, ids, ghosts, parts = _merge(ranges, tables, multipliers)
+    for (first, last), row in zip(ranges[1:], parts[1:-1, 1], strict=True):
+        corners[first:last] += np.int32(row)
+
+    rows = int(parts[-1, 1])
+    neighbours = np.full((dims + 1, 2, rows), rows, np.int32)
+    slots = threads.split(len(ids), threads.num_threads())
+    threads.run(_find_neighbours, slots, keys, ids, steps, multipliers, neighbours)
+    tensors = map(torch.from_numpy, (corners, weights, neighbours, ghosts, parts))
+    return Lattice(*tensors, chains=torch.from_numpy(_link_all(neighbours)))
+
+
+def filter(lattice: Lattice, values: torch.Tensor, reverse: bool = False) -> torch.Tensor:
+    """Filter float32 CPU `values` `[N, C]`; `reverse` blurs in the opposite order (the adjoint)."""
+    source = values.detach().numpy()
+    output = np.empty_like(source, order="C")
+    corners, weights = lattice.corners.numpy(), lattice.weights.numpy()
+    parts = part_ranges(lattice)
+    for first in range(0, source.shape[1], MAX_LANES):
+        channels = slice(first, first + MAX_LANES)
+        lanes = lanes_for(source[:, channels].shape[1])
+        rows = aligned_rows(lattice.num_rows + 1, lanes)
+        rows[-1] = 0
+        threads.run(_splat, parts, source[:, channels], corners, weights, rows, lanes)
+        blur([lattice], [rows], lanes, reverse)
+        points = [(start, stop) for start, stop, _, _ in parts]
+        threads.run(
+            _slice, points, rows, corners, weights, lattice.scale, output[:, channels], lanes
+        )
+    return torch.from_numpy(output)
+
+
+# Rows of values
+
+
+def lanes_for(channels: int) -> tuple[int, ...]:
+    """A tuple as long as a row of this many channels is wide: the next multiple of 8."""
+    return (0,) * (-(-channels // 8) * 8)
+
+
+def aligned_rows(count: int, lanes: tuple[int, ...]) -> Array:
+    """An unset buffer `[count, width]` that starts at a cache line, as torch's allocator gives it.
+
+    A vector that straddles two lines costs two accesses, and its store is slow to read back.
+    """
+    return torch.empty(count, len(lanes)).numpy()
+
+
+def part_ranges(lattice: Lattice) -> list[tuple[int, int, int, int]]:
+    """First point, end point, first row and end row of each part."""
+    parts = lattice.parts.tolist()
+    return [(a[0], b[0], a[1], b[1]) for a, b in zip(parts[:-1], parts[1:], strict=True)]
+
+
+def blur(
+    lattices: Sequence[Lattice], blocks: Sequence[Array], lanes: tuple[int, ...], reverse: bool
+) -> None:
+    """Blur the splatted rows `[R+1, width]` of each lattice in place.
+
+    Afterwards ghosts equal their owners. Several lattices together cost one start of the threads.
+    """
+    pieces = threads.num_threads()
+    ghosts = [lattice.ghosts.numpy() for lattice in lattices]
+    bounds = [lattice.parts[:, 2].tolist() for lattice in lattices]
+    for part in range(1, max(map(len, bounds)) - 1):  # an owner occurs once a part
+        threads.run(_add_ghosts, [
+            (bound[part] + start, bound[part] + stop, pairs, rows)
+            for bound, pairs, rows in zip(bounds, ghosts, blocks, strict=True)
+            if part + 1 < len(bound)
+            for start, stop in threads.split(bound[part + 1] - bound[part], pieces)
+        ], lanes)  # fmt: skip
+    chains = [chains_of(lattice).numpy() for lattice in lattices]
+    for step in range(max(map(len, chains))):
+        threads.run(_blur_chains, [
+            (start, stop, chain[len(chain) - 1 - step if reverse else step], rows)
+            for chain, rows in zip(chains, blocks, strict=True)
+            if step < len(chain)
+            for start, stop in threads.split(chain.shape[1], pieces)
+        ], lanes)  # fmt: skip
+    threads.run(_copy_ghosts, [
+        (start, stop, pairs, rows)
+        for pairs, rows in zip(ghosts, blocks, strict=True)
+        for start, stop in threads.split(len(pairs), pieces)
+    ], lanes)  # fmt: skip
+
+
+@njit(nogil=True, cache=True)
+def _splat(first, last, first_row, last_row, values, corners, weights, rows, lanes):  # type: ignore[no-untyped-def]
+    """rows[corner] += weight * values, for the points of one part and into its own rows."""
+    rows[first_row:last_row] = 0
+    padded = np.zeros((1, rows.shape[1]), np.float32)
+    for i in range(first, last):
+        for c in range(values.shape[1]):
+            padded[0, c] = values[i, c]
+        point = simd.load(padded, 0, lanes)
+        for k in range(corners.shape[1]):
+            add_to_row(rows, corners[i, k], weights[i, k], point, lanes)
+
+
+@njit(nogil=True, cache=True, inline="always")
+def add_to_row(rows, row, weight, point, lanes):  # type: ignore[no-untyped-def]
+    """rows[row] += weight * point."""
+    simd.store(rows, row, simd.add_scaled(simd.load(rows, row, lanes), weight, point))
+
+
+@njit(nogil=True, cache=True)
+def _slice(first, last, rows, corners, weights, scale, output, lanes):  # type: ignore[no-untyped-def]
+    """output = scale * the weighted sum of the corners' rows."""
+    padded = np.empty((1, rows.shape[1]), np.float32)
+    for i in range(first, last):
+        point = simd.zero(lanes)
+        for k in range(corners.shape[1]):
+            weight = np.float32(scale * weights[i, k])
+            point = simd.add_scaled(point, weight, simd.load(rows, corners[i, k], lanes))
+        simd.store(padded, 0, point)
+        for c in range(output.shape[1]):
+            output[i, c] = padded[0, c]
+
+
+@njit(nogil=True, cache=True)
+def _blur_chains(first, last, chain, rows, lanes):  # type: ignore[no-untyped-def]
+    """row + (before + after) / 2 in place, along the chains that begin in [first, last)."""
+    none = rows.shape[0] - 1
+    half = np.float32(0.5)
+    i = first
+    while 0 < i < last and chain[i - 1] != none:  # that chain began before
+        i += 1
+    while i < last:
+        row = chain[i]
+        previous = simd.zero(lanes)
+        centre = simd.load(rows, row, lanes)
+        while row != none:
+            i += 1
+            simd.prefetch(rows, chain[min(i + AHEAD, len(chain) - 1)], lanes)
+            following = simd.load(rows, chain[i], lanes)
+            total = simd.add_scaled(centre, half, previous)
+            simd.store(rows, row, simd.add_scaled(total, half, following))
+            previous, centre, row = centre, following, chain[i]
+        i += 1
+
+
+@njit(nogil=True, cache=True)
+def _add_ghosts(first, last, ghosts, rows, lanes):  # type: ignore[no-untyped-def]
+    for i in range(first, last):
+        ghost, owner = ghosts[i, 0], ghosts[i, 1]
+        total = simd.load(rows, owner, lanes)
+        total = simd.add_scaled(total, np.float32(1), simd.load(rows, ghost, lanes))
+        simd.store(rows, owner, total)
+
+
+@njit(nogil=True, cache=True)
+def _copy_ghosts(first, last, ghosts, rows, lanes):  # type: ignore[no-untyped-def]
+    for i in range(first, last):
+        simd.store(rows, ghosts[i, 0], simd.load(rows, ghosts[i, 1], lanes))
+
+
+# Building
+
+
+def chains_of(lattice: Lattice) -> torch.Tensor:
+    """The lattice's chains; made here for a lattice that another build left without."""
+    if lattice.chains is None:
+        return torch.from_numpy(_link_all(lattice.neighbours.numpy()))
+    return lattice.chains
+
+
+def _link_all(neighbours: Array) -> Array:
+    lists = threads.run(_link, [(before, after) for before, after in neighbours])
+    length = max(len(chain) for chain in lists)
+    chains = np.full((len(lists), length), neighbours.shape[2], np.int32)
+    for row, chain in zip(chains, lists, strict=True):
+        row[: len(chain)] = chain
+    return chains
+
+
+@njit(nogil=True, cache=True)
+def _link(before, after):  # type: ignore[no-untyped-def]
+    """The rows of one direction along its chains, each ended by R."""
+    none = len(before)
+    chain = np.empty(none + none // 2 + 1, np.int32)
+    count = 0
+    for head in range(none):
+        if before[head] == none and after[head] != none:
+            row = head
+            while row != none:
+                chain[count] = row
+                count += 1
+                row = after[row]
+            chain[count] = none
+            count += 1
+    return chain[:count]
+
+
+def elevation_scales(dims: int) -> Array:
+    """Diagonal of the elevation matrix, times the blur's standard deviation (p. 5 and 6)."""
+    index = np.arange(1, dims + 1, dtype=np.float64)
+    spread = np.float32(math.sqrt(2 / 3) * (dims + 1))
+    return (1 / np.sqrt(index * (index + 1)) * spread).astype(np.float32)
+
+
+def pack_keys(
+    points: Array, scales: Array
+) -> tuple[Array, Array]:
+    """Lowest key `[D]` and strides `[D+1, words]` such that packed keys never collide.
+
+    The range of a lattice coordinate follows from the ranges of the features; the margin holds the
+    rounding to a vertex, the other corners of its simplex and their neighbours.
+    """
+    count, dims = points.shape
+    columns = points.T if count else np.zeros((dims, 1))
+    corner = np.array([[c.min() for c in columns], [c.max() for c in columns]], np.float64) * scales
+    suffix = np.concatenate([np.cumsum(corner[:, ::-1], axis=1)[:, ::-1], np.zeros((2, 1))], axis=1)
+    index = np.arange(1, dims)
+    low, high = suffix[:, :dims].copy()
+    low[1:] -= index * corner[1, :-1]
+    high[1:] -= index * corner[0, :-1]
+    margin = 4 * (dims + 1)
+    low, high = np.floor(low) - margin, np.ceil(high) + margin
+    if (high - low >= WORD).any():
+        raise ValueError(
+            f"features range from {points.min():g} to {points.max():g}: lattice coordinates do not "
+            "fit 64 bits. Features must be divided by sigma; a larger sigma makes them smaller."
+        )
+    words: list[list[int]] = []
+    product = WORD
+    strides = []
+    for extent in (int(h - w) + 1 for w, h in zip(low, high, strict=True)):
+        if product * extent > WORD:
+            words.append([])
+            product = 1
+        words[-1].append(len(strides))
+        strides.append(product)
+        product *= extent
+    table = np.zeros((dims + 1, len(words)), np.int64)  # the last coordinate is not in the key
+    for word, members in enumerate(words):
+        table[members, word] = [strides[i] for i in members]
+    return low.astype(np.int64), table
+
+
+def _merge(
+    ranges: list[tuple[int, int]], tables: list[Any], multipliers: Array
+) -> tuple[Any, Any, Array, Array]:
+    """One table for all parts, and the ghosts: vertices that an earlier part owns."""
+    keys, ids, filled = tables[0]
+    parts = np.zeros((len(ranges) + 1, 3), np.int64)
+    parts[1] = ranges[0][1], filled, 0
+    ghosts = [np.empty((0, 2), np.int32)]
+    owned = filled
+    for part, (local_keys, local_ids, local_filled) in enumerate(tables[1:], start=1):
+        keys, ids = _grow(keys, ids, owned + local_filled, multipliers)
+        pairs = _absorb(keys, ids, local_keys, local_ids, parts[part, 1], local_filled, multipliers)
+        ghosts.append(pairs)
+        owned += local_filled - len(pairs)
+        parts[part + 1] = ranges[part][1], parts[part, 1] + local_filled, parts[part, 2] + len(pairs)
+    return keys, ids, np.concatenate(ghosts), parts
+
+
+@njit(nogil=True, cache=True)
+def _place_points(first, last, points, scales, low, strides, steps, multipliers, corners, weights):  # type: ignore[no-untyped-def]
+    """Find the simplex of points [first, last): write corner ids and weights, return the table."""
+    dims = points.shape[1]
+    words = strides.shape[1]
+    inverse = np.float32(1) / np.float32(dims + 1)
+    elevated = np.empty(dims + 1, np.float32)
+    origin = np.empty(dims + 1, np.float32)  # the simplex's corner of remainder 0
+    rank = np.empty(dims + 1, np.int32)
+    ordered = np.empty(dims + 1, np.int32)  # coordinate of each rank
+    key = np.empty(words, np.int64)
+    hashed_steps = _hash_steps(steps, multipliers)
+    keys = np.empty((1 << 16, words), np.int64)
+    ids = np.full(1 << 16, -1, np.int32)
+    filled = 0
+    for i in range(first, last):
+        total = np.float32(0)
+        for j in range(dims, 0, -1):
+            scaled = points[i, j - 1] * scales[j - 1]
+            elevated[j] = total - np.float32(j) * scaled
+            total += scaled
+        elevated[0] = total
+
+        excess = 0
+        for j in range(dims + 1):
+            nearest = np.rint(inverse * elevated[j])
+            origin[j] = nearest * np.float32(dims + 1)
+            excess += int(nearest)
+            rank[j] = 0
+        for j in range(dims):
+            for m in range(j + 1, dims + 1):
+                if elevated[j] - origin[j] < elevated[m] - origin[m]:
+                    rank[j] += 1
+                else:
+                    rank[m] += 1
+        for j in range(dims + 1):  # bring the rounded point back to the plane of zero sum
+            rank[j] += excess
+            if rank[j] < 0:
+                rank[j] += dims + 1
+                origin[j] += dims + 1
+            elif rank[j] > dims:
+                rank[j] -= dims + 1
+                origin[j] -= dims + 1
+            ordered[rank[j]] = j
+            elevated[j] = (elevated[j] - origin[j]) * inverse
+
+        weights[i, 0] = elevated[ordered[dims]] + (np.float32(1) - elevated[ordered[0]])
+        for r in range(1, dims + 1):
+            weights[i, r] = elevated[ordered[dims - r]] - elevated[ordered[dims - r + 1]]
+
+        for w in range(words):
+            key[w] = 0
+            for j in range(dims):
+                key[w] += (np.int64(origin[j]) - low[j]) * strides[j, w]
+        hashed = _hash(key, multipliers)
+        for r in range(dims + 1):
+            if r > 0:
+                direction = ordered[dims - r + 1]
+                hashed += hashed_steps[direction]
+                for w in range(words):
+                    key[w] += steps[direction, w]
+            slot = _find(keys, ids, key, hashed)
+            if ids[slot] < 0:
+                _insert(keys, ids, slot, key, filled)
+                filled += 1
+            corners[i, r] = ids[slot]
+        if 2 * (filled + dims + 1) > len(ids):
+            keys, ids = _grow(keys, ids, 2 * filled, multipliers)
+    return keys, ids, filled
+
+
+@njit(nogil=True, cache=True, inline="always")
+def _hash(key, multipliers):  # type: ignore[no-untyped-def]
+    hashed = np.uint64(0)
+    for w in range(len(multipliers)):
+        hashed += np.uint64(key[w]) * multipliers[w]
+    return hashed
+
+
+@njit(nogil=True, cache=True)
+def _hash_steps(steps, multipliers):  # type: ignore[no-untyped-def]
+    """What each step along a blur direction adds to the hash."""
+    hashed = np.empty(steps.shape[0], np.uint64)
+    for j in range(steps.shape[0]):
+        hashed[j] = _hash(steps[j], multipliers)
+    return hashed
+
+
+@njit(nogil=True, cache=True, inline="always")
+def _find(keys, ids, key, hashed):  # type: ignore[no-untyped-def]
+    """The slot that holds `key`, or the empty slot where it belongs."""
+    capacity = len(ids)
+    slot = _slot(hashed, capacity)
+    while ids[slot] >= 0:
+        same = True
+        for w in range(len(key)):
+            same = same and keys[slot, w] == key[w]
+        if same:
+            break
+        slot = (slot + 1) & (capacity - 1)
+    return slot
+
+
+@njit(nogil=True, cache=True, inline="always")
+def _slot(hashed, capacity):  # type: ignore[no-untyped-def]
+    """The upper half of the hash, scaled to [0, capacity): order is kept."""
+    return np.int64(((hashed >> np.uint64(32)) * np.uint64(capacity)) >> np.uint64(32))
+
+
+@njit(nogil=True, cache=True, inline="always")
+def _insert(keys, ids, slot, key, vertex):  # type: ignore[no-untyped-def]
+    for w in range(len(key)):
+        keys[slot, w] = key[w]
+    ids[slot] = vertex
+
+
+@njit(nogil=True, cache=True)
+def _grow(keys, ids, vertices, multipliers):  # type: ignore[no-untyped-def]
+    """The same table with room for `vertices` at half load at most."""
+    capacity = len(ids)
+    while capacity < 2 * vertices:
+        capacity *= 2
+    if capacity == len(ids):
+        return keys, ids
+    grown_keys = np.empty((capacity, keys.shape[1]), np.int64)
+    grown_ids = np.full(capacity, -1, np.int32)
+    for slot in range(len(ids)):
+        if ids[slot] >= 0:
+            key = keys[slot]
+            target = _find(grown_keys, grown_ids, key, _hash(key, multipliers))
+            _insert(grown_keys, grown_ids, target, key, ids[slot])
+    return grown_keys, grown_ids
+
+
+@njit(nogil=True, cache=True)
+def _absorb(keys, ids, local_keys, local_ids, first_row, filled, multipliers):  # type: ignore[no-untyped-def]
+    """Add a part's vertices to the table; return (row, owner) of those it had already."""
+    pairs = np.empty((filled, 2), np.int32)
+    count = 0
+    for local in range(len(local_ids)):
+        if local_ids[local] < 0:
+            continue
+        row = first_row + local_ids[local]
+        key = local_keys[local]
+        slot = _find(keys, ids, key, _hash(key, multipliers))
+        if ids[slot] < 0:
+            _insert(keys, ids, slot, key, row)
+        else:
+            pairs[count, 0] = row
+            pairs[count, 1] = ids[slot]
+            count += 1
+    return pairs[:count].copy()
+
+
+@njit(nogil=True, cache=True)
+def _find_neighbours(first, last, keys, ids, steps, multipliers, neighbours):  # type: ignore[no-untyped-def]
+    """For vertices in slots [first, last): the row after each, and so the row before that one."""
+    hashed_steps = _hash_steps(steps, multipliers)
+    key = np.empty(keys.shape[1], np.int64)
+    for slot in range(first, last):
+        row = ids[slot]
+        if row < 0:
+            continue
+        hashed = _hash(keys[slot], multipliers)
+        for j in range(steps.shape[0]):
+            for w in range(len(key)):
+                key[w] = keys[slot, w] + steps[j, w]
+            found = ids[_find(keys, ids, key, hashed + hashed_steps[j])]
+            if found >= 0:
+                neighbours[j, 1, row] = found
+                neighbours[j, 0, found] = row

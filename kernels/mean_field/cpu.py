@@ -1,0 +1,254 @@
+"""Mean field on a CPU, in numba: one pass over the points an iteration, Q never in memory.
+
+    field_i = logits_i + sum_k slicing_ik * rows[corner_ik]           slice
+    next_rows[corner_ik] += splatting_ik * softmax(field_i)           splat
+
+The corners of all terms stand side by side and their rows in one buffer. What is constant for a
+point and a term (normalisation, the lattice's scale, a penalty equal for all labels, log2 e for
+the base-2 exponential) is folded into the two corner weights; a penalty that differs between
+labels is applied to the rows instead. Between two passes the rows are blurred in place.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from numba import njit
+
+from kernels import simd, threads
+from kernels.gaussian.permutohedral.cpu import (
+    add_to_row,
+    aligned_rows,
+    blur,
+    lanes_for,
+    part_ranges,
+)
+from kernels.mean_field.term import Term
+
+Array: TypeAlias = np.ndarray[Any, Any]
+
+LOG2E = math.log2(math.e)
+OFF = -1e30  # the logit of a padding lane
+BLOCK = 256  # points between two looks at which rows come into use
+
+
+def mean_field(
+    unary: torch.Tensor,
+    terms: Sequence[Term],
+    iterations: int,
+    start: torch.Tensor | None = None,
+    order: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """See `kernels.mean_field`; float32 CPU tensors, `unary` `[N, C]` of any strides."""
+    marginals = torch.empty_like(unary)  # keeps the strides of a transposed [C, N]
+    count, labels = unary.shape
+    if iterations == 0 and start is not None:
+        return marginals.copy_(start)
+    visits = np.arange(count) if order is None else order.numpy()
+    stack = _Stack(terms if iterations > 0 else (), count, labels)
+    logits = stack.load(unary, visits, -LOG2E, OFF)
+    if stack.lattices:
+        stack.start(logits if start is None else stack.load(start, visits, 1.0, 0.0), start is None)
+        for _ in range(iterations - 1):
+            stack.blur()
+            stack.update(logits)
+        stack.blur()
+    stack.finish(logits, visits, marginals)
+    return marginals
+
+
+class _Stack:
+    """All terms side by side: corners, folded weights, and the buffers of rows."""
+
+    def __init__(self, terms: Sequence[Term], count: int, labels: int) -> None:
+        self.labels = labels
+        self.lanes = lanes_for(labels)
+        self.lattices = [term.lattice for term in terms]
+        sizes = [lattice.num_rows + 1 for lattice in self.lattices]  # each ends with a zero row
+        self.offsets = np.cumsum([0, *sizes])
+        self.rows = aligned_rows(int(self.offsets[-1]), self.lanes)
+        self.next_rows = aligned_rows(len(self.rows), self.lanes)
+        for none in self.offsets[1:] - 1:
+            self.rows[none] = self.next_rows[none] = 0
+        folded = [_fold_penalty(term.penalty) for term in terms]
+        self.penalties = [penalty for _, penalty in folded]
+        parts = self._parts(count)
+        self.points = [part[:2] for part in parts] or threads.split(count, threads.num_threads())
+        limits = self._fold(terms, [factor for factor, _ in folded], count)
+        self.parts = [(*part, limit) for part, limit in zip(parts, limits, strict=True)]
+
+    def _parts(self, count: int) -> list[tuple[int, int, Array, Array]]:
+        """Ranges of points, each with the ranges of rows, one a term, that only they splat to."""
+        ranges = [part_ranges(lattice) for lattice in self.lattices]
+        points = [[(part[0], part[1]) for part in parts] for parts in ranges]
+        if any(p != points[0] for p in points):  # built on different numbers of threads
+            ranges = [[(0, count, 0, lattice.num_rows)] for lattice in self.lattices]
+        return [
+            (
+                parts[0][0],
+                parts[0][1],
+                np.array([part[2] for part in parts]) + self.offsets[:-1],
+                np.array([part[3] for part in parts]) + self.offsets[:-1],
+            )
+            for parts in zip(*ranges, strict=True)
+        ]
+
+    def _fold(self, terms: Sequence[Term], factors: list[float], count: int) -> list[Array]:
+        """Set corners and weights of all terms; return what rows each block of a part needs."""
+        gains = [factor * term.lattice.scale * LOG2E for factor, term in zip(factors, terms)]  # noqa: B905
+        shared = all(g > 0 and t.before is t.after for g, t in zip(gains, terms, strict=True))
+        columns = sum(lattice.corners.shape[1] for lattice in self.lattices)
+        self.corners = np.empty((count, columns), np.int32)
+        self.splatting = np.empty((count, columns), np.float32)
+        self.slicing = self.splatting if shared else np.empty_like(self.splatting)
+        ones = torch.ones(1).expand(count)
+        limits = []
+        column = 0
+        for gain, term, offset in zip(gains, terms, self.offsets, strict=False):
+            before = (ones if term.before is None else term.before).numpy()
+            after = (ones if term.after is None else term.after).numpy()
+            gain_in, gain_out = (math.sqrt(gain), math.sqrt(gain)) if shared else (1.0, gain)
+            limits.append(
+                threads.run(
+                    _fold_corners, self.points, term.lattice.corners.numpy(),
+                    term.lattice.weights.numpy(), before, after, np.float32(gain_in),
+                    np.float32(gain_out), column, offset, self.corners, self.splatting,
+                    self.slicing,
+                )
+            )  # fmt: skip
+            column += term.lattice.corners.shape[1]
+        return [np.stack(part) for part in zip(*limits, strict=True)]
+
+    def load(self, values: torch.Tensor, visits: Array, factor: float, padding: float) -> Array:
+        """factor * values `[N, C]` in the order of the visits, as rows of full width."""
+        loaded = aligned_rows(len(visits), self.lanes)
+        source = values.detach().numpy()
+        scalars = np.float32(factor), np.float32(padding)
+        threads.run(_load, self.points, source, visits, *scalars, loaded)
+        return loaded
+
+    def start(self, source: Array, softmax: bool) -> None:
+        """Splat the first Q: `source`, or the softmax of it."""
+        self._pass(source, self.slicing[:, :0], softmax)
+
+    def update(self, logits: Array) -> None:
+        """From blurred rows to the next splatted rows: slice, softmax, splat."""
+        self._pass(logits, self.slicing, True)
+
+    def _pass(self, source: Array, slicing: Array, softmax: bool) -> None:
+        threads.run(
+            _update, self.parts, source, self.corners, slicing, self.splatting, self.rows,
+            self.next_rows, softmax, self.lanes,
+        )  # fmt: skip
+        self.rows, self.next_rows = self.next_rows, self.rows
+
+    def blur(self) -> None:
+        """Filter what was splatted, and apply the penalties that differ between labels."""
+        bounds = zip(self.offsets[:-1], self.offsets[1:], strict=True)
+        blocks = [self.rows[first:last] for first, last in bounds]
+        blur(self.lattices, blocks, self.lanes, reverse=False)
+        for block, penalty in zip(blocks, self.penalties, strict=True):
+            if penalty is not None:
+                values = torch.from_numpy(block)[:, : self.labels]
+                values.copy_(values @ -penalty.T if penalty.ndim == 2 else values * -penalty)
+
+    def finish(self, logits: Array, visits: Array, output: torch.Tensor) -> None:
+        """Slice and softmax into `output` `[N, C]`, back in its own order."""
+        threads.run(
+            _finish, self.points, logits, self.corners, self.slicing, self.rows, visits,
+            output.numpy(), self.lanes,
+        )  # fmt: skip
+
+
+def _fold_penalty(penalty: torch.Tensor) -> tuple[float, torch.Tensor | None]:
+    """A penalty as (factor, None) where -factor * identity says the same, else (1, penalty).
+
+    What all labels pay alike drops out of the softmax, so a Potts penalty is a multiple of the
+    identity.
+    """
+    if penalty.ndim == 2:
+        alike = penalty[0, 1] if len(penalty) > 1 else torch.zeros(())
+        diagonal = penalty.diagonal() - alike
+        if not torch.equal(penalty - alike, torch.diag(diagonal)):
+            return 1.0, penalty
+        penalty = diagonal
+    if torch.equal(penalty, penalty[:1].expand_as(penalty)):
+        return -float(penalty[0]), None
+    return 1.0, penalty
+
+
+@njit(nogil=True, cache=True)
+def _fold_corners(  # type: ignore[no-untyped-def]
+    first, last, corners, weights, before, after, gain_in, gain_out, column, offset, all_corners,
+    splatting, slicing,
+):  # fmt: skip
+    """Put one term's corners beside the others'; return the end of rows in use by each block."""
+    limits = np.zeros(-(-(last - first) // BLOCK), np.int64)
+    for i in range(first, last):
+        block = (i - first) // BLOCK
+        for k in range(corners.shape[1]):
+            row = corners[i, k] + offset
+            limits[block] = max(limits[block], row + 1)
+            all_corners[i, column + k] = row
+            slicing[i, column + k] = weights[i, k] * after[i] * gain_out
+            splatting[i, column + k] = weights[i, k] * before[i] * gain_in
+    return limits
+
+
+@njit(nogil=True, cache=True)
+def _load(first, last, values, visits, factor, padding, output):  # type: ignore[no-untyped-def]
+    labels = values.shape[1]
+    for i in range(first, last):
+        for c in range(labels):
+            output[i, c] = factor * values[visits[i], c]
+        output[i, labels:] = padding
+
+
+@njit(nogil=True, cache=True)
+def _update(  # type: ignore[no-untyped-def]
+    first, last, first_rows, last_rows, limits, source, corners, slicing, splatting, rows,
+    next_rows, softmax, lanes,
+):  # fmt: skip
+    """One pass over the points of a part: slice, softmax, splat into the part's own rows.
+
+    Those rows are unset before: each is zeroed when the first block that needs it begins.
+    """
+    zeroed = first_rows.copy()
+    for block in range(limits.shape[1]):
+        for t in range(len(zeroed)):
+            while zeroed[t] < limits[t, block]:
+                simd.store(next_rows, zeroed[t], simd.zero(lanes))
+                zeroed[t] += 1
+        begin = first + block * BLOCK
+        for i in range(begin, min(begin + BLOCK, last)):
+            point = _slice_point(i, source, corners, slicing, rows, lanes)
+            if softmax:
+                point = simd.softmax2(point)
+            for k in range(corners.shape[1]):
+                add_to_row(next_rows, corners[i, k], splatting[i, k], point, lanes)
+    for t in range(len(zeroed)):
+        next_rows[zeroed[t] : last_rows[t]] = 0
+
+
+@njit(nogil=True, cache=True)
+def _finish(first, last, logits, corners, slicing, rows, visits, output, lanes):  # type: ignore[no-untyped-def]
+    """The last pass: slice, softmax, write the marginals."""
+    marginals = np.empty((1, logits.shape[1]), np.float32)
+    for i in range(first, last):
+        point = _slice_point(i, logits, corners, slicing, rows, lanes)
+        simd.store(marginals, 0, simd.softmax2(point))
+        for c in range(output.shape[1]):
+            output[visits[i], c] = marginals[0, c]
+
+
+@njit(nogil=True, cache=True, inline="always")
+def _slice_point(i, logits, corners, slicing, rows, lanes):  # type: ignore[no-untyped-def]
+    """logits + the weighted sum of the corners' rows."""
+    point = simd.load(logits, i, lanes)
+    for k in range(slicing.shape[1]):
+        point = simd.add_scaled(point, slicing[i, k], simd.load(rows, corners[i, k], lanes))
+    return point

@@ -1,0 +1,196 @@
+"""Rows of float32 as vectors inside numba functions.
+
+Numba unrolls a short loop over channels into scalar instructions whenever two arrays might
+overlap. These few functions put a whole row into vector registers instead:
+
+    total = simd.zero(lanes)
+    for k in range(corners):
+        total = simd.add_scaled(total, weight[k], simd.load(rows, corner[k], lanes))
+    simd.store(output, i, total)
+
+`lanes` is any tuple: its length, known to the compiler, is the number of floats in a vector, a
+multiple of 8 and the width of the arrays. A vector is kept as chunks of 8 floats, since LLVM takes
+vectors apart between basic blocks if their size is not a power of two.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic, models, register_model
+
+CHUNK = 8
+CACHE_LINE = 64  # bytes
+FLOAT, INT, BYTE = ir.FloatType(), ir.IntType(32), ir.IntType(8)
+FLOATS, INTS = ir.VectorType(FLOAT, CHUNK), ir.VectorType(INT, CHUNK)
+CONTRACT = ("contract",)  # allows fused multiply-add
+SMALLEST = -126.0  # 2^SMALLEST is the smallest normal float32
+EXP2 = [math.log(2) ** k / math.factorial(k) for k in range(7)]  # 2^x on [-1/2, 1/2] to 2e-7
+
+
+class Vector(types.Type):
+    """`lanes` float32 values in registers."""
+
+    def __init__(self, lanes: int) -> None:
+        self.chunks = lanes // CHUNK
+        super().__init__(name=f"float32x{lanes}")
+
+
+@register_model(Vector)
+class _VectorModel(models.PrimitiveModel):
+    def __init__(self, manager: Any, vector: Vector) -> None:
+        super().__init__(manager, vector, ir.ArrayType(FLOATS, vector.chunks))
+
+
+@intrinsic
+def zero(typingctx: Any, lanes: Any) -> Any:
+    """A vector of zeros."""
+    vector = Vector(lanes.count)
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return _pack(builder, [ir.Constant(FLOATS, None)] * vector.chunks)
+
+    return vector(lanes), generate
+
+
+@intrinsic
+def load(typingctx: Any, rows: Any, row: Any, lanes: Any) -> Any:
+    """Row `row` of the contiguous float32 array `rows` `[R, lanes]`."""
+    vector = Vector(lanes.count)
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        pointers = _pointers(context, builder, signature, args, vector.chunks)
+        return _pack(builder, [builder.load(pointer, align=4) for pointer in pointers])
+
+    return vector(rows, types.intp, lanes), generate
+
+
+@intrinsic
+def store(typingctx: Any, rows: Any, row: Any, vector: Any) -> Any:
+    """rows[row] = vector."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        pointers = _pointers(context, builder, signature, args, vector.chunks)
+        for pointer, chunk in zip(pointers, _chunks(builder, args[2]), strict=True):
+            builder.store(chunk, pointer, align=4)
+        return context.get_dummy_value()
+
+    return types.void(rows, types.intp, vector), generate
+
+
+@intrinsic
+def prefetch(typingctx: Any, rows: Any, row: Any, lanes: Any) -> Any:
+    """Ask for row `row` to be brought into the cache, to be written."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        start = _pointers(context, builder, signature, args, lanes.count // CHUNK)[0]
+        start = builder.bitcast(start, BYTE.as_pointer())
+        for line in range(0, 4 * lanes.count + CACHE_LINE - 1, CACHE_LINE):
+            address = builder.gep(start, [INT(min(line, 4 * lanes.count - 1))])
+            _call(builder, "prefetch.p0", ir.VoidType(), [address, INT(1), INT(3), INT(1)])
+        return context.get_dummy_value()
+
+    return types.void(rows, types.intp, lanes), generate
+
+
+@intrinsic
+def add_scaled(typingctx: Any, total: Any, weight: Any, vector: Any) -> Any:
+    """total + weight * vector."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        weights = _broadcast(builder, args[1])
+
+        def one(old: Any, chunk: Any) -> Any:
+            return builder.fadd(old, builder.fmul(weights, chunk, flags=CONTRACT), flags=CONTRACT)
+
+        return _each(builder, one, args[0], args[2])
+
+    return vector(vector, types.float32, vector), generate
+
+
+@intrinsic
+def softmax2(typingctx: Any, vector: Any) -> Any:
+    """2^vector, divided by its sum."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        top = _broadcast(builder, _reduce(builder, "fmax", "maxnum", args[0]))
+        values = _each(builder, lambda chunk: _exp2(builder, builder.fsub(chunk, top)), args[0])
+        total = _reduce(builder, "fadd", None, values)
+        share = _broadcast(builder, builder.fdiv(ir.Constant(FLOAT, 1.0), total))
+        return _each(builder, lambda chunk: builder.fmul(chunk, share), values)
+
+    return vector(vector), generate
+
+
+def _exp2(builder: Any, power: Any) -> Any:
+    """2^power for power <= 0: a polynomial, and the whole part put into the exponent's bits."""
+    floor = ir.Constant(FLOATS, [SMALLEST] * CHUNK)
+    power = builder.select(builder.fcmp_ordered(">", power, floor), power, floor)
+    whole = _call(builder, "rint.v8f32", FLOATS, [power])
+    rest = builder.fsub(power, whole)
+    value = ir.Constant(FLOATS, [EXP2[-1]] * CHUNK)
+    for coefficient in reversed(EXP2[:-1]):
+        scaled = builder.fmul(value, rest, flags=CONTRACT)
+        value = builder.fadd(scaled, ir.Constant(FLOATS, [coefficient] * CHUNK), flags=CONTRACT)
+    biased = builder.add(builder.fptosi(whole, INTS), ir.Constant(INTS, [127] * CHUNK))
+    bits = builder.shl(biased, ir.Constant(INTS, [23] * CHUNK))
+    return builder.fmul(value, builder.bitcast(bits, FLOATS))
+
+
+def _reduce(builder: Any, within: str, across: str | None, vector: Any) -> Any:
+    """Reduce chunk with chunk, then the lanes of the last one."""
+    chunks = _chunks(builder, vector)
+    total = chunks[0]
+    for chunk in chunks[1:]:
+        if across is None:
+            total = builder.fadd(total, chunk)
+        else:
+            total = _call(builder, f"{across}.v8f32", FLOATS, [total, chunk], ("nnan",))
+    name = f"vector.reduce.{within}.v8f32"
+    if within == "fadd":
+        return _call(builder, name, FLOAT, [ir.Constant(FLOAT, 0.0), total], ("reassoc",))
+    return _call(builder, name, FLOAT, [total], ("nnan",))
+
+
+def _each(builder: Any, function: Callable[..., Any], *vectors: Any) -> Any:
+    chunks = [_chunks(builder, vector) for vector in vectors]
+    return _pack(builder, [function(*together) for together in zip(*chunks, strict=True)])
+
+
+def _chunks(builder: Any, vector: Any) -> list[Any]:
+    return [builder.extract_value(vector, i) for i in range(vector.type.count)]
+
+
+def _pack(builder: Any, chunks: list[Any]) -> Any:
+    vector = ir.Constant(ir.ArrayType(FLOATS, len(chunks)), ir.Undefined)
+    for i, chunk in enumerate(chunks):
+        vector = builder.insert_value(vector, chunk, i)
+    return vector
+
+
+def _broadcast(builder: Any, scalar: Any) -> Any:
+    undefined = ir.Constant(FLOATS, ir.Undefined)
+    single = builder.insert_element(undefined, scalar, INT(0))
+    return builder.shuffle_vector(single, undefined, ir.Constant(INTS, None))
+
+
+def _pointers(context: Any, builder: Any, signature: Any, args: Any, chunks: int) -> list[Any]:
+    """Pointers to the chunks of row args[1] of the array args[0]."""
+    array = context.make_array(signature.args[0])(context, builder, args[0])
+    width = ir.Constant(args[1].type, CHUNK * chunks)
+    start = builder.gep(array.data, [builder.mul(args[1], width)])
+    starts = [builder.gep(start, [INT(CHUNK * i)]) for i in range(chunks)]
+    return [builder.bitcast(pointer, FLOATS.as_pointer()) for pointer in starts]
+
+
+def _call(builder: Any, name: str, result: Any, args: Any, flags: Any = ()) -> Any:
+    """Call an LLVM intrinsic."""
+    kind = ir.FunctionType(result, [arg.type for arg in args])
+    function = builder.module.globals.get(f"llvm.{name}")
+    if function is None:
+        function = ir.Function(builder.module, kind, f"llvm.{name}")
+    return builder.call(function, args, fastmath=flags)
