@@ -25,6 +25,7 @@ import torch
 from frame import Candidate, Case, Check, Comparison, Cost, Formula, Prepared, Probe, Settings
 from photograph import photograph, unary_energies
 
+import crf
 import kernels
 
 LIBRARIES = {"crf.densecrf": "crf.densecrf", "pydensecrf2": "pydensecrf.densecrf"}
@@ -99,13 +100,13 @@ COMPARISON = Comparison("crf", " ".join(__doc__.split("\n\n")[0].split()), ("cpu
 def built(inputs: Inputs, library: ModuleType) -> Any:
     """The CRF with everything set, as users of pydensecrf write it."""
     problem = inputs.problem
-    crf = library.DenseCRF2D(problem.width, problem.height, problem.labels)
-    crf.setUnaryEnergy(inputs.energies)
-    crf.addPairwiseGaussian(sxy=SPATIAL_SIGMA, compat=SPATIAL_WEIGHT)
-    crf.addPairwiseBilateral(
+    dense = library.DenseCRF2D(problem.width, problem.height, problem.labels)
+    dense.setUnaryEnergy(inputs.energies)
+    dense.addPairwiseGaussian(sxy=SPATIAL_SIGMA, compat=SPATIAL_WEIGHT)
+    dense.addPairwiseBilateral(
         sxy=problem.sigma_xy, srgb=problem.sigma_rgb, rgbim=inputs.image, compat=BILATERAL_WEIGHT
     )
-    return crf
+    return dense
 
 
 def whole(inputs: Inputs, library: ModuleType) -> Candidate:
@@ -120,8 +121,8 @@ def set_up(inputs: Inputs, library: ModuleType) -> Candidate:
 
 def iterations(inputs: Inputs, library: ModuleType) -> Candidate:
     """The inference alone, again and again on one object."""
-    crf = built(inputs, library)
-    return lambda: np.asarray(crf.inference(inputs.problem.iterations))
+    dense = built(inputs, library)
+    return lambda: np.asarray(dense.inference(inputs.problem.iterations))
 
 
 def prepare(problem: Problem, part: Part) -> Prepared:
@@ -225,13 +226,14 @@ def _oracle(inputs: Inputs, iterations: int) -> npt.NDArray[np.float32]:
 
 
 def _features(inputs: Inputs) -> list[torch.Tensor]:
-    """Positions (x, y) and positions with colours, each over its sigma: `[N, 2]` and `[N, 5]`."""
+    """The spatial and the bilateral features, `[N, 2]` and `[N, 5]`."""
     problem = inputs.problem
-    y, x = torch.meshgrid(torch.arange(problem.height), torch.arange(problem.width), indexing="ij")
-    positions = torch.stack([x, y], dim=-1).reshape(-1, 2).float()
-    colours = torch.from_numpy(inputs.image).reshape(-1, 3).float()
-    bilateral = torch.cat([positions / problem.sigma_xy, colours / problem.sigma_rgb], dim=1)
-    return [positions / SPATIAL_SIGMA, bilateral]
+    images = torch.from_numpy(inputs.image).permute(2, 0, 1)[None].float()
+    terms = (
+        crf.Gaussian(SPATIAL_WEIGHT, SPATIAL_SIGMA),
+        crf.Bilateral(BILATERAL_WEIGHT, problem.sigma_xy, problem.sigma_rgb),
+    )
+    return [term.features(images)[0] for term in terms]
 
 
 def _cost(problem: Problem, spatial_vertices: int, bilateral_vertices: int) -> Cost:
