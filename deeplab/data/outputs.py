@@ -63,8 +63,8 @@ def write_labels(path: Path, labels: np.ndarray, palette: np.ndarray) -> None:
     outside = labels[(labels < 0) | (labels > 255)]
     if outside.size:
         raise InputError(
-            f"{path}: class index {outside[0]} does not fit an 8-bit label map (0 to 255); save the "
-            "probabilities instead"
+            f"{path}: class index {outside[0]} does not fit an 8-bit label map (0 to 255); "
+            "save the probabilities instead"
         )
     picture = Image.fromarray(labels.astype(np.uint8))
     picture.putpalette(palette.astype(np.uint8).tobytes())
@@ -80,6 +80,11 @@ def write_picture(path: Path, rgb: np.ndarray) -> None:
 def write_probabilities(path: Path, probabilities: np.ndarray) -> None:
     """Class probabilities, float32 `[C, H, W]`, under the key `probabilities` of an .npz file."""
     _write(path, lambda file: np.savez_compressed(file, probabilities=probabilities))
+
+
+def write_text(path: Path, text: str) -> None:
+    """A text file, UTF-8."""
+    _write(path, lambda file: file.write(text.encode()))
 
 
 def check_writable(folder: Path) -> None:

@@ -153,7 +153,7 @@ def test_files_without_pixels_are_refused(tmp_path: Path, content: bytes, messag
 
 
 def test_missing_files_and_folders_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="none.png: no such file"):
+    with pytest.raises(InputError, match=r"none.png: no such file"):
         read_image(tmp_path / "none.png")
     with pytest.raises(InputError, match="is a folder"):
         read_image(tmp_path)
@@ -194,7 +194,7 @@ def test_the_limit_can_be_raised_beyond_pillows_own(tmp_path: Path, monkeypatch)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)  # so that 1200 pixels are a "bomb"
     assert read_image(path)[0].shape == (30, 40, 3)
     assert Image.MAX_IMAGE_PIXELS == 100
-    with pytest.raises(InputError, match="above the limit of 0.001"):
+    with pytest.raises(InputError, match=r"above the limit of 0.001"):
         read_image(path, max_megapixels=0.001)
     assert read_image(path, max_megapixels=0.0012)[0].shape == (30, 40, 3)
 
@@ -280,7 +280,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path, mon
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(np, "savez_compressed", full_disk)
-    with pytest.raises(InputError, match="a.npz: cannot be written .No space left"):
+    with pytest.raises(InputError, match=r"a.npz: cannot be written .No space left"):
         outputs.write_probabilities(path, np.zeros((1, 2, 2), np.float32))
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]

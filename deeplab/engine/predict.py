@@ -1,0 +1,91 @@
+"""From a picture to class probabilities: the network, and a dense CRF where one is wanted.
+
+    P = softmax(network(preprocess(image)))          or          Q = CRF(logits, image)
+
+Source: DeepLab v2 (TPAMI 2018), section 3 and figure 1: the network's scores are brought to the
+picture's size before the fully connected CRF refines them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from crf import DenseCRF
+from deeplab.errors import InputError
+from deeplab.model import DeepLab
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What the model says about one picture.
+
+    Attributes:
+        labels: `[H, W]`, the most probable class of each pixel; uint8, or int64 above 256 classes.
+        probabilities: float32 `[C, H, W]`, summing to 1 over the classes; a CRF's marginals if one
+            was used.
+    """
+
+    labels: np.ndarray
+    probabilities: np.ndarray
+
+    @classmethod
+    def of(cls, probabilities: np.ndarray) -> Prediction:
+        """The prediction with these probabilities `[C, H, W]`."""
+        dtype = np.uint8 if len(probabilities) <= 256 else np.int64
+        return cls(probabilities.argmax(axis=0).astype(dtype), probabilities)
+
+
+def predict(model: DeepLab, image: np.ndarray, crf: DenseCRF | None = None) -> Prediction:
+    """Segment one picture of any size, on the model's device.
+
+    image: RGB, uint8 `[H, W, 3]`. crf: refines the network's scores on the picture; None leaves
+    them as they are (a model that ends in its own CRF layer refines in any case). The whole
+    picture is processed at once: memory grows with H * W * classes, a few times 4 bytes.
+
+    The model runs in evaluation mode and is left in the mode that it came in.
+    Raises InputError if the model gives NaN or Inf or the memory runs out, ValueError if both the
+    model and the call have a CRF, or (from `model.preprocess`) if the image is not RGB `[H, W, 3]`.
+    """
+    if crf is not None and model.crf is not None:
+        raise ValueError("crf: the model ends in a CRF layer of its own; pass crf=None to use that")
+    with torch.no_grad(), _memory_errors_of(image):
+        x = model.preprocess(image)
+        rgb = torch.tensor(image).permute(2, 0, 1)[None].to(x)
+        logits = _logits(model, x, rgb)
+        if not bool(torch.isfinite(logits).all()):
+            raise InputError(
+                "the network's output has NaN or Inf; its weights are damaged or come from a "
+                "training that diverged: load other weights, or train with a lower learning rate"
+            )
+        probabilities = logits.softmax(dim=1) if crf is None else crf(logits, rgb)
+        return Prediction.of(probabilities[0].float().cpu().numpy())
+
+
+def _logits(model: DeepLab, x: Tensor, rgb: Tensor) -> Tensor:
+    training = model.training
+    model.eval()
+    try:
+        return model(x) if model.crf is None else model(x, image=rgb)
+    finally:
+        model.train(training)
+
+
+@contextmanager
+def _memory_errors_of(image: np.ndarray) -> Iterator[None]:
+    """Memory that runs out, which PyTorch reports as a RuntimeError on a CPU, as InputError."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "memory" not in str(error):
+            raise
+        height, width = image.shape[:2]
+        raise InputError(
+            f"not enough memory for {width} x {height} pixels; make the picture smaller, or cut it "
+            "into overlapping parts"
+        ) from error

@@ -1,0 +1,104 @@
+"""Prediction: any size, with and without a CRF, and what happens when the network goes wrong."""
+
+import numpy as np
+import pytest
+import torch
+
+import crf
+from deeplab.engine.predict import Prediction, predict
+from deeplab.errors import InputError
+from deeplab.model import DeepLab, deeplab_v2_small
+
+
+@pytest.fixture(scope="module")
+def model() -> DeepLab:
+    torch.manual_seed(0)
+    return deeplab_v2_small(num_classes=4).eval()
+
+
+def picture(height: int, width: int) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def layer() -> crf.DenseCRF:
+    return crf.DenseCRF(
+        4, gaussian=crf.Gaussian(3, 3), bilateral=crf.Bilateral(4, 20, 5), iterations=3
+    )
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 40), (33, 50), (64, 7)])
+def test_prediction_is_the_softmax_of_the_logits_at_the_pictures_size(
+    model: DeepLab, size: tuple[int, int]
+) -> None:
+    image = picture(*size)
+    result = predict(model, image)
+    with torch.no_grad():
+        logits = model(model.preprocess(image))[0].double()
+    expected = (logits - logits.logsumexp(0)).exp().numpy()
+    assert result.probabilities.shape == (4, *size)
+    assert result.probabilities.dtype == np.float32
+    np.testing.assert_allclose(result.probabilities, expected, atol=1e-6)
+    assert result.labels.dtype == np.uint8
+    assert np.array_equal(result.labels, result.probabilities.argmax(0))
+
+
+def test_a_crf_gives_its_marginals_on_the_rgb_picture(model: DeepLab) -> None:
+    image = picture(30, 20)
+    with torch.no_grad():
+        logits = model(model.preprocess(image))
+        rgb = torch.from_numpy(image.astype(np.float32).transpose(2, 0, 1))[None]
+        expected = layer()(logits, rgb)[0].numpy()
+    result = predict(model, image, layer())
+    np.testing.assert_array_equal(result.probabilities, expected)
+    assert not np.array_equal(result.probabilities, predict(model, image).probabilities)
+
+
+def test_a_models_own_crf_layer_gives_the_same_as_the_crf_argument(model: DeepLab) -> None:
+    image = picture(30, 20)
+    own = deeplab_v2_small(num_classes=4).eval()
+    own.load_state_dict(model.state_dict())
+    own.crf = layer()
+    expected = predict(model, image, layer()).probabilities
+    np.testing.assert_allclose(predict(own, image).probabilities, expected, atol=1e-5)
+    with pytest.raises(ValueError, match="CRF layer of its own"):
+        predict(own, image, layer())
+
+
+def test_the_model_runs_in_evaluation_mode_and_keeps_its_own(model: DeepLab) -> None:
+    image = picture(40, 40)
+    expected = predict(model, image).probabilities
+    statistics = [b.clone() for b in model.buffers()]
+    model.train()
+    try:
+        np.testing.assert_array_equal(predict(model, image).probabilities, expected)
+        assert model.training
+    finally:
+        model.eval()
+    assert all(torch.equal(a, b) for a, b in zip(statistics, model.buffers(), strict=True))
+    predict(model, image)
+    assert not model.training
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize("refined", [False, True])
+def test_nan_and_inf_in_the_logits_are_refused(bad: float, refined: bool) -> None:
+    broken = deeplab_v2_small(num_classes=4).eval()
+    with torch.no_grad():
+        broken.head.classifier.bias[2] = bad
+    with pytest.raises(InputError, match="NaN or Inf"):
+        predict(broken, picture(9, 9), layer() if refined else None)
+
+
+def test_running_out_of_memory_is_said_with_the_pictures_size(model: DeepLab, monkeypatch) -> None:
+    def allocate(*args: object, **kwargs: object) -> torch.Tensor:
+        return torch.empty(1 << 60)
+
+    monkeypatch.setattr(model.head, "forward", allocate)
+    with pytest.raises(InputError, match=r"not enough memory .* 20 x 10 pixels"):
+        predict(model, picture(10, 20))
+
+
+def test_labels_of_more_than_256_classes_keep_their_values() -> None:
+    probabilities = np.zeros((300, 1, 2), np.float32)
+    probabilities[[299, 7], 0, [0, 1]] = 1
+    assert Prediction.of(probabilities).labels.tolist() == [[299, 7]]
