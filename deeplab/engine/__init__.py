@@ -1,0 +1,1 @@
+"""Running models: training (``train``), evaluation (``evaluate``) and prediction (``predict``)."""

@@ -1,0 +1,174 @@
+"""Evaluation: the scores of a network over a data set, with and without a CRF, in one pass.
+
+Besides the usual scores over all pixels there is one for edges and thin structures, the papers'
+trimap idea: the mIoU over the *band*, the pixels within ``band`` pixels of a class boundary. Blurry
+edges cost little of the whole mIoU and much of the band's. Source: Krähenbühl and Koltun, NIPS
+2011, figure 2; Chen et al., DeepLab v1, figure 6.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor
+
+from deeplab.metrics import ConfusionMatrix
+from deeplab.model import DeepLab
+
+CRF = Callable[[Tensor, Tensor], Tensor]
+
+
+class LabelledImages(Protocol):
+    """Any data set of (image uint8 [H, W, 3] RGB, labels [H, W]); sizes may differ."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> tuple[Any, Any]: ...
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Scores in [0, 1]. ``iou`` has None for a class that never occurs; ``band_miou`` is the mIoU
+    over the pixels near class boundaries (None where there is no boundary)."""
+
+    miou: float
+    pixel_accuracy: float
+    mean_accuracy: float
+    band_miou: float | None
+    iou: dict[str, float | None]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The result of ``evaluate``: ``network`` alone, and ``crf`` on top of it if there was one."""
+
+    images: int
+    band: int
+    network: Scores
+    crf: Scores | None
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain numbers, strings and dictionaries, ready for JSON."""
+        return dataclasses.asdict(self)
+
+
+def evaluate(
+    model: DeepLab,
+    dataset: LabelledImages,
+    crf: CRF | None = None,
+    *,
+    class_names: Sequence[str] | None = None,
+    ignore: int = 255,
+    band: int = 4,
+    progress: bool = False,
+) -> Evaluation:
+    """Scores of ``model`` on every picture of ``dataset``, one confusion matrix over the whole set.
+
+    Args:
+        model: in any mode; put into evaluation mode and back. Its own ``crf`` must be None, so that
+            both scores come from the same pass.
+        dataset: pairs (image uint8 [H, W, 3] RGB, labels [H, W]).
+        crf: ``crf(logits [1, C, H, W], image [1, 3, H, W] RGB 0-255)`` -> marginals
+            [1, C, H, W], such as ``crf.DenseCRF``; None scores the network alone.
+        class_names: names of the classes in the result; numbers by default.
+        ignore: true label of pixels that do not count.
+        band: half-width in pixels of the band around class boundaries.
+        progress: show a progress bar.
+
+    Raises:
+        ValueError: an empty data set, a model with its own CRF, or a wrong number of class names.
+    """
+    names = [str(i) for i in range(model.num_classes)] if class_names is None else list(class_names)
+    _check(model, dataset, names, band)
+    network, refined = _Tally(len(names), ignore, band), _Tally(len(names), ignore, band)
+    device = next(model.parameters()).device
+    training = model.training
+    model.eval()
+    bar = _progress_bar() if progress else None
+    try:
+        with torch.no_grad(), bar or nullcontext():
+            task = bar.add_task("evaluate", total=len(dataset)) if bar is not None else None
+            for index in range(len(dataset)):
+                image, labels = (np.asarray(part) for part in dataset[index])
+                truth = torch.from_numpy(labels.astype(np.int64))
+                logits = model(model.preprocess(image))
+                network.add(truth, logits)
+                if crf is not None:
+                    rgb = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))[None]
+                    refined.add(truth, crf(logits.float(), rgb.to(device)))
+                if bar is not None and task is not None:
+                    bar.advance(task)
+    finally:
+        model.train(training)
+    return Evaluation(
+        images=len(dataset),
+        band=band,
+        network=network.scores(names),
+        crf=None if crf is None else refined.scores(names),
+    )
+
+
+def boundary_band(labels: Tensor, width: int) -> Tensor:
+    """Pixels with another label within ``width`` pixels (a square window): bool [H, W]."""
+    window = 2 * width + 1
+    x = labels[None, None].float()
+    rows = F.max_pool2d(x, (window, 1), 1, (width, 0)), F.max_pool2d(-x, (window, 1), 1, (width, 0))
+    high, low = (F.max_pool2d(r, (1, window), 1, (0, width)) for r in rows)
+    return (high != -low)[0, 0]
+
+
+class _Tally:
+    """The confusion over all pixels, and over the band."""
+
+    def __init__(self, num_classes: int, ignore: int, band: int) -> None:
+        self.all = ConfusionMatrix(num_classes, ignore)
+        self.edges = ConfusionMatrix(num_classes, ignore)
+        self.band = band
+
+    def add(self, truth: Tensor, scores: Tensor) -> None:
+        predicted = scores.argmax(1)[0].cpu()
+        near = boundary_band(truth, self.band)
+        self.all.update(truth, predicted)
+        self.edges.update(truth[near], predicted[near])
+
+    def scores(self, names: Sequence[str]) -> Scores:
+        iou = self.all.iou().tolist()
+        band_miou = self.edges.miou()
+        return Scores(
+            miou=self.all.miou(),
+            pixel_accuracy=self.all.pixel_accuracy(),
+            mean_accuracy=self.all.mean_accuracy(),
+            band_miou=None if band_miou != band_miou else band_miou,
+            iou={n: None if v != v else v for n, v in zip(names, iou, strict=True)},
+        )
+
+
+def _check(model: DeepLab, dataset: LabelledImages, names: Sequence[str], band: int) -> None:
+    if len(dataset) == 0:
+        raise ValueError("dataset: expected at least one picture, got an empty data set")
+    if len(names) != model.num_classes:
+        raise ValueError(
+            f"class_names: expected {model.num_classes} names, as the model has classes, "
+            f"got {len(names)}"
+        )
+    if model.crf is not None:
+        raise ValueError(
+            "model: has a CRF layer of its own; evaluate the network without it and pass the layer "
+            "as crf=, so that both are scored"
+        )
+    if band < 1:
+        raise ValueError(f"band: expected a half-width of at least 1 pixel, got {band}")
+
+
+def _progress_bar() -> Progress:
+    return Progress(
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    )
