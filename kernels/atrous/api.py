@@ -47,10 +47,9 @@ def multi_rate_atrous_conv2d(
         shift: `[R*Cout]`, for `"concat"` only.
         activation: `"relu"`, for `"concat"` only, or None.
         impl: `"eager"` is plain PyTorch, one convolution a rate, differentiable any number of
-            times. `"op"` is the custom operator `kernels::multi_rate_atrous_conv2d`: one node of a
-            compiled or exported graph, with the memory of one output and one branch,
-            differentiable once. `"auto"` is `"eager"` on every device;
-            `kernels.runtime.choose("atrous", ...)` tells.
+            times. `"op"` is the custom operator `kernels::multi_rate_atrous_conv2d`: the same
+            convolutions as one node of a compiled or exported graph, differentiable once.
+            `"auto"` is `"eager"` on every device, as `kernels.runtime.choose("atrous", ...)` tells.
 
     Returns:
         y in input's dtype (under autocast, in autocast's unless input is float64), channels_last
@@ -86,7 +85,7 @@ def _check_tensors(
 ) -> None:
     named = {"input": input, "weight": weight, "bias": bias, "scale": scale, "shift": shift}
     for name, tensor in named.items():
-        if tensor is None and name not in ("input", "weight"):
+        if tensor is None and name in ("bias", "scale", "shift"):
             continue
         if not isinstance(tensor, Tensor):
             raise TypeError(f"{name} must be a torch.Tensor, not {type(tensor).__name__}")

@@ -7,8 +7,9 @@ backward is a second operator. With g the gradient of y, zero where the ReLU gav
     d shift = sum_p g        d scale = sum_p g * z          d z = scale * g
     d bias_r = sum_p d z_r   d w_r = correlate(x, d z_r)    d x = sum_r convolve(w_r, d z_r)
 
-It is differentiable once. Arguments are those of the public function, already validated; outputs
-and the input's gradient are channels_last where the input is, and contiguous elsewhere.
+It is differentiable once, by autograd and not by functorch's transforms. Arguments are those of the
+public function, already validated; the output and the input's gradient are channels_last where the
+input is, else contiguous.
 """
 
 from __future__ import annotations
@@ -218,29 +219,27 @@ def _conv_gradients(
     needs: Sequence[bool],
 ) -> list[Tensor]:
     """Gradients of input, weight and bias, those that `needs` asks for, from that of z."""
-    total = torch.zeros_like(input, memory_format=_memory_format(input))
+    of_input = torch.zeros_like(input, memory_format=_memory_format(input))
     of_weight, of_bias = [], []
     for r, grad_r in enumerate(_branches(grad, len(rates), fuse)):
-        padding = rates[r] * (weight.shape[-1] // 2)
         x, w, b = torch.ops.aten.convolution_backward(
             grad_r,
             input,
             weight[r],
-            [weight.shape[1]],
-            [1, 1],
-            [padding, padding],
-            [rates[r], rates[r]],
-            False,
-            [0, 0],
-            1,
-            needs,
+            bias_sizes=[weight.shape[1]],
+            stride=[1, 1],
+            padding=[rates[r] * (weight.shape[-1] // 2)] * 2,
+            dilation=[rates[r]] * 2,
+            transposed=False,
+            output_padding=[0, 0],
+            groups=1,
+            output_mask=needs,
         )
         if needs[0]:
-            total += x
+            of_input += x
         of_weight.append(w)
         of_bias.append(b)
-    grads = [total] if needs[0] else []
     # A stack of channels_last gradients need not be contiguous, as the fake says it is.
-    grads += [torch.stack(of_weight).contiguous()] if needs[1] else []
-    grads += [torch.stack(of_bias)] if needs[2] else []
-    return grads
+    stacked_weight = [torch.stack(of_weight).contiguous()] if needs[1] else []
+    stacked_bias = [torch.stack(of_bias)] if needs[2] else []
+    return [*([of_input] if needs[0] else []), *stacked_weight, *stacked_bias]

@@ -1,0 +1,233 @@
+"""The public function: what it refuses, what it chooses, and that compilers take it whole."""
+
+import pytest
+import torch
+
+import kernels
+from kernels.atrous import eager
+
+RELU = {"fuse": "concat", "scale": True, "shift": True, "activation": "relu"}
+IMPLS = ("eager", "op", "auto")
+
+any_impl = pytest.mark.parametrize("impl", IMPLS)
+sum_and_concat = pytest.mark.parametrize("options", [{}, RELU], ids=["sum", "concat"])
+
+
+def call(p, **changed):
+    return kernels.multi_rate_atrous_conv2d(**{**vars(p), **changed})
+
+
+@any_impl
+@sum_and_concat
+def test_every_impl_follows_the_equation(problem, assert_exact, options, impl):
+    assert_exact(lambda p: call(p, impl=impl), problem(integers=True, **options))
+
+
+def test_sum_is_the_default_and_bias_may_be_left_out(problem):
+    p = problem(bias=False)
+    found = kernels.multi_rate_atrous_conv2d(p.input, p.weight, rates=list(p.rates))
+    assert torch.equal(found, call(p, fuse="sum", bias=None))
+
+
+def test_auto_on_a_cpu_is_plain_pytorch_twice_differentiable(problem):
+    p = problem()
+    (grad,) = torch.autograd.grad(call(p).square().sum(), p.input, create_graph=True)
+    grad.square().sum().backward()
+    assert p.weight.grad.abs().sum() > 0
+
+
+@any_impl
+@sum_and_concat
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_autocast_gives_its_dtype_whatever_the_impl(problem, options, dtype, impl):
+    p = problem(dtype=torch.float32, **options)
+    with torch.autocast("cpu", dtype):
+        output = call(p, impl=impl)
+    assert output.dtype == dtype
+    assert torch.equal(output, eager.multi_rate_atrous_conv2d(*p.to(dtype).args))
+
+
+@any_impl
+def test_autocast_takes_what_an_earlier_layer_left_in_its_dtype(problem, impl):
+    p = problem(dtype=torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert call(p, input=p.input.bfloat16(), impl=impl).dtype == torch.bfloat16
+
+
+@any_impl
+@sum_and_concat
+def test_meta_tensors_give_the_shape(problem, options, impl):
+    p = problem(**options)
+    on_meta = {name: tensor.to("meta") for name, tensor in p.tensors.items()}
+    assert call(p, **on_meta, impl=impl).shape == call(p).shape
+
+
+class Pyramid(torch.nn.Module):
+    """The public function as a layer."""
+
+    def __init__(self, p, impl):
+        super().__init__()
+        for name in ("weight", "bias", "scale", "shift"):
+            tensor = getattr(p, name)
+            setattr(self, name, None if tensor is None else torch.nn.Parameter(tensor.detach()))
+        self.options = {"rates": p.rates, "fuse": p.fuse, "activation": p.activation, "impl": impl}
+
+    def forward(self, input):
+        return kernels.multi_rate_atrous_conv2d(
+            input, self.weight, self.bias, scale=self.scale, shift=self.shift, **self.options
+        )
+
+
+@pytest.fixture
+def fresh_dynamo():
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+@any_impl
+@sum_and_concat
+@pytest.mark.parametrize("dynamic", [False, True])
+@pytest.mark.usefixtures("fresh_dynamo")
+def test_compile_takes_forward_and_backward_whole(problem, options, impl, dynamic):
+    # aot_eager runs all of the compiler but its code generator, so results are equal to the bit.
+    layer = Pyramid(problem(**options), impl)
+    compiled = torch.compile(layer, fullgraph=True, dynamic=dynamic, backend="aot_eager")
+    for shape in [(2, 3, 7, 6), (1, 3, 5, 9), (3, 3, 1, 4)]:
+        input = torch.randn(shape, dtype=torch.float64, requires_grad=True)
+        leaves = [input, *layer.parameters()]
+        expected, found = layer(input), compiled(input)
+        assert torch.equal(found, expected)
+        ours = torch.autograd.grad(found.sin().sum(), leaves)
+        for grad, reference in zip(
+            ours, torch.autograd.grad(expected.sin().sum(), leaves), strict=True
+        ):
+            assert torch.equal(grad, reference)
+
+
+@pytest.mark.usefixtures("fresh_dynamo")
+def test_inductor_compiles_the_operator(problem):
+    layer = Pyramid(problem(dtype=torch.float32), "op")
+    compiled = torch.compile(layer, fullgraph=True, dynamic=True)
+    for shape in [(2, 3, 7, 6), (1, 3, 5, 9)]:
+        input = torch.randn(shape)
+        assert torch.equal(compiled(input), layer(input))
+
+
+@pytest.mark.usefixtures("fresh_dynamo")
+def test_compile_under_autocast_gives_its_dtype(problem):
+    for impl in IMPLS:
+        layer = Pyramid(problem(dtype=torch.float32, **RELU), impl)
+        compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+        input = torch.randn(2, 3, 7, 6)
+        with torch.autocast("cpu", torch.bfloat16):
+            assert torch.equal(compiled(input), layer(input))
+
+
+@sum_and_concat
+@pytest.mark.parametrize("strict", [False, True])
+@pytest.mark.parametrize(
+    ("impl", "target"),
+    [("eager", "aten.conv2d"), ("op", "kernels.multi_rate_atrous_conv2d")],
+)
+def test_export_keeps_batch_and_size_free(problem, options, impl, target, strict):
+    layer = Pyramid(problem(**options), impl).eval()
+    sizes = {0: torch.export.Dim("batch"), 2: torch.export.Dim("h"), 3: torch.export.Dim("w")}
+    input = torch.randn(2, 3, 7, 6, dtype=torch.float64)
+    program = torch.export.export(layer, (input,), dynamic_shapes=(sizes,), strict=strict)
+    assert any(str(node.target).startswith(target) for node in program.graph.nodes)
+    other = torch.randn(3, 3, 4, 11, dtype=torch.float64)
+    assert torch.equal(program.module()(other), layer(other))
+
+
+@sum_and_concat
+def test_auto_on_a_cpu_exports_to_aten_alone_as_onnx_wants(problem, options):
+    layer = Pyramid(problem(**options), "auto").eval()
+    input = torch.randn(2, 3, 7, 6, dtype=torch.float64)
+    program = torch.export.export(layer, (input,)).run_decompositions()
+    operators = [node.target for node in program.graph.nodes if node.op == "call_function"]
+    assert {operator.namespace for operator in operators} == {"aten"}
+
+
+def _tensor(*shape, **options):
+    return torch.zeros(shape, **options)
+
+
+MISTAKES = {
+    "input is an array": ({"input": [1.0]}, TypeError, "input must be a torch.Tensor, not list"),
+    "weight is missing": ({"weight": None}, TypeError, "weight must be a torch.Tensor"),
+    "bias is a number": ({"bias": 0.5}, TypeError, "bias must be a torch.Tensor, not float"),
+    "input of integers": (
+        {"input": _tensor(2, 3, 7, 6, dtype=torch.int64)},
+        ValueError,
+        "input must be float16.*not torch.int64",
+    ),
+    "mixed dtypes": (
+        {"weight": _tensor(2, 4, 3, 3, 3, dtype=torch.float16)},
+        ValueError,
+        r"weight is torch.float16 and input torch.float32: convert one with \.to",
+    ),
+    "scale of another dtype": (
+        {"fuse": "concat", "scale": _tensor(8, dtype=torch.float64)},
+        ValueError,
+        "scale is torch.float64",
+    ),
+    "mixed devices": (
+        {"bias": _tensor(2, 4, device="meta")},
+        ValueError,
+        "bias is on meta and input on cpu: move",
+    ),
+    "input without a batch": (
+        {"input": _tensor(3, 7, 6)},
+        ValueError,
+        r"input must be \[B, Cin, H, W\].*not \[3, 7, 6\]",
+    ),
+    "input without pixels": ({"input": _tensor(2, 3, 0, 6)}, ValueError, r"not \[2, 3, 0, 6\]"),
+    "weight of one rate": (
+        {"weight": _tensor(4, 3, 3, 3)},
+        ValueError,
+        r"weight must be \[R, Cout, Cin, k, k\].*not \[4, 3, 3, 3\]",
+    ),
+    "no output channels": ({"weight": _tensor(2, 0, 3, 3, 3)}, ValueError, "weight must be"),
+    "even kernel": ({"weight": _tensor(2, 4, 3, 2, 2)}, ValueError, "odd size, not 2 x 2"),
+    "oblong kernel": ({"weight": _tensor(2, 4, 3, 3, 5)}, ValueError, "square.*not 3 x 5"),
+    "input channels differ": (
+        {"weight": _tensor(2, 4, 5, 3, 3)},
+        ValueError,
+        "weight is for 5 input channels.*input has 3",
+    ),
+    "flat bias": ({"bias": _tensor(8)}, ValueError, r"bias must be \[R, Cout\] = \[2, 4\]"),
+    "a single rate": ({"rates": 6}, TypeError, "rates must be a list or tuple of integers, not 6"),
+    "a rate of 1.5": ({"rates": (1, 1.5)}, TypeError, "rates must be integers, not 1.5 of float"),
+    "a bool as rate": ({"rates": (1, True)}, TypeError, "not True of bool"),
+    "a rate of 0": ({"rates": (0, 1)}, ValueError, "rates must be at least 1, not 0"),
+    "too few rates": ({"rates": (6,)}, ValueError, "each of weight's 2 kernels, not 1"),
+    "unknown fusion": ({"fuse": "mean"}, ValueError, "fuse must be 'sum' or 'concat', not 'mean'"),
+    "unknown activation": (
+        {"fuse": "concat", "activation": "gelu"},
+        ValueError,
+        "activation must be 'relu' or None, not 'gelu'",
+    ),
+    "scale of a sum": ({"scale": _tensor(8)}, ValueError, "scale goes with fuse='concat'"),
+    "shift of a sum": ({"shift": _tensor(8)}, ValueError, "shift goes with fuse='concat'"),
+    "activation of a sum": ({"activation": "relu"}, ValueError, "activation goes with"),
+    "scale by branch": (
+        {"fuse": "concat", "scale": _tensor(2, 4)},
+        ValueError,
+        r"scale must be \[R\*Cout\] = \[8\], not \[2, 4\]",
+    ),
+    "short shift": ({"fuse": "concat", "shift": _tensor(4)}, ValueError, r"shift must be .*\[4\]"),
+    "unknown impl": ({"impl": "cuda"}, ValueError, "impl of 'atrous' must be one of.*not 'cuda'"),
+}
+
+
+@pytest.mark.parametrize(("changed", "error", "message"), MISTAKES.values(), ids=MISTAKES)
+def test_a_mistake_is_refused_by_name(problem, changed, error, message):
+    with pytest.raises(error, match=message):
+        call(problem(dtype=torch.float32), **changed)
+
+
+def test_autocast_does_not_excuse_float64_beside_float32(problem):
+    p = problem(dtype=torch.float32)
+    with torch.autocast("cpu"), pytest.raises(ValueError, match=r"weight is torch\.float64"):
+        call(p, weight=p.weight.double())
