@@ -41,8 +41,6 @@ What differs from pydensecrf:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
 from enum import IntEnum
 from numbers import Number
 from typing import Any, TypeVar
@@ -51,9 +49,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from crf.potentials import pixel_order
-from kernels.gaussian import apply_lattice, build_lattice
-from kernels.gaussian.permutohedral.lattice import Lattice
+from crf.potentials import Normalization, normalizers, pixel_order, reference_lattice
+from kernels.gaussian import apply_lattice
 from kernels.mean_field import Term, mean_field
 
 __all__ = [
@@ -101,14 +98,21 @@ NO_NORMALIZATION = NormalizationType.NO_NORMALIZATION
 NORMALIZE_BEFORE = NormalizationType.NORMALIZE_BEFORE
 NORMALIZE_AFTER = NormalizationType.NORMALIZE_AFTER
 NORMALIZE_SYMMETRIC = NormalizationType.NORMALIZE_SYMMETRIC
+_SIDES: dict[NormalizationType, Normalization] = {
+    NO_NORMALIZATION: "none",
+    NORMALIZE_BEFORE: "before",
+    NORMALIZE_AFTER: "after",
+    NORMALIZE_SYMMETRIC: "symmetric",
+}
 
 
 class Unary:
     """A unary energy to hand to `DenseCRF.setUnary`: a `ConstUnary` or a `LogisticUnary`."""
 
-    def __init__(self, energy: FloatArray) -> None:
-        _check_unary(energy)
-        self._energy = energy  # [nlabels, nvar], never written to
+    _energy: FloatArray  # [nlabels, nvar], never written to
+
+    def __init__(self) -> None:
+        raise TypeError("Unary is a base class: make a ConstUnary or a LogisticUnary")
 
 
 class ConstUnary(Unary):
@@ -122,7 +126,7 @@ class ConstUnary(Unary):
     """
 
     def __init__(self, u: Any) -> None:
-        super().__init__(_floats("u", u, ndims=(2,)))
+        self._energy = _checked_unary(_floats("u", u, ndims=(2,), copy=True))
 
 
 class LogisticUnary(Unary):
@@ -142,7 +146,7 @@ class LogisticUnary(Unary):
             raise ValueError(
                 f"L [nlabels, D] and f [D, nvar] do not fit: {weights.shape} and {features.shape}"
             )
-        super().__init__(weights @ features)
+        self._energy = _checked_unary(weights @ features)
 
 
 class DenseCRF:
@@ -224,11 +228,8 @@ class DenseCRF:
             raise ValueError(
                 f"Bad shape for pairwise energy (Need (?, {self._nvar}), got {table.shape})"
             )
-        if not np.isfinite(table).all():
-            raise ValueError("features must be finite, but hold NaN or Inf")
-        if self._order is not None:
-            table = table[:, self._order.numpy()]
-        self._add_term(list(table), compat, kernel, normalization)
+        visited = slice(None) if self._order is None else self._order.numpy()
+        self._add_term(table[:, visited], compat, kernel, normalization)
 
     def inference(self, niter: int) -> FloatArray:
         """Marginals after `niter` mean-field updates, float32 `[nlabels, nvar]`.
@@ -277,22 +278,22 @@ class DenseCRF:
             ValueError: another shape.
         """
         marginals = self._marginals(Q)
-        energy = np.zeros_like(marginals) if self._unary is None else self._unary.copy()
+        energy = np.log(np.maximum(marginals, np.float32(1e-20)))
+        if self._unary is not None:
+            energy += self._unary
         for term in self._terms:
-            energy += self._pairwise(term, marginals)
-        energy += np.log(np.maximum(marginals, np.float32(1e-20)))
+            self._add_energy(term, torch.from_numpy(marginals).T, torch.from_numpy(energy).T)
         energy *= marginals
         return float(energy.sum(dtype=np.float64))
 
-    def _add_term(
-        self, columns: Sequence[NDArray[Any]], compat: Any, kernel: int, normalization: int
-    ) -> None:
-        """Add a term whose features are `columns`, in the order of the lattices."""
+    def _add_term(self, features: FloatArray, compat: Any, kernel: int, normalization: int) -> None:
+        """Add a term of features `[D, nvar]` in the order of the lattices."""
         penalty = _penalty(compat, self._nlabels)
         _member("kernel", kernel, KernelType)
         side = _member("normalization", normalization, NormalizationType)
-        lattice = _build_lattice(columns, self._nvar)
-        before, after = _normalisers(lattice, side)
+        lattice = reference_lattice(torch.from_numpy(np.ascontiguousarray(features.T)))
+        mass = apply_lattice(lattice, torch.ones(self._nvar, 1))[:, 0]
+        before, after = normalizers(mass, _SIDES[side])
         self._terms.append(Term(lattice, penalty, before, after))
 
     def _mean_field(self, niter: int, start: FloatArray | None) -> FloatArray:
@@ -309,24 +310,25 @@ class DenseCRF:
         return marginals.T.numpy()
 
     def _marginals(self, Q: Any) -> FloatArray:
-        """A float32 copy of Q."""
         marginals = _floats("Q", Q, ndims=(2,))
         shape = (self._nlabels, self._nvar)
         if marginals.shape != shape:
             raise ValueError(f"Bad shape for Q (Need {shape}, got {marginals.shape})")
         return marginals
 
-    def _pairwise(self, term: Term, marginals: FloatArray) -> FloatArray:
-        """compat(F(Q)) `[nlabels, nvar]` of one term."""
-        values = torch.from_numpy(marginals).T
-        values = values[self._order] if self._order is not None else values
-        values = values if term.before is None else values * term.before[:, None]
+    def _add_energy(self, term: Term, marginals: torch.Tensor, energy: torch.Tensor) -> None:
+        """energy += compat(F(marginals)), both `[nvar, nlabels]`."""
+        values = marginals if self._order is None else marginals[self._order]
+        if term.before is not None:
+            values = values * term.before[:, None]
         values = apply_lattice(term.lattice, values)
-        values = values if term.after is None else values * term.after[:, None]
-        values = values @ term.penalty.T if term.penalty.ndim == 2 else values * term.penalty
-        if self._order is not None:
-            values = torch.empty_like(values).index_copy_(0, self._order, values)
-        return values.T.numpy()
+        if term.after is not None:
+            values *= term.after[:, None]
+        values = values @ term.penalty.T if term.penalty.ndim == 2 else values.mul_(term.penalty)
+        if self._order is None:
+            energy += values
+        else:
+            energy.index_add_(0, self._order, values)
 
 
 class DenseCRF2D(DenseCRF):
@@ -346,6 +348,7 @@ class DenseCRF2D(DenseCRF):
         self._h = _integer("h", h, least=1)
         super().__init__(self._w * self._h, nlabels)
         self._order = pixel_order(self._h, self._w)  # tiles: near pixels share lattice vertices
+        self._visited: NDArray[np.int64] = self._order.numpy()
 
     def addPairwiseGaussian(
         self,
@@ -364,7 +367,9 @@ class DenseCRF2D(DenseCRF):
             TypeError: `compat` is no array (a list, None), or `sxy` no number or sequence.
             ValueError: a sigma that is not positive, and as `addPairwiseEnergy`.
         """
-        self._add_term(self._positions(_sigmas("sxy", sxy, 2)), compat, kernel, normalization)
+        features = np.empty((2, self._nvar), np.float32)
+        self._set_positions(features, _sigmas("sxy", sxy, 2))
+        self._add_term(features, compat, kernel, normalization)
 
     def addPairwiseBilateral(
         self,
@@ -389,19 +394,16 @@ class DenseCRF2D(DenseCRF):
                 `addPairwiseEnergy`.
         """
         positions, colours = _sigmas("sxy", sxy, 2), _sigmas("srgb", srgb, 3)
-        pixels = self._image(rgbim).reshape(-1, 3)[self._pixels()]
-        columns = [
-            pixels[:, channel].astype(np.float32) / sigma for channel, sigma in enumerate(colours)
-        ]
-        self._add_term(self._positions(positions) + columns, compat, kernel, normalization)
+        pixels = self._image(rgbim).reshape(-1, 3)[self._visited]
+        features = np.empty((5, self._nvar), np.float32)
+        self._set_positions(features, positions)
+        features[2:] = pixels.T
+        features[2:] /= np.array(colours)[:, None]
+        self._add_term(features, compat, kernel, normalization)
 
-    def _pixels(self) -> NDArray[np.int64]:
-        assert self._order is not None
-        return self._order.numpy()
-
-    def _positions(self, sigmas: list[np.float32]) -> list[NDArray[Any]]:
-        y, x = np.divmod(self._pixels(), self._w)
-        return [x.astype(np.float32) / sigmas[0], y.astype(np.float32) / sigmas[1]]
+    def _set_positions(self, features: FloatArray, sigmas: list[np.float32]) -> None:
+        np.divmod(self._visited, self._w, out=(features[1], features[0]), casting="unsafe")
+        features[:2] /= np.array(sigmas)[:, None]
 
     def _image(self, rgbim: Any) -> NDArray[np.uint8]:
         image = _array("rgbim", rgbim)
@@ -425,43 +427,11 @@ class DenseCRF2D(DenseCRF):
         return image
 
 
-def _build_lattice(columns: Sequence[NDArray[Any]], nvar: int) -> Lattice:
-    """The lattice of `nvar` points with the vertices that pydensecrf has, whole blocks of four.
-
-    pydensecrf places points four at a time and fills the last block with points at the origin.
-    They carry no values, but their vertices do take part in the blur.
-    """
-    features = np.zeros((-(-nvar // 4) * 4, len(columns)), np.float32)
-    for dim, column in enumerate(columns):
-        features[:nvar, dim] = column
-    lattice = build_lattice(torch.from_numpy(features))
-    parts = lattice.parts.clone()
-    parts[:, 0].clamp_(max=nvar)
-    return replace(
-        lattice, corners=lattice.corners[:nvar], weights=lattice.weights[:nvar], parts=parts
-    )
-
-
-def _normalisers(
-    lattice: Lattice, side: NormalizationType
-) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-    """What values are multiplied by before and after the filter."""
-    if side == NO_NORMALIZATION:
-        return None, None
-    ones = torch.ones(lattice.num_points, 1)
-    mass = apply_lattice(lattice, ones)[:, 0].double() + 1e-20
-    if side == NORMALIZE_SYMMETRIC:
-        root = mass.rsqrt().float()
-        return root, root
-    inverse = mass.reciprocal().float()
-    return (inverse, None) if side == NORMALIZE_BEFORE else (None, inverse)
-
-
 def _penalty(compat: Any, nlabels: int) -> torch.Tensor:
     """What labels pay, `[nlabels]` for a diagonal or `[nlabels, nlabels]`."""
     if isinstance(compat, Number):
-        compat = np.full(nlabels, -float(compat), np.float32)  # type: ignore[arg-type]
-    penalty = _floats("compat", compat, ndims=(1, 2))
+        compat = np.full(nlabels, compat, np.float32) * np.float32(-1)
+    penalty = _floats("compat", compat, ndims=(1, 2), copy=True)
     if set(penalty.shape) != {nlabels}:
         shapes = f"({nlabels},) or ({nlabels}, {nlabels})"
         raise ValueError(f"compat must be a number or have shape {shapes}, not {penalty.shape}")
@@ -472,7 +442,7 @@ def _penalty(compat: Any, nlabels: int) -> torch.Tensor:
     return torch.from_numpy(penalty)
 
 
-def _check_unary(energy: FloatArray) -> None:
+def _checked_unary(energy: FloatArray) -> FloatArray:
     if energy.size == 0:
         raise ValueError(f"unary energies must not be empty, but have shape {energy.shape}")
     least = energy.min()
@@ -482,7 +452,8 @@ def _check_unary(energy: FloatArray) -> None:
             "unary_from_softmax clips probabilities"
         )
     if energy.max() == np.inf and np.isposinf(energy).all(axis=0).any():
-        raise ValueError("unary energies are +inf for all labels of a variable: it has no label")
+        raise ValueError("unary energies are +inf for all labels of a variable: none is possible")
+    return energy
 
 
 def _array(name: str, value: Any) -> NDArray[Any]:
@@ -498,22 +469,26 @@ def _array(name: str, value: Any) -> NDArray[Any]:
     return np.asarray(value)
 
 
-def _floats(name: str, value: Any, ndims: tuple[int, ...]) -> FloatArray:
-    """A contiguous float32 copy of an array of real numbers."""
+def _floats(name: str, value: Any, ndims: tuple[int, ...], copy: bool = False) -> FloatArray:
+    """An array of real numbers as contiguous float32: the array itself if it is, or a copy."""
     array = _array(name, value)
     if array.dtype.kind not in "fiu":
         raise ValueError(f"{name} must hold real numbers (float32), not {array.dtype}")
     if array.ndim not in ndims:
         wanted = " or ".join(map(str, ndims))
         raise ValueError(f"{name} must have {wanted} dimensions, not {array.ndim}: {array.shape}")
-    return np.array(array, dtype=np.float32, order="C")
+    if copy:
+        return np.array(array, np.float32, order="C")
+    return np.require(array, np.float32, ["C", "W"])  # torch warns about read-only arrays
 
 
 def _integer(name: str, value: Any, least: int) -> int:
-    """An integer, or a float without fraction."""
-    if not isinstance(value, Number) or value != int(value) or value < least:  # type: ignore
+    """An integer, or a float without fraction (pydensecrf truncates others)."""
+    if isinstance(value, str | bytes) or not hasattr(value, "__int__"):
+        raise TypeError(f"{name} must be an integer, not {type(value).__name__}")
+    if not float(value).is_integer() or value < least:
         raise ValueError(f"{name} must be an integer of at least {least}, not {value!r}")
-    return int(value)  # type: ignore[call-overload]
+    return int(value)
 
 
 def _sigmas(name: str, value: Any, count: int) -> list[np.float32]:
