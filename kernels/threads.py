@@ -10,6 +10,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -22,9 +23,7 @@ def num_threads() -> int:
     return torch.get_num_threads()
 
 
-def run(
-    kernel: Callable[..., Any], ranges: Sequence[tuple[Any, ...]], *args: object
-) -> list[Any]:
+def run(kernel: Callable[..., Any], ranges: Sequence[tuple[Any, ...]], *args: object) -> list[Any]:
     """Call `kernel(*r, *args)` for each r of `ranges`, in parallel; return the results in order.
 
     The first exception of a call is raised here, after all calls have ended.
@@ -58,7 +57,7 @@ def split(count: int, pieces: int) -> list[tuple[int, int]]:
     """
     pieces = max(1, min(pieces, count))
     bounds = [count * i // pieces for i in range(pieces + 1)]
-    return list(zip(bounds[:-1], bounds[1:], strict=True))
+    return list(pairwise(bounds))
 
 
 def _pool() -> ThreadPoolExecutor:

@@ -99,7 +99,7 @@ class _Stack:
 
     def _fold(self, terms: Sequence[Term], factors: list[float], count: int) -> list[Array]:
         """Set corners and weights of all terms; return what rows each block of a part needs."""
-        gains = [factor * term.lattice.scale * LOG2E for factor, term in zip(factors, terms)]  # noqa: B905
+        gains = [f * t.lattice.scale * LOG2E for f, t in zip(factors, terms, strict=True)]
         shared = all(g > 0 and t.before is t.after for g, t in zip(gains, terms, strict=True))
         columns = sum(lattice.corners.shape[1] for lattice in self.lattices)
         self.corners = np.empty((count, columns), np.int32)
@@ -182,7 +182,7 @@ def _fold_penalty(penalty: torch.Tensor) -> tuple[float, torch.Tensor | None]:
 
 
 @njit(nogil=True, cache=True)
-def _fold_corners(  # type: ignore[no-untyped-def]
+def _fold_corners(
     first, last, corners, weights, before, after, gain_in, gain_out, column, offset, all_corners,
     splatting, slicing,
 ):  # fmt: skip
@@ -200,7 +200,7 @@ def _fold_corners(  # type: ignore[no-untyped-def]
 
 
 @njit(nogil=True, cache=True)
-def _load(first, last, values, visits, factor, padding, output):  # type: ignore[no-untyped-def]
+def _load(first, last, values, visits, factor, padding, output):
     labels = values.shape[1]
     for i in range(first, last):
         for c in range(labels):
@@ -209,7 +209,7 @@ def _load(first, last, values, visits, factor, padding, output):  # type: ignore
 
 
 @njit(nogil=True, cache=True)
-def _update(  # type: ignore[no-untyped-def]
+def _update(
     first, last, first_rows, last_rows, limits, source, corners, slicing, splatting, rows,
     next_rows, softmax, lanes,
 ):  # fmt: skip
@@ -235,7 +235,7 @@ def _update(  # type: ignore[no-untyped-def]
 
 
 @njit(nogil=True, cache=True)
-def _finish(first, last, logits, corners, slicing, rows, visits, output, lanes):  # type: ignore[no-untyped-def]
+def _finish(first, last, logits, corners, slicing, rows, visits, output, lanes):
     """The last pass: slice, softmax, write the marginals."""
     marginals = np.empty((1, logits.shape[1]), np.float32)
     for i in range(first, last):
@@ -246,7 +246,7 @@ def _finish(first, last, logits, corners, slicing, rows, visits, output, lanes):
 
 
 @njit(nogil=True, cache=True, inline="always")
-def _slice_point(i, logits, corners, slicing, rows, lanes):  # type: ignore[no-untyped-def]
+def _slice_point(i, logits, corners, slicing, rows, lanes):
     """logits + the weighted sum of the corners' rows."""
     point = simd.load(logits, i, lanes)
     for k in range(slicing.shape[1]):

@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -57,8 +58,9 @@ def build(features: torch.Tensor) -> Lattice:
     weights = np.empty((count, dims + 1), np.float32)
     ranges = threads.split(count, min(threads.num_threads(), -(-count // MIN_PART)))
     tables = threads.run(
-        _place_points, ranges, points, scales, low, strides, steps, multipliers, corners, weights
-    )
+        _place_points, ranges, points, scales, low, strides, steps, multipliers, corners, weights,
+        (0,) * dims,
+    )  # fmt: skip
     keys, ids, ghosts, parts = _merge(ranges, tables, multipliers)
     for (first, last), row in zip(ranges[1:], parts[1:-1, 1], strict=True):
         corners[first:last] += np.int32(row)
@@ -110,7 +112,7 @@ def aligned_rows(count: int, lanes: tuple[int, ...]) -> Array:
 def part_ranges(lattice: Lattice) -> list[tuple[int, int, int, int]]:
     """First point, end point, first row and end row of each part."""
     parts = lattice.parts.tolist()
-    return [(a[0], b[0], a[1], b[1]) for a, b in zip(parts[:-1], parts[1:], strict=True)]
+    return [(a[0], b[0], a[1], b[1]) for a, b in pairwise(parts)]
 
 
 def blur(
@@ -146,7 +148,7 @@ def blur(
 
 
 @njit(nogil=True, cache=True)
-def _splat(first, last, first_row, last_row, values, corners, weights, rows, lanes):  # type: ignore[no-untyped-def]
+def _splat(first, last, first_row, last_row, values, corners, weights, rows, lanes):
     """rows[corner] += weight * values, for the points of one part and into its own rows."""
     rows[first_row:last_row] = 0
     padded = np.zeros((1, rows.shape[1]), np.float32)
@@ -159,13 +161,13 @@ def _splat(first, last, first_row, last_row, values, corners, weights, rows, lan
 
 
 @njit(nogil=True, cache=True, inline="always")
-def add_to_row(rows, row, weight, point, lanes):  # type: ignore[no-untyped-def]
+def add_to_row(rows, row, weight, point, lanes):
     """rows[row] += weight * point."""
     simd.store(rows, row, simd.add_scaled(simd.load(rows, row, lanes), weight, point))
 
 
 @njit(nogil=True, cache=True)
-def _slice(first, last, rows, corners, weights, scale, output, lanes):  # type: ignore[no-untyped-def]
+def _slice(first, last, rows, corners, weights, scale, output, lanes):
     """output = scale * the weighted sum of the corners' rows."""
     padded = np.empty((1, rows.shape[1]), np.float32)
     for i in range(first, last):
@@ -179,7 +181,7 @@ def _slice(first, last, rows, corners, weights, scale, output, lanes):  # type: 
 
 
 @njit(nogil=True, cache=True)
-def _blur_chains(first, last, chain, rows, lanes):  # type: ignore[no-untyped-def]
+def _blur_chains(first, last, chain, rows, lanes):
     """row + (before + after) / 2 in place, along the chains that begin in [first, last)."""
     none = rows.shape[0] - 1
     half = np.float32(0.5)
@@ -201,7 +203,7 @@ def _blur_chains(first, last, chain, rows, lanes):  # type: ignore[no-untyped-de
 
 
 @njit(nogil=True, cache=True)
-def _add_ghosts(first, last, ghosts, rows, lanes):  # type: ignore[no-untyped-def]
+def _add_ghosts(first, last, ghosts, rows, lanes):
     for i in range(first, last):
         ghost, owner = ghosts[i, 0], ghosts[i, 1]
         total = simd.load(rows, owner, lanes)
@@ -210,7 +212,7 @@ def _add_ghosts(first, last, ghosts, rows, lanes):  # type: ignore[no-untyped-de
 
 
 @njit(nogil=True, cache=True)
-def _copy_ghosts(first, last, ghosts, rows, lanes):  # type: ignore[no-untyped-def]
+def _copy_ghosts(first, last, ghosts, rows, lanes):
     for i in range(first, last):
         simd.store(rows, ghosts[i, 0], simd.load(rows, ghosts[i, 1], lanes))
 
@@ -235,7 +237,7 @@ def _link_all(neighbours: Array) -> Array:
 
 
 @njit(nogil=True, cache=True)
-def _link(before, after):  # type: ignore[no-untyped-def]
+def _link(before, after):
     """The rows of one direction along its chains, each ended by R."""
     none = len(before)
     chain = np.empty(none + none // 2 + 1, np.int32)
@@ -259,9 +261,7 @@ def elevation_scales(dims: int) -> Array:
     return (1 / np.sqrt(index * (index + 1)) * spread).astype(np.float32)
 
 
-def pack_keys(
-    points: Array, scales: Array
-) -> tuple[Array, Array]:
+def pack_keys(points: Array, scales: Array) -> tuple[Array, Array]:
     """Lowest key `[D]` and strides `[D+1, words]` such that packed keys never collide.
 
     The range of a lattice coordinate follows from the ranges of the features; the margin holds the
@@ -312,21 +312,29 @@ def _merge(
         pairs = _absorb(keys, ids, local_keys, local_ids, parts[part, 1], local_filled, multipliers)
         ghosts.append(pairs)
         owned += local_filled - len(pairs)
-        parts[part + 1] = ranges[part][1], parts[part, 1] + local_filled, parts[part, 2] + len(pairs)
+        parts[part + 1] = (
+            ranges[part][1],
+            parts[part, 1] + local_filled,
+            parts[part, 2] + len(pairs),
+        )
     return keys, ids, np.concatenate(ghosts), parts
 
 
 @njit(nogil=True, cache=True)
-def _place_points(first, last, points, scales, low, strides, steps, multipliers, corners, weights):  # type: ignore[no-untyped-def]
+def _place_points(
+    first, last, points, scales, low, strides, steps, multipliers, corners, weights, axes
+):
     """Find the simplex of points [first, last): write corner ids and weights, return the table."""
-    dims = points.shape[1]
+    dims = len(axes)
     words = strides.shape[1]
     inverse = np.float32(1) / np.float32(dims + 1)
     elevated = np.empty(dims + 1, np.float32)
     origin = np.empty(dims + 1, np.float32)  # the simplex's corner of remainder 0
-    rank = np.empty(dims + 1, np.int32)
-    ordered = np.empty(dims + 1, np.int32)  # coordinate of each rank
-    key = np.empty(words, np.int64)
+    offset = np.empty(dims + 1, np.float32)  # from there to the point
+    rank = np.empty(dims + 1, np.int64)
+    ordered = np.empty(dims + 1, np.int64)  # coordinate of each rank
+    key = np.empty((1, words), np.int64)
+    still = np.zeros((1, words), np.int64)
     hashed_steps = _hash_steps(steps, multipliers)
     keys = np.empty((1 << 16, words), np.int64)
     ids = np.full(1 << 16, -1, np.int32)
@@ -343,43 +351,41 @@ def _place_points(first, last, points, scales, low, strides, steps, multipliers,
         for j in range(dims + 1):
             nearest = np.rint(inverse * elevated[j])
             origin[j] = nearest * np.float32(dims + 1)
-            excess += int(nearest)
-            rank[j] = 0
+            offset[j] = elevated[j] - origin[j]
+            excess += np.int64(nearest)
+        for j in range(dims + 1):
+            rank[j] = excess  # brings the rounded point back to the plane of zero sum
         for j in range(dims):
             for m in range(j + 1, dims + 1):
-                if elevated[j] - origin[j] < elevated[m] - origin[m]:
-                    rank[j] += 1
-                else:
-                    rank[m] += 1
-        for j in range(dims + 1):  # bring the rounded point back to the plane of zero sum
-            rank[j] += excess
-            if rank[j] < 0:
-                rank[j] += dims + 1
-                origin[j] += dims + 1
-            elif rank[j] > dims:
-                rank[j] -= dims + 1
-                origin[j] -= dims + 1
+                less = np.int64(offset[j] < offset[m])
+                rank[j] += less
+                rank[m] += 1 - less
+        for j in range(dims + 1):
+            wrap = np.int64(rank[j] < 0) - np.int64(rank[j] > dims)
+            rank[j] += wrap * (dims + 1)
+            origin[j] += np.float32(wrap * (dims + 1))
+            offset[j] = (elevated[j] - origin[j]) * inverse
             ordered[rank[j]] = j
-            elevated[j] = (elevated[j] - origin[j]) * inverse
 
-        weights[i, 0] = elevated[ordered[dims]] + (np.float32(1) - elevated[ordered[0]])
+        weights[i, 0] = offset[ordered[dims]] + (np.float32(1) - offset[ordered[0]])
         for r in range(1, dims + 1):
-            weights[i, r] = elevated[ordered[dims - r]] - elevated[ordered[dims - r + 1]]
+            weights[i, r] = offset[ordered[dims - r]] - offset[ordered[dims - r + 1]]
 
         for w in range(words):
-            key[w] = 0
+            packed = np.int64(0)
             for j in range(dims):
-                key[w] += (np.int64(origin[j]) - low[j]) * strides[j, w]
-        hashed = _hash(key, multipliers)
+                packed += (np.int64(origin[j]) - low[j]) * strides[j, w]
+            key[0, w] = packed
+        hashed = _hash(key, 0, multipliers)
         for r in range(dims + 1):
             if r > 0:
                 direction = ordered[dims - r + 1]
                 hashed += hashed_steps[direction]
                 for w in range(words):
-                    key[w] += steps[direction, w]
-            slot = _find(keys, ids, key, hashed)
+                    key[0, w] += steps[direction, w]
+            slot = _find(keys, ids, key, 0, still, 0, hashed)
             if ids[slot] < 0:
-                _insert(keys, ids, slot, key, filled)
+                _insert(keys, ids, slot, key, 0, filled)
                 filled += 1
             corners[i, r] = ids[slot]
         if 2 * (filled + dims + 1) > len(ids):
@@ -388,81 +394,83 @@ def _place_points(first, last, points, scales, low, strides, steps, multipliers,
 
 
 @njit(nogil=True, cache=True, inline="always")
-def _hash(key, multipliers):  # type: ignore[no-untyped-def]
+def _hash(keys, i, multipliers):
+    """The hash of key i. The hash of a sum is the sum of the hashes."""
     hashed = np.uint64(0)
     for w in range(len(multipliers)):
-        hashed += np.uint64(key[w]) * multipliers[w]
+        hashed += np.uint64(keys[i, w]) * multipliers[w]
     return hashed
 
 
 @njit(nogil=True, cache=True)
-def _hash_steps(steps, multipliers):  # type: ignore[no-untyped-def]
+def _hash_steps(steps, multipliers):
     """What each step along a blur direction adds to the hash."""
-    hashed = np.empty(steps.shape[0], np.uint64)
-    for j in range(steps.shape[0]):
-        hashed[j] = _hash(steps[j], multipliers)
+    hashed = np.empty(len(steps), np.uint64)
+    for j in range(len(steps)):
+        hashed[j] = _hash(steps, j, multipliers)
     return hashed
 
 
 @njit(nogil=True, cache=True, inline="always")
-def _find(keys, ids, key, hashed):  # type: ignore[no-untyped-def]
-    """The slot that holds `key`, or the empty slot where it belongs."""
-    capacity = len(ids)
-    slot = _slot(hashed, capacity)
+def _find(keys, ids, wanted, i, steps, j, hashed):
+    """The slot that holds the key wanted[i] + steps[j], or the empty slot where it belongs."""
+    slot = _slot(hashed, len(ids))
     while ids[slot] >= 0:
         same = True
-        for w in range(len(key)):
-            same = same and keys[slot, w] == key[w]
+        for w in range(keys.shape[1]):
+            same = same and keys[slot, w] == wanted[i, w] + steps[j, w]
         if same:
             break
-        slot = (slot + 1) & (capacity - 1)
+        slot = (slot + 1) & (len(ids) - 1)
     return slot
 
 
 @njit(nogil=True, cache=True, inline="always")
-def _slot(hashed, capacity):  # type: ignore[no-untyped-def]
-    """The upper half of the hash, scaled to [0, capacity): order is kept."""
+def _slot(hashed, capacity):
+    """The upper half of the hash, scaled to [0, capacity): larger hashes in later slots."""
     return np.int64(((hashed >> np.uint64(32)) * np.uint64(capacity)) >> np.uint64(32))
 
 
 @njit(nogil=True, cache=True, inline="always")
-def _insert(keys, ids, slot, key, vertex):  # type: ignore[no-untyped-def]
-    for w in range(len(key)):
-        keys[slot, w] = key[w]
+def _insert(keys, ids, slot, source, i, vertex):
+    for w in range(keys.shape[1]):
+        keys[slot, w] = source[i, w]
     ids[slot] = vertex
 
 
 @njit(nogil=True, cache=True)
-def _grow(keys, ids, vertices, multipliers):  # type: ignore[no-untyped-def]
+def _grow(keys, ids, vertices, multipliers):
     """The same table with room for `vertices` at half load at most."""
     capacity = len(ids)
     while capacity < 2 * vertices:
         capacity *= 2
     if capacity == len(ids):
         return keys, ids
+    still = np.zeros((1, keys.shape[1]), np.int64)
     grown_keys = np.empty((capacity, keys.shape[1]), np.int64)
     grown_ids = np.full(capacity, -1, np.int32)
     for slot in range(len(ids)):
         if ids[slot] >= 0:
-            key = keys[slot]
-            target = _find(grown_keys, grown_ids, key, _hash(key, multipliers))
-            _insert(grown_keys, grown_ids, target, key, ids[slot])
+            hashed = _hash(keys, slot, multipliers)
+            target = _find(grown_keys, grown_ids, keys, slot, still, 0, hashed)
+            _insert(grown_keys, grown_ids, target, keys, slot, ids[slot])
     return grown_keys, grown_ids
 
 
 @njit(nogil=True, cache=True)
-def _absorb(keys, ids, local_keys, local_ids, first_row, filled, multipliers):  # type: ignore[no-untyped-def]
+def _absorb(keys, ids, local_keys, local_ids, first_row, filled, multipliers):
     """Add a part's vertices to the table; return (row, owner) of those it had already."""
+    still = np.zeros((1, keys.shape[1]), np.int64)
     pairs = np.empty((filled, 2), np.int32)
     count = 0
     for local in range(len(local_ids)):
         if local_ids[local] < 0:
             continue
         row = first_row + local_ids[local]
-        key = local_keys[local]
-        slot = _find(keys, ids, key, _hash(key, multipliers))
+        hashed = _hash(local_keys, local, multipliers)
+        slot = _find(keys, ids, local_keys, local, still, 0, hashed)
         if ids[slot] < 0:
-            _insert(keys, ids, slot, key, row)
+            _insert(keys, ids, slot, local_keys, local, row)
         else:
             pairs[count, 0] = row
             pairs[count, 1] = ids[slot]
@@ -471,19 +479,16 @@ def _absorb(keys, ids, local_keys, local_ids, first_row, filled, multipliers):  
 
 
 @njit(nogil=True, cache=True)
-def _find_neighbours(first, last, keys, ids, steps, multipliers, neighbours):  # type: ignore[no-untyped-def]
+def _find_neighbours(first, last, keys, ids, steps, multipliers, neighbours):
     """For vertices in slots [first, last): the row after each, and so the row before that one."""
     hashed_steps = _hash_steps(steps, multipliers)
-    key = np.empty(keys.shape[1], np.int64)
-    for slot in range(first, last):
-        row = ids[slot]
-        if row < 0:
-            continue
-        hashed = _hash(keys[slot], multipliers)
-        for j in range(steps.shape[0]):
-            for w in range(len(key)):
-                key[w] = keys[slot, w] + steps[j, w]
-            found = ids[_find(keys, ids, key, hashed + hashed_steps[j])]
+    for j in range(len(steps)):
+        for slot in range(first, last):
+            row = ids[slot]
+            if row < 0:
+                continue
+            hashed = _hash(keys, slot, multipliers) + hashed_steps[j]
+            found = ids[_find(keys, ids, keys, slot, steps, j, hashed)]
             if found >= 0:
                 neighbours[j, 1, row] = found
                 neighbours[j, 0, found] = row
