@@ -8,3 +8,8 @@ if getattr(kernels, "DISTRIBUTION", None) != "deeplab-triton":
         "package of that name (Hugging Face's 'kernels', most likely). The two cannot share an "
         "environment: uninstall the other one, or use a separate virtual environment."
     )
+
+from crf.dense_crf import DenseCRF
+from crf.potentials import Bilateral, Gaussian, Pairwise
+
+__all__ = ["Bilateral", "DenseCRF", "Gaussian", "Pairwise"]

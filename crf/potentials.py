@@ -49,13 +49,18 @@ class Gaussian:
 
     def __post_init__(self) -> None:
         _check_number("weight", self.weight)
-        _sigmas("sigma_xy", self.sigma_xy, 2)
+        _ = self.sigmas  # raises
+
+    @property
+    def sigmas(self) -> tuple[float, ...]:
+        """Of (x, y)."""
+        return _sigmas("sigma_xy", self.sigma_xy, 2)
 
     def features(self, images: Tensor) -> Tensor:
         """`[1, H*W, 2]` (x, y) / sigma, the same for all images of the batch `[B, 3, H, W]`."""
         height, width = images.shape[-2:]
         positions = _positions(height, width, like=images)[None]
-        return positions / images.new_tensor(_sigmas("sigma_xy", self.sigma_xy, 2))
+        return positions / images.new_tensor(self.sigmas)
 
 
 @dataclass(frozen=True)
@@ -77,16 +82,20 @@ class Bilateral:
 
     def __post_init__(self) -> None:
         _check_number("weight", self.weight)
-        _sigmas("sigma_xy", self.sigma_xy, 2)
-        _sigmas("sigma_rgb", self.sigma_rgb, 3)
+        _ = self.sigmas  # raises
+
+    @property
+    def sigmas(self) -> tuple[float, ...]:
+        """Of (x, y, r, g, b)."""
+        sigma_xy = _sigmas("sigma_xy", self.sigma_xy, 2)
+        return sigma_xy + _sigmas("sigma_rgb", self.sigma_rgb, 3)
 
     def features(self, images: Tensor) -> Tensor:
         """`[B, H*W, 5]` (x, y, r, g, b) / sigma of floating-point RGB `images` `[B, 3, H, W]`."""
         batch, _, height, width = images.shape
         positions = _positions(height, width, like=images).expand(batch, -1, -1)
         colours = images.flatten(2).transpose(1, 2)
-        sigmas = _sigmas("sigma_xy", self.sigma_xy, 2) + _sigmas("sigma_rgb", self.sigma_rgb, 3)
-        return torch.cat([positions, colours], dim=2) / images.new_tensor(sigmas)
+        return torch.cat([positions, colours], dim=2) / images.new_tensor(self.sigmas)
 
 
 @dataclass(frozen=True)
