@@ -434,6 +434,7 @@ def train(
     except ValueError as error:
         raise InputError(f"--{str(error).replace('_', '-')}") from error
     outputs.check_writable(out.parent)
+    out.parent.mkdir(parents=True, exist_ok=True)
     try:
         result = run(config, out, progress=sys.stdout.isatty())
     except FloatingPointError as error:

@@ -113,13 +113,12 @@ def output_names(files: Sequence[Path]) -> list[str]:
     """
     paths = [file.absolute() for file in files]
     names = [path.stem for path in paths]
-    for longer in (_below_shared_folder, _with_suffix):
-        clashes = _clashes(names)
-        if not clashes:
-            return names
+    clashes = _clashes(names)
+    if clashes:
         shared = Path(os.path.commonpath([paths[i].parent for i in clashes]))
-        for i in clashes:
-            names[i] = longer(paths[i], shared)
+        for longer in (_below_shared_folder, _with_suffix):
+            for i in _clashes(names):
+                names[i] = longer(paths[i], shared)
     taken: set[str] = set()
     for i, name in enumerate(names):
         number = 1

@@ -311,6 +311,7 @@ def test_output_folders_are_tried_out_without_a_trace(tmp_path: Path) -> None:
     [
         (["a/x.jpg", "a/y.jpg"], ["x", "y"]),
         (["a/x.jpg", "b/x.jpg", "b/y.jpg"], ["a-x", "b-x", "y"]),
+        (["1/x.png", "2/x.png", "1/x.bmp"], ["1-x-png", "2-x", "1-x-bmp"]),
         (["a/b/x.jpg", "a/x.jpg"], ["b-x", "x"]),
         (["x.jpg", "x.png"], ["x-jpg", "x-png"]),
         (["x.jpg", "X.jpg"], ["x-jpg", "X-jpg-2"]),
