@@ -51,7 +51,7 @@ from numpy.typing import NDArray
 
 from crf.potentials import Normalization, normalizers, pixel_order, reference_lattice
 from kernels.gaussian import apply_lattice
-from kernels.mean_field import Term, mean_field
+from kernels.meanfield import Term, mean_field
 
 __all__ = [
     "CONST_KERNEL",

@@ -13,8 +13,8 @@ _HOMES = {
     "build_lattice": "kernels.gaussian",
     "apply_lattice": "kernels.gaussian",
     "Lattice": "kernels.gaussian",
-    "mean_field": "kernels.mean_field",
-    "Term": "kernels.mean_field",
+    "mean_field": "kernels.meanfield",
+    "Term": "kernels.meanfield",
 }
 __all__ = ["DISTRIBUTION", *_HOMES]
 

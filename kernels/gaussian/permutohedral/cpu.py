@@ -42,11 +42,7 @@ GOLDEN = 0x9E3779B97F4A7C15  # 2^64 / golden ratio: multiples of it spread evenl
 
 
 def build(features: torch.Tensor) -> Lattice:
-    """Build the lattice of float32 CPU `features` `[N, D]`, already divided by sigma and finite.
-
-    Raises:
-        ValueError: one feature's range is so wide that its lattice coordinate overflows int64.
-    """
+    """Build the lattice of float32 CPU `features` `[N, D]`, divided by sigma and placeable."""
     points = np.ascontiguousarray(features.numpy())
     count, dims = points.shape
     scales = elevation_scales(dims)
@@ -69,8 +65,8 @@ def build(features: torch.Tensor) -> Lattice:
     neighbours = np.full((dims + 1, 2, rows), rows, np.int32)
     slots = threads.split(len(ids), threads.num_threads())
     threads.run(_find_neighbours, slots, keys, ids, steps, multipliers, neighbours)
-    tensors = map(torch.from_numpy, (corners, weights, neighbours, ghosts, parts))
-    return Lattice(*tensors, chains=torch.from_numpy(_link_all(neighbours)))
+    arrays = corners, weights, neighbours, ghosts, parts, _link_all(neighbours)
+    return Lattice(*map(torch.from_numpy, arrays))
 
 
 def filter(lattice: Lattice, values: torch.Tensor, reverse: bool = False) -> torch.Tensor:
@@ -277,14 +273,9 @@ def pack_keys(points: Array, scales: Array) -> tuple[Array, Array]:
     high[1:] -= index * corner[0, :-1]
     margin = 4 * (dims + 1)
     low, high = np.floor(low) - margin, np.ceil(high) + margin
-    if (high - low >= WORD).any():
-        raise ValueError(
-            f"features range from {points.min():g} to {points.max():g}: lattice coordinates do not "
-            "fit 64 bits. Features must be divided by sigma; a larger sigma makes them smaller."
-        )
     words: list[list[int]] = []
     product = WORD
-    strides = []
+    strides: list[int] = []
     for extent in (int(h - w) + 1 for w, h in zip(low, high, strict=True)):
         if product * extent > WORD:
             words.append([])

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 
 import torch
 
-from kernels.gaussian.permutohedral import eager as lattice_filter
-from kernels.mean_field.term import Term
+import kernels.gaussian.permutohedral.eager as lattice_filter
+from kernels.meanfield.term import Term
 
 
 def mean_field(

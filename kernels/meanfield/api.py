@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from kernels import runtime
-from kernels.mean_field.term import Term
+from kernels.meanfield.term import Term
 
 
 @torch.no_grad()
@@ -76,10 +76,10 @@ def mean_field(
         )
     choice = runtime.choose("mean_field", impl, device=unary.device, dtype=unary.dtype)
     if choice.impl == "cpu":
-        from kernels.mean_field import cpu
+        from kernels.meanfield import cpu
 
         return cpu.mean_field(unary, terms, iterations, start, order)
-    from kernels.mean_field import eager
+    from kernels.meanfield import eager
 
     return eager.mean_field(unary, terms, iterations, start, order)
 

@@ -27,7 +27,7 @@ from kernels.gaussian.permutohedral.cpu import (
     lanes_for,
     part_ranges,
 )
-from kernels.mean_field.term import Term
+from kernels.meanfield.term import Term
 
 Array: TypeAlias = np.ndarray[Any, Any]
 
