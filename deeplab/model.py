@@ -17,21 +17,17 @@ CRFs", ICLR 2015 (v1); "DeepLab: Semantic Image Segmentation with Deep Convoluti
 Convolution, and Fully Connected CRFs", TPAMI 2018 (v2), and their released Caffe networks.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from crf import DenseCRF
 from deeplab.backbones import VGG16, ResNet
 from deeplab.heads import ASPP, FullyConnectedASPP
 from deeplab.preprocess import preprocess
-
-if TYPE_CHECKING:
-    from crf import DenseCRF
 
 ASPP_L = (6, 12, 18, 24)  # the papers' ASPP-L; ASPP-S is (2, 4, 8, 12)
 
@@ -90,6 +86,7 @@ class DeepLab(nn.Module):
             logits = F.interpolate(logits, size=x.shape[2:], mode="bilinear", align_corners=True)
         if self.crf is None:
             return logits
+        assert image is not None  # _check has seen to it
         return self.crf.field(logits, image)
 
     def param_groups(self, lr: float, weight_decay: float = 5e-4) -> list[dict[str, Any]]:

@@ -1,0 +1,420 @@
+"""deeplab.model: counts, sizes, composition, CRF layer, parameter groups, compile and export."""
+
+import copy
+import itertools
+import json
+
+import pytest
+import torch
+from torch import nn
+
+from crf import DenseCRF
+from deeplab.backbones import ResNet
+from deeplab.heads import ASPP
+from deeplab.model import MODELS, DeepLab, build, deeplab_v2_small
+
+PARAMETERS = {
+    "deeplab_v1_largefov": 20_505_429,
+    "deeplab_v2_vgg16": 37_877_652,
+    "deeplab_v2_resnet101": 44_048_532,
+    "deeplab_v2_small": 915_876,
+}
+
+
+@pytest.fixture
+def small():
+    torch.manual_seed(0)
+    return deeplab_v2_small(5).eval()
+
+
+def tiny(frozen_bn=True, crf=None):
+    """The layout of the small model at width 4 with one block a stage: quick to compile."""
+    torch.manual_seed(0)
+    backbone = ResNet((1, 1, 1, 1), width=4, frozen_bn=frozen_bn)
+    config = {"model": "tiny", "num_classes": 3}
+    return DeepLab(backbone, ASPP(128, 3, (2, 3)), config=config, crf=crf).eval()
+
+
+class SharpenByImage(nn.Module):
+    """Stands for a CRF layer: a field that depends on the logits, on the image and a weight."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.tensor(2.0))
+
+    def field(self, logits, images):
+        assert logits.shape[2:] == images.shape[2:]
+        return self.weight * logits + images.mean(1, keepdim=True)
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_parameters_with_21_classes(name):
+    with torch.device("meta"):
+        model = build(name)
+    assert sum(parameter.numel() for parameter in model.parameters()) == PARAMETERS[name]
+
+
+def test_every_model_of_the_table_is_counted_here():
+    assert set(MODELS) == set(PARAMETERS)
+
+
+def test_the_largefov_variant_of_resnet101_has_one_rate():
+    with torch.device("meta"):
+        model = build("deeplab_v2_resnet101", rates=(12,))
+    assert sum(parameter.numel() for parameter in model.parameters()) == 42_887_253
+
+
+def test_the_small_model_is_resnet_layout_at_a_quarter_of_the_width():
+    with torch.device("meta"):
+        small, big = build("deeplab_v2_small"), build("deeplab_v2_resnet101")
+    weights = dict(small.named_parameters())
+    shapes = {name: weight.shape for name, weight in big.named_parameters() if name in weights}
+    assert shapes.keys() == weights.keys()
+    for name, shape in shapes.items():
+        for mine, theirs in zip(weights[name].shape, shape, strict=True):
+            assert mine in (theirs, theirs // 4), name
+    assert 0.65e6 < sum(p.numel() for p in deeplab_v2_small(9).parameters()) < 0.75e6
+
+
+@pytest.mark.parametrize(
+    ("name", "rates"),
+    [
+        ("deeplab_v1_largefov", (12,)),
+        ("deeplab_v2_vgg16", (6, 12, 18, 24)),
+        ("deeplab_v2_resnet101", (6, 12, 18, 24)),
+        ("deeplab_v2_small", (6, 12, 18, 24)),
+    ],
+)
+def test_the_heads_have_the_papers_rates(name, rates):
+    with torch.device("meta"):
+        head = build(name).head
+    assert getattr(head, "fc6", head.classifier).rates == rates
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_config_is_json_and_builds_the_same_model_again(name):
+    with torch.device("meta"):
+        model = build(name, num_classes=4, rates=(3, 5))
+        config = json.loads(json.dumps(model.config))
+        again = build(config.pop("model"), **config)
+    assert again.config == model.config
+    assert again.num_classes == 4
+    assert repr(again) == repr(model)
+
+
+def caffe_interp(x, height, width):
+    """Caffe's Interp: output i looks at i * (n - 1) / (m - 1) between its two neighbours."""
+
+    def matrix(n, m):
+        weights = torch.zeros(m, n, dtype=x.dtype)
+        for i in range(m):
+            at = i * (n - 1) / (m - 1) if m > 1 else 0.0
+            low = min(int(at), n - 1)
+            weights[i, low] += 1 - (at - low)
+            weights[i, min(low + 1, n - 1)] += at - low
+        return weights
+
+    return torch.einsum(
+        "hi,bcij,wj->bchw", matrix(x.shape[2], height), x, matrix(x.shape[3], width)
+    )
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 40), (7, 2), (33, 33), (40, 51)])
+def test_logits_are_the_upsampled_scores_of_head_and_backbone(size):
+    model = tiny().double()
+    x = torch.randn(2, 3, *size, dtype=torch.float64)
+    scores = model(x, upsample=False)
+    assert torch.equal(scores, model.head(model.backbone(x)))
+    logits = model(x)
+    assert logits.shape == (2, 3, *size)
+    torch.testing.assert_close(logits, caffe_interp(scores, *size), rtol=0, atol=1e-12)
+
+
+def test_the_check_sees_upsampling_without_aligned_corners():
+    scores = tiny().double()(torch.randn(1, 3, 33, 33, dtype=torch.float64), upsample=False)
+    other = nn.functional.interpolate(scores, size=(33, 33), mode="bilinear", align_corners=False)
+    assert (other - caffe_interp(scores, 33, 33)).abs().max() > 1e-6
+
+
+def test_stride_8_scores_have_the_backbones_size(small):
+    for n, eighth in ((1, 1), (7, 2), (41, 6), (64, 9), (65, 9)):
+        assert small(torch.randn(1, 3, n, 33), upsample=False).shape == (1, 5, eighth, 5)
+
+
+@pytest.mark.parametrize("name", ["deeplab_v1_largefov", "deeplab_v2_vgg16"])
+def test_the_vgg_models_run_forward_and_backward(name):
+    model = build(name, num_classes=3)
+    logits = model(torch.randn(1, 3, 17, 24))
+    assert logits.shape == (1, 3, 17, 24)
+    logits.sum().backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+
+
+def test_training_returns_one_tensor_too(small):
+    logits = small.train()(torch.randn(2, 3, 33, 33))
+    assert isinstance(logits, torch.Tensor)
+    assert logits.shape == (2, 5, 33, 33)
+
+
+def test_a_short_step_along_the_papers_groups_lowers_the_loss():
+    model = tiny(frozen_bn=False).train()
+    x, labels = torch.randn(2, 3, 33, 33), torch.randint(3, (2, 33, 33))
+    before = nn.functional.cross_entropy(model(x), labels)
+    before.backward()
+    torch.optim.SGD(model.param_groups(1e-4)).step()
+    assert nn.functional.cross_entropy(model(x), labels) < before
+
+
+def test_channels_last_gives_the_same_logits():
+    model = tiny().double()
+    x = torch.randn(2, 3, 33, 40, dtype=torch.float64)
+    expected = model(x)
+    model = model.to(memory_format=torch.channels_last)
+    assert model.head.classifier.weight.is_contiguous(memory_format=torch.channels_last)
+    found = model(x.to(memory_format=torch.channels_last))
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
+
+
+def test_bfloat16_autocast_stays_within_its_rounding_and_trains():
+    model = tiny(frozen_bn=False)
+    x = torch.randn(2, 3, 33, 40)
+    expected = copy.deepcopy(model).double()(x.double())
+    with torch.autocast("cpu", torch.bfloat16):
+        logits = model(x)
+        loss = nn.functional.cross_entropy(logits, torch.zeros(2, 33, 40, dtype=torch.long))
+    assert logits.dtype == torch.bfloat16
+    # Each of about 20 layers rounds to bfloat16 once: relative errors add up in the norm.
+    error = (logits.double() - expected).norm() / expected.norm()
+    assert error < 20 * torch.finfo(torch.bfloat16).eps
+    loss.backward()
+    assert all(torch.isfinite(p.grad).all() for p in model.parameters())
+
+
+def test_a_crf_layer_gives_the_field_of_the_upsampled_logits():
+    crf = SharpenByImage()
+    model = tiny()
+    x, image = torch.randn(2, 3, 17, 20), torch.rand(2, 3, 17, 20) * 255
+    logits = model(x)
+    model.crf = crf
+    torch.testing.assert_close(model(x, image=image), crf.field(logits, image))
+
+
+def test_the_softmax_of_the_field_of_a_dense_crf_is_its_marginals():
+    model = tiny(crf=DenseCRF(3, iterations=3))
+    image = torch.randint(256, (2, 3, 17, 20), generator=torch.Generator().manual_seed(0))
+    x = model.preprocess(image.to(torch.uint8))
+    with torch.no_grad():
+        field = model(x, image=image.to(torch.uint8))
+        crf, model.crf = model.crf, None
+        marginals = crf(model(x), image.to(torch.uint8))
+    torch.testing.assert_close(field.softmax(1), marginals)
+    assert (marginals - model(x).softmax(1)).abs().max() > 1e-3
+
+
+def test_a_model_with_a_dense_crf_is_captured_whole():
+    model = tiny(crf=DenseCRF(3, iterations=2))
+    image = torch.rand(1, 3, 9, 12) * 255
+    x = model.preprocess(image)
+    torch._dynamo.reset()
+    compiled = torch.compile(model, fullgraph=True, dynamic=False, backend="eager")
+    with torch.no_grad():
+        torch.testing.assert_close(
+            compiled(x, image=image).softmax(1), model(x, image=image).softmax(1)
+        )
+
+
+def test_cross_entropy_trains_through_the_crf_layer():
+    model = tiny(crf=SharpenByImage()).train()
+    x, image = torch.randn(1, 3, 17, 20), torch.rand(1, 3, 17, 20) * 255
+    field = model(x, image=image)
+    nn.functional.cross_entropy(field, torch.zeros(1, 17, 20, dtype=torch.long)).backward()
+    assert model.crf.weight.grad.abs() > 0
+    assert model.backbone.conv1.weight.grad.abs().max() > 0
+
+
+@pytest.mark.parametrize(
+    ("with_crf", "arguments", "said"),
+    [
+        (True, {}, r"image: this model ends in a CRF.*model\.crf = None"),
+        (True, {"image": torch.zeros(1, 3, 9, 9), "upsample": False}, "upsample: the CRF works on"),
+        (True, {"image": torch.zeros(1, 3, 9, 8)}, r"image: expected the shape of x.*9, 9.*9, 8"),
+        (True, {"image": torch.zeros(2, 3, 9, 9)}, "image: expected the shape of x"),
+        (False, {"image": torch.zeros(1, 3, 9, 9)}, "image: only a CRF layer looks at it"),
+    ],
+)
+def test_image_and_crf_must_come_together(with_crf, arguments, said):
+    model = tiny(crf=SharpenByImage() if with_crf else None)
+    with pytest.raises(ValueError, match=said):
+        model(torch.zeros(1, 3, 9, 9), **arguments)
+
+
+@pytest.mark.parametrize("shape", [(3, 9, 9), (1, 4, 9, 9), (1, 3, 0, 9), (1, 3, 9, 0)])
+def test_an_input_of_another_shape_is_refused(shape):
+    with pytest.raises(ValueError, match=r"x: expected a preprocessed batch \[B, 3, H, W\]"):
+        tiny()(torch.zeros(shape))
+
+
+def test_an_image_that_was_not_preprocessed_is_refused():
+    with pytest.raises(TypeError, match=r"got torch\.uint8; pass model\.preprocess\(image\)"):
+        tiny()(torch.zeros(1, 3, 9, 9, dtype=torch.uint8))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({"num_classes": 0}, "num_classes: expected an integer from 1 up, got 0"),
+        ({"num_classes": 2.0}, "num_classes: .* got 2.0"),
+        ({"num_classes": True}, "num_classes: .* got True"),
+        ({"rates": ()}, "rates: expected at least one integer"),
+        ({"rates": (6, 0)}, r"rates: .* got \[6, 0\]"),
+    ],
+)
+@pytest.mark.parametrize("name", MODELS)
+def test_bad_options_are_refused(name, arguments, said):
+    with pytest.raises(ValueError, match=said):
+        build(name, **arguments)
+
+
+def test_an_unknown_model_is_refused_with_the_names():
+    with pytest.raises(ValueError, match=r"'unet'; expected one of deeplab_v1_largefov, .*_vgg16"):
+        build("unet")
+
+
+@pytest.mark.parametrize("frozen_bn", [True, False])
+@pytest.mark.parametrize("name", ["deeplab_v2_resnet101", "deeplab_v2_small"])
+def test_frozen_norms_stay_frozen_in_training_and_trained_ones_train(name, frozen_bn):
+    with torch.device("meta"):
+        model = build(name, frozen_bn=frozen_bn).train()
+    norms = [m for m in model.modules() if hasattr(m, "running_mean")]
+    assert len(norms) == sum(isinstance(m, nn.Conv2d) for m in model.backbone.modules())
+    assert all(isinstance(norm, nn.BatchNorm2d) != frozen_bn for norm in norms)
+    trained = {p.requires_grad for norm in norms for p in norm.parameters()}
+    assert trained == {not frozen_bn}
+
+
+def test_the_papers_network_freezes_its_norms_and_the_small_one_trains_them():
+    with torch.device("meta"):
+        assert build("deeplab_v2_resnet101").config["frozen_bn"] is True
+        assert build("deeplab_v2_small").config["frozen_bn"] is False
+
+
+GROUPS = {  # name: factor of the learning rate, share of the weight decay
+    "body_weight": (1, 1),
+    "body_bias": (2, 0),
+    "body_norm": (1, 0),
+    "head_weight": (10, 1),
+    "head_bias": (20, 0),
+    "crf": (1, 0),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "groups"),
+    [
+        ("deeplab_v1_largefov", {}, "body_weight body_bias head_weight head_bias"),
+        ("deeplab_v2_vgg16", {}, "body_weight body_bias head_weight head_bias"),
+        ("deeplab_v2_resnet101", {}, "body_weight head_weight head_bias"),
+        ("deeplab_v2_small", {}, "body_weight body_norm head_weight head_bias"),
+        ("deeplab_v2_small", {"frozen_bn": True}, "body_weight head_weight head_bias"),
+        ("deeplab_v2_vgg16", {"crf": 1}, "body_weight body_bias head_weight head_bias crf"),
+    ],
+)
+def test_param_groups_are_the_papers_with_every_trainable_parameter_once(name, options, groups):
+    if "crf" in options:
+        options = {"crf": SharpenByImage()}
+    with torch.device("meta"):
+        model = build(name, **options)
+    found = model.param_groups(0.5, weight_decay=0.25)
+    assert " ".join(group["name"] for group in found) == groups
+    for group in found:
+        lr_scale, decay = GROUPS[group["name"]]
+        assert group["lr_scale"] == lr_scale
+        assert group["lr"] == 0.5 * lr_scale
+        assert group["weight_decay"] == 0.25 * decay
+        assert ("weight" in group["name"]) == all(p.ndim == 4 for p in group["params"])
+    grouped = [id(parameter) for group in found for parameter in group["params"]]
+    trainable = [id(p) for p in model.parameters() if p.requires_grad]
+    assert sorted(grouped) == sorted(trainable)
+
+
+def test_the_head_groups_hold_the_last_layer_only():
+    with torch.device("meta"):
+        vgg, resnet = build("deeplab_v2_vgg16"), build("deeplab_v2_resnet101")
+    for model, layer in ((vgg, vgg.head.classifier), (resnet, resnet.head.classifier)):
+        groups = {group["name"]: group["params"] for group in model.param_groups(1.0)}
+        assert [id(p) for p in groups["head_weight"]] == [id(layer.weight)]
+        assert [id(p) for p in groups["head_bias"]] == [id(layer.bias)]
+    fc = [vgg.head.fc6.weight, vgg.head.fc7.weight]
+    body = {id(p) for g in vgg.param_groups(1.0) if g["name"] == "body_weight" for p in g["params"]}
+    assert all(id(weight) in body for weight in fc)
+
+
+def test_a_parameter_that_the_user_froze_is_in_no_group(small):
+    small.backbone.conv1.weight.requires_grad_(False)
+    grouped = itertools.chain.from_iterable(group["params"] for group in small.param_groups(0.1))
+    assert all(parameter is not small.backbone.conv1.weight for parameter in grouped)
+
+
+def test_preprocess_puts_the_batch_on_the_models_device(small):
+    x = small.preprocess(torch.full((3, 4, 5), 200, dtype=torch.uint8))
+    assert x.shape == (1, 3, 4, 5)
+    assert x.device == small.backbone.conv1.weight.device
+    with torch.device("meta"):
+        elsewhere = deeplab_v2_small(2)
+    assert elsewhere.preprocess(torch.zeros(3, 4, 5)).device.type == "meta"
+
+
+SHAPES = [(2, 3, 33, 40), (2, 3, 41, 37), (3, 3, 64, 17)]
+
+
+def test_the_whole_model_is_captured_once_for_all_sizes():
+    model = tiny()
+    graphs = []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    torch._dynamo.reset()
+    compiled = torch.compile(model, fullgraph=True, dynamic=True, backend=backend)
+    with torch.no_grad():
+        for shape in SHAPES:
+            x = torch.randn(shape)
+            torch.testing.assert_close(compiled(x), model(x))
+    assert len(graphs) == 1
+
+
+def test_the_compiled_backward_gives_the_gradients_of_the_model():
+    model = tiny(frozen_bn=False).train()
+    compiled = copy.deepcopy(model)
+    torch._dynamo.reset()
+    x = torch.randn(2, 3, 17, 33)
+    step = torch.compile(compiled, fullgraph=True, dynamic=False, backend="aot_eager")
+    step(x).square().mean().backward()
+    model(x).square().mean().backward()
+    theirs = dict(model.named_parameters())
+    for name, parameter in compiled.named_parameters():
+        torch.testing.assert_close(parameter.grad, theirs[name].grad, msg=name)
+
+
+@pytest.mark.slow
+def test_the_default_compiler_takes_the_whole_model_at_any_size():
+    model = tiny()
+    torch._dynamo.reset()
+    compiled = torch.compile(model, fullgraph=True, dynamic=True)
+    with torch.no_grad():
+        for shape in SHAPES:
+            x = torch.randn(shape)
+            torch.testing.assert_close(compiled(x), model(x), rtol=1e-4, atol=1e-5)
+
+
+def test_an_exported_program_serves_any_batch_and_size():
+    model = tiny()
+    dynamic = dict.fromkeys((0, 2, 3), torch.export.Dim.DYNAMIC)
+    with torch.no_grad():
+        program = torch.export.export(
+            model, (torch.randn(2, 3, 33, 40),), dynamic_shapes={"x": dynamic}
+        )
+        for shape in [*SHAPES, (1, 3, 9, 320)]:
+            x = torch.randn(shape)
+            torch.testing.assert_close(program.module()(x), model(x))
