@@ -74,6 +74,8 @@ LAYOUTS = {
     "one row": lambda x: x[:, :, :1],
     "one column, channels_last": lambda x: x[..., :1].contiguous(memory_format=torch.channels_last),
     "one channel": lambda x: x[:, :1],
+    "one pixel": lambda x: x[:, :, :1, :1].contiguous(),
+    "channels_last, transposed": lambda x: x.permute(0, 3, 2, 1).contiguous().permute(0, 3, 2, 1),
 }
 
 
