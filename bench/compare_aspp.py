@@ -9,9 +9,9 @@ convolution is, plus one rounding of the largest value.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -39,8 +39,8 @@ class Head:
     channels: int
     outputs: int
     side: int
-    fuse: str
-    backward: bool
+    fuse: Literal["sum", "concat"]
+    backward: bool = False
 
     @property
     def rates_in_output(self) -> int:
@@ -52,23 +52,22 @@ Forward = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 def cases(settings: Settings) -> list[Case]:
-    """Each head forward alone, then with its backward."""
-    resnet, vgg = (2048, 21), (512, 1024)
-    heads = {
-        "2048->21 x4 41x41": (*resnet, 41, "sum"),
-        "2048->21 x4 65x65": (*resnet, 65, "sum"),
-        "512->1024 x4 41x41": (*vgg, 41, "concat"),
-    }
+    """Each head forward alone, then with its backward, whose memory is measured."""
     if settings.quick:
-        heads = {
-            "256->21 x4 41x41": (256, 21, 41, "sum"),
-            "64->64 x4 41x41": (64, 64, 41, "concat"),
+        small = {
+            "256->21 x4 41x41": Head(256, 21, 41, "sum"),
+            "64->64 x4 41x41": Head(64, 64, 41, "concat"),
         }
+        return [_case(name, head, settings) for name, head in small.items()]
+    heads = {
+        "2048->21 x4 41x41": Head(2048, 21, 41, "sum"),
+        "2048->21 x4 65x65": Head(2048, 21, 65, "sum"),
+        "512->1024 x4 41x41": Head(512, 1024, 41, "concat"),
+    }
     return [
-        Case(f"{name}{' + backward' if backward else ''}", partial(prepare, head, settings))
-        for name, sizes in heads.items()
+        _case(name, replace(head, backward=backward), settings)
+        for name, head in heads.items()
         for backward in (False, True)
-        for head in [Head(*sizes, backward)]
     ]
 
 
@@ -77,7 +76,7 @@ COMPARISON = Comparison("aspp", " ".join(__doc__.split("\n\n")[0].split()), ("cp
 
 def ours(head: Head) -> Forward:
     """One call for all rates."""
-    activation = None if head.fuse == "sum" else "relu"
+    activation: Literal["relu"] | None = None if head.fuse == "sum" else "relu"
 
     def forward(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
         return kernels.multi_rate_atrous_conv2d(
@@ -116,23 +115,29 @@ def live_pairs(side: int, fuse: str) -> int:
     return pairs - (len(RATES) - 1) * side * side if fuse == "sum" else pairs
 
 
-def prepare(head: Head, settings: Settings) -> Prepared:
-    """Inputs, candidates and gate of one case."""
-    if settings.device == "cuda":  # one rule for both sides: a convolution may use TF32
+def prepare(head: Head, device: str, compiled: bool = False) -> Prepared:
+    """Inputs, candidates and gate of one case; `compiled` adds torch.compile's to the peers."""
+    if device == "cuda":  # one rule for both sides: a convolution may use TF32
         torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = True
-    made = tensors(head, settings.device)
+    made = tensors(head, device)
     user = one_convolution_a_rate(head)
     forwards = {OURS: ours(head), PEER: user}
-    if not settings.quick and not head.backward:
+    if compiled:
         forwards[COMPILED] = torch.compile(user, dynamic=False)
-    candidates = {name: _call(head, forward, made) for name, forward in forwards.items()}
-    for call in candidates.values():  # compiling is nobody's time or memory
-        call()
     return Prepared(
-        candidates=candidates,
+        candidates={name: _call(head, forward, made) for name, forward in forwards.items()},
         gate=partial(_gate, head, made),
         cost=_cost(head),
         facts=vars(head) | {"rates": RATES, "dtype": "float32", "batch": 1},
+    )
+
+
+def _case(name: str, head: Head, settings: Settings) -> Case:
+    compiled = not settings.quick and head.fuse == "sum" and not head.backward
+    return Case(
+        f"{name} + backward" if head.backward else name,
+        partial(prepare, head, settings.device, compiled),
+        memory=head.backward,
     )
 
 

@@ -128,7 +128,7 @@ def iterations(inputs: Inputs, library: ModuleType) -> Candidate:
 def prepare(problem: Problem, part: Part) -> Prepared:
     """Inputs, candidates and gate of one case."""
     inputs = _inputs(problem)
-    found = {name: _library(module, problem.labels) for name, module in LIBRARIES.items()}
+    found = {name: _library(module) for name, module in LIBRARIES.items()}
     libraries = {name: library for name, library in found.items() if library is not None}
     vertices = [kernels.build_lattice(f).num_vertices for f in _features(inputs)]
     return Prepared(
@@ -178,13 +178,11 @@ def _inputs(problem: Problem) -> Inputs:
     return Inputs(problem, energies, image, source)
 
 
-def _library(module: str, labels: int) -> ModuleType | None:
-    """The library, warmed up on a tiny image so that loading it is nobody's time or memory."""
+def _library(module: str) -> ModuleType | None:
+    """The library, None where it is not installed."""
     if importlib.util.find_spec(module.partition(".")[0]) is None:
         return None
-    library = importlib.import_module(module)
-    whole(_inputs(Problem(8, 9, labels, 49, 5, 1)), library)()
-    return library
+    return importlib.import_module(module)
 
 
 def _gate(inputs: Inputs, outputs: Mapping[str, Any]) -> list[Check]:

@@ -15,7 +15,10 @@ from frame import Settings
 
 
 def peak_of_candidate(comparison: str, case: str, candidate: str, settings: Settings) -> int | None:
-    """`peak_of_call` of a candidate that a fresh process prepares and calls once."""
+    """`peak_of_call` of a candidate in a fresh process, on its second call.
+
+    The first one loads libraries and compiles, which is not the memory that the task takes.
+    """
     arguments = {
         "module": f"compare_{comparison}",
         "case": case,
@@ -32,7 +35,9 @@ def measure_here(module: str, case: str, candidate: str, settings: dict[str, Any
     torch.set_num_threads(chosen.threads)
     comparison = importlib.import_module(module).COMPARISON
     prepare = {each.name: each.prepare for each in comparison.cases(chosen)}[case]
-    return peak_of_call(prepare().candidates[candidate], chosen.device)
+    call = prepare().candidates[candidate]
+    call()
+    return peak_of_call(call, chosen.device)
 
 
 def peak_of_call(call: Callable[[], Any], device: str) -> int | None:

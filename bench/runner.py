@@ -17,7 +17,7 @@ from timing import Budget, Timer, interleave, percentile, ratio_of_pairs, timer_
 Report = dict[str, Any]
 Say = Callable[[str], object]
 
-FULL = Budget(seconds=10.0, least_rounds=5, most_rounds=100)
+FULL = Budget(seconds=5.0, least_rounds=5, most_rounds=100)
 QUICK = Budget(seconds=1.5, least_rounds=3, most_rounds=30)
 
 

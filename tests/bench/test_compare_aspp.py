@@ -6,8 +6,6 @@ import torch
 from compare_aspp import RATES, Head, live_pairs
 from frame import Settings
 
-QUICK = Settings(device="cpu", threads=1, quick=True)
-
 
 def small(fuse: str, backward: bool) -> Head:
     return Head(channels=5, outputs=3, side=20, fuse=fuse, backward=backward)
@@ -30,20 +28,20 @@ def test_ours_passes_the_gate_and_a_wrong_rate_does_not(
     fuse: str, backward: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     head = small(fuse, backward)
-    prepared = compare_aspp.prepare(head, QUICK)
+    prepared = compare_aspp.prepare(head, "cpu")
     outputs = {name: call() for name, call in prepared.candidates.items()}
     checks = prepared.gate(outputs)
     assert [check.passed for check in checks] == [True] * (4 if backward else 1)
 
     monkeypatch.setattr(compare_aspp, "RATES", (6, 12, 17, 24))
-    wrong = compare_aspp.prepare(head, QUICK).candidates[compare_aspp.OURS]()
+    wrong = compare_aspp.prepare(head, "cpu").candidates[compare_aspp.OURS]()
     monkeypatch.undo()
     assert not all(check.passed for check in prepared.gate({**outputs, compare_aspp.OURS: wrong}))
 
 
 def test_the_backward_needs_three_times_the_operations_and_more_bytes() -> None:
-    forward = compare_aspp.prepare(small("sum", False), QUICK).cost
-    both = compare_aspp.prepare(small("sum", True), QUICK).cost
+    forward = compare_aspp.prepare(small("sum", False), "cpu").cost
+    both = compare_aspp.prepare(small("sum", True), "cpu").cost
     assert forward is not None
     assert both is not None
     assert both.operations.value == 3 * forward.operations.value
@@ -53,7 +51,7 @@ def test_the_backward_needs_three_times_the_operations_and_more_bytes() -> None:
 @pytest.mark.parametrize("fuse", ["sum", "concat"])
 def test_bytes_count_every_tensor_of_the_forward_once(fuse: str) -> None:
     head = small(fuse, False)
-    cost = compare_aspp.prepare(head, QUICK).cost
+    cost = compare_aspp.prepare(head, "cpu").cost
     *operands, output = compare_aspp.tensors(head, "cpu")
     assert cost is not None
     assert cost.bytes.value == sum(tensor.nbytes for tensor in (*operands, output))

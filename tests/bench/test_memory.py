@@ -16,7 +16,8 @@ def peak_of_call(call) -> int:
 
 def test_memory_that_the_call_frees_again_counts() -> None:
     size = 64 * 2**20
-    assert size <= peak_of_call(lambda: np.ones(size, np.uint8).sum()) < 2 * size
+    # Linux counts resident pages in batches: allow for a few that are not yet counted.
+    assert 0.95 * size <= peak_of_call(lambda: np.ones(size, np.uint8).sum()) < 2 * size
 
 
 def test_memory_that_was_freed_before_is_not_reused_unseen() -> None:
