@@ -3,7 +3,7 @@
 Results and tables go to standard output; notes, progress and errors to standard error. Exit status:
 0 done; 2 bad input, with one line that says what to mend and nothing half-written; 130 Ctrl-C.
 
-Everything that computes is imported inside the commands, so that `--help` answers at once.
+Everything that computes is imported inside the commands, so that `--help` answers quickly.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import typer
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 from deeplab.data import images, outputs
 from deeplab.errors import InputError
@@ -343,7 +343,20 @@ def refine(
     _report(image_file, prediction, names, result, time.perf_counter() - start)
 
 
-@app.command()
+class _ShowsRecipe(TyperCommand):
+    """Shows the defaults of TrainConfig in the help: options left out are left to it."""
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        from deeplab.engine.train import TrainConfig
+
+        recipe = asdict(TrainConfig())
+        for option in self.params:
+            if option.name in recipe:
+                option.show_default = str(recipe[option.name])  # type: ignore[attr-defined]
+        super().format_help(ctx, formatter)
+
+
+@app.command(cls=_ShowsRecipe)
 def train(
     ctx: typer.Context,
     out: Annotated[
@@ -352,63 +365,55 @@ def train(
     ] = Path("weights.safetensors"),
     model: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="Which model.", show_default="deeplab_v2_small"),
+        typer.Option(metavar="NAME", help="Which model."),
     ] = None,
-    steps: Annotated[
-        int | None, typer.Option(metavar="N", help="Steps of SGD.", show_default="3000")
-    ] = None,
-    batch_size: Annotated[
-        int | None, typer.Option(metavar="N", help="Samples in a step.", show_default="16")
-    ] = None,
+    steps: Annotated[int | None, typer.Option(metavar="N", help="Steps of SGD.")] = None,
+    batch_size: Annotated[int | None, typer.Option(metavar="N", help="Samples in a step.")] = None,
     lr: Annotated[
         float | None,
-        typer.Option(metavar="RATE", help="First learning rate.", show_default="0.05"),
+        typer.Option(metavar="RATE", help="First learning rate."),
     ] = None,
     warmup: Annotated[
         int | None,
-        typer.Option(metavar="N", help="Steps in which it rises.", show_default="100"),
+        typer.Option(metavar="N", help="Steps in which it rises."),
     ] = None,
-    weight_decay: Annotated[
-        float | None, typer.Option(metavar="D", help="Of weights.", show_default="0.0005")
-    ] = None,
+    weight_decay: Annotated[float | None, typer.Option(metavar="D", help="Of weights.")] = None,
     crop: Annotated[
         int | None,
-        typer.Option(metavar="PIXELS", help="Side of a sample, 8k + 1.", show_default="241"),
+        typer.Option(metavar="PIXELS", help="Side of a sample, 8k + 1."),
     ] = None,
     loss_stride: Annotated[
         int | None,
         typer.Option(
             metavar="1|8",
             help="Loss on every pixel, or on every eighth as in the papers.",
-            show_default="1",
         ),
     ] = None,
     scenes: Annotated[
         int | None,
-        typer.Option(metavar="N", help="Generated scenes to learn from.", show_default="4000"),
+        typer.Option(metavar="N", help="Generated scenes to learn from."),
     ] = None,
     validation_scenes: Annotated[
-        int | None, typer.Option(metavar="N", help="Scenes to validate on.", show_default="50")
+        int | None, typer.Option(metavar="N", help="Scenes to validate on.")
     ] = None,
     validate_every: Annotated[
         int | None,
-        typer.Option(metavar="STEPS", help="Validate and save so often.", show_default="500"),
+        typer.Option(metavar="STEPS", help="Validate and save so often."),
     ] = None,
     precision: Annotated[
         str | None,
         typer.Option(
             metavar="NAME",
             help="float32, bfloat16, or auto: bfloat16 where the processor has it.",
-            show_default="auto",
         ),
     ] = None,
     workers: Annotated[
         int | None,
-        typer.Option(metavar="N", help="Processes that prepare samples.", show_default="1"),
+        typer.Option(metavar="N", help="Processes that prepare samples."),
     ] = None,
     seed: Annotated[
         int | None,
-        typer.Option(metavar="N", help="Of initialisation and samples.", show_default="0"),
+        typer.Option(metavar="N", help="Of initialisation and samples."),
     ] = None,
 ) -> None:
     """Train a model from scratch on generated scenes.
