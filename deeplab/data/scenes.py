@@ -223,7 +223,7 @@ class _View:
         stencil = Image.new("L", ((x1 - x0) * OVERSAMPLING, (y1 - y0) * OVERSAMPLING))
         draw = ImageDraw.Draw(stencil)
         for s in shapes:
-            # Pillow fills the pixel on either edge: half a sample back keeps widths true.
+            # Pillow fills the samples on both edges: a part is up to one sample wider than drawn.
             finer = (s * factor - (x0, y0)) * OVERSAMPLING - 0.5
             draw.polygon(finer.ravel().tolist(), fill=255)
         alpha = np.asarray(stencil.reduce(OVERSAMPLING), np.float32) / np.float32(255)

@@ -78,14 +78,14 @@ class TrainConfig:
 
     model: str = "deeplab_v2_small"
     steps: int = 3000
-    batch_size: int = 16
+    batch_size: int = 8
     lr: float = 0.05
     power: float = 0.9
     warmup: int = 100
-    head_lr_scale: float = 1.0
+    head_lr_scale: float = 0.2
     momentum: float = 0.9
     weight_decay: float = 5e-4
-    crop: int = 241
+    crop: int = 193
     scales: tuple[float, float] = (0.5, 1.5)
     mirror: bool = True
     loss_stride: Literal[1, 8] = 1
