@@ -200,7 +200,7 @@ def segment(
 
     CRF options left out are those stored with the weights, or else DeepLab v2's: 10 iterations,
     smoothness 3 / 3 pixels, appearance 4 / 49 pixels / 5 levels. Memory grows with the pixels of
-    the largest picture, about 100 bytes for each pixel and class.
+    the largest picture: about 0.5 GB for each megapixel with the shipped weights.
 
     **Examples**
 
