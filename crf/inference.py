@@ -10,23 +10,33 @@ Potentials" (2011), algorithm 1.
 
 On lattices, the update is composed of differentiable filters where a gradient is wanted, and left
 to `kernels.mean_field` where none is. `torch.compile` sees one operator, crf::lattice_mean_field,
-since the size of a lattice depends on the data; its backward computes the composed form again.
+since the size of a lattice depends on the data.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor
 
 from crf.potentials import Normalization, normalizers, pixel_order, reference_lattice
 from kernels.gaussian import Lattice, apply_lattice, gaussian_filter
-from kernels.mean_field import Term, mean_field
+from kernels.meanfield import Term, mean_field
 
-Filter = Callable[[Tensor], Tensor]  # [B, N, C] -> [B, N, C]
+
+class Filter(Protocol):
+    """A Gaussian filter F for each image of a batch."""
+
+    def __call__(self, values: Tensor) -> Tensor:
+        """F(values), `[B, N, C]`."""
+        ...
+
+    def transposed(self) -> Filter:
+        """The transpose of F; F itself where it is symmetric."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -61,6 +71,11 @@ class PairwiseTerm:
         values = values if self.after is None else values * self.after
         return values @ self.penalty.T if self.penalty.ndim == 2 else values * self.penalty
 
+    def transposed(self) -> PairwiseTerm:
+        """The term whose energy is the transpose of this one's."""
+        penalty = self.penalty.T if self.penalty.ndim == 2 else self.penalty
+        return PairwiseTerm(self.filter.transposed(), penalty, self.after, self.before)
+
 
 def composed_field(unary: Tensor, terms: Sequence[PairwiseTerm], iterations: int) -> Tensor:
     """The field after some updates, `[B, N, C]` as `unary`; plain PyTorch, differentiable."""
@@ -86,6 +101,32 @@ def composed_field_and_divergence(
         divergences.append((marginals * cost).detach().sum((1, 2), dtype=torch.float64))
         field = updated if i < iterations else field
     return field, torch.stack(divergences)
+
+
+def unary_gradient(
+    grad: Tensor, unary: Tensor, terms: Sequence[PairwiseTerm], iterations: int, marginals: bool
+) -> Tensor:
+    """The gradient to `unary` `[B, N, C]` from that of the marginals or of the field.
+
+    Back through each update: d Q_t = -sum_k energy_k^T(d field_t+1), d U = -sum_t d field_t.
+    """
+    trace = [(-unary).softmax(2)]
+    for _ in range(iterations):
+        trace.append(_updated(unary, terms, trace[-1]).softmax(2))
+    last = trace.pop()
+    if marginals:
+        grad = _through_softmax(grad, last)
+    total = -grad
+    transposed = [term.transposed() for term in terms]
+    for step in reversed(trace):
+        grad = _through_softmax(_updated(torch.zeros_like(grad), transposed, grad), step)
+        total -= grad
+    return total
+
+
+def _through_softmax(grad: Tensor, marginals: Tensor) -> Tensor:
+    """The gradient to the field from that of its softmax."""
+    return marginals * (grad - (grad * marginals).sum(2, keepdim=True))
 
 
 def _updated(unary: Tensor, terms: Sequence[PairwiseTerm], marginals: Tensor) -> Tensor:
@@ -116,17 +157,24 @@ class LatticeFilter:
 
     lattices: Sequence[Lattice]
     order: Tensor | None = None
+    reverse: bool = False  # blur in reverse
 
     def __call__(self, values: Tensor) -> Tensor:
         if not len(values):
             return values
         ordered = values if self.order is None else values[:, self.order]
         filtered = torch.stack(
-            [apply_lattice(self.of_image(b), image) for b, image in enumerate(ordered)]
+            [
+                apply_lattice(self.of_image(b), image, reverse=self.reverse)
+                for b, image in enumerate(ordered)
+            ]
         )
         if self.order is None:
             return filtered
         return torch.empty_like(filtered).index_copy(1, self.order, filtered)
+
+    def transposed(self) -> LatticeFilter:
+        return LatticeFilter(self.lattices, self.order, not self.reverse)
 
     def of_image(self, index: int) -> Lattice:
         return self.lattices[index if len(self.lattices) > 1 else 0]
@@ -140,6 +188,9 @@ class PairFilter:
 
     def __call__(self, values: Tensor) -> Tensor:
         return gaussian_filter(values, self.features, method="exact")
+
+    def transposed(self) -> PairFilter:
+        return self
 
 
 @dataclass(frozen=True)
@@ -169,6 +220,9 @@ class GridFilter:
         height, width = len(self.rows), len(self.columns)
         across = self.columns @ values.reshape(batch, height, width, channels)
         return (self.rows @ across.reshape(batch, height, -1)).reshape(values.shape)
+
+    def transposed(self) -> GridFilter:
+        return self
 
 
 # On lattices
@@ -274,13 +328,10 @@ def lattice_mean_field_backward(
     width: int,
     marginals: bool,
 ) -> Tensor:
-    """The gradient to `unary`, by differentiating the composed form."""
-    settings = cast(Normalization, normalization), iterations, width, marginals
-    with torch.enable_grad():
-        leaf = unary.detach().requires_grad_()
-        output = infer_on_lattices(leaf, features, penalties, *settings)
-        (gradient,) = torch.autograd.grad(output, leaf, grad)
-    return gradient.contiguous()
+    """The gradient to `unary`; autograd does not reach into an operator, so it is spelled out."""
+    terms = lattice_terms(features, penalties, cast(Normalization, normalization))
+    inputs = grad.transpose(1, 2).contiguous(), unary.transpose(1, 2).contiguous()
+    return unary_gradient(*inputs, terms, iterations, marginals).transpose(1, 2).contiguous()
 
 
 @lattice_mean_field_backward.register_fake

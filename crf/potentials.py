@@ -49,12 +49,12 @@ class Gaussian:
 
     def __post_init__(self) -> None:
         _check_number("weight", self.weight)
-        _ = self.sigmas  # raises
+        _check_sigmas("sigma_xy", self.sigma_xy, 2)
 
     @property
     def sigmas(self) -> tuple[float, ...]:
         """Of (x, y)."""
-        return _sigmas("sigma_xy", self.sigma_xy, 2)
+        return _expand(self.sigma_xy, 2)
 
     def features(self, images: Tensor) -> Tensor:
         """`[1, H*W, 2]` (x, y) / sigma, the same for all images of the batch `[B, 3, H, W]`."""
@@ -82,13 +82,13 @@ class Bilateral:
 
     def __post_init__(self) -> None:
         _check_number("weight", self.weight)
-        _ = self.sigmas  # raises
+        _check_sigmas("sigma_xy", self.sigma_xy, 2)
+        _check_sigmas("sigma_rgb", self.sigma_rgb, 3)
 
     @property
     def sigmas(self) -> tuple[float, ...]:
         """Of (x, y, r, g, b)."""
-        sigma_xy = _sigmas("sigma_xy", self.sigma_xy, 2)
-        return sigma_xy + _sigmas("sigma_rgb", self.sigma_rgb, 3)
+        return _expand(self.sigma_xy, 2) + _expand(self.sigma_rgb, 3)
 
     def features(self, images: Tensor) -> Tensor:
         """`[B, H*W, 5]` (x, y, r, g, b) / sigma of floating-point RGB `images` `[B, 3, H, W]`."""
@@ -222,13 +222,16 @@ def _check_number(name: str, value: Any) -> None:
         raise ValueError(f"{name} must be finite, not {value}")
 
 
-def _sigmas(name: str, value: Any, count: int) -> tuple[float, ...]:
-    """One sigma for each of `count` dimensions, from a number or a sequence."""
-    values: Sequence[Any] = value if isinstance(value, Sequence) else (value,) * count
-    if isinstance(value, str) or len(values) != count:
+def _check_sigmas(name: str, value: Any, count: int) -> None:
+    sigmas = _expand(value, count)
+    if isinstance(value, str) or len(sigmas) != count:
         raise ValueError(f"{name} must be one number or {count} of them, not {value!r}")
-    for sigma in values:
+    for sigma in sigmas:
         _check_number(name, sigma)
         if sigma <= 0:
             raise ValueError(f"{name} must be positive, not {value!r}")
-    return tuple(float(sigma) for sigma in values)
+
+
+def _expand(sigma: float | Sequence[float], count: int) -> tuple[float, ...]:
+    """One sigma for each of `count` dimensions."""
+    return tuple(sigma) if isinstance(sigma, Sequence) else (sigma,) * count
