@@ -18,6 +18,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from deeplab import initialise
 from kernels import multi_rate_atrous_conv2d
 
 
@@ -31,7 +32,7 @@ class ASPP(nn.Module):
     def __init__(self, in_channels: int, num_classes: int, rates: Sequence[int]) -> None:
         super().__init__()
         self.classifier = MultiRateConv2d(in_channels, num_classes, rates, fuse="sum")
-        init_classifier(self.classifier)
+        initialise.classifier(self.classifier)
 
     def forward(self, features: Tensor) -> Tensor:
         return self.classifier(features)
@@ -63,10 +64,8 @@ class FullyConnectedASPP(nn.Module):
         self.relu7 = nn.ReLU(inplace=True)
         self.drop7 = nn.Dropout(dropout)
         self.classifier = nn.Conv2d(branches * channels, branches * num_classes, 1, groups=branches)
-        nn.init.kaiming_normal_(self.fc7.weight, nonlinearity="relu")
-        assert self.fc7.bias is not None
-        nn.init.zeros_(self.fc7.bias)
-        init_classifier(self.classifier)
+        initialise.he(self.fc7, "fan_in")
+        initialise.classifier(self.classifier)
 
     def forward(self, features: Tensor) -> Tensor:
         x = self.drop6(self.fc6(features))
@@ -97,8 +96,8 @@ class MultiRateConv2d(nn.Module):
         self.activation = activation
         rows = len(self.rates) * out_channels
         self.weight = nn.Parameter(torch.empty(rows, in_channels, 3, 3))
-        self.bias = nn.Parameter(torch.zeros(rows))
-        nn.init.kaiming_normal_(self.weight, nonlinearity="relu")
+        self.bias = nn.Parameter(torch.empty(rows))
+        initialise.he(self, "fan_in")
 
     def forward(self, x: Tensor) -> Tensor:
         branches = len(self.rates)
@@ -115,10 +114,3 @@ class MultiRateConv2d(nn.Module):
         rows, in_channels = self.weight.shape[:2]
         out_channels = rows // len(self.rates)
         return f"{in_channels}, {out_channels}, rates={self.rates}, fuse={self.fuse!r}"
-
-
-def init_classifier(classifier: MultiRateConv2d | nn.Conv2d) -> None:
-    """Weights N(0, 0.01) and biases 0, as the released prototxts fill the last layer."""
-    nn.init.normal_(classifier.weight, std=0.01)
-    assert classifier.bias is not None
-    nn.init.zeros_(classifier.bias)

@@ -21,6 +21,7 @@ from collections.abc import Callable
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from deeplab import initialise
 from deeplab.backbones.batch_norm import FrozenBatchNorm2d
 
 Norm = Callable[[int], nn.Module]
@@ -50,7 +51,7 @@ class ResNet(nn.Module):
         self.layer4 = _stage(blocks[3], 16 * width, 8 * width, stride=1, rate=4, norm=norm)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+                initialise.he(module, "fan_out")
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.relu(self.bn1(self.conv1(x)))

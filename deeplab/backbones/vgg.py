@@ -17,6 +17,8 @@ Image Segmentation with Deep Convolutional Nets and Fully Connected CRFs", ICLR 
 
 from torch import Tensor, nn
 
+from deeplab import initialise
+
 
 class VGG16(nn.Module):
     """VGG-16 without its fully connected layers: `[B, 3, H, W]` -> `[B, 512, ~H/8, ~W/8]`.
@@ -47,9 +49,7 @@ class VGG16(nn.Module):
         self.pool5a = nn.AvgPool2d(3, stride=1, padding=1) if pool5a else None
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-                assert module.bias is not None
-                nn.init.zeros_(module.bias)
+                initialise.he(module, "fan_out")
 
     def forward(self, x: Tensor) -> Tensor:
         relu = self.relu

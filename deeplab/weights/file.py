@@ -89,7 +89,9 @@ def load_weights(model: DeepLab, path: StrPath) -> None:
     with _open(path) as file:
         _check_same_model(model, _metadata(file, path), path)
         _check_tensors(model, file, path)
-        _copy_tensors(model, file, path)
+        stored = _read_tensors(model, file, path)
+    for name, tensor in _network_state(model).items():
+        tensor.copy_(stored[name])
 
 
 def load_model(path: StrPath | None = None) -> DeepLab:
@@ -111,8 +113,7 @@ def load_model(path: StrPath | None = None) -> DeepLab:
         with torch.device("meta"):
             model = _build(_metadata(file, path), path)
         _check_tensors(model, file, path)
-        model.to_empty(device="cpu")
-        _copy_tensors(model, file, path)
+        model.load_state_dict(_read_tensors(model, file, path), assign=True)
     return model.eval()
 
 
@@ -199,16 +200,19 @@ def _some(names: list[str], limit: int = 6) -> str:
     return ", ".join(name[:120] for name in names[:limit]) + more
 
 
-def _copy_tensors(model: DeepLab, file: Any, path: Path) -> None:
-    stored = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+def _read_tensors(model: DeepLab, file: Any, path: Path) -> dict[str, Tensor]:
+    """The file's tensors in the dtypes of the model, on the CPU, independent of the file."""
+    stored = {
+        name: file.get_tensor(name).to(tensor.dtype, copy=True)
+        for name, tensor in _network_state(model).items()
+    }
     broken = [name for name, tensor in stored.items() if not torch.isfinite(tensor).all()]
     if broken:
         raise InputError(
             f"{path}: NaN or Inf in {len(broken)} tensors: {_some(broken)}; "
             "the training diverged, or the file is damaged: use an earlier checkpoint"
         )
-    for name, tensor in _network_state(model).items():
-        tensor.copy_(stored[name])
+    return stored
 
 
 def _network_state(model: DeepLab) -> dict[str, Tensor]:
@@ -248,19 +252,21 @@ def _from_json(text: str) -> Any:
 
 
 def _metadata_problem(metadata: Mapping[str, Any]) -> str:
-    """What is wrong with class names and palette, in one phrase; empty where nothing is."""
+    """What is wrong with class count, names and palette, in a phrase; empty where nothing is."""
     classes = metadata.get("num_classes")
+    if classes is not None and (isinstance(classes, bool) or not isinstance(classes, int)):
+        return f"num_classes: expected an integer, got {classes!r:.80}"
     names = metadata.get("class_names")
     if names is not None:
         if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
             return f"class_names: expected a list of strings, got {names!r:.80}"
-        if isinstance(classes, int) and len(names) != classes:
+        if classes is not None and len(names) != classes:
             return f"class_names: expected {classes} names, one for each class, got {len(names)}"
     palette = metadata.get("palette")
     if palette is not None:
         if not isinstance(palette, list | tuple) or not all(_is_colour(row) for row in palette):
             return "palette: expected a list of [r, g, b] with integers in 0-255"
-        if isinstance(classes, int) and len(palette) < classes:
+        if classes is not None and len(palette) < classes:
             return f"palette: expected at least {classes} colours, got {len(palette)}"
     return ""
 
@@ -274,7 +280,7 @@ def _is_colour(row: object) -> bool:
 
 
 def _write_atomically(path: Path, content: bytes) -> None:
-    if path.is_dir():
+    if os.path.isdir(path):
         raise InputError(f"{path}: cannot write the weights (it is a folder); name a file in it")
     part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
     try:
