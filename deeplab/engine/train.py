@@ -294,10 +294,11 @@ class _Run:
                     break
                 if self.step % config.validate_every == 0 and self.step < config.steps:
                     self._validate()
+        interrupted = self.step < config.steps
+        if interrupted:
+            self.save()  # before the validation, which a second Ctrl-C may end
         self._validate()
-        return TrainResult(
-            self.model.eval(), self.step, self.step < config.steps, self.loss, self.metrics
-        )
+        return TrainResult(self.model.eval(), self.step, interrupted, self.loss, self.metrics)
 
     def save(self) -> None:
         if self.out is not None:

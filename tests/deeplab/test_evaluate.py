@@ -1,0 +1,132 @@
+"""Evaluation: one pass, the network and the CRF, whole pictures and the band around boundaries."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from deeplab.data.scenes import CLASSES, ScenesDataset
+from deeplab.engine.evaluate import boundary_band, evaluate
+from deeplab.metrics import ConfusionMatrix
+from deeplab.model import deeplab_v2_small
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(0)
+    return deeplab_v2_small(len(CLASSES)).eval()
+
+
+@pytest.fixture(scope="module")
+def pictures():
+    return [tuple(ScenesDataset(s, 1, size)[0]) for s, size in ((0, 33), (1, (41, 25)), (2, 40))]
+
+
+class Oracle:
+    """A "CRF" that knows the truth of the pictures, in order, except where told to err."""
+
+    def __init__(self, pictures, err=None):
+        self.pictures, self.err, self.calls = pictures, err, []
+
+    def __call__(self, logits, image):
+        labels = self.pictures[len(self.calls)][1]
+        self.calls.append((logits, image))
+        labels = torch.from_numpy(labels.astype(np.int64))
+        if self.err is not None:
+            labels = torch.where(self.err(labels), (labels + 1) % len(CLASSES), labels)
+        return F.one_hot(labels, len(CLASSES)).permute(2, 0, 1)[None].float()
+
+
+def test_scores_are_those_of_one_matrix_over_all_predictions(model, pictures):
+    confusion = ConfusionMatrix(len(CLASSES))
+    for image, labels in pictures:
+        with torch.no_grad():
+            confusion.update(labels, model(model.preprocess(image)).argmax(1)[0])
+    result = evaluate(model, pictures, class_names=CLASSES)
+    assert result.images == 3
+    assert result.crf is None
+    assert result.network.miou == confusion.miou()
+    assert result.network.pixel_accuracy == confusion.pixel_accuracy()
+    assert result.network.mean_accuracy == confusion.mean_accuracy()
+    for name, iou in zip(CLASSES, confusion.iou().tolist(), strict=True):
+        assert result.network.iou[name] == (None if np.isnan(iou) else iou)
+
+
+def test_crf_sees_logits_and_rgb_and_is_scored_beside_the_network(model, pictures):
+    crf = Oracle(pictures)
+    result = evaluate(model, pictures, crf)
+    assert result.network == evaluate(model, pictures).network
+    assert result.crf is not None
+    assert result.crf.miou == result.crf.pixel_accuracy == result.crf.band_miou == 1
+    for (image, _), (logits, rgb) in zip(pictures, crf.calls, strict=True):
+        np.testing.assert_array_equal(rgb[0].permute(1, 2, 0).numpy(), image)
+        with torch.no_grad():
+            torch.testing.assert_close(logits, model(model.preprocess(image)))
+
+
+def test_band_score_looks_at_boundaries_only(model, pictures):
+    far = evaluate(model, pictures, Oracle(pictures, lambda y: ~boundary_band(y, 2)), band=2).crf
+    near = evaluate(model, pictures, Oracle(pictures, lambda y: boundary_band(y, 2)), band=2).crf
+    assert far is not None
+    assert far.band_miou == 1
+    assert far.miou < 1
+    assert near is not None
+    assert near.band_miou == 0
+    assert near.miou > 0
+
+
+@pytest.mark.parametrize("width", [1, 2, 5])
+def test_band_equals_a_search_of_every_window(width):
+    rng = np.random.default_rng(width)
+    labels = np.kron(rng.integers(0, 3, (4, 5)), np.ones((7, 6), int))
+    labels[0, 0] = 255
+    expected = np.zeros(labels.shape, bool)
+    for y, x in np.ndindex(labels.shape):
+        window = labels[max(y - width, 0) : y + width + 1, max(x - width, 0) : x + width + 1]
+        expected[y, x] = len(np.unique(window)) > 1
+    np.testing.assert_array_equal(boundary_band(torch.from_numpy(labels), width), expected)
+
+
+def test_picture_of_one_class_has_no_band(model):
+    flat = [(np.zeros((20, 20, 3), np.uint8), np.zeros((20, 20), np.uint8))]
+    scores = evaluate(model, flat).network
+    assert scores.band_miou is None
+    assert scores.iou["1"] in (None, 0.0)
+
+
+def test_ignored_pixels_do_not_count(model, pictures):
+    masked = [(image, np.where(labels == 0, 255, labels)) for image, labels in pictures]
+    scores = evaluate(model, masked, Oracle(pictures)).crf
+    assert scores is not None
+    assert scores.miou == 1
+    assert scores.iou["0"] is None
+
+
+def test_result_is_json_and_model_is_left_as_it_was(model, pictures):
+    model.train()
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    result = evaluate(model, pictures, Oracle(pictures))
+    assert model.training
+    model.eval()
+    assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
+    plain = json.loads(json.dumps(result.as_dict(), allow_nan=False))
+    assert plain["crf"]["miou"] == 1
+    assert plain["network"]["iou"] == result.network.iou
+
+
+def test_wrong_arguments_say_what_was_expected(model, pictures):
+    with pytest.raises(ValueError, match="dataset: expected at least one"):
+        evaluate(model, [])
+    with pytest.raises(ValueError, match="class_names: expected 11 names"):
+        evaluate(model, pictures, class_names=("a", "b"))
+    with pytest.raises(ValueError, match="band: expected"):
+        evaluate(model, pictures, band=0)
+
+
+def test_model_with_its_own_crf_is_refused(pictures):
+    model = deeplab_v2_small(len(CLASSES))
+    model.crf = torch.nn.Identity()
+    with pytest.raises(ValueError, match=r"CRF layer of its own.*crf="):
+        evaluate(model, pictures)
