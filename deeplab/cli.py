@@ -438,7 +438,7 @@ def train(
         config = TrainConfig(**given)
     except ValueError as error:
         raise InputError(f"--{str(error).replace('_', '-')}") from error
-    outputs.check_writable(out.parent)
+    outputs.check_writable_file(out)
     out.parent.mkdir(parents=True, exist_ok=True)
     try:
         result = run(config, out, progress=sys.stdout.isatty())
@@ -510,7 +510,7 @@ def evaluate(
         )
     settings = _stored_settings(metadata).changed(_crf_options(ctx))
     if out is not None:
-        outputs.check_writable(out.parent)
+        outputs.check_writable_file(out)
     first = data.TEST_START if split is Split.test else data.VALIDATION_START
     result = run(
         network,

@@ -94,8 +94,11 @@ def find_images(inputs: Sequence[str | Path]) -> list[Path]:
         )
     files: dict[Path, Path] = {}
     for item in inputs:
-        for file in _expand(item):
-            files.setdefault(file.resolve(), file)
+        try:
+            for file in _expand(item):
+                files.setdefault(file.resolve(), file)
+        except OSError as error:
+            raise InputError(f"{item}: cannot be opened ({error.strerror or error})") from error
     return list(files.values())
 
 

@@ -7,6 +7,7 @@ so that neither an error nor Ctrl-C leaves half a file.
 from __future__ import annotations
 
 import os
+import secrets
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -93,15 +94,24 @@ def check_writable(folder: Path) -> None:
     It is tried out with a temporary file in the folder (or the nearest one above it that exists),
     so read-only disks are found too; nothing stays behind.
     """
-    existing = folder.absolute()
-    while not existing.exists() and existing != existing.parent:
-        existing = existing.parent
-    if not existing.is_dir():
-        raise InputError(
-            f"{folder}: cannot be the output folder, because {existing} is a file; choose another"
-        )
-    with _as_input_error(folder), tempfile.TemporaryFile(dir=existing):
-        pass
+    with _as_input_error(folder):
+        existing = folder.absolute()
+        while not existing.exists() and existing != existing.parent:
+            existing = existing.parent
+        if not existing.is_dir():
+            raise InputError(
+                f"{folder}: cannot be the output folder, because {existing} is a file; choose "
+                "another"
+            )
+        with tempfile.TemporaryFile(dir=existing):
+            pass
+
+
+def check_writable_file(path: Path) -> None:
+    """`check_writable` for one file: its folder must take files, and it must not be a folder."""
+    check_writable(path.parent)
+    if path.is_dir():
+        raise InputError(f"{path}: is a folder, expected the name of a file to write")
 
 
 def output_names(files: Sequence[Path]) -> list[str]:
@@ -146,7 +156,7 @@ def _write(path: Path, write: Callable[[BinaryIO], object]) -> None:
     """Let `write` fill a temporary file beside `path`, then move it there."""
     with _as_input_error(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        temporary = path.with_name(f".{secrets.token_hex(8)}.tmp")
         try:
             with temporary.open("wb") as file:
                 write(file)

@@ -47,8 +47,8 @@ def predict(model: DeepLab, image: np.ndarray, crf: DenseCRF | None = None) -> P
     image: RGB, uint8 `[H, W, 3]`. crf: refines the network's scores on the picture; None leaves
     them as they are (a model that ends in its own CRF layer refines in any case).
 
-    The whole picture is processed at once: with `deeplab_v2_small` about 130 bytes a pixel and 8 for
-    each class, with a CRF 330 and 20; larger networks need more.
+    The whole picture is processed at once. `deeplab_v2_small` takes about 130 bytes a pixel and 8
+    for each class, with a CRF 330 and 20; larger networks need more.
 
     The model runs in evaluation mode and is left in the mode that it came in.
     Raises InputError if the model gives NaN or Inf or the memory runs out, ValueError if both the

@@ -231,6 +231,8 @@ def test_inputs_that_give_no_file_are_refused(tmp_path: Path) -> None:
         find_images([str(tmp_path / "*.png")])
     with pytest.raises(InputError, match="no image given"):
         find_images([])
+    with pytest.raises(InputError, match=r"cannot be opened .File name too long"):
+        find_images([tmp_path / ("x" * 300)])
 
 
 def test_voc_palette_has_the_known_colours() -> None:
@@ -304,6 +306,15 @@ def test_output_folders_are_tried_out_without_a_trace(tmp_path: Path) -> None:
     for folder in (tmp_path / "file", tmp_path / "file" / "below"):
         with pytest.raises(InputError, match="output folder"):
             outputs.check_writable(folder)
+
+
+def test_an_output_file_must_not_be_a_folder(tmp_path: Path) -> None:
+    outputs.check_writable_file(tmp_path / "new" / "a.json")
+    with pytest.raises(InputError, match="is a folder"):
+        outputs.check_writable_file(tmp_path)
+    with pytest.raises(InputError, match="File name too long"):
+        outputs.check_writable_file(tmp_path / ("x" * 300) / "a.json")
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(
