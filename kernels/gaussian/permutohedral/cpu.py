@@ -48,6 +48,7 @@ def build(features: torch.Tensor) -> Lattice:
     scales = elevation_scales(dims)
     low, strides = pack_keys(points, scales)
     steps = strides.sum(0) - (dims + 1) * strides  # [D+1, words]: one step along each direction
+    axes, words = (0,) * dims, (0,) * strides.shape[1]  # their lengths are compiled in
     multipliers = GOLDEN ** np.arange(1, 2 * strides.shape[1], 2, dtype=np.uint64)
 
     corners = np.empty((count, dims + 1), np.int32)
@@ -55,16 +56,16 @@ def build(features: torch.Tensor) -> Lattice:
     ranges = threads.split(count, min(threads.num_threads(), -(-count // MIN_PART)))
     tables = threads.run(
         _place_points, ranges, points, scales, low, strides, steps, multipliers, corners, weights,
-        (0,) * dims,
+        axes, words,
     )  # fmt: skip
-    keys, ids, ghosts, parts = _merge(ranges, tables, multipliers)
+    keys, ids, ghosts, parts = _merge(ranges, tables, multipliers, words)
     for (first, last), row in zip(ranges[1:], parts[1:-1, 1], strict=True):
         corners[first:last] += np.int32(row)
 
     rows = int(parts[-1, 1])
     neighbours = np.full((dims + 1, 2, rows), rows, np.int32)
     slots = threads.split(len(ids), threads.num_threads())
-    threads.run(_find_neighbours, slots, keys, ids, steps, multipliers, neighbours)
+    threads.run(_find_neighbours, slots, keys, ids, steps, multipliers, neighbours, words)
     arrays = corners, weights, neighbours, ghosts, parts, _link_all(neighbours)
     return Lattice(*map(torch.from_numpy, arrays))
 
@@ -98,11 +99,14 @@ def lanes_for(channels: int) -> tuple[int, ...]:
 
 
 def aligned_rows(count: int, lanes: tuple[int, ...]) -> Array:
-    """An unset buffer `[count, width]` that starts at a cache line, as torch's allocator gives it.
+    """An unset buffer `[count, width]` that starts at a cache line.
 
     A vector that straddles two lines costs two accesses, and its store is slow to read back.
     """
-    return torch.empty(count, len(lanes)).numpy()
+    size = 4 * count * len(lanes)
+    buffer = np.empty(size + simd.CACHE_LINE, np.uint8)
+    start = -buffer.ctypes.data % simd.CACHE_LINE
+    return buffer[start : start + size].view(np.float32).reshape(count, len(lanes))
 
 
 def part_ranges(lattice: Lattice) -> list[tuple[int, int, int, int]]:
@@ -290,7 +294,7 @@ def pack_keys(points: Array, scales: Array) -> tuple[Array, Array]:
 
 
 def _merge(
-    ranges: list[tuple[int, int]], tables: list[Any], multipliers: Array
+    ranges: list[tuple[int, int]], tables: list[Any], multipliers: Array, words: tuple[int, ...]
 ) -> tuple[Any, Any, Array, Array]:
     """One table for all parts, and the ghosts: vertices that an earlier part owns."""
     keys, ids, filled = tables[0]
@@ -300,7 +304,9 @@ def _merge(
     owned = filled
     for part, (local_keys, local_ids, local_filled) in enumerate(tables[1:], start=1):
         keys, ids = _grow(keys, ids, owned + local_filled, multipliers)
-        pairs = _absorb(keys, ids, local_keys, local_ids, parts[part, 1], local_filled, multipliers)
+        pairs = _absorb(
+            keys, ids, local_keys, local_ids, parts[part, 1], local_filled, multipliers, words
+        )
         ghosts.append(pairs)
         owned += local_filled - len(pairs)
         parts[part + 1] = (
@@ -313,21 +319,19 @@ def _merge(
 
 @njit(nogil=True, cache=True)
 def _place_points(
-    first, last, points, scales, low, strides, steps, multipliers, corners, weights, axes
+    first, last, points, scales, low, strides, steps, multipliers, corners, weights, axes, words
 ):
     """Find the simplex of points [first, last): write corner ids and weights, return the table."""
     dims = len(axes)
-    words = strides.shape[1]
     inverse = np.float32(1) / np.float32(dims + 1)
     elevated = np.empty(dims + 1, np.float32)
     origin = np.empty(dims + 1, np.float32)  # the simplex's corner of remainder 0
     offset = np.empty(dims + 1, np.float32)  # from there to the point
     rank = np.empty(dims + 1, np.int64)
     ordered = np.empty(dims + 1, np.int64)  # coordinate of each rank
-    key = np.empty((1, words), np.int64)
-    still = np.zeros((1, words), np.int64)
-    hashed_steps = _hash_steps(steps, multipliers)
-    keys = np.empty((1 << 16, words), np.int64)
+    key = np.empty(len(words), np.int64)
+    hashed_steps = _hash_all(steps, multipliers)
+    keys = np.empty((1 << 16, len(words)), np.int64)
     ids = np.full(1 << 16, -1, np.int32)
     filled = 0
     for i in range(first, last):
@@ -362,21 +366,30 @@ def _place_points(
         for r in range(1, dims + 1):
             weights[i, r] = offset[ordered[dims - r]] - offset[ordered[dims - r + 1]]
 
-        for w in range(words):
-            packed = np.int64(0)
+        hashed = np.uint64(0)
+        for w in range(len(words)):
+            key[w] = 0
             for j in range(dims):
-                packed += (np.int64(origin[j]) - low[j]) * strides[j, w]
-            key[0, w] = packed
-        hashed = _hash(key, 0, multipliers)
+                key[w] += (np.int64(origin[j]) - low[j]) * strides[j, w]
+            hashed += np.uint64(key[w]) * multipliers[w]
         for r in range(dims + 1):
             if r > 0:
                 direction = ordered[dims - r + 1]
                 hashed += hashed_steps[direction]
-                for w in range(words):
-                    key[0, w] += steps[direction, w]
-            slot = _find(keys, ids, key, 0, still, 0, hashed)
+                for w in range(len(words)):
+                    key[w] += steps[direction, w]
+            slot = _slot(hashed, len(ids))
+            while ids[slot] >= 0:
+                difference = np.int64(0)
+                for w in range(len(words)):
+                    difference |= keys[slot, w] ^ key[w]
+                if difference == 0:
+                    break
+                slot = (slot + 1) & (len(ids) - 1)
             if ids[slot] < 0:
-                _insert(keys, ids, slot, key, 0, filled)
+                for w in range(len(words)):
+                    keys[slot, w] = key[w]
+                ids[slot] = filled
                 filled += 1
             corners[i, r] = ids[slot]
         if 2 * (filled + dims + 1) > len(ids):
@@ -384,49 +397,57 @@ def _place_points(
     return keys, ids, filled
 
 
-@njit(nogil=True, cache=True, inline="always")
-def _hash(keys, i, multipliers):
-    """The hash of key i. The hash of a sum is the sum of the hashes."""
-    hashed = np.uint64(0)
-    for w in range(len(multipliers)):
-        hashed += np.uint64(keys[i, w]) * multipliers[w]
-    return hashed
+@njit(nogil=True, cache=True)
+def _find_neighbours(first, last, keys, ids, steps, multipliers, neighbours, words):
+    """For vertices in slots [first, last): the row after each, and so the row before that one."""
+    hashed_steps = _hash_all(steps, multipliers)
+    for j in range(len(steps)):
+        for vertex in range(first, last):
+            row = ids[vertex]
+            if row < 0:
+                continue
+            hashed = hashed_steps[j]
+            for w in range(len(words)):
+                hashed += np.uint64(keys[vertex, w]) * multipliers[w]
+            slot = _slot(hashed, len(ids))
+            while ids[slot] >= 0:
+                difference = np.int64(0)
+                for w in range(len(words)):
+                    difference |= keys[slot, w] ^ (keys[vertex, w] + steps[j, w])
+                if difference == 0:
+                    neighbours[j, 1, row] = ids[slot]
+                    neighbours[j, 0, ids[slot]] = row
+                    break
+                slot = (slot + 1) & (len(ids) - 1)
 
 
 @njit(nogil=True, cache=True)
-def _hash_steps(steps, multipliers):
-    """What each step along a blur direction adds to the hash."""
-    hashed = np.empty(len(steps), np.uint64)
-    for j in range(len(steps)):
-        hashed[j] = _hash(steps, j, multipliers)
-    return hashed
-
-
-@njit(nogil=True, cache=True, inline="always")
-def _find(keys, ids, wanted, i, steps, j, hashed):
-    """The slot that holds the key wanted[i] + steps[j], or the empty slot where it belongs."""
-    slot = _slot(hashed, len(ids))
-    while ids[slot] >= 0:
-        same = True
-        for w in range(keys.shape[1]):
-            same = same and keys[slot, w] == wanted[i, w] + steps[j, w]
-        if same:
-            break
-        slot = (slot + 1) & (len(ids) - 1)
-    return slot
-
-
-@njit(nogil=True, cache=True, inline="always")
-def _slot(hashed, capacity):
-    """The upper half of the hash, scaled to [0, capacity): larger hashes in later slots."""
-    return np.int64(((hashed >> np.uint64(32)) * np.uint64(capacity)) >> np.uint64(32))
-
-
-@njit(nogil=True, cache=True, inline="always")
-def _insert(keys, ids, slot, source, i, vertex):
-    for w in range(keys.shape[1]):
-        keys[slot, w] = source[i, w]
-    ids[slot] = vertex
+def _absorb(keys, ids, local_keys, local_ids, first_row, filled, multipliers, words):
+    """Add a part's vertices to the table; return (row, owner) of those it had already."""
+    pairs = np.empty((filled, 2), np.int32)
+    count = 0
+    hashes = _hash_all(local_keys, multipliers)
+    for local in range(len(local_ids)):
+        if local_ids[local] < 0:
+            continue
+        row = first_row + local_ids[local]
+        slot = _slot(hashes[local], len(ids))
+        while ids[slot] >= 0:
+            difference = np.int64(0)
+            for w in range(len(words)):
+                difference |= keys[slot, w] ^ local_keys[local, w]
+            if difference == 0:
+                break
+            slot = (slot + 1) & (len(ids) - 1)
+        if ids[slot] < 0:
+            for w in range(len(words)):
+                keys[slot, w] = local_keys[local, w]
+            ids[slot] = row
+        else:
+            pairs[count, 0] = row
+            pairs[count, 1] = ids[slot]
+            count += 1
+    return pairs[:count].copy()
 
 
 @njit(nogil=True, cache=True)
@@ -437,49 +458,31 @@ def _grow(keys, ids, vertices, multipliers):
         capacity *= 2
     if capacity == len(ids):
         return keys, ids
-    still = np.zeros((1, keys.shape[1]), np.int64)
+    hashes = _hash_all(keys, multipliers)
     grown_keys = np.empty((capacity, keys.shape[1]), np.int64)
     grown_ids = np.full(capacity, -1, np.int32)
-    for slot in range(len(ids)):
-        if ids[slot] >= 0:
-            hashed = _hash(keys, slot, multipliers)
-            target = _find(grown_keys, grown_ids, keys, slot, still, 0, hashed)
-            _insert(grown_keys, grown_ids, target, keys, slot, ids[slot])
+    for old in range(len(ids)):
+        if ids[old] >= 0:
+            slot = _slot(hashes[old], capacity)
+            while grown_ids[slot] >= 0:
+                slot = (slot + 1) & (capacity - 1)
+            grown_ids[slot] = ids[old]
+            for w in range(keys.shape[1]):
+                grown_keys[slot, w] = keys[old, w]
     return grown_keys, grown_ids
 
 
 @njit(nogil=True, cache=True)
-def _absorb(keys, ids, local_keys, local_ids, first_row, filled, multipliers):
-    """Add a part's vertices to the table; return (row, owner) of those it had already."""
-    still = np.zeros((1, keys.shape[1]), np.int64)
-    pairs = np.empty((filled, 2), np.int32)
-    count = 0
-    for local in range(len(local_ids)):
-        if local_ids[local] < 0:
-            continue
-        row = first_row + local_ids[local]
-        hashed = _hash(local_keys, local, multipliers)
-        slot = _find(keys, ids, local_keys, local, still, 0, hashed)
-        if ids[slot] < 0:
-            _insert(keys, ids, slot, local_keys, local, row)
-        else:
-            pairs[count, 0] = row
-            pairs[count, 1] = ids[slot]
-            count += 1
-    return pairs[:count].copy()
+def _hash_all(keys, multipliers):
+    """The hash of each key `[n, words]`. The hash of a sum of keys is the sum of their hashes."""
+    hashes = np.zeros(len(keys), np.uint64)
+    for i in range(len(keys)):
+        for w in range(len(multipliers)):
+            hashes[i] += np.uint64(keys[i, w]) * multipliers[w]
+    return hashes
 
 
-@njit(nogil=True, cache=True)
-def _find_neighbours(first, last, keys, ids, steps, multipliers, neighbours):
-    """For vertices in slots [first, last): the row after each, and so the row before that one."""
-    hashed_steps = _hash_steps(steps, multipliers)
-    for j in range(len(steps)):
-        for slot in range(first, last):
-            row = ids[slot]
-            if row < 0:
-                continue
-            hashed = _hash(keys, slot, multipliers) + hashed_steps[j]
-            found = ids[_find(keys, ids, keys, slot, steps, j, hashed)]
-            if found >= 0:
-                neighbours[j, 1, row] = found
-                neighbours[j, 0, found] = row
+@njit(nogil=True, cache=True, inline="always")
+def _slot(hashed, capacity):
+    """Where to look first: the hash scaled to [0, capacity), so that its order is kept."""
+    return np.int64(((hashed >> np.uint64(32)) * np.uint64(capacity)) >> np.uint64(32))
