@@ -220,11 +220,13 @@ def segment(
     results = [_Result(out, name) for name in outputs.output_names(files)]
     _refuse_to_overwrite(files, results)
     outputs.check_writable(out)
-    for file in _progress(files, "checking"):
-        for note in images.read_image(file, max_megapixels)[1]:
-            _note(f"{file}: {note}")
-    if weights is None:
-        _note(SHIPPED_NOTE)
+    notes = [
+        f"{file}: {note}"
+        for file in _progress(files, "checking")
+        for note in images.read_image(file, max_megapixels)[1]
+    ]
+    for note in [*notes, SHIPPED_NOTE] if weights is None else notes:
+        _note(note)
 
     palette = outputs.full_palette(metadata.get("palette"))
     names = metadata.get("class_names")
@@ -322,9 +324,6 @@ def refine(
     _refuse_to_overwrite([image_file, given], [result])
     outputs.check_writable(result.labels.parent)
     image, notes = images.read_image(image_file, max_megapixels)
-    for note in notes:
-        _note(f"{image_file}: {note}")
-
     size = (image.shape[0], image.shape[1])
     palette, names = outputs.voc_palette(), None
     if softmax_given:
@@ -339,6 +338,8 @@ def refine(
             palette = outputs.full_palette(annotation.colours)
             names = [f"#{r:02x}{g:02x}{b:02x}" for r, g, b in annotation.colours.tolist()]
         prediction = crf_alone.refine_scribbles(annotation, image, settings, gt_prob)
+    for note in notes:
+        _note(f"{image_file}: {note}")
     result.write(image, prediction, palette, probabilities)
     _report(image_file, prediction, names, result, time.perf_counter() - start)
 
