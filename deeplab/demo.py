@@ -151,7 +151,7 @@ def miou(pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> float:
 
 def table(cases: Sequence[Case]) -> Table:
     """mIoU before and after the CRF: a line for each scene, and one over all their pixels."""
-    result = Table(title="mIoU (%) against the exact masks, before and after the CRF")
+    result = Table(title="mIoU (%) before and after the CRF")
     result.add_column("scene")
     for name in ("before", "after", "gain"):
         result.add_column(name, justify="right")
