@@ -61,7 +61,7 @@ class DeepLab(nn.Module):
         """RGB in 0-255 -> the input that the weights expect: BGR, mean subtracted.
 
         image: NumPy `[H, W, 3]`, or tensor `[3, H, W]` or `[B, 3, H, W]`; uint8 or floating point.
-        Returns `[B, 3, H, W]` float32 on the model's device. Errors as in `deeplab.preprocess`.
+        Returns `[B, 3, H, W]` float32 on the model's device. Errors as of `deeplab.preprocess.preprocess`.
         """
         return preprocess(image).to(next(self.parameters()).device)
 
