@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import textwrap
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
@@ -90,7 +91,7 @@ def random_crf(module: ModuleType, form: str, normalization: int, seed: int) -> 
     rng = np.random.default_rng([seed, normalization, len(form)])
     width, height = (int(size) for size in rng.integers(1, 41, 2))
     width, height = [(width, height), (1, height), (width, 1)][seed % 3]
-    labels = int(rng.choice([1, 2, 3, 5, 8, 9, 21, 33]))
+    labels = int(rng.choice([1, 2, 5, 8, 21]))  # two row widths: each one compiles
     weight = rng.uniform(1, 6) * (0.02 if normalization == 0 else 1)
     mixed = rng.normal(0, 0.3, (labels, labels)) - np.eye(labels)
     compat = {
@@ -530,6 +531,15 @@ def test_sigmas_beyond_those_needed_are_not_used() -> None:
 
 
 # The interface
+
+
+def test_example_of_the_module_docstring_runs() -> None:
+    assert dcrf.__doc__
+    indented = dcrf.__doc__.split("nothing else:\n")[1].split("The model")[0]
+    image = np.random.default_rng(0).integers(0, 256, (7, 9, 3)).astype(np.uint8)
+    names = {"image": image, "nlabels": 3, "softmax": np.full((3, 7, 9), 1 / 3)}
+    exec(textwrap.dedent(indented), names)
+    assert names["labels"].shape == (7, 9)
 
 
 def test_every_public_name_of_pydensecrf_is_there(pydensecrf: ModuleType) -> None:
