@@ -61,7 +61,8 @@ class DeepLab(nn.Module):
         """RGB in 0-255 -> the input that the weights expect: BGR, mean subtracted.
 
         image: NumPy `[H, W, 3]`, or tensor `[3, H, W]` or `[B, 3, H, W]`; uint8 or floating point.
-        Returns `[B, 3, H, W]` float32 on the model's device. Errors as of `deeplab.preprocess.preprocess`.
+        Returns `[B, 3, H, W]` float32 on the model's device; raises as
+        `deeplab.preprocess.preprocess` does.
         """
         return preprocess(image).to(next(self.parameters()).device)
 
