@@ -188,14 +188,18 @@ def _fold_corners(
 ):  # fmt: skip
     """Put one term's corners beside the others'; return the end of rows in use by each block."""
     limits = np.zeros(-(-(last - first) // BLOCK), np.int64)
-    for i in range(first, last):
-        block = (i - first) // BLOCK
-        for k in range(corners.shape[1]):
-            row = corners[i, k] + offset
-            limits[block] = max(limits[block], row + 1)
-            all_corners[i, column + k] = row
-            slicing[i, column + k] = weights[i, k] * after[i] * gain_out
-            splatting[i, column + k] = weights[i, k] * before[i] * gain_in
+    for block in range(len(limits)):
+        begin = first + block * BLOCK
+        limit = 0
+        for i in range(begin, min(begin + BLOCK, last)):
+            entering, leaving = before[i] * gain_in, after[i] * gain_out
+            for k in range(corners.shape[1]):
+                row = corners[i, k] + offset
+                limit = max(limit, row + 1)
+                all_corners[i, column + k] = row
+                slicing[i, column + k] = weights[i, k] * leaving
+                splatting[i, column + k] = weights[i, k] * entering
+        limits[block] = limit
     return limits
 
 
@@ -237,12 +241,15 @@ def _update(
 @njit(nogil=True, cache=True)
 def _finish(first, last, logits, corners, slicing, rows, visits, output, lanes):
     """The last pass: slice, softmax, write the marginals."""
-    marginals = np.empty((1, logits.shape[1]), np.float32)
-    for i in range(first, last):
-        point = _slice_point(i, logits, corners, slicing, rows, lanes)
-        simd.store(marginals, 0, simd.softmax2(point))
+    marginals = np.empty((BLOCK, logits.shape[1]), np.float32)
+    for begin in range(first, last, BLOCK):
+        count = min(BLOCK, last - begin)
+        for i in range(count):
+            point = _slice_point(begin + i, logits, corners, slicing, rows, lanes)
+            simd.store(marginals, i, simd.softmax2(point))
         for c in range(output.shape[1]):
-            output[visits[i], c] = marginals[0, c]
+            for i in range(count):
+                output[visits[begin + i], c] = marginals[i, c]
 
 
 @njit(nogil=True, cache=True, inline="always")

@@ -99,14 +99,11 @@ def lanes_for(channels: int) -> tuple[int, ...]:
 
 
 def aligned_rows(count: int, lanes: tuple[int, ...]) -> Array:
-    """An unset buffer `[count, width]` that starts at a cache line.
+    """An unset buffer `[count, width]` that starts at a cache line, as torch's allocator gives it.
 
     A vector that straddles two lines costs two accesses, and its store is slow to read back.
     """
-    size = 4 * count * len(lanes)
-    buffer = np.empty(size + simd.CACHE_LINE, np.uint8)
-    start = -buffer.ctypes.data % simd.CACHE_LINE
-    return buffer[start : start + size].view(np.float32).reshape(count, len(lanes))
+    return torch.empty(count, len(lanes)).numpy()
 
 
 def part_ranges(lattice: Lattice) -> list[tuple[int, int, int, int]]:
