@@ -1,21 +1,25 @@
 """Run a compiled kernel that releases the GIL over ranges, on as many threads as torch uses.
 
-A plain thread pool instead of numba's parallel mode: it compiles several times faster, may be
-called from several Python threads at once, and survives a fork (data-loader workers).
+Plain threads instead of numba's parallel mode: kernels compile several times faster, may be called
+from several Python threads at once, and survive a fork (data-loader workers).
 """
 
 from __future__ import annotations
 
 import os
+import threading
 from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
 from itertools import pairwise
-from typing import Any
+from queue import SimpleQueue
+from typing import Any, TypeAlias
 
 import torch
 
-_pools: dict[int, ThreadPoolExecutor] = {}  # by process: threads do not live through a fork
+Job: TypeAlias = tuple[Callable[[], None], "SimpleQueue[BaseException | None]"]
+
+_inboxes: dict[int, SimpleQueue[Job]] = {}  # by process: threads do not live through a fork
+_starting = threading.Lock()
 
 
 def num_threads() -> int:
@@ -26,7 +30,7 @@ def num_threads() -> int:
 def run(kernel: Callable[..., Any], ranges: Sequence[tuple[Any, ...]], *args: object) -> list[Any]:
     """Call `kernel(*r, *args)` for each r of `ranges`, in parallel; return the results in order.
 
-    The first exception of a call is raised here, after all calls have ended.
+    An exception of a call is raised here, after all threads have stopped.
     """
     waiting = deque(enumerate(ranges))
     results: list[Any] = [None] * len(ranges)
@@ -40,13 +44,16 @@ def run(kernel: Callable[..., Any], ranges: Sequence[tuple[Any, ...]], *args: ob
             results[index] = kernel(*arguments, *args)
 
     helpers = max(0, min(len(ranges), num_threads()) - 1)
-    others = [_pool().submit(work) for _ in range(helpers)]
+    done: SimpleQueue[BaseException | None] = SimpleQueue()
+    for _ in range(helpers):
+        _inbox().put((work, done))
     try:
         work()
     finally:
-        wait(others)
-    for future in others:
-        future.result()
+        errors = [done.get() for _ in range(helpers)]
+    for error in errors:
+        if error is not None:
+            raise error
     return results
 
 
@@ -60,11 +67,27 @@ def split(count: int, pieces: int) -> list[tuple[int, int]]:
     return list(pairwise(bounds))
 
 
-def _pool() -> ThreadPoolExecutor:
+def _inbox() -> SimpleQueue[Job]:
+    """The queue that this process's threads take jobs from; they are started at the first use."""
     pid = os.getpid()
-    if pid not in _pools:
-        _pools.clear()
-        _pools[pid] = ThreadPoolExecutor(
-            max_workers=max(1, (os.cpu_count() or 1) - 1), thread_name_prefix="kernels"
-        )
-    return _pools[pid]
+    if pid not in _inboxes:
+        with _starting:
+            if pid not in _inboxes:
+                inbox: SimpleQueue[Job] = SimpleQueue()
+                for i in range(max(1, (os.cpu_count() or 1) - 1)):
+                    name = f"kernels-{i}"
+                    threading.Thread(target=_serve, args=(inbox,), name=name, daemon=True).start()
+                _inboxes[pid] = inbox
+    return _inboxes[pid]
+
+
+def _serve(inbox: SimpleQueue[Job]) -> None:
+    while True:
+        work, done = inbox.get()
+        try:
+            work()
+        except BaseException as error:
+            done.put(error)
+        else:
+            done.put(None)
+        del work, done  # a thread that waits holds no arrays
