@@ -91,19 +91,9 @@ class NormalizationType(IntEnum):
     NORMALIZE_SYMMETRIC = 3
 
 
-CONST_KERNEL = KernelType.CONST_KERNEL
-DIAG_KERNEL = KernelType.DIAG_KERNEL
-FULL_KERNEL = KernelType.FULL_KERNEL
-NO_NORMALIZATION = NormalizationType.NO_NORMALIZATION
-NORMALIZE_BEFORE = NormalizationType.NORMALIZE_BEFORE
-NORMALIZE_AFTER = NormalizationType.NORMALIZE_AFTER
-NORMALIZE_SYMMETRIC = NormalizationType.NORMALIZE_SYMMETRIC
-_SIDES: dict[NormalizationType, Normalization] = {
-    NO_NORMALIZATION: "none",
-    NORMALIZE_BEFORE: "before",
-    NORMALIZE_AFTER: "after",
-    NORMALIZE_SYMMETRIC: "symmetric",
-}
+CONST_KERNEL, DIAG_KERNEL, FULL_KERNEL = KernelType
+NO_NORMALIZATION, NORMALIZE_BEFORE, NORMALIZE_AFTER, NORMALIZE_SYMMETRIC = NormalizationType
+SIDES: tuple[Normalization, ...] = ("none", "before", "after", "symmetric")  # by number
 
 
 class Unary:
@@ -163,6 +153,7 @@ class DenseCRF:
     def __init__(self, nvar: int, nlabels: int) -> None:
         self._nvar = _integer("nvar", nvar, least=1)
         self._nlabels = _integer("nlabels", nlabels, least=1)
+        self._shape = self._nlabels, self._nvar
         self._unary: FloatArray | None = None
         self._terms: list[Term] = []
         self._order: torch.Tensor | None = None  # in which the lattices hold the variables
@@ -179,9 +170,10 @@ class DenseCRF:
                 f"u must be a ConstUnary or a LogisticUnary, not {type(u).__name__}; "
                 "setUnaryEnergy takes an array"
             )
-        shape = (self._nlabels, self._nvar)
-        if u._energy.shape != shape:
-            raise ValueError(f"Bad shape for unary energy (Need {shape}, got {u._energy.shape})")
+        if u._energy.shape != self._shape:
+            raise ValueError(
+                f"Bad shape for unary energy (Need {self._shape}, got {u._energy.shape})"
+            )
         self._unary = u._energy
 
     def setUnaryEnergy(self, u: Any, f: Any = None) -> None:
@@ -248,7 +240,7 @@ class DenseCRF:
         """
         scratch = np.empty((0, 0), np.float32)
         if self._unary is None:
-            return np.zeros((self._nlabels, self._nvar), np.float32), scratch, scratch.copy()
+            return np.zeros(self._shape, np.float32), scratch, scratch.copy()
         return self._mean_field(0, None), scratch, scratch.copy()
 
     def stepInference(self, Q: FloatArray, tmp1: Any = None, tmp2: Any = None) -> None:
@@ -293,13 +285,13 @@ class DenseCRF:
         side = _member("normalization", normalization, NormalizationType)
         lattice = reference_lattice(torch.from_numpy(np.ascontiguousarray(features.T)))
         mass = apply_lattice(lattice, torch.ones(self._nvar, 1))[:, 0]
-        before, after = normalizers(mass, _SIDES[side])
+        before, after = normalizers(mass, SIDES[side])
         self._terms.append(Term(lattice, penalty, before, after))
 
     def _mean_field(self, niter: int, start: FloatArray | None) -> FloatArray:
         unary = self._unary
         if unary is None:
-            unary = np.zeros((self._nlabels, self._nvar), np.float32)
+            unary = np.zeros(self._shape, np.float32)
         marginals = mean_field(
             torch.from_numpy(unary).T,
             self._terms,
@@ -311,9 +303,8 @@ class DenseCRF:
 
     def _marginals(self, Q: Any) -> FloatArray:
         marginals = _floats("Q", Q, ndims=(2,))
-        shape = (self._nlabels, self._nvar)
-        if marginals.shape != shape:
-            raise ValueError(f"Bad shape for Q (Need {shape}, got {marginals.shape})")
+        if marginals.shape != self._shape:
+            raise ValueError(f"Bad shape for Q (Need {self._shape}, got {marginals.shape})")
         return marginals
 
     def _add_energy(self, term: Term, marginals: torch.Tensor, energy: torch.Tensor) -> None:
