@@ -612,15 +612,24 @@ def _load_network(
         raise InputError(f"--model {model}: unknown; expected one of {', '.join(MODELS)}")
     if model is None and classes is not None:
         raise InputError(f"--classes {classes}: give --model too, or leave it to the weights")
-    network = load_model(weights) if model is None else None
     path = SHIPPED if weights is None else weights
     metadata = read_metadata(path)
-    if network is None:
-        count = classes if classes is not None else metadata.get("num_classes")
-        if not isinstance(count, int) or count < 1:
-            raise InputError(f"{path}: does not say how many classes it has; give --classes")
-        same = metadata.get("model") == model and isinstance(metadata.get("options"), dict)
-        network = build(str(model), num_classes=count, **(metadata["options"] if same else {}))
+    if model is None or "model" in metadata:
+        network = load_model(weights)
+        if model is not None and network.config["model"] != model:
+            raise InputError(
+                f"{path}: weights of {network.config['model']}, not of --model {model}; leave out "
+                "--model, the file knows its own"
+            )
+        if classes is not None and network.num_classes != classes:
+            raise InputError(
+                f"{path}: weights for {network.num_classes} classes, not for --classes {classes}; "
+                "leave out --classes, the file knows its own"
+            )
+    elif classes is None or not 1 <= classes <= 256:
+        raise InputError(f"{path}: does not say how many classes it has; give --classes, 1 to 256")
+    else:
+        network = build(model, num_classes=classes)
         load_weights(network, path)
     if network.num_classes > 256:
         raise InputError(
