@@ -15,8 +15,8 @@ A mask is therefore exact to half a pixel, and nothing is left unlabelled. Struc
 pixels (spokes, legs, wires, rails) are where a network of output stride 8 fails and a dense CRF
 helps: the failure case of both DeepLab papers.
 
-A seed fixes a scene bit for bit; the same seed at another size is the same scene, seen finer or
-coarser. Splits are ranges of seeds: training below ``VALIDATION_START``, validation from there,
+A seed fixes a scene bit for bit (for given versions of NumPy and Pillow); the same seed at another
+size is the same scene, seen finer or coarser. Splits are ranges of seeds: training below ``VALIDATION_START``, validation from there,
 test from ``TEST_START`` (never trained on, never tuned on).
 """
 
@@ -287,6 +287,7 @@ class _View:
         self.image[y0:y1, x0:x1] *= 1 - strength * penumbra[..., None]
 
     def distance(self, base: float) -> float:
+        """How far away an object stands: 1 at the near edge of the ground, more towards the sky."""
         return (self.height - self.horizon) / max(base - self.horizon, 4.0)
 
     def contrasting(self, colours: Sequence[Colour], x: float, y: float, radius: float) -> Colour:

@@ -12,7 +12,9 @@ import torch.nn.functional as F
 
 from deeplab.data.scenes import CLASSES, PALETTE, ScenesDataset
 from deeplab.engine import train as training
+from deeplab.engine.refine import CRFSettings
 from deeplab.engine.train import (
+    SCENES_CRF,
     Samples,
     TrainConfig,
     parameter_groups,
@@ -95,7 +97,7 @@ def test_head_lr_scale_is_relative_to_the_body(scale):
 
 def test_a_few_steps_overfit_two_pictures(pictures):
     config = dataclasses.replace(
-        TINY, steps=40, lr=0.03, head_lr_scale=1.0, scales=(1.0, 1.0), mirror=False
+        TINY, steps=30, lr=0.03, head_lr_scale=1.0, scales=(1.0, 1.0), mirror=False
     )
     before = run(dataclasses.replace(config, steps=1), pictures)
     after = run(config, pictures)
@@ -340,3 +342,10 @@ def test_empty_data_set_is_refused(pictures):
 def test_configuration_refuses_values_without_sense(field, value):
     with pytest.raises(ValueError, match=f"^{field}: expected"):
         TrainConfig(**{field: value})
+
+
+def test_scenes_come_with_their_crf_settings(tmp_path, pictures):
+    out = tmp_path / "w.safetensors"
+    config = dataclasses.replace(TINY, steps=1, scenes=1, validation_scenes=1)
+    train(config, out, validation=pictures, progress=False)
+    assert CRFSettings().changed(read_metadata(out)["crf"]) == CRFSettings(**SCENES_CRF)
