@@ -284,7 +284,8 @@ class DenseCRF:
         _member("kernel", kernel, KernelType)
         side = _member("normalization", normalization, NormalizationType)
         lattice = reference_lattice(torch.from_numpy(np.ascontiguousarray(features.T)))
-        mass = apply_lattice(lattice, torch.ones(self._nvar, 1))[:, 0]
+        ones = torch.from_numpy(np.ones((self._nvar, 1), np.float32))
+        mass = apply_lattice(lattice, ones)[:, 0]
         before, after = normalizers(mass, SIDES[side])
         self._terms.append(Term(lattice, penalty, before, after))
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -90,7 +91,13 @@ def _check_unary(unary: Tensor) -> None:
         raise TypeError(f"unary must be a float32 or float64 tensor, not {kind}")
     if unary.ndim != 2 or unary.shape[1] == 0:
         raise ValueError(f"unary must be [N, C] with at least one label, not {list(unary.shape)}")
-    if not unary.amin(dim=1).isfinite().all():
+    # By NumPy on a CPU: torch's threads would spin on the cores that the first pass wants.
+    least = (
+        np.isfinite(unary.detach().numpy().min(axis=1)).all()
+        if unary.device.type == "cpu"
+        else unary.amin(dim=1).isfinite().all()
+    )
+    if not least:
         raise ValueError(
             "unary holds NaN or -Inf, or +Inf for every label of a point; energies are "
             "-log(probability): clip probabilities away from NaN, and logits to a finite range"

@@ -31,13 +31,29 @@ def require_placeable(features: torch.Tensor) -> None:
         )
     if not features.numel():
         return
+    limit = 0.5 / torch.finfo(features.dtype).eps / ((2 / 3) ** 0.5 * (dims + 1))
+    low, high = _extremes(features)
+    if max(-low, high) * dims <= limit:  # the common case, in one pass; false for NaN
+        return
     reach = float(features.flatten(0, -2).abs().amax(0).double().sum())
     if not reach < float("inf"):  # NaN too
         raise ValueError("features must be finite, but hold NaN or Inf")
-    limit = 0.5 / torch.finfo(features.dtype).eps / ((2 / 3) ** 0.5 * (dims + 1))
     if reach > limit:
         raise ValueError(
             f"features are too large for a lattice in {features.dtype}: their largest magnitudes "
             f"add up to {reach:.3g} over {dims} dimensions, {limit:.3g} at most. Use a larger "
             "sigma (features are divided by it), move them towards zero, or use float64."
         )
+
+
+def _extremes(features: torch.Tensor) -> tuple[float, float]:
+    """The least and the greatest value, NaN if there is one.
+
+    By NumPy on a CPU: after a parallel operation torch's threads spin for milliseconds, on the
+    cores that the build wants next.
+    """
+    if features.device.type == "cpu":
+        array = features.detach().numpy()
+        return float(array.min()), float(array.max())
+    low, high = torch.aminmax(features)
+    return float(low), float(high)
