@@ -1,0 +1,84 @@
+"""The command line: `deeplab segment | refine | train | evaluate | demo`, one module each.
+
+Results and tables go to standard output; notes, progress and errors to standard error. Exit status:
+0 done; 2 bad input, with one line that says what to mend and nothing half-written; 130 Ctrl-C.
+
+Everything that computes is imported inside the commands, so that `--help` answers quickly.
+"""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from deeplab.cli import demo, evaluate, refine, segment, train
+from deeplab.errors import InputError
+
+
+class _Commands(TyperGroup):
+    """Turns InputError into one line on standard error and status 2, Ctrl-C into status 130."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except InputError as error:
+            typer.echo(f"Error: {error}", err=True)
+            raise typer.Exit(2) from error
+        except KeyboardInterrupt:
+            typer.echo("Interrupted; every file written so far is complete.", err=True)
+            raise typer.Exit(130) from None
+
+
+app = typer.Typer(
+    name="deeplab",
+    cls=_Commands,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def main() -> None:
+    """The entry point of the `deeplab` script."""
+    app(prog_name="deeplab")
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"deeplab-triton {version('deeplab-triton')}, torch {version('torch')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _top(
+    show_version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version."
+        ),
+    ] = False,
+) -> None:
+    """Semantic segmentation with DeepLab v1/v2 and a dense CRF.
+
+    **First steps**
+
+    ```text
+    deeplab demo                          see what it does, on generated scenes
+    deeplab segment photo.jpg             label every pixel of a picture
+    deeplab refine photo.jpg marks.png    spread scribbles over a photograph
+    ```
+
+    Every command explains itself: deeplab COMMAND --help
+    """
+
+
+app.command()(segment.segment)
+app.command()(refine.refine)
+app.command(cls=train.ShowsRecipe)(train.train)
+app.command()(evaluate.evaluate)
+app.command()(demo.demo)

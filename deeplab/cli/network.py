@@ -1,0 +1,60 @@
+"""The network that a command works with, and the CRF settings that come with its weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from deeplab.errors import InputError
+
+if TYPE_CHECKING:
+    from deeplab.engine.refine import CRFSettings
+    from deeplab.model import DeepLab
+
+
+def load_network(
+    weights: Path | None, model: str | None, classes: int | None
+) -> tuple[DeepLab, dict[str, Any]]:
+    """The model with its weights, and what the weights say about themselves."""
+    from deeplab.model import MODELS, build
+    from deeplab.weights import SHIPPED, load_model, load_weights, read_metadata
+
+    if model is not None and model not in MODELS:
+        raise InputError(f"--model {model}: unknown; expected one of {', '.join(MODELS)}")
+    if model is None and classes is not None:
+        raise InputError(f"--classes {classes}: give --model too, or leave it to the weights")
+    path = SHIPPED if weights is None else weights
+    metadata = read_metadata(path)
+    if model is None or "model" in metadata:
+        network = load_model(weights)
+        if model is not None and network.config["model"] != model:
+            raise InputError(
+                f"{path}: weights of {network.config['model']}, not of --model {model}; leave out "
+                "--model, the file knows its own"
+            )
+        if classes is not None and network.num_classes != classes:
+            raise InputError(
+                f"{path}: weights for {network.num_classes} classes, not for --classes {classes}; "
+                "leave out --classes, the file knows its own"
+            )
+    elif classes is None or not 1 <= classes <= 256:
+        raise InputError(f"{path}: does not say how many classes it has; give --classes, 1 to 256")
+    else:
+        network = build(model, num_classes=classes)
+        load_weights(network, path)
+    if network.num_classes > 256:
+        raise InputError(
+            f"{path}: {network.num_classes} classes do not fit 8-bit label maps (256 at most); use "
+            "deeplab.engine.predict from Python"
+        )
+    return network.eval(), metadata
+
+
+def stored_settings(metadata: dict[str, Any]) -> CRFSettings:
+    """The CRF settings that come with the weights, DeepLab v2's where there are none."""
+    from deeplab.engine.refine import CRFSettings
+
+    stored = metadata.get("crf") or {}
+    if not isinstance(stored, dict):
+        raise InputError(f"the weights' metadata: crf: expected settings by name, got {stored!r}")
+    return CRFSettings().changed(stored)

@@ -1,0 +1,115 @@
+"""`deeplab refine`: the dense CRF alone, on scribbles or on probabilities."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from deeplab.cli import options
+from deeplab.cli.results import Result, print_notes, print_result, refuse_to_overwrite
+from deeplab.data import images, outputs
+from deeplab.errors import InputError
+
+
+def refine(
+    ctx: typer.Context,
+    image_file: Annotated[Path, typer.Argument(metavar="IMAGE", help="The photograph.")],
+    given: Annotated[
+        Path,
+        typer.Argument(
+            metavar="ANNOTATION|PROBABILITIES",
+            help="Scribbles as a picture of the same size, or probabilities (.npz, .npy).",
+        ),
+    ],
+    indices: Annotated[
+        bool,
+        typer.Option(
+            "--indices",
+            help="The annotation's pixel values are class indices, 255 unsure (VOC's label maps), "
+            "instead of colours.",
+        ),
+    ] = False,
+    classes: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N", help="With --indices: how many classes.", show_default="the highest + 1"
+        ),
+    ] = None,
+    gt_prob: Annotated[
+        float, typer.Option(metavar="P", help="How far scribbles are to be trusted.")
+    ] = 0.7,
+    out: Annotated[
+        Path,
+        typer.Option(
+            metavar="DIR|FILE.png",
+            help="Folder for the results, or the name of the label map; the rest goes beside it.",
+        ),
+    ] = Path("out"),
+    probabilities: options.SaveProbabilities = False,
+    max_megapixels: options.MaxMegapixels = images.MAX_MEGAPIXELS,
+    iterations: options.Iterations = None,
+    gaussian_weight: options.GaussianWeight = None,
+    gaussian_sigma: options.GaussianSigma = None,
+    bilateral_weight: options.BilateralWeight = None,
+    bilateral_sigma_xy: options.BilateralSigmaXY = None,
+    bilateral_sigma_rgb: options.BilateralSigmaRGB = None,
+) -> None:
+    """The dense CRF alone: spread scribbles, or sharpen any network's probabilities.
+
+    **Scribbles**: a picture of the photograph's size in which each colour is a label and
+    black (or transparent) is unsure. Draw hard edges, save as PNG. A palette picture counts by its
+    colours; with --indices by its values. Unsure pixels may get any label, and marked ones may
+    change theirs (--gt-prob). CRF options left out: 5 iterations, smoothness 3 / 3 pixels,
+    appearance 10 / 80 pixels / 13 levels, as in pydensecrf's example.
+
+    **Probabilities**: float [C, H, W] or [H, W, C], summing to 1 over the classes, as
+    .npy, or as .npz with one array or one named 'probabilities' (such as deeplab segment --no-crf
+    --probabilities writes). CRF options left out: 10 iterations, smoothness 3 / 3 pixels,
+    appearance 4 / 49 pixels / 5 levels.
+
+    The output folder gets NAME_labels.png (values: the labels from 0 on; palette: the annotation's
+    colours, or VOC's) and NAME_overlay.png, NAME being the photograph's.
+
+    **Examples**
+
+    ```text
+    deeplab refine photo.jpg scribbles.png
+    deeplab refine photo.jpg scribbles.png --out labels.png
+    deeplab refine photo.jpg softmax.npz --out refined --iterations 5
+    deeplab refine photo.jpg voc_labels.png --indices --classes 21 --gt-prob 0.9
+    ```
+    """
+    from deeplab.engine import refine as crf_alone
+
+    start = time.perf_counter()
+    softmax_given = given.suffix.lower() in (".npy", ".npz")
+    if softmax_given and indices:
+        raise InputError(f"--indices: {given} holds probabilities, not an annotation; leave it out")
+    if classes is not None and not indices:
+        raise InputError(f"--classes {classes}: only counts with --indices; leave it out")
+    defaults = crf_alone.CRFSettings() if softmax_given else crf_alone.SCRIBBLES
+    settings = defaults.changed(options.crf_settings(ctx))
+    result = Result.at(out, outputs.output_names([image_file])[0])
+    refuse_to_overwrite([image_file, given], [result])
+    outputs.check_writable(result.labels.parent)
+    image, notes = images.read_image(image_file, max_megapixels)
+    size = (image.shape[0], image.shape[1])
+    palette, names = outputs.voc_palette(), None
+    if softmax_given:
+        softmax = crf_alone.read_probabilities(given, size)
+        prediction = crf_alone.refine_probabilities(softmax, image, settings)
+    else:
+        if indices:
+            annotation = crf_alone.read_indices(given, size, classes, max_megapixels)
+        else:
+            annotation = crf_alone.read_colours(given, size, max_megapixels)
+        if annotation.colours is not None:
+            palette = outputs.full_palette(annotation.colours)
+            names = [f"#{r:02x}{g:02x}{b:02x}" for r, g, b in annotation.colours.tolist()]
+        prediction = crf_alone.refine_scribbles(annotation, image, settings, gt_prob)
+    print_notes(f"{image_file}: {note}" for note in notes)
+    result.write(image, prediction, palette, probabilities)
+    print_result(image_file, prediction, names, result, time.perf_counter() - start)
