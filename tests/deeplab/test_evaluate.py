@@ -1,16 +1,21 @@
 """Evaluation: one pass, the network and the CRF, whole pictures and the band around boundaries."""
 
+import dataclasses
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
-from deeplab.data.scenes import CLASSES, ScenesDataset
+from deeplab.data.scenes import CLASSES, PALETTE, TEST_START, VALIDATION_START, ScenesDataset
 from deeplab.engine.evaluate import boundary_band, evaluate
+from deeplab.engine.refine import CRFSettings
+from deeplab.engine.train import SCENES_CRF, TrainConfig
 from deeplab.metrics import ConfusionMatrix
 from deeplab.model import deeplab_v2_small
+from deeplab.weights import SHIPPED, load_model, read_metadata
 
 
 @pytest.fixture(scope="module")
@@ -130,3 +135,41 @@ def test_model_with_its_own_crf_is_refused(pictures):
     model.crf = torch.nn.Identity()
     with pytest.raises(ValueError, match=r"CRF layer of its own.*crf="):
         evaluate(model, pictures)
+
+
+@pytest.fixture(scope="module")
+def record():
+    path = Path(__file__).parents[2] / "bench" / "records" / "scenes_deeplab_v2_small.json"
+    return json.loads(path.read_text())
+
+
+def test_shipped_weights_reach_the_recorded_scores_and_the_crf_improves_them(record):
+    settings = CRFSettings().changed(read_metadata(SHIPPED)["crf"])
+    first = record["first_scenes"]
+    dataset = ScenesDataset(TEST_START, first["images"])
+    model = load_model()
+    result = evaluate(model, dataset, settings.layer(len(CLASSES)), class_names=CLASSES)
+    assert result.crf is not None
+    assert result.network.miou == pytest.approx(first["network"]["miou"], abs=0.01)
+    assert result.crf.miou == pytest.approx(first["crf"]["miou"], abs=0.01)
+    assert result.crf.miou > result.network.miou
+    assert result.crf.band_miou > result.network.band_miou
+
+
+def test_record_was_measured_on_scenes_never_trained_or_tuned_on(record):
+    assert record["test"]["first_scene"] >= TEST_START
+    assert record["test"]["images"] >= 50
+    assert record["test"]["crf"]["miou"] > record["test"]["network"]["miou"]
+    search = record["crf_search"]
+    assert VALIDATION_START <= search["first_scene"] < TEST_START
+    assert record["training"]["recipe"]["scenes"] < VALIDATION_START
+
+
+def test_shipped_weights_name_the_default_recipe_and_the_recorded_scores(record):
+    metadata = read_metadata(SHIPPED)
+    assert metadata["recipe"] == json.loads(json.dumps(dataclasses.asdict(TrainConfig())))
+    assert metadata["class_names"] == list(CLASSES)
+    assert metadata["palette"] == PALETTE[: len(CLASSES)].tolist()
+    assert metadata["crf"] == SCENES_CRF == record["test"]["crf_settings"]
+    assert metadata["metrics"]["test"]["crf"]["miou"] == record["test"]["crf"]["miou"]
+    assert SHIPPED.stat().st_size <= 4e6
