@@ -196,7 +196,7 @@ class DenseCRF(nn.Module):
             filters[0] = inference.GridFilter.over(
                 shape[2], shape[3], self.gaussian.sigmas, like=unary
             )
-        ones = unary.new_ones(len(unary), unary.shape[2], 1)
+        ones = unary.new_ones(unary.shape[0], unary.shape[2], 1)
         return [
             PairwiseTerm.normalized(filter, cost, self.normalization, ones)
             for filter, cost in zip(filters, penalties, strict=True)
@@ -219,7 +219,7 @@ def _unary(logits: Tensor) -> Tensor:
 
 def _as_maps(values: Tensor, shape: torch.Size) -> Tensor:
     """`[B, N, C]` as `[B, C, H, W]`."""
-    return values.transpose(1, 2).reshape(shape)
+    return values.transpose(1, 2).contiguous().reshape(shape)
 
 
 def _check_logits(logits: Tensor, num_classes: int) -> None:
@@ -278,7 +278,7 @@ def _check_grey_levels(images: Tensor) -> None:
     if images.dtype == torch.uint8 or images.numel() == 0:
         return
     inference.require_finite("images", images)
-    low, high = (float(level) for level in images.aminmax())
+    low, high = (float(level) for level in images.detach().aminmax())
     if low < 0 or high > 255:
         raise ValueError(
             f"images must hold RGB values 0-255, but range from {low:g} to {high:g}; pass the "

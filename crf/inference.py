@@ -216,10 +216,9 @@ class GridFilter:
         return cls(gaussian(height, sigmas[1]), gaussian(width, sigmas[0]))
 
     def __call__(self, values: Tensor) -> Tensor:
-        batch, _, channels = values.shape
-        height, width = len(self.rows), len(self.columns)
-        across = self.columns @ values.reshape(batch, height, width, channels)
-        return (self.rows @ across.reshape(batch, height, -1)).reshape(values.shape)
+        grid = values.unflatten(1, (self.rows.shape[0], self.columns.shape[0]))
+        across = self.columns @ grid
+        return (self.rows @ across.flatten(2)).reshape(grid.shape).flatten(1, 2)
 
     def transposed(self) -> GridFilter:
         return self

@@ -1,0 +1,583 @@
+"""DenseCRF against mean field written out over all pairs, against pydensecrf, and as a layer."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import crf
+from crf import inference
+
+NORMALIZATIONS = ("symmetric", "before", "after", "none")
+OPCHECKS = (
+    "test_schema",
+    "test_autograd_registration",
+    "test_faketensor",
+    "test_aot_dispatch_static",
+    "test_aot_dispatch_dynamic",
+)
+MeetsBar = Callable[[Any, Any], None]
+
+
+def problem(
+    batch: int = 2, classes: int = 4, height: int = 6, width: int = 7, dtype: Any = torch.float32
+) -> tuple[Tensor, Tensor]:
+    """Noisy logits, and images with smooth shading, an edge and a little noise."""
+    y = torch.arange(height)[:, None] / 9
+    x = torch.arange(width) / 7
+    phase = torch.arange(batch * 3).reshape(batch, 3, 1, 1)
+    shade = 120 + 80 * torch.sin(x + phase) * torch.cos(y - phase) + 30 * (x + y > 1)
+    images = (shade + 4 * torch.randn(shade.shape)).clamp(0, 255).to(torch.uint8)
+    return 1.5 * torch.randn(batch, classes, height, width, dtype=dtype), images
+
+
+def without_terms(classes: int = 4, **options: Any) -> crf.DenseCRF:
+    return crf.DenseCRF(classes, **{"gaussian": None, "bilateral": None, **options})
+
+
+# The reference: every pair of pixels, float64, one image
+
+
+def kernel_matrix(features: list[tuple[float, ...]]) -> np.ndarray[Any, Any]:
+    points = np.array(features, dtype=np.float64)
+    return np.exp(-0.5 * ((points[:, None] - points[None]) ** 2).sum(-1))
+
+
+def kernel_matrices(
+    model: crf.DenseCRF, image: Tensor, features: dict[str, Tensor]
+) -> list[tuple[float, np.ndarray[Any, Any]]]:
+    """(weight, kernel `[N, N]`, normalised) of each term of a model with scalar sigmas."""
+    pixels = list(itertools.product(range(image.shape[1]), range(image.shape[2])))
+    terms = []
+    if model.gaussian:
+        s: Any = model.gaussian.sigma_xy
+        terms.append((model.gaussian.weight, kernel_matrix([(x / s, y / s) for y, x in pixels])))
+    if model.bilateral:
+        s, c = model.bilateral.sigma_xy, model.bilateral.sigma_rgb  # type: ignore[assignment]
+        points = [
+            (x / s, y / s, *(float(v) / c for v in image[:, y, x]))  # type: ignore[operator]
+            for y, x in pixels
+        ]
+        terms.append((model.bilateral.weight, kernel_matrix(points)))
+    terms += [(term.weight, kernel_matrix(features[term.name].tolist())) for term in model.pairwise]
+    normalised = []
+    for weight, kernel in terms:
+        mass = kernel.sum(1)
+        before = {"symmetric": mass**-0.5, "before": 1 / mass}.get(
+            model.normalization, 1 + 0 * mass
+        )
+        after = {"symmetric": mass**-0.5, "after": 1 / mass}.get(model.normalization, 1 + 0 * mass)
+        normalised.append((weight, after[:, None] * kernel * before))
+    return normalised
+
+
+def mean_field(
+    model: crf.DenseCRF, logits: Tensor, image: Tensor, features: dict[str, Tensor]
+) -> np.ndarray[Any, Any]:
+    """Marginals `[C, H, W]` by the update of Krähenbühl and Koltun, label by label."""
+    classes = model.num_classes
+    mu = model.compatibility
+    mu = 1 - np.eye(classes) if mu is None else mu.double().numpy()
+    scores = logits.double().numpy().reshape(classes, -1)
+    unary = -scores + np.log(np.exp(scores).sum(0))
+    terms = kernel_matrices(model, image, features)
+    marginals = np.exp(-unary)
+    for _ in range(model.iterations):
+        energy = unary.copy()
+        for weight, kernel in terms:
+            filtered = marginals @ kernel.T
+            for label, other in itertools.product(range(classes), repeat=2):
+                energy[label] += weight * mu[label, other] * filtered[other]
+        marginals = np.exp(-energy + energy.min(0))
+        marginals /= marginals.sum(0)
+    return marginals.reshape(logits.shape)
+
+
+@pytest.mark.parametrize("normalization", NORMALIZATIONS)
+@pytest.mark.parametrize("compatibility", ["potts", "matrix"])
+def test_exact_equals_mean_field_over_all_pairs(normalization: Any, compatibility: str) -> None:
+    logits, images = problem(dtype=torch.float64)
+    features = {"depth": torch.rand(2, 42, 2, dtype=torch.float64)}
+    model = crf.DenseCRF(
+        4,
+        gaussian=crf.Gaussian(0.7, 2.0),
+        bilateral=crf.Bilateral(1.3, 5.0, 20.0),
+        pairwise=[crf.Pairwise("depth", 0.4)],
+        iterations=3,
+        method="exact",
+        normalization=normalization,
+        compatibility=torch.rand(4, 4).double() if compatibility == "matrix" else "potts",
+    )
+    marginals = model(logits, images, features)
+    assert marginals.dtype == torch.float64
+    for b in range(2):
+        expected = mean_field(model, logits[b], images[b], {"depth": features["depth"][b]})
+        np.testing.assert_allclose(marginals[b].numpy(), expected, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (1, 9), (8, 1), (5, 6)])
+def test_row_and_column_passes_equal_all_pairs(height: int, width: int) -> None:
+    logits, images = problem(2, 3, height, width, torch.float64)
+    term = crf.Gaussian(2.0, (1.5, 2.5))
+    by_passes = without_terms(3, gaussian=term, method="exact")(logits, images)
+    by_pairs = without_terms(3, pairwise=[crf.Pairwise("xy", 2.0)], method="exact")(
+        logits, images, {"xy": term.features(images.double()).expand(2, -1, -1)}
+    )
+    torch.testing.assert_close(by_passes, by_pairs)
+
+
+def test_potts_and_its_matrix_give_the_same_marginals() -> None:
+    logits, images = problem()
+    for method in ("permutohedral", "exact"):
+        potts = crf.DenseCRF(4, method=method)(logits, images)
+        matrix = crf.DenseCRF(4, method=method, compatibility=1 - torch.eye(4))(logits, images)
+        torch.testing.assert_close(matrix, potts, rtol=1e-4, atol=1e-5)
+
+
+def test_both_methods_clean_noisy_labels_of_shaded_regions_alike() -> None:
+    logits, images = problem(1, 4, 30, 40)
+    truth = images[:, 0].long() // 64
+    logits = logits + 1.5 * F.one_hot(truth, 4).permute(0, 3, 1, 2)
+    bilateral = crf.Bilateral(4.0, 49.0, 20.0)
+    by_lattice, by_pairs = (
+        crf.DenseCRF(4, bilateral=bilateral, method=method)(logits, images).argmax(1)
+        for method in ("permutohedral", "exact")
+    )
+    assert (by_lattice == by_pairs).float().mean() > 0.98
+    assert (logits.argmax(1) == truth).float().mean() < 0.65
+    assert (by_pairs == truth).float().mean() > 0.88
+
+
+# pydensecrf
+
+
+CASES: dict[str, dict[str, Any]] = {
+    "defaults": {"size": (24, 32)},
+    "wide": {"size": (30, 21), "classes": 3, "bilateral": crf.Bilateral(10.0, 80.0, 13.0)},
+    "anisotropic": {
+        "size": (17, 33),
+        "gaussian": crf.Gaussian(2.0, (1.0, 4.0)),
+        "bilateral": crf.Bilateral(3.0, (30.0, 15.0), (3.0, 9.0, 20.0)),
+    },
+    "smooth": {"size": (19, 26), "bilateral": crf.Bilateral(5.0, 160.0, 20.0), "classes": 21},
+    "sharp": {"size": (25, 25), "bilateral": crf.Bilateral(4.0, 1.0, 3.0)},
+    "row": {"size": (1, 30)},
+    "column": {"size": (45, 1)},
+    "pixel": {"size": (1, 1), "classes": 2},
+    "one class": {"size": (5, 6), "classes": 1},
+    "only gaussian": {"size": (20, 20), "bilateral": None},
+    "before": {"size": (20, 31), "normalization": "before"},
+    "after": {"size": (20, 31), "normalization": "after"},
+    "none": {
+        "size": (12, 15),
+        "normalization": "none",
+        "gaussian": crf.Gaussian(0.05, 3.0),
+        "bilateral": crf.Bilateral(0.02, 30.0, 10.0),
+    },
+    "matrix": {
+        "size": (18, 27),
+        "classes": 3,
+        "compatibility": [[0, 1, 3], [1, 0, 2], [3, 2, 0.5]],
+    },
+}
+
+
+def reference(
+    pydensecrf: ModuleType, model: crf.DenseCRF, logits: Tensor, image: Tensor
+) -> tuple[np.ndarray[Any, Any], list[float]]:
+    """pydensecrf's marginals `[C, H*W]` and its divergence, at the start and after each step."""
+    classes, height, width = logits.shape
+    theirs = pydensecrf.DenseCRF2D(width, height, classes)
+    theirs.setUnaryEnergy((-logits.log_softmax(0)).reshape(classes, -1).numpy())
+    mode = {"symmetric": 3, "after": 2, "before": 1, "none": 0}[model.normalization]
+
+    def compat(weight: float) -> Any:
+        return (
+            weight if model.compatibility is None else weight * model.compatibility.float().numpy()
+        )
+
+    if model.gaussian:
+        theirs.addPairwiseGaussian(
+            model.gaussian.sigma_xy, compat(model.gaussian.weight), normalization=mode
+        )
+    if model.bilateral:
+        rgb = np.ascontiguousarray(image.permute(1, 2, 0).numpy())
+        s, c = model.bilateral.sigma_xy, model.bilateral.sigma_rgb
+        theirs.addPairwiseBilateral(s, c, rgb, compat(model.bilateral.weight), normalization=mode)
+    q, tmp1, tmp2 = theirs.startInference()
+    divergence = [theirs.klDivergence(q)]
+    for _ in range(model.iterations):
+        theirs.stepInference(q, tmp1, tmp2)
+        divergence.append(theirs.klDivergence(q))
+    return np.array(q), divergence
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_lattice_meets_the_bar_and_the_divergence_of_pydensecrf(
+    case: str, pydensecrf: ModuleType, assert_meets_bar: MeetsBar
+) -> None:
+    options = dict(CASES[case])
+    height, width = options.pop("size")
+    classes = options.pop("classes", 5)
+    logits, images = problem(1, classes, height, width)
+    model = crf.DenseCRF(classes, **options)
+    expected, divergence = reference(pydensecrf, model, logits[0], images[0])
+    assert_meets_bar(model(logits, images)[0].flatten(1), expected)
+    marginals, kl = model(logits, images, return_kl=True)
+    assert_meets_bar(marginals[0].flatten(1), expected)
+    np.testing.assert_allclose(kl[:, 0].numpy(), divergence, rtol=1e-4, atol=1e-5)
+
+
+def test_a_photograph_meets_the_bar_of_pydensecrf(
+    pydensecrf: ModuleType, assert_meets_bar: MeetsBar, photograph: Callable[[int], Any]
+) -> None:
+    rgb = photograph(1)[0][60:180, 60:220]
+    image = torch.from_numpy(np.ascontiguousarray(rgb)).permute(2, 0, 1)
+    logits = F.avg_pool2d(8 * torch.randn(1, 8, *image.shape[1:]), 5, 1, 2)
+    model = crf.DenseCRF(8)
+    expected, _ = reference(pydensecrf, model, logits[0], image)
+    assert_meets_bar(model(logits, image[None])[0].flatten(1), expected)
+
+
+# The divergence
+
+
+def test_divergence_of_exact_is_the_sum_over_all_pairs() -> None:
+    logits, images = problem(dtype=torch.float64)
+    model = crf.DenseCRF(4, iterations=4, method="exact")
+    marginals, kl = model(logits, images, return_kl=True)
+    assert kl.shape == (5, 2)
+    assert torch.equal(marginals, model(logits, images))
+    unary = -logits.log_softmax(1)
+    for b, step in itertools.product(range(2), (0, 2, 4)):
+        shorter = crf.DenseCRF(4, iterations=step, method="exact")
+        q = shorter(logits, images)[b].flatten(1).numpy()
+        pairwise = sum(
+            -weight * np.sum(q * (q @ kernel.T))
+            for weight, kernel in kernel_matrices(model, images[b], {})
+        )
+        expected = np.sum(q * np.log(q)) + np.sum(q * unary[b].flatten(1).numpy()) + pairwise
+        assert kl[step, b].item() == pytest.approx(expected, rel=1e-9)
+
+
+# Without and with gradients
+
+
+@pytest.mark.parametrize("normalization", NORMALIZATIONS)
+@pytest.mark.parametrize("compatibility", ["potts", "matrix"])
+def test_inference_without_gradients_equals_the_differentiable_one(
+    normalization: Any, compatibility: str
+) -> None:
+    logits, images = problem(3, 5, 20, 23)
+    scale = 0.02 if normalization == "none" else 1.0
+    model = crf.DenseCRF(
+        5,
+        gaussian=crf.Gaussian(3 * scale, 3.0),
+        bilateral=crf.Bilateral(4 * scale, 20.0, 8.0),
+        pairwise=[crf.Pairwise("depth", scale)],
+        normalization=normalization,
+        compatibility=torch.rand(5, 5) if compatibility == "matrix" else "potts",
+    )
+    features = {"depth": torch.rand(3, 460, 2)}
+    for method in (model.forward, model.field):
+        fast = method(logits, images, features)
+        composed = method(logits.clone().requires_grad_(), images, features)
+        assert not fast.requires_grad
+        assert composed.requires_grad
+        torch.testing.assert_close(fast, composed, rtol=1e-3, atol=1e-4)
+        with torch.no_grad():
+            assert torch.equal(method(logits.clone().requires_grad_(), images, features), fast)
+
+
+@pytest.mark.parametrize("method", ["permutohedral", "exact"])
+@pytest.mark.parametrize("normalization", ["symmetric", "after"])
+def test_gradient_to_the_logits_passes_gradcheck(method: Any, normalization: Any) -> None:
+    logits, images = problem(2, 3, 3, 4, torch.float64)
+    model = crf.DenseCRF(
+        3,
+        bilateral=crf.Bilateral(4.0, 8.0, 40.0),
+        iterations=3,
+        method=method,
+        normalization=normalization,
+        compatibility=torch.rand(3, 3),
+    )
+    logits.requires_grad_()
+    assert torch.autograd.gradcheck(lambda x: model(x, images), logits, fast_mode=True)
+    assert torch.autograd.gradcheck(lambda x: model.field(x, images), logits, fast_mode=True)
+
+
+def test_exact_has_gradients_to_images_and_features() -> None:
+    logits, images = problem(1, 3, 3, 3, torch.float64)
+    model = crf.DenseCRF(
+        3, pairwise=[crf.Pairwise("depth", 1.0)], iterations=2, method="exact",
+        bilateral=crf.Bilateral(4.0, 8.0, 40.0),
+    )  # fmt: skip
+    inputs = (
+        images.double().clamp(1, 254).requires_grad_(),
+        torch.rand(1, 9, 2, dtype=torch.float64).requires_grad_(),
+    )
+    assert torch.autograd.gradcheck(lambda i, f: model(logits, i, {"depth": f}), inputs)
+
+
+def test_the_lattice_refuses_gradients_to_images_and_features() -> None:
+    logits, images = problem()
+    coloured = images.float().requires_grad_()
+    with pytest.raises(ValueError, match=r'no gradient to images or features.*"exact"'):
+        crf.DenseCRF(4)(logits, coloured)
+    with torch.no_grad():
+        crf.DenseCRF(4)(logits, coloured)
+    with pytest.raises(ValueError, match="no gradient"):
+        without_terms(pairwise=[crf.Pairwise("f", 1.0)])(
+            logits, images, {"f": torch.rand(2, 42, 2, requires_grad=True)}
+        )
+
+
+@pytest.mark.parametrize("method", ["permutohedral", "exact"])
+def test_cross_entropy_on_the_field_trains_the_logits(method: Any) -> None:
+    _, images = problem(2, 3, 8, 9)
+    truth = (images[:, 0] > 128).long()
+    logits = torch.zeros(2, 3, 8, 9, requires_grad=True)
+    model = crf.DenseCRF(3, iterations=3, method=method)
+    optimizer = torch.optim.SGD([logits], lr=20.0)
+    losses = []
+    for _ in range(15):
+        optimizer.zero_grad()
+        loss = F.cross_entropy(model.field(logits, images), truth)
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.3 * losses[0]
+
+
+# The layer
+
+
+@pytest.mark.parametrize("method", ["permutohedral", "exact"])
+def test_softmax_of_the_field_gives_the_marginals(method: Any) -> None:
+    logits, images = problem()
+    model = crf.DenseCRF(4, method=method)
+    field, marginals = model.field(logits, images), model(logits, images)
+    torch.testing.assert_close(field.softmax(1), marginals, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(marginals.sum(1), torch.ones(2, 6, 7))
+    assert field.is_contiguous()
+    assert marginals.is_contiguous()
+
+
+@pytest.mark.parametrize("method", ["permutohedral", "exact"])
+def test_without_iterations_or_terms_the_logits_come_back(method: Any) -> None:
+    logits, images = problem()
+    for model in (crf.DenseCRF(4, iterations=0, method=method), without_terms(method=method)):
+        torch.testing.assert_close(model.field(logits, images), logits.log_softmax(1))
+        torch.testing.assert_close(model(logits, images), logits.softmax(1))
+
+
+@pytest.mark.parametrize("method", ["permutohedral", "exact"])
+@pytest.mark.parametrize("gradient", [False, True])
+def test_images_of_a_batch_do_not_mix(method: Any, gradient: bool) -> None:
+    logits, images = problem(3)
+    model = crf.DenseCRF(4, method=method)
+    together = model(logits.requires_grad_(gradient), images)
+    for b in range(3):
+        alone = model(logits[b : b + 1], images[b : b + 1])
+        torch.testing.assert_close(together[b : b + 1], alone, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("method", ["permutohedral", "exact"])
+@pytest.mark.parametrize("gradient", [False, True])
+def test_an_empty_batch_is_possible(method: Any, gradient: bool) -> None:
+    logits, images = problem(0)
+    model = crf.DenseCRF(4, method=method)
+    logits.requires_grad_(gradient)
+    assert model(logits, images).shape == model.field(logits, images).shape == (0, 4, 6, 7)
+    assert model(logits, images, return_kl=True)[1].shape == (11, 0)
+
+
+@pytest.mark.parametrize("method", ["permutohedral", "exact"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_and_autocast_compute_in_float32(method: Any, dtype: torch.dtype) -> None:
+    logits, images = problem()
+    logits = logits.to(dtype)
+    model = crf.DenseCRF(4, method=method, compatibility=torch.rand(4, 4))
+    expected = model(logits.float(), images)
+    assert torch.equal(model(logits, images), expected)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(model(logits, images), expected)
+        trained = model(logits.clone().requires_grad_(), images)
+    assert trained.dtype == torch.float32
+    torch.testing.assert_close(trained, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_float64_logits_stay_float64_on_the_lattice() -> None:
+    logits, images = problem(dtype=torch.float64)
+    marginals = crf.DenseCRF(4)(logits, images)
+    assert marginals.dtype == torch.float64
+    single = crf.DenseCRF(4)(logits.float(), images)
+    torch.testing.assert_close(single, marginals, check_dtype=False, rtol=1e-3, atol=1e-4)
+
+
+def test_images_may_be_bytes_or_floats_and_logits_of_any_strides() -> None:
+    logits, images = problem()
+    model = crf.DenseCRF(4)
+    expected = model(logits, images)
+    assert torch.equal(model(logits, images.float()), expected)
+    strided = logits.to(memory_format=torch.channels_last)
+    torch.testing.assert_close(model(strided, images), expected)
+    flipped = model(logits.flip(3), images.flip(3)).flip(3)  # symmetric but for the lattice
+    assert (flipped.argmax(1) == expected.argmax(1)).float().mean() > 0.8
+
+
+def test_the_layer_has_no_state_to_save_and_says_what_it_is() -> None:
+    model = crf.DenseCRF(3, pairwise=[crf.Pairwise("d", 2.0)], compatibility=torch.eye(3))
+    assert not list(model.parameters())
+    assert model.state_dict() == {}
+    assert model.double().compatibility.dtype == torch.float64
+    text = repr(copy.deepcopy(model))
+    for part in ("num_classes=3", "sigma_rgb=5.0", "name='d'", "iterations=10", "matrix"):
+        assert part in text
+    assert "compatibility='potts'" in repr(crf.DenseCRF(3))
+
+
+# Compilers
+
+
+@pytest.fixture
+def operator_arguments() -> Callable[[bool], tuple[Any, ...]]:
+    def make(marginals: bool) -> tuple[Any, ...]:
+        logits, images = problem(2, 3, 4, 5)
+        unary = -logits.log_softmax(1).flatten(2)
+        terms = [crf.Gaussian(3.0, 3.0), crf.Bilateral(4.0, 9.0, 9.0)]
+        features = [term.features(images.float()) for term in terms]
+        penalties = [torch.full((3,), -3.0), 4 * torch.rand(3, 3)]
+        return unary, features, penalties, "after", 2, 5, marginals
+
+    return make
+
+
+@pytest.mark.parametrize("marginals", [False, True])
+def test_opchecks_of_the_lattice_operators_pass(
+    marginals: bool, operator_arguments: Callable[[bool], tuple[Any, ...]]
+) -> None:
+    unary, *rest = operator_arguments(marginals)
+    grad = torch.randn_like(unary)
+    torch.library.opcheck(
+        inference.lattice_mean_field_backward, (grad, unary, *rest), test_utils=OPCHECKS
+    )
+    torch.library.opcheck(
+        inference.lattice_mean_field, (unary.requires_grad_(), *rest), test_utils=OPCHECKS
+    )
+
+
+@pytest.mark.parametrize("method", ["permutohedral", "exact"])
+@pytest.mark.parametrize(("dynamic", "output"), [(False, "forward"), (True, "field")])
+def test_compiled_whole_gives_the_same_values_and_gradients(
+    method: Any, dynamic: bool, output: str
+) -> None:
+    terms = {"gaussian": None} if dynamic else {}  # symbolic shapes make each term slow to trace
+    options = {"compatibility": torch.rand(3, 3), "normalization": "after", **terms}
+    model = crf.DenseCRF(3, iterations=1, method=method, **options)
+    function = getattr(model, output)
+    torch._dynamo.reset()
+    compiled = torch.compile(function, fullgraph=True, dynamic=dynamic, backend="aot_eager")
+    for height, width in ((4, 5), (6, 3))[: 1 + dynamic]:
+        logits, images = problem(2, 3, height, width)
+        plain, whole = (logits.clone().requires_grad_() for _ in range(2))
+        expected = function(plain, images)
+        found = compiled(whole, images)
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+        grad = torch.randn_like(expected)
+        expected.backward(grad)
+        found.backward(grad)
+        torch.testing.assert_close(whole.grad, plain.grad, rtol=1e-4, atol=1e-5)
+        with torch.no_grad():
+            found = compiled(logits, images)
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_compiled_inference_still_refuses_logits_that_are_not_finite() -> None:
+    logits, images = problem()
+    compiled = torch.compile(crf.DenseCRF(4), fullgraph=True, backend="aot_eager")
+    logits[0, 0, 0, 0] = torch.nan
+    with pytest.raises(ValueError, match="logits must be finite"):
+        compiled(logits, images)
+
+
+@pytest.mark.parametrize("method", ["permutohedral", "exact"])
+def test_exported_program_serves_other_sizes(method: Any) -> None:
+    model = crf.DenseCRF(4, iterations=2, method=method)
+    batch, height, width = (torch.export.Dim(name) for name in ("batch", "height", "width"))
+    sizes = {0: batch, 2: height, 3: width}
+    program = torch.export.export(model, problem(2, 4, 5, 6), dynamic_shapes=(sizes, sizes))
+    logits, images = problem(3, 4, 7, 4)
+    expected = model(logits, images)
+    torch.testing.assert_close(program.module()(logits, images), expected, rtol=1e-4, atol=1e-5)
+
+
+# Bad input
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "words"),
+    [
+        ({"num_classes": 0}, ValueError, "num_classes must be an integer of at least 1, not 0"),
+        ({"iterations": -1}, ValueError, "iterations must be an integer of at least 0, not -1"),
+        ({"iterations": 2.5}, ValueError, "iterations must be an integer"),
+        ({"method": "exakt"}, ValueError, r"method must be one of \['permutohedral', 'exact'\]"),
+        ({"normalization": None}, ValueError, "normalization must be one of"),
+        ({"gaussian": (3, 3)}, TypeError, r"gaussian must be a crf\.Gaussian"),
+        ({"bilateral": crf.Gaussian(3, 3)}, TypeError, r"bilateral must be a crf\.Bilateral"),
+        ({"pairwise": [None]}, TypeError, r"pairwise must be a crf\.Pairwise"),
+        ({"pairwise": [crf.Pairwise("a", 1)] * 2}, ValueError, "terms of different names"),
+        ({"compatibility": torch.eye(5)}, ValueError, "compatibility must have shape"),
+    ],
+)
+def test_bad_settings_are_named(
+    options: dict[str, Any], error: type[Exception], words: str
+) -> None:
+    with pytest.raises(error, match=words):
+        crf.DenseCRF(**{"num_classes": 4, **options})
+
+
+LOGITS, IMAGES = torch.zeros(2, 4, 6, 7), torch.zeros(2, 3, 6, 7)
+DEPTH = {"depth": torch.zeros(2, 42, 1)}
+
+
+@pytest.mark.parametrize(
+    ("logits", "images", "features", "error", "words"),
+    [
+        (LOGITS.long(), IMAGES, DEPTH, TypeError, "logits must be a floating-point tensor"),
+        (LOGITS[0], IMAGES, DEPTH, ValueError, r"logits must have shape \[B, 4, H, W\]"),
+        (LOGITS[:, :3], IMAGES, DEPTH, ValueError, r"logits .* not \(2, 3, 6, 7\)"),
+        (LOGITS[:, :, :0], IMAGES[:, :, :0], DEPTH, ValueError, "at least one pixel"),
+        (LOGITS + torch.inf, IMAGES, DEPTH, ValueError, "logits must be finite"),
+        (LOGITS, IMAGES.int(), DEPTH, TypeError, "images must be a tensor of uint8 or floating"),
+        (LOGITS, None, DEPTH, TypeError, "images must be a tensor .* not NoneType"),
+        (LOGITS, IMAGES[:1], DEPTH, ValueError, r"images must be RGB of shape \[2, 3, 6, 7\]"),
+        (LOGITS, torch.zeros(2, 3, 48, 56), DEPTH, ValueError, "resize the logits to the images"),
+        (LOGITS, IMAGES - 1, DEPTH, ValueError, "RGB values 0-255, but range from -1 to -1"),
+        (LOGITS, IMAGES + 256, DEPTH, ValueError, "before a network's preprocessing"),
+        (LOGITS, IMAGES * torch.nan, DEPTH, ValueError, "images must be finite"),
+        (LOGITS, IMAGES.to("meta"), DEPTH, ValueError, "images .on meta. must be on the device"),
+        (LOGITS, IMAGES, None, ValueError, r"features must hold one entry .*\['depth'\], not \[\]"),
+        (LOGITS, IMAGES, {"deep": DEPTH["depth"]}, ValueError, r"not \['deep'\]"),
+        (LOGITS, IMAGES, {"depth": DEPTH["depth"][:, 1:]}, ValueError, "B, H.W, D. = .2, 42, D."),
+        (LOGITS, IMAGES, {"depth": [1]}, TypeError, "features.'depth'. must be a floating-point"),
+        (LOGITS, IMAGES, {"depth": DEPTH["depth"] / 0}, ValueError, "must be finite"),
+    ],
+)
+@pytest.mark.parametrize("method", ["permutohedral", "exact"])
+def test_bad_input_is_named(
+    logits: Any, images: Any, features: Any, error: type[Exception], words: str, method: Any
+) -> None:
+    model = crf.DenseCRF(4, pairwise=[crf.Pairwise("depth", 1.0)], method=method)
+    for call in (model, model.field):
+        with pytest.raises(error, match=words):
+            call(logits, images, features)

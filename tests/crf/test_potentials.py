@@ -1,0 +1,161 @@
+"""Terms of the CRF: features pixel by pixel, normalisation, penalties, order, bad parameters."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import crf
+from crf import potentials
+from kernels.gaussian import apply_lattice, build_lattice
+
+SIZES = [(1, 1), (1, 7), (5, 1), (4, 6), (33, 17), (40, 48)]
+
+
+def random_images(batch: int, height: int, width: int) -> torch.Tensor:
+    return torch.randint(0, 256, (batch, 3, height, width)).float()
+
+
+# Features
+
+
+@pytest.mark.parametrize(("height", "width"), SIZES)
+def test_gaussian_features_are_positions_over_sigma_pixel_by_pixel(height: int, width: int) -> None:
+    features = crf.Gaussian(1.0, (3.0, 0.7)).features(random_images(2, height, width))
+    assert features.shape == (1, height * width, 2)
+    expected = [
+        (np.float32(x) / np.float32(3.0), np.float32(y) / np.float32(0.7))
+        for y, x in itertools.product(range(height), range(width))
+    ]
+    assert features[0].tolist() == np.array(expected).tolist()  # bit by bit, as pydensecrf divides
+
+
+@pytest.mark.parametrize(("height", "width"), SIZES)
+def test_bilateral_features_are_position_and_colour_pixel_by_pixel(height: int, width: int) -> None:
+    images = random_images(2, height, width)
+    features = crf.Bilateral(1.0, (49.0, 30.0), (5.0, 13.0, 7.0)).features(images)
+    assert features.shape == (2, height * width, 5)
+    sigmas = np.float32([49.0, 30.0, 5.0, 13.0, 7.0])
+    for b, y, x in itertools.product(range(2), range(height), range(width)):
+        expected = np.float32([x, y, *images[b, :, y, x].tolist()]) / sigmas
+        assert features[b, y * width + x].tolist() == expected.tolist()
+
+
+def test_one_sigma_stands_for_all_dimensions() -> None:
+    images = random_images(1, 4, 5)
+    one, each = crf.Bilateral(1, 8, 3), crf.Bilateral(1, (8, 8), (3, 3, 3))
+    assert torch.equal(one.features(images), each.features(images))
+    assert one.features(images.double()).dtype == torch.float64
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "words"),
+    [
+        (lambda: crf.Gaussian(float("nan"), 3), ValueError, "weight must be finite"),
+        (lambda: crf.Gaussian("3", 3), TypeError, "weight must be a number, not '3'"),
+        (lambda: crf.Gaussian(True, 3), TypeError, "weight must be a number"),
+        (lambda: crf.Gaussian(3, 0), ValueError, "sigma_xy must be positive, not 0"),
+        (lambda: crf.Gaussian(3, (3, -1)), ValueError, "sigma_xy must be positive"),
+        (lambda: crf.Gaussian(3, (3, 3, 3)), ValueError, "sigma_xy must be one number or 2"),
+        (lambda: crf.Gaussian(3, "33"), ValueError, "sigma_xy must be one number or 2"),
+        (lambda: crf.Gaussian(3, None), TypeError, "sigma_xy must be a number, not None"),
+        (lambda: crf.Bilateral(3, 49, float("inf")), ValueError, "sigma_rgb must be finite"),
+        (lambda: crf.Bilateral(3, 49, (5, 5)), ValueError, "sigma_rgb must be one number or 3"),
+        (lambda: crf.Pairwise("", 3), ValueError, "name must be a non-empty string"),
+        (lambda: crf.Pairwise("depth", float("inf")), ValueError, "weight must be finite"),
+    ],
+)
+def test_bad_parameters_are_named(make: Any, error: type[Exception], words: str) -> None:
+    with pytest.raises(error, match=words):
+        make()
+
+
+# Order of pixels
+
+
+@pytest.mark.parametrize(("height", "width"), SIZES)
+@pytest.mark.parametrize("tile", [1, 3, 16, 100])
+def test_pixel_order_visits_tile_after_tile(height: int, width: int, tile: int) -> None:
+    expected = [
+        y * width + x
+        for top, left in itertools.product(range(0, height, tile), range(0, width, tile))
+        for y in range(top, min(top + tile, height))
+        for x in range(left, min(left + tile, width))
+    ]
+    order = potentials.pixel_order(height, width, tile)
+    assert order.dtype == torch.int64
+    assert order.tolist() == expected
+
+
+def test_pixel_order_refuses_an_empty_tile() -> None:
+    with pytest.raises(ValueError, match="tile must be at least 1"):
+        potentials.pixel_order(4, 4, 0)
+
+
+# The lattice of pydensecrf
+
+
+@pytest.mark.parametrize("count", [4, 5, 6, 7])
+def test_reference_lattice_has_the_vertices_of_the_origin_unless_blocks_are_full(
+    count: int,
+) -> None:
+    features = 50 + torch.rand(count, 5)
+    lattice, plain = potentials.reference_lattice(features), build_lattice(features)
+    at_origin = 0 if count % 4 == 0 else 6
+    assert lattice.num_vertices == plain.num_vertices + at_origin
+    assert lattice.num_points == count
+    assert lattice.parts[-1, 0] == count
+    values = torch.rand(count, 3)  # far from the origin, the vertices there change nothing
+    torch.testing.assert_close(apply_lattice(lattice, values), apply_lattice(plain, values))
+
+
+# Normalisation and penalties
+
+
+def test_normalizers_scale_by_the_mass_on_the_side_asked_for() -> None:
+    mass = torch.tensor([4.0, 0.25, 1e-30])
+    before, after = potentials.normalizers(mass, "symmetric")
+    assert before is after
+    torch.testing.assert_close(before, torch.tensor([0.5, 2.0, 1e10]))
+    before, after = potentials.normalizers(mass, "before")
+    assert after is None
+    torch.testing.assert_close(before, torch.tensor([0.25, 4.0, 1e20]))
+    before, after = potentials.normalizers(mass, "after")
+    assert before is None
+    torch.testing.assert_close(after, torch.tensor([0.25, 4.0, 1e20]))
+    assert potentials.normalizers(mass, "none") == (None, None)
+
+
+def test_the_potts_penalty_differs_from_its_matrix_by_what_all_labels_pay() -> None:
+    marginals = torch.rand(6, 4, dtype=torch.float64).softmax(1)
+    diagonal = potentials.penalty(2.5, None, like=marginals)
+    full = potentials.penalty(2.5, 1 - torch.eye(4), like=marginals)
+    difference = marginals @ full.T - marginals * diagonal
+    torch.testing.assert_close(difference, torch.full_like(difference, 2.5))
+
+
+def test_a_compatibility_matrix_is_copied_and_keeps_its_entries() -> None:
+    matrix = np.arange(9.0).reshape(3, 3)
+    kept = potentials.compatibility_matrix(matrix, 3)
+    matrix[0, 0] = 7
+    assert kept is not None
+    assert kept.tolist() == np.arange(9.0).reshape(3, 3).tolist()
+    assert potentials.compatibility_matrix("potts", 3) is None
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        ("pots", 'must be "potts" or a matrix'),
+        (torch.eye(4), r"must have shape \(3, 3\).* not \(4, 4\)"),
+        ([1.0, 2.0, 3.0], r"must have shape \(3, 3\)"),
+        (torch.full((3, 3), torch.nan), "must be finite"),
+    ],
+)
+def test_a_bad_compatibility_is_named(value: Any, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        potentials.compatibility_matrix(value, 3)
