@@ -10,6 +10,7 @@ from PIL import Image, ImageFilter
 
 from deeplab.data import scenes
 from deeplab.data.scenes import CLASSES, PALETTE, Scene, ScenesDataset, scene
+from deeplab.data.scenes import view as painting
 
 
 def test_same_seed_gives_the_same_bytes_in_another_process():
@@ -96,10 +97,10 @@ def test_mask_edges_lie_on_image_edges():
 
 def test_coverage_is_the_area_of_the_shape_inside_each_pixel():
     """Against areas computed by hand: a rectangle that cuts pixels in known shares."""
-    view = scenes._View.random(
+    view = painting.View.random(
         np.random.default_rng(0), np.random.default_rng(1), scenes.DEFAULT_SIZE, 400
     )
-    rows, columns, alpha = view.coverage([scenes._box(10.25, 20.0, 13.0, 22.5)])
+    rows, columns, alpha = view.coverage([painting.box(10.25, 20.0, 13.0, 22.5)])
     whole = np.zeros((scenes.DEFAULT_SIZE, 400))
     whole[rows, columns] = alpha
     expected = np.zeros_like(whole)
@@ -109,11 +110,11 @@ def test_coverage_is_the_area_of_the_shape_inside_each_pixel():
 
 
 def test_mask_of_a_disc_is_exact_to_half_a_pixel():
-    view = scenes._View.random(
+    view = painting.View.random(
         np.random.default_rng(0), np.random.default_rng(1), scenes.DEFAULT_SIZE, 321
     )
     ball = CLASSES.index("ball")
-    view.paint(ball, [scenes._ellipse(100.3, 90.6, 30, 30, n=200)], np.full(3, 200, np.float32))
+    view.paint(ball, [painting.ellipse(100.3, 90.6, 30, 30, n=200)], np.full(3, 200, np.float32))
     centres = np.arange(321) + 0.5
     radius = np.hypot(centres - 100.3, centres[:, None] - 90.6)
     assert (view.labels[radius < 29.5] == ball).all()
