@@ -17,7 +17,6 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import torch
-from numba import njit
 
 from kernels import simd, threads
 from kernels.gaussian.permutohedral.cpu import (
@@ -27,6 +26,7 @@ from kernels.gaussian.permutohedral.cpu import (
     lanes_for,
     part_ranges,
 )
+from kernels.jit import kernel
 from kernels.meanfield.term import Term
 
 Array: TypeAlias = np.ndarray[Any, Any]
@@ -181,7 +181,7 @@ def _fold_penalty(penalty: torch.Tensor) -> tuple[float, torch.Tensor | None]:
     return 1.0, penalty
 
 
-@njit(nogil=True, cache=True)
+@kernel()
 def _fold_corners(
     first, last, corners, weights, before, after, gain_in, gain_out, column, offset, all_corners,
     splatting, slicing,
@@ -203,7 +203,7 @@ def _fold_corners(
     return limits
 
 
-@njit(nogil=True, cache=True)
+@kernel()
 def _load(first, last, values, visits, factor, padding, output):
     labels = values.shape[1]
     for i in range(first, last):
@@ -212,7 +212,7 @@ def _load(first, last, values, visits, factor, padding, output):
         output[i, labels:] = padding
 
 
-@njit(nogil=True, cache=True)
+@kernel()
 def _update(
     first, last, first_rows, last_rows, limits, source, corners, slicing, splatting, rows,
     next_rows, softmax, lanes,
@@ -238,7 +238,7 @@ def _update(
         next_rows[zeroed[t] : last_rows[t]] = 0
 
 
-@njit(nogil=True, cache=True)
+@kernel()
 def _finish(first, last, logits, corners, slicing, rows, visits, output, lanes):
     """The last pass: slice, softmax, write the marginals."""
     marginals = np.empty((BLOCK, logits.shape[1]), np.float32)
@@ -252,7 +252,7 @@ def _finish(first, last, logits, corners, slicing, rows, visits, output, lanes):
                 output[visits[begin + i], c] = marginals[i, c]
 
 
-@njit(nogil=True, cache=True, inline="always")
+@kernel(inline="always")
 def _slice_point(i, logits, corners, slicing, rows, lanes):
     """logits + the weighted sum of the corners' rows."""
     point = simd.load(logits, i, lanes)

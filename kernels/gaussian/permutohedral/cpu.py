@@ -27,10 +27,10 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import torch
-from numba import njit
 
 from kernels import simd, threads
 from kernels.gaussian.permutohedral.lattice import Lattice
+from kernels.jit import kernel
 
 Array: TypeAlias = np.ndarray[Any, Any]
 
@@ -144,7 +144,7 @@ def blur(
     ], lanes)  # fmt: skip
 
 
-@njit(nogil=True, cache=True)
+@kernel()
 def _splat(first, last, first_row, last_row, values, corners, weights, rows, lanes):
     """rows[corner] += weight * values, for the points of one part and into its own rows."""
     rows[first_row:last_row] = 0
@@ -157,13 +157,13 @@ def _splat(first, last, first_row, last_row, values, corners, weights, rows, lan
             add_to_row(rows, corners[i, k], weights[i, k], point, lanes)
 
 
-@njit(nogil=True, cache=True, inline="always")
+@kernel(inline="always")
 def add_to_row(rows, row, weight, point, lanes):
     """rows[row] += weight * point."""
     simd.store(rows, row, simd.add_scaled(simd.load(rows, row, lanes), weight, point))
 
 
-@njit(nogil=True, cache=True)
+@kernel()
 def _slice(first, last, rows, corners, weights, scale, output, lanes):
     """output = scale * the weighted sum of the corners' rows."""
     padded = np.empty((1, rows.shape[1]), np.float32)
@@ -177,7 +177,7 @@ def _slice(first, last, rows, corners, weights, scale, output, lanes):
             output[i, c] = padded[0, c]
 
 
-@njit(nogil=True, cache=True)
+@kernel()
 def _blur_chains(first, last, chain, rows, lanes):
     """row + (before + after) / 2 in place, along the chains that begin in [first, last)."""
     none = rows.shape[0] - 1
@@ -199,7 +199,7 @@ def _blur_chains(first, last, chain, rows, lanes):
         i += 1
 
 
-@njit(nogil=True, cache=True)
+@kernel()
 def _add_ghosts(first, last, ghosts, rows, lanes):
     for i in range(first, last):
         ghost, owner = ghosts[i, 0], ghosts[i, 1]
@@ -208,7 +208,7 @@ def _add_ghosts(first, last, ghosts, rows, lanes):
         simd.store(rows, owner, total)
 
 
-@njit(nogil=True, cache=True)
+@kernel()
 def _copy_ghosts(first, last, ghosts, rows, lanes):
     for i in range(first, last):
         simd.store(rows, ghosts[i, 0], simd.load(rows, ghosts[i, 1], lanes))
@@ -233,7 +233,7 @@ def _link_all(neighbours: Array) -> Array:
     return chains
 
 
-@njit(nogil=True, cache=True)
+@kernel()
 def _link(before, after):
     """The rows of one direction along its chains, each ended by R."""
     none = len(before)
@@ -314,7 +314,7 @@ def _merge(
     return keys, ids, np.concatenate(ghosts), parts
 
 
-@njit(nogil=True, cache=True)
+@kernel()
 def _place_points(
     first, last, points, scales, low, strides, steps, multipliers, corners, weights, axes, words
 ):
@@ -394,7 +394,7 @@ def _place_points(
     return keys, ids, filled
 
 
-@njit(nogil=True, cache=True)
+@kernel()
 def _find_neighbours(first, last, keys, ids, steps, multipliers, neighbours, words):
     """For vertices in slots [first, last): the row after each, and so the row before that one."""
     hashed_steps = _hash_all(steps, multipliers)
@@ -418,7 +418,7 @@ def _find_neighbours(first, last, keys, ids, steps, multipliers, neighbours, wor
                 slot = (slot + 1) & (len(ids) - 1)
 
 
-@njit(nogil=True, cache=True)
+@kernel()
 def _absorb(keys, ids, local_keys, local_ids, first_row, filled, multipliers, words):
     """Add a part's vertices to the table; return (row, owner) of those it had already."""
     pairs = np.empty((filled, 2), np.int32)
@@ -447,7 +447,7 @@ def _absorb(keys, ids, local_keys, local_ids, first_row, filled, multipliers, wo
     return pairs[:count].copy()
 
 
-@njit(nogil=True, cache=True)
+@kernel()
 def _grow(keys, ids, vertices, multipliers):
     """The same table with room for `vertices` at half load at most."""
     capacity = len(ids)
@@ -469,7 +469,7 @@ def _grow(keys, ids, vertices, multipliers):
     return grown_keys, grown_ids
 
 
-@njit(nogil=True, cache=True)
+@kernel()
 def _hash_all(keys, multipliers):
     """The hash of each key `[n, words]`. The hash of a sum of keys is the sum of their hashes."""
     hashes = np.zeros(len(keys), np.uint64)
@@ -479,7 +479,7 @@ def _hash_all(keys, multipliers):
     return hashes
 
 
-@njit(nogil=True, cache=True, inline="always")
+@kernel(inline="always")
 def _slot(hashed, capacity):
     """Where to look first: the hash scaled to [0, capacity), so that its order is kept."""
     return np.int64(((hashed >> np.uint64(32)) * np.uint64(capacity)) >> np.uint64(32))
