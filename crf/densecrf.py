@@ -220,8 +220,8 @@ class DenseCRF:
             raise ValueError(
                 f"Bad shape for pairwise energy (Need (?, {self._nvar}), got {table.shape})"
             )
-        visited = slice(None) if self._order is None else self._order.numpy()
-        self._add_term(table[:, visited], compat, kernel, normalization)
+        ordered = table if self._order is None else table[:, self._order.numpy()]
+        self._add_term(ordered, compat, kernel, normalization)
 
     def inference(self, niter: int) -> FloatArray:
         """Marginals after `niter` mean-field updates, float32 `[nlabels, nvar]`.
@@ -239,9 +239,8 @@ class DenseCRF:
         Q is softmax(-unary), or, as in pydensecrf, all zero where no unary was set.
         """
         scratch = np.empty((0, 0), np.float32)
-        if self._unary is None:
-            return np.zeros(self._shape, np.float32), scratch, scratch.copy()
-        return self._mean_field(0, None), scratch, scratch.copy()
+        start = np.zeros(self._shape, np.float32)
+        return start if self._unary is None else self._mean_field(0, None), scratch, scratch.copy()
 
     def stepInference(self, Q: FloatArray, tmp1: Any = None, tmp2: Any = None) -> None:
         """One mean-field update of `Q` `[nlabels, nvar]`, in place. `tmp1`, `tmp2` are ignored.
@@ -284,8 +283,8 @@ class DenseCRF:
         _member("kernel", kernel, KernelType)
         side = _member("normalization", normalization, NormalizationType)
         lattice = reference_lattice(torch.from_numpy(np.ascontiguousarray(features.T)))
-        ones = torch.from_numpy(np.ones((self._nvar, 1), np.float32))
-        mass = apply_lattice(lattice, ones)[:, 0]
+        ones = np.ones((self._nvar, 1), np.float32)
+        mass = apply_lattice(lattice, torch.from_numpy(ones))[:, 0]
         before, after = normalizers(mass, SIDES[side])
         self._terms.append(Term(lattice, penalty, before, after))
 
@@ -435,7 +434,7 @@ def _penalty(compat: Any, nlabels: int) -> torch.Tensor:
 
 
 def _checked_unary(energy: FloatArray) -> FloatArray:
-    if energy.size == 0:
+    if not energy.size:
         raise ValueError(f"unary energies must not be empty, but have shape {energy.shape}")
     least = energy.min()
     if not least > -np.inf:  # NaN too
