@@ -105,7 +105,7 @@ class _Stack:
         self.corners = np.empty((count, columns), np.int32)
         self.splatting = np.empty((count, columns), np.float32)
         self.slicing = self.splatting if shared else np.empty_like(self.splatting)
-        ones = torch.ones(1).expand(count)
+        ones = torch.ones(1, dtype=torch.float32, device="cpu").expand(count)
         limits = []
         column = 0
         for gain, term, offset in zip(gains, terms, self.offsets, strict=False):
@@ -171,7 +171,7 @@ def _fold_penalty(penalty: torch.Tensor) -> tuple[float, torch.Tensor | None]:
     identity.
     """
     if penalty.ndim == 2:
-        alike = penalty[0, 1] if len(penalty) > 1 else torch.zeros(())
+        alike = penalty[0, 1] if len(penalty) > 1 else penalty.new_zeros(())
         diagonal = penalty.diagonal() - alike
         if not torch.equal(penalty - alike, torch.diag(diagonal)):
             return 1.0, penalty

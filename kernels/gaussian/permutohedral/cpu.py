@@ -103,7 +103,7 @@ def aligned_rows(count: int, lanes: tuple[int, ...]) -> Array:
 
     A vector that straddles two lines costs two accesses, and its store is slow to read back.
     """
-    return torch.empty(count, len(lanes)).numpy()
+    return torch.empty(count, len(lanes), dtype=torch.float32, device="cpu").numpy()
 
 
 def part_ranges(lattice: Lattice) -> list[tuple[int, int, int, int]]:

@@ -68,7 +68,8 @@ def _simplices(features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Keys `[N, D+1, D]` of the corners of each point's simplex, and their weights `[N, D+1]`."""
     dims = features.shape[1]
     elevated = _elevate(features)
-    nearest = torch.round(elevated * torch.tensor(1 / (dims + 1), dtype=features.dtype))
+    inverse = _constant(1 / (dims + 1), features)
+    nearest = torch.round(elevated * inverse)
     origin = nearest * (dims + 1)  # the corner of remainder 0 (p. 5)
 
     offset = elevated - origin
@@ -80,7 +81,7 @@ def _simplices(features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     rank = rank + wrap * (dims + 1)
     origin = origin + wrap * (dims + 1)
 
-    offset = (elevated - origin) * torch.tensor(1 / (dims + 1), dtype=features.dtype)
+    offset = (elevated - origin) * inverse
     ordered = offset.gather(1, rank.argsort(1, descending=True))  # p. 10: from rank D down to 0
     weights = torch.cat(
         [ordered[:, :1] + (1 - ordered[:, -1:]), ordered[:, 1:] - ordered[:, :-1]], dim=1
@@ -94,16 +95,21 @@ def _simplices(features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 def _elevate(features: torch.Tensor) -> torch.Tensor:
     """Map `[N, D]` into the plane of zero sum in D+1 dimensions, `[N, D+1]` (p. 5 and 6)."""
     dims = features.shape[1]
-    spread = torch.tensor(math.sqrt(2 / 3) * (dims + 1), dtype=features.dtype).item()
+    spread = _constant(math.sqrt(2 / 3) * (dims + 1), features).item()
     total = torch.zeros_like(features[:, 0])
     elevated = [total] * (dims + 1)
     for j in range(dims, 0, -1):
-        scale = torch.tensor(spread / math.sqrt(j * (j + 1)), dtype=features.dtype)
+        scale = _constant(spread / math.sqrt(j * (j + 1)), features)
         scaled = features[:, j - 1] * scale
         elevated[j] = total - j * scaled
         total = total + scaled
     elevated[0] = total
     return torch.stack(elevated, dim=1)
+
+
+def _constant(value: float, like: torch.Tensor) -> torch.Tensor:
+    """A number rounded to the dtype of `like`; on the CPU, whence it meets tensors anywhere."""
+    return torch.tensor(value, dtype=like.dtype, device="cpu")
 
 
 def _neighbours(vertices: torch.Tensor) -> torch.Tensor:
