@@ -68,13 +68,7 @@ def mean_field(
         _check_like(unary, f"terms[{k}].lattice.weights", term.lattice.weights, None)
         _check_like(unary, f"terms[{k}].before", term.before, (count,))
         _check_like(unary, f"terms[{k}].after", term.after, (count,))
-    if order is not None and (
-        order.dtype != torch.int64 or order.shape != (count,) or order.device != unary.device
-    ):
-        raise ValueError(
-            f"order must be an int64 permutation [{count}] on {unary.device}, not {order.dtype} "
-            f"{list(order.shape)} on {order.device}"
-        )
+    _check_order(unary, order)
     choice = runtime.choose("mean_field", impl, device=unary.device, dtype=unary.dtype)
     if choice.impl == "cpu":
         from kernels.meanfield import cpu
@@ -101,6 +95,26 @@ def _check_unary(unary: Tensor) -> None:
         raise ValueError(
             "unary holds NaN or -Inf, or +Inf for every label of a point; energies are "
             "-log(probability): clip probabilities away from NaN, and logits to a finite range"
+        )
+
+
+def _check_order(unary: Tensor, order: Tensor | None) -> None:
+    if order is None:
+        return
+    count = len(unary)
+    if order.dtype != torch.int64 or order.shape != (count,) or order.device != unary.device:
+        raise ValueError(
+            f"order must be an int64 permutation [{count}] on {unary.device}, not {order.dtype} "
+            f"{list(order.shape)} on {order.device}"
+        )
+    rows = order.numpy(force=True)
+    seen = np.zeros(count, bool)
+    if count and rows.min() >= 0 and rows.max() < count:  # compiled code writes where it says
+        seen[rows] = True
+    if not seen.all():
+        raise ValueError(
+            f"order must hold each of 0 ... {count - 1} once, as torch.argsort gives it, not "
+            f"{len(np.unique(rows))} different ones from {rows.min()} to {rows.max()}"
         )
 
 
