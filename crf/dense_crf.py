@@ -120,6 +120,7 @@ class DenseCRF(nn.Module):
             TypeError: a dtype that does not fit.
             ValueError: shapes or devices that do not fit, images out of 0-255, NaN or Inf, missing
                 or unknown features, or a gradient to images or features, which the lattice lacks.
+                A compiled call with `method="exact"` does not look at values.
         """
         self._check_inputs(logits, images, features)
         if not return_kl:
