@@ -210,6 +210,8 @@ class DenseCRF(nn.Module):
         if not torch.compiler.is_compiling():
             inference.require_finite("logits", logits)
             _check_grey_levels(images)
+            for name, points in (features or {}).items():
+                inference.require_finite(f"features[{name!r}]", points)
 
 
 def _unary(logits: Tensor) -> Tensor:
@@ -260,10 +262,11 @@ def _check_features(features: Features, names: list[str], logits: Tensor) -> Non
         if not isinstance(points, Tensor) or not points.is_floating_point():
             kind = points.dtype if isinstance(points, Tensor) else type(points).__name__
             raise TypeError(f"features[{name!r}] must be a floating-point tensor, not {kind}")
-        if points.ndim != 3 or points.shape[:2] != (batch, height * width):
+        shape = (batch, height * width)
+        if points.ndim != 3 or points.shape[:2] != shape or points.shape[2] == 0:
             raise ValueError(
-                f"features[{name!r}] must have shape [B, H*W, D] = [{batch}, {height * width}, D], "
-                f"not {tuple(points.shape)}"
+                f"features[{name!r}] must have shape [B, H*W, D] = [{batch}, {height * width}, D] "
+                f"with D at least 1, not {tuple(points.shape)}"
             )
         _check_device(f"features[{name!r}]", points, logits)
 
@@ -298,6 +301,11 @@ def _check_option(name: str, value: Any, options: Sequence[str]) -> None:
 
 
 def _check_terms(gaussian: Any, bilateral: Any, pairwise: Any) -> None:
+    if not isinstance(pairwise, Sequence):
+        raise TypeError(
+            f"pairwise must be a sequence of crf.Pairwise, (term,) for a single one, "
+            f"not {pairwise!r}"
+        )
     for name, term, kind in (
         ("gaussian", gaussian, Gaussian),
         ("bilateral", bilateral, Bilateral),

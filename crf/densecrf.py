@@ -42,7 +42,7 @@ What differs from pydensecrf:
 from __future__ import annotations
 
 from enum import IntEnum
-from numbers import Number
+from numbers import Real
 from typing import Any, TypeVar
 
 import numpy as np
@@ -259,7 +259,7 @@ class DenseCRF:
     def klDivergence(self, Q: Any) -> float:
         """sum Q log Q + sum U Q + sum_k sum Q compat_k(F_k(Q)), up to a constant KL(Q || P).
 
-        As in pydensecrf, pairwise terms are not halved.
+        As in pydensecrf, pairwise terms are not halved. Where Q is 0 so is U Q, even if U is inf.
 
         Args:
             Q: marginals `[nlabels, nvar]`.
@@ -271,7 +271,7 @@ class DenseCRF:
         marginals = self._marginals(Q)
         energy = np.log(np.maximum(marginals, np.float32(1e-20)))
         if self._unary is not None:
-            energy += self._unary
+            np.add(energy, self._unary, out=energy, where=marginals > np.finfo(np.float32).tiny)
         for term in self._terms:
             self._add_energy(term, torch.from_numpy(marginals).T, torch.from_numpy(energy).T)
         energy *= marginals
@@ -420,7 +420,7 @@ class DenseCRF2D(DenseCRF):
 
 def _penalty(compat: Any, nlabels: int) -> torch.Tensor:
     """What labels pay, `[nlabels]` for a diagonal or `[nlabels, nlabels]`."""
-    if isinstance(compat, Number):
+    if isinstance(compat, Real):
         compat = np.full(nlabels, compat, np.float32) * np.float32(-1)
     penalty = _floats("compat", compat, ndims=(1, 2), copy=True)
     if set(penalty.shape) != {nlabels}:
@@ -486,7 +486,7 @@ def _sigmas(name: str, value: Any, count: int) -> list[np.float32]:
     """`count` standard deviations from a number or a sequence; entries beyond are not used."""
     if isinstance(value, str | bytes) or value is None:
         raise TypeError(f"{name} must be a number or {count} numbers, not {value!r}")
-    values: list[Any] = [value] * count if isinstance(value, Number) else list(value)[:count]
+    values: list[Any] = [value] * count if np.ndim(value) == 0 else list(value)[:count]
     sigmas = [np.float32(sigma) for sigma in values]
     if len(sigmas) < count or not all(sigma > 0 for sigma in sigmas):
         raise ValueError(f"{name} must be a positive number or {count} of them, not {value!r}")

@@ -300,7 +300,7 @@ def lattice_mean_field(
     """`infer_on_lattices`, opaque."""
     require_finite("logits", unary)  # could not be asked while tracing
     settings = cast(Normalization, normalization), iterations, width, marginals
-    return infer_on_lattices(unary, features, penalties, *settings)
+    return infer_on_lattices(unary.contiguous(), features, penalties, *settings)
 
 
 @lattice_mean_field.register_fake

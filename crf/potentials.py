@@ -136,8 +136,8 @@ def pixel_order(height: int, width: int, tile: int = 16) -> Tensor:
     """
     if tile < 1:
         raise ValueError(f"tile must be at least 1 pixel, not {tile}")
-    y = torch.arange(height)[:, None]
-    x = torch.arange(width)
+    y = torch.arange(height, device="cpu")[:, None]
+    x = torch.arange(width, device="cpu")
     tiles = y // tile * (-(-width // tile)) + x // tile
     return torch.argsort(tiles.flatten(), stable=True)
 
@@ -187,8 +187,13 @@ def compatibility_matrix(compatibility: Any, num_classes: int) -> Tensor | None:
         if compatibility != "potts":
             raise ValueError(f'compatibility must be "potts" or a matrix, not {compatibility!r}')
         return None
-    matrix = torch.as_tensor(compatibility, dtype=torch.float64).detach().clone()
     shape = (num_classes, num_classes)
+    try:
+        matrix = torch.as_tensor(compatibility, dtype=torch.float64).detach().clone()
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f'compatibility must be "potts" or a matrix of shape {shape}, not {compatibility!r}'
+        ) from error
     if matrix.shape != shape:
         raise ValueError(
             f"compatibility must have shape {shape}, one row and column a class, "

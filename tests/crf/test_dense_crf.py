@@ -476,6 +476,15 @@ def test_opchecks_of_the_lattice_operators_pass(
     )
 
 
+@pytest.mark.parametrize("iterations", [0, 2])
+def test_the_fake_of_the_lattice_operator_has_its_strides_for_any_layout(iterations: int) -> None:
+    unary = torch.randn(2, 20, 3).transpose(1, 2)  # as of logits in channels_last
+    terms = [torch.randn(1, 20, 2)], [torch.full((3,), -1.0)]
+    for marginals in (False, True):
+        arguments = unary, *terms, "symmetric", iterations, 5, marginals
+        torch.library.opcheck(inference.lattice_mean_field, arguments, test_utils="test_faketensor")
+
+
 @pytest.mark.parametrize("method", ["permutohedral", "exact"])
 @pytest.mark.parametrize(("dynamic", "output"), [(False, "forward"), (True, "field")])
 def test_compiled_whole_gives_the_same_values_and_gradients(
@@ -535,6 +544,7 @@ def test_exported_program_serves_other_sizes(method: Any) -> None:
         ({"gaussian": (3, 3)}, TypeError, r"gaussian must be a crf\.Gaussian"),
         ({"bilateral": crf.Gaussian(3, 3)}, TypeError, r"bilateral must be a crf\.Bilateral"),
         ({"pairwise": [None]}, TypeError, r"pairwise must be a crf\.Pairwise"),
+        ({"pairwise": crf.Pairwise("a", 1)}, TypeError, r"pairwise must be a sequence .*\(term,\)"),
         ({"pairwise": [crf.Pairwise("a", 1)] * 2}, ValueError, "terms of different names"),
         ({"compatibility": torch.eye(5)}, ValueError, "compatibility must have shape"),
     ],
@@ -569,8 +579,15 @@ DEPTH = {"depth": torch.zeros(2, 42, 1)}
         (LOGITS, IMAGES, None, ValueError, r"features must hold one entry .*\['depth'\], not \[\]"),
         (LOGITS, IMAGES, {"deep": DEPTH["depth"]}, ValueError, r"not \['deep'\]"),
         (LOGITS, IMAGES, {"depth": DEPTH["depth"][:, 1:]}, ValueError, "B, H.W, D. = .2, 42, D."),
+        (LOGITS, IMAGES, {"depth": DEPTH["depth"][:, :, :0]}, ValueError, "with D at least 1"),
         (LOGITS, IMAGES, {"depth": [1]}, TypeError, "features.'depth'. must be a floating-point"),
-        (LOGITS, IMAGES, {"depth": DEPTH["depth"] / 0}, ValueError, "must be finite"),
+        (
+            LOGITS,
+            IMAGES,
+            {"depth": DEPTH["depth"] / 0},
+            ValueError,
+            "features.'depth'. must be finite",
+        ),
     ],
 )
 @pytest.mark.parametrize("method", ["permutohedral", "exact"])

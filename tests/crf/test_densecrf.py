@@ -404,6 +404,21 @@ def test_impossible_label_stays_at_zero() -> None:
     np.testing.assert_allclose(q.sum(axis=0), 1, atol=1e-6)
 
 
+def test_divergence_leaves_out_impossible_labels() -> None:
+    unary = UNARY.copy()
+    unary[1] = np.inf
+    forbidding, nearly = dcrf.DenseCRF(POINTS, LABELS), dcrf.DenseCRF(POINTS, LABELS)
+    forbidding.setUnaryEnergy(unary)
+    nearly.setUnaryEnergy(np.minimum(unary, 200))  # exp(-200) is 0 in float32
+    for crf_of in (forbidding, nearly):
+        crf_of.addPairwiseEnergy(FEATURES, 2)
+    q = forbidding.inference(5)
+    assert forbidding.klDivergence(q) == pytest.approx(nearly.klDivergence(q), rel=1e-5)
+    q[1] = 0
+    assert forbidding.klDivergence(q) == pytest.approx(nearly.klDivergence(q), rel=1e-5)
+    assert forbidding.klDivergence(np.full_like(q, 1 / LABELS)) == np.inf
+
+
 def test_kernel_type_changes_nothing() -> None:
     results = []
     for kernel in dcrf.KernelType:
@@ -454,6 +469,26 @@ def test_two_runs_agree_bit_for_bit(threads: Callable[[int], None]) -> None:
         return crf.inference(5)
 
     np.testing.assert_array_equal(marginals(), marginals())
+
+
+@pytest.mark.parametrize("change", ["device", "dtype"])
+def test_torchs_defaults_for_new_tensors_change_nothing(change: str) -> None:
+    def marginals() -> Any:
+        crf_2d = dcrf.DenseCRF2D(5, 4, LABELS)
+        crf_2d.setUnaryEnergy(UNARY[:, :20])
+        crf_2d.addPairwiseBilateral(3, 20, np.arange(60, dtype=np.uint8).reshape(4, 5, 3), 3)
+        return crf_2d.inference(3)
+
+    expected = marginals()
+    try:
+        if change == "device":
+            torch.set_default_device("meta")
+        else:
+            torch.set_default_dtype(torch.float64)
+        assert np.array_equal(marginals(), expected)
+    finally:
+        torch.set_default_device(None)
+        torch.set_default_dtype(torch.float32)
 
 
 def test_subclass_may_extend_the_constructor() -> None:
@@ -674,6 +709,7 @@ BAD: list[tuple[str, str, Callable[[Any, ModuleType], Any], type[Exception], str
         ValueError,
         r"not \(3, 2\)",
     ),
+    ("here", "compat complex", lambda c, m: c.addPairwiseGaussian(3, 3j), TypeError, "complex"),
     ("here", "compat NaN", lambda c, m: c.addPairwiseGaussian(3, np.nan), ValueError, "compat"),
     (
         "here",

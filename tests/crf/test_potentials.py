@@ -153,6 +153,8 @@ def test_a_compatibility_matrix_is_copied_and_keeps_its_entries() -> None:
         ("pots", 'must be "potts" or a matrix'),
         (torch.eye(4), r"must have shape \(3, 3\).* not \(4, 4\)"),
         ([1.0, 2.0, 3.0], r"must have shape \(3, 3\)"),
+        ([[1.0, 2.0], [3.0]], r"matrix of shape \(3, 3\), not \[\[1.0"),
+        (None, "matrix of shape .* not None"),
         (torch.full((3, 3), torch.nan), "must be finite"),
     ],
 )
