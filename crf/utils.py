@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from numbers import Number
 from typing import Any
 
 import numpy as np
@@ -152,7 +151,7 @@ def create_pairwise_bilateral(
     image = np.asarray(img)
     image = image[np.newaxis] if chdim == -1 else np.moveaxis(image, chdim, 0)
     colours = image.astype(np.float32)
-    sigmas = [schan] * len(colours) if isinstance(schan, Number) else schan
+    sigmas = [schan] * len(colours) if np.ndim(schan) == 0 else schan
     _divide(colours, sigmas, "schan", "channels of img")
     features = np.concatenate([_scaled_positions(sdims, colours.shape[1:]), colours])
     return features.reshape(len(features), -1)

@@ -123,6 +123,15 @@ def test_features_are_row_then_column_then_colour() -> None:
     np.testing.assert_array_equal(smooth, features[:2])
 
 
+def test_one_sigma_for_all_channels_may_be_any_kind_of_number() -> None:
+    image = np.arange(24.0).reshape(2, 4, 3)
+    expected = utils.create_pairwise_bilateral((3, 3), 5, image, chdim=2)
+    for sigma in (np.float32(5), np.array(5.0)):
+        assert np.array_equal(
+            utils.create_pairwise_bilateral((3, 3), sigma, image, chdim=2), expected
+        )
+
+
 def test_image_is_not_changed() -> None:
     volume = VOLUME.copy()
     utils.create_pairwise_bilateral((2, 3, 4), (9,), volume)
