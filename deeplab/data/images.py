@@ -56,6 +56,8 @@ def load_picture(
     what `read_image` is for, and its errors are these, save for the pixel types.
     """
     path = Path(path)
+    if not max_megapixels > 0:
+        raise InputError(f"max_megapixels: expected a number above 0, got {max_megapixels}")
     _check_file(path)
     with _pillow_size_guard_off():
         try:

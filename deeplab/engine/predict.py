@@ -58,7 +58,7 @@ def predict(model: DeepLab, image: np.ndarray, crf: DenseCRF | None = None) -> P
         raise ValueError("crf: the model ends in a CRF layer of its own; pass crf=None to use that")
     with torch.no_grad(), _memory_errors_of(image):
         x = model.preprocess(image)
-        rgb = torch.tensor(image).permute(2, 0, 1)[None].to(x)
+        rgb = torch.tensor(np.ascontiguousarray(image)).permute(2, 0, 1)[None].to(x)
         logits = _logits(model, x, rgb)
         if not bool(torch.isfinite(logits).all()):
             raise InputError(

@@ -26,6 +26,14 @@ def layer() -> crf.DenseCRF:
     )
 
 
+def test_a_picture_may_be_a_view_such_as_opencvs_with_its_channels_turned(model: DeepLab) -> None:
+    bgr = picture(20, 30)
+    turned = bgr[..., ::-1]
+    for refined in (None, layer()):
+        expected = predict(model, turned.copy(), refined).probabilities
+        assert np.array_equal(predict(model, turned, refined).probabilities, expected)
+
+
 @pytest.mark.parametrize("size", [(1, 1), (1, 40), (33, 50), (64, 7)])
 def test_prediction_is_the_softmax_of_the_logits_at_the_pictures_size(
     model: DeepLab, size: tuple[int, int]
