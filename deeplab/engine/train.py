@@ -309,8 +309,7 @@ class _Run:
                 if self.step % config.validate_every == 0 and self.step < config.steps:
                     self._validate()
         interrupted = self.step < config.steps
-        if interrupted:
-            self.save()  # before the validation, which a second Ctrl-C may end
+        self.save()  # before the validation, which Ctrl-C may end
         self._validate()
         return TrainResult(self.model.eval(), self.step, interrupted, self.loss, self.metrics)
 

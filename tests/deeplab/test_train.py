@@ -274,6 +274,17 @@ def test_ctrl_c_stops_cleanly_and_leaves_a_loadable_checkpoint(pictures, tmp_pat
     assert signal.getsignal(signal.SIGINT) is handler
 
 
+def test_ctrl_c_in_the_last_validation_keeps_the_finished_weights(pictures, tmp_path):
+    class Stopped(list):
+        def __getitem__(self, index):
+            raise KeyboardInterrupt
+
+    out = tmp_path / "w.safetensors"
+    with pytest.raises(KeyboardInterrupt):
+        train(TINY, out, dataset=pictures, validation=Stopped(pictures), progress=False)
+    assert read_metadata(out)["step"] == TINY.steps
+
+
 def test_second_ctrl_c_interrupts_as_usual(pictures):
     class Twice(Interrupting):
         def __getitem__(self, index):
