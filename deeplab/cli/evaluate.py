@@ -16,6 +16,7 @@ from rich.table import Table
 
 from deeplab.cli import options
 from deeplab.cli.network import load_network, stored_settings
+from deeplab.cli.results import errors_of
 from deeplab.data import outputs
 from deeplab.errors import InputError
 
@@ -77,18 +78,20 @@ def evaluate(
             f"{weights}: weights for {network.num_classes} classes, the scenes have "
             f"{len(data.CLASSES)}; evaluate weights that were trained on the scenes"
         )
-    settings = stored_settings(metadata).changed(options.crf_settings(ctx))
+    settings = stored_settings(weights, metadata).changed(options.crf_settings(ctx))
     if out is not None:
         outputs.check_writable_file(out)
     first = data.TEST_START if split is Split.test else data.VALIDATION_START
-    result = run(
-        network,
-        data.ScenesDataset(first, scenes),
-        settings.layer(network.num_classes) if use_crf else None,
-        class_names=data.CLASSES,
-        progress=sys.stdout.isatty(),
-    )
-    Console().print(_score_table(result, f"{split.value} scenes {first} to {first + scenes - 1}"))
+    about_scenes = f"{split.value} scenes {first} to {first + scenes - 1}"
+    with errors_of(about_scenes):
+        result = run(
+            network,
+            data.ScenesDataset(first, scenes),
+            settings.layer(network.num_classes) if use_crf else None,
+            class_names=data.CLASSES,
+            progress=sys.stdout.isatty(),
+        )
+    Console().print(_score_table(result, about_scenes))
     if out is not None:
         about = {
             "weights": str(weights or "shipped"),

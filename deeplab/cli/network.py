@@ -50,11 +50,14 @@ def load_network(
     return network.eval(), metadata
 
 
-def stored_settings(metadata: dict[str, Any]) -> CRFSettings:
+def stored_settings(weights: Path | None, metadata: dict[str, Any]) -> CRFSettings:
     """The CRF settings that come with the weights, DeepLab v2's where there are none."""
     from deeplab.engine.refine import CRFSettings
 
     stored = metadata.get("crf") or {}
-    if not isinstance(stored, dict):
-        raise InputError(f"the weights' metadata: crf: expected settings by name, got {stored!r}")
-    return CRFSettings().changed(stored)
+    try:
+        if not isinstance(stored, dict):
+            raise InputError(f"expected settings by name, got {stored!r:.80}")
+        return CRFSettings().changed(stored)
+    except InputError as error:
+        raise InputError(f"{weights}: its metadata: crf: {error}") from error

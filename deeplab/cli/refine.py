@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from deeplab.cli import options
-from deeplab.cli.results import Result, print_notes, print_result, refuse_to_overwrite
+from deeplab.cli.results import Result, errors_of, print_notes, print_result, refuse_to_overwrite
 from deeplab.data import images, outputs
 from deeplab.errors import InputError
 
@@ -100,7 +100,8 @@ def refine(
     palette, names = outputs.voc_palette(), None
     if softmax_given:
         softmax = crf_alone.read_probabilities(given, size)
-        prediction = crf_alone.refine_probabilities(softmax, image, settings)
+        with errors_of(given):
+            prediction = crf_alone.refine_probabilities(softmax, image, settings)
     else:
         if indices:
             annotation = crf_alone.read_indices(given, size, classes, max_megapixels)
@@ -109,7 +110,8 @@ def refine(
         if annotation.colours is not None:
             palette = outputs.full_palette(annotation.colours)
             names = [f"#{r:02x}{g:02x}{b:02x}" for r, g, b in annotation.colours.tolist()]
-        prediction = crf_alone.refine_scribbles(annotation, image, settings, gt_prob)
+        with errors_of(given):
+            prediction = crf_alone.refine_scribbles(annotation, image, settings, gt_prob)
     print_notes(f"{image_file}: {note}" for note in notes)
     result.write(image, prediction, palette, probabilities)
     print_result(image_file, prediction, names, result, time.perf_counter() - start)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import typer
 
-from deeplab.data import outputs
+from deeplab.data import images, outputs
 from deeplab.errors import InputError
 
 if TYPE_CHECKING:
@@ -29,6 +30,11 @@ class Result:
     def at(cls, place: Path, name: str) -> Result:
         """In a folder, under that name; or where the label map's own name is given."""
         if place.suffix.lower() != ".png" or place.is_dir():
+            if place.suffix.lower() in images.SUFFIXES and not place.is_dir():
+                raise InputError(
+                    f"{place}: a label map is a PNG, other formats would change its values or lose "
+                    "its palette; name it .png, or give a folder"
+                )
             return cls(place, name)
         result = cls(place.parent, place.stem)
         result.labels = place
@@ -54,6 +60,15 @@ def refuse_to_overwrite(files: Iterable[Path], results: Iterable[Result]) -> Non
                     f"{target}: is an input, and a result would overwrite it; choose another "
                     "output folder with --out"
                 )
+
+
+@contextmanager
+def errors_of(what: object) -> Iterator[None]:
+    """What the CRF or the network cannot compute with these numbers, in one line with a name."""
+    try:
+        yield
+    except ValueError as error:
+        raise InputError(f"{what}: {error}") from error
 
 
 def print_result(

@@ -14,9 +14,8 @@ from rich.progress import Progress
 
 from deeplab.cli import options
 from deeplab.cli.network import load_network, stored_settings
-from deeplab.cli.results import Result, print_notes, print_result, refuse_to_overwrite
+from deeplab.cli.results import Result, errors_of, print_notes, print_result, refuse_to_overwrite
 from deeplab.data import images, outputs
-from deeplab.errors import InputError
 
 T = TypeVar("T")
 
@@ -72,7 +71,7 @@ def segment(
 
     files = images.find_images(inputs)
     network, metadata = load_network(weights, model, classes)
-    settings = stored_settings(metadata).changed(options.crf_settings(ctx))
+    settings = stored_settings(weights, metadata).changed(options.crf_settings(ctx))
     layer = settings.layer(network.num_classes) if use_crf else None
     results = [Result(out, name) for name in outputs.output_names(files)]
     refuse_to_overwrite(files, results)
@@ -89,10 +88,8 @@ def segment(
     for file, result in _progress(list(zip(files, results, strict=True)), "segmenting"):
         start = time.perf_counter()
         image, _ = images.read_image(file, max_megapixels)
-        try:
+        with errors_of(file):
             prediction = predict(network, image, layer)
-        except InputError as error:
-            raise InputError(f"{file}: {error}") from error
         result.write(image, prediction, palette, probabilities)
         print_result(file, prediction, names, result, time.perf_counter() - start)
 

@@ -31,7 +31,9 @@ def train(
     ctx: typer.Context,
     out: Annotated[
         Path,
-        typer.Option(metavar="FILE", help="The weights (.safetensors), rewritten as they improve."),
+        typer.Option(
+            metavar="FILE", help="The weights (.safetensors), rewritten at every validation."
+        ),
     ] = Path("weights.safetensors"),
     model: Annotated[str | None, typer.Option(metavar="NAME", help="Which model.")] = None,
     steps: Annotated[int | None, typer.Option(metavar="N", help="Steps of SGD.")] = None,
@@ -93,7 +95,8 @@ def train(
     try:
         config = TrainConfig(**given)
     except ValueError as error:
-        raise InputError(f"--{str(error).replace('_', '-')}") from error
+        name, _, expected = str(error).partition(":")
+        raise InputError(f"--{name.replace('_', '-')}:{expected}") from error
     outputs.check_writable_file(out)
     out.parent.mkdir(parents=True, exist_ok=True)
     try:

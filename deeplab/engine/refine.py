@@ -56,11 +56,13 @@ class CRFSettings:
 
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():
+            what = "an integer" if name == "iterations" else "a number"
             low = "above 0" if "sigma" in name else "of 0 or more"
-            number = isinstance(value, int | float) and np.isfinite(value)
+            kind = int if name == "iterations" else int | float
+            number = isinstance(value, kind) and not isinstance(value, bool) and np.isfinite(value)
             if not number or value < 0 or (value == 0 and "sigma" in name):
                 raise InputError(
-                    f"CRF {name.replace('_', ' ')}: expected a number {low}, got {value!r}"
+                    f"CRF {name.replace('_', ' ')}: expected {what} {low}, got {value!r}"
                 )
 
     def changed(self, changes: Mapping[str, Any]) -> CRFSettings:
@@ -114,7 +116,9 @@ def refine_probabilities(
     layer = (settings or CRFSettings()).layer(len(probabilities))
     logits = torch.from_numpy(np.log(np.clip(probabilities, CLIP, 1.0)))[None]
     with torch.no_grad():
-        marginals = layer(logits, torch.tensor(image).permute(2, 0, 1)[None].float())
+        marginals = layer(
+            logits, torch.tensor(np.ascontiguousarray(image)).permute(2, 0, 1)[None].float()
+        )
     return Prediction.of(marginals[0].numpy())
 
 

@@ -356,9 +356,25 @@ def test_crf_options_without_sense_are_refused_by_name(tmp_path: Path, weights: 
         assert_refused(tmp_path, f"CRF {name}: ", "segment", photo, *options, f"{option}=-1")
 
 
+def test_widths_that_a_lattice_cannot_hold_are_one_line(tmp_path: Path, weights: Path) -> None:
+    photo, marks, _ = scribbled(tmp_path)
+    narrow = ["--gaussian-sigma", "1e-9"]
+    message = "features are too large.*larger sigma"
+    options = ["--weights", weights, *narrow]
+    place = ["--out", tmp_path / "out"]
+    assert_refused(tmp_path, f"photo.png: {message}", "segment", photo, *options, *place)
+    assert_refused(tmp_path, f"marks.png: {message}", "refine", photo, marks, *narrow, *place)
+    assert_refused(tmp_path, f"test scenes .*: {message}", "evaluate", "--scenes", 1, *options)
+
+
 def test_bad_crf_settings_in_the_weights_are_refused(tmp_path: Path) -> None:
     photo = picture(tmp_path / "photo.png")
-    for stored, message in (([1, 2], "expected settings by name"), ({"s": 1}, "unknown s;")):
+    for stored, message in (
+        ([1, 2], "w.safetensors: .*expected settings by name"),
+        ({"s": 1}, "w.safetensors: .*unknown s;"),
+        ({"iterations": 2.5}, "w.safetensors: .*iterations: expected an integer"),
+        ({"gaussian_weight": True}, "w.safetensors: .*expected a number of 0 or more, got True"),
+    ):
         path = tmp_path / "w.safetensors"
         save_weights(deeplab_v2_small(num_classes=3), path, {"crf": stored})
         options = ["--weights", path, "--out", tmp_path / "out"]
@@ -445,6 +461,12 @@ def test_refine_takes_the_label_maps_own_name(tmp_path: Path) -> None:
         "result_probabilities.npz",
     ]
     assert np.array_equal(indices(tmp_path / "out" / "result.png"), truth)
+
+
+def test_refine_refuses_to_name_a_label_map_other_than_png(tmp_path: Path) -> None:
+    photo, marks, _ = scribbled(tmp_path)
+    out = ["--out", tmp_path / "labels.jpg"]
+    assert_refused(tmp_path, "labels.jpg: .*name it .png", "refine", photo, marks, *out)
 
 
 def test_refine_takes_class_indices(tmp_path: Path) -> None:
@@ -565,7 +587,7 @@ def test_train_and_evaluate_refuse_what_makes_no_sense(tmp_path: Path) -> None:
     out = ["--out", tmp_path / "new.safetensors"]
     assert_refused(tmp_path, "--lr: expected a positive number, got -1", "train", "--lr=-1", *out)
     assert_refused(tmp_path, "--batch-size: expected", "train", "--batch-size=0", *out)
-    assert_refused(tmp_path, "--model: expected one of", "train", "--model=unet", *out)
+    assert_refused(tmp_path, "--model: expected one of deeplab_v1_l", "train", "--model=unet", *out)
     message = "weights for 3 classes, the scenes have 11"
     assert_refused(tmp_path, message, "evaluate", "--weights", path)
     assert_refused(tmp_path, "--scenes: expected at least 1", "evaluate", "--scenes", 0)
