@@ -32,7 +32,7 @@ from kernels.meanfield.term import Term
 Array: TypeAlias = np.ndarray[Any, Any]
 
 LOG2E = math.log2(math.e)
-OFF = -1e30  # the logit of a padding lane
+OFF = -3e38  # the logit of a padding lane
 BLOCK = 256  # points between two looks at which rows come into use
 
 

@@ -60,8 +60,8 @@ def test_softmax2_is_as_accurate_as_torch(width, spread):
     assert (torch.from_numpy(output[0]).double() - exact).abs().max() <= budget
 
 
-def test_softmax2_of_forbidden_labels_is_zero_within_the_smallest_float():
+def test_softmax2_of_forbidden_labels_is_zero():
     rows = np.array([[0, -np.inf, 0, -1e30, -np.inf, -np.inf, -np.inf, -np.inf]], np.float32)
     output = np.empty_like(rows)
     _softmax(output, 0, rows, 0, (0,) * 8)
-    np.testing.assert_allclose(output[0], [0.5, 0, 0.5, 0, 0, 0, 0, 0], atol=2e-38)
+    np.testing.assert_array_equal(output[0], [0.5, 0, 0.5, 0, 0, 0, 0, 0])

@@ -150,7 +150,7 @@ def test_a_forbidden_label_stays_forbidden():
     unary[:, 2] = float("inf")
     term = kernels.Term(_lattice(60, 3), torch.full((4,), -5.0))
     result = cpu.mean_field(unary, [term], 5)
-    assert result[:, 2].max() < 1e-30
+    assert (result[:, 2] == 0).all()
     torch.testing.assert_close(result.sum(1), torch.ones(60))
 
 
