@@ -70,8 +70,10 @@ def evaluate(
     from deeplab.data import scenes as data
     from deeplab.engine.evaluate import evaluate as run
 
-    if scenes < 1:
-        raise InputError(f"--scenes: expected at least 1, got {scenes}")
+    first = data.TEST_START if split is Split.test else data.VALIDATION_START
+    most = data.TEST_START - data.VALIDATION_START
+    if not 1 <= scenes <= most:
+        raise InputError(f"--scenes: expected 1 to {most}, got {scenes}")
     network, metadata = load_network(weights, model, classes)
     if network.num_classes != len(data.CLASSES):
         raise InputError(
@@ -81,7 +83,6 @@ def evaluate(
     settings = stored_settings(weights, metadata).changed(options.crf_settings(ctx))
     if out is not None:
         outputs.check_writable_file(out)
-    first = data.TEST_START if split is Split.test else data.VALIDATION_START
     about_scenes = f"{split.value} scenes {first} to {first + scenes - 1}"
     with errors_of(about_scenes):
         result = run(

@@ -111,6 +111,12 @@ class TrainConfig:
         _require(self.model in MODELS, "model", f"one of {', '.join(MODELS)}", self.model)
         for name in ("steps", "batch_size", "scenes", "validation_scenes", "validate_every"):
             _require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
+        most = {  # each split ends where the next one starts
+            "scenes": scenes.VALIDATION_START - scenes.TRAIN_START,
+            "validation_scenes": scenes.TEST_START - scenes.VALIDATION_START,
+        }
+        for name, limit in most.items():
+            _require(getattr(self, name) <= limit, name, f"at most {limit}", getattr(self, name))
         for name in ("warmup", "workers", "seed", "weight_decay"):
             _require(getattr(self, name) >= 0, name, "0 or more", getattr(self, name))
         for name in ("lr", "power", "head_lr_scale"):

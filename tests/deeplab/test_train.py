@@ -348,6 +348,8 @@ def test_empty_data_set_is_refused(pictures):
         ("warmup", -1),
         ("scenes", 0),
         ("validation_scenes", 0),
+        ("scenes", 9_000_001),  # the next would be a validation scene
+        ("validation_scenes", 1_000_001),  # and here a test scene
     ],
 )
 def test_configuration_refuses_values_without_sense(field, value):
