@@ -96,6 +96,7 @@ def refine(
     refuse_to_overwrite([image_file, given], [result])
     outputs.check_writable(result.labels.parent)
     image, notes = images.read_image(image_file, max_megapixels)
+    said = [f"{image_file}: {note}" for note in notes]
     size = (image.shape[0], image.shape[1])
     palette, names = outputs.voc_palette(), None
     if softmax_given:
@@ -107,11 +108,12 @@ def refine(
             annotation = crf_alone.read_indices(given, size, classes, max_megapixels)
         else:
             annotation = crf_alone.read_colours(given, size, max_megapixels)
+        said += [f"{given}: {note}" for note in annotation.notes]
         if annotation.colours is not None:
             palette = outputs.full_palette(annotation.colours)
             names = [f"#{r:02x}{g:02x}{b:02x}" for r, g, b in annotation.colours.tolist()]
         with errors_of(given):
             prediction = crf_alone.refine_scribbles(annotation, image, settings, gt_prob)
-    print_notes(f"{image_file}: {note}" for note in notes)
+    print_notes(said)
     result.write(image, prediction, palette, probabilities)
     print_result(image_file, prediction, names, result, time.perf_counter() - start)

@@ -38,6 +38,11 @@ UNSURE_INDEX = 255
 
 MAX_LABELS = 255
 
+INDEXED = (
+    "a palette picture, read by its colours (black is unsure); if its values are class indices, as "
+    "in VOC's label maps, read it with --indices (read_indices)"
+)
+
 
 @dataclass(frozen=True)
 class CRFSettings:
@@ -98,11 +103,13 @@ class Annotation:
         labels: int64 `[H, W]`, 0 for unsure, k + 1 for label k.
         num_labels: how many labels there are to choose from.
         colours: uint8 `[num_labels, 3]`, the colour of each label; None for class indices.
+        notes: what whoever drew it should know about how it was read.
     """
 
     labels: np.ndarray
     num_labels: int
     colours: np.ndarray | None = None
+    notes: tuple[str, ...] = ()
 
 
 def refine_probabilities(
@@ -196,7 +203,8 @@ def read_colours(
         )
     labels = np.where(codes == 0, 0, np.searchsorted(colours, codes) + 1)
     rgb = np.stack([colours & 255, (colours >> 8) & 255, colours >> 16], axis=1)
-    return Annotation(labels, len(colours), rgb.astype(np.uint8))
+    notes = (INDEXED,) if picture.mode in ("P", "PA") else ()
+    return Annotation(labels, len(colours), rgb.astype(np.uint8), notes)
 
 
 def read_indices(

@@ -463,6 +463,15 @@ def test_refine_takes_the_label_maps_own_name(tmp_path: Path) -> None:
     assert np.array_equal(indices(tmp_path / "out" / "result.png"), truth)
 
 
+def test_refine_says_how_it_read_a_palette_picture(tmp_path: Path) -> None:
+    photo, marks, _ = scribbled(tmp_path)
+    assert done("refine", photo, marks, "--out", tmp_path / "out").stderr == ""
+    Image.open(marks).quantize(4).save(marks)
+    told = done("refine", photo, marks, "--out", tmp_path / "out").stderr
+    assert "marks.png: a palette picture, read by its colours" in told
+    assert "--indices" in told
+
+
 def test_refine_refuses_to_name_a_label_map_other_than_png(tmp_path: Path) -> None:
     photo, marks, _ = scribbled(tmp_path)
     out = ["--out", tmp_path / "labels.jpg"]
@@ -590,7 +599,8 @@ def test_train_and_evaluate_refuse_what_makes_no_sense(tmp_path: Path) -> None:
     assert_refused(tmp_path, "--model: expected one of deeplab_v1_l", "train", "--model=unet", *out)
     message = "weights for 3 classes, the scenes have 11"
     assert_refused(tmp_path, message, "evaluate", "--weights", path)
-    assert_refused(tmp_path, "--scenes: expected at least 1", "evaluate", "--scenes", 0)
+    for count in (0, 1_000_001):  # the validation scenes end where the test scenes start
+        assert_refused(tmp_path, "--scenes: expected 1 to 1000000", "evaluate", "--scenes", count)
 
 
 def test_interrupted_training_exits_with_130_and_says_where_it_is(
