@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -50,6 +51,17 @@ def test_an_import_leaves_heavy_packages_for_their_first_use(module: str) -> Non
     loaded = {name.split(".")[0] for name in process.stdout.split()}
     assert module.split(".")[0] in loaded
     assert not loaded & {"triton", "numba", "matplotlib"}
+
+
+@pytest.mark.parametrize("package", LAYERS[:3])
+def test_the_map_shows_everything_at_the_top_of_a_package(package: str) -> None:
+    shown = re.findall(r"[\w./]+", (ROOT / "ARCHITECTURE.md").read_text())
+    entries = {
+        path.name + "/" * path.is_dir()
+        for path in (ROOT / package).iterdir()
+        if not path.name.startswith("__") and (path.is_dir() or path.suffix == ".py")
+    }
+    assert not entries - set(shown)
 
 
 @pytest.mark.parametrize("path", modules("kernels", "crf", "deeplab", "bench"), ids=named)
