@@ -17,7 +17,7 @@ CRFs", ICLR 2015 (v1); "DeepLab: Semantic Image Segmentation with Deep Convoluti
 Convolution, and Fully Connected CRFs", TPAMI 2018 (v2), and their released Caffe networks.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -254,10 +254,13 @@ def _config(name: str, num_classes: int, rates: Sequence[int], **options: Any) -
     """The model's name and options as JSON-able values; ValueError where they make no model."""
     if not _is_positive(num_classes):
         raise ValueError(f"num_classes: expected an integer from 1 up, got {num_classes!r}")
-    rates = list(rates)
-    if not rates or not all(_is_positive(rate) for rate in rates):
-        raise ValueError(f"rates: expected at least one integer, each from 1 up, got {rates}")
-    return {"model": name, "num_classes": num_classes, "rates": rates, **options}
+    listed = list(rates) if isinstance(rates, Iterable) else []
+    if not listed or not all(_is_positive(rate) for rate in listed):
+        raise ValueError(
+            "rates: expected at least one integer, each from 1 up, such as (6, 12, 18, 24), got "
+            f"{listed or rates}"
+        )
+    return {"model": name, "num_classes": num_classes, "rates": listed, **options}
 
 
 def _is_positive(value: object) -> bool:

@@ -56,7 +56,8 @@ def segment(
 
     CRF options left out are those stored with the weights, or else DeepLab v2's: 10 iterations,
     smoothness 3 / 3 pixels, appearance 4 / 49 pixels / 5 levels. Memory grows with the pixels of
-    the largest picture: about 0.5 GB for each megapixel with the shipped weights.
+    the largest picture: with the shipped weights about 0.7 GB for each megapixel of a photograph,
+    up to 2 GB of mere noise, and 0.25 GB with --no-crf.
 
     **Examples**
 

@@ -48,7 +48,8 @@ def predict(model: DeepLab, image: np.ndarray, crf: DenseCRF | None = None) -> P
     them as they are (a model that ends in its own CRF layer refines in any case).
 
     The whole picture is processed at once. `deeplab_v2_small` takes about 130 bytes a pixel and 8
-    for each class, with a CRF 330 and 20; larger networks need more.
+    for each class; with a CRF and 11 classes it was 640 to 770 on photographs, whose pixels share
+    lattice points, and 1900 on noise. Larger networks need more.
 
     The model runs in evaluation mode and is left in the mode that it came in.
     Raises InputError if the model gives NaN or Inf or the memory runs out, ValueError if both the

@@ -266,6 +266,7 @@ def test_an_image_that_was_not_preprocessed_is_refused():
         ({"num_classes": 2.0}, "num_classes: .* got 2.0"),
         ({"num_classes": True}, "num_classes: .* got True"),
         ({"rates": ()}, "rates: expected at least one integer"),
+        ({"rates": 6}, "rates: expected at least one integer, .* got 6"),
         ({"rates": (6, 0)}, r"rates: .* got \[6, 0\]"),
     ],
 )
