@@ -90,7 +90,7 @@ def evaluate(
             data.ScenesDataset(first, scenes),
             settings.layer(network.num_classes) if use_crf else None,
             class_names=data.CLASSES,
-            progress=sys.stdout.isatty(),
+            progress=sys.stderr.isatty(),
         )
     Console().print(_score_table(result, about_scenes))
     if out is not None:

@@ -100,7 +100,7 @@ def train(
     outputs.check_writable_file(out)
     out.parent.mkdir(parents=True, exist_ok=True)
     try:
-        result = run(config, out, progress=sys.stdout.isatty())
+        result = run(config, out, progress=sys.stderr.isatty())
     except FloatingPointError as error:
         raise InputError(str(error)) from error
     typer.echo(

@@ -17,6 +17,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 import torch.nn.functional as F
+from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
@@ -81,7 +82,7 @@ def evaluate(
         class_names: names of the classes in the result; numbers by default.
         ignore: true label of pixels that do not count.
         band: half-width in pixels of the band around class boundaries.
-        progress: show a progress bar.
+        progress: show a progress bar, on standard error.
 
     Raises:
         ValueError: an empty data set, a model with its own CRF, or a wrong number of class names.
@@ -170,5 +171,9 @@ def _check(model: DeepLab, dataset: LabelledImages, names: Sequence[str], band: 
 
 def _progress_bar() -> Progress:
     return Progress(
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
     )

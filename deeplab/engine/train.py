@@ -35,6 +35,7 @@ import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from rich.console import Console
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -168,7 +169,7 @@ def train(
         palette: colours [>= classes, 3] for the weights file.
         metadata: more JSON-able entries for the weights file. For the generated scenes "crf" is
             `SCENES_CRF` unless given here.
-        progress: show a progress bar with loss, learning rate, last mIoU and time left.
+        progress: show loss, learning rate, last mIoU and time left, on standard error.
 
     Raises:
         ValueError: an empty data set. FloatingPointError: the loss is not finite any more.
@@ -410,4 +411,5 @@ def _progress_bar() -> Progress:
         TextColumn("{task.fields[state]}"),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
+        console=Console(stderr=True),
     )

@@ -44,6 +44,13 @@ class Oracle:
         return F.one_hot(labels, len(CLASSES)).permute(2, 0, 1)[None].float()
 
 
+def test_progress_is_shown_on_standard_error_only(model, pictures, capsys):
+    evaluate(model, pictures[:1], progress=True)
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert "evaluate" in shown.err
+
+
 def test_scores_are_those_of_one_matrix_over_all_predictions(model, pictures):
     confusion = ConfusionMatrix(len(CLASSES))
     for image, labels in pictures:

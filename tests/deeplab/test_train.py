@@ -298,6 +298,13 @@ def test_second_ctrl_c_interrupts_as_usual(pictures):
     assert signal.getsignal(signal.SIGINT) is handler
 
 
+def test_progress_is_shown_on_standard_error_only(pictures, capsys):
+    train(TINY, dataset=pictures, validation=pictures)
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert f"{TINY.steps}/{TINY.steps}" in shown.err
+
+
 def test_place_that_cannot_be_written_is_found_before_training(pictures, tmp_path):
     data = Interrupting(pictures, at=-1)
     with pytest.raises(InputError, match="cannot write"):
