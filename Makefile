@@ -8,6 +8,9 @@ BIN := $(VENV)/bin
 setup: $(VENV)/.ready
 
 $(VENV)/.ready: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and \
+	  "Python 3.11 or newer is needed, $(PYTHON) is " + sys.version.split()[0] \
+	  + "; name another one: make PYTHON=python3.12 $(or $(MAKECMDGOALS),setup)")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt pip setuptools
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[test,plots,dev]"
