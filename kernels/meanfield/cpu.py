@@ -33,6 +33,8 @@ Array: TypeAlias = np.ndarray[Any, Any]
 
 LOG2E = math.log2(math.e)
 OFF = -3e38  # the logit of a padding lane
+LARGE = 2**23  # bytes of rows from which on a pass waits for memory
+AHEAD = 6  # points whose rows it then asks for in advance
 BLOCK = 256  # points between two looks at which rows come into use
 
 
@@ -72,6 +74,7 @@ class _Stack:
         self.offsets = np.cumsum([0, *sizes])
         self.rows = aligned_rows(int(self.offsets[-1]), self.lanes)
         self.next_rows = aligned_rows(len(self.rows), self.lanes)
+        self.ahead = AHEAD if self.rows.nbytes > LARGE else 0
         for none in self.offsets[1:] - 1:
             self.rows[none] = self.next_rows[none] = 0
         folded = [_fold_penalty(term.penalty) for term in terms]
@@ -142,7 +145,7 @@ class _Stack:
     def _pass(self, source: Array, slicing: Array, softmax: bool) -> None:
         threads.run(
             _update, self.parts, source, self.corners, slicing, self.splatting, self.rows,
-            self.next_rows, softmax, self.lanes,
+            self.next_rows, softmax, self.ahead, self.lanes,
         )  # fmt: skip
         self.rows, self.next_rows = self.next_rows, self.rows
 
@@ -215,7 +218,7 @@ def _load(first, last, values, visits, factor, padding, output):
 @kernel()
 def _update(
     first, last, first_rows, last_rows, limits, source, corners, slicing, splatting, rows,
-    next_rows, softmax, lanes,
+    next_rows, softmax, ahead, lanes,
 ):  # fmt: skip
     """One pass over the points of a part: slice, softmax, splat into the part's own rows.
 
@@ -229,6 +232,10 @@ def _update(
                 zeroed[t] += 1
         begin = first + block * BLOCK
         for i in range(begin, min(begin + BLOCK, last)):
+            if ahead > 0:
+                soon = min(i + ahead, last - 1)
+                for k in range(slicing.shape[1]):
+                    simd.prefetch(rows, corners[soon, k], lanes)
             point = _slice_point(i, source, corners, slicing, rows, lanes)
             if softmax:
                 point = simd.softmax2(point)
