@@ -77,8 +77,9 @@ def train(
     """Train a model from scratch on generated scenes.
 
     Without options this is the recipe of the shipped weights, 6000 steps: half an hour of one core
-    and more, scenes to be drawn included. The learning rate falls to 0 as the steps run out (poly policy). Ctrl-C ends after the step at hand,
-    validates, saves and exits with 130. Own data: deeplab.engine.train from Python.
+    for the network, and drawing the scenes on top. The learning rate falls to 0 as the steps run
+    out (poly policy). Ctrl-C ends after the step at hand, validates, saves and exits with 130. Own
+    data: deeplab.engine.train from Python.
 
     **Examples**
 
