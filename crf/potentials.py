@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from numbers import Real
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -136,10 +137,13 @@ def pixel_order(height: int, width: int, tile: int = 16) -> Tensor:
     """
     if tile < 1:
         raise ValueError(f"tile must be at least 1 pixel, not {tile}")
-    y = torch.arange(height, device="cpu")[:, None]
-    x = torch.arange(width, device="cpu")
-    tiles = y // tile * (-(-width // tile)) + x // tile
-    return torch.argsort(tiles.flatten(), stable=True)
+    tile = min(tile, max(height, width, 1))
+    down, across = -(-height // tile), -(-width // tile)
+    # In NumPy: torch's threads would spin on the cores that the lattices want.
+    y, x = np.arange(down * tile)[:, None], np.arange(across * tile)
+    pixels = np.where((y < height) & (x < width), y * width + x, -1)
+    tiles = pixels.reshape(down, tile, across, tile).swapaxes(1, 2).ravel()
+    return torch.from_numpy(tiles[tiles >= 0])
 
 
 def reference_lattice(features: Tensor) -> Lattice:

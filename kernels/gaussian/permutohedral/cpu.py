@@ -36,6 +36,7 @@ Array: TypeAlias = np.ndarray[Any, Any]
 
 MAX_LANES = 64  # more channels are filtered in groups: each width is compiled once
 MIN_PART = 4096  # points: fewer are not worth a thread
+MIN_PIECE = 8192  # rows of a blur: fewer are not worth a call
 AHEAD = 12  # rows to prefetch ahead in the blur, about a memory latency's worth
 WORD = 2**62  # a packed key word stays below this
 GOLDEN = 0x9E3779B97F4A7C15  # 2^64 / golden ratio: multiples of it spread evenly
@@ -119,7 +120,6 @@ def blur(
 
     Afterwards ghosts equal their owners. Several lattices together cost one start of the threads.
     """
-    pieces = threads.num_threads()
     ghosts = [lattice.ghosts.numpy() for lattice in lattices]
     bounds = [lattice.parts[:, 2].tolist() for lattice in lattices]
     for part in range(1, max(map(len, bounds)) - 1):  # an owner occurs once a part
@@ -127,7 +127,7 @@ def blur(
             (bound[part] + start, bound[part] + stop, pairs, rows)
             for bound, pairs, rows in zip(bounds, ghosts, blocks, strict=True)
             if part + 1 < len(bound)
-            for start, stop in threads.split(bound[part + 1] - bound[part], pieces)
+            for start, stop in _pieces(bound[part + 1] - bound[part])
         ], lanes)  # fmt: skip
     chains = [chains_of(lattice).numpy() for lattice in lattices]
     for step in range(max(map(len, chains))):
@@ -135,13 +135,19 @@ def blur(
             (start, stop, chain[len(chain) - 1 - step if reverse else step], rows)
             for chain, rows in zip(chains, blocks, strict=True)
             if step < len(chain)
-            for start, stop in threads.split(chain.shape[1], pieces)
+            for start, stop in _pieces(chain.shape[1])
         ], lanes)  # fmt: skip
     threads.run(_copy_ghosts, [
         (start, stop, pairs, rows)
         for pairs, rows in zip(ghosts, blocks, strict=True)
-        for start, stop in threads.split(len(pairs), pieces)
+        for start, stop in _pieces(len(pairs))
     ], lanes)  # fmt: skip
+
+
+def _pieces(count: int) -> list[tuple[int, int]]:
+    """range(count) in more pieces than threads, so that whoever is done early takes another."""
+    pieces = threads.num_threads()
+    return threads.split(count, max(pieces, min(8 * pieces, count // MIN_PIECE)))
 
 
 @kernel()
