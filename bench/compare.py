@@ -2,6 +2,7 @@
 
     python bench/compare.py                 everything that this machine can, under five minutes
     python bench/compare.py crf --quick     one comparison on small inputs, in seconds
+    python bench/compare.py aspp --device cuda  one comparison on the GPU
     python bench/compare.py --help          the comparisons, the options, how to read the table
 
 bench/README.md says how a comparison is made and how to add one.
@@ -14,7 +15,9 @@ import datetime
 import importlib
 import shlex
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,21 +32,25 @@ COMPARISONS = {
     "aspp": "multi-rate atrous convolution: kernels beside one F.conv2d a rate",
 }
 RECORDS = Path(__file__).resolve().parent / "records"
+WIDTH = 180  # of a table that goes to a file
 
 GUIDE = """\
 how to read the table
-  p20 p50 p80   percentiles of the time of one call
+  p20 p50 p80   percentiles of the time of one call; on a GPU of a replay of its CUDA graph
+  wall ms       GPU only: median wall clock of an eager call until the device has done it
   ours x        how many times as fast ours is: the median, over rounds, of the peer's time over
                 ours. Both run in every round, so a busy machine hits both
   of p50        the same from the two medians; far from 'ours x' means a restless machine
-  peak MB       memory that one call adds at its peak, in a process of its own (not with --quick)
-  GB/s GFLOP/s  bytes and operations that the task needs, by formula, over p50; the formulas are
+  bar           what is asked: of 'ours x' beside a peer, of 'x floor' beside ours
+  peak MB       memory that one call adds at its peak; on a CPU in a process of its own (not with
+                --quick)
+  GB/s FLOP/s   bytes and operations that the task needs, by formula, over p50; the formulas are
                 in the record
   x floor       p50 over the least time in which this machine can move the bytes and do the
                 operations, at the speeds of a plain copy and a plain matrix product
 
 exit code
-  0 all measured, 1 outputs did not agree (that case is not timed), 2 a wrong argument
+  0 all measured, 1 outputs did not agree or a case broke (it is not timed), 2 a wrong argument
 
 Close other programs first: two busy cores make every figure wrong.
 """
@@ -78,12 +85,12 @@ def main(arguments: Sequence[str]) -> int:
     if options.names and left_out:
         parser.error(f"{', '.join(left_out)} does not run on {' or '.join(devices)}")
 
-    console = Console(width=None if sys.stdout.isatty() else 150)
+    console = Console(width=None if sys.stdout.isatty() else WIDTH)
     record = _measure(pairs, options, arguments, console)
     if left_out:
         console.print(f"left out, not made for {devices[0]}: {', '.join(left_out)}")
     if not all(comparison["passed"] for comparison in record["comparisons"]):
-        console.print("Some outputs did not agree: see GATE FAILED above.", style="bold red")
+        console.print("Some cases failed: see GATE FAILED or BROKE above.", style="bold red")
         return 1
     return 0
 
@@ -115,14 +122,26 @@ def _measure(
         "comparisons": [],
     }
     for comparison, device in pairs:
+        if options.most_seconds is not None:
+            comparison = replace(comparison, most_seconds={device: options.most_seconds})
         settings = Settings(device=device, threads=options.threads, quick=options.quick)
         with console.status(f"{comparison.name} on the {device}") as status:
-            report = run(comparison, settings, record["ceilings"][device], status.update)
+            say = status.update if console.is_terminal else _on_stderr(time.monotonic())
+            report = run(comparison, settings, record["ceilings"][device], say)
         show(report, console)
         record["comparisons"].append(report)
     path = write_record(record, options.out)
     console.print(f"\nrecord: {path}", highlight=False, soft_wrap=True)
     return record
+
+
+def _on_stderr(start: float) -> Callable[[str], object]:
+    """Tell each step on standard error, with the seconds since the start: for runs in a log."""
+
+    def say(step: str) -> None:
+        print(f"[{time.monotonic() - start:4.0f} s] {step}", file=sys.stderr, flush=True)
+
+    return say
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -143,6 +162,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--threads", type=int, default=2, metavar="N", help="CPU threads (default: 2)"
+    )
+    parser.add_argument(
+        "--most-seconds",
+        type=float,
+        metavar="N",
+        help="start no further case of a comparison after so long (default: its own limit, if any)",
     )
     parser.add_argument(
         "--out", type=Path, default=RECORDS, metavar="DIR", help="folder for the JSON record"

@@ -8,6 +8,7 @@ memory, table, record), so every comparison is measured in the same way.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -54,10 +55,15 @@ class Formula:
 @dataclass(frozen=True)
 class Cost:
     """What the task itself needs, whoever does it: the least traffic to memory, in bytes, and the
-    floating-point operations (a multiplication and an addition count as two)."""
+    floating-point operations (a multiplication and an addition count as two).
+
+    `peak` names the ceiling of `machine.ceilings` that bounds the operations: on a GPU it depends
+    on the dtype.
+    """
 
     bytes: Formula
     operations: Formula
+    peak: str = "operations_per_second"
 
 
 @dataclass(frozen=True)
@@ -70,6 +76,7 @@ class Prepared:
         cost: the work of one call, None where no formula is meant.
         facts: what else the record should say of the inputs.
         notes: what the reader must be told, such as a peer that is not installed.
+        around: what holds while candidates run, such as global switches of PyTorch.
     """
 
     candidates: Mapping[str, Candidate]
@@ -77,6 +84,7 @@ class Prepared:
     cost: Cost | None = None
     facts: Mapping[str, Any] = field(default_factory=dict)
     notes: Sequence[str] = ()
+    around: Callable[[], AbstractContextManager[Any]] = nullcontext
 
 
 @dataclass(frozen=True)
@@ -88,7 +96,9 @@ class Case:
         prepare: makes the inputs; nothing is made before it is called.
         timed: False for a case whose memory alone is of interest.
         memory: whether to measure each candidate's peak memory.
-        bar: times as fast as each peer that ours must be, None where nothing is asked.
+        bar: times as fast as each peer, so as the fastest, that ours must be; None where nothing is
+            asked.
+        floor_bar: times the floor that ours may take at most; None where nothing is asked.
     """
 
     name: str
@@ -96,6 +106,7 @@ class Case:
     timed: bool = True
     memory: bool = True
     bar: float | None = None
+    floor_bar: float | None = None
 
 
 @dataclass(frozen=True)
@@ -121,7 +132,8 @@ class Comparison:
     """Ours beside what people use today, on one task.
 
     `devices` are the kinds it runs on ("cpu", "cuda"); `cases` and `probes` list what to measure
-    under given settings, without making any input yet.
+    under given settings, without making any input yet. `most_seconds` is, by kind of device, the
+    time after which no further case is started: list those first that matter most.
     """
 
     name: str
@@ -129,3 +141,4 @@ class Comparison:
     devices: Sequence[str]
     cases: Callable[[Settings], Sequence[Case]]
     probes: Callable[[Settings], Sequence[Probe]] = no_probes
+    most_seconds: Mapping[str, float] = field(default_factory=dict)

@@ -5,36 +5,42 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
+from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import switches
 import torch
-from timing import percentile, timer_for
+from timing import percentile, time_queued, timer_for
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("deeplab-triton", "torch", "triton", "numba", "numpy", "pydensecrf2")
+BF16_PEAK, TF32_PEAK = "bf16_operations_per_second", "tf32_operations_per_second"
 
 
 def versions() -> dict[str, str | None]:
-    """Versions of Python and of the packages that a figure depends on; None: not installed."""
+    """Versions of Python, packages and CUDA that a figure depends on; None: not installed."""
     found: dict[str, str | None] = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
             found[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
             found[package] = None
-    return found
+    cudnn = torch.backends.cudnn.version()
+    return {**found, "cuda": torch.version.cuda, "cudnn": None if cudnn is None else str(cudnn)}
 
 
 def hardware() -> dict[str, Any]:
     """Processor, cores that this process may use, memory, GPU, and the load at the start."""
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    gpu = torch.cuda.get_device_properties(0) if torch.cuda.is_available() else None
     return {
         "cpu": _cpu_model(),
         "cores": _cores(),
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
-        "gpu": gpu,
+        "gpu": None if gpu is None else gpu.name,
+        "gpu_memory_bytes": None if gpu is None else gpu.total_memory,
+        "gpu_multiprocessors": None if gpu is None else gpu.multi_processor_count,
         "system": platform.platform(),
         "load_average": os.getloadavg()[0],
     }
@@ -49,23 +55,48 @@ def commit() -> dict[str, Any]:
 
 def ceilings(device: str) -> dict[str, float]:
     """Measured bounds of the device: bytes/s of a copy (read and written bytes both counted) and
-    float32 operations/s of a square matrix product. A call can take no less than its bytes over
-    the first, nor its operations over the second."""
-    timer = timer_for(device)
-    side, length = (4096, 2**28) if device == "cuda" else (1536, 2**26)
+    operations/s of a square matrix product. A call can take no less than its bytes over the first,
+    nor its operations over the second, which is float32's; a GPU has further ones by dtype."""
+    if device == "cuda":
+        return _gpu_ceilings()
+    length, side = 2**26, 1536
+    return {
+        "bytes_per_second": 2 * length / _copy_seconds(length, device),
+        "operations_per_second": 2 * side**3 / _product_seconds(side, torch.float32, device),
+    }
+
+
+def _gpu_ceilings() -> dict[str, float]:
+    """Those of the CUDA device, with TF32 and bfloat16 apart from plain float32."""
+    length, side, small = 2**30, 8192, 4096
+    found = {
+        "bytes_per_second": 2 * length / _copy_seconds(length, "cuda"),
+        "operations_per_second": 2 * small**3 / _product_seconds(small, torch.float32, "cuda"),
+        BF16_PEAK: 2 * side**3 / _product_seconds(side, torch.bfloat16, "cuda"),
+    }
+    with switches.tuned():
+        found[TF32_PEAK] = 2 * side**3 / _product_seconds(side, torch.float32, "cuda")
+    torch.cuda.empty_cache()
+    return found
+
+
+def _copy_seconds(length: int, device: str) -> float:
     source = torch.ones(length // 4, device=device)
     target = torch.empty_like(source)
-    matrix = torch.ones(side, side, device=device)
+    return _least_seconds(lambda: target.copy_(source), device)
+
+
+def _product_seconds(side: int, dtype: torch.dtype, device: str) -> float:
+    # Random values: a GPU multiplies ones with less power, hence faster than any real input.
+    matrix = torch.randn(side, side, device=device).to(dtype)
     product = torch.empty_like(matrix)
+    return _least_seconds(lambda: torch.mm(matrix, matrix, out=product), device)
 
-    def best(call: Any) -> float:
-        call()
-        return percentile([timer(call) for _ in range(10)], 0)
 
-    return {
-        "bytes_per_second": 2 * length / best(lambda: target.copy_(source)),
-        "operations_per_second": 2 * side**3 / best(lambda: torch.mm(matrix, matrix, out=product)),
-    }
+def _least_seconds(call: Callable[[], Any], device: str) -> float:
+    timer = time_queued if device == "cuda" else timer_for(device)
+    call()
+    return percentile([timer(call) for _ in range(10)], 0)
 
 
 def _cores() -> int | None:

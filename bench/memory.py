@@ -35,16 +35,18 @@ def measure_here(module: str, case: str, candidate: str, settings: dict[str, Any
     torch.set_num_threads(chosen.threads)
     comparison = importlib.import_module(module).COMPARISON
     prepare = {each.name: each.prepare for each in comparison.cases(chosen)}[case]
-    call = prepare().candidates[candidate]
-    call()
-    return peak_of_call(call, chosen.device)
+    prepared = prepare()
+    call = prepared.candidates[candidate]
+    with prepared.around():
+        call()
+        return peak_of_call(call, chosen.device)
 
 
 def peak_of_call(call: Callable[[], Any], device: str) -> int | None:
     """Bytes that a call adds at its peak to what the process held before.
 
     On the CPU resident memory counts; None where the system does not tell (it takes Linux's /proc).
-    On a GPU it is what torch allocates.
+    On a GPU it is what torch allocates, which it counts exactly: a fresh process is not needed.
     """
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()

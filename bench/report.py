@@ -14,9 +14,9 @@ Report = dict[str, Any]
 COLUMNS = (
     "case",
     "candidate",
-    *("p20 ms", "p50 ms", "p80 ms"),
+    *("p20 ms", "p50 ms", "p80 ms", "wall ms"),
     *("ours x", "of p50", "bar"),
-    *("peak MB", "GB/s", "GFLOP/s", "x floor"),
+    *("peak MB", "GB/s", "GFLOP/s", "TFLOP/s", "x floor"),
 )
 
 
@@ -33,13 +33,19 @@ def write_record(record: Report, folder: Path) -> Path:
 
 
 def show(comparison: Report, console: Console) -> None:
-    """Print one comparison: a table of times, then its gate where it failed, probes and notes."""
+    """Print one comparison: a table of times, then probes, what failed, bars and notes."""
     console.print()
     console.print(_times(comparison))
     for probe in comparison["probes"]:
         _show_probe(probe, console)
     for case in comparison["cases"]:
         _show_gate(case, console)
+    for case in comparison["cases"]:
+        _show_bars(case, console)
+    if comparison["left_out"]:
+        console.print(
+            f"LEFT OUT, the time was up: {', '.join(comparison['left_out'])}", style="yellow"
+        )
     for note in dict.fromkeys(note for case in comparison["cases"] for note in case["notes"]):
         console.print(f"note: {note}", style="yellow", highlight=False)
 
@@ -51,8 +57,9 @@ def _times(comparison: Report) -> Table:
         title_justify="left",
         caption_justify="left",
     )
+    tera = comparison["device"] == "cuda"
     rows = [
-        (case, ["" if number else case["name"], name, *_row(case, entry)])
+        (case, ["" if number else case["name"], name, *_row(case, entry, number == 0, tera)])
         for case in comparison["cases"]
         for number, (name, entry) in enumerate(case["candidates"].items())
     ]
@@ -66,23 +73,34 @@ def _times(comparison: Report) -> Table:
     return table
 
 
-def _row(case: Report, entry: Report) -> list[str]:
+def _row(case: Report, entry: Report, is_ours: bool, tera: bool) -> list[str]:
     if not case["passed"]:
         return ["[red]not timed[/]"] + [""] * (len(COLUMNS) - 3)
     seconds = entry.get("seconds", {})
     faster = entry.get("ours_is_faster_by", {})
-    met = entry.get("bar_met")
-    bar = "" if met is None else f"{'[green]' if met else '[red]'}{case['bar']:g}x[/]"
+    rate = entry.get("operations_per_second")
     return [
         *(_number(seconds.get(p), 1e3) for p in ("p20", "p50", "p80")),
+        _number(entry.get("wall", {}).get("p50"), 1e3),
         _number(faster.get("median_of_pairs"), 1),
         _number(faster.get("ratio_of_p50"), 1),
-        bar,
+        _bar(case, entry, is_ours),
         _number(entry.get("peak_bytes"), 1e-6),
         _number(entry.get("bytes_per_second"), 1e-9),
-        _number(entry.get("operations_per_second"), 1e-9),
+        "" if tera else _number(rate, 1e-9),
+        _number(rate, 1e-12) if tera else "",
         _number(entry.get("times_the_floor"), 1),
     ]
+
+
+def _bar(case: Report, entry: Report, is_ours: bool) -> str:
+    """What a peer's ratio, or ours to the floor, is held against, in the colour of the verdict."""
+    bar = case["floor_bar"] if is_ours else case["bar"]
+    reached = entry.get("times_the_floor") if is_ours else entry.get("bar_met")
+    if bar is None or reached is None:
+        return ""
+    met = reached <= bar if is_ours else reached
+    return f"{'[green]' if met else '[red]'}{bar:g}x{' floor' if is_ours else ''}[/]"
 
 
 def _number(value: float | None, scale: float) -> str:
@@ -109,7 +127,7 @@ def _verdict(probe: Report, name: str) -> str:
 
 
 def _show_gate(case: Report, console: Console) -> None:
-    """The figures that did not hold. A gate that passed is in the record, not on the screen."""
+    """What did not hold or broke. A gate that passed is in the record, not on the screen."""
     for check in case["checks"]:
         if not check["passed"]:
             console.print(
@@ -118,3 +136,22 @@ def _show_gate(case: Report, console: Console) -> None:
                 style="bold red",
                 highlight=False,
             )
+    if case["error"]:
+        last = case["error"].strip().splitlines()[-1]
+        console.print(
+            f"BROKE, not timed (the record has the traceback): {case['name']}: {last}",
+            style="bold red",
+            highlight=False,
+            markup=False,
+        )
+
+
+def _show_bars(case: Report, console: Console) -> None:
+    for bar in case["bars"]:
+        verdict = "met" if bar["met"] else "MISSED"
+        reached = "not timed" if bar["value"] is None else f"{bar['value']:.2f} {bar['what']}"
+        console.print(
+            f"bar {bar['bar']:g} {verdict}: {case['name']}: {reached}",
+            style="green" if bar["met"] else "red",
+            highlight=False,
+        )

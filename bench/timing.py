@@ -13,6 +13,8 @@ import torch
 
 Timer = Callable[[Callable[[], Any]], float]
 
+HEAD_START = 2_000_000  # cycles of the device: a millisecond, in which the host enqueues
+
 
 @dataclass(frozen=True)
 class Budget:
@@ -30,10 +32,35 @@ def time_on_host(call: Callable[[], Any]) -> float:
     return time.perf_counter() - start
 
 
+def time_until_done(call: Callable[[], Any]) -> float:
+    """Seconds by the wall clock until the CUDA device has done what one call enqueues."""
+    torch.cuda.synchronize()
+    start = time.perf_counter()
+    call()
+    torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
 def time_on_device(call: Callable[[], Any]) -> float:
     """Seconds between two events around one call on the current CUDA stream."""
     start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
     torch.cuda.synchronize()
+    start.record()
+    call()
+    end.record()
+    end.synchronize()
+    return start.elapsed_time(end) / 1e3
+
+
+def time_queued(call: Callable[[], Any]) -> float:
+    """Seconds on the CUDA device of what one call enqueues, without waiting for the host.
+
+    The device spins while the host enqueues, and finds everything at hand when the first event
+    comes. A call that takes the host longer than `HEAD_START` catches up in part.
+    """
+    start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    torch.cuda.synchronize()
+    torch.cuda._sleep(HEAD_START)
     start.record()
     call()
     end.record()

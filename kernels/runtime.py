@@ -8,13 +8,18 @@ argument into one implementation: an explicit name is taken at its word or refus
 from __future__ import annotations
 
 import functools
+import importlib.util
 import logging
+import math
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 
 logger = logging.getLogger(__name__)
+
+TRITON_INSTALLED = importlib.util.find_spec("triton") is not None
 
 
 @dataclass(frozen=True)
@@ -33,31 +38,69 @@ class Implementation:
         name: the value of `impl` that selects it.
         about: what it is, for `Choice.reason`.
         device: the only device type that it runs on; None for any.
-        dtype: the only dtype that it computes in; None for any floating dtype.
+        dtypes: what it computes in; None for any floating dtype.
         automatic: whether `impl="auto"` may choose it.
+        triton: whether it needs Triton. Such kernels also take CPU tensors in Triton's interpreter,
+            where they are asked for by name.
     """
 
     name: str
     about: str
     device: str | None = None
-    dtype: torch.dtype | None = None
+    dtypes: tuple[torch.dtype, ...] | None = None
     automatic: bool = True
+    triton: bool = False
 
     def refusal(self, device: torch.device, dtype: torch.dtype) -> str | None:
         """Why it cannot run on this device and dtype; None where it can."""
-        if self.device is not None and device.type != self.device:
+        interpreted = self.triton and device.type == "cpu" and interpreting()
+        if self.device is not None and device.type != self.device and not interpreted:
             return f"{self.name!r} runs on {self.device} only, the tensors are on {device.type}"
-        if self.dtype is not None and dtype != self.dtype:
-            return f"{self.name!r} computes in {self.dtype} only, the tensors are {dtype}"
+        if self.dtypes is not None and dtype not in self.dtypes:
+            known = " and ".join(str(known) for known in self.dtypes)
+            return f"{self.name!r} computes in {known} only, the tensors are {dtype}"
+        if interpreted and dtype == torch.bfloat16:
+            return f"Triton's interpreter cannot compute in {dtype}: it multiplies the raw bits"
+        if self.triton and not TRITON_INSTALLED:
+            return f"{self.name!r} needs Triton, which is not installed: pip install triton"
         return None
 
+    def fits(self, device: torch.device) -> bool:
+        """Whether `impl="auto"` may choose it on this device; never for the interpreter."""
+        return self.automatic and self.device in (None, device.type)
 
-_NUMBA = Implementation("cpu", "compiled by numba, threaded", device="cpu", dtype=torch.float32)
+
+def interpreting() -> bool:
+    """Whether Triton kernels run in its interpreter, on CPU tensors (TRITON_INTERPRET=1)."""
+    return os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes", "y")
+
+
+def convolutions_allow_tf32() -> bool:
+    """Whether PyTorch's own convolutions may compute float32 in TF32 on CUDA.
+
+    The switch is torch.backends.cudnn.allow_tf32 (on by default), or what replaced it,
+    torch.backends.cudnn.conv.fp32_precision.
+    """
+    convolutions = getattr(torch.backends.cudnn, "conv", None)
+    if convolutions is None:
+        return bool(torch.backends.cudnn.allow_tf32)
+    return bool(convolutions.fp32_precision == "tf32")
+
+
+_NUMBA = Implementation("cpu", "compiled by numba, threaded", device="cpu", dtypes=(torch.float32,))
+
+
+def _triton(name: str, about: str) -> Implementation:
+    dtypes = torch.float16, torch.bfloat16, torch.float32
+    return Implementation(f"triton:{name}", about, device="cuda", dtypes=dtypes, triton=True)
+
 
 # By operation, in the order in which "auto" tries them.
 OPERATIONS: Mapping[str, tuple[Implementation, ...]] = {
     "atrous": (
-        Implementation("eager", "plain PyTorch, one convolution a rate; no fused kernel yet"),
+        _triton("shift", "one product for all taps, then a gather"),
+        _triton("implicit", "one implicit product over all rates"),
+        Implementation("eager", "plain PyTorch, one convolution a rate"),
         Implementation("op", "the same convolutions behind one custom operator", automatic=False),
     ),
     "exact": (Implementation("eager", "plain PyTorch, all pairs chunk by chunk"),),
@@ -67,7 +110,12 @@ OPERATIONS: Mapping[str, tuple[Implementation, ...]] = {
 
 
 def choose(
-    operation: str, impl: str = "auto", *, device: torch.device, dtype: torch.dtype
+    operation: str,
+    impl: str = "auto",
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    estimates: Mapping[str, float] | None = None,
 ) -> Choice:
     """The implementation of `operation` for tensors of this device and dtype, and why.
 
@@ -78,23 +126,31 @@ def choose(
         impl: the name of an implementation, or `"auto"`.
         device: where the tensors are.
         dtype: what is computed in (under autocast, the dtype that it casts to).
+        estimates: seconds that implementations should take, by name. `"auto"` takes the least of
+            those that run; without estimates, the first of the table.
 
     Raises:
         ValueError: no such operation or implementation, or an explicit `impl` that cannot run
             on this device or dtype. An explicit name never falls back to another.
     """
-    choice = _choose(operation, impl, device, dtype)
+    choice = _choose(operation, impl, device, dtype, estimates or {})
     if not torch.compiler.is_compiling():
         _log_once(operation, impl, choice)
     return choice
 
 
-def _choose(operation: str, impl: str, device: torch.device, dtype: torch.dtype) -> Choice:
+def _choose(
+    operation: str,
+    impl: str,
+    device: torch.device,
+    dtype: torch.dtype,
+    estimates: Mapping[str, float],
+) -> Choice:
     if operation not in OPERATIONS:
         raise ValueError(f"operation must be one of {sorted(OPERATIONS)}, not {operation!r}")
     table = OPERATIONS[operation]
     if impl == "auto":
-        return _first_that_runs(table, device, dtype)
+        return _automatic(table, device, dtype, estimates)
     for candidate in table:
         if candidate.name == impl:
             refusal = candidate.refusal(device, dtype)
@@ -105,17 +161,32 @@ def _choose(operation: str, impl: str, device: torch.device, dtype: torch.dtype)
     raise ValueError(f"impl of {operation!r} must be one of {names}, not {impl!r}")
 
 
-def _first_that_runs(
-    table: tuple[Implementation, ...], device: torch.device, dtype: torch.dtype
+def _automatic(
+    table: tuple[Implementation, ...],
+    device: torch.device,
+    dtype: torch.dtype,
+    estimates: Mapping[str, float],
 ) -> Choice:
+    runs: list[Implementation] = []
     refusals: list[str] = []
     for candidate in table:
         refusal = candidate.refusal(device, dtype)
-        if refusal is None and candidate.automatic:
-            return Choice(candidate.name, "; ".join([f"auto: {candidate.about}", *refusals]))
         if refusal is not None:
             refusals.append(refusal)
-    raise ValueError(f"no implementation runs here: {'; '.join(refusals)}")
+        elif candidate.fits(device):
+            runs.append(candidate)
+    if not runs:
+        raise ValueError(f"no implementation runs here: {'; '.join(refusals)}")
+    best = runs[0]
+    for candidate in runs[1:]:
+        if estimates.get(candidate.name, math.inf) < estimates.get(best.name, math.inf):
+            best = candidate
+    expected = [
+        f"{c.name} expected to take {1e6 * estimates[c.name]:.3g} us"
+        for c in runs
+        if c.name in estimates
+    ]
+    return Choice(best.name, "; ".join([f"auto: {best.about}", *expected, *refusals]))
 
 
 @functools.cache

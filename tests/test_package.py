@@ -76,6 +76,7 @@ def test_the_wheel_holds_the_packages_with_their_data_and_nothing_else(wheel: Pa
     assert any(
         name.startswith("deeplab/weights/") and name.endswith(".safetensors") for name in names
     )
+    assert "kernels/atrous/triton/configs/sm_90.json" in names
 
 
 def test_the_shipped_weights_are_at_most_four_megabytes(wheel: Path) -> None:

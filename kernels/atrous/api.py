@@ -10,13 +10,14 @@ from torch import Tensor
 
 from kernels import runtime
 from kernels.atrous import eager, ops
+from kernels.atrous.packing import PackedWeight
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def multi_rate_atrous_conv2d(
     input: Tensor,
-    weight: Tensor,
+    weight: Tensor | PackedWeight,
     bias: Tensor | None = None,
     *,
     rates: Sequence[int],
@@ -39,7 +40,7 @@ def multi_rate_atrous_conv2d(
 
     Args:
         input: `[B, Cin, H, W]`, float16, bfloat16, float32 or float64, any strides; B may be 0.
-        weight: `[R, Cout, Cin, k, k]`, k odd.
+        weight: `[R, Cout, Cin, k, k]`, k odd; or what `kernels.atrous.pack` made of one.
         bias: `[R, Cout]`.
         rates: R integers in pixels, each at least 1; a rate may exceed the map.
         fuse: `"sum"` or `"concat"`.
@@ -47,9 +48,13 @@ def multi_rate_atrous_conv2d(
         shift: `[R*Cout]`, for `"concat"` only.
         activation: `"relu"`, for `"concat"` only, or None.
         impl: `"eager"` is plain PyTorch, one convolution a rate, differentiable any number of
-            times. `"op"` is the custom operator `kernels::multi_rate_atrous_conv2d`: the same
-            convolutions as one node of a compiled or exported graph, differentiable once.
-            `"auto"` is `"eager"` on every device, as `kernels.runtime.choose("atrous", ...)` tells.
+            times. `"triton:shift"` (one product for all taps, then a gather: few outputs) and
+            `"triton:implicit"` (one implicit product over all rates: many outputs) are Triton
+            kernels for float16, bfloat16 and float32 on CUDA, differentiable once; float32 is
+            computed in TF32 where `torch.backends.cudnn.allow_tf32` lets convolutions do so.
+            `"auto"` is the one of these two that should be faster, and `"eager"` on a CPU or in
+            float64; `kernels.atrous.choose` tells which, and why. `"op"` is the operator
+            `kernels::multi_rate_atrous_conv2d` around the convolutions of `"eager"`.
 
     Returns:
         y in input's dtype (under autocast, in autocast's unless input is float64), channels_last
@@ -59,13 +64,40 @@ def multi_rate_atrous_conv2d(
         TypeError: an argument is not of the type named here.
         ValueError: a shape, dtype, device or value does not fit, or `impl` cannot run here.
     """
+    rows = None
+    if isinstance(weight, PackedWeight):
+        if weight.fuse != fuse:
+            raise ValueError(f"weight was packed for fuse={weight.fuse!r}, not fuse={fuse!r}")
+        rows, weight = weight.rows, weight.weight
     _check_tensors(input, weight, bias, scale, shift)
     _check_shapes(input, weight, bias)
     _check_rates(rates, weight.shape[0])
     _check_fusion(fuse, weight.shape[0] * weight.shape[1], scale, shift, activation)
     choice = runtime.choose("atrous", impl, device=input.device, dtype=_computed_in(input))
-    run = ops.multi_rate_atrous_conv2d if choice.impl == "op" else eager.multi_rate_atrous_conv2d
-    return run(input, weight, bias, rates, fuse, scale, shift, activation)
+    arguments = input, weight, bias, rates, fuse, scale, shift, activation
+    if choice.impl == "eager":
+        return eager.multi_rate_atrous_conv2d(*arguments)
+    output: Tensor = ops.multi_rate_atrous_conv2d(*arguments, impl, rows)
+    return output
+
+
+def choose(
+    input: Tensor,
+    weight: Tensor | PackedWeight,
+    *,
+    rates: Sequence[int],
+    fuse: Literal["sum", "concat"] = "sum",
+    impl: str = "auto",
+) -> runtime.Choice:
+    """Which implementation `multi_rate_atrous_conv2d` runs for these arguments, and why.
+
+    Raises:
+        ValueError: `impl` is unknown or cannot run here.
+    """
+    weight = weight.weight if isinstance(weight, PackedWeight) else weight
+    dtype = _computed_in(input)
+    choice = runtime.choose("atrous", impl, device=input.device, dtype=dtype)
+    return ops.choose(input, weight, rates, fuse, impl) if "triton" in choice.impl else choice
 
 
 def _computed_in(tensor: Tensor) -> torch.dtype:

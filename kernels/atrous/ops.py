@@ -1,15 +1,17 @@
 """Multi-rate atrous convolution as one custom operator, `kernels::multi_rate_atrous_conv2d`.
 
-The operator is opaque: `torch.compile` and `torch.export` take it whole. Its kernel runs on any
-device; the equation is that of kernels/atrous/eager.py, the memory one output and one branch. The
-backward is a second operator. With g the gradient of y, zero where the ReLU gave zero:
+The operator is opaque: `torch.compile` and `torch.export` take it whole. The equation is that of
+kernels/atrous/eager.py. `impl` says what runs inside: "op", one convolution a rate, on any device;
+"triton:shift" or "triton:implicit" (kernels/atrous/triton), on CUDA or in Triton's interpreter; or
+"auto", whichever of these two kernels/atrous/cost.py expects to be faster for the sizes at hand.
+The backward is a second operator. With g the gradient of y, zero where the ReLU gave zero:
 
     d shift = sum_p g        d scale = sum_p g * z          d z = scale * g
     d bias_r = sum_p d z_r   d w_r = correlate(x, d z_r)    d x = sum_r convolve(w_r, d z_r)
 
 It is differentiable once, by autograd and not by functorch's transforms. Arguments are those of the
 public function, already validated; the output and the input's gradient are channels_last where the
-input is, else contiguous.
+input is, else contiguous; the weight's gradient has Cin contiguous.
 """
 
 from __future__ import annotations
@@ -20,6 +22,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from kernels import runtime
+from kernels.atrous import cost
 
 
 @torch.library.custom_op("kernels::multi_rate_atrous_conv2d", mutates_args=())
@@ -32,9 +37,22 @@ def multi_rate_atrous_conv2d(
     scale: Tensor | None,
     shift: Tensor | None,
     activation: str | None,
+    impl: str = "op",
+    rows: Tensor | None = None,
 ) -> Tensor:
-    """`[B, Cin, H, W]`, `[R, Cout, Cin, k, k]` -> `[B, Cout, H, W]` or `[B, R*Cout, H, W]`."""
-    output = _empty_output(input, weight, fuse).zero_()
+    """`[B, Cin, H, W]`, `[R, Cout, Cin, k, k]` -> `[B, Cout, H, W]` or `[B, R*Cout, H, W]`.
+
+    rows: weight as the shift algorithm reads it (`kernels.atrous.pack`); None: packed here.
+    """
+    output = _empty_output(input, weight, fuse)
+    if impl != "op":
+        from kernels.atrous import triton
+
+        algorithm = choose(input, weight, rates, fuse, impl).impl.partition(":")[2]
+        arguments = bias, rates, fuse, scale, shift, activation, algorithm, rows
+        triton.forward(input, weight, *arguments, output)
+        return output
+    output.zero_()
     for r, branch in enumerate(_branches(output, len(rates), fuse)):
         branch += _conv(input, weight, bias, rates, r)
     if scale is not None and shift is not None:
@@ -56,6 +74,8 @@ def _(
     scale: Tensor | None,
     shift: Tensor | None,
     activation: str | None,
+    impl: str = "op",
+    rows: Tensor | None = None,
 ) -> Tensor:
     return _empty_output(input, weight, fuse)
 
@@ -71,11 +91,19 @@ def multi_rate_atrous_conv2d_backward(
     scale: Tensor | None,
     activated: Tensor | None,
     needs: Sequence[bool],
+    impl: str = "op",
+    rows: Tensor | None = None,
 ) -> list[Tensor]:
     """Gradients of input, weight, bias, scale and shift: those that `needs` asks for, in order.
 
     activated: the forward's output where a ReLU made it, else None.
     """
+    if impl != "op":
+        from kernels.atrous import triton
+
+        algorithm = choose(input, weight, rates, fuse, impl).impl.partition(":")[2]
+        arguments = bias, rates, fuse, scale, activated, needs, algorithm, rows
+        return triton.backward(grad, input, weight, *arguments, _empty_input_gradient(input))
     if activated is not None:
         grad = grad.masked_fill(activated <= 0, 0)
     grads = []
@@ -102,11 +130,13 @@ def _(
     scale: Tensor | None,
     activated: Tensor | None,
     needs: Sequence[bool],
+    impl: str = "op",
+    rows: Tensor | None = None,
 ) -> list[Tensor]:
     channels = grad.shape[1]
     gradients = [
-        torch.empty_like(input, memory_format=_memory_format(input)),
-        weight.new_empty(weight.shape),
+        _empty_input_gradient(input),
+        empty_weight_gradient(weight),
         weight.new_empty(weight.shape[:2]),
         weight.new_empty(channels),
         weight.new_empty(channels),
@@ -115,29 +145,26 @@ def _(
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    input, weight, bias, ctx.rates, ctx.fuse, scale, _shift, activation = inputs
-    ctx.save_for_backward(input, weight, bias, scale, output if activation == "relu" else None)
+    input, weight, bias, ctx.rates, ctx.fuse, scale, _shift, activation, ctx.impl, rows = inputs
+    activated = output if activation == "relu" else None
+    ctx.save_for_backward(input, weight, bias, scale, activated, rows)
 
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    input, weight, bias, scale, activated = ctx.saved_tensors
-    of_input, of_weight, of_bias, _rates, _fuse, of_scale, of_shift, _activation = (
-        ctx.needs_input_grad
-    )
+    input, weight, bias, scale, activated, rows = ctx.saved_tensors
+    of_input, of_weight, of_bias, _, _, of_scale, of_shift, *_ = ctx.needs_input_grad
     needs = [of_input, of_weight, of_bias, of_scale, of_shift]
-    grads = iter(
-        multi_rate_atrous_conv2d_backward(
-            grad, input, weight, bias, ctx.rates, ctx.fuse, scale, activated, needs
-        )
-    )
+    settings = bias, ctx.rates, ctx.fuse, scale, activated, needs, ctx.impl, rows
+    grads = iter(multi_rate_atrous_conv2d_backward(grad, input, weight, *settings))
     x, w, b, c, s = (next(grads) if needed else None for needed in needs)
-    return x, w, b, None, None, c, s, None
+    return x, w, b, None, None, c, s, None, None, None
 
 
 def _refuse_second_derivative(ctx: Any, grads: list[Tensor]) -> None:
     raise NotImplementedError(
-        "kernels::multi_rate_atrous_conv2d is differentiable once; "
-        "for second derivatives call multi_rate_atrous_conv2d with impl='eager'"
+        "kernels::multi_rate_atrous_conv2d (impl 'op' and 'triton:...', and 'auto' on CUDA) is "
+        "differentiable once; for second derivatives call multi_rate_atrous_conv2d with "
+        "impl='eager'"
     )
 
 
@@ -179,6 +206,24 @@ for _device, _key in [("cpu", "AutocastCPU"), ("cuda", "AutocastCUDA"), ("xpu", 
     )
 
 
+def choose(
+    input: Tensor, weight: Tensor, rates: Sequence[int], fuse: str, impl: str
+) -> runtime.Choice:
+    """Which Triton algorithm runs for these sizes, and why; `impl` "auto" or one of them."""
+    batch, inputs, height, width = input.shape
+    _, outputs, _, kernel, _ = weight.shape
+    kind = "half" if input.element_size() == 2 else "ieee"
+    if kind == "ieee" and runtime.convolutions_allow_tf32():
+        kind = "tf32"
+    problem = cost.Problem(
+        batch, inputs, height, width, rates, outputs, kernel, fuse == "sum",
+        input.element_size(), kind,
+    )  # fmt: skip
+    return runtime.choose(
+        "atrous", impl, device=input.device, dtype=input.dtype, estimates=cost.estimates(problem)
+    )
+
+
 def _memory_format(x: Tensor) -> torch.memory_format:
     """channels_last where the strides say so (slices included), as conv2d reads them."""
     _, channels, _, _ = x.shape
@@ -195,6 +240,19 @@ def _empty_output(input: Tensor, weight: Tensor, fuse: str) -> Tensor:
     return torch.empty(
         shape, dtype=input.dtype, device=input.device, memory_format=_memory_format(input)
     )
+
+
+def _empty_input_gradient(input: Tensor) -> Tensor:
+    return torch.empty_like(input, memory_format=_memory_format(input))
+
+
+def empty_weight_gradient(weight: Tensor) -> Tensor:
+    """An unset gradient `[R, Cout, Cin, k, k]` with Cin contiguous, whatever weight's own strides.
+
+    Compiled kernels write it in one go; autograd gives `.grad` the parameter's strides.
+    """
+    rates, outputs, inputs, kernel, _ = weight.shape
+    return weight.new_empty(rates, outputs, kernel, kernel, inputs).permute(0, 1, 4, 2, 3)
 
 
 def _branches(x: Tensor, rates: int, fuse: str) -> Sequence[Tensor]:
@@ -239,7 +297,8 @@ def _conv_gradients(
             of_input += x
         of_weight.append(w)
         of_bias.append(b)
-    # A stack of channels_last gradients need not be contiguous, as the fake says it is.
-    stacked_weight = [torch.stack(of_weight).contiguous()] if needs[1] else []
+    stacked_weight = []
+    if needs[1]:
+        stacked_weight = [empty_weight_gradient(weight).copy_(torch.stack(of_weight))]
     stacked_bias = [torch.stack(of_bias)] if needs[2] else []
     return [*([of_input] if needs[0] else []), *stacked_weight, *stacked_bias]

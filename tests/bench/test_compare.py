@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,7 +25,11 @@ def _threads_as_before():
 
 
 def add_comparison(
-    monkeypatch: pytest.MonkeyPatch, error: float, devices: tuple[str, ...] = ("cpu",)
+    monkeypatch: pytest.MonkeyPatch,
+    error: float,
+    devices: tuple[str, ...] = ("cpu",),
+    others: tuple[Case, ...] = (),
+    **more: Any,
 ) -> None:
     """Add a comparison as a developer would: a module and a line in the table."""
     prepared = Prepared(
@@ -32,9 +37,9 @@ def add_comparison(
         gate=lambda outputs: [Check("largest error", error, 1e-3)],
         notes=["the peer is made up"],
     )
-    cases = [Case("one", lambda: prepared)]
+    cases = [Case("one", lambda: prepared, bar=1e9), *others]
     module = SimpleNamespace(
-        COMPARISON=Comparison("made_up", "Made up.", devices, lambda settings: cases)
+        COMPARISON=Comparison("made_up", "Made up.", devices, lambda settings: cases, **more)
     )
     monkeypatch.setitem(sys.modules, "compare_made_up", module)
     monkeypatch.setitem(compare.COMPARISONS, "made_up", "made up")
@@ -54,7 +59,8 @@ def test_a_record_says_what_was_measured_where_and_from_which_sources(
     code, record = run(tmp_path / "new" / "folder")
     assert code == 0
     assert record["versions"]["torch"] == torch.__version__
-    assert set(record["versions"]) >= {"python", "triton", "numba", "numpy", "pydensecrf2"}
+    packages = {"python", "triton", "numba", "numpy", "pydensecrf2", "cuda", "cudnn"}
+    assert set(record["versions"]) >= packages
     assert set(record["hardware"]) >= {"cpu", "cores", "gpu", "memory_bytes"}
     assert set(record["commit"]) == {"id", "dirty"}
     assert record["command"].startswith("python bench/compare.py made_up --quick")
@@ -86,6 +92,50 @@ def test_outputs_that_do_not_agree_end_in_exit_code_1_and_say_by_how_much(
     shown = capsys.readouterr().out
     assert "GATE FAILED, not timed: one: largest error is 0.25, the limit is 0.001" in shown
     assert "not timed" in shown
+
+
+def test_a_bar_is_shown_with_what_was_reached(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    add_comparison(monkeypatch, error=0)
+    code, _ = run(tmp_path)
+    assert code == 0, "a bar that is missed fails nothing"
+    shown = capsys.readouterr().out
+    assert re.search(r"bar 1e\+09 MISSED: one: [\d.]+ times as fast as peer", shown)
+
+
+def test_a_case_that_breaks_ends_in_exit_code_1_and_is_named_with_its_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def breaks() -> Prepared:
+        raise MemoryError("[too] large")
+
+    add_comparison(monkeypatch, error=0, others=(Case("two", breaks),))
+    code, record = run(tmp_path)
+    assert code == 1
+    assert "breaks" in record["comparisons"][0]["cases"][1]["error"]
+    shown = capsys.readouterr().out
+    assert "BROKE, not timed (the record has the traceback): two: MemoryError: [too] large" in shown
+
+
+def test_cases_for_which_the_time_was_up_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    add_comparison(monkeypatch, error=0, most_seconds={"cpu": 1e9})
+    code, record = run(tmp_path, "--most-seconds", "0")
+    assert code == 0
+    assert record["comparisons"][0]["left_out"] == ["one"]
+    assert "LEFT OUT, the time was up: one" in capsys.readouterr().out
+
+
+def test_every_step_is_told_on_standard_error_where_the_output_is_no_terminal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    add_comparison(monkeypatch, error=0)
+    run(tmp_path)
+    assert re.search(
+        r"^\[ +\d+ s\] made_up: one: timing ours, peer$", capsys.readouterr().err, re.M
+    )
 
 
 def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:

@@ -1,63 +1,151 @@
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import compare_aspp
+import machine
 import pytest
+import switches
 import torch
-from compare_aspp import RATES, Head, live_pairs
+from atrous_heads import Head
+from compare_aspp import BARS, BATCHES, DTYPES, FLOOR_BARS, GPU_HEADS, OURS, PEER
 from frame import Settings
 
-
-def small(fuse: str, backward: bool) -> Head:
-    return Head(channels=5, outputs=3, side=20, fuse=fuse, backward=backward)
-
-
-@pytest.mark.parametrize("side", [1, 7, 20, 41])
-def test_live_pairs_are_the_taps_that_a_convolution_of_ones_finds_within_the_map(
-    side: int,
-) -> None:
-    ones, taps = torch.ones(1, 1, side, side), torch.ones(1, 1, 3, 3)
-    maps = [torch.nn.functional.conv2d(ones, taps, padding=rate, dilation=rate) for rate in RATES]
-    counted = int(sum(map_.sum() for map_ in maps))
-    assert live_pairs(side, "concat") == counted
-    assert live_pairs(side, "sum") == counted - (len(RATES) - 1) * side**2
+GPU, GPU_QUICK = Settings("cuda", 1, quick=False), Settings("cuda", 1, quick=True)
+NORMALISED = Head(5, 3, 20, "concat", rates=(12, 24, 36), normalised=True)
 
 
+def small(fuse: str, backward: bool, dtype: torch.dtype = torch.float32) -> Head:
+    return Head(channels=5, outputs=3, side=20, fuse=fuse, backward=backward, dtype=dtype)
+
+
+def outputs_of(prepared: Any) -> dict[str, Any]:
+    return {name: call() for name, call in prepared.candidates.items()}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("fuse", ["sum", "concat"])
 @pytest.mark.parametrize("backward", [False, True])
 def test_ours_passes_the_gate_and_a_wrong_rate_does_not(
-    fuse: str, backward: bool, monkeypatch: pytest.MonkeyPatch
+    fuse: str, backward: bool, dtype: torch.dtype
 ) -> None:
-    head = small(fuse, backward)
+    head = small(fuse, backward, dtype)
     prepared = compare_aspp.prepare(head, "cpu")
-    outputs = {name: call() for name, call in prepared.candidates.items()}
+    outputs = outputs_of(prepared)
     checks = prepared.gate(outputs)
     assert [check.passed for check in checks] == [True] * (4 if backward else 1)
 
-    monkeypatch.setattr(compare_aspp, "RATES", (6, 12, 17, 24))
-    wrong = compare_aspp.prepare(head, "cpu").candidates[compare_aspp.OURS]()
-    monkeypatch.undo()
-    assert not all(check.passed for check in prepared.gate({**outputs, compare_aspp.OURS: wrong}))
+    wrong = compare_aspp.prepare(replace(head, rates=(6, 12, 17, 24)), "cpu").candidates[OURS]()
+    assert not all(check.passed for check in prepared.gate({**outputs, OURS: wrong}))
 
 
-def test_the_backward_needs_three_times_the_operations_and_more_bytes() -> None:
-    forward = compare_aspp.prepare(small("sum", False), "cpu").cost
-    both = compare_aspp.prepare(small("sum", True), "cpu").cost
-    assert forward is not None
-    assert both is not None
-    assert both.operations.value == 3 * forward.operations.value
-    assert both.bytes.value > 2 * forward.bytes.value
+def test_a_normalised_head_passes_the_gate_and_one_without_its_scale_does_not() -> None:
+    prepared = compare_aspp.prepare(NORMALISED, "cpu")
+    outputs = outputs_of(prepared)
+    assert all(check.passed for check in prepared.gate(outputs))
+    plain = compare_aspp.prepare(replace(NORMALISED, normalised=False), "cpu").candidates[OURS]()
+    assert not all(check.passed for check in prepared.gate({**outputs, OURS: plain}))
 
 
-@pytest.mark.parametrize("fuse", ["sum", "concat"])
-def test_bytes_count_every_tensor_of_the_forward_once(fuse: str) -> None:
-    head = small(fuse, False)
-    cost = compare_aspp.prepare(head, "cpu").cost
-    *operands, output = compare_aspp.tensors(head, "cpu")
-    assert cost is not None
-    assert cost.bytes.value == sum(tensor.nbytes for tensor in (*operands, output))
+def test_an_output_of_another_shape_or_with_a_nan_fails_the_gate() -> None:
+    prepared = compare_aspp.prepare(small("sum", False), "cpu")
+    outputs = outputs_of(prepared)
+    for wrong in (outputs[OURS][:, :1], outputs[OURS].clone().fill_(float("nan"))):
+        assert not all(check.passed for check in prepared.gate({**outputs, OURS: wrong}))
 
 
-def test_the_case_names_tell_the_cases_apart() -> None:
-    for quick in (True, False):
-        names = [case.name for case in compare_aspp.cases(Settings("cpu", 1, quick))]
-        assert len(set(names)) == len(names)
+def test_every_candidate_but_the_peer_is_judged() -> None:
+    prepared = compare_aspp.prepare(small("sum", True), "cpu")
+    outputs = outputs_of(prepared)
+    checks = prepared.gate({**outputs, compare_aspp.COMPILED: outputs[PEER]})
+    assert len(checks) == 2 * 4
+
+
+def test_where_nothing_can_be_compiled_the_others_are_compared_and_the_reader_told(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def broken(head: Head, mode: str | None) -> Any:
+        def forward(given: Any) -> torch.Tensor:
+            raise RuntimeError("no C++ compiler\nlook here")
+
+        return forward
+
+    monkeypatch.setattr(compare_aspp, "compiled", broken)
+    prepared = compare_aspp.prepare(small("sum", True), "cpu", with_compiled=True)
+    assert list(prepared.candidates) == [OURS, PEER]
+    (note,) = prepared.notes
+    assert "NOT COMPILED" in note
+    assert note.endswith("RuntimeError: no C++ compiler")
+
+
+@pytest.mark.parametrize(
+    ("dtype", "device", "eps"),
+    [
+        (torch.float32, "cpu", 2.0**-23),
+        (torch.float32, "cuda", 2.0**-10),
+        (torch.bfloat16, "cuda", 2.0**-7),
+    ],
+)
+def test_a_rounding_is_that_of_the_arithmetic_which_the_switches_allow(
+    dtype: torch.dtype, device: str, eps: float
+) -> None:
+    with switches.tuned():
+        assert compare_aspp._eps(dtype, device) == eps
+
+
+@pytest.mark.parametrize("settings", [Settings("cpu", 1, True), Settings("cpu", 1, False), GPU])
+def test_the_case_names_tell_the_cases_apart(settings: Settings) -> None:
+    names = [case.name for case in compare_aspp.cases(settings)]
+    assert len(set(names)) == len(names)
+
+
+def test_on_a_gpu_every_head_runs_in_every_dtype_and_batch_with_and_without_backward() -> None:
+    cases = compare_aspp.cases(GPU)
+    assert len(cases) == len(GPU_HEADS) * len(DTYPES) * len(BATCHES) * 2
+    heads = {case.name: case.prepare.args[0] for case in cases}
+    for name, head in heads.items():
+        assert name.endswith("+ backward") is head.backward
+        assert f"{head.side}x{head.side}" in name
+        assert f"batch {head.batch}" in name
+        assert ("bf16" in name) is (head.dtype == torch.bfloat16)
+        assert head.normalised is (name.startswith("v3") and not head.backward)
+
+
+def test_on_a_gpu_the_cases_with_a_bar_come_first_and_are_those_with_every_peer() -> None:
+    cases = compare_aspp.cases(GPU)
+    barred = {case.name: case for case in cases if case.bar is not None}
+    assert list(barred) == [case.name for case in cases[: 2 * len(BARS)]]
+    for name, (forward, both) in BARS.items():
+        assert barred[name].bar == forward
+        assert barred[f"{name} + backward"].bar == both
+    for case in cases:
+        _, device, with_compiled = case.prepare.args
+        assert device == "cuda"
+        assert with_compiled is (case.name in barred)
+    assert {case.name: case.floor_bar for case in cases if case.floor_bar} == FLOOR_BARS
+    assert compare_aspp.COMPARISON.most_seconds["cuda"] < 360
+
+
+def test_quick_on_a_gpu_is_a_handful_and_judges_only_where_all_peers_are() -> None:
+    cases = compare_aspp.cases(GPU_QUICK)
+    assert {case.name for case in cases} == set(compare_aspp.QUICK)
+    for case in cases:
+        assert (case.bar is not None) is case.prepare.args[2]
+
+
+def test_operations_are_held_against_the_peak_of_their_dtype() -> None:
+    assert compare_aspp._peak(small("sum", False, torch.bfloat16)) == machine.BF16_PEAK
+    assert compare_aspp._peak(small("sum", False, torch.float32)) == machine.TF32_PEAK
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("backward", [False, True])
+def test_on_a_gpu_every_peer_passes_the_gate(dtype: torch.dtype, backward: bool) -> None:
+    head = Head(64, 21, 33, "sum", batch=2, dtype=dtype, backward=backward)
+    prepared = compare_aspp.prepare(head, "cuda")
+    assert prepared.facts["cudnn.allow_tf32"] is True
+    with prepared.around():
+        checks = prepared.gate(outputs_of(prepared))
+    assert all(check.passed for check in checks), checks

@@ -5,12 +5,27 @@ from pathlib import Path
 
 import machine
 import pytest
+import torch
 
 
 def test_ceilings_are_those_of_some_real_machine() -> None:
     ceilings = machine.ceilings("cpu")
     assert 1e8 < ceilings["bytes_per_second"] < 1e13
     assert 1e8 < ceilings["operations_per_second"] < 1e15
+
+
+@pytest.mark.gpu
+def test_a_gpu_has_a_ceiling_for_each_dtype() -> None:
+    ceilings = machine.ceilings("cuda")
+    plain = ceilings["operations_per_second"]
+    assert plain < ceilings[machine.TF32_PEAK] < ceilings[machine.BF16_PEAK] < 1e16
+    assert 1e10 < ceilings["bytes_per_second"] < 1e14
+
+
+def test_versions_name_cuda_and_cudnn_where_there_are_any() -> None:
+    versions = machine.versions()
+    assert versions["cuda"] == torch.version.cuda
+    assert (versions["cudnn"] is None) is (torch.backends.cudnn.version() is None)
 
 
 def test_a_package_that_is_not_installed_has_no_version(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,11 +2,17 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
 import runner
+import torch
 from frame import Case, Check, Comparison, Cost, Formula, Prepared, Probe, Settings
+from graphs import REPLAYS, DeviceTimes
 
 QUICK = Settings(device="cpu", threads=1, quick=True)
 CEILINGS = {"bytes_per_second": 1e9, "operations_per_second": 1e9}
@@ -50,8 +56,31 @@ def test_outputs_that_do_not_agree_are_neither_timed_nor_probed() -> None:
 def test_a_gate_that_checks_nothing_is_refused() -> None:
     prepared = Prepared(candidates={"ours": lambda: 0}, gate=lambda outputs: [])
     comparison = Comparison("empty", "", ("cpu",), lambda s: [Case("one", lambda: prepared)])
-    with pytest.raises(ValueError, match="at least one Check"):
-        run(comparison)
+    (case,) = run(comparison)["cases"]
+    assert not case["passed"]
+    assert "at least one Check" in case["error"]
+
+
+def test_a_case_that_breaks_says_how_and_the_next_one_is_measured() -> None:
+    def breaks() -> Prepared:
+        raise MemoryError("too large")
+
+    calls: list[str] = []
+    (whole,) = made_up(error=0, calls=calls).cases(QUICK)
+    cases = [Case("large", breaks, bar=2.0), whole]
+    report = run(Comparison("made_up", "", ("cpu",), lambda settings: cases))
+    assert not report["passed"]
+    broken, measured = report["cases"]
+    assert not broken["passed"]
+    assert "breaks" in broken["error"]
+    assert broken["error"].strip().endswith("MemoryError: too large")
+    assert broken["bars"] == [
+        {"what": "times as fast as the fastest peer", "value": None, "bar": 2.0, "met": False}
+    ]
+    assert measured["passed"]
+    assert measured["error"] is None
+    assert measured["candidates"]["ours"]["samples"]
+    json.dumps(report)
 
 
 def test_the_gate_judges_each_candidates_output_by_name() -> None:
@@ -101,6 +130,98 @@ def test_a_bar_that_is_missed_is_reported_and_fails_nothing(bar: float, met: boo
     report = run(made_up(error=0, calls=[], bar=bar))
     assert report["cases"][0]["candidates"]["peer"]["bar_met"] is met
     assert report["passed"]
+
+
+def prepared_with(seconds: dict[str, float], **others: Any) -> Prepared:
+    return Prepared(
+        candidates={name: partial(lambda s: s, s) for name, s in seconds.items()},
+        gate=lambda outputs: [Check("error", 0, 0)],
+        cost=Cost(Formula("N", {"N": 1}), Formula("N", {"N": 1}), peak="bf16"),
+        **others,
+    )
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> Settings:
+    """Settings of a made-up GPU, on which a call takes the seconds that it returns."""
+
+    def device_times(candidates: Any, budget: Any) -> DeviceTimes:
+        return DeviceTimes({n: [call()] * 5 for n, call in candidates.items()}, REPLAYS, ("odd",))
+
+    monkeypatch.setattr(runner, "device_times", device_times)
+    monkeypatch.setattr(runner, "time_until_done", lambda call: 10 * call())
+    monkeypatch.setattr(runner, "peak_of_call", lambda call, device: 7)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    return Settings(device="cuda", threads=1, quick=True)
+
+
+def test_on_a_gpu_replays_count_and_the_wall_clock_stands_beside_them(gpu: Settings) -> None:
+    prepared = prepared_with({"ours": 1.0, "eager": 6.0, "compiled": 4.0})
+    case = Case("one", lambda: prepared, bar=5.0, floor_bar=2.0)
+    comparison = Comparison("made_up", "", ("cuda",), lambda settings: [case])
+    ceilings = {"bytes_per_second": 10.0, "operations_per_second": 0.01, "bf16": 2.0}
+    (report,) = runner.run(comparison, gpu, ceilings)["cases"]
+    assert report["error"] is None
+    assert report["timed_by"] == REPLAYS
+    assert report["notes"] == ["one: odd"]
+    assert report["floor_seconds"] == pytest.approx(0.5), "by the peak that the cost names"
+    assert report["cost"]["peak"] == "bf16"
+    ours, eager = report["candidates"]["ours"], report["candidates"]["eager"]
+    assert ours["seconds"]["p50"] == 1.0
+    assert ours["wall"]["p50"] == 10.0
+    assert len(ours["wall"]["samples"]) >= runner.WALL.least_rounds
+    assert ours["peak_bytes"] == 7
+    assert eager["bar_met"] is True
+    fast, floor = report["bars"]
+    assert fast == {
+        "what": "times as fast as compiled",
+        "value": pytest.approx(4.0),
+        "bar": 5.0,
+        "met": False,
+    }, "the fastest peer decides"
+    assert floor == {
+        "what": "times the floor",
+        "value": pytest.approx(2.0),
+        "bar": 2.0,
+        "met": True,
+    }
+
+
+def test_what_is_around_the_candidates_holds_while_they_run_and_no_longer(gpu: Settings) -> None:
+    held: list[bool] = [False]
+
+    @contextmanager
+    def around() -> Iterator[None]:
+        held[0] = True
+        yield
+        held[0] = False
+
+    seen = []
+
+    def ours() -> float:
+        seen.append(held[0])
+        return 1.0
+
+    prepared = replace(prepared_with({"peer": 1.0}, around=around), candidates={"ours": ours})
+    comparison = Comparison("made_up", "", ("cuda",), lambda s: [Case("one", lambda: prepared)])
+    report = runner.run(comparison, gpu, {**CEILINGS, "bf16": 1.0})
+    assert report["passed"]
+    assert len(seen) > 3
+    assert all(seen)
+    assert not held[0]
+
+
+def test_when_the_time_is_up_the_rest_is_left_out_by_name() -> None:
+    (case,) = made_up(error=0, calls=[]).cases(QUICK)
+    cases = [replace(case, name=name) for name in ("first", "second", "third")]
+    in_no_time = Comparison(
+        "made_up", "", ("cpu",), lambda settings: cases, most_seconds={"cpu": 0.0}
+    )
+    report = run(in_no_time)
+    assert report["cases"] == []
+    assert report["left_out"] == ["first", "second", "third"]
+    enough = replace(in_no_time, most_seconds={"cuda": 0.0})
+    assert run(enough)["left_out"] == []
 
 
 def test_a_probe_is_held_against_its_bars() -> None:

@@ -78,3 +78,17 @@ def test_time_on_device_waits_for_the_device() -> None:
     one = timing.time_on_device(lambda: matrix @ matrix)
     many = timing.time_on_device(lambda: [matrix @ matrix for _ in range(100)])
     assert many > 10 * one
+
+
+@pytest.mark.gpu
+def test_time_queued_leaves_out_the_launches_and_time_until_done_has_them_in() -> None:
+    small = torch.ones(1, device="cuda")
+    calls = 100  # few enough to be enqueued while the device spins
+
+    def launches() -> None:
+        for _ in range(calls):
+            small.add_(1)
+
+    launches()
+    on_device, until_done = timing.time_queued(launches), timing.time_until_done(launches)
+    assert 0 < on_device < until_done

@@ -31,11 +31,41 @@ def test_auto_takes_numba_for_float32_on_a_cpu_and_plain_pytorch_elsewhere(
     assert choose(operation, device=device, dtype=dtype).impl == expected
 
 
-@pytest.mark.parametrize("device", [CPU, CUDA])
-def test_auto_takes_plain_pytorch_for_atrous_convolution(device):
-    choice = choose("atrous", "auto", device=device, dtype=torch.float32)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_auto_takes_plain_pytorch_for_atrous_convolution_on_a_cpu(dtype, monkeypatch):
+    for interpret in ("0", "1"):
+        monkeypatch.setenv("TRITON_INTERPRET", interpret)
+        assert choose("atrous", device=CPU, dtype=dtype).impl == "eager"
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_auto_takes_the_triton_kernel_that_should_be_fastest_on_cuda(dtype):
+    estimates = {"triton:shift": 2e-5, "triton:implicit": 1e-5}
+    choice = choose("atrous", device=CUDA, dtype=dtype, estimates=estimates)
+    assert choice.impl == "triton:implicit"
+    assert "triton:shift expected to take 20 us" in choice.reason
+    estimates["triton:shift"] = 5e-6
+    assert choose("atrous", device=CUDA, dtype=dtype, estimates=estimates).impl == "triton:shift"
+
+
+def test_auto_takes_plain_pytorch_where_triton_is_missing_or_float64_asked_for(monkeypatch):
+    choice = choose("atrous", device=CUDA, dtype=torch.float64)
     assert choice.impl == "eager"
-    assert "no fused kernel yet" in choice.reason
+    assert "'triton:shift' computes in torch.float16" in choice.reason
+    monkeypatch.setattr(runtime, "TRITON_INSTALLED", False)
+    choice = choose("atrous", device=CUDA, dtype=torch.float32)
+    assert choice.impl == "eager"
+    assert "needs Triton, which is not installed: pip install triton" in choice.reason
+
+
+def test_triton_takes_cpu_tensors_by_name_in_its_interpreter_alone(monkeypatch):
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    with pytest.raises(ValueError, match="runs on cuda only, the tensors are on cpu"):
+        choose("atrous", "triton:shift", device=CPU, dtype=torch.float32)
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    assert choose("atrous", "triton:shift", device=CPU, dtype=torch.float32).impl == "triton:shift"
+    with pytest.raises(ValueError, match=r"interpreter cannot compute in torch\.bfloat16"):
+        choose("atrous", "triton:shift", device=CPU, dtype=torch.bfloat16)
 
 
 def test_the_reason_names_what_was_passed_over():

@@ -1,0 +1,100 @@
+"""How long each Triton algorithm should take: a roofline estimate, to choose between them.
+
+    shift     one product [P, Cin] x [Cin, taps * Cout], its float32 result written and read once
+    implicit  one product a live tap, the outputs of each rate padded to a tile
+
+with P = B * H * W pixels. Only the order of the two matters, so one machine stands for all: the
+operations that a data-centre GPU does in the time of a byte differ little from one to the next.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+OPERATIONS = {"half": 600e12, "tf32": 300e12, "ieee": 40e12}  # a second
+BANDWIDTH = 2.8e12  # bytes a second, of memory
+CACHE_BANDWIDTH = 2 * BANDWIDTH  # of the second-level cache, where the slices mostly stay
+MULTIPROCESSORS = 132
+LAUNCH = 4e-6  # seconds
+TILE = 128  # pixels, and columns where there are that many
+SHORT_LOOPS = 0.8  # what is left of the rate where a pipeline fills anew for every tap
+
+
+@dataclass(frozen=True)
+class Problem:
+    """The sizes of one call; `arithmetic` is a key of OPERATIONS."""
+
+    batch: int
+    inputs: int
+    height: int
+    width: int
+    rates: Sequence[int]
+    outputs: int
+    kernel: int
+    sum_rates: bool
+    element_size: int
+    arithmetic: str
+
+    @property
+    def pixels(self) -> int:
+        return self.batch * self.height * self.width
+
+
+def estimates(problem: Problem) -> Mapping[str, float]:
+    """Seconds of a forward call by implementation."""
+    return {"triton:shift": shift(problem), "triton:implicit": implicit(problem)}
+
+
+def shift(problem: Problem) -> float:
+    """Seconds of multiply-then-shift."""
+    taps = problem.kernel**2
+    blocks = len(problem.rates) * taps - (len(problem.rates) - 1 if problem.sum_rates else 0)
+    columns = blocks * problem.outputs
+    slices = 2 * 4 * problem.pixels * columns / CACHE_BANDWIDTH
+    return _product(problem, columns, branches=1, steps=1) + slices + 3 * LAUNCH
+
+
+def implicit(problem: Problem) -> float:
+    """Seconds of the implicit product."""
+    live = sum(live_share(problem, rate) for rate in problem.rates) * problem.kernel**2
+    branches = 1 if problem.sum_rates else len(problem.rates)
+    steps = live / branches / SHORT_LOOPS
+    return _product(problem, problem.outputs, branches, steps) + LAUNCH
+
+
+def live_share(problem: Problem, rate: int) -> float:
+    """The share of (tile of pixels, tap) pairs at `rate` that see the map at all."""
+    reach = problem.kernel // 2
+    rows = TILE / problem.width  # that a tile covers
+    shares = 0.0
+    for i in range(-reach, reach + 1):
+        for j in range(-reach, reach + 1):
+            down, right = abs(i) * rate, abs(j) * rate
+            if down < problem.height and right < problem.width:
+                shares += min(1.0, (problem.height - down + rows) / problem.height)
+    return shares / problem.kernel**2
+
+
+def _product(problem: Problem, columns: int, branches: int, steps: float) -> float:
+    """Seconds of computing all tiles of `branches` x `columns`, or of moving the bytes.
+
+    A tile goes through the input channels `steps` times on one multiprocessor; too few tiles leave
+    the others idle.
+    """
+    tile, tiles = _tiles(columns)
+    waves = max(1.0, math.ceil(problem.pixels / TILE) * tiles * branches / MULTIPROCESSORS)
+    operations = 2 * TILE * tile * problem.inputs * steps * waves * MULTIPROCESSORS
+    outputs = problem.outputs * (1 if problem.sum_rates else len(problem.rates))
+    elements = problem.pixels * (problem.inputs + outputs)
+    elements += len(problem.rates) * problem.kernel**2 * problem.outputs * problem.inputs
+    return max(
+        operations / OPERATIONS[problem.arithmetic], elements * problem.element_size / BANDWIDTH
+    )
+
+
+def _tiles(columns: int) -> tuple[int, int]:
+    """Width and number of the tiles: one of 32, one of 64, or as many of TILE as are needed."""
+    tile = 32 if columns <= 32 else 64 if columns <= 64 else TILE
+    return tile, -(-columns // tile)

@@ -1,0 +1,117 @@
+"""How tensors lie in memory for the Triton kernels: pixels before channels, in aligned rows.
+
+Without a promise of 16-element alignment a kernel compiles to scalar loads. So rows of channels are
+padded with zeros to a multiple of 16 where they are not one already; a tensor that lies right is
+used as it is, and nothing is copied.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from kernels.atrous.packing import ALIGNMENT
+
+WORKSPACE = 64 * 2**20  # bytes of intermediate results that one call holds at most
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """A map `[B, H, W, channels]` seen as rows, one a pixel, `stride` elements apart.
+
+    inputs: channels to read from a row (of one rate), a multiple of 16.
+    """
+
+    tensor: Tensor
+    batch: int
+    height: int
+    width: int
+    inputs: int
+    stride: int
+
+    @property
+    def pixels(self) -> int:
+        return self.batch * self.height * self.width
+
+    def part(self, first: int, last: int) -> Pixels:
+        """Pixels [first, last) of the batch, as one row."""
+        rows = self.tensor.view(-1, self.stride)[first:last]
+        return Pixels(rows, 1, 1, last - first, self.inputs, self.stride)
+
+
+@dataclass(frozen=True)
+class Taps:
+    """Weights as `w[rate, output, tap, input]`, with the strides to find an element.
+
+    Reading outputs as inputs (`transposed`) gives the weights of the gradient to the input.
+    """
+
+    tensor: Tensor
+    kernel: int
+    outputs: int
+    rate_stride: int
+    output_stride: int
+    tap_stride: int
+    input_stride: int
+
+    @property
+    def taps(self) -> int:
+        return self.kernel * self.kernel
+
+    def transposed(self, outputs: int) -> Taps:
+        """The weights with `outputs` of their inputs as outputs."""
+        strides = self.rate_stride, self.input_stride, self.tap_stride, self.output_stride
+        return Taps(self.tensor, self.kernel, outputs, *strides)
+
+
+def aligned(channels: int) -> int:
+    """The next multiple of ALIGNMENT."""
+    return -(-channels // ALIGNMENT) * ALIGNMENT
+
+
+def pixels_of(x: Tensor, rates: int = 1) -> tuple[Pixels, int]:
+    """x `[B, rates * C, H, W]` as `Pixels`, and the channels from one rate to the next.
+
+    A dense channels_last tensor with aligned C is a view; any other is copied, C padded with zeros.
+    """
+    batch, channels, height, width = x.shape
+    each = channels // rates
+    wanted = aligned(each)
+    rows = x.permute(0, 2, 3, 1)
+    if each != wanted or not rows.is_contiguous():
+        padded = x.new_empty(batch, height, width, rates, wanted)
+        padded[..., :each] = rows.unflatten(3, (rates, each))
+        padded[..., each:] = 0
+        rows = padded
+    return Pixels(rows, batch, height, width, wanted, rates * wanted), wanted
+
+
+def chunks(batch: int, area: int, most: int) -> Iterator[tuple[int, int]]:
+    """Cut the pixels of a batch into ranges of at most `most`: whole images, or parts of one."""
+    if area <= most:
+        images = most // area
+        for first in range(0, batch, images):
+            yield first * area, min(first + images, batch) * area
+        return
+    for image in range(batch):
+        for first in range(0, area, most):
+            yield image * area + first, image * area + min(first + most, area)
+
+
+def taps_of(weight: Tensor, pad_outputs: bool = False) -> Taps:
+    """weight `[R, Cout, Cin, k, k]` as `Taps`, inputs padded with zeros to a multiple of 16.
+
+    Weights that are channels_last (Cin contiguous, then k, k, Cout, R) are a view. `pad_outputs`
+    also pads Cout, for reading outputs as inputs.
+    """
+    rates, outputs, inputs, kernel, _ = weight.shape
+    rows, columns = aligned(outputs) if pad_outputs else outputs, aligned(inputs)
+    last = weight.permute(0, 1, 3, 4, 2)
+    if (rows, columns) != (outputs, inputs) or not last.is_contiguous():
+        padded = weight.new_zeros(rates, rows, kernel, kernel, columns)
+        padded[:, :outputs, :, :, :inputs] = last
+        last = padded
+    taps = kernel * kernel
+    return Taps(last, kernel, outputs, rows * taps * columns, taps * columns, columns, 1)

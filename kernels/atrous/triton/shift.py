@@ -1,0 +1,340 @@
+"""Multi-rate convolution as multiply-then-shift: one matrix product, then one gather, in Triton.
+
+    m[p, t] = x[p] . w_t                 every tap t of every rate, [pixels, taps * outputs]
+    y[p]    = sum_t m[p + offset_t, t]
+
+For a few outputs (2048 -> 21) the product reads the input once and has columns enough, 693 for four
+rates, where a convolution of 21 outputs leaves a third of its tile empty and reads the input once a
+tap. The centre taps of a sum see the same pixel at every rate: their weights are added up first, so
+that four rates have 33 taps and not 36.
+
+    column:   t * outputs + o
+    t, sum:   0 is the centre; then, rate by rate, the other taps in row-major order
+    t, concat: rate by rate, the taps in row-major order
+
+The gather reads the slices in a fixed order, without atomics: two runs give the same bits. m is
+float32 and at most `WORKSPACE` bytes; beyond that, images are taken in groups, and an image that
+does not fit by itself in groups of pixels whose shares add up in a float32 sum.
+
+Backward: g'[p, t] = d z[p - offset_t] spread out in the same columns, in the input's dtype; then
+two products, d x = g' w and d w = g'^T x.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from kernels.atrous.ops import empty_weight_gradient
+from kernels.atrous.triton import configs, weight_grad
+from kernels.atrous.triton.conv import conv
+from kernels.atrous.triton.layout import (
+    WORKSPACE,
+    Pixels,
+    Taps,
+    aligned,
+    chunks,
+    pixels_of,
+)
+
+MAX_BLOCK_C = 64
+BLOCK_P = 64  # pixels that a program gathers
+SPREAD_P, SPREAD_N = 32, 128  # pixels and columns that one spreads
+PACK_ROWS, PACK_INPUTS = 16, 128
+
+
+@triton.jit
+def gather_kernel(
+    m_ptr, sum_ptr, out_ptr, bias_ptr, scale_ptr, shift_ptr,
+    first, last, start, stop, height, width, outputs, m_stride,
+    out_image_stride, out_pixel_stride, out_channel_stride,
+    RATES: tl.constexpr, KERNEL: tl.constexpr, SUM: tl.constexpr, RELU: tl.constexpr,
+    IS_FIRST: tl.constexpr, IS_LAST: tl.constexpr,
+    BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    """y of pixels [start, stop) from the slices of pixels [first, last)."""
+    taps: tl.constexpr = KERNEL * KERNEL
+    rates: tl.constexpr = len(RATES)
+    rate_of_program = 0 if SUM else tl.program_id(2)
+    area = height * width
+    p = start + tl.program_id(0) * BLOCK_P + tl.arange(0, BLOCK_P)
+    c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
+    image = p // area
+    y = (p % area) // width
+    x = p % width
+    real_p, real_c = p < stop, c < outputs
+    channels = rate_of_program * outputs + c
+    mask = real_p[:, None] & real_c[None, :]
+    offs_sum = (p - start).to(tl.int64)[:, None] * ((1 if SUM else rates) * outputs)
+    offs_sum += channels[None, :]
+
+    acc = tl.zeros((BLOCK_P, BLOCK_C), tl.float32)
+    if IS_FIRST:
+        if bias_ptr is not None:
+            if SUM:
+                for i in tl.static_range(rates):
+                    bias = tl.load(bias_ptr + i * outputs + c, mask=real_c, other=0.0)
+                    acc += bias.to(tl.float32)[None, :]
+            else:
+                acc += tl.load(bias_ptr + channels, mask=real_c, other=0.0).to(tl.float32)[None, :]
+    else:
+        acc += tl.load(sum_ptr + offs_sum, mask=mask, other=0.0)
+
+    for r in tl.static_range(rates if SUM else 1):
+        rate = RATES[r]
+        if not SUM:
+            for i in tl.static_range(1, rates):
+                rate = tl.where(rate_of_program == i, RATES[i], rate)
+        for tap in tl.static_range(taps):
+            if not SUM or tap != taps // 2 or r == 0:
+                block = rate_of_program * taps + tap
+                if SUM:
+                    block = 1 + r * (taps - 1) + tap - (1 if tap > taps // 2 else 0)
+                    if tap == taps // 2:
+                        block = 0
+                dy = (tap // KERNEL - KERNEL // 2) * rate
+                dx = (tap % KERNEL - KERNEL // 2) * rate
+                source = p + dy * width + dx
+                inside = (y + dy >= 0) & (y + dy < height) & (x + dx >= 0) & (x + dx < width)
+                inside = inside & real_p & (source >= first) & (source < last)
+                offs = (source - first).to(tl.int64)[:, None] * m_stride
+                offs += (block * outputs + c)[None, :]
+                acc += tl.load(m_ptr + offs, mask=inside[:, None] & real_c[None, :], other=0.0)
+
+    if not IS_LAST:
+        tl.store(sum_ptr + offs_sum, acc, mask=mask)
+    else:
+        if scale_ptr is not None:
+            acc *= tl.load(scale_ptr + channels, mask=real_c, other=0.0).to(tl.float32)[None, :]
+        if shift_ptr is not None:
+            acc += tl.load(shift_ptr + channels, mask=real_c, other=0.0).to(tl.float32)[None, :]
+        if RELU:
+            acc = tl.maximum(acc, 0.0, propagate_nan=tl.PropagateNan.ALL)
+        position = image.to(tl.int64) * out_image_stride
+        position += (p - image * area).to(tl.int64) * out_pixel_stride
+        offs_out = position[:, None] + channels.to(tl.int64)[None, :] * out_channel_stride
+        tl.store(out_ptr + offs_out, acc.to(out_ptr.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def spread_kernel(
+    g_ptr, out_ptr, first, last, height, width, outputs, columns, padded,
+    g_image_stride, g_channel_stride, g_row_stride, g_column_stride,
+    RATES: tl.constexpr, KERNEL: tl.constexpr, SUM: tl.constexpr,
+    BLOCK_P: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    """g'[p, t * outputs + o] = g[p - offset_t, o] of pixels [first, last); padding is 0."""
+    taps: tl.constexpr = KERNEL * KERNEL
+    area = height * width
+    p = first + tl.program_id(0) * BLOCK_P + tl.arange(0, BLOCK_P)
+    n = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
+    block = n // outputs
+    channel = n % outputs
+    if SUM:
+        others: tl.constexpr = taps - 1 if taps > 1 else 1
+        r = tl.where(block == 0, 0, (block - 1) // others)
+        tap = (block - 1) % others
+        tap = tl.where(block == 0, taps // 2, tl.where(tap >= taps // 2, tap + 1, tap))
+    else:
+        r = block // taps
+        tap = block % taps
+        channel += r * outputs
+    rate = tl.zeros((BLOCK_N,), tl.int32) + RATES[0]
+    for i in tl.static_range(1, len(RATES)):
+        rate = tl.where(r == i, RATES[i], rate)
+    dy = (tap // KERNEL - KERNEL // 2) * rate
+    dx = (tap % KERNEL - KERNEL // 2) * rate
+
+    image = p // area
+    y = ((p % area) // width)[:, None] - dy[None, :]
+    x = (p % width)[:, None] - dx[None, :]
+    inside = (y >= 0) & (y < height) & (x >= 0) & (x < width)
+    inside = inside & (p < last)[:, None] & (n < columns)[None, :]
+    offs = image.to(tl.int64)[:, None] * g_image_stride
+    offs += y.to(tl.int64) * g_row_stride + x.to(tl.int64) * g_column_stride
+    offs += channel.to(tl.int64)[None, :] * g_channel_stride
+    g = tl.load(g_ptr + offs, mask=inside, other=0.0)
+    offs_out = (p - first).to(tl.int64)[:, None] * padded + n[None, :]
+    tl.store(out_ptr + offs_out, g, mask=(p < last)[:, None] & (n < padded)[None, :])
+
+
+@triton.jit
+def pack_kernel(
+    w_ptr, rows_ptr, inputs, outputs, columns, rows, padded,
+    w_rate_stride, w_output_stride, w_input_stride, w_tap_y_stride, w_tap_x_stride,
+    RATES: tl.constexpr, KERNEL: tl.constexpr, SUM: tl.constexpr,
+    ROWS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Row t * outputs + o of the packed weights: w of that tap, or the sum over rates (centre)."""
+    taps: tl.constexpr = KERNEL * KERNEL
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    offs = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    mask = (row < columns)[:, None] & (offs < inputs)[None, :]
+    block = row // outputs
+    if SUM:
+        others: tl.constexpr = taps - 1 if taps > 1 else 1
+        r = tl.where(block == 0, 0, (block - 1) // others)
+        tap = (block - 1) % others
+        tap = tl.where(block == 0, taps // 2, tl.where(tap >= taps // 2, tap + 1, tap))
+    else:
+        r = block // taps
+        tap = block % taps
+    start = r.to(tl.int64) * w_rate_stride + (row % outputs).to(tl.int64) * w_output_stride
+    start += (tap // KERNEL) * w_tap_y_stride + (tap % KERNEL) * w_tap_x_stride
+    w_ptrs = w_ptr + start[:, None] + offs.to(tl.int64)[None, :] * w_input_stride
+    w = tl.load(w_ptrs, mask=mask, other=0.0).to(tl.float32)
+    if SUM:
+        centre = mask & (block == 0)[:, None]
+        for _ in tl.static_range(1, RATES):
+            w_ptrs += w_rate_stride
+            w += tl.load(w_ptrs, mask=centre, other=0.0).to(tl.float32)
+    out = rows_ptr + row.to(tl.int64)[:, None] * padded + offs[None, :]
+    inside = (row < rows)[:, None] & (offs < padded)[None, :]
+    tl.store(out, w.to(rows_ptr.dtype.element_ty), mask=inside)
+
+
+def pack(weight: Tensor, sum_rates: bool) -> Tensor:
+    """The columns of the product as rows `[tap blocks * Cout, Cin]`, both padded to 16."""
+    rates, outputs, inputs, kernel, _ = weight.shape
+    columns = tap_blocks(rates, kernel, sum_rates) * outputs
+    rows = weight.new_empty(aligned(columns), aligned(inputs))
+    grid = triton.cdiv(len(rows), PACK_ROWS), triton.cdiv(rows.shape[1], PACK_INPUTS)
+    rate, output, input, tap_y, tap_x = weight.stride()
+    with configs.on_device_of(weight):
+        pack_kernel[grid](
+            weight, rows, inputs, outputs, columns, *rows.shape,
+            rate, output, input, tap_y, tap_x,
+            RATES=rates, KERNEL=kernel, SUM=sum_rates, ROWS=PACK_ROWS, BLOCK=PACK_INPUTS,
+        )  # fmt: skip
+    return rows
+
+
+def tap_blocks(rates: int, kernel: int, sum_rates: bool) -> int:
+    """How many taps the product has; the centre of a sum counts once."""
+    taps = kernel * kernel
+    return 1 + rates * (taps - 1) if sum_rates else rates * taps
+
+
+def forward(
+    input: Tensor,
+    rows: Tensor,
+    out: Tensor,
+    kernel: int,
+    rates: Sequence[int],
+    sum_rates: bool,
+    bias: Tensor | None,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    relu: bool,
+) -> None:
+    """Set `out` `[B, channels, H, W]` from `rows`, the packed weights."""
+    x, _ = pixels_of(input)
+    area = x.height * x.width
+    branches = 1 if sum_rates else len(rates)
+    outputs = out.shape[1] // branches
+    most = max(1, WORKSPACE // (4 * len(rows)))
+    slices = torch.empty(min(most, x.pixels), len(rows), dtype=torch.float32, device=out.device)
+    total = None  # of an image that is taken in parts
+    if area > most:
+        total = torch.empty(area, out.shape[1], dtype=torch.float32, device=out.device)
+    block_c = min(MAX_BLOCK_C, max(16, triton.next_power_of_2(outputs)))
+    image_stride, channel_stride, _, pixel_stride = out.stride()
+    weight = Taps(rows, 1, len(rows), 0, rows.shape[1], 0, 1)
+    for first, last in chunks(x.batch, area, most):
+        conv(x.part(first, last), weight, _as_map(slices[: last - first]), (1,), sum_rates=True)
+        start = first if total is None else first // area * area
+        stop = last if total is None else start + area
+        grid = triton.cdiv(stop - start, BLOCK_P), triton.cdiv(outputs, block_c), branches
+        with configs.on_device_of(out):
+            gather_kernel[grid](
+                slices, total, out, bias, scale, shift,
+                first, last, start, stop, x.height, x.width, outputs, len(rows),
+                image_stride, pixel_stride, channel_stride,
+                RATES=tuple(rates), KERNEL=kernel, SUM=sum_rates, RELU=relu,
+                IS_FIRST=total is None or first == start, IS_LAST=total is None or last == stop,
+                BLOCK_P=BLOCK_P, BLOCK_C=block_c,
+            )  # fmt: skip
+
+
+def gradients(
+    grad: Tensor,
+    input: Tensor,
+    weight: Tensor,
+    rows: Tensor,
+    rates: Sequence[int],
+    sum_rates: bool,
+    of_input: Tensor | None,
+    needs_weight: bool,
+) -> Tensor | None:
+    """Set `of_input`, where given, and return the gradient to `weight`, where needed.
+
+    grad: d z, `[B, channels, H, W]` of any strides.
+    """
+    x, _ = pixels_of(input)
+    _, outputs, inputs, kernel, _ = weight.shape
+    columns = tap_blocks(len(rates), kernel, sum_rates) * outputs
+    area = x.height * x.width
+    # Half of the workspace for d z spread out, half for the slices of the weights' gradient.
+    most = max(1, WORKSPACE // 2 // (grad.element_size() * len(rows)))
+    pieces = list(chunks(x.batch, area, most))
+    spread = grad.new_empty(min(most, x.pixels), len(rows))
+    slices = None
+    if needs_weight:
+        largest = x.part(*pieces[0])
+        _, splits = weight_grad.splits_for(largest, columns, 1, columns, WORKSPACE // 2)
+        shape = splits, columns, x.inputs
+        slices = torch.empty(shape, dtype=torch.float32, device=grad.device)
+    backward = Taps(rows, 1, inputs, 0, 1, 0, rows.shape[1])
+    for first, last in pieces:
+        g = Pixels(spread[: last - first], 1, 1, last - first, len(rows), len(rows))
+        _spread(grad, g, first, rates, kernel, sum_rates, columns)
+        if of_input is not None:
+            part = _pixels_of_map(of_input, first, last, area)
+            images, _, height, width = part.shape
+            as_images = Pixels(g.tensor, images, height, width, g.inputs, g.stride)
+            conv(as_images, backward, part, (1,), sum_rates=True)
+        if slices is not None:
+            weight_grad.product(x.part(first, last), g, slices, add=first > 0)
+    if slices is None:
+        return None
+    gradient = empty_weight_gradient(weight)
+    weight_grad.collect(slices, gradient, merged=sum_rates)
+    return gradient
+
+
+def _spread(
+    grad: Tensor,
+    g: Pixels,
+    first: int,
+    rates: Sequence[int],
+    kernel: int,
+    sum_rates: bool,
+    columns: int,
+) -> None:
+    """Fill g with d z of the pixels from `first` on, spread out over the columns."""
+    _, channels, height, width = grad.shape
+    outputs = channels if sum_rates else channels // len(rates)
+    grid = triton.cdiv(g.pixels, SPREAD_P), triton.cdiv(g.stride, SPREAD_N)
+    with configs.on_device_of(grad):
+        spread_kernel[grid](
+            grad, g.tensor, first, first + g.pixels, height, width, outputs, columns, g.stride,
+            *grad.stride(),
+            RATES=tuple(rates), KERNEL=kernel, SUM=sum_rates, BLOCK_P=SPREAD_P, BLOCK_N=SPREAD_N,
+        )  # fmt: skip
+
+
+def _as_map(rows: Tensor) -> Tensor:
+    """Rows `[P, C]` as a map `[1, C, 1, P]`."""
+    return rows.T[None, :, None, :]
+
+
+def _pixels_of_map(x: Tensor, first: int, last: int, area: int) -> Tensor:
+    """Pixels [first, last) of a batch as a map: whole images, or a part of one as a single row."""
+    image, start = divmod(first, area)
+    if start == 0 and last % area == 0:
+        return x[image : last // area]
+    return x[image].flatten(1)[None, :, None, start : start + last - first]

@@ -1,0 +1,46 @@
+"""The cost model: which algorithm it takes for the problems that the two are made for."""
+
+import dataclasses
+
+import pytest
+
+from kernels.atrous.cost import Problem, estimates, live_share
+
+V2_HEAD = Problem(1, 2048, 65, 65, (6, 12, 18, 24), 21, 3, True, 2, "half")
+VGG_ASPP = Problem(4, 512, 41, 41, (6, 12, 18, 24), 1024, 3, False, 2, "half")
+V3_BRANCHES = Problem(4, 2048, 65, 65, (12, 24, 36), 256, 3, False, 2, "half")
+BACKBONE = Problem(4, 512, 65, 65, (4,), 512, 3, True, 2, "half")
+
+
+def best(problem):
+    expected = estimates(problem)
+    return min(expected, key=expected.get)
+
+
+@pytest.mark.parametrize("arithmetic", ["half", "tf32"])
+@pytest.mark.parametrize("batch", [1, 4, 16])
+@pytest.mark.parametrize(
+    ("problem", "algorithm"),
+    [
+        (V2_HEAD, "triton:shift"),
+        (dataclasses.replace(V2_HEAD, height=41, width=41), "triton:shift"),
+        (VGG_ASPP, "triton:implicit"),
+        (V3_BRANCHES, "triton:implicit"),
+        (BACKBONE, "triton:implicit"),
+    ],
+    ids=["v2 head 65", "v2 head 41", "VGG ASPP", "v3 branches", "backbone"],
+)
+def test_few_outputs_are_shifted_and_many_are_implicit(problem, algorithm, batch, arithmetic):
+    size = 2 if arithmetic == "half" else 4
+    changed = dataclasses.replace(problem, batch=batch, arithmetic=arithmetic, element_size=size)
+    assert best(changed) == algorithm
+
+
+def test_a_centre_tap_alone_is_live_where_the_rate_exceeds_the_map():
+    assert live_share(V2_HEAD, 65) == pytest.approx(1 / 9)
+
+
+def test_rows_of_taps_outside_the_map_cost_nothing():
+    shares = [live_share(VGG_ASPP, rate) for rate in (6, 12, 18, 24)]
+    assert shares == sorted(shares, reverse=True)
+    assert shares[0] == pytest.approx(1 - 2 / 3 * (6 - 128 / 41) / 41)

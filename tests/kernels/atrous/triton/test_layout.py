@@ -1,0 +1,78 @@
+"""Memory layouts for the Triton kernels: views where possible, zeros where padded."""
+
+import pytest
+import torch
+
+pytest.importorskip("triton", reason="triton is not installed")
+from kernels.atrous import ops
+from kernels.atrous.triton import layout
+
+
+def test_aligned_channels_last_pixels_are_a_view():
+    x = torch.randn(2, 32, 5, 7).contiguous(memory_format=torch.channels_last)
+    pixels, step = layout.pixels_of(x)
+    assert pixels.tensor.data_ptr() == x.data_ptr()
+    assert (pixels.pixels, pixels.inputs, pixels.stride, step) == (70, 32, 32, 32)
+
+
+def test_aligned_branches_are_a_view():
+    x = torch.randn(2, 96, 5, 7).contiguous(memory_format=torch.channels_last)
+    pixels, step = layout.pixels_of(x, rates=3)
+    assert pixels.tensor.data_ptr() == x.data_ptr()
+    assert (pixels.inputs, pixels.stride, step) == (32, 96, 32)
+
+
+@pytest.mark.parametrize("rates", [1, 3])
+def test_other_pixels_are_copied_and_padded_with_zeros(rates):
+    x = torch.randn(2, 6, 5, 7)
+    pixels, step = layout.pixels_of(x, rates)
+    rows = pixels.tensor.view(2, 5, 7, rates, step)
+    assert step == 16
+    assert torch.equal(rows[..., : 6 // rates].flatten(3), x.permute(0, 2, 3, 1))
+    assert rows[..., 6 // rates :].eq(0).all()
+
+
+def test_channels_last_weights_are_a_view_as_a_model_stores_them():
+    weight = torch.randn(4 * 20, 32, 3, 3).contiguous(memory_format=torch.channels_last)
+    taps = layout.taps_of(weight.unflatten(0, (4, 20)))
+    assert taps.tensor.data_ptr() == weight.data_ptr()
+    assert (taps.rate_stride, taps.output_stride, taps.tap_stride) == (20 * 288, 288, 32)
+
+
+@pytest.mark.parametrize("pad_outputs", [False, True])
+def test_strides_of_taps_find_every_weight(pad_outputs):
+    weight = torch.randn(2, 5, 6, 3, 3)
+    taps = layout.taps_of(weight, pad_outputs)
+    strides = taps.rate_stride, taps.output_stride, taps.input_stride, taps.tap_stride
+    seen = taps.tensor.as_strided((2, 5, 6, 9), strides)
+    assert torch.equal(seen, weight.flatten(3))
+    assert taps.tensor.abs().sum().item() == pytest.approx(weight.abs().sum().item())  # or zero
+    assert taps.tensor.shape[1] == (16 if pad_outputs else 5)
+
+
+def test_transposed_taps_read_outputs_as_inputs():
+    weight = torch.randn(2, 5, 6, 3, 3)
+    taps = layout.taps_of(weight, pad_outputs=True).transposed(outputs=6)
+    strides = taps.rate_stride, taps.output_stride, taps.input_stride, taps.tap_stride
+    seen = taps.tensor.as_strided((2, 6, 5, 9), strides)
+    assert torch.equal(seen, weight.transpose(1, 2).flatten(3))
+
+
+@pytest.mark.parametrize(
+    ("batch", "area", "most", "expected"),
+    [
+        (3, 10, 100, [(0, 30)]),
+        (3, 10, 25, [(0, 20), (20, 30)]),
+        (2, 10, 10, [(0, 10), (10, 20)]),
+        (2, 10, 4, [(0, 4), (4, 8), (8, 10), (10, 14), (14, 18), (18, 20)]),
+        (0, 10, 4, []),
+    ],
+)
+def test_chunks_are_whole_images_or_parts_of_one(batch, area, most, expected):
+    assert list(layout.chunks(batch, area, most)) == expected
+
+
+def test_the_weight_gradient_has_inputs_contiguous():
+    gradient = ops.empty_weight_gradient(torch.zeros(2, 5, 6, 3, 3))
+    assert gradient.shape == (2, 5, 6, 3, 3)
+    assert gradient.stride(2) == 1
