@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -52,12 +53,14 @@ def predict(model: DeepLab, image: np.ndarray, crf: DenseCRF | None = None) -> P
     lattice points, and 1900 on noise. Larger networks need more.
 
     The model runs in evaluation mode and is left in the mode that it came in.
-    Raises InputError if the model gives NaN or Inf or the memory runs out, ValueError if both the
-    model and the call have a CRF, or (from `model.preprocess`) if the image is not RGB `[H, W, 3]`.
+    Raises InputError if the model gives NaN or Inf, or if the memory runs out (where the system
+    tells how much is free, before any work); ValueError if both the model and the call have a CRF,
+    or (from `model.preprocess`) if the image is not RGB `[H, W, 3]`.
     """
     if crf is not None and model.crf is not None:
         raise ValueError("crf: the model ends in a CRF layer of its own; pass crf=None to use that")
     with torch.no_grad(), _memory_errors_of(image):
+        _require_memory(model, image, refines=crf is not None or model.crf is not None)
         x = model.preprocess(image)
         rgb = torch.tensor(np.ascontiguousarray(image)).permute(2, 0, 1)[None].to(x)
         logits = _logits(model, x, rgb)
@@ -77,6 +80,25 @@ def _logits(model: DeepLab, x: Tensor, rgb: Tensor) -> Tensor:
         return model(x) if model.crf is None else model(x, image=rgb)
     finally:
         model.train(training)
+
+
+def _require_memory(model: DeepLab, image: np.ndarray, refines: bool) -> None:
+    """Refuse a picture that cannot fit: Linux would grant the memory, and then end the process."""
+    available = _available_memory()
+    if available is None or next(model.parameters()).device.type != "cpu":
+        return
+    a_pixel = 130 + 8 * model.num_classes + (300 + 8 * model.num_classes if refines else 0)
+    if image.shape[0] * image.shape[1] * a_pixel > available:
+        raise MemoryError  # less than any measured need: see the docstring of `predict`
+
+
+def _available_memory() -> int | None:
+    """Bytes to be had without swapping; None where the system does not tell."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvail"))
+    except (OSError, StopIteration, ValueError, IndexError):
+        return None
 
 
 @contextmanager

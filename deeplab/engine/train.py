@@ -10,9 +10,8 @@ k + 1). Source: Chen et al., DeepLab v2, section 4.1.
 
 The defaults of `TrainConfig` are the recipe of the weights that the package ships: trained from
 scratch, so the rate is higher and the head is not favoured as it is over a pretrained body. The
-command is `deeplab train --out deeplab_v2_small_scenes.safetensors`. The shipped run was lengthened
-while it ran, which held its rate up to a tenth lower for the first 2000 steps; it has not been run
-again since. Its scores and this are in bench/records/scenes_deeplab_v2_small.json.
+command is `deeplab train --out deeplab_v2_small_scenes.safetensors`; its scores, and those of an
+earlier run, are in bench/records/scenes_deeplab_v2_small.json.
 
 A run is a function of its configuration: sample i depends on (seed, i) alone, however many workers
 prepare it. Ctrl-C stops after the current step and writes what there is.

@@ -178,5 +178,6 @@ def test_shipped_weights_name_the_default_recipe_and_the_recorded_scores(record)
     assert metadata["class_names"] == list(CLASSES)
     assert metadata["palette"] == PALETTE[: len(CLASSES)].tolist()
     assert metadata["crf"] == SCENES_CRF == record["test"]["crf_settings"]
-    assert metadata["metrics"]["test"]["crf"]["miou"] == record["test"]["crf"]["miou"]
+    assert metadata["metrics"]["miou"] == record["training"]["validation"]["miou"]
+    assert metadata["commit"] == record["training"]["commit"]
     assert SHIPPED.stat().st_size <= 4e6

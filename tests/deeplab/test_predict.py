@@ -1,5 +1,8 @@
 """Prediction: any size, with and without a CRF, and what happens when the network goes wrong."""
 
+from contextlib import nullcontext
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -104,6 +107,26 @@ def test_running_out_of_memory_is_said_with_the_pictures_size(model: DeepLab, mo
     monkeypatch.setattr(model.head, "forward", allocate)
     with pytest.raises(InputError, match=r"not enough memory .* 20 x 10 pixels"):
         predict(model, picture(10, 20))
+
+
+@pytest.mark.parametrize(("refines", "bytes_a_pixel"), [(False, 162), (True, 494)])
+def test_a_picture_that_cannot_fit_into_memory_is_refused_before_any_work(
+    model: DeepLab, monkeypatch, refines: bool, bytes_a_pixel: int
+) -> None:
+    image = picture(10, 20)
+    for spare, refused in ((0, False), (-1, True)):
+        available = 200 * bytes_a_pixel + spare
+        monkeypatch.setattr("deeplab.engine.predict._available_memory", lambda a=available: a)
+        with pytest.raises(InputError, match="20 x 10 pixels") if refused else nullcontext():
+            predict(model, image, layer() if refines else None)
+
+
+def test_the_memory_that_is_available_is_known_on_linux() -> None:
+    from deeplab.engine.predict import _available_memory
+
+    available = _available_memory()
+    assert available is None or 2**20 < available < 2**50
+    assert (available is not None) == Path("/proc/meminfo").exists()
 
 
 def test_labels_of_more_than_256_classes_keep_their_values() -> None:
