@@ -18,7 +18,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -107,6 +107,8 @@ def tune(problem: Problem, kind: str, console: Console) -> dict[str, Any] | None
         run, pixels = launch(problem, ARITHMETIC[kind])
         reference, timed = None, list[tuple[float, configs.Config]]()
         listed = list(candidates(kind))
+        if problem.kernel == "conv" and torch.cuda.get_device_capability() >= (9, 0):
+            listed += [replace(config, tma=True) for config in listed]
         for config in track(listed, f"{kind} {problem}", console=console, transient=True):
             with mock.patch.object(configs, "select", lambda *_, c=config: c):
                 try:
@@ -212,6 +214,7 @@ def write(path: Path, gpu: str, entries: list[dict[str, Any]]) -> None:
     about = f"Tuned by bench/tune_atrous.py, torch {torch.__version__}, triton {version('triton')}."
     lines = ",\n    ".join(json.dumps(entry) for entry in entries)
     head = f'{{\n  "about": {json.dumps(about)},\n  "gpu": {json.dumps(gpu)},\n'
+    head += f'  "target": {json.dumps(configs.family(torch.device("cuda", 0)))},\n'
     text = f'{head}  "configs": [\n    {lines}\n  ]\n}}\n'
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:

@@ -162,7 +162,7 @@ def _run_fused(x: Tensor, branches: Sequence[Any], impl: str) -> list[Tensor]:
     scale, shift = _fold([tail[0] for tail in tails], convs[0].weight) if fold else (None, None)
     joint = multi_rate_atrous_conv2d(
         x,
-        torch.stack([conv.weight for conv in convs]),
+        _stacked([conv.weight for conv in convs], x.is_cuda),
         _biases(convs),
         rates=[conv.dilation[0] for conv in convs],
         fuse="concat",
@@ -177,6 +177,14 @@ def _run_fused(x: Tensor, branches: Sequence[Any], impl: str) -> list[Tensor]:
         return outputs
     # Dense copies: over strides BatchNorm sums in another order, and slower.
     return [_run(tail, z.clone()) for tail, z in zip(tails, outputs, strict=True)]
+
+
+def _stacked(weights: Sequence[Tensor], on_gpu: bool) -> Tensor:
+    """`[R, Cout, Cin, k, k]`; on a GPU Cin is contiguous, as the Triton kernels read it."""
+    if not on_gpu:
+        return torch.stack(list(weights))
+    last = torch.stack([weight.permute(0, 2, 3, 1) for weight in weights])
+    return last.permute(0, 1, 4, 2, 3)
 
 
 def _run(modules: Iterable[nn.Module], x: Tensor) -> Tensor:

@@ -1,17 +1,44 @@
-"""What every test starts from: fixed random numbers, a fair share of cores, GPU tests marked."""
+"""What every test starts from: fixed random numbers, a fair share of cores, GPU tests marked.
+
+Two folders hold tiers of tests that need a process of their own, where Triton is imported for its
+interpreter or told of a GPU that is not there. A run of everything does not collect them:
+test_tiers.py runs each in a child, whose result stands in the terminal summary. By hand, name the
+folder, or part of it, and nothing else:
+
+    pytest tests/interpreted
+    pytest tests/compiled -k weight_grad
+"""
 
 from __future__ import annotations
 
 import os
+import sys
+from pathlib import Path
 
 import pytest
 import torch
+
+from kernels import runtime
+
+TIERS = {  # folder by name
+    "interpreter": Path(__file__).parent / "interpreted",
+    "compile-only": Path(__file__).parent / "compiled",
+}
 
 
 def pytest_configure(config: pytest.Config) -> None:
     """Split the cores among xdist's workers, which would otherwise each take them all."""
     workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
     torch.set_num_threads(max(1, torch.get_num_threads() // workers))
+    tier = _tier_of_run(config)
+    if tier is not None:
+        _prepare(tier)
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """The folder of a tier is for a run of that tier alone."""
+    tier = _tier_of(collection_path)
+    return True if tier is not None and tier != _tier_of_run(config) else None
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -22,6 +49,57 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.skip(reason="torch sees no CUDA device here"))
 
 
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """One line for each tier that ran in a child: test_tiers.py records them."""
+    for report in (r for reports in terminalreporter.stats.values() for r in reports):
+        if getattr(report, "when", None) == "call":
+            for name, line in report.user_properties:
+                if name == "tier":
+                    terminalreporter.write_line(line)
+
+
+@pytest.fixture(params=TIERS)
+def tier(request: pytest.FixtureRequest) -> tuple[str, Path]:
+    """The name and the folder of a tier."""
+    if not runtime.TRITON_INSTALLED:
+        pytest.skip("Triton is not installed: pip install triton")
+    return request.param, TIERS[request.param]
+
+
 @pytest.fixture(autouse=True)
 def _fixed_random_numbers() -> None:
     torch.manual_seed(0)
+
+
+def _tier_of(path: Path) -> str | None:
+    """The tier in whose folder `path` lies."""
+    for name, folder in TIERS.items():
+        if path == folder or folder in path.parents:
+            return name
+    return None
+
+
+def _tier_of_run(config: pytest.Config) -> str | None:
+    """The tier that this run is of: all its arguments lie in the tier's folder.
+
+    Raises:
+        pytest.UsageError: tests of a tier are asked for beside others.
+    """
+    start = config.invocation_params.dir
+    named = {_tier_of((start / arg.partition("::")[0]).resolve()) for arg in config.args}
+    if len(named) > 1:
+        folders = ", ".join(folder.name for name, folder in TIERS.items() if name in named)
+        raise pytest.UsageError(
+            f"each of these folders runs in a process of its own, name it alone: {folders}"
+        )
+    return named.pop() if named else None
+
+
+def _prepare(tier: str) -> None:
+    """Make this process one of the tier: whether Triton interprets, its import decides."""
+    if not runtime.TRITON_INSTALLED:
+        raise pytest.UsageError(f"the {tier} tier needs Triton: pip install triton")
+    wanted = str(int(tier == "interpreter"))
+    if "triton" in sys.modules and runtime.interpreting() != bool(int(wanted)):
+        raise pytest.UsageError(f"the {tier} tier needs TRITON_INTERPRET={wanted} from the start")
+    os.environ["TRITON_INTERPRET"] = wanted

@@ -16,6 +16,7 @@ input is, else contiguous; the weight's gradient has Cin contiguous.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -210,18 +211,28 @@ def choose(
     input: Tensor, weight: Tensor, rates: Sequence[int], fuse: str, impl: str
 ) -> runtime.Choice:
     """Which Triton algorithm runs for these sizes, and why; `impl` "auto" or one of them."""
-    batch, inputs, height, width = input.shape
-    _, outputs, _, kernel, _ = weight.shape
-    kind = "half" if input.element_size() == 2 else "ieee"
-    if kind == "ieee" and runtime.convolutions_allow_tf32():
-        kind = "tf32"
+    tf32 = input.element_size() == 4 and runtime.convolutions_allow_tf32()
+    sizes = *input.shape, *weight.shape[1:4:2]
+    return _choose(input.device, input.dtype, sizes, tuple(rates), fuse, impl, tf32)
+
+
+@functools.lru_cache(4096)  # asked at every call
+def _choose(
+    device: torch.device,
+    dtype: torch.dtype,
+    sizes: tuple[int, ...],
+    rates: tuple[int, ...],
+    fuse: str,
+    impl: str,
+    tf32: bool,
+) -> runtime.Choice:
+    batch, inputs, height, width, outputs, kernel = sizes
+    kind = "half" if dtype.itemsize == 2 else "tf32" if tf32 else "ieee"
     problem = cost.Problem(
-        batch, inputs, height, width, rates, outputs, kernel, fuse == "sum",
-        input.element_size(), kind,
-    )  # fmt: skip
-    return runtime.choose(
-        "atrous", impl, device=input.device, dtype=input.dtype, estimates=cost.estimates(problem)
+        batch, inputs, height, width, rates, outputs, kernel, fuse == "sum", dtype.itemsize, kind
     )
+    estimates = cost.estimates(problem) if impl == "auto" else None
+    return runtime.choose("atrous", impl, device=device, dtype=dtype, estimates=estimates)
 
 
 def _memory_format(x: Tensor) -> torch.memory_format:

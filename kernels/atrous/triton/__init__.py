@@ -41,6 +41,7 @@ def forward(
     """Set `out`; `rows` are the shift algorithm's packed weights, None: packed here."""
     if out.numel() == 0:
         return
+    rates = _within(rates, input)
     sum_rates, relu = fuse == "sum", activation == "relu"
     bias, scale, shift_by = (None if t is None else t.contiguous() for t in (bias, scale, shift_by))
     tail = rates, sum_rates, bias, scale, shift_by, relu
@@ -70,6 +71,7 @@ def backward(
     of_input: an unset tensor for the gradient to the input. activated: the forward's output where a
     ReLU made it.
     """
+    rates = _within(rates, input)
     sum_rates = fuse == "sum"
     needs_input, needs_weight, needs_bias, needs_scale, needs_shift = needs
     if activated is not None:
@@ -98,16 +100,20 @@ def backward(
                 of_weight = implicit.gradients(dz, input, weight, *arguments)
     if total is not None:
         of_shift = total
-        of_bias = total if scale is None else total * scale
-        of_bias = (
-            of_bias.expand(len(rates), -1) if sum_rates else of_bias.unflatten(0, (len(rates), -1))
-        )
+        of_bias = total.clone() if scale is None else total * scale  # outputs share no memory
+        of_bias = of_bias.repeat(len(rates)) if sum_rates else of_bias
+        of_bias = of_bias.unflatten(0, (len(rates), -1))
     found = (of_input, of_weight, of_bias, of_scale, of_shift)
     return [_like(t, input) for t, needed in zip(found, needs, strict=True) if needed]
 
 
+def _within(rates: Sequence[int], input: Tensor) -> tuple[int, ...]:
+    """Rates that look beyond the map made as small as does that: offsets are 32-bit integers."""
+    size = max(input.shape[2:])
+    return tuple(min(rate, size) for rate in rates)
+
+
 def _like(gradient: Tensor | None, input: Tensor) -> Tensor:
+    """A gradient that was asked for, in the dtype of the tensors."""
     assert gradient is not None
-    if gradient.dtype == input.dtype and gradient.dim() > 2:
-        return gradient
-    return gradient.to(input.dtype).contiguous()
+    return gradient.to(input.dtype)

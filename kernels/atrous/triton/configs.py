@@ -14,7 +14,7 @@ import json
 import math
 import re
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -29,18 +29,27 @@ FALLBACK = "generic"  # small enough for any GPU
 
 @dataclass(frozen=True)
 class Config:
-    """One tiling: pixels (or outputs) x outputs (or inputs) x the inner dimension."""
+    """One tiling: pixels (or outputs) x outputs (or inputs) x the inner dimension.
+
+    tma: load by the bulk copy engine (`conv` on sm_90 and later).
+    """
 
     block_m: int
     block_n: int
     block_k: int
     warps: int
     stages: int
+    tma: bool = False
 
 
 def select(kernel: str, x: Tensor, pixels: int, outputs: int, inputs: int) -> Config:
     """The configuration of `kernel` for a problem on x's device and in x's dtype."""
-    return nearest(table(name_of(x.device)), kernel, arithmetic(x.dtype), pixels, outputs, inputs)
+    return _select(name_of(x.device), kernel, arithmetic(x.dtype), pixels, outputs, inputs)
+
+
+@functools.lru_cache(4096)  # looked up at every launch
+def _select(name: str, *problem: Any) -> Config:
+    return nearest(table(name), *problem)
 
 
 def nearest(
@@ -60,7 +69,7 @@ def nearest(
         return sum(abs(math.log(max(size, 1) / entry[name])) for name, size in problem)
 
     best = min(fitting, key=distance)
-    return Config(*(best[n] for n in ("block_m", "block_n", "block_k", "warps", "stages")))
+    return Config(**{f.name: best[f.name] for f in fields(Config) if f.name in best})
 
 
 def arithmetic(dtype: torch.dtype) -> str:
@@ -85,14 +94,19 @@ def name_of(device: torch.device) -> str:
     """The name of the file for a device: its own, its family's, or the fallback."""
     if device.type == "cpu":
         return "interpreter"
-    properties = torch.cuda.get_device_properties(device)
-    family = getattr(properties, "gcnArchName", "").partition(":")[0]
-    if not torch.version.hip:
-        family = f"sm_{properties.major}{properties.minor}"
-    for name in (slug(properties.name), family):
+    own = slug(torch.cuda.get_device_properties(device).name)
+    for name in (own, family(device)):
         if (FOLDER / f"{name}.json").exists():
             return name
     return FALLBACK
+
+
+def family(device: torch.device) -> str:
+    """The target that Triton compiles for on a GPU, such as sm_90 or gfx942."""
+    properties = torch.cuda.get_device_properties(device)
+    if torch.version.hip:
+        return str(properties.gcnArchName).partition(":")[0]
+    return f"sm_{properties.major}{properties.minor}"
 
 
 @functools.cache

@@ -13,6 +13,10 @@ A tap that lies outside the map for every pixel of a tile is skipped: with rates
 41 x 41, a fifth of them. The loops are nested on purpose: one flattened loop with `//` and `%`
 miscompiles with 8 warps on an H100 (pytorch issue 173068).
 
+With `TMA` (sm_90 and later, where a configuration says so) the bulk copy engine brings the tiles of
+w, and those of x where the kernel is 1 x 1. x shifted by a tap stays with masked loads: the engine
+wants rectangles of pixels, which on a map of 41 x 41 are a third emptier than runs of 128.
+
 With d = -1 and the strides of w exchanged this is the gradient to the input, and with one rate and
 a 1 x 1 kernel the plain matrix product that the shift algorithm wants. `DOT` stores, instead of z,
 the sum over the tile's pixels of grad * z: the gradient to `scale`.
@@ -21,11 +25,13 @@ the sum over the tile's pixels of grad * z: the gradient to `scale`.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 from kernels.atrous.triton import configs
 from kernels.atrous.triton.layout import Pixels, Taps
@@ -41,6 +47,7 @@ def conv_kernel(
     RATES: tl.constexpr, KERNEL: tl.constexpr, DIRECTION: tl.constexpr, SUM: tl.constexpr,
     RELU: tl.constexpr, DOT: tl.constexpr, PRECISION: tl.constexpr, EVEN_K: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP: tl.constexpr,
+    TMA: tl.constexpr = False, TRANSPOSED: tl.constexpr = False,
 ):  # fmt: skip
     """One tile of z, its epilogue, and the store."""
     tiles_m = tl.cdiv(pixels, BLOCK_M)
@@ -72,37 +79,50 @@ def conv_kernel(
         rate = RATES[0]
         for i in tl.static_range(1, len(RATES)):
             rate = tl.where(r == i, RATES[i], rate)
-        x_rate = x_ptr + r * x_rate_stride
-        w_rate = w_ptr + tl.cast(r, tl.int64) * w_rate_stride
+        if not TMA:
+            w_rate = w_ptr + tl.cast(r, tl.int64) * w_rate_stride
         for i in range(KERNEL):
             dy = DIRECTION * (i - KERNEL // 2) * rate
             if (bottom + dy >= 0) & (top + dy < height):
                 for j in range(KERNEL):
                     dx = DIRECTION * (j - KERNEL // 2) * rate
                     if (right + dx >= 0) & (left + dx < width):
+                        tap = i * KERNEL + j
                         inside = (y + dy >= 0) & (y + dy < height) & (offs_m < pixels)
                         inside = inside & (x + dx >= 0) & (x + dx < width)
-                        source = (offs_m + dy * width + dx).to(tl.int64) * x_stride
-                        x_ptrs = x_rate + source[:, None] + offs_k[None, :]
-                        w_tap = w_rate + (i * KERNEL + j) * w_tap_stride
-                        w_ptrs = w_tap + (
-                            offs_n[None, :] * w_output_stride + offs_k[:, None] * w_input_stride
-                        )
+                        if not TMA or KERNEL > 1:
+                            source = (offs_m + dy * width + dx).to(tl.int64) * x_stride
+                            source += r * x_rate_stride
+                            x_ptrs = x_ptr + source[:, None] + offs_k[None, :]
+                        if not TMA:
+                            w_ptrs = w_rate + tap * w_tap_stride
+                            w_ptrs += (
+                                offs_n[None, :] * w_output_stride + offs_k[:, None] * w_input_stride
+                            )
                         for k in range(0, inputs, BLOCK_K):
-                            if EVEN_K:
+                            rest = offs_k < inputs - k
+                            if TMA and KERNEL == 1:
+                                a = x_ptr.load([pid_m * BLOCK_M, k])
+                            elif EVEN_K:
                                 a = tl.load(x_ptrs, mask=inside[:, None], other=0.0)
-                                b = tl.load(w_ptrs, mask=offs_n[None, :] < outputs, other=0.0)
+                                x_ptrs += BLOCK_K
                             else:
-                                rest = offs_k < inputs - k
                                 a = tl.load(x_ptrs, mask=inside[:, None] & rest[None, :], other=0.0)
-                                b = tl.load(
-                                    w_ptrs,
-                                    mask=(offs_n[None, :] < outputs) & rest[:, None],
-                                    other=0.0,
-                                )
+                                x_ptrs += BLOCK_K
+                            if TMA and not TRANSPOSED:
+                                row = r * (w_rate_stride // w_output_stride) + pid_n * BLOCK_N
+                                b = w_ptr.load([row, tap * w_tap_stride + k]).T
+                            elif TMA:
+                                row = r * (w_rate_stride // w_input_stride) + k
+                                b = w_ptr.load([row, tap * w_tap_stride + pid_n * BLOCK_N])
+                            elif EVEN_K:
+                                b = tl.load(w_ptrs, mask=offs_n[None, :] < outputs, other=0.0)
+                                w_ptrs += BLOCK_K * w_input_stride
+                            else:
+                                mask_b = (offs_n[None, :] < outputs) & rest[:, None]
+                                b = tl.load(w_ptrs, mask=mask_b, other=0.0)
+                                w_ptrs += BLOCK_K * w_input_stride
                             acc = tl.dot(a, b, acc, input_precision=PRECISION)
-                            x_ptrs += BLOCK_K
-                            w_ptrs += BLOCK_K * w_input_stride
 
     channels = rate_first * outputs + offs_n
     real = offs_n < outputs
@@ -158,12 +178,17 @@ def conv(
         grad: `[B, rates x outputs, H, W]`.
     """
     config = configs.select("conv", x.tensor, x.pixels, weight.outputs, x.inputs * weight.taps)
+    x_source, w_source = x.tensor, weight.tensor
+    tma = config.tma and x_source.data_ptr() % 16 == 0 and w_source.data_ptr() % 16 == 0
+    tma = tma and (weight.kernel > 1 or len(rates) == 1)  # x of one rate is not cut off by it
+    if tma:
+        x_source, w_source = _described(x, weight, config)
     layout = out if grad is None else grad
     image_stride, channel_stride, _, pixel_stride = layout.stride()
     tiles = triton.cdiv(x.pixels, config.block_m) * triton.cdiv(weight.outputs, config.block_n)
     with configs.on_device_of(x.tensor):
         conv_kernel[(tiles, 1 if sum_rates else len(rates))](
-            x.tensor, weight.tensor, out, bias, scale, shift, grad,
+            x_source, w_source, out, bias, scale, shift, grad,
             x.pixels, x.height, x.width, x.inputs, weight.outputs,
             x.stride, x_rate_stride,
             weight.rate_stride, weight.output_stride, weight.tap_stride, weight.input_stride,
@@ -172,8 +197,22 @@ def conv(
             RELU=relu, DOT=grad is not None, PRECISION=configs.precision(x.tensor.dtype),
             EVEN_K=x.inputs % config.block_k == 0,
             BLOCK_M=config.block_m, BLOCK_N=config.block_n, BLOCK_K=config.block_k, GROUP=8,
+            TMA=tma, TRANSPOSED=weight.input_stride != 1,
             num_warps=config.warps, num_stages=config.stages,
         )  # fmt: skip
+
+
+def _described(x: Pixels, weight: Taps, config: configs.Config) -> tuple[Any, Any]:
+    """x and w for the bulk copy engine: w as a table, and x too where no tap shifts it."""
+    rows = weight.tensor.view(-1, max(weight.output_stride, weight.input_stride))
+    block = [config.block_n, config.block_k]
+    if weight.input_stride != 1:
+        block.reverse()
+    table = TensorDescriptor.from_tensor(rows, block)
+    if weight.kernel > 1:
+        return x.tensor, table
+    pixels = x.tensor.view(-1, x.stride)[:, : x.inputs]
+    return TensorDescriptor.from_tensor(pixels, [config.block_m, config.block_k]), table
 
 
 def dot(x: Pixels, weight: Taps, rates: Sequence[int], bias: Tensor | None, grad: Tensor) -> Tensor:

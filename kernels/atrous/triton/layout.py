@@ -110,7 +110,9 @@ def taps_of(weight: Tensor, pad_outputs: bool = False) -> Taps:
     rows, columns = aligned(outputs) if pad_outputs else outputs, aligned(inputs)
     last = weight.permute(0, 1, 3, 4, 2)
     if (rows, columns) != (outputs, inputs) or not last.is_contiguous():
-        padded = weight.new_zeros(rates, rows, kernel, kernel, columns)
+        padded = weight.new_empty(rates, rows, kernel, kernel, columns)
+        if (rows, columns) != (outputs, inputs):
+            padded.zero_()
         padded[:, :outputs, :, :, :inputs] = last
         last = padded
     taps = kernel * kernel

@@ -41,8 +41,8 @@ from kernels.atrous.triton.layout import (
     pixels_of,
 )
 
-MAX_BLOCK_C = 64
-BLOCK_P = 64  # pixels that a program gathers
+MAX_BLOCK_C = 32
+BLOCK_P = 16  # pixels that a program gathers: many small programs hide the latency
 SPREAD_P, SPREAD_N = 32, 128  # pixels and columns that one spreads
 PACK_ROWS, PACK_INPUTS = 16, 128
 
@@ -76,30 +76,31 @@ def gather_kernel(
     if IS_FIRST:
         if bias_ptr is not None:
             if SUM:
-                for i in tl.static_range(rates):
-                    bias = tl.load(bias_ptr + i * outputs + c, mask=real_c, other=0.0)
+                for branch in tl.static_range(rates):
+                    bias = tl.load(bias_ptr + branch * outputs + c, mask=real_c, other=0.0)
                     acc += bias.to(tl.float32)[None, :]
             else:
                 acc += tl.load(bias_ptr + channels, mask=real_c, other=0.0).to(tl.float32)[None, :]
     else:
         acc += tl.load(sum_ptr + offs_sum, mask=mask, other=0.0)
 
-    for r in tl.static_range(rates if SUM else 1):
-        rate = RATES[r]
-        if not SUM:
-            for i in tl.static_range(1, rates):
-                rate = tl.where(rate_of_program == i, RATES[i], rate)
-        for tap in tl.static_range(taps):
-            if not SUM or tap != taps // 2 or r == 0:
-                block = rate_of_program * taps + tap
-                if SUM:
-                    block = 1 + r * (taps - 1) + tap - (1 if tap > taps // 2 else 0)
-                    if tap == taps // 2:
-                        block = 0
-                dy = (tap // KERNEL - KERNEL // 2) * rate
-                dx = (tap % KERNEL - KERNEL // 2) * rate
-                source = p + dy * width + dx
+    for r in range(rate_of_program, rates if SUM else rate_of_program + 1):
+        rate = RATES[0]
+        for branch in tl.static_range(1, rates):
+            rate = tl.where(r == branch, RATES[branch], rate)
+        for i in range(KERNEL):
+            dy = (i - KERNEL // 2) * rate
+            for j in tl.static_range(KERNEL):
+                dx = (j - KERNEL // 2) * rate
+                tap = i * KERNEL + j
                 inside = (y + dy >= 0) & (y + dy < height) & (x + dx >= 0) & (x + dx < width)
+                if SUM:
+                    block = 1 + r * (taps - 1) + tap - tl.where(tap > taps // 2, 1, 0)
+                    block = tl.where(tap == taps // 2, 0, block)
+                    inside = inside & ((tap != taps // 2) | (r == 0))
+                else:
+                    block = r * taps + tap
+                source = p + dy * width + dx
                 inside = inside & real_p & (source >= first) & (source < last)
                 offs = (source - first).to(tl.int64)[:, None] * m_stride
                 offs += (block * outputs + c)[None, :]
@@ -285,8 +286,9 @@ def gradients(
     slices = None
     if needs_weight:
         largest = x.part(*pieces[0])
-        _, splits = weight_grad.splits_for(largest, columns, 1, columns, WORKSPACE // 2)
-        shape = splits, columns, x.inputs
+        # With the padding columns, which are zero: a mask at 693 would take the loads apart.
+        _, splits = weight_grad.splits_for(largest, len(rows), 1, len(rows), WORKSPACE // 2)
+        shape = splits, len(rows), x.inputs
         slices = torch.empty(shape, dtype=torch.float32, device=grad.device)
     backward = Taps(rows, 1, inputs, 0, 1, 0, rows.shape[1])
     for first, last in pieces:
