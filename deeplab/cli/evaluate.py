@@ -84,14 +84,17 @@ def evaluate(
     if out is not None:
         outputs.check_writable_file(out)
     about_scenes = f"{split.value} scenes {first} to {first + scenes - 1}"
-    with errors_of(about_scenes):
-        result = run(
-            network,
-            data.ScenesDataset(first, scenes),
-            settings.layer(network.num_classes) if use_crf else None,
-            class_names=data.CLASSES,
-            progress=sys.stderr.isatty(),
-        )
+    try:
+        with errors_of(about_scenes):
+            result = run(
+                network,
+                data.ScenesDataset(first, scenes),
+                settings.layer(network.num_classes) if use_crf else None,
+                class_names=data.CLASSES,
+                progress=sys.stderr.isatty(),
+            )
+    except FloatingPointError as error:
+        raise InputError(f"{weights or 'the shipped weights'}: {error}") from error
     Console().print(_score_table(result, about_scenes))
     if out is not None:
         about = {

@@ -86,6 +86,7 @@ def evaluate(
 
     Raises:
         ValueError: an empty data set, a model with its own CRF, or a wrong number of class names.
+        FloatingPointError: the network gives NaN or Inf.
     """
     names = [str(i) for i in range(model.num_classes)] if class_names is None else list(class_names)
     _check(model, dataset, names, band)
@@ -101,6 +102,11 @@ def evaluate(
                 image, labels = (np.asarray(part) for part in dataset[index])
                 truth = torch.from_numpy(labels.astype(np.int64))
                 logits = model(model.preprocess(image))
+                if not bool(logits.isfinite().all()):
+                    raise FloatingPointError(
+                        f"the network's output for picture {index} has NaN or Inf; the weights are "
+                        "damaged or come from a training that diverged"
+                    )
                 network.add(truth, logits)
                 if crf is not None:
                     rgb = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))[None]

@@ -13,7 +13,6 @@ Sources: Krähenbühl and Koltun, NIPS 2011; DeepLab v2, section 3.3; the pydens
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -260,7 +259,10 @@ def read_probabilities(path: str | Path, size: tuple[int, int]) -> np.ndarray:
     path = Path(path)
     array = _load_array(path)
     if not np.issubdtype(array.dtype, np.floating):
-        raise InputError(f"{path}: expected floating point probabilities, got {array.dtype}")
+        raise InputError(
+            f"{path}: expected floating point probabilities, got {array.dtype}; save the softmax "
+            "itself, as float32"
+        )
     if not np.isfinite(array).all():
         raise InputError(
             f"{path}: {int((~np.isfinite(array)).sum())} of {array.size} values are NaN or Inf; "
@@ -295,7 +297,7 @@ def _check_annotation_size(path: str | Path, picture: Image.Image, size: tuple[i
 def _load_array(path: Path) -> np.ndarray:
     try:
         if path.stat().st_size == 0:
-            raise InputError(f"{path}: the file is empty (0 bytes)")
+            raise InputError(f"{path}: the file is empty (0 bytes); save or copy it again")
         loaded = np.load(path, allow_pickle=False)
         if isinstance(loaded, np.ndarray):
             return loaded
@@ -313,9 +315,13 @@ def _load_array(path: Path) -> np.ndarray:
         raise InputError(f"{path}: no such file; check the name and the folder") from None
     except MemoryError:
         raise InputError(f"{path}: not enough memory to load it") from None
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    except Exception as error:  # damaged archives raise whatever their parsers meet
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        if "pickle" in reason:
+            reason = "it is neither, or holds Python objects"
         raise InputError(
-            f"{path}: cannot be read as .npy or .npz ({error}); save it with numpy.savez_compressed"
+            f"{path}: cannot be read as .npy or .npz ({reason}); save it with "
+            "numpy.savez_compressed"
         ) from error
 
 

@@ -48,7 +48,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from deeplab.data import scenes
+from deeplab.data.outputs import check_writable_file
 from deeplab.engine.evaluate import LabelledImages, evaluate
+from deeplab.errors import InputError
 from deeplab.model import MODELS, DeepLab, build
 from deeplab.preprocess import MEAN_BGR
 from deeplab.weights import save_weights
@@ -197,7 +199,10 @@ def train(
     run = _Run(
         config, model, validation, class_names, described, None if out is None else Path(out)
     )
-    run.save()
+    if out is not None:
+        check_writable_file(Path(out))  # an older file there is kept until there is better
+        if not Path(out).parent.is_dir():
+            raise InputError(f"{out}: cannot write, there is no such folder; create it first")
     return run.loop(dataset, progress)
 
 

@@ -31,7 +31,16 @@ def forward(values: Tensor, features: Tensor) -> Tensor:
     output = []
     with torch.autocast(values.device.type, enabled=False):
         for v, f in zip(values, features, strict=True):
-            output.append(torch.cat([_kernel(f[rows], f) @ v for rows in _blocks(f)]))
+            # Two blocks for all of them: fresh ones fragment the heap until it holds all of K.
+            blocks = list(_blocks(f))
+            size = blocks[0].stop - blocks[0].start, len(f)
+            squares, difference = f.new_empty(size), f.new_empty(size)
+            filtered = v.new_empty(v.shape)
+            for rows in blocks:
+                count = rows.stop - rows.start
+                kernel = _kernel_in(squares[:count], difference[:count], f[rows], f)
+                filtered[rows] = kernel @ v
+            output.append(filtered)
     return torch.stack(output) if output else values.new_zeros(values.shape)
 
 
@@ -74,6 +83,15 @@ def _kernel(queries: Tensor, features: Tensor) -> Tensor:
     for q, f in zip(queries.T, features.T, strict=True):
         difference = q[:, None] - f
         squares = squares.addcmul_(difference, difference)
+    return squares.mul_(-0.5).exp_()
+
+
+def _kernel_in(squares: Tensor, difference: Tensor, queries: Tensor, features: Tensor) -> Tensor:
+    """`_kernel`, computed in `squares` by way of `difference`, both `[M, N]`; without gradient."""
+    squares.zero_()
+    for q, f in zip(queries.T, features.T, strict=True):
+        torch.sub(q[:, None], f, out=difference)
+        squares.addcmul_(difference, difference)
     return squares.mul_(-0.5).exp_()
 
 

@@ -336,3 +336,24 @@ def test_settings_change_where_a_value_is_given() -> None:
 def test_settings_without_sense_are_refused_by_name(name: str, value: object) -> None:
     with pytest.raises(InputError, match=f"CRF {name.replace('_', ' ')}: expected .*, got"):
         CRFSettings(**{name: value})
+
+
+@pytest.mark.parametrize("suffix", ["npz", "npy"])
+def test_a_damaged_probability_file_is_one_clear_error_whatever_is_damaged(tmp_path, suffix):
+    good = tmp_path / f"good.{suffix}"
+    save = np.savez_compressed if suffix == "npz" else np.save
+    save(good, np.full((3, 8, 9), 1 / 3, np.float32))
+    content, random = good.read_bytes(), np.random.default_rng(0)
+    file = tmp_path / f"damaged.{suffix}"
+    messages = []
+    for _ in range(300):
+        damaged = bytearray(content)
+        for place in random.integers(0, len(content), 3):
+            damaged[place] = random.integers(0, 256)
+        file.write_bytes(damaged)
+        try:
+            read_probabilities(file, (8, 9))
+        except InputError as error:
+            messages.append(str(error))
+    assert len(messages) > 50
+    assert all(said.startswith(f"{file}: ") and "\n" not in said for said in messages)

@@ -314,8 +314,14 @@ def test_place_that_cannot_be_written_is_found_before_training(pictures, tmp_pat
 
 def test_diverging_run_says_so_and_keeps_the_last_good_file(pictures, tmp_path):
     out = tmp_path / "w.safetensors"
-    with pytest.raises(FloatingPointError, match=r"training diverged; lower lr"):
-        run(dataclasses.replace(TINY, lr=1e30, steps=20), pictures, out)
+    diverging = dataclasses.replace(TINY, lr=1e30, steps=20)
+    for good in (None, dataclasses.replace(TINY, steps=2)):
+        if good is not None:
+            run(good, pictures, out)
+        before = out.read_bytes() if out.exists() else None
+        with pytest.raises(FloatingPointError, match=r"training diverged; lower lr"):
+            run(diverging, pictures, out)
+        assert (out.read_bytes() if out.exists() else None) == before
     load_model(out)
 
 
