@@ -33,7 +33,7 @@ sys.path.insert(0, str(ROOT))  # measure this checkout, whatever is installed
 
 from kernels.atrous.triton import configs, weight_grad  # noqa: E402
 from kernels.atrous.triton.conv import conv  # noqa: E402
-from kernels.atrous.triton.layout import Taps, pixels_of, taps_of  # noqa: E402
+from kernels.atrous.triton.layout import WORKSPACE, pixels_of, taps_of  # noqa: E402
 
 RATES = (6, 12, 18, 24)
 ARITHMETIC = {"half": torch.bfloat16, "tf32": torch.float32, "ieee": torch.float32}
@@ -52,19 +52,20 @@ class Problem:
     outputs: int
     rates: tuple[int, ...] = (1,)
     size: int = 1
+    to_input: bool = False  # the gradient to the input, which reads the weights the other way
 
 
 PROBLEMS = [
     Problem("conv", 1, 41, 2048, 704),
     Problem("conv", 1, 65, 2048, 704),
     Problem("conv", 8, 65, 2048, 704),  # what 64 MiB of slices hold
-    Problem("conv", 1, 65, 704, 2048),  # its gradient to the input
-    Problem("conv", 8, 65, 704, 2048),
+    Problem("conv", 1, 65, 704, 2048, to_input=True),
+    Problem("conv", 8, 65, 704, 2048, to_input=True),
     Problem("conv", 1, 41, 512, 1024, RATES, 3),
     Problem("conv", 4, 41, 512, 1024, RATES, 3),
-    Problem("conv", 4, 41, 1024, 512, RATES, 3),
+    Problem("conv", 4, 41, 1024, 512, RATES, 3, to_input=True),
     Problem("conv", 4, 65, 2048, 256, (12, 24, 36), 3),
-    Problem("conv", 4, 65, 256, 2048, (12, 24, 36), 3),
+    Problem("conv", 4, 65, 256, 2048, (12, 24, 36), 3, to_input=True),
     Problem("weight_grad", 1, 65, 2048, 704),
     Problem("weight_grad", 8, 65, 2048, 704),
     Problem("weight_grad", 4, 41, 512, 1024, RATES, 3),
@@ -88,14 +89,18 @@ def main(arguments: list[str] | None = None) -> int:
         console.print("tune_atrous: torch sees no CUDA device; there is nothing to tune here")
         return 2
     problems = [problem for problem in PROBLEMS if problem.kernel in options.kernels]
-    runs = [tune(p, kind, console) for kind, p in itertools.product(options.arithmetic, problems)]
-    entries = [entry for entry in runs if entry is not None]
-    tuned = {(entry["kernel"], entry["arithmetic"]) for entry in entries}
-    kept = configs.table(configs.name_of(torch.device("cuda", torch.cuda.current_device())))
-    entries += [e for e in kept if (e["kernel"], e["arithmetic"]) not in tuned]
     name = torch.cuda.get_device_name()
     path = options.out / f"{configs.slug(name)}.json"
-    write(path, name, entries)
+    before = configs.table(configs.name_of(torch.device("cuda", torch.cuda.current_device())))
+    found: list[dict[str, Any]] = []
+    entries = before
+    for kind, problem in itertools.product(options.arithmetic, problems):
+        entry = tune(problem, kind, console)
+        if entry is not None:
+            found.append(entry)
+        tuned = {(entry["kernel"], entry["arithmetic"]) for entry in found}
+        entries = found + [e for e in before if (e["kernel"], e["arithmetic"]) not in tuned]
+        write(path, name, entries)  # what an interruption leaves
     console.print(f"{len(entries)} configurations -> {path}")
     return 0
 
@@ -164,12 +169,14 @@ def launch(problem: Problem, dtype: torch.dtype) -> tuple[Run, int]:
     if problem.kernel == "weight_grad":
         g, _ = pixels_of(maps(shape[0], branches * problem.outputs, *shape[2:]), branches)
         if problem.size == 1:
-            slices = torch.empty(1, problem.outputs, problem.inputs, device="cuda")
             part, grads = x.part(0, x.pixels), g.part(0, x.pixels)
+            rows = problem.outputs
+            _, splits = weight_grad.splits_for(part, rows, 1, rows, WORKSPACE // 2)
+            slices = torch.empty(splits, rows, problem.inputs, device="cuda")
 
             def multiply() -> Tensor:
                 weight_grad.product(part, grads, slices, add=False)
-                return slices
+                return slices.sum(0)
 
             return multiply, x.pixels
         gradient = torch.empty(
@@ -182,22 +189,51 @@ def launch(problem: Problem, dtype: torch.dtype) -> tuple[Run, int]:
             return gradient
 
         return correlate, x.pixels
+    if problem.to_input:
+        return gradient_to_input(problem, dtype), x.pixels
     weight = torch.randn(
         branches, problem.outputs, problem.inputs, problem.size, problem.size,
         device="cuda", dtype=dtype,
     )  # fmt: skip
-    taps: Taps = taps_of(weight / weight[0, 0].numel() ** 0.5)
-    out_dtype = torch.float32 if problem.size == 1 and problem.outputs < problem.inputs else dtype
+    taps = taps_of(weight / weight[0, 0].numel() ** 0.5)
+    seen = x if problem.size > 1 else x.part(0, x.pixels)
+    sides = shape[2:] if problem.size > 1 else (1, shape[2] * shape[3] * shape[0])
     out = torch.empty(
-        shape[0], branches * problem.outputs, *shape[2:], device="cuda", dtype=out_dtype,
-        memory_format=torch.channels_last,
+        shape[0] if problem.size > 1 else 1, branches * problem.outputs, *sides, device="cuda",
+        dtype=dtype if problem.size > 1 else torch.float32, memory_format=torch.channels_last,
     )  # fmt: skip
 
     def convolve() -> Tensor:
-        conv(x, taps, out, problem.rates, sum_rates=False)
+        conv(seen, taps, out, problem.rates, sum_rates=problem.size == 1)
         return out
 
     return convolve, x.pixels
+
+
+def gradient_to_input(problem: Problem, dtype: torch.dtype) -> Run:
+    """The same kernel from the outputs' gradient, `problem.inputs` of each rate, to the input."""
+    branches = len(problem.rates)
+    shape = problem.batch, branches * problem.inputs, problem.side, problem.side
+    g = torch.randn(*shape, device="cuda", dtype=dtype).contiguous(
+        memory_format=torch.channels_last
+    )
+    seen, step = pixels_of(g, branches)
+    weight = torch.randn(
+        branches, problem.inputs, problem.outputs, problem.size, problem.size,
+        device="cuda", dtype=dtype,
+    )  # fmt: skip
+    taps = taps_of(weight / weight[0].numel() ** 0.5, pad_outputs=True).transposed(problem.outputs)
+    out = torch.empty(
+        shape[0], problem.outputs, *shape[2:], device="cuda", dtype=dtype,
+        memory_format=torch.channels_last,
+    )  # fmt: skip
+    stride = step if branches > 1 else 0
+
+    def convolve() -> Tensor:
+        conv(seen, taps, out, problem.rates, sum_rates=True, direction=-1, x_rate_stride=stride)
+        return out
+
+    return convolve
 
 
 def time(run: Run) -> float:
