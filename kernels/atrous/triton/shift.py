@@ -13,8 +13,9 @@ that four rates have 33 taps and not 36.
     t, concat: rate by rate, the taps in row-major order
 
 The gather reads the slices in a fixed order, without atomics: two runs give the same bits. m is
-float32 and at most `WORKSPACE` bytes; beyond that, images are taken in groups, and an image that
-does not fit by itself in groups of pixels whose shares add up in a float32 sum.
+float32 and at most `WORKSPACE` bytes; beyond that, images are taken in groups. An image that does
+not fit by itself is computed band by band of output pixels: half of the workspace holds the slices
+of some source pixels, half the float32 sums of the band over all the pixels that it sees.
 
 Backward: g'[p, t] = d z[p - offset_t] spread out in the same columns, in the input's dtype; then
 two products, d x = g' w and d w = g'^T x.
@@ -22,7 +23,7 @@ two products, d x = g' w and d w = g'^T x.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 import triton
@@ -30,7 +31,8 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels.atrous.ops import empty_weight_gradient
-from kernels.atrous.triton import configs, weight_grad
+from kernels.atrous.packing import ALIGNMENT
+from kernels.atrous.triton import configs, implicit, weight_grad
 from kernels.atrous.triton.conv import conv
 from kernels.atrous.triton.layout import (
     WORKSPACE,
@@ -122,6 +124,20 @@ def gather_kernel(
 
 
 @triton.jit
+def rate_and_tap(block, TAPS: tl.constexpr, SUM: tl.constexpr):
+    """Which tap of which rate a block of columns is of; the centre of a sum counts as rate 0's."""
+    if SUM:
+        others: tl.constexpr = TAPS - 1 if TAPS > 1 else 1
+        r = tl.where(block == 0, 0, (block - 1) // others)
+        tap = (block - 1) % others
+        tap = tl.where(block == 0, TAPS // 2, tl.where(tap >= TAPS // 2, tap + 1, tap))
+    else:
+        r = block // TAPS
+        tap = block % TAPS
+    return r, tap
+
+
+@triton.jit
 def spread_kernel(
     g_ptr, out_ptr, first, last, height, width, outputs, columns, padded,
     g_image_stride, g_channel_stride, g_row_stride, g_column_stride,
@@ -135,14 +151,8 @@ def spread_kernel(
     n = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
     block = n // outputs
     channel = n % outputs
-    if SUM:
-        others: tl.constexpr = taps - 1 if taps > 1 else 1
-        r = tl.where(block == 0, 0, (block - 1) // others)
-        tap = (block - 1) % others
-        tap = tl.where(block == 0, taps // 2, tl.where(tap >= taps // 2, tap + 1, tap))
-    else:
-        r = block // taps
-        tap = block % taps
+    r, tap = rate_and_tap(block, taps, SUM)
+    if not SUM:
         channel += r * outputs
     rate = tl.zeros((BLOCK_N,), tl.int32) + RATES[0]
     for i in tl.static_range(1, len(RATES)):
@@ -176,14 +186,7 @@ def pack_kernel(
     offs = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     mask = (row < columns)[:, None] & (offs < inputs)[None, :]
     block = row // outputs
-    if SUM:
-        others: tl.constexpr = taps - 1 if taps > 1 else 1
-        r = tl.where(block == 0, 0, (block - 1) // others)
-        tap = (block - 1) % others
-        tap = tl.where(block == 0, taps // 2, tl.where(tap >= taps // 2, tap + 1, tap))
-    else:
-        r = block // taps
-        tap = block % taps
+    r, tap = rate_and_tap(block, taps, SUM)
     start = r.to(tl.int64) * w_rate_stride + (row % outputs).to(tl.int64) * w_output_stride
     start += (tap // KERNEL) * w_tap_y_stride + (tap % KERNEL) * w_tap_x_stride
     w_ptrs = w_ptr + start[:, None] + offs.to(tl.int64)[None, :] * w_input_stride
@@ -235,30 +238,40 @@ def forward(
     """Set `out` `[B, channels, H, W]` from `rows`, the packed weights."""
     x, _ = pixels_of(input)
     area = x.height * x.width
-    branches = 1 if sum_rates else len(rates)
-    outputs = out.shape[1] // branches
-    most = max(1, WORKSPACE // (4 * len(rows)))
-    slices = torch.empty(min(most, x.pixels), len(rows), dtype=torch.float32, device=out.device)
-    total = None  # of an image that is taken in parts
+    channels, outputs = out.shape[1], out.shape[1] // (1 if sum_rates else len(rates))
+    total = None  # of a band
+    most = WORKSPACE // (4 * len(rows))
+    band = most  # output pixels at a time
     if area > most:
-        total = torch.empty(area, out.shape[1], dtype=torch.float32, device=out.device)
+        most = max(1, WORKSPACE // 2 // (4 * len(rows)))
+        band = min(area, max(1, WORKSPACE // 2 // (4 * channels)))
+        total = torch.empty(band, channels, dtype=torch.float32, device=out.device)
+    slices = torch.empty(min(most, x.pixels), len(rows), dtype=torch.float32, device=out.device)
+    reach = max(rates) * (kernel // 2) * (x.width + 1)  # pixels between a source and its output
     block_c = min(MAX_BLOCK_C, max(16, triton.next_power_of_2(outputs)))
     image_stride, channel_stride, _, pixel_stride = out.stride()
     weight = Taps(rows, 1, len(rows), 0, rows.shape[1], 0, 1)
-    for first, last in chunks(x.batch, area, most):
-        conv(x.part(first, last), weight, _as_map(slices[: last - first]), (1,), sum_rates=True)
-        start = first if total is None else first // area * area
-        stop = last if total is None else start + area
-        grid = triton.cdiv(stop - start, BLOCK_P), triton.cdiv(outputs, block_c), branches
-        with configs.on_device_of(out):
-            gather_kernel[grid](
-                slices, total, out, bias, scale, shift,
-                first, last, start, stop, x.height, x.width, outputs, len(rows),
-                image_stride, pixel_stride, channel_stride,
-                RATES=tuple(rates), KERNEL=kernel, SUM=sum_rates, RELU=relu,
-                IS_FIRST=total is None or first == start, IS_LAST=total is None or last == stop,
-                BLOCK_P=BLOCK_P, BLOCK_C=block_c,
-            )  # fmt: skip
+    for begin, end in chunks(x.batch, area, band):
+        sources = [(begin, end)]
+        if total is not None:
+            sources = list(_sources(begin, end, area, reach, most))
+        for first, last in sources:
+            conv(x.part(first, last), weight, _as_map(slices[: last - first]), (1,), sum_rates=True)
+            is_first, is_last = first == sources[0][0], last == sources[-1][1]
+            start, stop = begin, end
+            if not (is_first or is_last):  # only the pixels that see these
+                start += max(0, first - reach - begin) // ALIGNMENT * ALIGNMENT
+                stop = min(stop, last + reach)
+            tiles = triton.cdiv(stop - start, BLOCK_P), triton.cdiv(outputs, block_c)
+            with configs.on_device_of(out):
+                gather_kernel[(*tiles, channels // outputs)](
+                    slices, None if total is None else total[start - begin :],
+                    out, bias, scale, shift,
+                    first, last, start, stop, x.height, x.width, outputs, len(rows),
+                    image_stride, pixel_stride, channel_stride,
+                    RATES=tuple(rates), KERNEL=kernel, SUM=sum_rates, RELU=relu,
+                    IS_FIRST=is_first, IS_LAST=is_last, BLOCK_P=BLOCK_P, BLOCK_C=block_c,
+                )  # fmt: skip
 
 
 def gradients(
@@ -277,12 +290,18 @@ def gradients(
     """
     x, _ = pixels_of(input)
     _, outputs, inputs, kernel, _ = weight.shape
+    if needs_weight and 4 * len(rows) * x.inputs > WORKSPACE // 2:
+        # Not even one slice fits: the implicit product writes the gradient where it belongs.
+        if of_input is not None:
+            gradients(grad, input, weight, rows, rates, sum_rates, of_input, False)
+        return implicit.gradients(grad, input, weight, rates, sum_rates, None, True)
     columns = tap_blocks(len(rates), kernel, sum_rates) * outputs
     area = x.height * x.width
     # Half of the workspace for d z spread out, half for the slices of the weights' gradient.
     most = max(1, WORKSPACE // 2 // (grad.element_size() * len(rows)))
     pieces = list(chunks(x.batch, area, most))
-    spread = grad.new_empty(min(most, x.pixels), len(rows))
+    most_rows = min(most, x.pixels)
+    spread = torch.empty(most_rows, len(rows), dtype=grad.dtype, device=grad.device)
     slices = None
     if needs_weight:
         largest = x.part(*pieces[0])
@@ -327,6 +346,14 @@ def _spread(
             *grad.stride(),
             RATES=tuple(rates), KERNEL=kernel, SUM=sum_rates, BLOCK_P=SPREAD_P, BLOCK_N=SPREAD_N,
         )  # fmt: skip
+
+
+def _sources(begin: int, end: int, area: int, reach: int, most: int) -> Iterator[tuple[int, int]]:
+    """Cut the pixels of one image within `reach` of [begin, end) into ranges of at most `most`."""
+    image = begin // area * area
+    stop = min(image + area, end + reach)
+    for first in range(max(image, begin - reach), stop, most):
+        yield first, min(first + most, stop)
 
 
 def _as_map(rows: Tensor) -> Tensor:

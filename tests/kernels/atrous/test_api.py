@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from atrous_problems import Pyramid
 
 import kernels
 from kernels.atrous import eager
@@ -60,22 +61,6 @@ def test_meta_tensors_give_the_shape(problem, options, impl):
     p = problem(**options)
     on_meta = {name: tensor.to("meta") for name, tensor in p.tensors.items()}
     assert call(p, **on_meta, impl=impl).shape == call(p).shape
-
-
-class Pyramid(torch.nn.Module):
-    """The public function as a layer."""
-
-    def __init__(self, p, impl):
-        super().__init__()
-        for name in ("weight", "bias", "scale", "shift"):
-            tensor = getattr(p, name)
-            setattr(self, name, None if tensor is None else torch.nn.Parameter(tensor.detach()))
-        self.options = {"rates": p.rates, "fuse": p.fuse, "activation": p.activation, "impl": impl}
-
-    def forward(self, input):
-        return kernels.multi_rate_atrous_conv2d(
-            input, self.weight, self.bias, scale=self.scale, shift=self.shift, **self.options
-        )
 
 
 @pytest.fixture

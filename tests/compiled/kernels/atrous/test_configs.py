@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -70,10 +71,13 @@ def cases():
         for target, entry in itertools.product([named] if named else TARGETS, content["configs"]):
             kernel, kind = entry["kernel"], entry["arithmetic"]
             config = configs.nearest([entry], kernel, kind, 1, 1, 1)
-            tile = f"{config.block_m}x{config.block_n}x{config.block_k}"
-            tile += f"-{config.warps}w{config.stages}s" + "-tma" * config.tma
             shared = SHARED_MEMORY[target] if named else SMALLEST_SHARED_MEMORY
-            for dtype, mode in itertools.product(DTYPES[kind], MODES[kernel]):
+            variants = [config]
+            if (named, kernel) == ("sm_90", "conv") and kind != "ieee":  # what tuning may switch on
+                variants = [replace(config, tma=False), replace(config, tma=True)]
+            for config, dtype, mode in itertools.product(variants, DTYPES[kind], MODES[kernel]):
+                tile = f"{config.block_m}x{config.block_n}x{config.block_k}"
+                tile += f"-{config.warps}w{config.stages}s" + "-tma" * config.tma
                 if "uneven" in mode and config.block_k == 16:
                     continue  # channels are padded to 16: none is uneven
                 name = f"{path.stem}-{target}-{kernel}-{kind}-{tile}-{str(dtype)[6:]}-{mode}"

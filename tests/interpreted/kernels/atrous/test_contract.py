@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from atrous_problems import Pyramid
 from torch.utils.checkpoint import checkpoint
 
 import kernels
@@ -29,22 +30,6 @@ def test_opcheck_passes(problem, impl, options):
     p = problem(**made, memory_format=memory_format)
     operator = torch.ops.kernels.multi_rate_atrous_conv2d.default
     torch.library.opcheck(operator, (*p.args, impl, None), test_utils=FIVE)
-
-
-class Pyramid(torch.nn.Module):
-    """The public function as a layer."""
-
-    def __init__(self, p, impl):
-        super().__init__()
-        for name in ("weight", "bias", "scale", "shift"):
-            tensor = getattr(p, name)
-            setattr(self, name, None if tensor is None else torch.nn.Parameter(tensor.detach()))
-        self.options = {"rates": p.rates, "fuse": p.fuse, "activation": p.activation, "impl": impl}
-
-    def forward(self, input):
-        return kernels.multi_rate_atrous_conv2d(
-            input, self.weight, self.bias, scale=self.scale, shift=self.shift, **self.options
-        )
 
 
 @any_impl

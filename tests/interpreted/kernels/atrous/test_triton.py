@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
+from collections.abc import Callable
 
 import pytest
 import torch
 
 import kernels
 from kernels.atrous import packing
-from kernels.atrous.triton import configs, layout, shift, weight_grad
+from kernels.atrous.triton import configs, implicit, layout, shift, weight_grad
 
 IMPLS = ("triton:shift", "triton:implicit")
 RELU = {"fuse": "concat", "scale": True, "shift": True, "activation": "relu"}
@@ -30,6 +32,36 @@ sum_and_concat = pytest.mark.parametrize("options", [{}, RELU], ids=["sum", "con
 any_format = pytest.mark.parametrize(
     "memory_format", [torch.contiguous_format, torch.channels_last], ids=["nchw", "nhwc"]
 )
+
+
+@pytest.fixture
+def workspace(monkeypatch) -> Callable[[int], None]:
+    """Set the workspace, in bytes: what one pass of a call holds by itself must stay within it."""
+    made: list[int] = []
+    empty = torch.empty
+
+    def counted(*args, **kwargs):
+        tensor = empty(*args, **kwargs)
+        made.append(tensor.nbytes)
+        return tensor
+
+    def watched(run):
+        def watch(*args):
+            made.clear()
+            result = run(*args)
+            assert sum(made) <= shift.WORKSPACE
+            return result
+
+        return watch
+
+    def set_to(size: int) -> None:
+        monkeypatch.setattr(torch, "empty", counted)
+        for module in (shift, weight_grad):
+            monkeypatch.setattr(module, "WORKSPACE", size)
+        for module, name in itertools.product((shift, implicit), ("forward", "gradients")):
+            monkeypatch.setattr(module, name, watched(getattr(module, name)))
+
+    return set_to
 
 
 def by(impl):
@@ -109,18 +141,43 @@ def test_an_empty_batch_gives_empty_output_and_zero_gradients(problem, impl, opt
 
 @sum_and_concat
 @any_format
-@pytest.mark.parametrize("pixels", [100, 42, 10, 1], ids=lambda n: f"{n} pixels fit")
+@pytest.mark.parametrize("pixels", [100, 42, 20], ids=lambda n: f"{n} pixels fit")
 def test_shift_within_little_workspace_gives_the_same(
-    problem, assert_exact, monkeypatch, options, memory_format, pixels
+    problem, assert_exact, workspace, options, memory_format, pixels
 ):
-    """Groups of images, one image, or parts of one: the bound is on bytes of slices."""
+    """Groups of images, one image, or bands of one."""
     p = problem(
         shape=(3, 3, 6, 7), dtype=torch.float32, integers=True, memory_format=memory_format,
         **options,
     )  # fmt: skip
     rows = shift.pack(p.weight, p.fuse == "sum")
-    monkeypatch.setattr(shift, "WORKSPACE", 4 * len(rows) * pixels)
+    workspace(4 * len(rows) * pixels)
     assert_exact(by("triton:shift"), p)
+
+
+@sum_and_concat
+def test_an_image_whose_sums_do_not_fit_is_computed_in_bands(problem, by_taps, workspace, options):
+    """36 of its 63 pixels at a time; most see only some of the three that fit as slices."""
+    p = problem(
+        shape=(2, 3, 9, 7), rates=(1,), dtype=torch.float32, integers=True, requires_grad=False,
+        **options,
+    )  # fmt: skip
+    rows = shift.pack(p.weight, p.fuse == "sum")
+    workspace(2 * 3 * 4 * len(rows))
+    assert torch.equal(by("triton:shift")(p), by_taps(p))
+
+
+@any_impl
+@sum_and_concat
+def test_a_weight_gradient_larger_than_the_workspace_is_written_in_place(
+    problem, assert_exact, workspace, impl, options
+):
+    p = problem(
+        shape=(1, 32, 3, 4), channels=16, rates=(1, 2), dtype=torch.float32, integers=True,
+        **options,
+    )  # fmt: skip
+    workspace(4 * p.weight.numel() // 2)
+    assert_exact(by(impl), p)
 
 
 @any_impl
