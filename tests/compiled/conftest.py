@@ -52,13 +52,15 @@ class Binary:
     """What the compiler made of a launch.
 
     kernel: its name. shared: bytes of shared memory. spills: what does not fit the registers, all
-    0 if all is well. multiplies: the types that its matrix instructions take.
+    0 if all is well. multiplies: the types that its matrix instructions take. assembly: PTX, or
+    AMD's.
     """
 
     kernel: str
     shared: int
     spills: dict[str, int]
     multiplies: set[str]
+    assembly: str
 
 
 @dataclass(frozen=True)
@@ -128,6 +130,7 @@ def _read(compiled: Any, target: str, folder: Path) -> Binary:
         shared=compiled.metadata.shared,
         spills=_spills_on_amd(assembly) if on_amd else _spills_on_nvidia(compiled, folder),
         multiplies=set(re.findall(MATRIX_INSTRUCTIONS[target], assembly)),
+        assembly=assembly,
     )
 
 

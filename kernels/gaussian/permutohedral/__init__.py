@@ -9,7 +9,10 @@ import torch
 
 
 def implementation(name: str) -> ModuleType:
-    """The module `eager` or `cpu`, with `build` and `filter`; numba is imported only for `cpu`."""
+    """The module `eager`, `cpu` or `triton`, with `build` and `filter`.
+
+    Numba and Triton are imported only for theirs.
+    """
     return importlib.import_module(f"{__name__}.{name}")
 
 
@@ -24,26 +27,48 @@ def require_placeable(features: torch.Tensor) -> None:
         ValueError: NaN, Inf, too large a value, or too many points to index in 32 bits.
     """
     count, dims = features.shape[-2:]
+    require_indexable(count, dims)
+    if not features.numel():
+        return
+    low, high = _extremes(features)
+    if max(-low, high) * dims <= _limit(dims, features.dtype):  # the common case; false for NaN
+        return
+    reach = float(features.flatten(0, -2).abs().amax(0).double().sum())
+    refuse_unplaceable(reach, dims, features.dtype)
+
+
+def require_indexable(count: int, dims: int) -> None:
+    """Refuse more points than 32-bit indices can name, before anything is computed.
+
+    Raises:
+        ValueError: points * (dimensions + 1) is 2^31 or more.
+    """
     if count * (dims + 1) >= 2**31:
         raise ValueError(
             f"features have {count} points in {dims} dimensions: a lattice indexes points * "
             f"(dimensions + 1) in 32 bits, {2**31 - 1} at most. Filter the image in parts."
         )
-    if not features.numel():
-        return
-    limit = 0.5 / torch.finfo(features.dtype).eps / ((2 / 3) ** 0.5 * (dims + 1))
-    low, high = _extremes(features)
-    if max(-low, high) * dims <= limit:  # the common case, in one pass; false for NaN
-        return
-    reach = float(features.flatten(0, -2).abs().amax(0).double().sum())
+
+
+def refuse_unplaceable(reach: float, dims: int, dtype: torch.dtype) -> None:
+    """Refuse features whose largest magnitudes add up to `reach` over the dimensions.
+
+    Raises:
+        ValueError: NaN, Inf, or too large for a lattice in this dtype.
+    """
     if not reach < float("inf"):  # NaN too
         raise ValueError("features must be finite, but hold NaN or Inf")
+    limit = _limit(dims, dtype)
     if reach > limit:
         raise ValueError(
-            f"features are too large for a lattice in {features.dtype}: their largest magnitudes "
+            f"features are too large for a lattice in {dtype}: their largest magnitudes "
             f"add up to {reach:.3g} over {dims} dimensions, {limit:.3g} at most. Use a larger "
             "sigma (features are divided by it), move them towards zero, or use float64."
         )
+
+
+def _limit(dims: int, dtype: torch.dtype) -> float:
+    return 0.5 / torch.finfo(dtype).eps / ((2 / 3) ** 0.5 * (dims + 1))
 
 
 def _extremes(features: torch.Tensor) -> tuple[float, float]:

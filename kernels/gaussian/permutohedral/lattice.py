@@ -35,6 +35,13 @@ class Lattice:
         chains: int32 `[D+1, L]`, the neighbours told once more, for a blur in place: the rows of
             each direction one after another along its chains, R after the end of each chain and
             up to L; rows without neighbours are left out. None where the build did not need them.
+        entries: int32 `[E]`, the numbers point * (D+1) + corner of all corners, sorted by row: what
+            each row sums, for a splat without atomics. Numbers of N * (D+1) and beyond are of
+            points that carry no values. This and what follows: None where the build did not need
+            them.
+        pieces: int32 `[3, P]`, consecutive entries [first, last) of one row, and the row that is
+            their sum; from R on it is a partial row, and -1 stands for no piece.
+        sums: int32 `[3, S]`, partial rows [first, last) and the row that is their sum, -1 for none.
     """
 
     corners: torch.Tensor
@@ -43,6 +50,9 @@ class Lattice:
     ghosts: torch.Tensor
     parts: torch.Tensor
     chains: torch.Tensor | None = None
+    entries: torch.Tensor | None = None
+    pieces: torch.Tensor | None = None
+    sums: torch.Tensor | None = None
 
     @property
     def num_points(self) -> int:

@@ -1,0 +1,79 @@
+"""The kernels of mean field compile without spills, for any number of labels and terms."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+import kernels
+from kernels.gaussian.permutohedral.triton import segments
+from kernels.meanfield import triton
+
+KB = 1024
+SHARED_MEMORY = {"sm_80": 163 * KB, "sm_90": 227 * KB, "gfx942": 64 * KB}  # of one program
+COUNT = 187_500
+OWN = {"start_kernel", "update_kernel"}
+SHARED = {"fold_kernel", "splat_kernel", "sum_kernel", "blur_kernel"}
+
+
+def meta(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.empty(shape, dtype=dtype, device="meta")
+
+
+def term(dims: int, rows: int, penalty: Tensor) -> kernels.Term:
+    entries = COUNT * (dims + 1)
+    lattice = kernels.Lattice(
+        meta(COUNT, dims + 1, dtype=torch.int32),
+        meta(COUNT, dims + 1),
+        meta(dims + 1, 2, rows, dtype=torch.int32),
+        meta(0, 2, dtype=torch.int32),
+        meta(2, 3, dtype=torch.int64),
+        None,
+        meta(entries, dtype=torch.int32),
+        *segments.cut(meta(rows + 1, dtype=torch.int64), entries),
+    )
+    return kernels.Term(lattice, penalty, meta(COUNT), meta(COUNT))
+
+
+def infer(labels: int, transposed: bool = True, matrix: bool = False, ordered: bool = True) -> None:
+    """Two updates of a Gaussian and a bilateral term."""
+    unary = meta(labels, COUNT).T if transposed else meta(COUNT, labels)
+    penalty = meta(labels, labels) if matrix else meta(labels)
+    order = meta(COUNT, dtype=torch.int64) if ordered else None
+    terms = [term(2, 24_500, penalty), term(5, 224_001, penalty)]
+    triton.mean_field(unary, terms, 2, None, order)
+
+
+@pytest.mark.parametrize("target", SHARED_MEMORY)
+@pytest.mark.parametrize("labels", [2, 21, 150, 256])
+def test_updates_spill_nothing(binaries, target, labels):
+    found = binaries(target, lambda: infer(labels), OWN)
+    assert {binary.kernel for binary in found} == OWN
+    for binary in found:
+        assert not any(binary.spills.values()), binary
+        assert binary.shared <= SHARED_MEMORY[target]
+
+
+@pytest.mark.parametrize("target", SHARED_MEMORY)
+def test_labels_side_by_side_and_no_order_spill_nothing(binaries, target):
+    for binary in binaries(target, lambda: infer(21, transposed=False, ordered=False), OWN):
+        assert not any(binary.spills.values()), binary
+
+
+def test_an_iteration_is_nine_launches(launches):
+    """Splat, its sums, six directions, update: as many for one term as for two."""
+    for matrix in (False, True):
+        found = [launch.name for launch in launches(lambda m=matrix: infer(21, matrix=m))]
+        iteration = ["splat_kernel", "sum_kernel", *["blur_kernel"] * 6, "update_kernel"]
+        assert found == ["start_kernel", "fold_kernel", "fold_kernel", *iteration * 2]
+
+
+def test_sizes_are_no_reason_to_compile_anew(launches):
+    """What was compiled for one image serves any other of as many labels."""
+    found = launches(lambda: infer(21))
+    assert {launch.name for launch in found} == OWN | SHARED
+    for launch in found:
+        arguments = zip(launch.kernel.arg_names, launch.args, strict=False)
+        numbers = {name for name, value in arguments if isinstance(value, int)}
+        assert numbers <= set(launch.kernel.do_not_specialize), launch.name

@@ -1,0 +1,263 @@
+"""The fused Triton mean field in the interpreter against the eager one in float64."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+import kernels
+from kernels import memory
+from kernels.gaussian.permutohedral import cpu as lattice_cpu
+from kernels.gaussian.permutohedral import eager as lattice_eager
+from kernels.gaussian.permutohedral import triton as lattice_triton
+from kernels.meanfield import eager, triton
+
+EPS = torch.finfo(torch.float32).eps
+
+
+def normal(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def uniform(*shape: int, seed: int = 0) -> Tensor:
+    return torch.rand(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def lattice(count: int, dims: int, build: Any = lattice_eager.build) -> kernels.Lattice:
+    return build((normal(count, dims, seed=dims).cumsum(0) * 0.3).contiguous())
+
+
+def doubled(term: kernels.Term) -> kernels.Term:
+    wide = dataclasses.replace(term.lattice, weights=term.lattice.weights.double())
+    cast = [None if t is None else t.double() for t in (term.penalty, term.before, term.after)]
+    return kernels.Term(wide, *cast)
+
+
+def assert_agrees(
+    unary: Tensor, terms: list[kernels.Term], iterations: int, **options: Any
+) -> Tensor:
+    """Error at most twice that of the eager update, both against float64."""
+    ours = triton.mean_field(unary, terms, iterations, **options)
+    single = eager.mean_field(unary, terms, iterations, **options)
+    if options.get("start") is not None:
+        options["start"] = options["start"].double()
+    exact = eager.mean_field(unary.double(), [doubled(t) for t in terms], iterations, **options)
+    budget = 2 * (single - exact).abs().max() + 16 * EPS * max(1, iterations)
+    assert (ours - exact).abs().max() <= budget
+    assert ours.stride() == unary.stride()
+    return ours
+
+
+def penalty(kind: str, labels: int) -> Tensor:
+    return {
+        "attractive": torch.full((labels,), -3.0),
+        "repulsive": torch.full((labels,), 0.5),
+        "diagonal": -1.5 * uniform(labels, seed=2),
+        "potts": 2.0 * (1 - torch.eye(labels)),
+        "matrix": normal(labels, labels, seed=3).abs() * 0.5,
+    }[kind]
+
+
+@pytest.mark.parametrize("kind", ["attractive", "repulsive", "diagonal", "potts", "matrix"])
+@pytest.mark.parametrize("scaled", ["both", "before", "after", "neither"])
+def test_every_penalty_and_normalisation(kind: str, scaled: str) -> None:
+    count, labels = 40, 5
+    before, after = uniform(count, seed=7) + 0.2, uniform(count, seed=8) + 0.2
+    of_first = {
+        "both": (before, after),
+        "before": (before, None),
+        "after": (None, after),
+        "neither": (None, None),
+    }[scaled]
+    terms = [
+        kernels.Term(lattice(count, 1), penalty(kind, labels), *of_first),
+        kernels.Term(lattice(count, 3), penalty("attractive", labels), before, before),
+    ]
+    assert_agrees(normal(count, labels), terms, 2)
+
+
+@pytest.mark.parametrize("labels", [1, 2, 21, 256])
+def test_any_number_of_labels(labels: int) -> None:
+    kind = "matrix" if labels == 21 else "attractive"
+    term = kernels.Term(lattice(30, 2), penalty(kind, labels))
+    marginals = assert_agrees(normal(30, labels), [term], 2)
+    torch.testing.assert_close(marginals.sum(1), torch.ones(30))
+
+
+@pytest.mark.parametrize("iterations", [0, 1, 5])
+@pytest.mark.parametrize("given_start", [False, True])
+def test_any_number_of_iterations_from_any_start(iterations: int, given_start: bool) -> None:
+    start = torch.softmax(3 * normal(40, 4, seed=9), 1) if given_start else None
+    term = kernels.Term(lattice(40, 2), penalty("matrix", 4))
+    assert_agrees(normal(40, 4), [term], iterations, start=start)
+
+
+@pytest.mark.parametrize("given_start", [False, True])
+def test_order_says_which_pixel_a_lattice_point_is(given_start: bool) -> None:
+    count = 50
+    features, unary = normal(count, 2).cumsum(0) * 0.3, normal(6, count, seed=4).T
+    start = torch.softmax(normal(count, 6, seed=5), 1) if given_start else None
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(1))
+    weight = torch.full((6,), -2.0)
+    natural = kernels.Term(lattice_triton.build(features), weight)
+    visited = kernels.Term(lattice_triton.build(features[order]), weight)
+    expected = triton.mean_field(unary, [natural], 3, start=start)
+    result = assert_agrees(unary, [visited], 3, order=order, start=start)
+    torch.testing.assert_close(result, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_arguments_of_any_strides_are_read_right() -> None:
+    count, labels = 30, 3
+    order = torch.randperm(2 * count, generator=torch.Generator().manual_seed(1)).argsort()
+    order = order[order < count].repeat_interleave(2)[::2]
+    scale = (uniform(2 * count, seed=5) + 0.2)[::2]
+    both = normal(count, 2 * labels)[:, ::2]
+    term = kernels.Term(
+        lattice(count, 2), -uniform(2 * labels)[::2], scale, scale[:1].expand(count)
+    )
+    start = torch.softmax(normal(labels, count), 0).T
+    dense = kernels.Term(term.lattice, term.penalty.contiguous(), scale.contiguous(), term.after)
+    found = triton.mean_field(both, [term], 2, start, order)
+    expected = eager.mean_field(both, [dense], 2, start, order)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_transposed_unary_gives_a_transposed_result() -> None:
+    term = kernels.Term(lattice(40, 2), torch.full((7,), -2.0))
+    assert assert_agrees(normal(7, 40).T, [term], 2).T.is_contiguous()
+
+
+def test_lattices_of_any_build_and_dimension_work_together(monkeypatch) -> None:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(3)
+    monkeypatch.setattr(lattice_cpu, "MIN_PART", 8)
+    builds = lattice_cpu.build, lattice_triton.build, lattice_eager.build
+    terms = [
+        kernels.Term(lattice(50, dims, build), torch.full((3,), -1.0))
+        for dims, build in zip((3, 1, 4), builds, strict=True)
+    ]
+    torch.set_num_threads(threads)
+    assert len(terms[0].lattice.ghosts)
+    assert_agrees(normal(50, 3), terms, 2)
+
+
+def test_all_points_on_one_simplex() -> None:
+    terms = [
+        kernels.Term(lattice_triton.build(torch.zeros(150, 2)), torch.full((4,), -0.01)),
+        kernels.Term(lattice_triton.build(1e-4 * normal(150, 1)), torch.full((4,), -0.01)),
+    ]
+    assert all((term.lattice.sums[2] >= 0).any() for term in terms)
+    assert_agrees(normal(150, 4), terms, 2)
+
+
+def test_points_that_carry_no_values_take_part_in_the_blur_alone() -> None:
+    features = torch.cat([normal(30, 2), torch.zeros(2, 2)])
+
+    def without_last(built: kernels.Lattice) -> kernels.Lattice:
+        return dataclasses.replace(built, corners=built.corners[:30], weights=built.weights[:30])
+
+    weight, unary = torch.full((3,), -2.0), normal(30, 3)
+    found, expected = (
+        implementation.mean_field(unary, [kernels.Term(without_last(build(features)), weight)], 3)
+        for implementation, build in (
+            (triton, lattice_triton.build),
+            (eager, lattice_eager.build),
+        )
+    )
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_several_images_in_one_call_do_not_mix() -> None:
+    features, unary = normal(40, 2), normal(40, 3, seed=2)
+    weight = torch.full((3,), -2.0)
+    terms = [kernels.Term(lattice_triton.build(features, 2), weight)]
+    halves = [
+        triton.mean_field(u, [kernels.Term(lattice_triton.build(f.contiguous()), weight)], 2)
+        for u, f in zip(unary.split(20), features.split(20), strict=True)
+    ]
+    assert torch.equal(triton.mean_field(unary, terms, 2), torch.cat(halves))
+
+
+def test_no_terms_and_no_points() -> None:
+    unary = normal(20, 9)
+    torch.testing.assert_close(triton.mean_field(unary, [], 5), torch.softmax(-unary, 1))
+    empty = kernels.Term(lattice_triton.build(torch.empty(0, 2)), torch.full((3,), -1.0))
+    assert triton.mean_field(torch.empty(0, 3), [empty], 2).shape == (0, 3)
+
+
+def test_a_forbidden_label_stays_forbidden() -> None:
+    unary = normal(30, 4)
+    unary[:, 2] = math.inf
+    for kind in ("attractive", "matrix"):
+        term = kernels.Term(lattice(30, 2), penalty(kind, 4))
+        result = triton.mean_field(unary, [term], 3)
+        assert (result[:, 2] == 0).all()
+        torch.testing.assert_close(result.sum(1), torch.ones(30))
+
+
+@pytest.mark.parametrize("tile", [8, 32])
+def test_more_points_than_a_tile(monkeypatch: pytest.MonkeyPatch, tile: int) -> None:
+    monkeypatch.setattr(triton, "TILE", tile)
+    term = kernels.Term(lattice(30, 2), torch.full((6,), -2.0))
+    assert_agrees(normal(30, 6), [term], 2)
+
+
+@settings(
+    max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    count=st.integers(1, 50),
+    labels=st.integers(1, 30),
+    iterations=st.integers(1, 3),
+    dims=st.lists(st.integers(1, 4), min_size=1, max_size=2),
+    weight=st.floats(-10, 0),
+    seed=st.integers(0, 1000),
+)
+def test_any_shape_and_weight(
+    count: int, labels: int, iterations: int, dims: list[int], weight: float, seed: int
+) -> None:
+    terms = [
+        kernels.Term(
+            lattice_eager.build(normal(count, d, seed=seed).cumsum(0)),
+            torch.full((labels,), weight),
+        )
+        for d in dims
+    ]
+    marginals = assert_agrees(normal(count, labels, seed=seed + 1), terms, iterations)
+    torch.testing.assert_close(marginals.sum(1), torch.ones(count))
+
+
+def test_what_does_not_fit_is_refused_with_its_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "available", lambda device: 10**9)
+    term = kernels.Term(lattice(4, 2), torch.full((3,), -1.0))
+    unary = torch.zeros(4, 1).expand(4, 10**8)
+    with pytest.raises(MemoryError, match="mean field of 4 points with 100000000 labels needs"):
+        triton._require_memory(unary, [term])
+
+
+def test_repeated_runs_give_the_same_bits() -> None:
+    unary = normal(60, 5)
+    term = kernels.Term(lattice_triton.build(normal(60, 3)), penalty("matrix", 5))
+    first = triton.mean_field(unary, [term], 3)
+    assert torch.equal(triton.mean_field(unary, [term], 3), first)
+
+
+def test_the_public_function_takes_it_by_name() -> None:
+    unary, term = normal(20, 3), kernels.Term(lattice(20, 2), torch.full((3,), -1.0))
+    found = kernels.mean_field(unary, [term], 2, impl="triton")
+    assert torch.equal(found, triton.mean_field(unary, [term], 2))
+
+
+def test_more_entries_than_32_bits_index_are_refused() -> None:
+    single = lattice(1, 2)
+    wide = dataclasses.replace(single, corners=single.corners[:, :1].expand(1, 2**30))
+    term = kernels.Term(wide, torch.full((3,), -1.0))
+    with pytest.raises(ValueError, match="32 bits"):
+        triton.mean_field(normal(1, 3), [term, term], 1)
