@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import kernels
+from kernels.meanfield import api
 
 LATTICE = kernels.build_lattice(torch.randn(12, 2, generator=torch.Generator().manual_seed(0)))
 UNARY = torch.randn(12, 3, generator=torch.Generator().manual_seed(1))
@@ -84,3 +85,21 @@ def test_what_does_not_fit_is_named(arguments, error, names):
     unary, terms, iterations = (arguments.pop(n) for n in ("unary", "terms", "iterations"))
     with pytest.raises(error, match=names):
         kernels.mean_field(unary, terms, iterations, **arguments)
+
+
+@pytest.mark.parametrize(
+    ("order", "permutes"),
+    [
+        ([2, 0, 1], True),
+        ([0, 1, 1], False),
+        ([0, 1, 3], False),
+        ([-1, 0, 1], False),
+        ([0, 1, 10**12], False),
+        ([], True),
+    ],
+)
+def test_a_permutation_is_known_on_any_device_without_a_copy_to_the_host(order, permutes):
+    order = torch.tensor(order, dtype=torch.int64)
+    assert bool(api._permutes(order, like=order)) is permutes
+    assert api._permutes_on_cpu(order) is permutes
+    assert api._permutes(order.to("meta"), like=order.to("meta")).shape == ()

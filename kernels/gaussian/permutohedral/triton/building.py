@@ -29,7 +29,13 @@ from torch import Tensor
 
 from kernels.gaussian import permutohedral
 from kernels.gaussian.permutohedral.lattice import Lattice
-from kernels.gaussian.permutohedral.triton.segments import cut, require_memory
+from kernels.gaussian.permutohedral.triton.segments import (
+    cut,
+    highest_bit,
+    rank,
+    require_memory,
+    starts_of,
+)
 
 WORD = 2**62  # a packed key stays below this
 PLACE_TILE = 512  # points x coordinates that a program places
@@ -141,14 +147,7 @@ def search_kernel(
         step += tl.where(direction == j, -DIMS * stride, stride)
     for side in tl.static_range(2):
         wanted = key + step if side == 1 else key - step
-        found = tl.zeros((BLOCK,), tl.int64)  # how many keys are less
-        bit = tl.full((), highest_bit, tl.int64)
-        while bit > 0:
-            further = found + bit
-            fits = real & (further <= rows)
-            less = tl.load(keys_ptr + further - 1, mask=fits, other=0) < wanted
-            found = tl.where(fits & less, further, found)
-            bit = bit // 2
+        found = rank(keys_ptr, rows, wanted, real, highest_bit)
         exists = real & (found < rows)
         exists = exists & (tl.load(keys_ptr + found, mask=exists, other=0) == wanted)
         offs = (direction * 2 + side).to(tl.int64) * rows + row
@@ -181,19 +180,18 @@ def build(features: Tensor, images: int = 1) -> Lattice:
         permutohedral.refuse_unplaceable(reach, dims, points.dtype)
         words = _word_strides([int(extent) for extent in extents], images)
         if len(words) == 1:
-            rows, starts = _starts(row, int(last))
+            starts = starts_of(row, int(last) + 1)
             neighbours = search(sorted_keys[starts[:-1]], strides, dims)
         else:
             found = _rank_words(points, lows, words, images)
             entries, row, starts, neighbours = found
-            rows = len(starts) - 1
-    pieces, sums = cut(starts, len(entries))
+        pieces, sums = cut(starts, len(entries))
     return Lattice(
         corners=torch.empty_like(row).scatter_(0, entries, row).view(count, dims + 1),
         weights=weights,
         neighbours=neighbours,
         ghosts=row.new_empty(0, 2),
-        parts=_parts(count, rows, points.device),
+        parts=_parts(count, len(starts) - 1, points.device),
         entries=entries.int(),
         pieces=pieces,
         sums=sums,
@@ -237,7 +235,7 @@ def search(keys: Tensor, strides: Tensor, dims: int) -> Tensor:
     rows = len(keys)
     neighbours = torch.empty(dims + 1, 2, rows, dtype=torch.int32, device=keys.device)
     search_kernel[(triton.cdiv(rows, SEARCH_BLOCK), dims + 1)](
-        keys, strides, neighbours, rows, 1 << (rows.bit_length() - 1),
+        keys, strides, neighbours, rows, highest_bit(rows),
         DIMS=dims, BLOCK=SEARCH_BLOCK,
     )  # fmt: skip
     return neighbours
@@ -250,13 +248,6 @@ def _sort(keys: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     row = torch.zeros(len(keys), dtype=torch.int32, device=keys.device)
     torch.cumsum(begins, 0, dtype=torch.int32, out=row[1:])
     return sorted_keys, entries, row
-
-
-def _starts(row: Tensor, last: int) -> tuple[int, Tensor]:
-    """The number of rows, and the first entry of each, `[R+1]`; the last entry ends them all."""
-    rows = last + 1
-    wanted = torch.arange(rows + 1, dtype=torch.int32, device=row.device)
-    return rows, torch.searchsorted(row, wanted)
 
 
 def _parts(count: int, rows: int, device: torch.device) -> Tensor:
@@ -308,8 +299,8 @@ def _rank_words(
     words = torch.stack([place(points, lows, of_word, images)[0] for of_word in strides])
     levels = _levels(words)
     sorted_keys, entries, row = _sort(_ranked(words, levels))
-    rows, starts = _starts(row, int(row[-1]))
-    own = starts[:-1]
+    starts = starts_of(row, int(row[-1]) + 1)
+    rows, own = len(starts) - 1, starts[:-1]
     keys, words = sorted_keys[own], words[:, entries[own]]
     neighbours = torch.empty(dims + 1, 2, rows, dtype=torch.int32, device=points.device)
     for j, sides in enumerate(neighbours):

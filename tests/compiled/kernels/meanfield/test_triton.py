@@ -31,7 +31,8 @@ def term(dims: int, rows: int, penalty: Tensor) -> kernels.Term:
         meta(2, 3, dtype=torch.int64),
         None,
         meta(entries, dtype=torch.int32),
-        *segments.cut(meta(rows + 1, dtype=torch.int64), entries),
+        meta(3, rows + entries // segments.PIECE, dtype=torch.int32),
+        meta(3, entries // segments.PIECE, dtype=torch.int32),
     )
     return kernels.Term(lattice, penalty, meta(COUNT), meta(COUNT))
 

@@ -32,4 +32,5 @@ def _large_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(filtering, "SPLAT_TILE", 2**13)
     monkeypatch.setattr(filtering, "TILE", 2**13)
     monkeypatch.setattr(triton, "TILE", 2**12)
+    monkeypatch.setattr(segments, "BLOCK", 1024)
     monkeypatch.setattr(segments, "PIECE", 16)

@@ -14,7 +14,8 @@ from kernels.gaussian.permutohedral.triton import building, segments
 
 KB = 1024
 SHARED_MEMORY = {"sm_80": 163 * KB, "sm_90": 227 * KB, "gfx942": 64 * KB}  # of one program
-PLACING = {"pack_kernel", "place_kernel", "search_kernel"}
+CUTTING = {"count_kernel", "piece_kernel", "table_kernel"}
+PLACING = {"pack_kernel", "place_kernel", "search_kernel", *CUTTING}
 FILTERING = {"fold_kernel", "splat_kernel", "sum_kernel", "blur_kernel", "slice_kernel"}
 # One rounding for a product and a sum, by the assembler too: products and sums say how they round.
 CONTRACTED = {
@@ -36,11 +37,12 @@ def place(dims: int, count: int = 187_500) -> None:
     lows, strides, _ = building.pack(points)
     building.place(points, lows, strides, 1)
     building.search(meta(224_001, dtype=torch.int64), strides, dims)
+    segments.cut(meta(224_002, dtype=torch.int32), count * (dims + 1))
 
 
 def lattice(dims: int, count: int = 187_500, rows: int = 224_001) -> Lattice:
     entries = count * (dims + 1)
-    tables = segments.cut(meta(rows + 1, dtype=torch.int64), entries)
+    pieces = rows + entries // segments.PIECE
     return Lattice(
         meta(count, dims + 1, dtype=torch.int32),
         meta(count, dims + 1),
@@ -49,7 +51,8 @@ def lattice(dims: int, count: int = 187_500, rows: int = 224_001) -> Lattice:
         meta(2, 3, dtype=torch.int64),
         None,
         meta(entries, dtype=torch.int32),
-        *tables,
+        meta(3, pieces, dtype=torch.int32),
+        meta(3, pieces - rows, dtype=torch.int32),
     )
 
 

@@ -152,7 +152,7 @@ def test_the_lattice_says_what_every_row_sums() -> None:
 )
 @given(lengths=st.lists(st.one_of(st.integers(0, 5), st.integers(14, 70)), min_size=1, max_size=30))
 def test_pieces_hold_each_entry_once_and_sums_each_partial_row(lengths: list[int]) -> None:
-    starts = torch.tensor([0, *lengths]).cumsum(0)
+    starts = torch.tensor([0, *lengths]).cumsum(0, dtype=torch.int32)
     total, rows = sum(lengths), len(lengths)
     pieces, sums = segments.cut(starts, total)
     assert (pieces[1] - pieces[0]).max() <= segments.PIECE
