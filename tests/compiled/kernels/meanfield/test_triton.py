@@ -13,7 +13,8 @@ from kernels.meanfield import triton
 KB = 1024
 SHARED_MEMORY = {"sm_80": 163 * KB, "sm_90": 227 * KB, "gfx942": 64 * KB}  # of one program
 COUNT = 187_500
-OWN = {"start_kernel", "update_kernel"}
+STACKING = {"corners_kernel", "move_kernel", "neighbours_kernel"}
+OWN = {"start_kernel", "update_kernel", *STACKING}
 SHARED = {"fold_kernel", "splat_kernel", "sum_kernel", "blur_kernel"}
 
 
@@ -67,7 +68,9 @@ def test_an_iteration_is_nine_launches(launches):
     for matrix in (False, True):
         found = [launch.name for launch in launches(lambda m=matrix: infer(21, matrix=m))]
         iteration = ["splat_kernel", "sum_kernel", *["blur_kernel"] * 6, "update_kernel"]
-        assert found == ["start_kernel", "fold_kernel", "fold_kernel", *iteration * 2]
+        assert found[0] == "start_kernel"
+        assert found[-18:] == iteration * 2
+        assert set(found[1:-18]) == STACKING | {"fold_kernel"}
 
 
 def test_sizes_are_no_reason_to_compile_anew(launches):

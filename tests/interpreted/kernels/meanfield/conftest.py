@@ -26,11 +26,13 @@ def _large_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
         segments,
     )  # once configured
     from kernels.meanfield import triton
+    from kernels.meanfield.triton import stack
 
     monkeypatch.setattr(building, "PLACE_TILE", 2**11)
     monkeypatch.setattr(building, "SEARCH_BLOCK", 1024)
     monkeypatch.setattr(filtering, "SPLAT_TILE", 2**13)
     monkeypatch.setattr(filtering, "TILE", 2**13)
     monkeypatch.setattr(triton, "TILE", 2**12)
+    monkeypatch.setattr(stack, "BLOCK", 1024)
     monkeypatch.setattr(segments, "BLOCK", 1024)
     monkeypatch.setattr(segments, "PIECE", 16)

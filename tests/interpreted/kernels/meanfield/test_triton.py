@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from typing import Any
 
@@ -65,8 +66,15 @@ def penalty(kind: str, labels: int) -> Tensor:
     }[kind]
 
 
-@pytest.mark.parametrize("kind", ["attractive", "repulsive", "diagonal", "potts", "matrix"])
-@pytest.mark.parametrize("scaled", ["both", "before", "after", "neither"])
+@pytest.mark.parametrize(
+    ("kind", "scaled"),
+    [
+        *itertools.product(["attractive", "diagonal", "matrix"], ["both", "neither"]),
+        ("repulsive", "before"),
+        ("attractive", "after"),
+        ("potts", "both"),
+    ],
+)
 def test_every_penalty_and_normalisation(kind: str, scaled: str) -> None:
     count, labels = 40, 5
     before, after = uniform(count, seed=7) + 0.2, uniform(count, seed=8) + 0.2

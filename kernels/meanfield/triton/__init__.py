@@ -5,10 +5,9 @@
     field_p  = logits_p - sum_k penalty_k * sum_j after_pk weight_pkj * rows[corner_pkj] update
     Q_p      = softmax(field_p)
 
-The vertices of all terms stand in one buffer, so that one splat and max(D_k + 1) blurs serve all of
-them; a term with fewer directions has no neighbours in the last ones, which copy its rows. What is
-constant for a point and a term (normalisation, the lattice's scale) is folded into its corner
-weights. A penalty `[C]` is applied in registers, a matrix `[C, C]` to the blurred rows.
+The vertices of all terms stand in one buffer (stack.py), so that one splat and max(D_k + 1) blurs
+serve all of them; a term with fewer directions has no neighbours in the last ones, which copy its
+rows. A penalty `[C]` is applied in registers, a matrix `[C, C]` to the blurred rows.
 
 An iteration is 2 + max(D_k + 1) launches, one more where a vertex may sum more than
 `segments.PIECE` entries, and one product a term with a matrix. Nothing waits for the device. An
@@ -19,28 +18,23 @@ each direction up to 3 R rows read and R written.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.gaussian.permutohedral.lattice import Lattice
 from kernels.gaussian.permutohedral.triton.filtering import (
-    Splat,
     blur,
     buffers,
-    fold,
     load_rows,
     splat_rows,
     width_of,
 )
-from kernels.gaussian.permutohedral.triton.segments import completed, require_memory
+from kernels.gaussian.permutohedral.triton.segments import require_memory
 from kernels.meanfield.term import Term
+from kernels.meanfield.triton.stack import Stack
 
 TILE = 1024  # elements: points x labels
 
@@ -149,7 +143,7 @@ def mean_field(
         if iterations == 0 or not terms:
             _update(logits, None, marginals, order)
             return marginals
-        stack = _Stack.of(terms, unary.shape[1])
+        stack = Stack.of(terms, unary.shape[1])
         if first is None:
             assert start is not None
             first = torch.zeros_like(logits)
@@ -161,116 +155,6 @@ def mean_field(
             costs = stack.multiplied(blurred, other)
             _update(logits, (stack, costs), first if left else marginals, None if left else order)
     return marginals
-
-
-@dataclass(frozen=True)
-class _Stack:
-    """All terms side by side.
-
-    Attributes:
-        splat: entries and rows of all terms.
-        neighbours: int32 `[max(D_k + 1), 2, R]`.
-        corners: int32 `[sum(D_k + 1), N]`, rows of the corners of each point.
-        weights: float32 `[sum(D_k + 1), N]`, of a slice: the scale and `after` included.
-        penalties: float32 `[K, width]`, what is sliced is multiplied by.
-        factors: what the rows of each term are multiplied by before, `[width]` or
-            `[width, width]`; none unless one is a matrix.
-        bounds: the first row of each term, and R.
-        counts: D_k + 1.
-    """
-
-    splat: Splat
-    neighbours: Tensor
-    corners: Tensor
-    weights: Tensor
-    penalties: Tensor
-    factors: list[Tensor]
-    bounds: list[int]
-    counts: tuple[int, ...]
-
-    @classmethod
-    def of(cls, terms: Sequence[Term], labels: int) -> _Stack:
-        lattices = [completed(term.lattice) for term in terms]
-        bounds = [0, *itertools.accumulate(lattice.num_rows for lattice in lattices)]
-        factors = [_padded(term.penalty, width_of(labels)) for term in terms]
-        if any(factor.ndim == 2 for factor in factors):
-            penalties = factors[0].new_ones(len(terms), width_of(labels))
-        else:
-            penalties, factors = torch.stack(factors), []
-        splats, corners, weights = [], [], []
-        for lattice, term, first in zip(lattices, terms, bounds, strict=False):
-            splats.append(fold(lattice, term.before))
-            corners.append(lattice.corners.T + first)
-            scaled = lattice.weights * lattice.scale
-            weights.append((scaled if term.after is None else scaled * term.after[:, None]).T)
-        return cls(
-            splat=_side_by_side(splats),
-            neighbours=_neighbours(lattices, bounds),
-            corners=torch.cat(corners).contiguous(),
-            weights=torch.cat(weights).contiguous(),
-            penalties=penalties,
-            factors=factors,
-            bounds=bounds,
-            counts=tuple(lattice.num_dims + 1 for lattice in lattices),
-        )
-
-    def multiplied(self, blurred: Tensor, other: Tensor) -> Tensor:
-        """The rows times the penalties, where one is a matrix; `other` is overwritten then."""
-        if not self.factors:
-            return blurred
-        for factor, first, last in zip(self.factors, self.bounds, self.bounds[1:], strict=False):
-            if factor.ndim == 2:
-                torch.mm(blurred[first:last], factor.T, out=other[first:last])
-            else:
-                torch.mul(blurred[first:last], factor, out=other[first:last])
-        return other
-
-
-def _side_by_side(splats: Sequence[Splat]) -> Splat:
-    """One splat for several: rows of all, then partial rows of all."""
-    rows = sum(splat.rows for splat in splats)
-    row, partial, entry = 0, rows, 0
-    pieces, sums = [], []
-    for splat in splats:
-        entries = splat.pieces[:2] + entry
-        targets = _moved(splat.pieces[2], splat.rows, row, partial)
-        pieces.append(torch.cat([entries, targets[None]]))
-        partials = splat.sums[:2] + (partial - splat.rows)
-        sums.append(torch.cat([partials, _moved(splat.sums[2], splat.rows, row, partial)[None]]))
-        row += splat.rows
-        partial += splat.buffer_rows - splat.rows
-        entry += len(splat.points)
-    return Splat(
-        points=torch.cat([splat.points for splat in splats]),
-        weights=torch.cat([splat.weights for splat in splats]),
-        pieces=torch.cat(pieces, dim=1),
-        sums=torch.cat(sums, dim=1),
-        rows=rows,
-        buffer_rows=partial,
-    )
-
-
-def _moved(target: Tensor, rows: int, row: int, partial: int) -> Tensor:
-    """Rows moved to begin at `row`, partial ones at `partial`; -1 stays."""
-    moved = torch.where(target < rows, target + row, target + (partial - rows))
-    return moved.where(target >= 0, target)
-
-
-def _neighbours(lattices: Sequence[Lattice], bounds: Sequence[int]) -> Tensor:
-    rows = bounds[-1]
-    directions = max(lattice.num_dims + 1 for lattice in lattices)
-    neighbours = torch.empty_like(lattices[0].neighbours[:1]).new_full((directions, 2, rows), rows)
-    for lattice, first in zip(lattices, bounds, strict=False):
-        own = lattice.neighbours
-        moved = torch.where(own < lattice.num_rows, own + first, rows)
-        neighbours[: len(own), :, first : first + lattice.num_rows] = moved
-    return neighbours
-
-
-def _padded(penalty: Tensor, width: int) -> Tensor:
-    """A penalty filled up with zeros, whose rows and columns meet rows of full width."""
-    missing = width - len(penalty)
-    return F.pad(penalty, (0, missing) * penalty.ndim)
 
 
 def _start(unary: Tensor, order: Tensor | None, with_softmax: bool) -> tuple[Tensor, Tensor | None]:
@@ -289,7 +173,7 @@ def _start(unary: Tensor, order: Tensor | None, with_softmax: bool) -> tuple[Ten
 
 def _update(
     logits: Tensor,
-    pairwise: tuple[_Stack, Tensor] | None,
+    pairwise: tuple[Stack, Tensor] | None,
     output: Tensor,
     order: Tensor | None,
 ) -> None:

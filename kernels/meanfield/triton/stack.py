@@ -1,0 +1,212 @@
+"""The terms of a CRF side by side: their vertices in one buffer, their corners in one table.
+
+    rows      those of term 0, of term 1, ...; then the partial rows of term 0, of term 1, ...
+    corners   `[sum(D_k + 1), N]`: a column for each point, so that neighbouring points are read
+              together; entry numbers, pieces and neighbours are moved in the same way
+
+What is constant for a point and a term (normalisation, the lattice's scale) is folded into the
+weights. One launch a term and table; nothing waits for the device.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from kernels.gaussian.permutohedral.lattice import Lattice
+from kernels.gaussian.permutohedral.triton.filtering import Splat, fold, width_of
+from kernels.gaussian.permutohedral.triton.segments import completed, num_partials
+from kernels.meanfield.term import Term
+
+BLOCK = 512  # points, pieces or rows a program
+
+
+@triton.jit(do_not_specialize=["count", "first_row", "first_column"])
+def corners_kernel(
+    corners_ptr, weights_ptr, after_ptr, corners_out_ptr, weights_out_ptr,
+    count, first_row, first_column,
+    SCALE: tl.constexpr, CORNERS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Rows and weights of one term's corners, moved to their place in the table of all."""
+    p = (tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)).to(tl.int64)
+    real = p < count
+    factor = tl.full((BLOCK,), SCALE, tl.float32)
+    if after_ptr is not None:
+        factor *= tl.load(after_ptr + p, mask=real, other=0.0)
+    to = first_column * count.to(tl.int64) + p
+    for k in tl.static_range(CORNERS):
+        corner = tl.load(corners_ptr + p * CORNERS + k, mask=real, other=0)
+        weight = tl.load(weights_ptr + p * CORNERS + k, mask=real, other=0.0)
+        tl.store(corners_out_ptr + to, corner + first_row, mask=real)
+        tl.store(weights_out_ptr + to, weight * factor, mask=real)
+        to += count
+
+
+@triton.jit(do_not_specialize=["count", "stride", "first", "shift", "rows", "row", "partial"])
+def move_kernel(
+    table_ptr, out_ptr, count, stride, first, shift, rows, row, partial, BLOCK: tl.constexpr
+):  # fmt: skip
+    """Pieces or sums of one term as columns of all: ranges by `shift`, targets to where they went.
+
+    Row r is row + r among those of all terms, partial row rows + q is partial + q.
+    """
+    i = (tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)).to(tl.int64)
+    real = i < count
+    target = tl.load(table_ptr + 2 * count.to(tl.int64) + i, mask=real, other=-1)
+    moved = tl.where(target < rows, target + row, target - rows + partial)
+    out = out_ptr + first + i
+    tl.store(out, tl.load(table_ptr + i, mask=real, other=0) + shift, mask=real)
+    last = tl.load(table_ptr + count + i, mask=real, other=0)
+    tl.store(out + stride, last + shift, mask=real)
+    tl.store(out + stride + stride, tl.where(target >= 0, moved, -1), mask=real)
+
+
+@triton.jit(do_not_specialize=["rows", "all_rows", "first_row"])
+def neighbours_kernel(
+    neighbours_ptr, out_ptr, rows, all_rows, first_row, LINES: tl.constexpr, BLOCK: tl.constexpr
+):  # fmt: skip
+    """Neighbours of one term among the rows of all; none in directions that it does not have."""
+    line = tl.program_id(1).to(tl.int64)  # direction and side
+    r = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    real = r < rows
+    own = tl.load(neighbours_ptr + line * rows + r, mask=real & (line < LINES), other=rows)
+    moved = tl.where(own < rows, own + first_row, all_rows)
+    tl.store(out_ptr + line * all_rows + first_row + r, moved, mask=real)
+
+
+@dataclass(frozen=True)
+class Stack:
+    """All terms side by side.
+
+    Attributes:
+        splat: entries and rows of all terms.
+        neighbours: int32 `[max(D_k + 1), 2, R]`.
+        corners: int32 `[sum(D_k + 1), N]`, rows of the corners of each point.
+        weights: float32 `[sum(D_k + 1), N]`, of a slice: the scale and `after` included.
+        penalties: float32 `[K, width]`, what is sliced is multiplied by.
+        factors: what the rows of each term are multiplied by before, `[width]` or
+            `[width, width]`; none unless one is a matrix.
+        bounds: the first row of each term, and R.
+        counts: D_k + 1.
+    """
+
+    splat: Splat
+    neighbours: Tensor
+    corners: Tensor
+    weights: Tensor
+    penalties: Tensor
+    factors: list[Tensor]
+    bounds: list[int]
+    counts: tuple[int, ...]
+
+    @classmethod
+    def of(cls, terms: Sequence[Term], labels: int) -> Stack:
+        """The terms, at least one, over the same points, at least one."""
+        lattices = [completed(term.lattice) for term in terms]
+        bounds = [0, *itertools.accumulate(lattice.num_rows for lattice in lattices)]
+        factors = [_padded(term.penalty, width_of(labels)) for term in terms]
+        if any(factor.ndim == 2 for factor in factors):
+            penalties = factors[0].new_ones(len(terms), width_of(labels))
+        else:
+            penalties, factors = torch.stack(factors), []
+        corners, weights = _corners(lattices, terms, bounds)
+        return cls(
+            splat=_splat(lattices, terms, bounds),
+            neighbours=_neighbours(lattices, bounds),
+            corners=corners,
+            weights=weights,
+            penalties=penalties,
+            factors=factors,
+            bounds=bounds,
+            counts=tuple(lattice.num_dims + 1 for lattice in lattices),
+        )
+
+    def multiplied(self, blurred: Tensor, other: Tensor) -> Tensor:
+        """The rows times the penalties, where one is a matrix; `other` is overwritten then."""
+        if not self.factors:
+            return blurred
+        for factor, (first, last) in zip(
+            self.factors, itertools.pairwise(self.bounds), strict=True
+        ):
+            if factor.ndim == 2:
+                torch.mm(blurred[first:last], factor.T, out=other[first:last])
+            else:
+                torch.mul(blurred[first:last], factor, out=other[first:last])
+        return other
+
+
+def _corners(
+    lattices: Sequence[Lattice], terms: Sequence[Term], bounds: Sequence[int]
+) -> tuple[Tensor, Tensor]:
+    count = lattices[0].num_points
+    shape = sum(lattice.num_dims + 1 for lattice in lattices), count
+    corners = lattices[0].corners.new_empty(shape)
+    weights = lattices[0].weights.new_empty(shape)
+    column = 0
+    for lattice, term, first in zip(lattices, terms, bounds, strict=False):
+        after = None if term.after is None else term.after.contiguous()
+        corners_kernel[(triton.cdiv(count, BLOCK),)](
+            lattice.corners.contiguous(), lattice.weights.contiguous(), after, corners, weights,
+            count, first, column,
+            SCALE=lattice.scale, CORNERS=lattice.num_dims + 1, BLOCK=BLOCK,
+        )  # fmt: skip
+        column += lattice.num_dims + 1
+    return corners, weights
+
+
+def _splat(lattices: Sequence[Lattice], terms: Sequence[Term], bounds: Sequence[int]) -> Splat:
+    """One splat for all lattices."""
+    splats = [fold(a, term.before) for a, term in zip(lattices, terms, strict=True)]
+    if len(splats) == 1:
+        return splats[0]
+    like = splats[0].pieces
+    pieces = like.new_empty(3, sum(splat.pieces.shape[1] for splat in splats))
+    sums = like.new_empty(3, sum(splat.sums.shape[1] for splat in splats))
+    partial, entry, piece, sum_ = bounds[-1], 0, 0, 0
+    for splat, row in zip(splats, bounds, strict=False):
+        targets = splat.rows, row, partial
+        _move(splat.pieces, pieces, piece, entry, *targets)
+        _move(splat.sums, sums, sum_, partial - splat.rows, *targets)
+        entry += len(splat.points)
+        piece += splat.pieces.shape[1]
+        sum_ += splat.sums.shape[1]
+        partial += num_partials(len(splat.points))
+    points = torch.cat([splat.points for splat in splats])
+    weights = torch.cat([splat.weights for splat in splats])
+    return Splat(points, weights, pieces, sums, bounds[-1], partial)
+
+
+def _move(
+    table: Tensor, out: Tensor, first: int, shift: int, rows: int, row: int, partial: int
+) -> None:
+    count = table.shape[1]
+    if count:
+        move_kernel[(triton.cdiv(count, BLOCK),)](
+            table, out, count, out.shape[1], first, shift, rows, row, partial, BLOCK=BLOCK
+        )
+
+
+def _neighbours(lattices: Sequence[Lattice], bounds: Sequence[int]) -> Tensor:
+    if len(lattices) == 1:
+        return lattices[0].neighbours
+    directions = max(lattice.num_dims + 1 for lattice in lattices)
+    neighbours = lattices[0].neighbours.new_empty(directions, 2, bounds[-1])
+    for lattice, first in zip(lattices, bounds, strict=False):
+        neighbours_kernel[(triton.cdiv(lattice.num_rows, BLOCK), 2 * directions)](
+            lattice.neighbours.contiguous(), neighbours, lattice.num_rows, bounds[-1], first,
+            LINES=2 * (lattice.num_dims + 1), BLOCK=BLOCK,
+        )  # fmt: skip
+    return neighbours
+
+
+def _padded(penalty: Tensor, width: int) -> Tensor:
+    """A penalty filled up with zeros, whose rows and columns meet rows of full width."""
+    missing = width - len(penalty)
+    return F.pad(penalty, (0, missing) * penalty.ndim)
