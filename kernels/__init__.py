@@ -5,7 +5,15 @@ implementations (numba) are imported when first used.
 """
 
 from kernels.atrous import multi_rate_atrous_conv2d
-from kernels.gaussian import Lattice, apply_lattice, build_lattice, gaussian_filter
+from kernels.gaussian import (
+    Lattice,
+    Tiles,
+    apply_lattice,
+    apply_tiles,
+    build_lattice,
+    build_tiles,
+    gaussian_filter,
+)
 from kernels.meanfield import Term, mean_field
 
 DISTRIBUTION = "deeplab-triton"  # tells this package from others of the same import name
@@ -14,8 +22,11 @@ __all__ = [
     "DISTRIBUTION",
     "Lattice",
     "Term",
+    "Tiles",
     "apply_lattice",
+    "apply_tiles",
     "build_lattice",
+    "build_tiles",
     "gaussian_filter",
     "mean_field",
     "multi_rate_atrous_conv2d",

@@ -103,7 +103,16 @@ OPERATIONS: Mapping[str, tuple[Implementation, ...]] = {
         Implementation("eager", "plain PyTorch, one convolution a rate"),
         Implementation("op", "the same convolutions behind one custom operator", automatic=False),
     ),
-    "exact": (Implementation("eager", "plain PyTorch, all pairs chunk by chunk"),),
+    "exact": (
+        Implementation(
+            "triton",
+            "tiles of pairs, as flash attention",
+            device="cuda",
+            dtypes=(torch.float32,),
+            triton=True,
+        ),
+        Implementation("eager", "plain PyTorch, all pairs chunk by chunk"),
+    ),
     "permutohedral": (_NUMBA, Implementation("eager", "plain PyTorch")),
     "mean_field": (_NUMBA, Implementation("eager", "plain PyTorch")),
 }

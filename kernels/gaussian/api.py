@@ -16,15 +16,26 @@ import torch
 from torch import Tensor
 
 from kernels import runtime
-from kernels.gaussian import exact, ops, permutohedral
+from kernels.gaussian import ops, permutohedral
+from kernels.gaussian.exact import eager as all_pairs
+from kernels.gaussian.exact import ops as exact_ops
+from kernels.gaussian.exact.tiles import Tiles
 from kernels.gaussian.permutohedral.lattice import Lattice
 
 Method = Literal["permutohedral", "exact"]
 METHODS: tuple[Method, ...] = ("permutohedral", "exact")
+Precision = Literal["ieee", "tf32", "bf16"]
+PRECISIONS: tuple[Precision, ...] = ("ieee", "tf32", "bf16")
 
 
 def gaussian_filter(
-    values: Tensor, features: Tensor, *, method: Method = "permutohedral", impl: str = "auto"
+    values: Tensor,
+    features: Tensor,
+    *,
+    method: Method = "permutohedral",
+    impl: str = "auto",
+    precision: Precision = "ieee",
+    eps: float = 0.0,
 ) -> Tensor:
     """Filter each image's points by the Gaussian of their distance in feature space.
 
@@ -34,8 +45,15 @@ def gaussian_filter(
         method: `"exact"`, all N^2 pairs, block by block so that memory stays bounded, or
             `"permutohedral"`, the lattice. In five dimensions its sums are about 0.6 of the exact
             ones throughout: divide by the filtered ones where that matters.
-        impl: `"eager"` (any device), for the lattice also `"cpu"` (numba, float32), or `"auto"`
-            (`kernels.runtime.choose(method, ...)` tells its choice).
+        impl: `"eager"` (any device), for the lattice also `"cpu"` (numba, float32), for `"exact"`
+            also `"triton"` (CUDA, float32), or `"auto"` (`kernels.runtime.choose(method, ...)`
+            tells its choice).
+        precision: of `"exact"` by Triton: of the products of weights and values, `"ieee"` float32,
+            or on tensor cores `"tf32"` or `"bf16"`. Weights and sums are float32 in each.
+        eps: of `"exact"`: row i may leave out pairs that hold at most eps * n_i of its mass
+            n_i = sum_j exp(-|f_i - f_j|^2 / 2): it is then off by at most eps * n_i * max|v|, on
+            top of rounding. 0 leaves nothing out. Which pairs these are is found out at each
+            call, by a pass over all of them: `build_tiles` keeps it for many.
 
     Returns:
         `[B, N, C]`, contiguous. Differentiable in the values and, with `"exact"`, in the features.
@@ -45,17 +63,20 @@ def gaussian_filter(
         TypeError: a dtype other than float32 and float64.
         ValueError: shapes, dtypes or devices that do not fit; an unknown `method` or `impl`, or one
             that cannot run here; features that hold NaN or Inf, are too large for a lattice, or
-            require a gradient that the lattice does not have.
+            require a gradient that the lattice does not have; a `precision` or `eps` that is
+            unknown, that the method does not have, or that the implementation cannot compute in;
+            with `eps` above 0, more points than its tables have room for.
     """
     _check(values, features, ndim=3)
     if method not in METHODS:
         raise ValueError(f"method must be one of {list(METHODS)}, not {method!r}")
     choice = runtime.choose(method, impl, device=values.device, dtype=values.dtype)
+    _check_eps(eps)
     if method == "exact":
-        if torch.compiler.is_compiling():
-            return ops.exact_filter(values, features)
-        _check_finite(features)
-        return exact.filter(values, features)
+        _check_precision(precision, choice.impl, values.device)
+        return _filter_all_pairs(values, features, choice.impl, precision, eps)
+    if precision != "ieee" or eps != 0:
+        raise ValueError(f'precision and eps are options of method="exact", not of {method!r}')
     _check_no_gradient(features)
     if choice.impl == "cpu":
         return ops.permutohedral_filter(values, features, False)
@@ -129,6 +150,117 @@ def apply_lattice(
         )
     filtered: Tensor = permutohedral.implementation(choice.impl).filter(lattice, values, reverse)
     return filtered
+
+
+def build_tiles(features: Tensor, *, eps: float = 0.0, impl: str = "auto") -> Tiles:
+    """Sort points into tiles and find the pairs of tiles that an exact filter must not skip.
+
+    With eps above 0 this costs about as much as one unpruned filter of few channels, and tables
+    over all pairs of tiles of 128 points. `torch.compile(fullgraph=True)` takes the call whole, and
+    it does not wait for a GPU but for the check that features are finite.
+
+    Args:
+        features: float32 or float64 `[N, D]`, N at least 1, already divided by sigma.
+        eps: as in `gaussian_filter`.
+        impl: `"eager"` (any device), `"triton"` (CUDA, float32), or `"auto"`.
+
+    Returns:
+        Tiles, for `apply_tiles` by any implementation; `Tiles.mass` are the sums n, `Tiles.bound`
+        is the largest share of its mass that any row can lose, at most eps, and `Tiles.share` the
+        share of pairs that is kept.
+
+    Raises:
+        TypeError: a dtype other than float32 and float64.
+        ValueError: another shape, no points, more than the tables have room for, an `impl` that
+            cannot run here, an `eps` outside [0, 1), features that hold NaN or Inf, or that
+            require a gradient, which tiles do not have.
+    """
+    _check_points("features", features, ndim=2)
+    if len(features) == 0:
+        raise ValueError("features must have at least one point")
+    if features.requires_grad and torch.is_grad_enabled():
+        raise ValueError(
+            "tiles have gradients to the values only, not to the features: use "
+            'gaussian_filter(..., method="exact") to differentiate them, or features.detach()'
+        )
+    _check_eps(eps)
+    choice = runtime.choose("exact", impl, device=features.device, dtype=features.dtype)
+    if not torch.compiler.is_compiling():
+        _check_finite(features)
+    batch = features.detach()[None]
+    if eps > 0:
+        order, kept, mass, bound = exact_ops.exact_build_tiles(batch, eps, choice.impl)
+        return Tiles(batch[0], order[0], kept[0], mass[0], bound[0], eps)
+    ones = torch.ones_like(batch[..., :1])
+    mass = exact_ops.exact_apply_tiles(ones, batch, None, None, choice.impl, "ieee")
+    bound = torch.zeros((), dtype=torch.float64, device=features.device)
+    return Tiles(batch[0], None, None, mass[0, :, 0], bound, 0.0)
+
+
+def apply_tiles(
+    tiles: Tiles, values: Tensor, *, precision: Precision = "ieee", impl: str = "auto"
+) -> Tensor:
+    """Filter `values` on tiles: y_i = sum_j exp(-|f_i - f_j|^2 / 2) v_j over the pairs kept.
+
+    Nothing here waits for a GPU: CUDA graphs may hold the call.
+
+    Args:
+        tiles: of `build_tiles`, by any implementation.
+        values: `[N, C]`, of the dtype and device of the tiles.
+        precision: as in `gaussian_filter`.
+        impl: as in `build_tiles`.
+
+    Returns:
+        `[N, C]`, contiguous, differentiable in the values any number of times.
+
+    Raises:
+        TypeError: a dtype other than float32 and float64.
+        ValueError: values that do not fit the tiles, an `impl` that cannot run here, or a
+            `precision` that it cannot compute in.
+    """
+    _check_points("values", values, ndim=2)
+    if len(values) != tiles.num_points:
+        raise ValueError(
+            f"values must have one row for each of the tiles' {tiles.num_points} points, "
+            f"not shape {tuple(values.shape)}"
+        )
+    _check_alike("values", values, "tiles.features", tiles.features)
+    choice = runtime.choose("exact", impl, device=values.device, dtype=values.dtype)
+    _check_precision(precision, choice.impl, values.device)
+    order, kept = (None if t is None else t[None] for t in (tiles.order, tiles.kept))
+    arguments = values[None], tiles.features[None], order, kept, choice.impl, precision
+    return exact_ops.exact_apply_tiles(*arguments)[0]
+
+
+def _filter_all_pairs(
+    values: Tensor, features: Tensor, impl: str, precision: str, eps: float
+) -> Tensor:
+    compiling = torch.compiler.is_compiling()
+    if not compiling:
+        _check_finite(features)
+    if impl == "eager" and eps == 0:
+        return (exact_ops.exact_filter if compiling else all_pairs.filter)(values, features)
+    order = kept = None
+    if eps > 0:
+        order, kept, *_ = exact_ops.exact_build_tiles(features.detach(), eps, impl)
+    return exact_ops.exact_apply_tiles(values, features, order, kept, impl, precision)
+
+
+def _check_eps(eps: float) -> None:
+    if isinstance(eps, bool) or not isinstance(eps, (int, float)) or not 0 <= eps < 1:
+        raise ValueError(f"eps must be a number in [0, 1), not {eps!r}")
+
+
+def _check_precision(precision: str, impl: str, device: torch.device) -> None:
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision must be one of {list(PRECISIONS)}, not {precision!r}")
+    if precision != "ieee" and impl != "triton":
+        raise ValueError(
+            f"precision={precision!r} needs impl='triton', which needs CUDA: impl={impl!r} "
+            "computes in the dtype of the values"
+        )
+    if precision == "bf16" and device.type == "cpu":
+        raise ValueError("Triton's interpreter cannot compute in bf16: it multiplies the raw bits")
 
 
 def _check(values: Tensor, features: Tensor, ndim: int) -> None:

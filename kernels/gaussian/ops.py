@@ -3,9 +3,8 @@
     kernels::permutohedral_apply(values, corners, weights, neighbours, ghosts, parts, chains,
                                  reverse)                   filter on a lattice that exists
     kernels::permutohedral_filter(values, features, reverse)    build a lattice an image, and filter
-    kernels::exact_filter(values, features)                     all pairs
 
-The first two run on the numba lattice, float32 on a CPU; kernels/gaussian/permutohedral/eager.py
+Both run on the numba lattice, float32 on a CPU; kernels/gaussian/permutohedral/eager.py
 holds their equation. A lattice filter y = A v has the gradient A^T g, which is the same lattice
 blurred in reverse. The arguments are those of the public functions, already validated except for
 the values of the features, which only exist when the operator runs.
@@ -18,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kernels.gaussian import exact, permutohedral
+from kernels.gaussian import permutohedral
 from kernels.gaussian.permutohedral.lattice import Lattice
 
 NO_FEATURE_GRADIENT = (
@@ -101,41 +100,3 @@ def _filter_adjoint(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
 
 
 permutohedral_filter.register_autograd(_filter_adjoint, setup_context=_save_features)
-
-
-@torch.library.custom_op("kernels::exact_filter", mutates_args=())
-def exact_filter(values: Tensor, features: Tensor) -> Tensor:
-    """`[B, N, C]`, `[B, N, D]` -> `[B, N, C]`."""
-    return exact.forward(values, features)
-
-
-@exact_filter.register_fake
-def _(values: Tensor, features: Tensor) -> Tensor:
-    return values.new_empty(values.shape)
-
-
-@torch.library.custom_op("kernels::exact_filter_backward", mutates_args=())
-def exact_filter_backward(grad: Tensor, values: Tensor, features: Tensor) -> Tensor:
-    """Gradient to the features, `[B, N, D]`; that to the values is `exact_filter(grad)`."""
-    return exact.feature_gradient(grad, values, features)
-
-
-@exact_filter_backward.register_fake
-def _(grad: Tensor, values: Tensor, features: Tensor) -> Tensor:
-    return features.new_empty(features.shape)
-
-
-def _save_both(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    ctx.save_for_backward(*inputs)
-
-
-def _exact_gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
-    values, features = ctx.saved_tensors
-    to_values, to_features = ctx.needs_input_grad
-    return (
-        exact_filter(grad, features) if to_values else None,
-        exact_filter_backward(grad, values, features) if to_features else None,
-    )
-
-
-exact_filter.register_autograd(_exact_gradients, setup_context=_save_both)

@@ -50,16 +50,6 @@ def test_opchecks_of_filter_pass(strided: bool, shape: tuple[int, int]) -> None:
     torch.library.opcheck(ops.permutohedral_filter, arguments, test_utils=OPCHECKS)
 
 
-@pytest.mark.parametrize("strided", [False, True])
-@pytest.mark.parametrize("shape", [(2, 30), (0, 5), (1, 1)])
-def test_opchecks_of_exact_and_its_backward_pass(strided: bool, shape: tuple[int, int]) -> None:
-    values, grad = (normal(*shape, 3, strided=strided) for _ in range(2))
-    features = normal(*shape, 4, strided=strided)
-    torch.library.opcheck(ops.exact_filter_backward, (grad, values, features), test_utils=OPCHECKS)
-    arguments = values.requires_grad_(), features.requires_grad_()
-    torch.library.opcheck(ops.exact_filter, arguments, test_utils=OPCHECKS)
-
-
 @pytest.mark.parametrize("reverse", [False, True])
 def test_apply_and_filter_compute_the_eager_lattice_and_its_gradient(reverse: bool) -> None:
     values, features = normal(40, 3).double(), normal(40, 5)

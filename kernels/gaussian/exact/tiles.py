@@ -1,0 +1,231 @@
+"""Points sorted into tiles, and the pairs of tiles that a filter must not skip.
+
+    order      points split at the median of their widest dimension, again and again, down to tiles
+               of TILE points: those of a tile are neighbours
+    m[I, J]    max over the points i of tile I of sum_{j in J} K_ij: what a row of I loses at most
+               where tile J is skipped
+    kept       for each I the J of least m are dropped, as long as what they add up to is at most
+               eps * min_{i in I} n_i,  n_i = sum_j K_ij; a pair is kept if either side keeps it
+
+So a filter over the kept pairs errs by at most eps * n_i * max |v| in row i, and is symmetric:
+its gradient to the values is the same filter. A cut-off on K_ij would bound no row: what lies
+beneath adds up.
+
+Source of the splits: Bentley, "Multidimensional binary search trees used for associative
+searching" (1975).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+TILE = 128  # points
+TABLE_BYTES = 2**32  # what the tables over all pairs of tiles may take while they are made
+CHUNK_BYTES = 2**26  # of one step through a table
+
+Masses = Callable[[Tensor, Tensor, int, float], Tensor]
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """Points in tiles, to filter on them any number of times. T tiles of TILE points.
+
+    Attributes:
+        features: `[N, D]`, the points as they were given.
+        order: int64 `[N]`, which point comes to each place; None: they lie as they were given.
+        kept: int32 `[T + T * T]`, the tiles that rows of tile I sum over: first how many, for each
+            I, then for each I a line of T that names them first, in ascending order. None: all.
+        mass: `[N]`, n_i = sum_j K_ij over all pairs, in the order of the features.
+        bound: float64 `[]`, max_i (skipped mass of row i) / n_i, at most; never above eps.
+        eps: what was asked for.
+    """
+
+    features: Tensor
+    order: Tensor | None
+    kept: Tensor | None
+    mass: Tensor
+    bound: Tensor
+    eps: float
+
+    @property
+    def num_points(self) -> int:
+        return len(self.features)
+
+    @property
+    def share(self) -> Tensor:
+        """The share of the tile pairs that is kept, float64 `[]`."""
+        if self.kept is None:
+            return torch.ones_like(self.bound)
+        counts, columns = lists(self.kept, tiles_of(self.num_points))
+        return counts.double().mean() / len(columns)
+
+
+def build(features: Tensor, eps: float, masses: Masses) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """`order`, `kept`, `mass` and `bound` of the tiles of `features` `[N, D]`.
+
+    Args:
+        eps: above 0.
+        masses: of an implementation: (points, table, N, negligible) -> n of the sorted points. It
+            replaces the entries of the table that are above `negligible` by m[I, J].
+
+    Raises:
+        ValueError: more points than the tables over all pairs of tiles have room for.
+    """
+    count = len(features)
+    _require_room(count, features.dtype)
+    order = sort(features)
+    points = place(features[None], order[None])[0]
+    table = _bounds_by_distance(points)
+    tiles = max(1, len(table))
+    # What distance alone proves to be nothing: below eps and below the rounding of n.
+    negligible = min(eps / 16, torch.finfo(features.dtype).eps / 8) / tiles
+    mass = masses(points, table, count, negligible)
+    kept, bound = prune(table, mass, eps, dims=features.shape[1])
+    return order, kept, torch.empty_like(mass).index_copy_(0, order, mass), bound
+
+
+def tiles_of(count: int) -> int:
+    """How many tiles hold `count` points."""
+    return (count + TILE - 1) // TILE
+
+
+def lists(kept: Tensor, tiles: int) -> tuple[Tensor, Tensor]:
+    """Of `Tiles.kept`: how many tiles `[T]` each row keeps, and their names `[T, T]`."""
+    return kept[:tiles], kept[tiles:].view(tiles, tiles)
+
+
+def place(features: Tensor, order: Tensor | None) -> Tensor:
+    """`features` `[B, N, D]` as the implementations want them: `points` `[B, D, T * TILE]`.
+
+    They are in `order` `[B, N]`, and the last is repeated where its tile is not full.
+    """
+    if order is not None:
+        features = features.gather(1, order[..., None].expand_as(features))
+    spare = tiles_of(features.shape[1]) * TILE - features.shape[1]
+    last = features[:, -1:].expand(-1, spare, -1)
+    return torch.cat([features, last], 1).mT.contiguous()
+
+
+def unplace(points: Tensor, order: Tensor | None, count: int) -> Tensor:
+    """`[B, D, T * TILE]` back to `[B, N, D]`; what is beyond the last point is left out."""
+    features = points[..., :count].mT.contiguous()
+    if order is None:
+        return features
+    return torch.empty_like(features).scatter_(1, order[..., None].expand_as(features), features)
+
+
+def sort(features: Tensor) -> Tensor:
+    """The order int64 `[N]` that makes tiles of neighbours of `features` `[N, D]`.
+
+    Level l has 2^l segments of consecutive tiles; each is sorted along its widest dimension and
+    cut in the middle, between two tiles. All segments of a level are one stable sort.
+    """
+    count, dims = features.shape
+    tiles = tiles_of(count)
+    spare = tiles * TILE - count  # places at the end, which stay there
+    padded = torch.cat([features, features[-1:].expand(spare, dims)]).double()
+    order = torch.arange(tiles * TILE, device=features.device)
+    tile = torch.arange(tiles, device=features.device)
+    for level in range((tiles - 1).bit_length() if tiles else 0):
+        segment = ((tile + 1) * 2**level - 1) // tiles  # tile t is in [s T / 2^l, (s + 1) T / 2^l)
+        by_tile = padded[order].view(tiles, TILE, dims)
+        low, high = _extent(by_tile, segment, 2**level)
+        axis = (high - low).argmax(1)[segment][:, None, None].expand(-1, TILE, 1)
+        along = by_tile.gather(2, axis).squeeze(2) - low[segment].gather(1, axis[:, 0])
+        width = (high - low)[segment].gather(1, axis[:, 0])
+        share = (along / width).nan_to_num_(0, 0, 0)  # no width, or too much of it
+        key = (segment[:, None] + 0.5 * share).flatten()
+        key[count:] = 2.0**level  # beyond the last segment's
+        order = order[key.argsort(stable=True)]
+    return order[:count]
+
+
+def prune(table: Tensor, mass: Tensor, eps: float, *, dims: int) -> tuple[Tensor, Tensor]:
+    """`kept` and `bound`, from m `[T, T]` and n `[N]` of the sorted points.
+
+    Both are taken as that much larger and smaller as rounding can have made them wrong.
+    """
+    tiles = len(table)
+    rounding = _rounding(table.dtype, dims, tiles)
+    least = _least(mass, tiles).double() * (1 - rounding)
+    floor = TILE * torch.finfo(table.dtype).tiny  # where K underflows
+
+    def upper(rows: slice) -> Tensor:
+        return table[rows].double() * (1 + rounding) + floor
+
+    keep = torch.empty(tiles, tiles, dtype=torch.bool, device=table.device)
+    for rows in _chunks(tiles):
+        ascending, which = upper(rows).sort(1)
+        needed = ascending.cumsum(1) > eps * least[rows, None]
+        keep[rows] = torch.empty_like(needed).scatter_(1, which, needed)
+    keep |= keep.T.clone()
+
+    kept = torch.empty(tiles * (tiles + 1), dtype=torch.int32, device=table.device)
+    counts, columns = lists(kept, tiles)
+    counts.copy_(keep.sum(1))
+    skipped = torch.zeros_like(least)
+    for rows in _chunks(tiles):
+        columns[rows] = (~keep[rows]).to(torch.uint8).argsort(dim=1, stable=True)
+        skipped[rows] = upper(rows).masked_fill(keep[rows], 0).sum(1)
+    return kept, (skipped / least).amax() if tiles else skipped.sum()
+
+
+def _extent(by_tile: Tensor, segment: Tensor, segments: int) -> tuple[Tensor, Tensor]:
+    """The least and the greatest corner `[segments, D]` of the points in each segment of tiles."""
+    where = segment[:, None].expand(-1, by_tile.shape[2])
+    low = by_tile.new_full((segments, by_tile.shape[2]), math.inf)
+    low = low.scatter_reduce(0, where, by_tile.amin(1), "amin")
+    high = torch.full_like(low, -math.inf).scatter_reduce(0, where, by_tile.amax(1), "amax")
+    return low, high
+
+
+def _bounds_by_distance(points: Tensor) -> Tensor:
+    """At least m `[T, T]`: all points of a tile as near as their boxes are."""
+    by_tile = points.unflatten(1, (-1, TILE))
+    low, high = by_tile.amin(2), by_tile.amax(2)
+    squares = points.new_zeros(low.shape[1], low.shape[1])
+    for a, b in zip(low, high, strict=True):
+        gap = torch.maximum(a[:, None] - b, a - b[:, None]).clamp_(min=0)
+        squares.addcmul_(gap, gap)
+    return squares.mul_(-0.5).exp_().mul_(TILE)
+
+
+def _rounding(dtype: torch.dtype, dims: int, tiles: int) -> float:
+    """How far, relatively, a sum of K over one tile or all may be off in this dtype.
+
+    The exponent, at most -log(tiny) before K underflows, is made of D differences, squares and
+    sums, and a factor; a sum over a tile has TILE terms, one over all tiles as many more.
+    """
+    info = torch.finfo(dtype)
+    return info.eps * (-math.log(info.tiny) * (dims + 4) + TILE + tiles)
+
+
+def _least(mass: Tensor, tiles: int) -> Tensor:
+    """The least n `[T]` of each tile."""
+    spare = mass.new_full((tiles * TILE - len(mass),), math.inf)
+    return torch.cat([mass, spare]).view(tiles, TILE).amin(1)
+
+
+def _chunks(tiles: int) -> Iterator[slice]:
+    """Ranges of a table's rows that are 64-bit numbers in CHUNK_BYTES."""
+    rows = max(1, CHUNK_BYTES // (8 * max(1, tiles)))
+    for first in range(0, tiles, rows):
+        yield slice(first, min(first + rows, tiles))
+
+
+def _require_room(count: int, dtype: torch.dtype) -> None:
+    """Refuse what the tables over pairs of tiles have no room for, before any is made."""
+    tiles = tiles_of(count)
+    each = 4 * dtype.itemsize  # squares, gap and the two that gap is made of
+    if tiles**2 * each > TABLE_BYTES:
+        most = math.isqrt(TABLE_BYTES // each) * TILE
+        raise ValueError(
+            f"eps > 0 needs tables over all pairs of tiles, {tiles**2 * each / 2**30:.1f} GiB for "
+            f"{count} points, where {TABLE_BYTES / 2**30:.3g} GiB are allowed ({most} points in "
+            f'{dtype}). Use eps=0, which needs none, method="permutohedral", or fewer points.'
+        )

@@ -1,0 +1,55 @@
+"""What the tests of the exact filter over tiles share: points that prune, and a float64 oracle."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Problem:
+    values: Tensor
+    features: Tensor
+
+    @property
+    def kernel(self) -> Tensor:
+        """K `[N, N]` in float64."""
+        features = self.features.detach().double()
+        return torch.exp(-(features[:, None] - features).square().sum(-1) / 2)
+
+    @property
+    def mass(self) -> Tensor:
+        return self.kernel.sum(1)
+
+    @property
+    def filtered(self) -> Tensor:
+        return self.kernel @ self.values.detach().double()
+
+    def error(self, filtered: Tensor) -> float:
+        """max_i |y_i - y| / (n_i max |v|): what eps bounds."""
+        off = (filtered.detach().double().cpu() - self.filtered).abs().amax(1) / self.mass
+        return float(off.max() / self.values.abs().max())
+
+    def gradients(self, grad: Tensor) -> tuple[Tensor, Tensor]:
+        """Those of the values and the features, for `grad` of the filtered values, in float64."""
+        values = self.values.detach().double().requires_grad_()
+        features = self.features.detach().double().requires_grad_()
+        squares = (features[:, None] - features).square().sum(-1)
+        filtered = torch.exp(-squares / 2) @ values
+        return torch.autograd.grad(filtered, (values, features), grad.double())
+
+
+def problem(
+    count: int,
+    dims: int = 5,
+    channels: int = 3,
+    *,
+    spread: float = 3.0,
+    dtype: torch.dtype = torch.float32,
+) -> Problem:
+    """Points of a few clusters, a `spread` of sigmas apart, in no order."""
+    centres = spread * torch.randn(6, dims, dtype=dtype)
+    features = centres[torch.randint(6, (count,))] + 0.5 * torch.randn(count, dims, dtype=dtype)
+    return Problem(torch.randn(count, channels, dtype=dtype), features)
