@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -20,6 +19,7 @@ from torch import Tensor
 from crf import DenseCRF
 from deeplab.errors import InputError
 from deeplab.model import DeepLab
+from kernels import memory
 
 
 @dataclass(frozen=True)
@@ -84,21 +84,11 @@ def _logits(model: DeepLab, x: Tensor, rgb: Tensor) -> Tensor:
 
 def _require_memory(model: DeepLab, image: np.ndarray, refines: bool) -> None:
     """Refuse a picture that cannot fit: Linux would grant the memory, and then end the process."""
-    available = _available_memory()
-    if available is None or next(model.parameters()).device.type != "cpu":
-        return
     a_pixel = 130 + 8 * model.num_classes + (300 + 8 * model.num_classes if refines else 0)
-    if image.shape[0] * image.shape[1] * a_pixel > available:
-        raise MemoryError  # less than any measured need: see the docstring of `predict`
-
-
-def _available_memory() -> int | None:
-    """Bytes to be had without swapping; None where the system does not tell."""
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvail"))
-    except (OSError, StopIteration, ValueError, IndexError):
-        return None
+    device = next(model.parameters()).device
+    if device.type == "cpu":  # less than any measured need: see the docstring of `predict`
+        needed = image.shape[0] * image.shape[1] * a_pixel
+        memory.require(needed, device, "the network", "make the picture smaller")
 
 
 @contextmanager

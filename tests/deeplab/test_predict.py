@@ -1,7 +1,6 @@
 """Prediction: any size, with and without a CRF, and what happens when the network goes wrong."""
 
 from contextlib import nullcontext
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +10,7 @@ import crf
 from deeplab.engine.predict import Prediction, predict
 from deeplab.errors import InputError
 from deeplab.model import DeepLab, deeplab_v2_small
+from kernels import memory
 
 
 @pytest.fixture(scope="module")
@@ -116,17 +116,9 @@ def test_a_picture_that_cannot_fit_into_memory_is_refused_before_any_work(
     image = picture(10, 20)
     for spare, refused in ((0, False), (-1, True)):
         available = 200 * bytes_a_pixel + spare
-        monkeypatch.setattr("deeplab.engine.predict._available_memory", lambda a=available: a)
+        monkeypatch.setattr(memory, "available", lambda device, a=available: a)
         with pytest.raises(InputError, match="20 x 10 pixels") if refused else nullcontext():
             predict(model, image, layer() if refines else None)
-
-
-def test_the_memory_that_is_available_is_known_on_linux() -> None:
-    from deeplab.engine.predict import _available_memory
-
-    available = _available_memory()
-    assert available is None or 2**20 < available < 2**50
-    assert (available is not None) == Path("/proc/meminfo").exists()
 
 
 def test_labels_of_more_than_256_classes_keep_their_values() -> None:

@@ -1,0 +1,45 @@
+"""Whether a computation fits: refused before anything is allocated, with the size it would need.
+
+Linux grants memory that is not there and ends the process when it is used; so the free memory is
+asked first.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+
+def require(needed: int, device: torch.device, what: str, mend: str) -> None:
+    """Refuse what needs more bytes than `device` has free.
+
+    Args:
+        needed: bytes, at least: an estimate that errs on the low side refuses nothing that fits.
+        what: what needs them, the subject of the message.
+        mend: what to do about it, in the imperative.
+
+    Raises:
+        MemoryError: it cannot fit.
+    """
+    free = available(device)
+    if free is not None and needed > free:
+        raise MemoryError(
+            f"{what} needs at least {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free on "
+            f"{device}; {mend}"
+        )
+
+
+def available(device: torch.device) -> int | None:
+    """Bytes to be had on `device` without swapping; None where the system does not tell."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return free + kept
+    if device.type != "cpu":
+        return None
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvail"))
+    except (OSError, StopIteration, ValueError, IndexError):
+        return None
