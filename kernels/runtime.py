@@ -88,6 +88,9 @@ def convolutions_allow_tf32() -> bool:
 
 
 _NUMBA = Implementation("cpu", "compiled by numba, threaded", device="cpu", dtypes=(torch.float32,))
+_LATTICE_TRITON = Implementation(
+    "triton", "Triton kernels without atomics", device="cuda", dtypes=(torch.float32,), triton=True
+)
 
 
 def _triton(name: str, about: str) -> Implementation:
@@ -113,8 +116,8 @@ OPERATIONS: Mapping[str, tuple[Implementation, ...]] = {
         ),
         Implementation("eager", "plain PyTorch, all pairs chunk by chunk"),
     ),
-    "permutohedral": (_NUMBA, Implementation("eager", "plain PyTorch")),
-    "mean_field": (_NUMBA, Implementation("eager", "plain PyTorch")),
+    "permutohedral": (_NUMBA, _LATTICE_TRITON, Implementation("eager", "plain PyTorch")),
+    "mean_field": (_NUMBA, _LATTICE_TRITON, Implementation("eager", "plain PyTorch")),
 }
 
 

@@ -44,10 +44,10 @@ def gaussian_filter(
         features: `[B, N, D]`, already divided by sigma, of the dtype and device of the values.
         method: `"exact"`, all N^2 pairs, block by block so that memory stays bounded, or
             `"permutohedral"`, the lattice. In five dimensions its sums are about 0.6 of the exact
-            ones throughout: divide by the filtered ones where that matters.
-        impl: `"eager"` (any device), for the lattice also `"cpu"` (numba, float32), for `"exact"`
-            also `"triton"` (CUDA, float32), or `"auto"` (`kernels.runtime.choose(method, ...)`
-            tells its choice).
+            ones throughout: divide by the filtered ones where that matters. On a GPU the host waits
+            once for each build, which serves as many images as 32-bit indices allow.
+        impl: `"eager"` (any device), `"triton"` (CUDA, float32), for the lattice also `"cpu"`
+            (numba, float32), or `"auto"` (`kernels.runtime.choose(method, ...)` tells its choice).
         precision: of `"exact"` by Triton: of the products of weights and values, `"ieee"` float32,
             or on tensor cores `"tf32"` or `"bf16"`. Weights and sums are float32 in each.
         eps: of `"exact"`: row i may leave out pairs that hold at most eps * n_i of its mass
@@ -78,8 +78,8 @@ def gaussian_filter(
     if precision != "ieee" or eps != 0:
         raise ValueError(f'precision and eps are options of method="exact", not of {method!r}')
     _check_no_gradient(features)
-    if choice.impl == "cpu":
-        return ops.permutohedral_filter(values, features, False)
+    if choice.impl in ("cpu", "triton"):
+        return ops.permutohedral_filter(values, features, False, choice.impl)
     permutohedral.require_placeable(features)
     lattices = permutohedral.implementation(choice.impl)
     filtered = [
@@ -92,7 +92,7 @@ def build_lattice(features: Tensor, *, impl: str = "auto") -> Lattice:
     """Build the permutohedral lattice of some points, to filter on it any number of times.
 
     Its shape depends on the data, so that `torch.compile` cannot take this call whole;
-    `gaussian_filter` it can.
+    `gaussian_filter` it can. On a GPU the host waits for the shape, once, and nothing else.
 
     Args:
         features: float32 or float64 `[N, D]`, already divided by sigma.
@@ -106,7 +106,8 @@ def build_lattice(features: Tensor, *, impl: str = "auto") -> Lattice:
     _check_points("features", features, ndim=2)
     _check_no_gradient(features)
     choice = runtime.choose("permutohedral", impl, device=features.device, dtype=features.dtype)
-    permutohedral.require_placeable(features)
+    if choice.impl != "triton":  # whose build learns it from the one transfer that it waits for
+        permutohedral.require_placeable(features)
     lattice: Lattice = permutohedral.implementation(choice.impl).build(features.detach())
     return lattice
 
@@ -137,7 +138,7 @@ def apply_lattice(
         )
     _check_alike("values", values, "lattice.weights", lattice.weights)
     choice = runtime.choose("permutohedral", impl, device=values.device, dtype=values.dtype)
-    if choice.impl == "cpu":
+    if choice.impl in ("cpu", "triton"):
         return ops.permutohedral_apply(
             values,
             lattice.corners,
@@ -147,6 +148,10 @@ def apply_lattice(
             lattice.parts,
             lattice.chains,
             reverse,
+            lattice.entries,
+            lattice.pieces,
+            lattice.sums,
+            choice.impl,
         )
     filtered: Tensor = permutohedral.implementation(choice.impl).filter(lattice, values, reverse)
     return filtered

@@ -22,10 +22,11 @@ LATTICE = ["permutohedral", "mean_field"]
         (CPU, torch.float32, "cpu"),
         (CPU, torch.float64, "eager"),
         (CPU, torch.bfloat16, "eager"),
-        (CUDA, torch.float32, "eager"),
+        (CUDA, torch.float32, "triton"),
+        (CUDA, torch.float64, "eager"),
     ],
 )
-def test_auto_takes_numba_for_float32_on_a_cpu_and_plain_pytorch_elsewhere(
+def test_auto_takes_numba_or_triton_for_float32_and_plain_pytorch_elsewhere(
     operation, device, dtype, expected
 ):
     assert choose(operation, device=device, dtype=dtype).impl == expected
@@ -94,7 +95,7 @@ def test_an_explicit_impl_is_refused_rather_than_replaced(operation, device, dty
 
 
 def test_an_unknown_impl_is_refused_with_the_known_ones():
-    with pytest.raises(ValueError, match=r"\['auto', 'cpu', 'eager'\], not 'gpu'"):
+    with pytest.raises(ValueError, match=r"\['auto', 'cpu', 'triton', 'eager'\], not 'gpu'"):
         choose("mean_field", "gpu", device=CPU, dtype=torch.float32)
 
 
