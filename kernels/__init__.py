@@ -7,12 +7,18 @@ implementations (numba) are imported when first used.
 from kernels.atrous import multi_rate_atrous_conv2d
 from kernels.gaussian import (
     Lattice,
+    NotSeparable,
+    Separable,
+    SeparableError,
     Tiles,
     apply_lattice,
+    apply_separable,
     apply_tiles,
     build_lattice,
+    build_separable,
     build_tiles,
     gaussian_filter,
+    separable_error,
 )
 from kernels.meanfield import Term, mean_field
 
@@ -21,13 +27,19 @@ DISTRIBUTION = "deeplab-triton"  # tells this package from others of the same im
 __all__ = [
     "DISTRIBUTION",
     "Lattice",
+    "NotSeparable",
+    "Separable",
+    "SeparableError",
     "Term",
     "Tiles",
     "apply_lattice",
+    "apply_separable",
     "apply_tiles",
     "build_lattice",
+    "build_separable",
     "build_tiles",
     "gaussian_filter",
     "mean_field",
     "multi_rate_atrous_conv2d",
+    "separable_error",
 ]

@@ -116,6 +116,16 @@ OPERATIONS: Mapping[str, tuple[Implementation, ...]] = {
         ),
         Implementation("eager", "plain PyTorch, all pairs chunk by chunk"),
     ),
+    "separable": (
+        Implementation(
+            "triton",
+            "splat and slice over landmarks and a grid",
+            device="cuda",
+            dtypes=(torch.float32,),
+            triton=True,
+        ),
+        Implementation("eager", "plain PyTorch, matrix products cell by cell"),
+    ),
     "permutohedral": (_NUMBA, _LATTICE_TRITON, Implementation("eager", "plain PyTorch")),
     "mean_field": (_NUMBA, _LATTICE_TRITON, Implementation("eager", "plain PyTorch")),
 }

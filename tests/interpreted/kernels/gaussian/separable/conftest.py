@@ -1,0 +1,31 @@
+"""Memory that starts as NaN, and blocks and pieces so small that there are several."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+import torch
+
+
+@pytest.fixture(autouse=True)
+def _poisoned_memory() -> Iterator[None]:
+    """What a kernel forgets to write shows up: torch fills new memory with NaN."""
+    torch.use_deterministic_algorithms(True)
+    assert torch.empty(3).isnan().all()
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture(autouse=True)
+def _small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pieces of 40 points in blocks of 16 and 32, landmarks in blocks of 16."""
+    from kernels.gaussian.separable import factors, triton  # once configured
+
+    monkeypatch.setattr(factors, "PIECE", 40)
+    monkeypatch.setattr(triton, "PIECE", 40)
+    monkeypatch.setattr(triton, "BLOCK_COMBINE", 64)
+    for table, points in ((triton.SPLAT, 16), (triton.SLICE, 32)):
+        small = {name: replace(c, block_p=points, block_k=16) for name, c in table.items()}
+        monkeypatch.setattr(triton, "SPLAT" if table is triton.SPLAT else "SLICE", small)
