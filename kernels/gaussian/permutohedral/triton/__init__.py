@@ -27,9 +27,10 @@ def filter_batch(values: Tensor, features: Tensor, reverse: bool = False) -> Ten
 
     One build, and one wait for the device, serves as many images as have `MOST_POINTS` points.
     """
-    batch, count, _ = features.shape
+    batch, count, dims = features.shape
     output = torch.empty_like(values, memory_format=torch.contiguous_format)
-    images = max(1, MOST_POINTS // max(1, count))
+    points_together = min(MOST_POINTS, (2**31 - 1) // (dims + 1))
+    images = max(1, points_together // max(1, count))
     for first in range(0, batch, images):
         points = features[first : first + images]
         lattice = build(points.flatten(0, 1), len(points))

@@ -16,6 +16,7 @@ from kernels.gaussian.permutohedral import cpu, eager
 pytest.importorskip("triton", reason="triton is not installed")
 from kernels.gaussian.permutohedral import triton
 from kernels.gaussian.permutohedral.lattice import Lattice
+from kernels.gaussian.permutohedral.triton import segments
 
 pytestmark = pytest.mark.gpu
 
@@ -100,8 +101,10 @@ def test_all_points_on_few_vertices_are_summed(sigma: float) -> None:
     truth = eager.filter(exact, values.double())
     mass = eager.filter(exact, values.double().abs()).max()
     found = triton.filter(triton.build(features.cuda()), values.cuda()).cpu()
-    # A row's sum rounds within a piece, over the partial rows of a lane, and across lanes.
-    assert (found - truth).abs().max() <= 512 * EPS * mass
+    # A row's sum rounds once an entry of a piece, and once each 16 partial rows or fewer; then come
+    # a sum over the lanes, three directions and a slice.
+    roundings = segments.PIECE + len(features) / segments.PIECE / 16 + 32
+    assert (found - truth).abs().max() <= roundings * EPS * mass
 
 
 def test_two_runs_give_the_same_bits() -> None:
