@@ -158,7 +158,7 @@ def build(features: Tensor, images: int = 1) -> Lattice:
     """Build the lattice of float32 `features` `[N, D]`, divided by sigma.
 
     The points may be those of several images of equal size, one image after another: those of
-    different images share no vertex. `splat` fields of the lattice are set, `chains` is not.
+    different images share no vertex. The lattice has `entries`, `pieces` and `sums`, no `chains`.
 
     Raises:
         ValueError: as `kernels.gaussian.permutohedral.require_placeable`, from the same transfer
