@@ -28,6 +28,16 @@ def test_a_lattice_filters_alike(impl, other_default):
     assert torch.equal(kernels.apply_lattice(lattice, values, impl=impl), expected)
 
 
+@pytest.mark.parametrize("eps", [0.0, 1e-2])
+def test_tiles_filter_alike(eps, other_default):
+    features, values = 4 * torch.randn(400, 3), torch.randn(400, 5)
+    expected = kernels.apply_tiles(kernels.build_tiles(features, eps=eps), values)
+    other_default()
+    assert torch.equal(
+        kernels.apply_tiles(kernels.build_tiles(features, eps=eps), values), expected
+    )
+
+
 @pytest.mark.parametrize("method", ["permutohedral", "exact"])
 def test_a_batch_is_filtered_alike(method, other_default):
     values, features = torch.randn(2, 40, 5), torch.randn(2, 40, 3)

@@ -161,7 +161,7 @@ def prune(table: Tensor, mass: Tensor, eps: float, *, dims: int) -> tuple[Tensor
     keep = torch.empty(tiles, tiles, dtype=torch.bool, device=table.device)
     for rows in _chunks(tiles):
         ascending, which = upper(rows).sort(1)
-        needed = ascending.cumsum(1) > eps * least[rows, None]
+        needed = ~(ascending.cumsum(1) <= eps * least[rows, None])  # also where it is NaN
         keep[rows] = torch.empty_like(needed).scatter_(1, which, needed)
     keep |= keep.T.clone()
 
@@ -172,7 +172,8 @@ def prune(table: Tensor, mass: Tensor, eps: float, *, dims: int) -> tuple[Tensor
     for rows in _chunks(tiles):
         columns[rows] = (~keep[rows]).to(torch.uint8).argsort(dim=1, stable=True)
         skipped[rows] = upper(rows).masked_fill(keep[rows], 0).sum(1)
-    return kept, (skipped / least).amax() if tiles else skipped.sum()
+    bound = (skipped / least).amax() if tiles else skipped.sum()
+    return kept, bound.clamp(max=eps)  # which the sum above it, in another order, kept to
 
 
 def _extent(by_tile: Tensor, segment: Tensor, segments: int) -> tuple[Tensor, Tensor]:

@@ -123,3 +123,13 @@ def test_exported_program_serves_other_sizes(eps: float) -> None:
     values, features = normal(3, 7, 3), normal(3, 7, 4)
     expected = kernels.gaussian_filter(values, features, method="exact", eps=eps)
     torch.testing.assert_close(program.module()(values, features), expected)
+
+
+@any_eps
+def test_features_that_are_not_finite_show_in_a_compiled_call(eps: float) -> None:
+    """It does not look at values, and must not take such points for ones far away."""
+    torch._dynamo.reset()
+    compiled = torch.compile(kernels.gaussian_filter, fullgraph=True, backend="aot_eager")
+    values, features = normal(1, 40, 3), 5 * normal(1, 40, 2)
+    features[0, 7, 1] = torch.nan
+    assert compiled(values, features, method="exact", eps=eps).isnan().all()

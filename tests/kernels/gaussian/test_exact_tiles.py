@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import kernels
+from kernels import runtime
 from kernels.gaussian.exact import tiled, tiles
 
 FLOAT32_EPS = torch.finfo(torch.float32).eps
@@ -300,7 +301,20 @@ def test_memory_stays_within_blocks_forward_and_backward(tile_of: Sizes) -> None
     assert largest.bytes <= 63 * 63 * 8  # of the table over tiles; all pairs of points: 8 MB
 
 
-# What is refused
+# What is chosen, and what is refused
+
+
+def test_auto_takes_triton_for_float32_on_cuda_and_plain_pytorch_elsewhere(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("TRITON_INTERPRET", "1")  # which serves those who ask for it
+    for device, dtype, expected in (
+        ("cuda", torch.float32, "triton"),
+        ("cuda", torch.float64, "eager"),
+        ("cpu", torch.float32, "eager"),
+    ):
+        choice = runtime.choose("exact", device=torch.device(device), dtype=dtype)
+        assert choice.impl == expected
 
 
 @pytest.mark.parametrize("eps", [-1e-3, 1, float("nan"), "1e-3", None, True])
