@@ -85,7 +85,8 @@ class Separable:
         mixed = sums.flatten(0, 1) @ self.mixing
         for axis in self.axes:
             after //= len(axis)
-            mixed = axis @ mixed.view(before, len(axis), after * width)
+            lines = mixed.view(before, len(axis), after * width)
+            mixed = torch.bmm(axis.expand(before, -1, -1), lines)  # `@` would transpose the lines
             before *= len(axis)
         return mixed.view(sums.shape)
 

@@ -190,7 +190,9 @@ def _too_many(history: list[tuple[int, float]], tolerance: float, maximum: int) 
         ((k, r) for k, r in reversed(history) if 0 < k <= count / 2 and r > residual), None
     )
     needed = f"more than {count}"
-    if earlier is not None:
+    if count < maximum:
+        needed = f"more than the {count} that differ in a sample of {SAMPLE}"
+    elif earlier is not None:
         slope = math.log(earlier[1] / residual) / math.log(count / earlier[0])
         estimate = count * math.exp(min(math.log(residual / tolerance) / slope, 20.0))
         needed = f"about {max(estimate, count + 1):.0f}"

@@ -222,6 +222,17 @@ def test_colours_that_need_too_many_landmarks_are_refused_with_both_numbers() ->
         kernels.build_separable(features, max_landmarks=40)
 
 
+def test_colours_unlike_all_others_count_though_no_landmark_can_serve_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(landmarks, "SAMPLE", 500)
+    colours = torch.zeros(4000, 3)
+    colours[::9] = torch.randn(445, 3) * 1000  # of which a sample of 500 has about 55
+    with pytest.raises(kernels.NotSeparable, match="differ in a sample of 500"):
+        landmarks.choose(colours, 0.05, 400)
+    assert len(landmarks.choose(colours, 0.2, 400).colours) < 20
+
+
 def test_a_grid_that_is_too_large_is_refused_before_it_is_made() -> None:
     features = torch.cat([torch.rand(50, 2) * 1e9, torch.rand(50, 3)], 1)
     with pytest.raises(kernels.NotSeparable, match=r"MiB a channel, and 256 MiB is the most"):
