@@ -61,13 +61,12 @@ def choose(colours: Tensor, tolerance: float, maximum: int) -> Landmarks:
         NotSeparable: that takes more than `maximum`.
     """
     candidates, checks = _samples(colours)
-    for share in _shares():
-        pivots = _pivots(candidates, checks, share * tolerance, maximum)
+    for pivots in _pivots(candidates, checks, tolerance, maximum):
         for colours in (_means(candidates, pivots), pivots):
             found = _whitened(colours, checks, tolerance)
             if found.residual <= tolerance:
                 return found
-    raise AssertionError("shares do not end")
+    raise AssertionError("pivots end with an error")
 
 
 def _shares() -> Iterator[float]:
@@ -97,36 +96,40 @@ def _samples(colours: Tensor) -> tuple[Tensor, Tensor]:
     return colours[rows[0::2]], colours[rows[1::2]]
 
 
-def _pivots(candidates: Tensor, checks: Tensor, tolerance: float, maximum: int) -> Tensor:
-    """Colours drawn until the residual of `checks` is within `tolerance`."""
+def _pivots(candidates: Tensor, checks: Tensor, tolerance: float, maximum: int) -> Iterator[Tensor]:
+    """Colours drawn until the residual of `checks` is within each of `_shares`: more each time.
+
+    Raises:
+        NotSeparable: there are no more, or `maximum` are too few.
+    """
     generator = torch.Generator().manual_seed(SEED)
     points = candidates if checks is candidates else torch.cat([candidates, checks])
+    dtype, points = points.dtype, points.double()  # whose products no switch lowers to TF32
     measured = slice(len(points) - len(checks), None)
     factor = points.new_zeros(len(points), 0)
     missed = points.new_ones(len(points))
     history: list[tuple[int, float]] = []
     chosen: list[Tensor] = []
-    goal = maximum
+    goal, shares = maximum, _shares()
+    target = next(shares) * tolerance
     while True:
         count, residual = factor.shape[1], missed[measured].mean().item()
         history.append((count, residual))
         drawn = missed[: len(candidates)]
         drawable = int((drawn > FLOOR * tolerance).sum())
-        if residual <= tolerance:
+        if residual <= target:
             goal = min(goal, -(-count // ALIGNMENT) * ALIGNMENT)
             if count >= goal or not drawable:
-                return torch.cat(chosen)
-        elif count == maximum or not drawable:
+                yield torch.cat(chosen).to(dtype)
+                goal, target = maximum, next(shares) * tolerance
+        if count == maximum or not drawable:
             raise NotSeparable(_too_many(history, tolerance, maximum))
         proposals = _draw(drawn, min(max(8, count // 8), drawable), generator)
         columns = features_of(points, points[proposals]) - factor @ factor[proposals].T
         uniform = torch.rand(len(proposals), generator=generator, dtype=torch.float64)
         accepted = _accepted(columns[proposals], uniform, FLOOR * tolerance)[: goal - count]
-        block = columns[proposals[accepted]][:, accepted].double()
-        root = torch.linalg.cholesky(block)
-        new = torch.linalg.solve_triangular(
-            root, columns[:, accepted].T.double(), upper=False
-        ).T.to(points.dtype)
+        root = torch.linalg.cholesky(columns[proposals[accepted]][:, accepted])
+        new = torch.linalg.solve_triangular(root, columns[:, accepted].T, upper=False).T
         factor = torch.cat([factor, new], 1)
         missed = (missed - new.square().sum(1)).clamp_min_(0)
         chosen.append(points[proposals[accepted]])
@@ -143,7 +146,7 @@ def _accepted(columns: Tensor, uniform: Tensor, floor: float) -> Tensor:
 
     columns: what is missed between proposals, `[B, B]`.
     """
-    left = columns.double().cpu()
+    left = columns.cpu()
     before = left.diagonal().clone()
     accepted = []
     for i in range(len(left)):
