@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 # Each name is a module compare_NAME.py beside this file.
 COMPARISONS = {
-    "crf": "dense CRF inference on the CPU: crf.densecrf beside pydensecrf2",
+    "crf": "dense CRF inference: crf.densecrf and crf.DenseCRF beside pydensecrf2",
     "aspp": "multi-rate atrous convolution: kernels beside one F.conv2d a rate",
 }
 RECORDS = Path(__file__).resolve().parent / "records"
@@ -44,6 +44,7 @@ how to read the table
   bar           what is asked: of 'ours x' beside a peer, of 'x floor' beside ours
   peak MB       memory that one call adds at its peak; on a CPU in a process of its own (not with
                 --quick)
+  same label    share of pixels with the label of exact mean field; mean |dQ|: of the marginals
   GB/s FLOP/s   bytes and operations that the task needs, by formula, over p50; the formulas are
                 in the record
   x floor       p50 over the least time in which this machine can move the bytes and do the

@@ -1,9 +1,13 @@
-"""The dense CRF on a CPU: the same pydensecrf program, run by crf.densecrf and by pydensecrf2.
+"""The dense CRF: a pydensecrf program run by crf.densecrf and by pydensecrf2; DenseCRF's filters.
 
-Both take NumPy in and give NumPy out, set-up (two lattices and their normalisation) included; cases
-named "set-up" and "iterations" time the two parts alone. Spatial kernel of weight 3 and sigma 3,
-bilateral of weight 4 with the sigmas that the case names. The gate is the agreement that the
-drop-in promises; where pydensecrf2 is not installed, it is held against the eager oracle.
+The pydensecrf program takes NumPy in and gives NumPy out, set-up (two lattices and their
+normalisation) included; cases named "set-up" and "iterations" time the two parts alone. Spatial
+kernel of weight 3 and sigma 3, bilateral of weight 4 with the sigmas that the case names. The gate
+is the agreement that the drop-in promises; where pydensecrf2 is not installed, it is held against
+the eager oracle.
+
+crf_methods.py has the cases of crf.DenseCRF, whose filters differ in time and in error: small ones
+on a CPU, and all those on a GPU.
 """
 
 from __future__ import annotations
@@ -19,9 +23,11 @@ from types import ModuleType
 from typing import Any
 
 import child
+import crf_methods
 import numpy as np
 import numpy.typing as npt
 import torch
+from crf_methods import BILATERAL_WEIGHT, SPATIAL_SIGMA, SPATIAL_WEIGHT, Problem
 from frame import Candidate, Case, Check, Comparison, Cost, Formula, Prepared, Probe, Settings
 from photograph import photograph, unary_energies
 
@@ -30,7 +36,6 @@ import kernels
 
 LIBRARIES = {"crf.densecrf": "crf.densecrf", "pydensecrf2": "pydensecrf.densecrf"}
 OURS, PEER = LIBRARIES
-SPATIAL_SIGMA, SPATIAL_WEIGHT, BILATERAL_WEIGHT = 3, 3, 4
 SPEED_BAR = 3.0
 COMPILE_BAR_SECONDS = 20.0
 
@@ -43,18 +48,6 @@ BYTES = (
 # Splat and slice: a multiply-add a corner. Blur: three operations a direction. Update: per label a
 # scale and an add for each kernel, and four for the softmax.
 OPERATIONS = "I * C * (4*N*(3 + 6) + 3*(3*V2 + 6*V5) + 8*N)"
-
-
-@dataclass(frozen=True)
-class Problem:
-    """One image and its CRF."""
-
-    height: int
-    width: int
-    labels: int
-    sigma_xy: float
-    sigma_rgb: float
-    iterations: int
 
 
 @dataclass(frozen=True)
@@ -72,8 +65,11 @@ Part = Callable[[Inputs, ModuleType], Candidate]
 
 def cases(settings: Settings) -> list[Case]:
     """The sigmas that the papers' models use, at VOC size, whole and in parts; then memory."""
+    if settings.device == "cuda":
+        return crf_methods.gpu_cases(settings)
+    methods = crf_methods.cpu_cases(settings)
     if settings.quick:
-        return [_case("120x160 80/13", Problem(120, 160, 21, 80, 13, 5), whole)]
+        return [_case("120x160 80/13", Problem(120, 160, 21, 80, 13, 5), whole), *methods]
     listed = []
     for sigma_xy, sigma_rgb in ((80, 13), (49, 5), (67, 3)):
         problem, sigmas = Problem(375, 500, 21, sigma_xy, sigma_rgb, 10), f"{sigma_xy}/{sigma_rgb}"
@@ -83,18 +79,25 @@ def cases(settings: Settings) -> list[Case]:
             _case(f"{sigmas} iterations", problem, iterations, memory=False),
         ]
     large = Problem(1024, 2048, 19, 49, 5, 2)
-    return [*listed, _case("1024x2048, 19 labels", large, whole, timed=False)]
+    return [*listed, *methods, _case("1024x2048, 19 labels", large, whole, timed=False)]
 
 
 def probes(settings: Settings) -> list[Probe]:
     """The first inference of a process, with nothing compiled yet and from the disk cache."""
-    if settings.quick:
+    if settings.quick or settings.device == "cuda":
         return []
     measure = partial(_first_calls, settings.threads)
     return [Probe("first inference", "s", measure, {"nothing compiled yet": COMPILE_BAR_SECONDS})]
 
 
-COMPARISON = Comparison("crf", " ".join(__doc__.split("\n\n")[0].split()), ("cpu",), cases, probes)
+COMPARISON = Comparison(
+    "crf",
+    " ".join(__doc__.split("\n\n")[0].split()),
+    ("cpu", "cuda"),
+    cases,
+    probes,
+    most_seconds={"cuda": 240.0},
+)
 
 
 def built(inputs: Inputs, library: ModuleType) -> Any:

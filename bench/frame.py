@@ -39,6 +39,19 @@ class Check:
 
 
 @dataclass(frozen=True)
+class Quality:
+    """How near a candidate's output is to the truth, where candidates are approximations.
+
+    Attributes:
+        same_label: share of pixels whose most likely label is the true one.
+        mean_error: mean absolute difference of the marginals.
+    """
+
+    same_label: float
+    mean_error: float
+
+
+@dataclass(frozen=True)
 class Formula:
     """An arithmetic expression over named sizes. The text is what is evaluated, so that the
     formula that a record shows is the one behind its number."""
@@ -73,6 +86,8 @@ class Prepared:
     Attributes:
         candidates: what is timed, by name. The first is ours; the others are its peers.
         gate: takes each candidate's output by name and returns the figures that must hold.
+        quality: takes the same outputs and says how near each is to the truth; None where all
+            candidates compute the same.
         cost: the work of one call, None where no formula is meant.
         facts: what else the record should say of the inputs.
         notes: what the reader must be told, such as a peer that is not installed.
@@ -81,6 +96,7 @@ class Prepared:
 
     candidates: Mapping[str, Candidate]
     gate: Callable[[Mapping[str, Any]], Sequence[Check]]
+    quality: Callable[[Mapping[str, Any]], Mapping[str, Quality]] | None = None
     cost: Cost | None = None
     facts: Mapping[str, Any] = field(default_factory=dict)
     notes: Sequence[str] = ()
@@ -99,6 +115,7 @@ class Case:
         bar: times as fast as each peer, so as the fastest, that ours must be; None where nothing is
             asked.
         floor_bar: times the floor that ours may take at most; None where nothing is asked.
+        most_seconds: what a call of ours may take at most, at its median; None: nothing is asked.
     """
 
     name: str
@@ -107,6 +124,7 @@ class Case:
     memory: bool = True
     bar: float | None = None
     floor_bar: float | None = None
+    most_seconds: float | None = None
 
 
 @dataclass(frozen=True)

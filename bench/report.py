@@ -16,6 +16,7 @@ COLUMNS = (
     "candidate",
     *("p20 ms", "p50 ms", "p80 ms", "wall ms"),
     *("ours x", "of p50", "bar"),
+    *("same label", "mean |dQ|"),
     *("peak MB", "GB/s", "GFLOP/s", "TFLOP/s", "x floor"),
 )
 
@@ -79,12 +80,15 @@ def _row(case: Report, entry: Report, is_ours: bool, tera: bool) -> list[str]:
     seconds = entry.get("seconds", {})
     faster = entry.get("ours_is_faster_by", {})
     rate = entry.get("operations_per_second")
+    quality = entry.get("quality", {})
     return [
         *(_number(seconds.get(p), 1e3) for p in ("p20", "p50", "p80")),
         _number(entry.get("wall", {}).get("p50"), 1e3),
         _number(faster.get("median_of_pairs"), 1),
         _number(faster.get("ratio_of_p50"), 1),
         _bar(case, entry, is_ours),
+        _share(quality.get("same_label")),
+        _number(quality.get("mean_error"), 1),
         _number(entry.get("peak_bytes"), 1e-6),
         _number(entry.get("bytes_per_second"), 1e-9),
         "" if tera else _number(rate, 1e-9),
@@ -109,6 +113,11 @@ def _number(value: float | None, scale: float) -> str:
         return ""
     scaled = value * scale
     return f"{scaled:.0f}" if abs(scaled) >= 100 else f"{scaled:.3g}"
+
+
+def _share(value: float | None) -> str:
+    """A share close to 1, in percent with two decimals."""
+    return "" if value is None else f"{100 * value:.2f}%"
 
 
 def _show_probe(probe: Report, console: Console) -> None:
@@ -149,7 +158,7 @@ def _show_gate(case: Report, console: Console) -> None:
 def _show_bars(case: Report, console: Console) -> None:
     for bar in case["bars"]:
         verdict = "met" if bar["met"] else "MISSED"
-        reached = "not timed" if bar["value"] is None else f"{bar['value']:.2f} {bar['what']}"
+        reached = "not timed" if bar["value"] is None else f"{bar['value']:.3g} {bar['what']}"
         console.print(
             f"bar {bar['bar']:g} {verdict}: {case['name']}: {reached}",
             style="green" if bar["met"] else "red",

@@ -81,6 +81,7 @@ def _run_case(
         "notes": [],
         "bar": case.bar,
         "floor_bar": case.floor_bar,
+        "most_seconds": case.most_seconds,
         "bars": [],
         "candidates": {},
     }
@@ -116,11 +117,16 @@ def _measure(
     report["candidates"] = {name: {} for name in prepared.candidates}
     with prepared.around():
         say(f"{title}: do the outputs agree?")
-        checks = _gate(prepared)
+        outputs = {name: call() for name, call in prepared.candidates.items()}
+        checks = _gate(prepared, outputs)
         report["checks"] = [{**vars(check), "passed": check.passed} for check in checks]
         report["passed"] = all(check.passed for check in checks)
         if not report["passed"]:
             return
+        if prepared.quality is not None:
+            for name, quality in prepared.quality(outputs).items():
+                report["candidates"][name]["quality"] = vars(quality)
+        del outputs
         if case.timed:
             say(f"{title}: timing {', '.join(prepared.candidates)}")
             _add_times(report, prepared, settings)
@@ -133,8 +139,8 @@ def _measure(
                 report["candidates"][name]["peak_bytes"] = peak
 
 
-def _gate(prepared: Prepared) -> Sequence[Check]:
-    checks = prepared.gate({name: call() for name, call in prepared.candidates.items()})
+def _gate(prepared: Prepared, outputs: Mapping[str, Any]) -> Sequence[Check]:
+    checks = prepared.gate(outputs)
     if not checks:
         raise ValueError("a gate checked nothing: return at least one Check")
     return checks
@@ -201,6 +207,10 @@ def _bars(report: Report) -> list[Report]:
         met = value is not None and value <= report["floor_bar"]
         what = "times the floor"
         bars.append({"what": what, "value": value, "bar": report["floor_bar"], "met": met})
+    if report["most_seconds"] is not None:
+        value = next(iter(entries.values()))["seconds"]["p50"] if entries else None
+        met = value is not None and value <= report["most_seconds"]
+        bars.append({"what": "s a call", "value": value, "bar": report["most_seconds"], "met": met})
     return bars
 
 

@@ -10,6 +10,6 @@ if getattr(kernels, "DISTRIBUTION", None) != "deeplab-triton":
     )
 
 from crf.dense_crf import DenseCRF
-from crf.potentials import Bilateral, Gaussian, Pairwise
+from crf.potentials import Bilateral, Gaussian, Pairwise, grid_features
 
-__all__ = ["Bilateral", "DenseCRF", "Gaussian", "Pairwise"]
+__all__ = ["Bilateral", "DenseCRF", "Gaussian", "Pairwise", "grid_features"]

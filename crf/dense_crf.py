@@ -1,4 +1,4 @@
-"""DenseCRF: the fully connected CRF as a layer, batched and differentiable in the logits.
+"""DenseCRF: the fully connected CRF as a layer, batched, differentiable, learnable.
 
     Q <- softmax(-U - sum_k w_k mu (F_k Q)),    U = -log softmax(logits),    Q_0 = softmax(-U)
 
@@ -6,19 +6,22 @@ F_k is a Gaussian filter over all pixels of an image, normalised by n = F_k(1). 
 of crf/potentials.py.
 
 Sources: Krähenbühl and Koltun, "Efficient Inference in Fully Connected CRFs with Gaussian Edge
-Potentials" (2011), algorithm 1; Chen et al., "DeepLab", TPAMI 2018, section 3.3.
+Potentials" (2011), algorithm 1; Chen et al., "DeepLab", TPAMI 2018, section 3.3; Zheng et al.,
+"Conditional Random Fields as Recurrent Neural Networks" (2015), for learning through the updates.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Sequence
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
 
-from crf import inference
-from crf.inference import PairwiseTerm
+from crf import checks, inference
+from crf.checks import Features
+from crf.inference import Settings
+from crf.learned import LearnedTerms, Term
 from crf.potentials import (
     NORMALIZATIONS,
     Bilateral,
@@ -28,17 +31,18 @@ from crf.potentials import (
     compatibility_matrix,
     penalty,
 )
+from kernels.gaussian import PRECISIONS, TOLERANCE, TOLERANCES, Precision
+from kernels.runtime import Choice
 
-Method = Literal["permutohedral", "exact"]
-METHODS: tuple[Method, ...] = ("permutohedral", "exact")
-Features = Mapping[str, Tensor]
+Method = Literal["permutohedral", "exact", "separable", "auto"]
+METHODS: tuple[Method, ...] = ("permutohedral", "exact", "separable", "auto")
+FEW_LANDMARKS = 10.0  # grey levels of sigma_rgb from which on a few hundred landmarks are enough
 
 
 class DenseCRF(nn.Module):
     """Mean-field inference in a fully connected CRF, after the logits of a network.
 
-    The defaults are those of DeepLab v2's script. No parameters are learned, and nothing of the
-    layer enters a state_dict.
+    The defaults are those of DeepLab v2's script.
 
     Args:
         num_classes: C.
@@ -46,13 +50,36 @@ class DenseCRF(nn.Module):
         bilateral: the appearance term, or None to leave it out.
         pairwise: further terms, whose features come with each call.
         iterations: mean-field updates, 0 or more.
-        method: how to filter. `"permutohedral"`, the lattice of pydensecrf, for all terms;
-            `"exact"`, all pairs of pixels, and a pass over rows and one over columns for the
-            smoothness term: the truth, in time quadratic in the number of pixels.
+        method: how to filter.
+
+            `"permutohedral"`: the lattice of pydensecrf, for all terms.
+            `"exact"`: all pairs of pixels: the truth, in time quadratic in their number.
+            `"separable"`: over landmark colours, for large sigma_rgb.
+            `"auto"`: by what is at hand (`choose` says which and why), the first line that holds:
+
+            ======================================================  ===============
+            a gradient to images, features or sigmas is wanted      exact
+            normalization="none" (sums then keep a method's scale)  permutohedral
+            on a GPU, sigma_rgb at least 10, no pairwise terms,     separable
+            and the image needs no more landmarks than it allows
+            otherwise                                               permutohedral
+            ======================================================  ===============
+
+            With exact and separable the smoothness term is a pass over rows and one over columns,
+            without error.
         normalization: of each filter by its mass n: `"symmetric"`, 1 / sqrt(n) before and after
             (as pydensecrf); `"after"`, 1 / n (as DeepLab's own code); `"before"`; `"none"`.
-        compatibility: the penalty mu for each pair of labels: `"potts"`, 1 - identity, or a matrix
+        compatibility: `"potts"`, a penalty where labels differ, or a matrix mu of penalties
             `[C, C]`, used as it is (pydensecrf takes the mean with its transpose).
+        precision: of the products of `"exact"` and `"separable"` on a GPU: `"ieee"` float32,
+            `"tf32"` or `"bf16"`.
+        eps: pairs that `"exact"` may leave out: at most this share of each pixel's sum of weights,
+            where no gradient to features is wanted. 0 leaves none out.
+        tolerance: of `"separable"`, as in `kernels.build_separable`.
+        learnable: make parameters of the weights, the compatibility and the sigmas (`learned`),
+            which then enter the state_dict; otherwise the layer has none. Weights and compatibility
+            take gradients with every method, sigmas with `"exact"` only: with the others they
+            are parameters that stay as they are.
 
     Raises:
         TypeError: a term of another type.
@@ -72,13 +99,20 @@ class DenseCRF(nn.Module):
         method: Method = "permutohedral",
         normalization: Normalization = "symmetric",
         compatibility: Any = "potts",
+        precision: Precision = "ieee",
+        eps: float = 0.0,
+        tolerance: float = TOLERANCE,
+        learnable: bool = False,
     ) -> None:
         super().__init__()
-        _check_integer("num_classes", num_classes, least=1)
-        _check_integer("iterations", iterations, least=0)
-        _check_option("method", method, METHODS)
-        _check_option("normalization", normalization, NORMALIZATIONS)
-        _check_terms(gaussian, bilateral, pairwise)
+        checks.check_integer("num_classes", num_classes, least=1)
+        checks.check_integer("iterations", iterations, least=0)
+        checks.check_option("method", method, METHODS)
+        checks.check_option("normalization", normalization, NORMALIZATIONS)
+        checks.check_option("precision", precision, PRECISIONS)
+        checks.check_number("eps", eps, 0.0, 0.5)
+        checks.check_number("tolerance", tolerance, *TOLERANCES)
+        checks.check_terms(gaussian, bilateral, pairwise)
         self.num_classes = num_classes
         self.gaussian = gaussian
         self.bilateral = bilateral
@@ -86,233 +120,205 @@ class DenseCRF(nn.Module):
         self.iterations = iterations
         self.method = method
         self.normalization = normalization
+        self.precision = precision
+        self.eps = eps
+        self.tolerance = tolerance
         matrix = compatibility_matrix(compatibility, num_classes)
-        self.register_buffer("compatibility", matrix, persistent=False)
+        self.register_buffer("compatibility", None if learnable else matrix, persistent=False)
+        self.learned: LearnedTerms | None = None
+        if learnable:
+            matrix = 1 - torch.eye(num_classes) if matrix is None else matrix
+            self.learned = LearnedTerms(self._given_terms(), matrix)
+            self.learned.raw_sigmas.requires_grad_(method == "exact")
+
+    @property
+    def terms(self) -> list[Term]:
+        """The terms, smoothness and appearance first, with the numbers learned so far."""
+        given = self._given_terms()
+        if self.learned is None:
+            return given
+        return [self.learned.current(term, k) for k, term in enumerate(given)]
 
     def forward(
         self,
-        logits: Tensor,
-        images: Tensor,
-        features: Features | None = None,
+        logits: Tensor | Sequence[Tensor],
+        images: Tensor | Sequence[Tensor] | None = None,
+        features: Features | Sequence[Features] | None = None,
         return_kl: bool = False,
-    ) -> Tensor | tuple[Tensor, Tensor]:
+    ) -> Any:
         """Marginals Q of every pixel.
 
         Args:
-            logits: floating point `[B, C, H, W]`; U = -log softmax(logits).
+            logits: floating point `[B, C, H, W]`; U = -log softmax(logits). `[B, C, ...]` of any
+                number of axes where all terms are of `pairwise`. A list of `[C, H, W]` for images
+                of different sizes; images and features are lists then.
             images: RGB `[B, 3, H, W]`, values 0-255, uint8 or floating point. Images of a batch do
-                not mix.
-            features: `[B, H*W, D]` by the name of each term of `pairwise`, pixel y * W + x, already
-                divided by sigma.
+                not mix. None where there is no bilateral term.
+            features: `[B, N, D]`, or `[1, N, D]` for all images, by the name of each term of
+                `pairwise`, already divided by sigma; N runs over pixels y * W + x
+                (`crf.grid_features` makes some).
             return_kl: whether to return the divergence of Q from the model too.
 
         Returns:
-            Marginals `[B, C, H, W]`, float64 for float64 logits and else float32, under autocast
-            too; differentiable in the logits, with `method="exact"` also in images and features.
+            Marginals of the shape of the logits, float64 for float64 logits and else float32, under
+            autocast too; differentiable in the logits, with `method="exact"` also in images and
+            features. The backward keeps or computes again Q of every update: its memory grows with
+            iterations * B * C * H * W.
             With `return_kl` a pair of them and the divergence, float64 `[iterations + 1, B]`: for
             the start and after each update, up to a constant, sum Q log Q + sum U Q +
             sum_k sum Q E_k(Q), pairwise energies E_k counted twice and, for Potts, as -w F(Q):
             pydensecrf's klDivergence.
+            For lists, a list of these.
 
-            `torch.compile(fullgraph=True)` takes the call whole, except `return_kl` on the lattice.
+            `torch.compile(fullgraph=True)` takes the call whole, except with `return_kl`.
 
         Raises:
             TypeError: a dtype that does not fit.
             ValueError: shapes or devices that do not fit, images out of 0-255, NaN or Inf, missing
-                or unknown features, or a gradient to images or features, which the lattice lacks.
-                A compiled call with `method="exact"` does not look at values.
+                or unknown features, an image that needs more landmarks than `"separable"` allows,
+                or a gradient to images, features or sigmas, which only `"exact"` has. A compiled
+                call looks at logits, but not at images and features.
         """
-        self._check_inputs(logits, images, features)
+        if not isinstance(logits, Tensor):
+            return [
+                _of_one(self(*one, return_kl)) for one in checks.ragged(logits, images, features)
+            ]
+        features = cast(Features, features or {})
+        images = cast(Tensor | None, images)
+        checks.check_inputs(logits, images, features, self.num_classes, self._given_terms())
         if not return_kl:
             return self._infer(logits, images, features, marginals=True)
         with torch.autocast(logits.device.type, enabled=False):
-            unary = _unary(logits)
-            terms = self._terms(unary, *self._potentials(unary, images, features), images.shape)
+            unary, points, penalties = self.potentials(logits, images, features)
+            settings = self.settings(logits, points, marginals=True)
+            terms = inference.terms_of(points, penalties, len(unary), settings)
             field, divergence = inference.composed_field_and_divergence(
                 unary.transpose(1, 2).contiguous(), terms, self.iterations
             )
-            return _as_maps(field.softmax(2), logits.shape), divergence
+            marginals = field.softmax(2).transpose(1, 2).contiguous()
+            return marginals.reshape(logits.shape), divergence
 
-    def field(self, logits: Tensor, images: Tensor, features: Features | None = None) -> Tensor:
+    def field(
+        self,
+        logits: Tensor | Sequence[Tensor],
+        images: Tensor | Sequence[Tensor] | None = None,
+        features: Features | Sequence[Features] | None = None,
+    ) -> Any:
         """The last field before the softmax, `[B, C, H, W]`: softmax(field) are the marginals.
 
         What a loss wants, as logits of the refined segmentation; without iterations it is
         log softmax(logits). Arguments and errors as of `forward`.
         """
-        self._check_inputs(logits, images, features)
+        if not isinstance(logits, Tensor):
+            return [self.field(*one)[0] for one in checks.ragged(logits, images, features)]
+        features = cast(Features, features or {})
+        images = cast(Tensor | None, images)
+        checks.check_inputs(logits, images, features, self.num_classes, self._given_terms())
         return self._infer(logits, images, features, marginals=False)
+
+    def choose(self, device: torch.device | str, needs_feature_gradient: bool = False) -> Choice:
+        """The method of a call on `device`, and why; for `"auto"` by the table of the class.
+
+        needs_feature_gradient: a gradient to images, features or sigmas is wanted.
+        """
+        if self.method != "auto":
+            return Choice(self.method, "asked for")
+        if needs_feature_gradient:
+            return Choice("exact", "auto: only it has gradients to images, features and sigmas")
+        if self.normalization == "none":
+            return Choice("permutohedral", "auto: unnormalised sums are meant as pydensecrf's")
+        if torch.device(device).type != "cuda":
+            return Choice("permutohedral", "auto: the fastest on this device")
+        bilateral = next((t for t in self.terms if isinstance(t, Bilateral)), None)
+        if self.pairwise or (bilateral and min(bilateral.sigmas[2:]) < FEW_LANDMARKS):
+            return Choice(
+                "permutohedral",
+                f"auto: a sigma_rgb below {FEW_LANDMARKS:g} or pairwise terms need many landmarks",
+            )
+        return Choice("separable", "auto: few landmarks, unless the image needs too many")
 
     def extra_repr(self) -> str:
         terms = [f"gaussian={self.gaussian}", f"bilateral={self.bilateral}"]
         if self.pairwise:
             terms.append(f"pairwise={self.pairwise}")
         compatibility = "'potts'" if self.compatibility is None else "matrix"
+        if self.learned is not None:
+            compatibility = "learned"
         return (
             f"num_classes={self.num_classes}, {', '.join(terms)}, iterations={self.iterations}, "
             f"method={self.method!r}, normalization={self.normalization!r}, "
             f"compatibility={compatibility}"
         )
 
+    def _given_terms(self) -> list[Term]:
+        return [term for term in (self.gaussian, self.bilateral, *self.pairwise) if term]
+
     def _infer(
-        self, logits: Tensor, images: Tensor, features: Features | None, marginals: bool
+        self, logits: Tensor, images: Tensor | None, features: Features, marginals: bool
     ) -> Tensor:
         with torch.autocast(logits.device.type, enabled=False):
-            unary = _unary(logits)
-            points, penalties = self._potentials(unary, images, features)
-            if self.method == "permutohedral":
-                compiling = torch.compiler.is_compiling()
-                infer = inference.lattice_mean_field if compiling else inference.infer_on_lattices
-                settings = self.normalization, self.iterations, logits.shape[3], marginals
-                return infer(unary, points, penalties, *settings).reshape(logits.shape)
-            terms = self._terms(unary, points, penalties, images.shape)
-            field = inference.composed_field(
-                unary.transpose(1, 2).contiguous(), terms, self.iterations
-            )
-            return _as_maps(field.softmax(2) if marginals else field, logits.shape)
+            unary, points, penalties = self.potentials(logits, images, features)
+            settings = self.settings(logits, points, marginals)
+            if torch.compiler.is_compiling() and not _wants_gradient(points):
+                numbers = vars(settings).values()
+                found = inference.mean_field_operator(unary, points, penalties, *numbers)
+            else:
+                found = inference.infer(unary, points, penalties, settings)
+            return found.reshape(logits.shape)
 
-    def _potentials(
-        self, unary: Tensor, images: Tensor, features: Features | None
-    ) -> tuple[list[Tensor], list[Tensor]]:
-        """Features `[B, N, D]` and the penalty of each term, in the order of the terms."""
-        images = images.to(unary.dtype)
-        points = [term.features(images) for term in (self.gaussian, self.bilateral) if term]
-        points += [(features or {})[term.name].to(unary.dtype) for term in self.pairwise]
-        wants_gradient = torch.is_grad_enabled() and any(p.requires_grad for p in points)
-        if self.method == "permutohedral" and wants_gradient:
+    def settings(self, logits: Tensor, points: Sequence[Tensor], marginals: bool) -> Settings:
+        """What a call runs with: the method for these features, and all that it needs to know."""
+        needs = _wants_gradient(points)
+        method = self.choose(logits.device, needs).impl
+        if needs and method != "exact":
             raise ValueError(
-                'method="permutohedral" has no gradient to images or features: use '
+                f'method="{method}" has no gradient to images, features or sigmas: use '
                 'method="exact", or detach them'
             )
-        terms = [term for term in (self.gaussian, self.bilateral, *self.pairwise) if term]
-        return points, [penalty(term.weight, self.compatibility, like=unary) for term in terms]
-
-    def _terms(
-        self, unary: Tensor, points: list[Tensor], penalties: list[Tensor], shape: torch.Size
-    ) -> list[PairwiseTerm]:
-        """Differentiable terms; `shape` is that of the images."""
-        if self.method == "permutohedral":
-            return inference.lattice_terms(points, penalties, self.normalization)
-        filters: list[inference.Filter] = [inference.PairFilter(p) for p in points]
-        if self.gaussian is not None:
-            filters[0] = inference.GridFilter.over(
-                shape[2], shape[3], self.gaussian.sigmas, like=unary
-            )
-        ones = unary.new_ones(unary.shape[0], unary.shape[2], 1)
-        return [
-            PairwiseTerm.normalized(filter, cost, self.normalization, ones)
-            for filter, cost in zip(filters, penalties, strict=True)
-        ]
-
-    def _check_inputs(self, logits: Tensor, images: Tensor, features: Features | None) -> None:
-        _check_logits(logits, self.num_classes)
-        _check_images(images, logits)
-        _check_features(features or {}, [term.name for term in self.pairwise], logits)
-        if not torch.compiler.is_compiling():
-            inference.require_finite("logits", logits)
-            _check_grey_levels(images)
-            for name, points in (features or {}).items():
-                inference.require_finite(f"features[{name!r}]", points)
-
-
-def _unary(logits: Tensor) -> Tensor:
-    """-log softmax, `[B, C, N]`, float32 unless the logits are float64."""
-    dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
-    return -logits.to(dtype).log_softmax(1).flatten(2)
-
-
-def _as_maps(values: Tensor, shape: torch.Size) -> Tensor:
-    """`[B, N, C]` as `[B, C, H, W]`."""
-    return values.transpose(1, 2).contiguous().reshape(shape)
-
-
-def _check_logits(logits: Tensor, num_classes: int) -> None:
-    if not isinstance(logits, Tensor) or not logits.is_floating_point():
-        kind = logits.dtype if isinstance(logits, Tensor) else type(logits).__name__
-        raise TypeError(f"logits must be a floating-point tensor, not {kind}")
-    if logits.ndim != 4 or logits.shape[1] != num_classes or 0 in logits.shape[2:]:
-        raise ValueError(
-            f"logits must have shape [B, {num_classes}, H, W] with at least one pixel, "
-            f"not {tuple(logits.shape)}"
+        if method != self.method and method == "separable":
+            method = "auto"  # it depends on the image
+        return Settings(
+            method=method,
+            normalization=self.normalization,
+            iterations=self.iterations,
+            precision=self.precision,
+            eps=self.eps,
+            tolerance=self.tolerance,
+            width=logits.shape[3] if logits.ndim == 4 else 0,
+            has_gaussian=self.gaussian is not None,
+            spatial_dims=logits.ndim - 2,
+            marginals=marginals,
         )
 
-
-def _check_images(images: Tensor, logits: Tensor) -> None:
-    if not isinstance(images, Tensor) or not (
-        images.dtype == torch.uint8 or images.is_floating_point()
-    ):
-        kind = images.dtype if isinstance(images, Tensor) else type(images).__name__
-        raise TypeError(f"images must be a tensor of uint8 or floating point, not {kind}")
-    batch, _, height, width = logits.shape
-    if images.shape != (batch, 3, height, width):
-        raise ValueError(
-            f"images must be RGB of shape [{batch}, 3, {height}, {width}], as the logits are, "
-            f"not {tuple(images.shape)}; resize the logits to the images first"
-        )
-    _check_device("images", images, logits)
-
-
-def _check_features(features: Features, names: list[str], logits: Tensor) -> None:
-    if set(features) != set(names):
-        raise ValueError(
-            f"features must hold one entry for each term of pairwise, {sorted(names)}, "
-            f"not {sorted(features)}"
-        )
-    batch, _, height, width = logits.shape
-    for name, points in features.items():
-        if not isinstance(points, Tensor) or not points.is_floating_point():
-            kind = points.dtype if isinstance(points, Tensor) else type(points).__name__
-            raise TypeError(f"features[{name!r}] must be a floating-point tensor, not {kind}")
-        shape = (batch, height * width)
-        if points.ndim != 3 or points.shape[:2] != shape or points.shape[2] == 0:
-            raise ValueError(
-                f"features[{name!r}] must have shape [B, H*W, D] = [{batch}, {height * width}, D] "
-                f"with D at least 1, not {tuple(points.shape)}"
-            )
-        _check_device(f"features[{name!r}]", points, logits)
+    def potentials(
+        self, logits: Tensor, images: Tensor | None, features: Features
+    ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+        """Unary energies `[B, C, N]`; features and the penalty of each term, in their order."""
+        dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
+        unary = -logits.to(dtype).log_softmax(1).flatten(2)
+        points, penalties = [], []
+        for k, term in enumerate(self._given_terms()):
+            if isinstance(term, Pairwise):
+                points.append(features[term.name].to(dtype))
+            else:
+                sigmas = None if self.learned is None else self.learned.sigmas(term).to(dtype)
+                maps = logits if isinstance(term, Gaussian) else images
+                assert maps is not None  # a bilateral term without images was refused
+                points.append(term.features(maps.to(dtype), sigmas))
+            if self.learned is None:
+                penalties.append(penalty(term.weight, self.compatibility, like=unary))
+            else:
+                penalties.append((self.learned.weights[k] * self.learned.compatibility).to(dtype))
+        return unary, points, penalties
 
 
-def _check_device(name: str, tensor: Tensor, logits: Tensor) -> None:
-    if tensor.device != logits.device:
-        raise ValueError(
-            f"{name} (on {tensor.device}) must be on the device of the logits ({logits.device})"
-        )
+def _wants_gradient(points: Sequence[Tensor]) -> bool:
+    return torch.is_grad_enabled() and any(p.requires_grad for p in points)
 
 
-def _check_grey_levels(images: Tensor) -> None:
-    if images.dtype == torch.uint8 or images.numel() == 0:
-        return
-    inference.require_finite("images", images)
-    low, high = (float(level) for level in images.detach().aminmax())
-    if low < 0 or high > 255:
-        raise ValueError(
-            f"images must hold RGB values 0-255, but range from {low:g} to {high:g}; pass the "
-            "image as it was before a network's preprocessing, clamped if it was resampled"
-        )
-
-
-def _check_integer(name: str, value: Any, least: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise ValueError(f"{name} must be an integer of at least {least}, not {value!r}")
-
-
-def _check_option(name: str, value: Any, options: Sequence[str]) -> None:
-    if value not in options:
-        raise ValueError(f"{name} must be one of {list(options)}, not {value!r}")
-
-
-def _check_terms(gaussian: Any, bilateral: Any, pairwise: Any) -> None:
-    if not isinstance(pairwise, Sequence):
-        raise TypeError(
-            f"pairwise must be a sequence of crf.Pairwise, (term,) for a single one, "
-            f"not {pairwise!r}"
-        )
-    for name, term, kind in (
-        ("gaussian", gaussian, Gaussian),
-        ("bilateral", bilateral, Bilateral),
-        *(("pairwise", term, Pairwise) for term in pairwise),
-    ):
-        if not isinstance(term, kind) and (term is not None or kind is Pairwise):
-            raise TypeError(f"{name} must be a crf.{kind.__name__}, not {term!r}")
-    names = [term.name for term in pairwise]
-    if len(set(names)) < len(names):
-        raise ValueError(f"pairwise must hold terms of different names, not {names}")
+def _of_one(result: Any) -> Any:
+    """The result of a batch of one image without the batch."""
+    if isinstance(result, Tensor):
+        return result[0]
+    marginals, divergence = result
+    return marginals[0], divergence[:, 0]

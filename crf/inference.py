@@ -8,35 +8,33 @@ and after normalise it by n = F_k(1).
 Source: Krähenbühl and Koltun, "Efficient Inference in Fully Connected CRFs with Gaussian Edge
 Potentials" (2011), algorithm 1.
 
-On lattices, the update is composed of differentiable filters where a gradient is wanted, and left
-to `kernels.mean_field` where none is. `torch.compile` sees one operator, crf::lattice_mean_field,
-since the size of a lattice depends on the data.
+The update is composed of differentiable filters; on lattices, where no gradient is wanted, it is
+left to `kernels.mean_field`. `torch.compile` sees one operator, crf::mean_field, since the size of
+a lattice depends on the data, and so do landmarks and tiles.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
+from crf.filters import (
+    Filter,
+    GridFilter,
+    LatticeFilter,
+    PairFilter,
+    SeparableFilter,
+    TileFilter,
+)
 from crf.potentials import Normalization, normalizers, pixel_order, reference_lattice
-from kernels.gaussian import Lattice, apply_lattice, gaussian_filter
+from kernels import memory
+from kernels.gaussian import NotSeparable, Precision
+from kernels.gaussian.ops import WAITS
 from kernels.meanfield import Term, mean_field
-
-
-class Filter(Protocol):
-    """A Gaussian filter F for each image of a batch."""
-
-    def __call__(self, values: Tensor) -> Tensor:
-        """F(values), `[B, N, C]`."""
-        ...
-
-    def transposed(self) -> Filter:
-        """The transpose of F; F itself where it is symmetric."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -66,10 +64,14 @@ class PairwiseTerm:
 
     def energy(self, marginals: Tensor) -> Tensor:
         """What each label of each pixel pays, `[B, N, C]`."""
-        values = marginals if self.before is None else marginals * self.before
-        values = self.filter(values)
-        values = values if self.after is None else values * self.after
+        values = self.filtered(marginals)
         return values @ self.penalty.T if self.penalty.ndim == 2 else values * self.penalty
+
+    def filtered(self, values: Tensor) -> Tensor:
+        """The normalised filter of `values` `[B, N, C]`."""
+        values = values if self.before is None else values * self.before
+        values = self.filter(values)
+        return values if self.after is None else values * self.after
 
     def transposed(self) -> PairwiseTerm:
         """The term whose energy is the transpose of this one's."""
@@ -103,12 +105,17 @@ def composed_field_and_divergence(
     return field, torch.stack(divergences)
 
 
-def unary_gradient(
+def gradients(
     grad: Tensor, unary: Tensor, terms: Sequence[PairwiseTerm], iterations: int, marginals: bool
-) -> Tensor:
-    """The gradient to `unary` `[B, N, C]` from that of the marginals or of the field.
+) -> tuple[Tensor, list[Tensor]]:
+    """Gradients to `unary` `[B, N, C]` and each penalty, from that of the marginals or the field.
 
-    Back through each update: d Q_t = -sum_k energy_k^T(d field_t+1), d U = -sum_t d field_t.
+    Back through each update, S_k being a term's normalised filter and P_k its penalty:
+
+        s_k = S_k^T(d field_t+1),  d Q_t = -sum_k s_k P_k,  d P_k = -sum_t s_k^T Q_t,
+        d U = -sum_t d field_t
+
+    Q of every update is computed again and kept: iterations * B * N * C numbers.
     """
     trace = [(-unary).softmax(2)]
     for _ in range(iterations):
@@ -116,12 +123,22 @@ def unary_gradient(
     last = trace.pop()
     if marginals:
         grad = _through_softmax(grad, last)
-    total = -grad
+    to_unary = -grad
+    to_penalties = [torch.zeros_like(term.penalty) for term in terms]
     transposed = [term.transposed() for term in terms]
     for step in reversed(trace):
-        grad = _through_softmax(_updated(torch.zeros_like(grad), transposed, grad), step)
-        total -= grad
-    return total
+        to_step = torch.zeros_like(grad)
+        for term, to_penalty in zip(transposed, to_penalties, strict=True):
+            filtered = term.filtered(grad)
+            if to_penalty.ndim == 2:
+                to_penalty -= filtered.flatten(0, 1).T @ step.flatten(0, 1)
+                to_step -= filtered @ term.penalty.T
+            else:
+                to_penalty -= (filtered * step).sum((0, 1))
+                to_step -= filtered * term.penalty
+        grad = _through_softmax(to_step, step)
+        to_unary -= grad
+    return to_unary, to_penalties
 
 
 def _through_softmax(grad: Tensor, marginals: Tensor) -> Tensor:
@@ -145,128 +162,122 @@ def require_finite(name: str, tensor: Tensor) -> None:
         )
 
 
-# Filters
+# By method
 
 
 @dataclass(frozen=True)
-class LatticeFilter:
-    """One lattice for each image, or a single one for all of them.
-
-    Point i of the lattices is pixel order[i] of the values; None: i.
-    """
-
-    lattices: Sequence[Lattice]
-    order: Tensor | None = None
-    reverse: bool = False  # blur in reverse
-
-    def __call__(self, values: Tensor) -> Tensor:
-        if not len(values):
-            return values
-        ordered = values if self.order is None else values[:, self.order]
-        filtered = torch.stack(
-            [
-                apply_lattice(self.of_image(b), image, reverse=self.reverse)
-                for b, image in enumerate(ordered)
-            ]
-        )
-        if self.order is None:
-            return filtered
-        return torch.empty_like(filtered).index_copy(1, self.order, filtered)
-
-    def transposed(self) -> LatticeFilter:
-        return LatticeFilter(self.lattices, self.order, not self.reverse)
-
-    def of_image(self, index: int) -> Lattice:
-        return self.lattices[index if len(self.lattices) > 1 else 0]
-
-
-@dataclass(frozen=True)
-class PairFilter:
-    """All pairs of `features` `[B, N, D]`."""
-
-    features: Tensor
-
-    def __call__(self, values: Tensor) -> Tensor:
-        return gaussian_filter(values, self.features, method="exact")
-
-    def transposed(self) -> PairFilter:
-        return self
-
-
-@dataclass(frozen=True)
-class GridFilter:
-    """The Gaussian of positions on a grid, which is a pass over columns times one over rows.
+class Settings:
+    """How to filter and how often; the attributes are those of `DenseCRF`.
 
     Attributes:
-        rows: `[H, H]`, exp(-(y - y')^2 / (2 sigma_y^2)).
-        columns: `[W, W]`, the same for x.
+        width: of the images in pixels; 0: the points are no image's.
+        has_gaussian: whether the first term is the smoothness of a grid of that width.
+        spatial_dims: how many of a term's features are positions, for the separable filter.
+        marginals: whether the softmax of the last field is wanted, or that field.
     """
 
-    rows: Tensor
-    columns: Tensor
-
-    @classmethod
-    def over(cls, height: int, width: int, sigmas: Sequence[float], like: Tensor) -> GridFilter:
-        """The filter of a grid, sigmas (x, y) in pixels."""
-
-        def gaussian(length: int, sigma: float) -> Tensor:
-            x = torch.arange(length, dtype=like.dtype, device=like.device) / sigma
-            return (x[:, None] - x).square().mul(-0.5).exp()
-
-        return cls(gaussian(height, sigmas[1]), gaussian(width, sigmas[0]))
-
-    def __call__(self, values: Tensor) -> Tensor:
-        grid = values.unflatten(1, (self.rows.shape[0], self.columns.shape[0]))
-        across = self.columns @ grid
-        return (self.rows @ across.flatten(2)).reshape(grid.shape).flatten(1, 2)
-
-    def transposed(self) -> GridFilter:
-        return self
+    method: str
+    normalization: Normalization
+    iterations: int
+    precision: Precision
+    eps: float
+    tolerance: float
+    width: int
+    has_gaussian: bool
+    spatial_dims: int
+    marginals: bool
 
 
-# On lattices
-
-
-def lattice_terms(
-    features: Sequence[Tensor],
-    penalties: Sequence[Tensor],
-    normalization: Normalization,
-    order: Tensor | None = None,
+def terms_of(
+    features: Sequence[Tensor], penalties: Sequence[Tensor], batch: int, settings: Settings
 ) -> list[PairwiseTerm]:
-    """Terms filtered on lattices of each of `features`, `[B, N, D]` or `[1, N, D]` for all."""
+    """Differentiable terms of `features`, `[batch, N, D]` or `[1, N, D]` for all images."""
+    terms = []
+    for k, (points, penalty) in enumerate(zip(features, penalties, strict=True)):
+        filter = _filter(points, batch, settings, is_grid=k == 0 and settings.has_gaussian)
+        ones = points.new_ones(len(points) if _is_shared(filter) else batch, points.shape[1], 1)
+        terms.append(PairwiseTerm.normalized(filter, penalty, settings.normalization, ones))
+    return terms
+
+
+def _filter(points: Tensor, batch: int, settings: Settings, is_grid: bool) -> Filter:
+    if settings.method == "permutohedral":
+        return LatticeFilter([reference_lattice(image) for image in points])
+    if is_grid:
+        return GridFilter.of(points, settings.width)
+    points = points.expand(batch, -1, -1)
+    if settings.method in ("separable", "auto"):
+        dims = min(settings.spatial_dims, points.shape[2])
+        try:
+            return SeparableFilter.over(points, dims, settings.tolerance, settings.precision)
+        except NotSeparable:
+            if settings.method == "separable":
+                raise
+            return LatticeFilter([reference_lattice(image) for image in points])
+    if points.requires_grad and torch.is_grad_enabled():
+        return PairFilter(points, settings.precision)
+    return TileFilter.over(points, settings.precision, settings.eps)
+
+
+def _is_shared(filter: Filter) -> bool:
+    """Whether its images of a batch may be one for all."""
+    return isinstance(filter, LatticeFilter | GridFilter)
+
+
+def infer(
+    unary: Tensor, features: Sequence[Tensor], penalties: Sequence[Tensor], settings: Settings
+) -> Tensor:
+    """Marginals, or the field, `[B, C, N]` as `unary`."""
+    if settings.iterations:
+        _require_memory(unary, features)
+    wanted = unary, *features, *penalties
+    differentiable = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in wanted)
+    if settings.method == "permutohedral" and settings.iterations and not differentiable:
+        return infer_on_lattices(
+            unary, ordered_terms(unary, features, penalties, settings), settings
+        )
+    terms = terms_of(features, penalties, len(unary), settings) if settings.iterations else []
+    field = composed_field(unary.transpose(1, 2).contiguous(), terms, settings.iterations)
+    return (field.softmax(2) if settings.marginals else field).transpose(1, 2).contiguous()
+
+
+def _require_memory(unary: Tensor, features: Sequence[Tensor]) -> None:
+    """Refuse images that cannot fit; least are the corners and values of a single one."""
+    _, labels, count = unary.shape
+    a_corner, a_label = 24, 16  # bytes; together less than any measured need
+    needed = count * (a_corner * sum(f.shape[2] + 1 for f in features) + a_label * labels)
+    memory.require(
+        needed,
+        unary.device,
+        f"a CRF over {count} pixels with {labels} labels",
+        "make the image smaller, or cut it into overlapping parts",
+    )
+
+
+def ordered_terms(
+    unary: Tensor, features: Sequence[Tensor], penalties: Sequence[Tensor], settings: Settings
+) -> list[PairwiseTerm]:
+    """`terms_of` on lattices; a CPU visits the pixels of an image tile by tile, for its caches."""
+    order = None
+    if settings.width and unary.device.type == "cpu":
+        order = pixel_order(unary.shape[2] // settings.width, settings.width)
     terms = []
     for points, penalty in zip(features, penalties, strict=True):
         ordered = points if order is None else points[:, order]
         filter = LatticeFilter([reference_lattice(image) for image in ordered], order)
         ones = points.new_ones(*points.shape[:2], 1)
-        terms.append(PairwiseTerm.normalized(filter, penalty, normalization, ones))
+        terms.append(PairwiseTerm.normalized(filter, penalty, settings.normalization, ones))
     return terms
 
 
-def infer_on_lattices(
-    unary: Tensor,
-    features: Sequence[Tensor],
-    penalties: Sequence[Tensor],
-    normalization: Normalization,
-    iterations: int,
-    width: int,
-    marginals: bool,
-) -> Tensor:
-    """Marginals, or the field, `[B, C, N]` as `unary`, of images `width` pixels wide."""
-    if torch.is_grad_enabled() and unary.requires_grad:
-        terms = lattice_terms(features, penalties, normalization)
-        field = composed_field(unary.transpose(1, 2).contiguous(), terms, iterations)
-        return (field.softmax(2) if marginals else field).transpose(1, 2).contiguous()
-    if iterations == 0:
-        return (-unary).softmax(1) if marginals else -unary
-
-    order = pixel_order(unary.shape[2] // width, width).to(unary.device)
-    terms = lattice_terms(features, penalties, normalization, order)
-    steps = iterations if marginals else iterations - 1
+def infer_on_lattices(unary: Tensor, terms: Sequence[PairwiseTerm], settings: Settings) -> Tensor:
+    """`infer` over terms of `ordered_terms`, by `kernels.mean_field`; without gradients."""
+    steps = settings.iterations - (0 if settings.marginals else 1)
     output = torch.empty_like(unary)
     for b, of_image in enumerate(_terms_by_image(terms, len(unary))):
+        order = cast(LatticeFilter, terms[0].filter).order if terms else None
         output[b] = mean_field(unary[b].T, of_image, steps, order=order).T
-    if marginals:
+    if settings.marginals:
         return output
     field = _updated(unary.transpose(1, 2), terms, output.transpose(1, 2).contiguous())
     return field.transpose(1, 2).contiguous()
@@ -279,72 +290,114 @@ def _terms_by_image(terms: Sequence[PairwiseTerm], batch: int) -> Iterator[list[
         for term in terms:
             assert isinstance(term.filter, LatticeFilter)
             before, after = (
-                None if scale is None else scale[b if len(scale) > 1 else 0, term.filter.order, 0]
+                None if scale is None else scale[b if len(scale) > 1 else 0, :, 0]
                 for scale in (term.before, term.after)
             )
+            if term.filter.order is not None:
+                before, after = (
+                    None if scale is None else scale[term.filter.order] for scale in (before, after)
+                )
             after = before if term.after is term.before else after  # one tensor: folded once
             of_image.append(Term(term.filter.of_image(b), term.penalty, before, after))
         yield of_image
 
 
-@torch.library.custom_op("crf::lattice_mean_field", mutates_args=())
-def lattice_mean_field(
+# The operator
+
+
+@torch.library.custom_op("crf::mean_field", mutates_args=(), tags=WAITS)
+def mean_field_operator(
     unary: Tensor,
     features: Sequence[Tensor],
     penalties: Sequence[Tensor],
+    method: str,
     normalization: str,
     iterations: int,
+    precision: str,
+    eps: float,
+    tolerance: float,
     width: int,
+    has_gaussian: bool,
+    spatial_dims: int,
     marginals: bool,
 ) -> Tensor:
-    """`infer_on_lattices`, opaque."""
+    """`infer`, opaque; the numbers are those of `Settings`, in their order."""
     require_finite("logits", unary)  # could not be asked while tracing
-    settings = cast(Normalization, normalization), iterations, width, marginals
-    return infer_on_lattices(unary.contiguous(), features, penalties, *settings)
+    settings = Settings(
+        method, cast(Normalization, normalization), iterations, cast(Precision, precision), eps,
+        tolerance, width, has_gaussian, spatial_dims, marginals,
+    )  # fmt: skip
+    return infer(unary.contiguous(), features, penalties, settings)
 
 
-@lattice_mean_field.register_fake
+@mean_field_operator.register_fake
 def _(
     unary: Tensor,
     features: Sequence[Tensor],
     penalties: Sequence[Tensor],
+    method: str,
     normalization: str,
     iterations: int,
+    precision: str,
+    eps: float,
+    tolerance: float,
     width: int,
+    has_gaussian: bool,
+    spatial_dims: int,
     marginals: bool,
 ) -> Tensor:
     return unary.new_empty(unary.shape)
 
 
-@torch.library.custom_op("crf::lattice_mean_field_backward", mutates_args=())
-def lattice_mean_field_backward(
+@torch.library.custom_op("crf::mean_field_backward", mutates_args=(), tags=WAITS)
+def mean_field_backward_operator(
     grad: Tensor,
     unary: Tensor,
     features: Sequence[Tensor],
     penalties: Sequence[Tensor],
+    method: str,
     normalization: str,
     iterations: int,
+    precision: str,
+    eps: float,
+    tolerance: float,
     width: int,
+    has_gaussian: bool,
+    spatial_dims: int,
     marginals: bool,
-) -> Tensor:
-    """The gradient to `unary`; autograd does not reach into an operator, so it is spelled out."""
-    terms = lattice_terms(features, penalties, cast(Normalization, normalization))
+) -> list[Tensor]:
+    """The gradients to `unary` and to each of `penalties`, in this order.
+
+    Autograd does not reach into an operator, so they are spelled out.
+    """
+    settings = Settings(
+        method, cast(Normalization, normalization), iterations, cast(Precision, precision), eps,
+        tolerance, width, has_gaussian, spatial_dims, marginals,
+    )  # fmt: skip
+    terms = terms_of(features, penalties, len(unary), settings)
     inputs = grad.transpose(1, 2).contiguous(), unary.transpose(1, 2).contiguous()
-    return unary_gradient(*inputs, terms, iterations, marginals).transpose(1, 2).contiguous()
+    to_unary, to_penalties = gradients(*inputs, terms, iterations, marginals)
+    return [to_unary.transpose(1, 2).contiguous(), *to_penalties]
 
 
-@lattice_mean_field_backward.register_fake
+@mean_field_backward_operator.register_fake
 def _(
     grad: Tensor,
     unary: Tensor,
     features: Sequence[Tensor],
     penalties: Sequence[Tensor],
+    method: str,
     normalization: str,
     iterations: int,
+    precision: str,
+    eps: float,
+    tolerance: float,
     width: int,
+    has_gaussian: bool,
+    spatial_dims: int,
     marginals: bool,
-) -> Tensor:
-    return unary.new_empty(unary.shape)
+) -> list[Tensor]:
+    return [unary.new_empty(unary.shape), *(p.new_empty(p.shape) for p in penalties)]
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -356,9 +409,10 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 def _backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     unary, *tensors = ctx.saved_tensors
     features, penalties = tensors[: ctx.num_terms], tensors[ctx.num_terms :]
-    gradient = lattice_mean_field_backward(grad, unary, features, penalties, *ctx.settings)
-    none = [None] * ctx.num_terms
-    return gradient, none, none, *(None,) * len(ctx.settings)
+    to_unary, *to_penalties = mean_field_backward_operator(
+        grad, unary, features, penalties, *ctx.settings
+    )
+    return to_unary, [None] * ctx.num_terms, to_penalties, *(None,) * len(ctx.settings)
 
 
-lattice_mean_field.register_autograd(_backward, setup_context=_save)
+mean_field_operator.register_autograd(_backward, setup_context=_save)

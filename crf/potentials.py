@@ -57,11 +57,13 @@ class Gaussian:
         """Of (x, y)."""
         return _expand(self.sigma_xy, 2)
 
-    def features(self, images: Tensor) -> Tensor:
-        """`[1, H*W, 2]` (x, y) / sigma, the same for all images of the batch `[B, 3, H, W]`."""
-        height, width = images.shape[-2:]
-        positions = _positions(height, width, like=images)[None]
-        return positions / images.new_tensor(self.sigmas)
+    def features(self, like: Tensor, sigmas: Tensor | None = None) -> Tensor:
+        """`[1, H*W, 2]` (x, y) / sigma, the same for all maps of a batch `like` `[B, ..., H, W]`.
+
+        sigmas: `[2]` to divide by instead of the term's own.
+        """
+        sigmas = like.new_tensor(self.sigmas) if sigmas is None else sigmas
+        return grid_positions(like.shape[-2:], like)[None] / sigmas
 
 
 @dataclass(frozen=True)
@@ -91,12 +93,15 @@ class Bilateral:
         """Of (x, y, r, g, b)."""
         return _expand(self.sigma_xy, 2) + _expand(self.sigma_rgb, 3)
 
-    def features(self, images: Tensor) -> Tensor:
-        """`[B, H*W, 5]` (x, y, r, g, b) / sigma of floating-point RGB `images` `[B, 3, H, W]`."""
-        batch, _, height, width = images.shape
-        positions = _positions(height, width, like=images).expand(batch, -1, -1)
+    def features(self, images: Tensor, sigmas: Tensor | None = None) -> Tensor:
+        """`[B, H*W, 5]` (x, y, r, g, b) / sigma of floating-point RGB `images` `[B, 3, H, W]`.
+
+        sigmas: `[5]` to divide by instead of the term's own.
+        """
+        sigmas = images.new_tensor(self.sigmas) if sigmas is None else sigmas
+        positions = grid_positions(images.shape[2:], images).expand(images.shape[0], -1, -1)
         colours = images.flatten(2).transpose(1, 2)
-        return torch.cat([positions, colours], dim=2) / images.new_tensor(self.sigmas)
+        return torch.cat([positions, colours], dim=2) / sigmas
 
 
 @dataclass(frozen=True)
@@ -119,6 +124,65 @@ class Pairwise:
         if not isinstance(self.name, str) or not self.name:
             raise ValueError(f"name must be a non-empty string, not {self.name!r}")
         _check_number("weight", self.weight)
+
+
+def grid_positions(shape: Sequence[int], like: Tensor) -> Tensor:
+    """Coordinates of every point of a grid, `[N, S]`, the last axis first: (x, y) of `[H, W]`.
+
+    Points run through the grid as memory does: pixel y * W + x.
+    """
+    axes = [torch.arange(size, dtype=like.dtype, device=like.device) for size in shape]
+    grids = torch.meshgrid(*axes, indexing="ij")
+    return torch.stack([grid.flatten() for grid in reversed(grids)], dim=1)
+
+
+def grid_features(
+    shape: Sequence[int],
+    sigma: float | Sequence[float],
+    values: Tensor | None = None,
+    sigma_values: float | Sequence[float] | None = None,
+) -> Tensor:
+    """Features of a grid of any number of axes, for a `Pairwise` term: volumes, video, depth.
+
+    Args:
+        shape: sizes of the axes, as in logits `[B, C, *shape]`.
+        sigma: standard deviation in grid points, one number or one for each axis, the last first:
+            (x, y, z) of a volume `[depth, height, width]`.
+        values: what tells points apart beside their place, `[B, channels, *shape]`: grey levels,
+            depth, the channels of a network. None: only the place counts.
+        sigma_values: its standard deviation, one number or one for each channel.
+
+    Returns:
+        `[B, N, S]` or, with values, `[B, N, S + channels]`; B is 1 without values. float64 for
+        float64 values, else float32. Differentiable in the values.
+
+    Raises:
+        TypeError, ValueError: shapes or sigmas that do not fit.
+
+    Example:
+        features = grid_features(scan.shape[2:], 4.0, scan, 30.0)       # [B, 1, D, H, W]
+        layer = DenseCRF(3, gaussian=None, bilateral=None, pairwise=[Pairwise("scan", 5.0)])
+        marginals = layer(logits, features={"scan": features})          # [B, 3, D, H, W]
+    """
+    shape = tuple(shape)
+    _check_sigmas("sigma", sigma, len(shape))
+    if (values is None) != (sigma_values is None):
+        raise ValueError("values and sigma_values go together: give both or neither")
+    if values is None:
+        like = torch.empty(0)
+        return (grid_positions(shape, like) / like.new_tensor(_expand(sigma, len(shape))))[None]
+    if values.ndim != len(shape) + 2 or tuple(values.shape[2:]) != shape:
+        raise ValueError(
+            f"values must have shape [B, channels, {', '.join(map(str, shape))}], "
+            f"not {tuple(values.shape)}"
+        )
+    assert sigma_values is not None
+    _check_sigmas("sigma_values", sigma_values, values.shape[1])
+    points = values.to(torch.float64 if values.dtype == torch.float64 else torch.float32)
+    place = grid_positions(shape, points) / points.new_tensor(_expand(sigma, len(shape)))
+    levels = points.flatten(2).transpose(1, 2)
+    levels = levels / points.new_tensor(_expand(sigma_values, values.shape[1]))
+    return torch.cat([place.expand(len(points), -1, -1), levels], dim=2)
 
 
 def pixel_order(height: int, width: int, tile: int = 16) -> Tensor:
@@ -217,13 +281,6 @@ def penalty(weight: float, compatibility: Tensor | None, like: Tensor) -> Tensor
     if compatibility is None:
         return like.new_full((like.shape[1],), -weight)
     return weight * compatibility.to(like)
-
-
-def _positions(height: int, width: int, like: Tensor) -> Tensor:
-    """(x, y) of every pixel, `[H*W, 2]`."""
-    y = torch.arange(height, dtype=like.dtype, device=like.device)
-    x = torch.arange(width, dtype=like.dtype, device=like.device)
-    return torch.stack([x.repeat(height), y.repeat_interleave(width)], dim=1)
 
 
 def _check_number(name: str, value: Any) -> None:

@@ -78,4 +78,5 @@ def crf_settings(ctx: typer.Context) -> dict[str, Any]:
     """The command's CRF options, named as the fields of CRFSettings; None where left out."""
     from deeplab.engine.refine import CRFSettings
 
-    return {field.name: ctx.params[field.name] for field in fields(CRFSettings)}
+    names = (field.name for field in fields(CRFSettings))
+    return {name: ctx.params[name] for name in names if name in ctx.params}

@@ -67,6 +67,10 @@ def train(
             metavar="NAME", help="float32, bfloat16, or auto: bfloat16 where the processor has it."
         ),
     ] = None,
+    crf: Annotated[
+        bool | None,
+        typer.Option("--crf", help="End in a CRF that learns with the network; slower by far."),
+    ] = None,
     workers: Annotated[
         int | None, typer.Option(metavar="N", help="Processes that prepare samples.")
     ] = None,

@@ -13,7 +13,7 @@ Sources: Krähenbühl and Koltun, NIPS 2011; DeepLab v2, section 3.3; the pydens
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -48,7 +48,8 @@ class CRFSettings:
     """The numbers of a dense CRF: weights of the two kernels, their widths, iterations.
 
     gaussian_sigma and bilateral_sigma_xy are in pixels, bilateral_sigma_rgb in grey levels
-    (0-255). The default is that of DeepLab v2's released scripts.
+    (0-255). compatibility is what each label (a row) pays next to each other, as a training learns
+    it; None: 1 where they differ. The default is that of DeepLab v2's released scripts.
     """
 
     iterations: int = 10
@@ -57,14 +58,21 @@ class CRFSettings:
     bilateral_weight: float = 4.0
     bilateral_sigma_xy: float = 49.0
     bilateral_sigma_rgb: float = 5.0
+    compatibility: Sequence[Sequence[float]] | None = None
 
     def __post_init__(self) -> None:
+        learned = self.compatibility is not None
+        if learned:
+            self._check_compatibility()
         for name, value in asdict(self).items():
+            if name == "compatibility":
+                continue
             what = "an integer" if name == "iterations" else "a number"
-            low = "above 0" if "sigma" in name else "of 0 or more"
+            signed = learned and "weight" in name  # a training may turn the sign
+            low = "above 0" if "sigma" in name else "of any sign" if signed else "of 0 or more"
             kind = int if name == "iterations" else int | float
             number = isinstance(value, kind) and not isinstance(value, bool) and np.isfinite(value)
-            if not number or value < 0 or (value == 0 and "sigma" in name):
+            if not number or (value < 0 and not signed) or (value == 0 and "sigma" in name):
                 raise InputError(
                     f"CRF {name.replace('_', ' ')}: expected {what} {low}, got {value!r}"
                 )
@@ -78,8 +86,30 @@ class CRFSettings:
             )
         return replace(self, **{k: v for k, v in changes.items() if v is not None})
 
-    def layer(self, num_classes: int) -> crf.DenseCRF:
+    @classmethod
+    def of(cls, layer: crf.DenseCRF) -> CRFSettings:
+        """The settings of a layer that `layer` made, with what it has learned since."""
+        gaussian, bilateral = layer.terms
+        assert isinstance(gaussian, crf.Gaussian)
+        assert isinstance(bilateral, crf.Bilateral)
+        matrix = layer.learned.compatibility if layer.learned else layer.compatibility
+        return cls(
+            layer.iterations,
+            gaussian.weight,
+            gaussian.sigmas[0],
+            bilateral.weight,
+            bilateral.sigmas[0],
+            bilateral.sigmas[2],
+            None if matrix is None else matrix.tolist(),
+        )
+
+    def layer(self, num_classes: int, learnable: bool = False) -> crf.DenseCRF:
         """The CRF layer with these settings, on the permutohedral lattice as pydensecrf's."""
+        if self.compatibility is not None and len(self.compatibility) != num_classes:
+            raise InputError(
+                f"CRF compatibility: expected a row for each of {num_classes} classes, "
+                f"got {len(self.compatibility)}"
+            )
         return crf.DenseCRF(
             num_classes,
             gaussian=crf.Gaussian(self.gaussian_weight, self.gaussian_sigma),
@@ -87,7 +117,21 @@ class CRFSettings:
                 self.bilateral_weight, self.bilateral_sigma_xy, self.bilateral_sigma_rgb
             ),
             iterations=self.iterations,
+            compatibility="potts" if self.compatibility is None else self.compatibility,
+            learnable=learnable,
         )
+
+    def _check_compatibility(self) -> None:
+        try:
+            matrix = np.asarray(self.compatibility, dtype=np.float64)
+        except (TypeError, ValueError):
+            matrix = np.empty(0)
+        square = matrix.ndim == 2 and matrix.shape[0] == matrix.shape[1] > 0
+        if not square or not np.isfinite(matrix).all():
+            raise InputError(
+                "CRF compatibility: expected a square matrix of finite numbers, one row a class, "
+                f"got {self.compatibility!r:.80}"
+            )
 
 
 SCRIBBLES = CRFSettings(5, 3.0, 3.0, 10.0, 80.0, 13.0)

@@ -50,6 +50,7 @@ from torch.utils.data import DataLoader, Dataset
 from deeplab.data import scenes
 from deeplab.data.outputs import check_writable_file
 from deeplab.engine.evaluate import LabelledImages, evaluate
+from deeplab.engine.refine import CRFSettings
 from deeplab.errors import InputError
 from deeplab.model import MODELS, DeepLab, build
 from deeplab.preprocess import MEAN_BGR
@@ -57,7 +58,7 @@ from deeplab.weights import save_weights
 
 IGNORE = 255
 
-SCENES_CRF = {
+SCENES_CRF: dict[str, Any] = {
     "iterations": 10,
     "gaussian_weight": 1.0,
     "gaussian_sigma": 1.0,
@@ -86,6 +87,9 @@ class TrainConfig:
         scenes, validation_scenes: number of generated scenes, where no data set is given.
         validate_every: steps between validations, each with a checkpoint.
         precision: "float32", "bfloat16" (autocast), or "auto": bfloat16 where the processor has it.
+        crf: end in a dense CRF whose weights and compatibility learn with the network. The loss is
+            then that of the refined segmentation, at full size (loss_stride 1). It starts from the
+            settings in the metadata ("crf"), DeepLab v2's where there are none.
         workers: processes that prepare samples; 0 prepares them in this one.
         seed: of initialisation and samples.
     """
@@ -107,6 +111,7 @@ class TrainConfig:
     validation_scenes: int = 50
     validate_every: int = 500
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    crf: bool = False
     workers: int = 1
     seed: int = 0
 
@@ -130,6 +135,8 @@ class TrainConfig:
         low, high = self.scales
         _require(0 < low <= high <= 4, "scales", "0 < smallest <= largest <= 4", self.scales)
         _require(self.loss_stride in (1, 8), "loss_stride", "1 or 8", self.loss_stride)
+        stride = "1 with crf: a CRF works on pixels"
+        _require(not self.crf or self.loss_stride == 1, "loss_stride", stride, self.loss_stride)
         known = ("auto", "float32", "bfloat16")
         _require(self.precision in known, "precision", f"one of {', '.join(known)}", self.precision)
 
@@ -139,7 +146,8 @@ class TrainResult:
     """The trained model in evaluation mode and what the run achieved.
 
     `steps` done, `interrupted` by Ctrl-C or not, the mean `loss` of the last steps, and the
-    validation `metrics` (mIoU and the like) of the last validation.
+    validation `metrics` (mIoU and the like) of the last validation: of the refined segmentation
+    where the model ends in a CRF, the network's own under "network" then.
     """
 
     model: DeepLab
@@ -170,7 +178,7 @@ def train(
         class_names: a name for each class; their number is the model's.
         palette: colours [>= classes, 3] for the weights file.
         metadata: more JSON-able entries for the weights file. For the generated scenes "crf" is
-            `SCENES_CRF` unless given here.
+            `SCENES_CRF` unless given here; a CRF that learns (`config.crf`) replaces it.
         progress: show loss, learning rate, last mIoU and time left, on standard error.
 
     Raises:
@@ -186,7 +194,11 @@ def train(
     if len(dataset) == 0 or len(validation) == 0:
         raise ValueError("dataset, validation: expected at least one picture in each")
     torch.manual_seed(config.seed)
-    model = build(config.model, num_classes=len(class_names))
+    layer = None
+    if config.crf:
+        settings = CRFSettings().changed(metadata.get("crf") or {})
+        layer = settings.layer(len(class_names), learnable=True)
+    model = build(config.model, num_classes=len(class_names), crf=layer)
     # A fifth faster on a CPU; the type stubs lack this overload.
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     described = {
@@ -276,7 +288,8 @@ def random_crop(
 def segmentation_loss(model: DeepLab, rgb: Tensor, labels: Tensor, stride: int) -> Tensor:
     """Mean cross entropy over the labelled pixels: at full size, or on the grid of the logits."""
     x = model.preprocess(rgb).contiguous(memory_format=torch.channels_last)
-    logits = model(x, upsample=stride == 1)
+    image = None if model.crf is None else rgb
+    logits = model(x, image=image, upsample=stride == 1)
     if stride == 8:
         labels = labels[:, ::8, ::8]
     total = F.cross_entropy(logits.float(), labels, ignore_index=IGNORE, reduction="sum")
@@ -327,8 +340,10 @@ class _Run:
 
     def save(self) -> None:
         if self.out is not None:
-            progress = {"step": self.step, "metrics": self.metrics}
-            save_weights(self.model, self.out, self.metadata | progress)
+            known = {"step": self.step, "metrics": self.metrics}
+            if self.model.crf is not None:
+                known["crf"] = dataclasses.asdict(CRFSettings.of(self.model.crf))
+            save_weights(self.model, self.out, self.metadata | known)
 
     def _advance(self, rgb: Tensor, labels: Tensor) -> None:
         config = self.config
@@ -353,8 +368,15 @@ class _Run:
         self.step += 1
 
     def _validate(self) -> None:
-        result = evaluate(self.model, self.validation, class_names=self.class_names)
-        self.metrics = {"images": result.images, **dataclasses.asdict(result.network)}
+        layer, self.model.crf = self.model.crf, None  # beside the network: both are scored
+        try:
+            result = evaluate(self.model, self.validation, layer, class_names=self.class_names)
+        finally:
+            self.model.crf = layer
+        scores = result.network if result.crf is None else result.crf
+        self.metrics = {"images": result.images, **dataclasses.asdict(scores)}
+        if result.crf is not None:
+            self.metrics["network"] = dataclasses.asdict(result.network)
         self.save()
 
     def _state(self) -> str:

@@ -9,7 +9,8 @@ Each metadata value is a JSON text. These keys are written for every model; the 
 and two more have a meaning where they are present: `class_names` (a string for each class) and
 `palette` (an [r, g, b] in 0-255 for each class, and more rows if wanted).
 
-A CRF layer is no part of the weights: its settings are chosen where it is built.
+A CRF layer is no part of the weights: its settings are chosen where it is built. Those that suit
+the weights, found or learned, stand in the metadata as `crf` (deeplab.engine.refine.CRFSettings).
 """
 
 import json

@@ -15,16 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import crf
-from crf import inference
 
 NORMALIZATIONS = ("symmetric", "before", "after", "none")
-OPCHECKS = (
-    "test_schema",
-    "test_autograd_registration",
-    "test_faketensor",
-    "test_aot_dispatch_static",
-    "test_aot_dispatch_dynamic",
-)
 MeetsBar = Callable[[Any, Any], None]
 
 
@@ -331,7 +323,7 @@ def test_exact_has_gradients_to_images_and_features() -> None:
 def test_the_lattice_refuses_gradients_to_images_and_features() -> None:
     logits, images = problem()
     coloured = images.float().requires_grad_()
-    with pytest.raises(ValueError, match=r'no gradient to images or features.*"exact"'):
+    with pytest.raises(ValueError, match=r'no gradient to images, features.*"exact"'):
         crf.DenseCRF(4)(logits, coloured)
     with torch.no_grad():
         crf.DenseCRF(4)(logits, coloured)
@@ -449,42 +441,6 @@ def test_the_layer_has_no_state_to_save_and_says_what_it_is() -> None:
 # Compilers
 
 
-@pytest.fixture
-def operator_arguments() -> Callable[[bool], tuple[Any, ...]]:
-    def make(marginals: bool) -> tuple[Any, ...]:
-        logits, images = problem(2, 3, 4, 5)
-        unary = -logits.log_softmax(1).flatten(2)
-        terms = [crf.Gaussian(3.0, 3.0), crf.Bilateral(4.0, 9.0, 9.0)]
-        features = [term.features(images.float()) for term in terms]
-        penalties = [torch.full((3,), -3.0), 4 * torch.rand(3, 3)]
-        return unary, features, penalties, "after", 2, 5, marginals
-
-    return make
-
-
-@pytest.mark.parametrize("marginals", [False, True])
-def test_opchecks_of_the_lattice_operators_pass(
-    marginals: bool, operator_arguments: Callable[[bool], tuple[Any, ...]]
-) -> None:
-    unary, *rest = operator_arguments(marginals)
-    grad = torch.randn_like(unary)
-    torch.library.opcheck(
-        inference.lattice_mean_field_backward, (grad, unary, *rest), test_utils=OPCHECKS
-    )
-    torch.library.opcheck(
-        inference.lattice_mean_field, (unary.requires_grad_(), *rest), test_utils=OPCHECKS
-    )
-
-
-@pytest.mark.parametrize("iterations", [0, 2])
-def test_the_fake_of_the_lattice_operator_has_its_strides_for_any_layout(iterations: int) -> None:
-    unary = torch.randn(2, 20, 3).transpose(1, 2)  # as of logits in channels_last
-    terms = [torch.randn(1, 20, 2)], [torch.full((3,), -1.0)]
-    for marginals in (False, True):
-        arguments = unary, *terms, "symmetric", iterations, 5, marginals
-        torch.library.opcheck(inference.lattice_mean_field, arguments, test_utils="test_faketensor")
-
-
 @pytest.mark.parametrize("method", ["permutohedral", "exact"])
 @pytest.mark.parametrize(("dynamic", "output"), [(False, "forward"), (True, "field")])
 def test_compiled_whole_gives_the_same_values_and_gradients(
@@ -539,7 +495,7 @@ def test_exported_program_serves_other_sizes(method: Any) -> None:
         ({"num_classes": 0}, ValueError, "num_classes must be an integer of at least 1, not 0"),
         ({"iterations": -1}, ValueError, "iterations must be an integer of at least 0, not -1"),
         ({"iterations": 2.5}, ValueError, "iterations must be an integer"),
-        ({"method": "exakt"}, ValueError, r"method must be one of \['permutohedral', 'exact'\]"),
+        ({"method": "exakt"}, ValueError, r"method must be one of \['permutohedral', "),
         ({"normalization": None}, ValueError, "normalization must be one of"),
         ({"gaussian": (3, 3)}, TypeError, r"gaussian must be a crf\.Gaussian"),
         ({"bilateral": crf.Gaussian(3, 3)}, TypeError, r"bilateral must be a crf\.Bilateral"),
@@ -569,7 +525,7 @@ DEPTH = {"depth": torch.zeros(2, 42, 1)}
         (LOGITS[:, :, :0], IMAGES[:, :, :0], DEPTH, ValueError, "at least one pixel"),
         (LOGITS + torch.inf, IMAGES, DEPTH, ValueError, "logits must be finite"),
         (LOGITS, IMAGES.int(), DEPTH, TypeError, "images must be a tensor of uint8 or floating"),
-        (LOGITS, None, DEPTH, TypeError, "images must be a tensor .* not NoneType"),
+        (LOGITS, None, DEPTH, ValueError, "images are missing: the bilateral term compares"),
         (LOGITS, IMAGES[:1], DEPTH, ValueError, r"images must be RGB of shape \[2, 3, 6, 7\]"),
         (LOGITS, torch.zeros(2, 3, 48, 56), DEPTH, ValueError, "resize the logits to the images"),
         (LOGITS, IMAGES - 1, DEPTH, ValueError, "RGB values 0-255, but range from -1 to -1"),
@@ -578,8 +534,8 @@ DEPTH = {"depth": torch.zeros(2, 42, 1)}
         (LOGITS, IMAGES.to("meta"), DEPTH, ValueError, "images .on meta. must be on the device"),
         (LOGITS, IMAGES, None, ValueError, r"features must hold one entry .*\['depth'\], not \[\]"),
         (LOGITS, IMAGES, {"deep": DEPTH["depth"]}, ValueError, r"not \['deep'\]"),
-        (LOGITS, IMAGES, {"depth": DEPTH["depth"][:, 1:]}, ValueError, "B, H.W, D. = .2, 42, D."),
-        (LOGITS, IMAGES, {"depth": DEPTH["depth"][:, :, :0]}, ValueError, "with D at least 1"),
+        (LOGITS, IMAGES, {"depth": DEPTH["depth"][:, 1:]}, ValueError, "B, N, D. = .2, 42, D."),
+        (LOGITS, IMAGES, {"depth": DEPTH["depth"][:, :, :0]}, ValueError, "D at least 1"),
         (LOGITS, IMAGES, {"depth": [1]}, TypeError, "features.'depth'. must be a floating-point"),
         (
             LOGITS,

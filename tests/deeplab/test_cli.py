@@ -496,7 +496,8 @@ def test_refining_saved_probabilities_is_segmenting_with_the_crf(
     tmp_path: Path, weights: Path
 ) -> None:
     photo = picture(tmp_path / "photo.png")
-    options = [f"--{k.replace('_', '-')}={v}" for k, v in STORED_CRF.items()]
+    numbers = {k: v for k, v in STORED_CRF.items() if v is not None}
+    options = [f"--{k.replace('_', '-')}={v}" for k, v in numbers.items()]
     given = ["--weights", weights, "--probabilities"]
     done("segment", photo, *given, "--out", tmp_path / "crf")
     done("segment", photo, *given, "--out", tmp_path / "plain", "--no-crf")

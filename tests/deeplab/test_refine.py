@@ -200,6 +200,19 @@ def test_annotations_by_index_that_cannot_be_meant_are_refused(
         read_indices(save(tmp_path / "a.png", marks), (20, 20), classes)
 
 
+@pytest.mark.parametrize(
+    "matrix", [[[0.0, 1.0]], [[0.0, np.nan], [1.0, 0.0]], "potts", [[1.0], [1.0, 2.0]], []]
+)
+def test_a_compatibility_that_is_no_square_matrix_is_named(matrix):
+    with pytest.raises(InputError, match="CRF compatibility: expected a square matrix"):
+        CRFSettings(compatibility=matrix)
+
+
+def test_a_compatibility_for_other_classes_is_named():
+    with pytest.raises(InputError, match="a row for each of 3 classes, got 2"):
+        CRFSettings(compatibility=[[0.0, 1.0], [1.0, 0.0]]).layer(3)
+
+
 def softmax(classes: int = 3, height: int = 4, width: int = 6) -> np.ndarray:
     values = np.random.default_rng(0).random((classes, height, width), dtype=np.float32)
     return values / values.sum(0)

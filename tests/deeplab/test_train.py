@@ -227,6 +227,29 @@ def test_weights_file_says_what_made_it(pictures, tmp_path):
         torch.testing.assert_close(loaded(x), result.model(x))
 
 
+def test_a_crf_trains_with_the_network_and_comes_back_with_its_weights(pictures, tmp_path):
+    out = tmp_path / "w.safetensors"
+    start = {"iterations": 2, "bilateral_weight": 6.0, "bilateral_sigma_xy": 20.0}
+    config = dataclasses.replace(TINY, crf=True)
+    result = run(config, pictures, out, metadata={"crf": start})
+    learned = result.model.crf.learned
+    assert learned.weights.tolist() != [3.0, 6.0]
+    assert not torch.equal(learned.compatibility, 1 - torch.eye(len(CLASSES)))
+    assert set(result.metrics) == {"images", "network", *result.metrics["network"]}
+
+    stored = CRFSettings().changed(read_metadata(out)["crf"])
+    assert stored == CRFSettings.of(result.model.crf)
+    assert stored.bilateral_sigma_xy == pytest.approx(20.0)
+    logits, image = torch.randn(1, len(CLASSES), 9, 9), torch.zeros(1, 3, 9, 9)
+    again = stored.layer(len(CLASSES))(logits, image)
+    torch.testing.assert_close(again, result.model.crf(logits, image).detach())
+
+
+def test_a_crf_wants_the_loss_at_full_size():
+    with pytest.raises(ValueError, match="loss_stride: expected 1 with crf"):
+        TrainConfig(crf=True, loss_stride=8)
+
+
 def test_own_data_and_classes_of_any_size_train(tmp_path):
     rng = np.random.default_rng(0)
     pictures = [

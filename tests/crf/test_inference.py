@@ -1,0 +1,96 @@
+"""The operator of the mean field, and its gradients, against composed differentiable filters."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import crf
+from crf import inference
+
+OPCHECKS = (
+    "test_schema",
+    "test_autograd_registration",
+    "test_faketensor",
+    "test_aot_dispatch_static",
+    "test_aot_dispatch_dynamic",
+)
+METHODS = ("permutohedral", "exact", "separable")
+
+any_method = pytest.mark.parametrize("method", METHODS)
+
+
+def problem(matrix: bool = True) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+    """Unary energies, features and penalties of two images of 5 x 4 pixels and 3 labels."""
+    images = 255 * torch.rand(2, 3, 5, 4)
+    terms = [crf.Gaussian(3.0, 3.0), crf.Bilateral(4.0, 9.0, 90.0)]
+    features = [term.features(images) for term in terms]
+    penalties = [torch.full((3,), -3.0), 4 * torch.rand(3, 3) if matrix else torch.rand(3)]
+    return -torch.randn(2, 3, 20).log_softmax(1), features, penalties
+
+
+def settings(method: str, **changed: Any) -> inference.Settings:
+    known = {
+        "method": method, "normalization": "after", "iterations": 2, "precision": "ieee",
+        "eps": 0.0, "tolerance": 1e-3, "width": 4, "has_gaussian": True, "spatial_dims": 2,
+        "marginals": True,
+    }  # fmt: skip
+    return inference.Settings(**known | changed)
+
+
+def numbers(of: inference.Settings) -> tuple[Any, ...]:
+    return tuple(vars(of).values())
+
+
+@any_method
+@pytest.mark.parametrize("marginals", [False, True])
+def test_opchecks_of_the_operators_pass(method: str, marginals: bool) -> None:
+    unary, features, penalties = problem()
+    rest = features, penalties, *numbers(settings(method, marginals=marginals))
+    grad = torch.randn_like(unary)
+    torch.library.opcheck(
+        inference.mean_field_backward_operator, (grad, unary, *rest), test_utils=OPCHECKS
+    )
+    for tensor in (unary, *penalties):
+        tensor.requires_grad_()
+    torch.library.opcheck(inference.mean_field_operator, (unary, *rest), test_utils=OPCHECKS)
+
+
+@any_method
+@pytest.mark.parametrize("iterations", [0, 2])
+def test_the_fake_of_the_operator_has_its_strides_for_any_layout(
+    method: str, iterations: int
+) -> None:
+    unary = torch.randn(2, 20, 3).transpose(1, 2)  # as of logits in channels_last
+    _, features, penalties = problem()
+    for marginals in (False, True):
+        how = numbers(settings(method, iterations=iterations, marginals=marginals))
+        arguments = unary, features, penalties, *how
+        torch.library.opcheck(
+            inference.mean_field_operator, arguments, test_utils="test_faketensor"
+        )
+
+
+@any_method
+@pytest.mark.parametrize("matrix", [False, True])
+@pytest.mark.parametrize("normalization", ["symmetric", "before"])
+@pytest.mark.parametrize("marginals", [False, True])
+def test_gradients_of_the_operator_are_those_of_composed_filters(
+    method: str, matrix: bool, normalization: str, marginals: bool
+) -> None:
+    unary, features, penalties = (
+        (t.double() if isinstance(t, Tensor) else [x.double() for x in t]) for t in problem(matrix)
+    )
+    how = settings(method, normalization=normalization, marginals=marginals)
+    wanted = [unary.requires_grad_(), *(p.requires_grad_() for p in penalties)]
+    composed = inference.infer(unary, features, penalties, how)
+    operator = inference.mean_field_operator(unary, features, penalties, *numbers(how))
+    torch.testing.assert_close(operator, composed)
+    grad = torch.randn_like(composed)
+    expected = torch.autograd.grad(composed, wanted, grad)
+    found = torch.autograd.grad(operator, wanted, grad)
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b)

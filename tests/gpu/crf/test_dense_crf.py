@@ -1,0 +1,136 @@
+"""DenseCRF on a GPU: parity with the CPU, the stated errors, gradients, compilers, memory."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import crf
+from deeplab.model import deeplab_v2_small
+
+pytestmark = pytest.mark.gpu
+
+SIGMAS = [(80.0, 13.0), (49.0, 5.0), (67.0, 3.0)]
+METHODS = ["permutohedral", "exact", "separable"]
+
+any_method = pytest.mark.parametrize("method", METHODS)
+any_sigma = pytest.mark.parametrize("sigmas", SIGMAS, ids=lambda s: f"{s[0]:g}/{s[1]:g}")
+
+
+def problem(
+    batch: int = 1, labels: int = 21, height: int = 375, width: int = 500
+) -> tuple[Tensor, Tensor]:
+    """Noisy scores in blobs, and shaded images with edges and a little noise."""
+    coarse = torch.randn(batch, labels, -(-height // 8), -(-width // 8))
+    scores = torch.nn.functional.interpolate(2 * coarse, (height, width), mode="bilinear")
+    scores += 0.5 * torch.randn_like(scores)
+    y, x = torch.arange(height)[:, None] / 60, torch.arange(width) / 70
+    phase = torch.arange(batch * 3).reshape(batch, 3, 1, 1)
+    shade = 120 + 80 * torch.sin(x + phase) * torch.cos(y - phase) + 40 * ((x + y) % 2 > 1)
+    return scores, (shade + 5 * torch.randn(shade.shape)).clamp(0, 255).to(torch.uint8)
+
+
+def layer(labels: int, method: Any, sigmas: tuple[float, float], **options: Any) -> crf.DenseCRF:
+    bilateral = crf.Bilateral(4.0, *sigmas)
+    return crf.DenseCRF(labels, bilateral=bilateral, method=method, **options)
+
+
+@any_sigma
+def test_the_lattice_gives_the_marginals_of_the_cpu(sigmas: tuple[float, float]) -> None:
+    model = layer(21, "permutohedral", sigmas)
+    logits, images = problem()
+    expected = model(logits, images)
+    found = model(logits.cuda(), images.cuda()).cpu()
+    assert ((found - expected).abs() <= 1e-3).double().mean() >= 0.999
+    assert (found.argmax(1) == expected.argmax(1)).double().mean() >= 0.999
+
+
+def test_exact_in_bf16_that_leaves_out_a_thousandth_has_the_labels_of_exact_in_full() -> None:
+    logits, images = (t.cuda() for t in problem())
+    expected = layer(21, "exact", SIGMAS[0])(logits, images)
+    found = layer(21, "exact", SIGMAS[0], precision="bf16", eps=1e-3)(logits, images)
+    assert (found.argmax(1) == expected.argmax(1)).double().mean() >= 0.999
+
+
+def test_separable_is_no_further_from_exact_than_the_lattice() -> None:
+    logits, images = (t.cuda() for t in problem())
+    exact, separable, lattice = (
+        layer(21, method, SIGMAS[0])(logits, images)
+        for method in ("exact", "separable", "permutohedral")
+    )
+    assert (separable - exact).abs().mean() <= (lattice - exact).abs().mean()
+
+
+@any_method
+def test_two_runs_give_the_same_bits(method: Any) -> None:
+    logits, images = (t.cuda() for t in problem(2, 5, 90, 100))
+    model = layer(5, method, SIGMAS[0])
+    assert torch.equal(model(logits, images), model(logits, images))
+
+
+@any_method
+def test_a_batch_is_its_images_one_by_one(method: Any) -> None:
+    logits, images = (t.cuda() for t in problem(3, 5, 60, 70))
+    model = layer(5, method, SIGMAS[0])
+    found = model(logits, images)
+    for b in range(3):
+        torch.testing.assert_close(found[b], model(logits[b][None], images[b][None])[0])
+
+
+@any_method
+def test_gradients_are_those_of_the_cpu(method: Any) -> None:
+    logits, images = problem(2, 4, 20, 24)
+    model = layer(4, method, (12.0, 40.0), iterations=3, learnable=True)
+    on_gpu = copy.deepcopy(model).cuda()
+    grads = []
+    for one, device in ((model, "cpu"), (on_gpu, "cuda")):
+        given = logits.to(device).requires_grad_()
+        one(given, images.to(device)).square().sum().backward()
+        learned = [p.grad for p in one.parameters() if p.requires_grad]
+        grads.append([given.grad.cpu(), *(grad.cpu() for grad in learned)])
+    for a, b in zip(*grads, strict=True):
+        torch.testing.assert_close(b, a, rtol=1e-3, atol=1e-4 * float(a.abs().max()))
+
+
+@pytest.mark.parametrize("mode", ["default", "reduce-overhead"])
+@any_method
+def test_a_network_that_ends_in_a_crf_compiles_whole(method: Any, mode: str) -> None:
+    model = deeplab_v2_small(4, crf=layer(4, method, SIGMAS[0], iterations=2)).cuda().eval()
+    torch._dynamo.reset()
+    compiled = torch.compile(model, fullgraph=True, mode=mode)
+    with torch.no_grad():
+        for _ in range(4):  # warm-up, capture, replays
+            _, images = problem(1, 4, 65, 65)
+            images = images.cuda().float()
+            x = model.preprocess(images)
+            expected = model(x, image=images)
+            torch.testing.assert_close(compiled(x, image=images), expected, rtol=1e-3, atol=1e-3)
+
+
+def test_a_cityscapes_image_takes_less_than_four_gigabytes() -> None:
+    logits, images = (t.cuda() for t in problem(1, 19, 1024, 2048))
+    model = layer(19, "permutohedral", SIGMAS[1])
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    with torch.no_grad():
+        model(logits, images)
+    assert torch.cuda.max_memory_allocated() - before < 4e9
+
+
+def test_a_crf_trains_on_the_gpu() -> None:
+    logits, images = (t.cuda() for t in problem(2, 4, 33, 33))
+    truth = logits.argmax(1)
+    model = layer(4, "permutohedral", SIGMAS[0], iterations=2, learnable=True).cuda()
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.1)
+    losses = []
+    for _ in range(10):
+        loss = torch.nn.functional.cross_entropy(model.field(logits, images), truth)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0]
