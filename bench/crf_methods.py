@@ -32,7 +32,10 @@ SIGMAS = ((80, 13), (49, 5), (67, 3))
 SPATIAL_SIGMA, SPATIAL_WEIGHT, BILATERAL_WEIGHT = 3, 3, 4
 
 # On a GPU: precision and what may be left out of a sum, for labels equal in 99.9% of pixels.
-EXACT_ON_GPU: Mapping[str, Any] = {"precision": "bf16", "eps": 1e-3}
+ON_GPU: Mapping[str, Mapping[str, Any]] = {
+    "exact": {"precision": "bf16", "eps": 1e-3},
+    "separable": {"precision": "bf16"},
+}
 MOST_DIFFERENT = {"exact": 1e-3, "separable": 0.05, "permutohedral": 0.05}  # share of labels
 MOST_SECONDS = {  # on a H100 or H200, by case
     "375x500 80/13 permutohedral": 5e-3,
@@ -126,7 +129,7 @@ def layer(problem: Problem, method: Method, **options: Any) -> crf.DenseCRF:
 def prepare(problem: Problem, method: Method, beside_peer: bool, device: str = "cuda") -> Prepared:
     """One method, beside pydensecrf2 if it is installed and wanted."""
     logits, images, source = inputs(problem, device)
-    options = EXACT_ON_GPU if method == "exact" and device == "cuda" else {}
+    options = ON_GPU.get(method, {}) if device == "cuda" else {}
     candidates: dict[str, Candidate] = {
         method: _call(layer(problem, method, **options), logits, images)
     }

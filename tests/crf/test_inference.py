@@ -6,18 +6,12 @@ from typing import Any
 
 import pytest
 import torch
+from opchecks import OPCHECKS
 from torch import Tensor
 
 import crf
 from crf import inference
 
-OPCHECKS = (
-    "test_schema",
-    "test_autograd_registration",
-    "test_faketensor",
-    "test_aot_dispatch_static",
-    "test_aot_dispatch_dynamic",
-)
 METHODS = ("permutohedral", "exact", "separable")
 
 any_method = pytest.mark.parametrize("method", METHODS)

@@ -5,18 +5,12 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from opchecks import OPCHECKS
 
 from kernels.atrous import ops
 
 OPERATOR = torch.ops.kernels.multi_rate_atrous_conv2d.default
 BACKWARD = torch.ops.kernels.multi_rate_atrous_conv2d_backward.default
-OPCHECKS = (
-    "test_schema",
-    "test_autograd_registration",
-    "test_faketensor",
-    "test_aot_dispatch_static",
-    "test_aot_dispatch_dynamic",
-)
 RELU = {"fuse": "concat", "scale": True, "shift": True, "activation": "relu"}
 FORMS = {
     "sum": {},

@@ -6,18 +6,12 @@ from typing import Any
 
 import pytest
 import torch
+from opchecks import OPCHECKS
 from torch import Tensor
 
 import kernels
 from kernels.gaussian.exact import ops, tiled, tiles
 
-OPCHECKS = (
-    "test_schema",
-    "test_autograd_registration",
-    "test_faketensor",
-    "test_aot_dispatch_static",
-    "test_aot_dispatch_dynamic",
-)
 SHAPES = [(2, 30), (0, 5), (1, 1)]
 any_eps = pytest.mark.parametrize("eps", [0.0, 1e-2])
 

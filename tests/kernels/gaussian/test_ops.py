@@ -6,19 +6,13 @@ from typing import Any
 
 import pytest
 import torch
+from opchecks import OPCHECKS
 from torch import Tensor
 
 import kernels
 from kernels.gaussian import ops
 from kernels.gaussian.permutohedral import eager
 
-OPCHECKS = (
-    "test_schema",
-    "test_autograd_registration",
-    "test_faketensor",
-    "test_aot_dispatch_static",
-    "test_aot_dispatch_dynamic",
-)
 METHODS = ("permutohedral", "exact")
 
 

@@ -6,18 +6,11 @@ from typing import Any
 
 import pytest
 import torch
+from opchecks import OPCHECKS
 from torch import Tensor
 
 import kernels
 from kernels.gaussian.separable import ops
-
-OPCHECKS = (
-    "test_schema",
-    "test_autograd_registration",
-    "test_faketensor",
-    "test_aot_dispatch_static",
-    "test_aot_dispatch_dynamic",
-)
 
 
 def apply_arguments(values: Tensor, features: Tensor) -> tuple[Any, ...]:

@@ -25,7 +25,6 @@ from kernels.gaussian.permutohedral.lattice import Lattice
 
 PIECE = 128  # entries
 BLOCK = 256  # rows, pieces or sums a program
-ASK_FROM = 2**30  # bytes
 
 
 @triton.jit
@@ -168,12 +167,5 @@ def completed(lattice: Lattice) -> Lattice:
 
 
 def require_memory(needed: int, device: torch.device, what: str) -> None:
-    """Refuse what `device` cannot hold, before it is allocated.
-
-    The driver is asked from `ASK_FROM` bytes on: that costs more than a small filter.
-
-    Raises:
-        MemoryError: more bytes than are free.
-    """
-    if needed >= ASK_FROM:
-        memory.require(needed, device, what, "take the image in parts")
+    """Refuse what `device` cannot hold, before it is allocated: MemoryError."""
+    memory.require(needed, device, what, "take the image in parts")

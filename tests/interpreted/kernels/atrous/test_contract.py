@@ -5,18 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 from atrous_problems import Pyramid
+from opchecks import OPCHECKS
 from torch.utils.checkpoint import checkpoint
 
 import kernels
 
 RELU = {"fuse": "concat", "scale": True, "shift": True, "activation": "relu"}
-FIVE = [
-    "test_schema",
-    "test_autograd_registration",
-    "test_faketensor",
-    "test_aot_dispatch_static",
-    "test_aot_dispatch_dynamic",
-]
 any_impl = pytest.mark.parametrize("impl", ["triton:shift", "triton:implicit"])
 sum_and_concat = pytest.mark.parametrize("options", [{}, RELU], ids=["sum", "concat"])
 
@@ -29,7 +23,7 @@ def test_opcheck_passes(problem, impl, options):
     made = {"shape": (1, 3, 4, 5), "channels": 2, "dtype": torch.float32, **options}
     p = problem(**made, memory_format=memory_format)
     operator = torch.ops.kernels.multi_rate_atrous_conv2d.default
-    torch.library.opcheck(operator, (*p.args, impl, None), test_utils=FIVE)
+    torch.library.opcheck(operator, (*p.args, impl, None), test_utils=OPCHECKS)
 
 
 @any_impl

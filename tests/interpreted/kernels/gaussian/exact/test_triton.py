@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from exact_problems import Problem, problem
+from opchecks import OPCHECKS
 
 import kernels
 from kernels.gaussian.exact import implementation, ops, tiles
@@ -20,13 +21,6 @@ SHAPES = {  # points, dimensions, channels
     "many dimensions": (20, 11, 1),
 }
 PRECISIONS = ("ieee", "tf32")  # the interpreter computes both as float32
-FIVE = [
-    "test_schema",
-    "test_autograd_registration",
-    "test_faketensor",
-    "test_aot_dispatch_static",
-    "test_aot_dispatch_dynamic",
-]
 any_shape = pytest.mark.parametrize("shape", SHAPES)
 any_eps = pytest.mark.parametrize("eps", [0.0, 1e-7, 1e-2])
 
@@ -178,13 +172,13 @@ def test_opchecks_pass(pruned):
     order = kept = None
     if pruned:
         arguments = features, 1e-2, "triton"
-        torch.library.opcheck(ops.exact_build_tiles, arguments, test_utils=FIVE)
+        torch.library.opcheck(ops.exact_build_tiles, arguments, test_utils=OPCHECKS)
         order, kept, *_ = ops.exact_build_tiles(*arguments)
     rest = order, kept, "triton", "ieee"
     backward = values, values, features, *rest
-    torch.library.opcheck(ops.exact_apply_tiles_backward, backward, test_utils=FIVE)
+    torch.library.opcheck(ops.exact_apply_tiles_backward, backward, test_utils=OPCHECKS)
     leaves = values.requires_grad_(), features.requires_grad_(), *rest
-    torch.library.opcheck(ops.exact_apply_tiles, leaves, test_utils=FIVE)
+    torch.library.opcheck(ops.exact_apply_tiles, leaves, test_utils=OPCHECKS)
 
 
 @pytest.mark.parametrize("eps", [0.0, 1e-2])

@@ -6,18 +6,11 @@ from typing import Any
 
 import pytest
 import torch
+from opchecks import OPCHECKS
 from torch import Tensor
 
 import kernels
 from kernels.gaussian import ops
-
-FIVE = [
-    "test_schema",
-    "test_autograd_registration",
-    "test_faketensor",
-    "test_aot_dispatch_static",
-    "test_aot_dispatch_dynamic",
-]
 
 
 def apply_arguments(reverse: bool) -> tuple[Any, ...]:
@@ -31,14 +24,14 @@ def apply_arguments(reverse: bool) -> tuple[Any, ...]:
 def test_opcheck_of_apply_passes(reverse: bool) -> None:
     values = torch.randn(9, 3).requires_grad_()
     arguments = values, *apply_arguments(reverse)
-    torch.library.opcheck(ops.permutohedral_apply, arguments, test_utils=FIVE)
+    torch.library.opcheck(ops.permutohedral_apply, arguments, test_utils=OPCHECKS)
 
 
 @pytest.mark.parametrize("shape", [(2, 5), (0, 3)])
 def test_opcheck_of_filter_passes(shape: tuple[int, int]) -> None:
     values = torch.randn(*shape, 3).requires_grad_()
     arguments = values, torch.randn(*shape, 2), False, "triton"
-    torch.library.opcheck(ops.permutohedral_filter, arguments, test_utils=FIVE)
+    torch.library.opcheck(ops.permutohedral_filter, arguments, test_utils=OPCHECKS)
 
 
 @pytest.mark.parametrize("dynamic", [False, True])

@@ -4,19 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
+from opchecks import OPCHECKS
 from torch import Tensor
 
 import kernels
 from kernels.gaussian.separable import factors, ops
 
 EPS = torch.finfo(torch.float32).eps
-OPCHECKS = (
-    "test_schema",
-    "test_autograd_registration",
-    "test_faketensor",
-    "test_aot_dispatch_static",
-    "test_aot_dispatch_dynamic",
-)
 PROBLEMS = {  # points, channels, spatial dims, colours, positions' and colours' spread in sigmas
     "image": (150, 5, 2, 3, 0.3, 0.9),
     "many channels": (60, 37, 2, 1, 0.2, 0.3),

@@ -1,0 +1,35 @@
+"""What every test of the interpreter tier starts from: memory that holds NaN."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+
+@pytest.fixture(autouse=True)
+def _poisoned_memory() -> Iterator[None]:
+    """What a kernel forgets to write shows up: torch fills new memory with NaN."""
+    torch.use_deterministic_algorithms(True)
+    assert torch.empty(3).isnan().all()
+    assert torch.zeros(1).new_empty(3).isnan().all()
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture
+def large_lattice_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A few programs a launch, as the interpreter takes as long for any tile; short pieces."""
+    from kernels.gaussian.permutohedral.triton import (
+        building,
+        filtering,
+        segments,
+    )  # once configured
+
+    monkeypatch.setattr(building, "SEARCH_BLOCK", 1024)
+    monkeypatch.setattr(building, "PLACE_TILE", 2**11)
+    monkeypatch.setattr(filtering, "SPLAT_TILE", 2**13)
+    monkeypatch.setattr(filtering, "TILE", 2**13)
+    monkeypatch.setattr(segments, "BLOCK", 1024)
+    monkeypatch.setattr(segments, "PIECE", 16)
