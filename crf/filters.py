@@ -108,6 +108,11 @@ class TileFilter:
             for tiles, image in zip(self.tiles, values, strict=True)
         ])  # fmt: skip
 
+    @property
+    def mass(self) -> Tensor:
+        """F(1), `[B, N, 1]`, all pairs counted; the tiles know it."""
+        return torch.stack([tiles.mass for tiles in self.tiles])[..., None]
+
     def transposed(self) -> TileFilter:
         return self
 

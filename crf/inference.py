@@ -60,7 +60,9 @@ class PairwiseTerm:
         """A term whose filter is normalised by its own mass, F(`ones` `[B, N, 1]`)."""
         if normalization == "none":
             return cls(filter, penalty, None, None)
-        return cls(filter, penalty, *normalizers(filter(ones), normalization))
+        known = isinstance(filter, TileFilter) and len(filter.tiles) > 0
+        mass = cast(TileFilter, filter).mass if known else filter(ones)
+        return cls(filter, penalty, *normalizers(mass, normalization))
 
     def energy(self, marginals: Tensor) -> Tensor:
         """What each label of each pixel pays, `[B, N, C]`."""
