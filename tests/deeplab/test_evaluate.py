@@ -174,7 +174,9 @@ def test_record_was_measured_on_scenes_never_trained_or_tuned_on(record):
 
 def test_shipped_weights_name_the_default_recipe_and_the_recorded_scores(record):
     metadata = read_metadata(SHIPPED)
-    assert metadata["recipe"] == json.loads(json.dumps(dataclasses.asdict(TrainConfig())))
+    default = json.loads(json.dumps(dataclasses.asdict(TrainConfig())))
+    assert default == default | metadata["recipe"]  # options that came later are off by default
+    assert default.keys() - metadata["recipe"].keys() == {"crf"}
     assert metadata["class_names"] == list(CLASSES)
     assert metadata["palette"] == PALETTE[: len(CLASSES)].tolist()
     assert metadata["crf"] == SCENES_CRF == record["test"]["crf_settings"]
