@@ -31,7 +31,7 @@ from timing import (
 Report = dict[str, Any]
 Say = Callable[[str], object]
 
-FULL = Budget(seconds=5.0, least_rounds=5, most_rounds=100)
+FULL = Budget(seconds=4.0, least_rounds=5, most_rounds=100)
 QUICK = Budget(seconds=1.5, least_rounds=3, most_rounds=30)
 # A GPU runs many more cases, each far shorter and in rounds of many replays.
 GPU_FULL = Budget(seconds=0.7, least_rounds=5, most_rounds=50)

@@ -61,7 +61,8 @@ def ragged(
             )
     for i, one in enumerate(logits):
         image = None if images is None else images[i][None]
-        yield one[None], image, {} if features is None else features[i]
+        points = {} if features is None else features[i]
+        yield one[None], image, {k: f[None] if f.ndim == 2 else f for k, f in points.items()}
 
 
 def check_integer(name: str, value: Any, least: int) -> None:

@@ -66,7 +66,7 @@ class DenseCRF(nn.Module):
             ======================================================  ===============
 
             With exact and separable the smoothness term is a pass over rows and one over columns,
-            without error.
+            without error; as matrix products, these follow torch.set_float32_matmul_precision.
         normalization: of each filter by its mass n: `"symmetric"`, 1 / sqrt(n) before and after
             (as pydensecrf); `"after"`, 1 / n (as DeepLab's own code); `"before"`; `"none"`.
         compatibility: `"potts"`, a penalty where labels differ, or a matrix mu of penalties
@@ -74,7 +74,8 @@ class DenseCRF(nn.Module):
         precision: of the products of `"exact"` and `"separable"` on a GPU: `"ieee"` float32,
             `"tf32"` or `"bf16"`.
         eps: pairs that `"exact"` may leave out: at most this share of each pixel's sum of weights,
-            where no gradient to features is wanted. 0 leaves none out.
+            where no gradient to features is wanted. 0 leaves none out. `precision`, `eps` and
+            `tolerance` may only be given for a method that has them, or for `"auto"`.
         tolerance: of `"separable"`, as in `kernels.build_separable`.
         learnable: make parameters of the weights, the compatibility and the sigmas (`learned`),
             which then enter the state_dict; otherwise the layer has none. Weights and compatibility
@@ -113,6 +114,7 @@ class DenseCRF(nn.Module):
         checks.check_number("eps", eps, 0.0, 0.5)
         checks.check_number("tolerance", tolerance, *TOLERANCES)
         checks.check_terms(gaussian, bilateral, pairwise)
+        _check_options(method, precision, eps, tolerance)
         self.num_classes = num_classes
         self.gaussian = gaussian
         self.bilateral = bilateral
@@ -170,7 +172,8 @@ class DenseCRF(nn.Module):
             pydensecrf's klDivergence.
             For lists, a list of these.
 
-            `torch.compile(fullgraph=True)` takes the call whole, except with `return_kl`.
+            `torch.compile(fullgraph=True)` takes the call whole, except with `return_kl`. On a GPU
+            the host waits for each lattice that is built, and for the checks of the arguments.
 
         Raises:
             TypeError: a dtype that does not fit.
@@ -191,11 +194,9 @@ class DenseCRF(nn.Module):
         with torch.autocast(logits.device.type, enabled=False):
             unary, points, penalties = self.potentials(logits, images, features)
             settings = self.settings(logits, points, marginals=True)
-            terms = inference.terms_of(points, penalties, len(unary), settings)
-            field, divergence = inference.composed_field_and_divergence(
-                unary.transpose(1, 2).contiguous(), terms, self.iterations
+            marginals, divergence = inference.infer_with_divergence(
+                unary, points, penalties, settings
             )
-            marginals = field.softmax(2).transpose(1, 2).contiguous()
             return marginals.reshape(logits.shape), divergence
 
     def field(
@@ -229,8 +230,8 @@ class DenseCRF(nn.Module):
             return Choice("permutohedral", "auto: unnormalised sums are meant as pydensecrf's")
         if torch.device(device).type != "cuda":
             return Choice("permutohedral", "auto: the fastest on this device")
-        bilateral = next((t for t in self.terms if isinstance(t, Bilateral)), None)
-        if self.pairwise or (bilateral and min(bilateral.sigmas[2:]) < FEW_LANDMARKS):
+        narrow = self.bilateral is not None and min(self.bilateral.sigmas[2:]) < FEW_LANDMARKS
+        if self.pairwise or narrow:
             return Choice(
                 "permutohedral",
                 f"auto: a sigma_rgb below {FEW_LANDMARKS:g} or pairwise terms need many landmarks",
@@ -310,6 +311,20 @@ class DenseCRF(nn.Module):
             else:
                 penalties.append((self.learned.weights[k] * self.learned.compatibility).to(dtype))
         return unary, points, penalties
+
+
+def _check_options(method: Method, precision: Precision, eps: float, tolerance: float) -> None:
+    """Refuse what the method does not have: ignored, it would pass for what was asked."""
+    given = {
+        "precision": (precision != "ieee", ("exact", "separable", "auto")),
+        "eps": (eps != 0, ("exact", "auto")),
+        "tolerance": (tolerance != TOLERANCE, ("separable", "auto")),
+    }
+    for name, (changed, methods) in given.items():
+        if changed and method not in methods:
+            raise ValueError(
+                f"{name} is an option of method={methods[0]!r}, not of {method!r}; leave it out"
+            )
 
 
 def _wants_gradient(points: Sequence[Tensor]) -> bool:

@@ -15,8 +15,9 @@ a lattice depends on the data, and so do landmarks and tiles.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
@@ -33,8 +34,12 @@ from crf.filters import (
 from crf.potentials import Normalization, normalizers, pixel_order, reference_lattice
 from kernels import memory
 from kernels.gaussian import NotSeparable, Precision
-from kernels.gaussian.ops import WAITS
 from kernels.meanfield import Term, mean_field
+from kernels.runtime import WAITS
+
+logger = logging.getLogger(__name__)
+
+MOST_AXES = 3  # positions that a separable filter takes; further ones count as colours
 
 
 @dataclass(frozen=True)
@@ -193,7 +198,16 @@ class Settings:
 def terms_of(
     features: Sequence[Tensor], penalties: Sequence[Tensor], batch: int, settings: Settings
 ) -> list[PairwiseTerm]:
-    """Differentiable terms of `features`, `[batch, N, D]` or `[1, N, D]` for all images."""
+    """Differentiable terms of `features`, `[batch, N, D]` or `[1, N, D]` for all images.
+
+    "auto" is of one image: separable, or permutohedral where that takes too many landmarks.
+    """
+    if settings.method == "auto":
+        try:
+            return terms_of(features, penalties, batch, replace(settings, method="separable"))
+        except NotSeparable as error:
+            logger.debug("method='auto' runs 'permutohedral': %s", error)
+            return terms_of(features, penalties, batch, replace(settings, method="permutohedral"))
     terms = []
     for k, (points, penalty) in enumerate(zip(features, penalties, strict=True)):
         filter = _filter(points, batch, settings, is_grid=k == 0 and settings.has_gaussian)
@@ -208,14 +222,9 @@ def _filter(points: Tensor, batch: int, settings: Settings, is_grid: bool) -> Fi
     if is_grid:
         return GridFilter.of(points, settings.width)
     points = points.expand(batch, -1, -1)
-    if settings.method in ("separable", "auto"):
-        dims = min(settings.spatial_dims, points.shape[2])
-        try:
-            return SeparableFilter.over(points, dims, settings.tolerance, settings.precision)
-        except NotSeparable:
-            if settings.method == "separable":
-                raise
-            return LatticeFilter([reference_lattice(image) for image in points])
+    if settings.method == "separable":
+        dims = min(settings.spatial_dims, points.shape[2], MOST_AXES)
+        return SeparableFilter.over(points, dims, settings.tolerance, settings.precision)
     if points.requires_grad and torch.is_grad_enabled():
         return PairFilter(points, settings.precision)
     return TileFilter.over(points, settings.precision, settings.eps)
@@ -230,8 +239,11 @@ def infer(
     unary: Tensor, features: Sequence[Tensor], penalties: Sequence[Tensor], settings: Settings
 ) -> Tensor:
     """Marginals, or the field, `[B, C, N]` as `unary`."""
-    if settings.iterations:
+    if settings.iterations and not torch.compiler.is_compiling():
         _require_memory(unary, features)
+    if settings.method == "auto" and len(unary) != 1:
+        images = [infer(u, f, penalties, settings) for u, f in _images(unary, features)]
+        return torch.cat(images) if images else unary.new_empty(unary.shape)
     wanted = unary, *features, *penalties
     differentiable = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in wanted)
     if settings.method == "permutohedral" and settings.iterations and not differentiable:
@@ -239,8 +251,34 @@ def infer(
             unary, ordered_terms(unary, features, penalties, settings), settings
         )
     terms = terms_of(features, penalties, len(unary), settings) if settings.iterations else []
+    on_lattices = bool(terms) and all(isinstance(term.filter, LatticeFilter) for term in terms)
+    if on_lattices and not differentiable:  # what auto found
+        return infer_on_lattices(unary, terms, settings)
     field = composed_field(unary.transpose(1, 2).contiguous(), terms, settings.iterations)
     return (field.softmax(2) if settings.marginals else field).transpose(1, 2).contiguous()
+
+
+def infer_with_divergence(
+    unary: Tensor, features: Sequence[Tensor], penalties: Sequence[Tensor], settings: Settings
+) -> tuple[Tensor, Tensor]:
+    """Marginals `[B, C, N]`, and the divergences of `composed_field_and_divergence`."""
+    if settings.method == "auto" and len(unary) > 1:
+        found = [
+            infer_with_divergence(u, f, penalties, settings) for u, f in _images(unary, features)
+        ]
+        marginals, divergences = zip(*found, strict=True)
+        return torch.cat(marginals), torch.cat(divergences, dim=1)
+    terms = terms_of(features, penalties, len(unary), settings)
+    field, divergence = composed_field_and_divergence(
+        unary.transpose(1, 2).contiguous(), terms, settings.iterations
+    )
+    return field.softmax(2).transpose(1, 2).contiguous(), divergence
+
+
+def _images(unary: Tensor, features: Sequence[Tensor]) -> Iterator[tuple[Tensor, list[Tensor]]]:
+    """Each image of a batch as a batch of one."""
+    for b in range(len(unary)):
+        yield unary[b : b + 1], [f[b : b + 1] if len(f) > 1 else f for f in features]
 
 
 def _require_memory(unary: Tensor, features: Sequence[Tensor]) -> None:
@@ -376,9 +414,29 @@ def mean_field_backward_operator(
         method, cast(Normalization, normalization), iterations, cast(Precision, precision), eps,
         tolerance, width, has_gaussian, spatial_dims, marginals,
     )  # fmt: skip
+    if method == "auto" and len(unary) != 1:
+        to_unary, to_penalties = torch.zeros_like(unary), [torch.zeros_like(p) for p in penalties]
+        for b, (image, points) in enumerate(_images(unary, features)):
+            of_image, *of_penalties = _gradients(
+                grad[b : b + 1], image, points, penalties, settings
+            )
+            to_unary[b] = of_image[0]
+            for total, part in zip(to_penalties, of_penalties, strict=True):
+                total += part
+        return [to_unary, *to_penalties]
+    return _gradients(grad, unary, features, penalties, settings)
+
+
+def _gradients(
+    grad: Tensor,
+    unary: Tensor,
+    features: Sequence[Tensor],
+    penalties: Sequence[Tensor],
+    settings: Settings,
+) -> list[Tensor]:
     terms = terms_of(features, penalties, len(unary), settings)
     inputs = grad.transpose(1, 2).contiguous(), unary.transpose(1, 2).contiguous()
-    to_unary, to_penalties = gradients(*inputs, terms, iterations, marginals)
+    to_unary, to_penalties = gradients(*inputs, terms, settings.iterations, settings.marginals)
     return [to_unary.transpose(1, 2).contiguous(), *to_penalties]
 
 

@@ -19,6 +19,9 @@ import torch
 
 logger = logging.getLogger(__name__)
 
+# Of operators whose host waits for the device: compilers must keep them out of CUDA graphs.
+WAITS = (torch.Tag.cudagraph_unsafe,) if hasattr(torch.Tag, "cudagraph_unsafe") else ()
+
 TRITON_INSTALLED = importlib.util.find_spec("triton") is not None
 
 

@@ -266,7 +266,8 @@ def build_separable(
     """Factor the kernel of some points, to filter by it any number of times: plain PyTorch.
 
     Its shape depends on the data, so that `torch.compile` cannot take this call whole;
-    `gaussian_filter` it can. On a GPU the host waits a few times. Deterministic.
+    `gaussian_filter` it can. On a GPU the host waits for
+    every block of landmarks that it draws, tens of times. Deterministic.
 
     Args:
         features: float32 or float64 `[N, D]`, already divided by sigma.

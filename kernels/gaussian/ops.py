@@ -26,12 +26,12 @@ from torch import Tensor
 from kernels import runtime
 from kernels.gaussian import permutohedral
 from kernels.gaussian.permutohedral.lattice import Lattice
+from kernels.runtime import WAITS
 
 NO_FEATURE_GRADIENT = (
     "the permutohedral lattice has gradients to the values only, not to the features: "
     'use method="exact" to differentiate the features, or features.detach()'
 )
-WAITS = (torch.Tag.cudagraph_unsafe,) if hasattr(torch.Tag, "cudagraph_unsafe") else ()
 
 
 @torch.library.custom_op("kernels::permutohedral_apply", mutates_args=())

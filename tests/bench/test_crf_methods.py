@@ -39,17 +39,23 @@ def test_labels_that_are_not_the_exact_ones_do_not_pass() -> None:
     assert not all(check.passed for check in prepared.gate(nan))
 
 
-def test_the_parts_of_the_lattice_run() -> None:
+@pytest.mark.parametrize("method", ["permutohedral", "exact", "separable"])
+def test_the_parts_of_a_method_run_and_the_iterations_are_those_of_the_whole(
+    method: crf_methods.Method,
+) -> None:
     for part in (crf_methods.set_up, crf_methods.iterations):
-        prepared = crf_methods.prepare_part(SMALL, part, device="cpu")
+        prepared = crf_methods.prepare_part(SMALL, method, part, device="cpu")
         outputs = {name: call() for name, call in prepared.candidates.items()}
         assert all(check.passed for check in prepared.gate(outputs))
-    whole = crf_methods.prepare(SMALL, "permutohedral", False, device="cpu")
-    torch.testing.assert_close(outputs["permutohedral"].flatten(), *_flat(whole))
+    whole = crf_methods.prepare(SMALL, method, False, device="cpu").candidates[method]()
+    torch.testing.assert_close(outputs[method].flatten(), whole.flatten())
 
 
-def _flat(prepared: crf_methods.Prepared) -> tuple[torch.Tensor]:
-    return (prepared.candidates["permutohedral"]().flatten(),)
+def test_a_sigma_that_takes_too_many_landmarks_is_left_out_and_the_reader_told() -> None:
+    noise = crf_methods.Problem(48, 64, 4, 20.0, 0.5, 1)
+    prepared = crf_methods.prepare_all(noise)
+    assert "separable" not in prepared.candidates
+    assert "separable is left out at 20/0.5" in prepared.notes[0]
 
 
 def test_one_filter_is_held_against_the_oracle() -> None:

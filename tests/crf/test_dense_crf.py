@@ -503,6 +503,16 @@ def test_exported_program_serves_other_sizes(method: Any) -> None:
         ({"pairwise": crf.Pairwise("a", 1)}, TypeError, r"pairwise must be a sequence .*\(term,\)"),
         ({"pairwise": [crf.Pairwise("a", 1)] * 2}, ValueError, "terms of different names"),
         ({"compatibility": torch.eye(5)}, ValueError, "compatibility must have shape"),
+        ({"precision": "fp8"}, ValueError, "precision must be one of"),
+        ({"eps": 1.0}, ValueError, "eps must be a number from 0 to 0.5, not 1.0"),
+        ({"tolerance": 0}, ValueError, "tolerance must be a number from 0.0001 to 0.5, not 0"),
+        ({"precision": "bf16"}, ValueError, "option of method='exact', not of 'permutohedral'"),
+        ({"eps": 0.1, "method": "separable"}, ValueError, "eps is an option of method='exact'"),
+        (
+            {"tolerance": 0.2, "method": "exact"},
+            ValueError,
+            "tolerance is an option of method='separable'",
+        ),
     ],
 )
 def test_bad_settings_are_named(

@@ -10,10 +10,11 @@ from opchecks import OPCHECKS
 from torch import Tensor
 
 import crf
+import kernels
 from crf import inference
 from crf.potentials import normalizers
 
-METHODS = ("permutohedral", "exact", "separable")
+METHODS = ("permutohedral", "exact", "separable", "auto")
 
 any_method = pytest.mark.parametrize("method", METHODS)
 
@@ -117,3 +118,41 @@ def test_exact_that_leaves_out_a_ten_millionth_is_within_a_hundred_thousandth(
             filtered = filtered if after is None else filtered * after
             marginals = (-unary[0].T.double() + 0.5 * filtered).softmax(1)
         assert (found[0].T.double() - marginals).abs().max() < 1e-5
+
+
+def test_auto_decides_for_each_image_and_runs_the_lattice_as_the_lattice_runs() -> None:
+    """One image of few colours, and one of noise that takes too many landmarks."""
+    generator = torch.Generator().manual_seed(2)
+    images = torch.full((2, 3, 40, 40), 90.0)
+    images[1] = 255 * torch.rand(3, 40, 40, generator=generator)
+    terms = [crf.Gaussian(3.0, 3.0), crf.Bilateral(4.0, 9.0, 2.0)]
+    features = [term.features(images) for term in terms]
+    unary = -torch.randn(2, 3, 1600, generator=generator).log_softmax(1)
+    penalties = [torch.full((3,), -3.0), torch.full((3,), -4.0)]
+
+    def run(method: str, b: int | slice, **changed: Any) -> Tensor:
+        b = slice(b, b + 1) if isinstance(b, int) else b
+        points = [features[0], features[1][b]]
+        how = settings(method, tolerance=0.1, width=40, **changed)
+        return inference.infer(unary[b], points, penalties, how)
+
+    found = run("auto", slice(0, 2))
+    assert torch.equal(found[:1], run("separable", 0))
+    torch.testing.assert_close(found[1:], run("permutohedral", 1))
+    with pytest.raises(kernels.NotSeparable):
+        run("separable", 1)
+
+    unary.requires_grad_()
+    both = run("auto", slice(0, 2))
+    torch.testing.assert_close(both, found)
+    grad = torch.randn_like(both)
+    (expected,) = torch.autograd.grad(both, unary, grad)
+    how = numbers(settings("auto", tolerance=0.1, width=40))
+    operator = inference.mean_field_operator(unary, features, penalties, *how)
+    (gradient,) = torch.autograd.grad(operator, unary, grad)
+    torch.testing.assert_close(gradient, expected, rtol=1e-4, atol=1e-5)
+    marginals, divergence = inference.infer_with_divergence(
+        unary.detach(), features, penalties, settings("auto", tolerance=0.1, width=40)
+    )
+    torch.testing.assert_close(marginals, found)
+    assert divergence.shape == (3, 2)

@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 TILE = 128  # points
+WHOLE = 2**40  # parts of the mass that a row may lose
 TABLE_BYTES = 2**32  # what the tables over all pairs of tiles may take while they are made
 CHUNK_BYTES = 2**26  # of one step through a table
 
@@ -161,7 +162,10 @@ def prune(table: Tensor, mass: Tensor, eps: float, *, dims: int) -> tuple[Tensor
     keep = torch.empty(tiles, tiles, dtype=torch.bool, device=table.device)
     for rows in _chunks(tiles):
         ascending, which = upper(rows).sort(1)
-        needed = ~(ascending.cumsum(1) <= eps * least[rows, None])  # also where it is NaN
+        # In whole parts of what may be skipped: sums of floats on a GPU differ from run to run.
+        parts = (ascending / (eps * least[rows, None]) * WHOLE).ceil() + 1
+        parts = parts.nan_to_num(nan=2.0 * WHOLE, posinf=2.0 * WHOLE).clamp_(max=2.0 * WHOLE)
+        needed = parts.long().cumsum(1) > WHOLE
         keep[rows] = torch.empty_like(needed).scatter_(1, which, needed)
     keep |= keep.T.clone()
 

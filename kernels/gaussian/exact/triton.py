@@ -78,7 +78,7 @@ def squared_distance(
     return squares
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["count", "tiles"])
 def filter_kernel(
     points, values, order, kept, out,
     count, padded, tiles, channels,
@@ -114,7 +114,7 @@ def filter_kernel(
     tl.store(target, acc, mask=real[:, None] & (offs_c < channels)[None, :])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tiles"])
 def gradient_kernel(
     points, values, grads, kept, out,
     padded, tiles, channels,
@@ -156,7 +156,7 @@ def gradient_kernel(
     tl.store(target, acc, mask=(axis < D)[None, :])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["count", "tiles"])
 def mass_kernel(
     points, table, mass,
     count, padded, tiles, negligible,

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from kernels.gaussian.separable import eager, factors
 from kernels.gaussian.separable.factors import Separable
+from kernels.runtime import WAITS
 
 NO_FEATURE_GRADIENT = (
     "the separable filter has gradients to the values only, not to the features: "
@@ -42,7 +43,7 @@ def apply(separable: Separable, values: Tensor, impl: str, precision: str) -> Te
     )  # fmt: skip
 
 
-@torch.library.custom_op("kernels::separable_apply", mutates_args=())
+@torch.library.custom_op("kernels::separable_apply", mutates_args=(), tags=WAITS)
 def separable_apply(
     values: Tensor,
     landmarks: Tensor,
@@ -98,7 +99,7 @@ def _apply_again(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
 separable_apply.register_autograd(_apply_again, setup_context=_save_factors)
 
 
-@torch.library.custom_op("kernels::separable_filter", mutates_args=())
+@torch.library.custom_op("kernels::separable_filter", mutates_args=(), tags=WAITS)
 def separable_filter(
     values: Tensor,
     features: Tensor,

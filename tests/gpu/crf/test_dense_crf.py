@@ -15,7 +15,7 @@ from deeplab.model import deeplab_v2_small
 pytestmark = pytest.mark.gpu
 
 SIGMAS = [(80.0, 13.0), (49.0, 5.0), (67.0, 3.0)]
-METHODS = ["permutohedral", "exact", "separable"]
+METHODS = ["permutohedral", "exact", "separable", "auto"]
 
 any_method = pytest.mark.parametrize("method", METHODS)
 any_sigma = pytest.mark.parametrize("sigmas", SIGMAS, ids=lambda s: f"{s[0]:g}/{s[1]:g}")
