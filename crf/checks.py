@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -165,4 +166,10 @@ def _check_grey_levels(images: Tensor) -> None:
         raise ValueError(
             f"images must hold RGB values 0-255, but range from {low:g} to {high:g}; pass the "
             "image as it was before a network's preprocessing, clamped if it was resampled"
+        )
+    if 0 < high <= 1:
+        warnings.warn(
+            f"images hold values up to {high:g}, but RGB 0-255 is expected: multiply by 255 if "
+            "they are scaled to 0-1, or the bilateral term sees one colour",
+            stacklevel=4,
         )

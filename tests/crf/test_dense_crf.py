@@ -564,3 +564,9 @@ def test_bad_input_is_named(
     for call in (model, model.field):
         with pytest.raises(error, match=words):
             call(logits, images, features)
+
+
+def test_images_scaled_to_one_are_warned_about() -> None:
+    logits, images = problem()
+    with pytest.warns(UserWarning, match="values up to 1, but RGB 0-255 is expected"):
+        crf.DenseCRF(4)(logits, images / images.max())
