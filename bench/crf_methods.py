@@ -84,8 +84,15 @@ def gpu_cases(settings: Settings) -> list[Case]:
         for xy, rgb in SIGMAS[:1] if settings.quick else SIGMAS:
             of_sigma = replace(problem, sigma_xy=xy, sigma_rgb=rgb)
             listed += _cases_of(f"{size} {xy}/{rgb}", of_sigma)
-    if not settings.quick:
-        listed.append(_gpu_case("1024x2048 49/5 permutohedral", large, "permutohedral", False))
+    for xy, rgb in () if settings.quick else SIGMAS:
+        of_sigma = replace(large, sigma_xy=xy, sigma_rgb=rgb)
+        for batch in (1, 8):
+            name = f"1024x2048 {xy}/{rgb} permutohedral" + f" batch {batch}" * (batch > 1)
+            problem = replace(of_sigma, batch=batch)
+            listed.append(_gpu_case(name, problem, "permutohedral", False))
+        if rgb >= FEW_LANDMARKS:
+            name = f"1024x2048 {xy}/{rgb} separable"
+            listed.append(_gpu_case(name, of_sigma, "separable", False))
     listed.append(Case("one filter, 200k points, D=6, C=3", prepare_filter, most_seconds=1e-3))
     return sorted(listed, key=lambda case: case.bar is None and case.most_seconds is None)
 

@@ -12,6 +12,7 @@ Potentials" (2011), algorithm 1; Chen et al., "DeepLab", TPAMI 2018, section 3.3
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, Literal, cast
 
@@ -36,6 +37,9 @@ from kernels.runtime import Choice
 
 Method = Literal["permutohedral", "exact", "separable", "auto"]
 METHODS: tuple[Method, ...] = ("permutohedral", "exact", "separable", "auto")
+SMALL = (
+    64 * 64
+)  # pixels: all their pairs are less work for a GPU than launching a lattice's kernels
 FEW_LANDMARKS = 10.0  # grey levels of sigma_rgb from which on a few hundred landmarks are enough
 
 
@@ -60,6 +64,7 @@ class DenseCRF(nn.Module):
             ======================================================  ===============
             a gradient to images, features or sigmas is wanted      exact
             normalization="none" (sums then keep a method's scale)  permutohedral
+            on a GPU, an image of at most 64 x 64 pixels            exact
             on a GPU, sigma_rgb at least 10, no pairwise terms,     separable
             and the image needs no more landmarks than it allows
             otherwise                                               permutohedral
@@ -217,9 +222,15 @@ class DenseCRF(nn.Module):
         checks.check_inputs(logits, images, features, self.num_classes, self._given_terms())
         return self._infer(logits, images, features, marginals=False)
 
-    def choose(self, device: torch.device | str, needs_feature_gradient: bool = False) -> Choice:
+    def choose(
+        self,
+        device: torch.device | str,
+        pixels: int | None = None,
+        needs_feature_gradient: bool = False,
+    ) -> Choice:
         """The method of a call on `device`, and why; for `"auto"` by the table of the class.
 
+        pixels: of one image; None: many.
         needs_feature_gradient: a gradient to images, features or sigmas is wanted.
         """
         if self.method != "auto":
@@ -230,6 +241,8 @@ class DenseCRF(nn.Module):
             return Choice("permutohedral", "auto: unnormalised sums are meant as pydensecrf's")
         if torch.device(device).type != "cuda":
             return Choice("permutohedral", "auto: the fastest on this device")
+        if pixels is not None and pixels <= SMALL:
+            return Choice("exact", f"auto: all pairs of at most {SMALL} pixels are soon done")
         narrow = self.bilateral is not None and min(self.bilateral.sigmas[2:]) < FEW_LANDMARKS
         if self.pairwise or narrow:
             return Choice(
@@ -270,7 +283,7 @@ class DenseCRF(nn.Module):
     def settings(self, logits: Tensor, points: Sequence[Tensor], marginals: bool) -> Settings:
         """What a call runs with: the method for these features, and all that it needs to know."""
         needs = _wants_gradient(points)
-        method = self.choose(logits.device, needs).impl
+        method = self.choose(logits.device, math.prod(logits.shape[2:]), needs).impl
         if needs and method != "exact":
             raise ValueError(
                 f'method="{method}" has no gradient to images, features or sigmas: use '

@@ -127,13 +127,15 @@ def test_without_a_bilateral_term_no_images_are_needed() -> None:
 
 
 def test_auto_says_what_it_chooses_and_why() -> None:
-    def impl(device: str, needs: bool = False, **options: Any) -> str:
-        return crf.DenseCRF(3, method="auto", **options).choose(device, needs).impl
+    def impl(device: str, pixels: Any = None, needs: bool = False, **options: Any) -> str:
+        return crf.DenseCRF(3, method="auto", **options).choose(device, pixels, needs).impl
 
     wide = {"bilateral": crf.Bilateral(4.0, 80.0, 13.0)}
     assert impl("cuda", **wide) == "separable"
     assert impl("cuda") == "permutohedral"
-    assert impl("cpu", **wide) == "permutohedral"
+    assert impl("cuda", 5000, **wide) == "separable"
+    assert impl("cuda", 4096) == "exact"
+    assert impl("cpu", 16, **wide) == "permutohedral"
     assert impl("cuda", needs=True, **wide) == "exact"
     assert impl("cuda", normalization="none", **wide) == "permutohedral"
     assert impl("cuda", pairwise=[crf.Pairwise("f", 1.0)], **wide) == "permutohedral"
