@@ -77,7 +77,8 @@ def corner_node(lowest, corner, row, plane, S: tl.constexpr):
     return node
 
 
-@triton.jit(do_not_specialize=["count_k"])
+# Specialised on sizes on purpose: without their divisibility by 16 two kernels spill.
+@triton.jit
 def splat_kernel(
     values, order, colours, fractions, landmarks, pieces, partial,
     channels, count_k, stride_v,
@@ -118,7 +119,7 @@ def splat_kernel(
     tl.store(target, acc, mask=real_k[:, None] & (channel < channels)[None, :])
 
 
-@triton.jit(do_not_specialize=["row", "plane"])
+@triton.jit
 def combine_kernel(
     partial, starts, sums,
     width, row, plane,
@@ -137,7 +138,7 @@ def combine_kernel(
     tl.store(sums + tl.cast(node, tl.int64) * width + offs, acc, mask=offs < width)
 
 
-@triton.jit(do_not_specialize=["count_k", "row", "plane"])
+@triton.jit
 def slice_kernel(
     sums, values, order, colours, fractions, diagonal, landmarks, pieces, out,
     channels, count_k, stride_v, stride_o, row, plane,
