@@ -37,9 +37,7 @@ from kernels.runtime import Choice
 
 Method = Literal["permutohedral", "exact", "separable", "auto"]
 METHODS: tuple[Method, ...] = ("permutohedral", "exact", "separable", "auto")
-SMALL = (
-    64 * 64
-)  # pixels: all their pairs are less work for a GPU than launching a lattice's kernels
+SMALL = 64 * 64  # pixels: all their pairs are less work for a GPU than building a lattice
 FEW_LANDMARKS = 10.0  # grey levels of sigma_rgb from which on a few hundred landmarks are enough
 
 

@@ -7,9 +7,8 @@ with a triangle of variance h^2 / 6, h being the spacing; twice, on either side.
 
     (G_s)_ab = exp(-(a - b)^2 h^2 / 2 s^2) / s,   s^2 = 1 - h^2 / 3
 
-which errs at most 4% more than the best G in the least squares sense, for h up to 0.9. Sums over
-many points are then off by about h^2 / 40 an axis that spans several sigmas, and by up to h^2 / 12
-where it spans less.
+which comes close to the best G in the least squares sense for h up to about 1. The error of sums
+over many points grows with h^2, and is larger on an axis that spans few sigmas.
 
 Source: Paris and Durand, "A Fast Approximation of the Bilateral Filter using a Signal Processing
 Approach" (2006), which filters on a coarse grid; the correction of the variance is ours.

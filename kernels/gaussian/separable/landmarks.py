@@ -12,8 +12,7 @@ Landmarks are pivots of a Cholesky factorisation (Harbrecht, Peters and Schneide
 proportion to what is still missed (Chen, Epperly, Tropp and Webber, "Randomly Pivoted Cholesky",
 2023), a block of proposals at a time. The largest instead, as usual, would be an outlier each time.
 Where the residual allows, they then move to the means of the colours nearest to them, which serves
-dense regions better: at residuals above a few percent, the same number then errs less by a third to
-two thirds.
+dense regions better.
 """
 
 from __future__ import annotations
