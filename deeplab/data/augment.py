@@ -1,0 +1,168 @@
+"""Augmentation as in the papers: a random scale, a random crop, a mirror image of every other one.
+
+    mode          scale                            window
+    continuous    uniform in [low, high]           anywhere that it covers the picture or lies in it
+    discrete      one of a list, CAFFE_SCALES      anywhere in the picture; a picture smaller than
+                                                   the window is padded at the bottom and the right
+
+The first is the paper's text, the second what its released Caffe layer does: it resizes the picture
+to int(scale * size), pads, crops, and mirrors. Beyond the picture an image has the mean colour,
+which preprocessing turns into zero, and a label map 255. Images are resized bilinearly (smoothed
+where they shrink), labels take the nearest pixel.
+
+All chance comes from the generator that is given, so that a sample is a function of its seed.
+Sources: Chen et al., DeepLab v2, section 4.1; the transformer of its Caffe data layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from deeplab.preprocess import MEAN_BGR
+
+IGNORE = 255
+"""The label of pixels that count neither in the loss nor in a score."""
+
+CAFFE_SCALES = (0.5, 0.75, 1.0, 1.25, 1.5)
+"""The scales of the released Caffe training networks, for mode "discrete"."""
+
+MEAN_RGB = (MEAN_BGR[2], MEAN_BGR[1], MEAN_BGR[0])
+
+
+def augment(
+    image: npt.NDArray[np.uint8],
+    labels: npt.NDArray[Any],
+    *,
+    crop: int,
+    scales: Sequence[float],
+    mode: Literal["continuous", "discrete"] = "continuous",
+    mirror: bool = True,
+    rng: np.random.Generator,
+    fill: Sequence[float] = MEAN_RGB,
+) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
+    """A random sample of a picture: image uint8 [crop, crop, 3], labels int64 [crop, crop].
+
+    Args:
+        image: uint8 [H, W, 3] RGB.
+        labels: [H, W], values 0-255, 255 ignored.
+        crop: side of the sample in pixels; networks of output stride 8 like 8k + 1, such as 321.
+        scales: (smallest, largest) in mode "continuous", the list to draw from in "discrete".
+            (1, 1) and [1] leave the scale alone.
+        mode: see the file's docstring.
+        mirror: flip half of the samples left to right.
+        rng: where all chance comes from.
+        fill: colour beyond the picture, RGB 0-255: the mean that the model's preprocessing
+            subtracts. Rounded to whole levels.
+
+    Raises ValueError: sizes of image and labels differ, scales or mode make no sense.
+    """
+    if image.shape[:2] != labels.shape:
+        raise ValueError(
+            f"image, labels: expected one size, got {image.shape[:2]} and {labels.shape}"
+        )
+    if not scales or min(scales) <= 0:
+        raise ValueError(f"scales: expected positive numbers, got {scales}")
+    if mode == "continuous":
+        scaled, target = _scaled_window(image, labels, crop, scales, rng, fill)
+    elif mode == "discrete":
+        scale = scales[int(rng.integers(len(scales)))]
+        scaled, target = _window(*_resize(image, labels, scale), crop, rng, fill)
+    else:
+        raise ValueError(f"mode: expected 'continuous' or 'discrete', got {mode!r}")
+    if mirror and rng.random() < 0.5:
+        scaled, target = scaled[:, ::-1].copy(), target[:, ::-1].copy()
+    return scaled, target.astype(np.int64)
+
+
+def shrink_labels(labels: Any, stride: int = 8) -> Any:
+    """Labels at a network's output stride, every `stride`-th pixel: [..., H, W] -> [..., h, w].
+
+    What Caffe's Interp layer does to a label map of 8k + 1 pixels a side, where align_corners puts
+    the k + 1 scores of a side on every eighth pixel exactly. Takes NumPy arrays and tensors.
+
+    Raises ValueError where a side is not stride * k + 1 pixels: the grids would not meet there.
+    """
+    height, width = labels.shape[-2:]
+    if (height - 1) % stride or (width - 1) % stride:
+        raise ValueError(
+            f"labels: expected sides of {stride}k + 1 pixels, got {height} x {width}; choose such "
+            "a crop (321, 513), or a loss at full size"
+        )
+    return labels[..., ::stride, ::stride]
+
+
+def _scaled_window(
+    image: npt.NDArray[np.uint8],
+    labels: npt.NDArray[Any],
+    crop: int,
+    scales: Sequence[float],
+    rng: np.random.Generator,
+    fill: Sequence[float],
+) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
+    """A window of crop / scale pixels brought to crop x crop.
+
+    It is the scaled picture cropped, at the cost of the crop.
+    """
+    if len(scales) != 2 or scales[0] > scales[1]:
+        raise ValueError(f"scales: expected (smallest, largest), got {scales}")
+    side = max(1, round(crop / rng.uniform(scales[0], scales[1])))
+    height, width = labels.shape
+    top = int(rng.integers(min(0, height - side), max(0, height - side) + 1))
+    left = int(rng.integers(min(0, width - side), max(0, width - side) + 1))
+    canvas, truth = _cut(image, labels, top, left, side, fill)
+    return _to_size(canvas, truth, (crop, crop))
+
+
+def _resize(
+    image: npt.NDArray[np.uint8], labels: npt.NDArray[Any], scale: float
+) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
+    height, width = (max(1, int(side * scale)) for side in labels.shape)  # Caffe rounds down
+    if (height, width) == labels.shape:
+        return image, labels
+    return _to_size(image, labels.astype(np.uint8), (height, width))
+
+
+def _window(
+    image: npt.NDArray[np.uint8],
+    labels: npt.NDArray[Any],
+    crop: int,
+    rng: np.random.Generator,
+    fill: Sequence[float],
+) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
+    height, width = labels.shape
+    top = int(rng.integers(max(0, height - crop) + 1))
+    left = int(rng.integers(max(0, width - crop) + 1))
+    return _cut(image, labels, top, left, crop, fill)
+
+
+def _cut(
+    image: npt.NDArray[np.uint8],
+    labels: npt.NDArray[Any],
+    top: int,
+    left: int,
+    side: int,
+    fill: Sequence[float],
+) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
+    """The window [side, side] whose corner is at (top, left), which may lie outside."""
+    height, width = labels.shape
+    canvas = np.empty((side, side, 3), np.uint8)
+    canvas[:] = np.round(fill)
+    truth = np.full((side, side), IGNORE, np.uint8)
+    y0, y1, x0, x1 = max(top, 0), min(top + side, height), max(left, 0), min(left + side, width)
+    inside = np.s_[y0 - top : y1 - top, x0 - left : x1 - left]
+    canvas[inside], truth[inside] = image[y0:y1, x0:x1], labels[y0:y1, x0:x1]
+    return canvas, truth
+
+
+def _to_size(
+    image: npt.NDArray[np.uint8], labels: npt.NDArray[np.uint8], size: tuple[int, int]
+) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
+    """Both at size (height, width): image bilinear, labels nearest."""
+    shape = size[::-1]  # Pillow's order
+    scaled = np.array(Image.fromarray(image).resize(shape, Image.Resampling.BILINEAR))
+    return scaled, np.array(Image.fromarray(labels).resize(shape, Image.Resampling.NEAREST))
