@@ -18,6 +18,7 @@ from kernels.gaussian import (
     build_separable,
     build_tiles,
     gaussian_filter,
+    repeat_lattice,
     separable_error,
 )
 from kernels.meanfield import Term, mean_field
@@ -41,5 +42,6 @@ __all__ = [
     "gaussian_filter",
     "mean_field",
     "multi_rate_atrous_conv2d",
+    "repeat_lattice",
     "separable_error",
 ]

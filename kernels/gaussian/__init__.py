@@ -10,6 +10,7 @@ from kernels.gaussian.api import (
     build_separable,
     build_tiles,
     gaussian_filter,
+    repeat_lattice,
     separable_error,
 )
 from kernels.gaussian.exact.tiles import Tiles
@@ -35,5 +36,6 @@ __all__ = [
     "build_separable",
     "build_tiles",
     "gaussian_filter",
+    "repeat_lattice",
     "separable_error",
 ]

@@ -21,6 +21,7 @@ from kernels.gaussian import ops, permutohedral
 from kernels.gaussian.exact import eager as all_pairs
 from kernels.gaussian.exact import ops as exact_ops
 from kernels.gaussian.exact.tiles import Tiles
+from kernels.gaussian.permutohedral import batch
 from kernels.gaussian.permutohedral.lattice import Lattice
 from kernels.gaussian.separable import error as separable_errors
 from kernels.gaussian.separable import landmarks
@@ -45,6 +46,7 @@ def gaussian_filter(
     spatial_dims: int = 2,
     tolerance: float = landmarks.TOLERANCE,
     max_landmarks: int = landmarks.MOST,
+    check_finite: bool = True,
 ) -> Tensor:
     """Filter each image's points by the Gaussian of their distance in feature space.
 
@@ -65,6 +67,9 @@ def gaussian_filter(
             top of rounding. 0 leaves nothing out. Which pairs these are is found out at each
             call, by a pass over all of them: `build_tiles` keeps it for many.
         spatial_dims, tolerance, max_landmarks: of `"separable"`, as in `build_separable`.
+        check_finite: of `"exact"`: whether to look for NaN and Inf in the features, for which the
+            host waits on a GPU. Turn it off for features that were looked at before; where they are
+            not finite after all, neither is the result.
 
     Returns:
         `[B, N, C]`, contiguous. Differentiable in the values and, with `"exact"`, in the features.
@@ -86,6 +91,8 @@ def gaussian_filter(
     _check_eps(eps)
     if method == "exact":
         _check_precision(precision, choice.impl, values.device)
+        if check_finite and not torch.compiler.is_compiling():
+            _check_finite(features)
         return _filter_all_pairs(values, features, choice.impl, precision, eps)
     if method == "separable":
         if eps != 0:
@@ -111,10 +118,14 @@ def build_lattice(features: Tensor, *, impl: str = "auto") -> Lattice:
     """Build the permutohedral lattice of some points, to filter on it any number of times.
 
     Its shape depends on the data, so that `torch.compile` cannot take this call whole;
-    `gaussian_filter` it can. On a GPU the host waits for the shape, once, and nothing else.
+    `gaussian_filter` it can. On a GPU the host waits for the shape, once for all images of a batch,
+    and for nothing else.
 
     Args:
-        features: float32 or float64 `[N, D]`, already divided by sigma.
+        features: float32 or float64 `[N, D]`, already divided by sigma; or `[B, N, D]`, the points
+            of several images, which share no vertex and so do not mix. The lattice has B * N points
+            then, image after image: its values are `[B * N, C]`, and each image is filtered as it
+            is on a lattice of its own.
         impl: as in `gaussian_filter`.
 
     Raises:
@@ -122,13 +133,34 @@ def build_lattice(features: Tensor, *, impl: str = "auto") -> Lattice:
         ValueError: another shape, an `impl` that cannot run here, features that hold NaN or Inf,
             are too large, or require a gradient, which the lattice does not have.
     """
-    _check_points("features", features, ndim=2)
+    batched = isinstance(features, Tensor) and features.ndim == 3
+    _check_points("features", features, ndim=3 if batched else 2)
     _check_no_gradient(features)
     choice = runtime.choose("permutohedral", impl, device=features.device, dtype=features.dtype)
-    if choice.impl != "triton":  # whose build learns it from the one transfer that it waits for
-        permutohedral.require_placeable(features)
-    lattice: Lattice = permutohedral.implementation(choice.impl).build(features.detach())
-    return lattice
+    build = permutohedral.implementation(choice.impl).build
+    images = max(1, len(features)) if batched else 1
+    points = features.detach().flatten(0, -2)
+    if choice.impl == "triton":  # which learns whether they are placeable as it waits
+        lattice: Lattice = build(points, images)
+        return lattice
+    permutohedral.require_placeable(points)
+    return batch.joined([build(of_image) for of_image in points.chunk(images)])
+
+
+def repeat_lattice(lattice: Lattice, images: int) -> Lattice:
+    """The lattice of a batch of images that all have the points of `lattice`, built once for all.
+
+    It is `build_lattice(features.expand(images, -1, -1))`, if `lattice` is that of `features`.
+
+    Raises:
+        ValueError: `images` is not positive, or more points than 32-bit indices can name.
+    """
+    if images < 1:
+        raise ValueError(f"images must be at least 1, not {images}")
+    corners = lattice.num_dims + 1
+    entries = lattice.corners.numel() if lattice.entries is None else len(lattice.entries)
+    permutohedral.require_indexable(images * (entries // corners), lattice.num_dims)
+    return batch.repeated(lattice, images)
 
 
 def apply_lattice(
@@ -138,7 +170,8 @@ def apply_lattice(
 
     Args:
         lattice: of `build_lattice`, by any implementation.
-        values: `[N, C]`, of the dtype and device of the lattice's weights.
+        values: `[N, C]`, of the dtype and device of the lattice's weights; the N points of a batch
+            are those of its first image, then of its second.
         reverse: blur in the opposite order: the transpose of the filter, and its gradient.
         impl: as in `gaussian_filter`.
 
@@ -375,10 +408,8 @@ def _check_factors(
 def _filter_all_pairs(
     values: Tensor, features: Tensor, impl: str, precision: str, eps: float
 ) -> Tensor:
-    compiling = torch.compiler.is_compiling()
-    if not compiling:
-        _check_finite(features)
     if impl == "eager" and eps == 0:
+        compiling = torch.compiler.is_compiling()
         return (exact_ops.exact_filter if compiling else all_pairs.filter)(values, features)
     order = kept = None
     if eps > 0:

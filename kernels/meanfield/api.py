@@ -26,10 +26,11 @@ def mean_field(
     order: Tensor | None = None,
     impl: str = "auto",
 ) -> Tensor:
-    """Marginals of one image's fully connected CRF after `iterations` mean-field updates:
+    """Marginals of a fully connected CRF after `iterations` mean-field updates:
 
         Q <- softmax(-unary - sum_k after_k * (F_k(before_k * Q) @ penalty_k^T))
 
+    The points may be those of several images, where the lattices are (`kernels.build_lattice`).
     Not differentiable: compose `kernels.apply_lattice` for a mean field with gradients. On a GPU
     the host waits once, for what the values of `unary` and `order` are checked for.
 

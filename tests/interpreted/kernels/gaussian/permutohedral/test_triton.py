@@ -340,3 +340,32 @@ def test_repeated_runs_give_the_same_bits() -> None:
     first = triton.filter(triton.build(features), values)
     for _ in range(2):
         assert torch.equal(triton.filter(triton.build(features), values), first)
+
+
+@pytest.mark.parametrize("spread", [0.0, 0.5])  # all points on a simplex, or on many
+@pytest.mark.parametrize("fillers", [0, 1])
+def test_a_repeated_lattice_has_the_sums_of_one_built_of_all_its_images(
+    spread: float, fillers: int
+) -> None:
+    features, values = walk(30, 3, spread), normal(90, 4)
+    filled = torch.cat([features, features.new_zeros(fillers, 3)])
+    one = triton.build(filled)
+    one = dataclasses.replace(one, corners=one.corners[:30], weights=one.weights[:30])
+    repeated = kernels.repeat_lattice(one, 3)
+    for reverse in (False, True):
+        alone = [triton.filter(one, v, reverse) for v in values.split(30)]
+        assert torch.equal(triton.filter(repeated, values, reverse), torch.cat(alone))
+    if not fillers:
+        built = kernels.build_lattice(features.expand(3, -1, -1), impl="triton")
+        for name in ("corners", "weights", "neighbours", "ghosts", "entries"):
+            assert torch.equal(getattr(repeated, name), getattr(built, name)), name
+
+
+def test_images_given_to_the_public_build_do_not_mix() -> None:
+    features, values = walk(40, 2, 0.5).view(2, 20, 2), normal(40, 3)
+    lattice = kernels.build_lattice(features, impl="triton")
+    for b, image in enumerate(torch.arange(40).split(20)):
+        own = kernels.build_lattice(features[b], impl="triton")
+        found = kernels.apply_lattice(lattice, values, impl="triton")[image]
+        assert torch.equal(found, kernels.apply_lattice(own, values[image], impl="triton"))
+    assert kernels.build_lattice(torch.empty(0, 4, 2), impl="triton").num_points == 0
