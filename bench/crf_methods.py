@@ -23,7 +23,7 @@ from torch import Tensor
 
 import crf
 import kernels
-from crf import inference
+from crf import inference, terms
 from crf.dense_crf import FEW_LANDMARKS, Method
 
 PEER = "pydensecrf2"
@@ -214,13 +214,13 @@ def set_up(made: crf.DenseCRF, logits: Tensor, images: Tensor) -> Candidate:
 
 def iterations(made: crf.DenseCRF, logits: Tensor, images: Tensor) -> Candidate:
     """The updates alone, on filters that are there."""
-    unary, settings, terms = _terms(made, logits, images)
+    unary, settings, of_image = _terms(made, logits, images)
     if settings.method == "permutohedral":
-        return lambda: inference.infer_on_lattices(unary, terms, settings)
+        return lambda: inference.infer_on_lattices(unary, of_image, settings)
     points = unary.transpose(1, 2).contiguous()
 
     def call() -> Tensor:
-        field = inference.composed_field(points, terms, settings.iterations)
+        field = inference.composed_field(points, of_image, settings.iterations)
         return field.softmax(2).transpose(1, 2).contiguous()
 
     return call
@@ -228,12 +228,13 @@ def iterations(made: crf.DenseCRF, logits: Tensor, images: Tensor) -> Candidate:
 
 def _terms(
     made: crf.DenseCRF, logits: Tensor, images: Tensor
-) -> tuple[Tensor, inference.Settings, list[inference.PairwiseTerm]]:
+) -> tuple[Tensor, terms.Settings, list[terms.PairwiseTerm]]:
     unary, points, penalties = made.potentials(logits, images, {})
     settings = made.settings(logits, points, marginals=True)
     if settings.method == "permutohedral":
-        return unary, settings, inference.ordered_terms(unary, points, penalties, settings)
-    return unary, settings, inference.terms_of(points, penalties, len(unary), settings)
+        groups = terms.lattice_groups(unary, points, penalties, settings)
+        return unary, settings, next(groups)[1]
+    return unary, settings, terms.terms_of(points, penalties, len(unary), settings)
 
 
 def prepare_filter(points: int = 200_000, device: str = "cuda") -> Prepared:

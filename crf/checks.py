@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from crf.inference import require_finite
 from crf.potentials import Bilateral, Gaussian, Pairwise
+from crf.terms import not_finite
 
 Features = Mapping[str, Tensor]
 
@@ -40,11 +40,7 @@ def check_inputs(
     _check_features(features, pairwise, logits)
     if torch.compiler.is_compiling():
         return
-    require_finite("logits", logits)
-    if images is not None:
-        _check_grey_levels(images)
-    for name, points in features.items():
-        require_finite(f"features[{name!r}]", points)
+    _check_values(logits, images, features)
 
 
 def ragged(
@@ -157,11 +153,26 @@ def _check_device(name: str, tensor: Tensor, logits: Tensor) -> None:
         )
 
 
-def _check_grey_levels(images: Tensor) -> None:
-    if images.dtype == torch.uint8 or images.numel() == 0:
-        return
-    require_finite("images", images)
-    low, high = (float(level) for level in images.detach().aminmax())
+def _check_values(logits: Tensor, images: Tensor | None, features: Features) -> None:
+    """NaN, Inf and grey levels; one transfer for all, for which the host waits on a GPU."""
+    named = {"logits": logits, **{f"features[{name!r}]": f for name, f in features.items()}}
+    found = [tensor.isfinite().all().double() for tensor in named.values()]
+    graded = images is not None and images.dtype != torch.uint8 and images.numel() > 0
+    if graded:
+        assert images is not None
+        extremes = images.detach().aminmax()
+        found += [images.isfinite().all().double(), *(level.double() for level in extremes)]
+    numbers = torch.stack(found).tolist()
+    for name, finite in zip(named, numbers, strict=False):
+        if not finite:
+            raise ValueError(not_finite(name))
+    if graded:
+        _check_grey_levels(*numbers[-3:])
+
+
+def _check_grey_levels(finite: float, low: float, high: float) -> None:
+    if not finite:
+        raise ValueError(not_finite("images"))
     if low < 0 or high > 255:
         raise ValueError(
             f"images must hold RGB values 0-255, but range from {low:g} to {high:g}; pass the "
@@ -171,5 +182,5 @@ def _check_grey_levels(images: Tensor) -> None:
         warnings.warn(
             f"images hold values up to {high:g}, but RGB 0-255 is expected: multiply by 255 if "
             "they are scaled to 0-1, or the bilateral term sees one colour",
-            stacklevel=4,
+            stacklevel=5,
         )

@@ -21,7 +21,6 @@ from torch import Tensor, nn
 
 from crf import checks, inference
 from crf.checks import Features
-from crf.inference import Settings
 from crf.learned import LearnedTerms, Term
 from crf.potentials import (
     NORMALIZATIONS,
@@ -32,6 +31,7 @@ from crf.potentials import (
     compatibility_matrix,
     penalty,
 )
+from crf.terms import Settings
 from kernels.gaussian import PRECISIONS, TOLERANCE, TOLERANCES, Precision
 from kernels.runtime import Choice
 
@@ -176,7 +176,8 @@ class DenseCRF(nn.Module):
             For lists, a list of these.
 
             `torch.compile(fullgraph=True)` takes the call whole, except with `return_kl`. On a GPU
-            the host waits for each lattice that is built, and for the checks of the arguments.
+            the host waits for the lattice of each term, which as many images of a batch share as
+            fit, and for the checks of the arguments.
 
         Raises:
             TypeError: a dtype that does not fit.

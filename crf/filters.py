@@ -10,12 +10,13 @@ GridFilter        positions on a grid: a pass over rows and one over columns
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from crf.potentials import reference_lattice
 from kernels.gaussian import (
     Lattice,
     Precision,
@@ -27,6 +28,7 @@ from kernels.gaussian import (
     build_separable,
     build_tiles,
     gaussian_filter,
+    repeat_lattice,
 )
 
 
@@ -44,45 +46,61 @@ class Filter(Protocol):
 
 @dataclass(frozen=True)
 class LatticeFilter:
-    """One lattice for each image, or a single one for all of them.
+    """On permutohedral lattices, each over all points of the next one or more images.
 
-    Point i of the lattices is pixel order[i] of the values; None: i.
+    Point i of an image is pixel order[i] of its values; None: i.
     """
 
     lattices: Sequence[Lattice]
     order: Tensor | None = None
     reverse: bool = False  # blur in reverse
 
+    @classmethod
+    def over(cls, features: Tensor, together: int, order: Tensor | None = None) -> LatticeFilter:
+        """The filter of `features` `[B, N, D]` in that order, `together` images on a lattice."""
+        groups = features.split(together) if len(features) else ()
+        return cls([reference_lattice(group) for group in groups], order)
+
+    def repeated(self, batch: int, together: int) -> LatticeFilter:
+        """This filter of one image for each image of a batch, `together` of them on a lattice."""
+        (lattice,) = self.lattices
+        sizes = [min(together, batch - first) for first in range(0, batch, together)]
+        made = {size: repeat_lattice(lattice, size) for size in set(sizes)}
+        return replace(self, lattices=[made[size] for size in sizes])
+
     def __call__(self, values: Tensor) -> Tensor:
         if not len(values):
             return values
         ordered = values if self.order is None else values[:, self.order]
-        filtered = torch.stack(
-            [
-                apply_lattice(self.of_image(b), image, reverse=self.reverse)
-                for b, image in enumerate(ordered)
-            ]
-        )
+        groups = ordered.flatten(0, 1).split([lattice.num_points for lattice in self.lattices])
+        filtered = [
+            apply_lattice(lattice, group, reverse=self.reverse)
+            for lattice, group in zip(self.lattices, groups, strict=True)
+        ]
+        whole = filtered[0] if len(filtered) == 1 else torch.cat(filtered)
+        whole = whole.view(values.shape)
         if self.order is None:
-            return filtered
-        return torch.empty_like(filtered).index_copy(1, self.order, filtered)
+            return whole
+        return torch.empty_like(whole).index_copy(1, self.order, whole)
 
     def transposed(self) -> LatticeFilter:
-        return LatticeFilter(self.lattices, self.order, not self.reverse)
-
-    def of_image(self, index: int) -> Lattice:
-        return self.lattices[index if len(self.lattices) > 1 else 0]
+        return replace(self, reverse=not self.reverse)
 
 
 @dataclass(frozen=True)
 class PairFilter:
-    """All pairs of `features` `[B, N, D]`, in full; differentiable in these too."""
+    """All pairs of `features` `[B, N, D]`, in full; differentiable in these too.
+
+    They must be finite: nothing looks at them again.
+    """
 
     features: Tensor
     precision: Precision
 
     def __call__(self, values: Tensor) -> Tensor:
-        return gaussian_filter(values, self.features, method="exact", precision=self.precision)
+        return gaussian_filter(
+            values, self.features, method="exact", precision=self.precision, check_finite=False
+        )
 
     def transposed(self) -> PairFilter:
         return self

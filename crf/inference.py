@@ -15,75 +15,19 @@ a lattice depends on the data, and so do landmarks and tiles.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 
-from crf.filters import (
-    Filter,
-    GridFilter,
-    LatticeFilter,
-    PairFilter,
-    SeparableFilter,
-    TileFilter,
-)
-from crf.potentials import Normalization, normalizers, pixel_order, reference_lattice
+from crf.filters import LatticeFilter
+from crf.potentials import Normalization
+from crf.terms import PairwiseTerm, Settings, lattice_groups, require_finite, terms_of
 from kernels import memory
-from kernels.gaussian import NotSeparable, Precision
+from kernels.gaussian import Precision
 from kernels.meanfield import Term, mean_field
 from kernels.runtime import WAITS
-
-logger = logging.getLogger(__name__)
-
-MOST_AXES = 3  # positions that a separable filter takes; further ones count as colours
-
-
-@dataclass(frozen=True)
-class PairwiseTerm:
-    """One pairwise term of a batch.
-
-    Attributes:
-        filter: the Gaussian filter F.
-        penalty: `[C]`, a diagonal, or `[C, C]`.
-        before: `[B, N, 1]`, what Q is multiplied by before the filter; None: 1.
-        after: `[B, N, 1]`, what the result is multiplied by; None: 1. B may be 1 for all images.
-    """
-
-    filter: Filter
-    penalty: Tensor
-    before: Tensor | None
-    after: Tensor | None
-
-    @classmethod
-    def normalized(
-        cls, filter: Filter, penalty: Tensor, normalization: Normalization, ones: Tensor
-    ) -> PairwiseTerm:
-        """A term whose filter is normalised by its own mass, F(`ones` `[B, N, 1]`)."""
-        if normalization == "none":
-            return cls(filter, penalty, None, None)
-        known = isinstance(filter, TileFilter) and len(filter.tiles) > 0
-        mass = cast(TileFilter, filter).mass if known else filter(ones)
-        return cls(filter, penalty, *normalizers(mass, normalization))
-
-    def energy(self, marginals: Tensor) -> Tensor:
-        """What each label of each pixel pays, `[B, N, C]`."""
-        values = self.filtered(marginals)
-        return values @ self.penalty.T if self.penalty.ndim == 2 else values * self.penalty
-
-    def filtered(self, values: Tensor) -> Tensor:
-        """The normalised filter of `values` `[B, N, C]`."""
-        values = values if self.before is None else values * self.before
-        values = self.filter(values)
-        return values if self.after is None else values * self.after
-
-    def transposed(self) -> PairwiseTerm:
-        """The term whose energy is the transpose of this one's."""
-        penalty = self.penalty.T if self.penalty.ndim == 2 else self.penalty
-        return PairwiseTerm(self.filter.transposed(), penalty, self.after, self.before)
 
 
 def composed_field(unary: Tensor, terms: Sequence[PairwiseTerm], iterations: int) -> Tensor:
@@ -160,81 +104,6 @@ def _updated(unary: Tensor, terms: Sequence[PairwiseTerm], marginals: Tensor) ->
     return field
 
 
-def require_finite(name: str, tensor: Tensor) -> None:
-    """Refuse NaN and Inf."""
-    if not tensor.isfinite().all():
-        raise ValueError(
-            f"{name} must be finite, but hold NaN or Inf; for the logarithm of probabilities, "
-            "clip these first"
-        )
-
-
-# By method
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How to filter and how often; the attributes are those of `DenseCRF`.
-
-    Attributes:
-        width: of the images in pixels; 0: the points are no image's.
-        has_gaussian: whether the first term is the smoothness of a grid of that width.
-        spatial_dims: how many of a term's features are positions, for the separable filter.
-        marginals: whether the softmax of the last field is wanted, or that field.
-    """
-
-    method: str
-    normalization: Normalization
-    iterations: int
-    precision: Precision
-    eps: float
-    tolerance: float
-    width: int
-    has_gaussian: bool
-    spatial_dims: int
-    marginals: bool
-
-
-def terms_of(
-    features: Sequence[Tensor], penalties: Sequence[Tensor], batch: int, settings: Settings
-) -> list[PairwiseTerm]:
-    """Differentiable terms of `features`, `[batch, N, D]` or `[1, N, D]` for all images.
-
-    "auto" is of one image: separable, or permutohedral where that takes too many landmarks.
-    """
-    if settings.method == "auto":
-        try:
-            return terms_of(features, penalties, batch, replace(settings, method="separable"))
-        except NotSeparable as error:
-            logger.debug("method='auto' runs 'permutohedral': %s", error)
-            return terms_of(features, penalties, batch, replace(settings, method="permutohedral"))
-    terms = []
-    for k, (points, penalty) in enumerate(zip(features, penalties, strict=True)):
-        filter = _filter(points, batch, settings, is_grid=k == 0 and settings.has_gaussian)
-        ones = points.new_ones(len(points) if _is_shared(filter) else batch, points.shape[1], 1)
-        terms.append(PairwiseTerm.normalized(filter, penalty, settings.normalization, ones))
-    return terms
-
-
-def _filter(points: Tensor, batch: int, settings: Settings, is_grid: bool) -> Filter:
-    if settings.method == "permutohedral":
-        return LatticeFilter([reference_lattice(image) for image in points])
-    if is_grid:
-        return GridFilter.of(points, settings.width)
-    points = points.expand(batch, -1, -1)
-    if settings.method == "separable":
-        dims = min(settings.spatial_dims, points.shape[2], MOST_AXES)
-        return SeparableFilter.over(points, dims, settings.tolerance, settings.precision)
-    if points.requires_grad and torch.is_grad_enabled():
-        return PairFilter(points, settings.precision)
-    return TileFilter.over(points, settings.precision, settings.eps)
-
-
-def _is_shared(filter: Filter) -> bool:
-    """Whether its images of a batch may be one for all."""
-    return isinstance(filter, LatticeFilter | GridFilter)
-
-
 def infer(
     unary: Tensor, features: Sequence[Tensor], penalties: Sequence[Tensor], settings: Settings
 ) -> Tensor:
@@ -247,9 +116,12 @@ def infer(
     wanted = unary, *features, *penalties
     differentiable = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in wanted)
     if settings.method == "permutohedral" and settings.iterations and not differentiable:
-        return infer_on_lattices(
-            unary, ordered_terms(unary, features, penalties, settings), settings
-        )
+        # Put together at the end: torch's threads would spin on the cores that the lattices want.
+        found = [
+            infer_on_lattices(unary[group], terms, settings)
+            for group, terms in lattice_groups(unary, features, penalties, settings)
+        ]
+        return found[0] if len(found) == 1 else torch.cat([unary[:0], *found])
     terms = terms_of(features, penalties, len(unary), settings) if settings.iterations else []
     on_lattices = bool(terms) and all(isinstance(term.filter, LatticeFilter) for term in terms)
     if on_lattices and not differentiable:  # what auto found
@@ -294,52 +166,36 @@ def _require_memory(unary: Tensor, features: Sequence[Tensor]) -> None:
     )
 
 
-def ordered_terms(
-    unary: Tensor, features: Sequence[Tensor], penalties: Sequence[Tensor], settings: Settings
-) -> list[PairwiseTerm]:
-    """`terms_of` on lattices; a CPU visits the pixels of an image tile by tile, for its caches."""
-    order = None
-    if settings.width and unary.device.type == "cpu":
-        order = pixel_order(unary.shape[2] // settings.width, settings.width)
-    terms = []
-    for points, penalty in zip(features, penalties, strict=True):
-        ordered = points if order is None else points[:, order]
-        filter = LatticeFilter([reference_lattice(image) for image in ordered], order)
-        ones = points.new_ones(*points.shape[:2], 1)
-        terms.append(PairwiseTerm.normalized(filter, penalty, settings.normalization, ones))
-    return terms
-
-
 def infer_on_lattices(unary: Tensor, terms: Sequence[PairwiseTerm], settings: Settings) -> Tensor:
-    """`infer` over terms of `ordered_terms`, by `kernels.mean_field`; without gradients."""
+    """`infer` for images that share one lattice a term, by `kernels.mean_field`; no gradients."""
+    batch, labels, count = unary.shape
     steps = settings.iterations - (0 if settings.marginals else 1)
-    output = torch.empty_like(unary)
-    for b, of_image in enumerate(_terms_by_image(terms, len(unary))):
-        order = cast(LatticeFilter, terms[0].filter).order if terms else None
-        output[b] = mean_field(unary[b].T, of_image, steps, order=order).T
+    order = cast(LatticeFilter, terms[0].filter).order if terms else None
+    if order is not None and batch > 1:
+        order = (order + count * torch.arange(batch, device=order.device)[:, None]).flatten()
+    points = unary.transpose(1, 2).reshape(batch * count, labels)  # a view for a single image
+    flat = [_flat_term(term, batch) for term in terms]
+    marginals = mean_field(points, flat, steps, order=order).unflatten(0, (batch, count))
     if settings.marginals:
-        return output
-    field = _updated(unary.transpose(1, 2), terms, output.transpose(1, 2).contiguous())
+        return marginals.transpose(1, 2).contiguous()
+    field = _updated(unary.transpose(1, 2), terms, marginals.contiguous())
     return field.transpose(1, 2).contiguous()
 
 
-def _terms_by_image(terms: Sequence[PairwiseTerm], batch: int) -> Iterator[list[Term]]:
-    """The terms of each image, for `kernels.mean_field`: `before` and `after` in lattice order."""
-    for b in range(batch):
-        of_image = []
-        for term in terms:
-            assert isinstance(term.filter, LatticeFilter)
-            before, after = (
-                None if scale is None else scale[b if len(scale) > 1 else 0, :, 0]
-                for scale in (term.before, term.after)
-            )
-            if term.filter.order is not None:
-                before, after = (
-                    None if scale is None else scale[term.filter.order] for scale in (before, after)
-                )
-            after = before if term.after is term.before else after  # one tensor: folded once
-            of_image.append(Term(term.filter.of_image(b), term.penalty, before, after))
-        yield of_image
+def _flat_term(term: PairwiseTerm, batch: int) -> Term:
+    """A term for `kernels.mean_field`: the points of all images, `before` and `after` in order."""
+    assert isinstance(term.filter, LatticeFilter)
+    (lattice,) = term.filter.lattices
+    order = term.filter.order
+
+    def flat(scale: Tensor | None) -> Tensor | None:
+        if scale is None:
+            return None
+        return (scale if order is None else scale[:, order]).expand(batch, -1, -1).flatten()
+
+    before = flat(term.before)
+    after = before if term.after is term.before else flat(term.after)  # one tensor: folded once
+    return Term(lattice, term.penalty, before, after)
 
 
 # The operator

@@ -62,7 +62,7 @@ class Gaussian:
 
         sigmas: `[2]` to divide by instead of the term's own.
         """
-        sigmas = like.new_tensor(self.sigmas) if sigmas is None else sigmas
+        sigmas = _filled(self.sigmas, like) if sigmas is None else sigmas
         return grid_positions(like.shape[-2:], like)[None] / sigmas
 
 
@@ -98,7 +98,7 @@ class Bilateral:
 
         sigmas: `[5]` to divide by instead of the term's own.
         """
-        sigmas = images.new_tensor(self.sigmas) if sigmas is None else sigmas
+        sigmas = _filled(self.sigmas, images) if sigmas is None else sigmas
         positions = grid_positions(images.shape[2:], images).expand(images.shape[0], -1, -1)
         colours = images.flatten(2).transpose(1, 2)
         return torch.cat([positions, colours], dim=2) / sigmas
@@ -213,18 +213,38 @@ def pixel_order(height: int, width: int, tile: int = 16) -> Tensor:
 def reference_lattice(features: Tensor) -> Lattice:
     """The lattice of `features` `[N, D]` with exactly the vertices that pydensecrf's has.
 
+    Or one of all images of a batch `[B, N, D]`, as `build_lattice` makes it.
+
     pydensecrf places points four at a time and fills the last block with points at the origin.
     They carry no values, but their vertices take part in the blur.
     """
-    count = len(features)
+    *batch, count, dims = features.shape
     if count % 4 == 0:
         return build_lattice(features)
-    filled = torch.cat([features, features.new_zeros(-count % 4, features.shape[1])])
-    lattice = build_lattice(filled)
-    parts = lattice.parts.clone()
-    parts[:, 0].clamp_(max=count)
+    origin = features.new_zeros(*batch, 1, dims)  # one has the vertices of several
+    return _without_last_points(build_lattice(torch.cat([features, origin], -2)), *batch)
+
+
+def _without_last_points(lattice: Lattice, images: int = 1) -> Lattice:
+    """The lattice without the last point of each image; all vertices stay."""
+    count, corners = lattice.num_points // images, lattice.num_dims + 1
+    entries = lattice.entries
+    if entries is not None and images > 1:
+        image, place = entries // (count * corners), entries % (count * corners)
+        behind_all = lattice.corners.numel() - images * corners
+        entries = torch.where(
+            place < (count - 1) * corners,
+            entries - image * corners,
+            behind_all + image * corners + entries % corners,
+        )
+    left = lattice.parts.clone()
+    left[:, 0] -= left[:, 0] // count
     return dataclasses.replace(
-        lattice, corners=lattice.corners[:count], weights=lattice.weights[:count], parts=parts
+        lattice,
+        corners=lattice.corners.unflatten(0, (images, count))[:, :-1].flatten(0, 1),
+        weights=lattice.weights.unflatten(0, (images, count))[:, :-1].flatten(0, 1),
+        parts=left,
+        entries=entries,
     )
 
 
@@ -236,13 +256,23 @@ def normalizers(mass: Tensor, normalization: Normalization) -> tuple[Tensor | No
     """
     if normalization == "none":
         return None, None
-    # In float64 and rounded once, as densecrf does.
-    exact = mass.double() + TINY
-    if normalization == "symmetric":
-        root = exact.rsqrt().to(mass.dtype)
-        return root, root
-    inverse = exact.reciprocal().to(mass.dtype)
-    return (inverse, None) if normalization == "before" else (None, inverse)
+    symmetric = normalization == "symmetric"
+    scale = _inverse(mass, root=symmetric)
+    if symmetric:
+        return scale, scale
+    return (scale, None) if normalization == "before" else (None, scale)
+
+
+def _inverse(mass: Tensor, root: bool) -> Tensor:
+    """1 / n, or 1 / sqrt(n), in float64 and rounded once, as densecrf does."""
+    traced = torch.compiler.is_compiling() or mass.requires_grad
+    if mass.device.type == "cpu" and not traced:
+        # In NumPy: torch's threads would spin on the cores that the next lattice wants.
+        sums = mass.numpy()
+        exact = sums.astype(np.float64) + TINY
+        return torch.from_numpy((1 / (np.sqrt(exact) if root else exact)).astype(sums.dtype))
+    wide = mass.double() + TINY
+    return (wide.rsqrt() if root else wide.reciprocal()).to(mass.dtype)
 
 
 def compatibility_matrix(compatibility: Any, num_classes: int) -> Tensor | None:
@@ -281,6 +311,11 @@ def penalty(weight: float, compatibility: Tensor | None, like: Tensor) -> Tensor
     if compatibility is None:
         return like.new_full((like.shape[1],), -weight)
     return weight * compatibility.to(like)
+
+
+def _filled(numbers: Sequence[float], like: Tensor) -> Tensor:
+    """A few numbers where `like` is, filled in there: a copy to a GPU would wait for it."""
+    return torch.stack([like.new_full((), number) for number in numbers])
 
 
 def _check_number(name: str, value: Any) -> None:

@@ -13,6 +13,7 @@ import crf
 import kernels
 from crf import inference
 from crf.potentials import normalizers
+from crf.terms import Settings
 
 METHODS = ("permutohedral", "exact", "separable", "auto")
 
@@ -28,16 +29,16 @@ def problem(matrix: bool = True) -> tuple[Tensor, list[Tensor], list[Tensor]]:
     return -torch.randn(2, 3, 20).log_softmax(1), features, penalties
 
 
-def settings(method: str, **changed: Any) -> inference.Settings:
+def settings(method: str, **changed: Any) -> Settings:
     known = {
         "method": method, "normalization": "after", "iterations": 2, "precision": "ieee",
         "eps": 0.0, "tolerance": 1e-3, "width": 4, "has_gaussian": True, "spatial_dims": 2,
         "marginals": True,
     }  # fmt: skip
-    return inference.Settings(**known | changed)
+    return Settings(**known | changed)
 
 
-def numbers(of: inference.Settings) -> tuple[Any, ...]:
+def numbers(of: Settings) -> tuple[Any, ...]:
     return tuple(vars(of).values())
 
 

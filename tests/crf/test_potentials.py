@@ -113,6 +113,17 @@ def test_reference_lattice_has_the_vertices_of_the_origin_unless_blocks_are_full
     torch.testing.assert_close(apply_lattice(lattice, values), apply_lattice(plain, values))
 
 
+@pytest.mark.parametrize("count", [4, 5, 7])
+def test_the_reference_lattice_of_a_batch_filters_as_that_of_each_image(count: int) -> None:
+    features, values = torch.randn(3, count, 4), torch.randn(3, count, 2)
+    lattice = potentials.reference_lattice(features)
+    assert lattice.num_points == 3 * count
+    found = apply_lattice(lattice, values.flatten(0, 1)).unflatten(0, (3, count))
+    for b in range(3):
+        alone = potentials.reference_lattice(features[b])
+        assert torch.equal(found[b], apply_lattice(alone, values[b]))
+
+
 # Normalisation and penalties
 
 
