@@ -12,6 +12,7 @@ Potentials" (2011), algorithm 1; Chen et al., "DeepLab", TPAMI 2018, section 3.3
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from typing import Any, Literal, cast
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 
 from crf import checks, inference
 from crf.checks import Features
+from crf.diagnosis import Diagnosis, diagnose
 from crf.learned import LearnedTerms, Term
 from crf.potentials import (
     NORMALIZATIONS,
@@ -57,7 +59,8 @@ class DenseCRF(nn.Module):
             `"permutohedral"`: the lattice of pydensecrf, for all terms.
             `"exact"`: all pairs of pixels: the truth, in time quadratic in their number.
             `"separable"`: over landmark colours, for large sigma_rgb.
-            `"auto"`: by what is at hand (`choose` says which and why), the first line that holds:
+            `"auto"`: by what is at hand (`choose` and `diagnose` say which and why), the first line
+            that holds:
 
             ======================================================  ===============
             a gradient to images, features or sigmas is wanted      exact
@@ -249,6 +252,45 @@ class DenseCRF(nn.Module):
                 f"auto: a sigma_rgb below {FEW_LANDMARKS:g} or pairwise terms need many landmarks",
             )
         return Choice("separable", "auto: few landmarks, unless the image needs too many")
+
+    def diagnose(
+        self,
+        logits: Tensor | Sequence[Tensor],
+        images: Tensor | Sequence[Tensor] | None = None,
+        features: Features | Sequence[Features] | None = None,
+    ) -> Diagnosis:
+        """Which filter a call with these arguments runs for each image and pairwise term, and why.
+
+        With how large each is (vertices, share of pairs kept, landmarks) and how accurate (what
+        a sum may miss at most, what landmarks miss on average). It builds the filters and runs
+        none. Of the logits only shape, dtype and device count.
+
+        Returns:
+            A list of `crf.diagnosis.TermDiagnosis`, image after image; printed, a table.
+
+        Raises:
+            TypeError, ValueError: as of `forward`.
+        """
+        if not isinstance(logits, Tensor):
+            alone = [self.diagnose(*one) for one in checks.ragged(logits, images, features)]
+            return Diagnosis(
+                dataclasses.replace(term, image=b)
+                for b, found in enumerate(alone)
+                for term in found
+            )
+        features = cast(Features, features or {})
+        images = cast(Tensor | None, images)
+        checks.check_inputs(logits, images, features, self.num_classes, self._given_terms())
+        with torch.autocast(logits.device.type, enabled=False):
+            _, points, _ = self.potentials(logits, images, features)
+            settings = self.settings(logits, points, marginals=True)
+            pixels = math.prod(logits.shape[2:])
+            reason = self.choose(logits.device, pixels, _wants_gradient(points)).reason
+            names = [
+                term.name if isinstance(term, Pairwise) else type(term).__name__.lower()
+                for term in self._given_terms()
+            ]
+            return diagnose(points, names, len(logits), settings, reason)
 
     def extra_repr(self) -> str:
         terms = [f"gaussian={self.gaussian}", f"bilateral={self.bilateral}"]
