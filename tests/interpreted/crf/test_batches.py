@@ -89,8 +89,8 @@ def test_builds_waits_and_updates_do_not_grow_with_the_batch(
     with Reads() as reads:
         layer()(logits, images.float())
     assert (len(builds), len(fields)) == (2, 1)
-    # The values of logits and images, and the size of each lattice. On a GPU mean field reads once more,
-    # whether its energies are finite: on a CPU it asks NumPy.
+    # The values of logits and images, and the size of each lattice. On a GPU mean field reads once
+    # more, whether its energies are finite: on a CPU it asks NumPy.
     assert reads.names == ["tolist"] * 3
 
 
