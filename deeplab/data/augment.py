@@ -23,10 +23,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from deeplab.data.datasets.labels import IGNORE as IGNORE
 from deeplab.preprocess import MEAN_BGR
-
-IGNORE = 255
-"""The label of pixels that count neither in the loss nor in a score."""
 
 CAFFE_SCALES = (0.5, 0.75, 1.0, 1.25, 1.5)
 """The scales of the released Caffe training networks, for mode "discrete"."""

@@ -7,7 +7,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from deeplab.data.augment import CAFFE_SCALES, IGNORE, MEAN_RGB, augment, shrink_labels
+from deeplab.data.augment import CAFFE_SCALES, MEAN_RGB, augment, shrink_labels
+from deeplab.data.datasets.labels import IGNORE
 
 
 def sample(image, labels, seed, **options):

@@ -1,0 +1,190 @@
+"""What all data sets share: a picture and the classes of its pixels, for each name.
+
+`SegmentationData` is what training, evaluation and the check see; `PairedFiles` reads both from
+files. The functions below find such pairs.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from deeplab.data.datasets.labels import LabelReader
+from deeplab.data.images import SUFFIXES, read_image
+from deeplab.errors import InputError
+
+LABEL_SUFFIXES = (".png", ".bmp", ".tif", ".tiff", ".pgm", ".jpg", ".jpeg")
+"""Files that count as label maps in a folder; JPEG ones are found, so that they can be refused."""
+
+Image = npt.NDArray[np.uint8]
+Labels = npt.NDArray[np.uint8]
+
+
+class SegmentationData(ABC):
+    """Pictures with a class for every pixel: `len(data)`, `data[i]`, and what they mean.
+
+    Attributes:
+        name: of the set, and of the split after a space, for messages.
+        names: of the pictures, without folder and suffix where that is enough to tell them apart.
+        classes: names of the classes, in the order of their indices.
+        palette: a colour for each class, uint8 `[C, 3]` RGB.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        names: Sequence[str],
+        classes: Sequence[str],
+        palette: npt.ArrayLike,
+    ) -> None:
+        self.name = name
+        self.names = list(names)
+        self.classes = tuple(classes)
+        self.palette = np.array(palette, np.uint8)[: len(self.classes)]
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, index: int) -> tuple[Image, Labels]:
+        """Image uint8 `[H, W, 3]` RGB and labels uint8 `[H, W]`, 255 = ignored.
+
+        Raises InputError that names the file: missing, damaged, of two sizes, with unknown labels.
+        """
+        if not 0 <= index < len(self):
+            raise IndexError(f"picture {index} of {len(self)}")
+        image, labels = self.image(index), self.labels(index)
+        if image.shape[:2] != labels.shape:
+            raise InputError(f"{self.file(index)}: {size_message(image, labels)}")
+        return image, labels
+
+    @abstractmethod
+    def image(self, index: int) -> Image:
+        """The picture alone; InputError as for `data[index]`."""
+
+    @abstractmethod
+    def labels(self, index: int) -> Labels:
+        """Its labels alone; InputError as for `data[index]`, UnknownLabels among them."""
+
+    @abstractmethod
+    def file(self, index: int) -> str:
+        """What to call the picture in a message: its file, where it has one."""
+
+    def files(self, index: int) -> tuple[Path, ...]:
+        """The files that the picture and its labels need; none where they are generated."""
+        return ()
+
+    def unpaired(self) -> list[Path]:
+        """Label maps that belong to no picture, where a folder is taken whole."""
+        return []
+
+
+def size_message(image: Image, labels: Labels) -> str:
+    """What is wrong when a picture and its labels are of two sizes."""
+    (height, width), (rows, columns) = image.shape[:2], labels.shape
+    hint = "; is one of them turned (EXIF orientation)?" if (width, height) == labels.shape else ""
+    return (
+        f"the picture has {width} x {height} pixels, its labels {columns} x {rows}; they must be "
+        f"of one size{hint}"
+    )
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A picture and its label map; neither need exist before it is read."""
+
+    name: str
+    image: Path
+    labels: Path
+
+
+class PairedFiles(SegmentationData):
+    """A data set of files: a picture and a label map for each name."""
+
+    def __init__(
+        self,
+        name: str,
+        pairs: Sequence[Pair],
+        classes: Sequence[str],
+        palette: npt.ArrayLike,
+        reader: LabelReader,
+        unpaired: Sequence[Path] = (),
+    ) -> None:
+        super().__init__(name, [pair.name for pair in pairs], classes, palette)
+        self.pairs = list(pairs)
+        self.reader = reader
+        self._unpaired = list(unpaired)
+
+    def image(self, index: int) -> Image:
+        return read_image(self.pairs[index].image)[0]
+
+    def labels(self, index: int) -> Labels:
+        return self.reader.read(self.pairs[index].labels)
+
+    def file(self, index: int) -> str:
+        return str(self.pairs[index].image)
+
+    def files(self, index: int) -> tuple[Path, ...]:
+        return self.pairs[index].image, self.pairs[index].labels
+
+    def unpaired(self) -> list[Path]:
+        return self._unpaired
+
+
+def pair_folders(images: Path, labels: Path) -> tuple[list[Pair], list[Path]]:
+    """Pairs of the files in two folders and their subfolders, by name; label maps left over.
+
+    A picture without labels is paired with the PNG that should be there. Raises InputError where a
+    folder is missing or empty, or two pictures have one name.
+    """
+    found = files_by_name(images, SUFFIXES)
+    if not found:
+        raise InputError(f"{images}: no picture there ({', '.join(SUFFIXES)})")
+    maps = files_by_name(labels, LABEL_SUFFIXES)
+    pairs = [
+        Pair(name, image, maps.get(name, labels / f"{name}.png")) for name, image in found.items()
+    ]
+    return pairs, [path for name, path in maps.items() if name not in found]
+
+
+def files_by_name(folder: Path, suffixes: Sequence[str]) -> dict[str, Path]:
+    """The files below a folder, sorted, under their path in it without suffix; none hidden."""
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder, or it cannot be read")
+    found: dict[str, Path] = {}
+    for path in sorted(folder.rglob("*")):
+        below = path.relative_to(folder)
+        hidden = any(part.startswith(".") for part in below.parts)
+        if hidden or path.suffix.lower() not in suffixes or not path.is_file():
+            continue
+        name = below.with_suffix("").as_posix()
+        if name in found:
+            raise InputError(
+                f"{path}: has the name of {found[name].name}; one picture and one label map "
+                "belong to a name, so rename or remove one"
+            )
+        found[name] = path
+    return found
+
+
+def read_lines(path: Path) -> list[str]:
+    """The lines of a text file that are not empty, without white space around them."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is not a text file in UTF-8"
+        raise InputError(f"{path}: cannot be read ({reason})") from error
+    return [line.strip() for line in text.splitlines() if line.strip()]
+
+
+def unknown_split(what: object, split: str, splits: Iterable[str]) -> InputError:
+    """The error for a split that is not there."""
+    known = ", ".join(splits)
+    there = f"there are {known}" if known else "there is none; is it the right folder?"
+    return InputError(f"{what}: no split {split!r}; {there}")

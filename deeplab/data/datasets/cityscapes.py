@@ -1,0 +1,77 @@
+"""Cityscapes: 19 classes of street scenes, its label ids turned into train ids.
+
+    leftImg8bit/{train,val}/CITY/CITY_000000_000019_leftImg8bit.png
+    gtFine/{train,val}/CITY/CITY_000000_000019_gtFine_labelIds.png, or ..._labelTrainIds.png
+
+Label maps hold ids from 0 to 33 (and -1, license plates, which 8 bits store as 255); 19 of them
+count, the others are ignored. Files of train ids, made by the authors' scripts, hold 0-18 and 255.
+Source: Cordts et al., CVPR 2016; labels.py of cityscapesScripts.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from deeplab.data.datasets.base import Pair, PairedFiles, files_by_name, unknown_split
+from deeplab.data.datasets.classes import (
+    CITYSCAPES,
+    CITYSCAPES_IDS,
+    CITYSCAPES_PALETTE,
+    CITYSCAPES_VOID_IDS,
+)
+from deeplab.data.datasets.labels import LabelReader, label_table
+from deeplab.errors import InputError
+
+_IMAGE_END = "_leftImg8bit"
+_TABLES = {
+    "labelIds": label_table(CITYSCAPES_IDS, CITYSCAPES_VOID_IDS),
+    "labelTrainIds": label_table(len(CITYSCAPES)),
+}
+
+
+def open_cityscapes(root: Path, split: str, labels: str | None = None) -> PairedFiles:
+    """One split of Cityscapes.
+
+    labels: which files to read, "labelIds" or "labelTrainIds"; by default the first kind of which
+        the split has any.
+    """
+    if labels not in (None, *_TABLES):
+        raise InputError(f"labels: expected 'labelIds' or 'labelTrainIds', got {labels!r}")
+    splits = cityscapes_splits(root)
+    if split not in splits:
+        raise unknown_split(root / "leftImg8bit", split, splits)
+    pictures = files_by_name(root / "leftImg8bit" / split, (".png",))
+    pictures = {name: path for name, path in pictures.items() if name.endswith(_IMAGE_END)}
+    if not pictures:
+        raise InputError(f"{root / 'leftImg8bit' / split}: no file CITY/*{_IMAGE_END}.png there")
+    truth = root / "gtFine" / split
+    maps = files_by_name(truth, (".png",))
+    if labels is None:
+        labels = next((k for k in _TABLES if any(m.endswith(f"_gtFine_{k}") for m in maps)), None)
+    if labels is None:
+        raise InputError(
+            f"{truth}: no file CITY/*_gtFine_labelIds.png or *_gtFine_labelTrainIds.png there"
+        )
+    end = f"_gtFine_{labels}"
+    pairs = []
+    for name, path in pictures.items():
+        stem = name.removesuffix(_IMAGE_END)
+        pairs.append(Pair(Path(stem).name, path, truth / f"{stem}{end}.png"))
+    alone = [
+        path
+        for name, path in maps.items()
+        if name.endswith(end) and name.removesuffix(end) + _IMAGE_END not in pictures
+    ]
+    reader = LabelReader(_TABLES[labels])
+    return PairedFiles(f"cityscapes {split}", pairs, CITYSCAPES, CITYSCAPES_PALETTE, reader, alone)
+
+
+def cityscapes_splits(root: Path, labels: str | None = None) -> list[str]:
+    """The splits that there are; InputError where the folder is not Cityscapes'."""
+    folder = root / "leftImg8bit"
+    if not folder.is_dir():
+        raise InputError(
+            f"{root}: no folder leftImg8bit there; unpack leftImg8bit_trainvaltest.zip and "
+            "gtFine_trainvaltest.zip into it"
+        )
+    return sorted(path.name for path in folder.iterdir() if path.is_dir())

@@ -1,0 +1,236 @@
+"""Data of one's own: images/ and labels/ with the same names, and a file that names the classes.
+
+    classes.toml or classes.txt
+    images/a.jpg      images/train/b.jpg      images/train/town/c.jpg
+    labels/a.png      labels/train/b.png      labels/train/town/c.png
+
+Splits are lists of names in splits/NAME.txt (or train.txt, val.txt, test.txt, trainval.txt beside
+images/), or the first folders in images/; "all" is everything. A name is the path below images/,
+with or without its suffix. classes.txt has a class a line, in the order of the label values from 0
+on, with its colour (R G B) behind it if wanted; classes.toml can say more:
+
+    ignore = [11, 255]                # label values that do not count; 255 never does
+    ignore_colours = [[0, 0, 0]]      # the same for labels drawn in colours
+
+    [[class]]
+    name = "sky"
+    colour = [128, 128, 128]
+    label = 0                         # its value in the label maps; by default its position
+
+Label maps are index maps (grey, or a palette's indices), or RGB pictures in the classes' colours.
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from deeplab.data.datasets.base import (
+    Pair,
+    PairedFiles,
+    pair_folders,
+    read_lines,
+    unknown_split,
+)
+from deeplab.data.datasets.labels import IGNORE, LabelReader, label_table
+from deeplab.data.images import SUFFIXES
+from deeplab.data.outputs import voc_palette
+from deeplab.errors import InputError
+
+_BESIDE = ("train", "val", "test", "trainval")
+_COLOUR = re.compile(r"(?P<name>.*?)\s+(?P<r>\d+)[\s,]+(?P<g>\d+)[\s,]+(?P<b>\d+)$")
+
+
+@dataclass(frozen=True)
+class ClassFile:
+    """What a class file says: names, colours `[C, 3]`, and how label files become classes."""
+
+    names: tuple[str, ...]
+    palette: npt.NDArray[np.uint8]
+    reader: LabelReader
+
+
+def open_folder(
+    root: Path,
+    split: str,
+    classes: str | None = None,
+    ignore: int | Sequence[int] = (),
+    images: str = "images",
+    labels: str = "labels",
+) -> PairedFiles:
+    """A folder of images and labels.
+
+    Args:
+        classes: the class file; by default classes.toml or classes.txt in the folder.
+        ignore: label values that do not count, besides those of the class file and 255.
+        images, labels: names of the two folders.
+    """
+    described = read_class_file(_class_file(root, classes), ignore)
+    pairs, unpaired = pair_folders(root / images, root / labels)
+    lists, folders = _lists(root), _subfolders(root / images)
+    if split in lists:
+        pairs, unpaired = _listed(lists[split], pairs, root / images, root / labels), []
+    elif split in folders:
+        pairs = [pair for pair in pairs if pair.name.startswith(f"{split}/")]
+        unpaired = [path for path in unpaired if (root / labels / split) in path.parents]
+        if not pairs:
+            raise InputError(f"{root / images / split}: no picture there")
+    elif split != "all":
+        raise unknown_split(root, split, folder_splits(root, images=images))
+    return PairedFiles(
+        f"{root.name} {split}",
+        pairs,
+        described.names,
+        described.palette,
+        described.reader,
+        unpaired,
+    )
+
+
+def folder_splits(
+    root: Path,
+    classes: str | None = None,
+    ignore: int | Sequence[int] = (),
+    images: str = "images",
+    labels: str = "labels",
+) -> list[str]:
+    return list(dict.fromkeys([*_lists(root), *_subfolders(root / images), "all"]))
+
+
+def read_class_file(path: Path, ignore: int | Sequence[int] = ()) -> ClassFile:
+    """Read classes.txt or classes.toml; InputError for what makes no sense in it."""
+    ignored = [ignore] if isinstance(ignore, int) else list(ignore)
+    if path.suffix.lower() == ".toml":
+        entries, more, colours = _read_toml(path)
+        ignored += more
+    else:
+        entries, colours = [_class_of(line) for line in read_lines(path)], []
+    for value in ignored:
+        _require(isinstance(value, int) and 0 <= value <= 255, path, f"ignore: {value!r}", "0-255")
+    if not 1 <= len(entries) <= IGNORE:
+        raise InputError(f"{path}: {len(entries)} classes; expected 1 to {IGNORE}")
+    names = [entry["name"] for entry in entries]
+    values = {entry.get("label", i): i for i, entry in enumerate(entries)}
+    by_colour = {
+        tuple(entry["colour"]): i for i, entry in enumerate(entries) if entry.get("colour")
+    }
+    for what, unique in (("names", set(names)), ("labels", values)):
+        if len(unique) < len(entries):
+            raise InputError(f"{path}: two classes share one of their {what}; make them differ")
+    if by_colour and len(by_colour) < len(entries):
+        raise InputError(f"{path}: each class needs a colour of its own, or none has one")
+    clash = sorted(set(values) & set(ignored))
+    if clash:
+        raise InputError(
+            f"{path}: label {clash[0]} is a class ({names[values[clash[0]]]}) and ignored; give "
+            "the class another label, or leave it out of the classes"
+        )
+    palette = np.array(list(by_colour), np.uint8) if by_colour else voc_palette()[: len(names)]
+    if by_colour:
+        by_colour = by_colour | {tuple(colour): IGNORE for colour in colours}
+    reader = LabelReader(label_table(values, ignored), by_colour)
+    return ClassFile(tuple(names), palette, reader)
+
+
+def _class_file(root: Path, given: str | None) -> Path:
+    if given is not None:
+        return Path(given)
+    if not root.is_dir():
+        raise InputError(f"{root}: no such folder")
+    for name in ("classes.toml", "classes.txt"):
+        if (root / name).is_file():
+            return root / name
+    raise InputError(
+        f"{root}: no classes.toml or classes.txt there; write one, a class name on each line in "
+        "the order of the label values from 0 on"
+    )
+
+
+def _class_of(line: str) -> dict[str, Any]:
+    match = _COLOUR.match(line)
+    if match is None:
+        return {"name": line}
+    colour = [int(match[c]) for c in "rgb"]
+    if max(colour) > 255:
+        raise InputError(f"class file: {line!r}: a colour has three numbers from 0 to 255")
+    return {"name": match["name"], "colour": colour}
+
+
+def _read_toml(path: Path) -> tuple[list[dict[str, Any]], list[int], list[list[int]]]:
+    """The classes, the ignored values and the ignored colours."""
+    try:
+        content = tomllib.loads("\n".join(read_lines(path)))
+    except tomllib.TOMLDecodeError as error:
+        raise InputError(f"{path}: not valid TOML ({error})") from error
+    _only(path, content, ("class", "ignore", "ignore_colours"))
+    entries = content.get("class", [])
+    _require(isinstance(entries, list), path, "class", "tables [[class]]")
+    for entry in entries:
+        _require(isinstance(entry, dict), path, "class", "tables [[class]]")
+        _only(path, entry, ("name", "colour", "label"))
+        name, label = entry.get("name"), entry.get("label", 0)
+        _require(isinstance(name, str) and bool(name), path, f"name {name!r}", "a text")
+        valid = isinstance(label, int) and 0 <= label <= 255
+        _require(valid, path, f"label {label!r} of {name}", "0 to 255")
+        if "colour" in entry:
+            _require_colour(path, entry["colour"])
+    ignore = content.get("ignore", [])
+    colours = content.get("ignore_colours", [])
+    _require(isinstance(colours, list), path, "ignore_colours", "a list of colours")
+    for colour in colours:
+        _require_colour(path, colour)
+    return entries, ignore if isinstance(ignore, list) else [ignore], colours
+
+
+def _only(path: Path, table: dict[str, Any], allowed: Sequence[str]) -> None:
+    unknown = [key for key in table if key not in allowed]
+    if unknown:
+        raise InputError(f"{path}: unknown entry {unknown[0]!r}; there are {', '.join(allowed)}")
+
+
+def _require_colour(path: Path, colour: object) -> None:
+    right = (
+        isinstance(colour, list)
+        and len(colour) == 3
+        and all(isinstance(c, int) and 0 <= c <= 255 for c in colour)
+    )
+    _require(right, path, f"colour {colour!r}", "three numbers from 0 to 255, [R, G, B]")
+
+
+def _require(holds: bool, path: Path, what: str, expected: str) -> None:
+    if not holds:
+        raise InputError(f"{path}: {what}: expected {expected}")
+
+
+def _lists(root: Path) -> dict[str, Path]:
+    beside = (root / f"{name}.txt" for name in _BESIDE)
+    found = [path for path in (*sorted((root / "splits").glob("*.txt")), *beside) if path.is_file()]
+    return {path.stem: path for path in reversed(found)}
+
+
+def _subfolders(images: Path) -> list[str]:
+    if not images.is_dir():
+        raise InputError(f"{images}: no such folder; the pictures are expected there")
+    return sorted(p.name for p in images.iterdir() if p.is_dir() and not p.name.startswith("."))
+
+
+def _listed(path: Path, pairs: Sequence[Pair], images: Path, labels: Path) -> list[Pair]:
+    """The pairs that a list names, in its order; one that is not there stays, to be found."""
+    by_name = {pair.name: pair for pair in pairs}
+    chosen = []
+    for line in read_lines(path):
+        name = line.replace("\\", "/")
+        if Path(name).suffix.lower() in SUFFIXES:
+            name = Path(name).with_suffix("").as_posix()
+        missing = Pair(name, images / f"{name}.jpg", labels / f"{name}.png")
+        chosen.append(by_name.get(name, missing))
+    if not chosen:
+        raise InputError(f"{path}: names no picture")
+    return chosen
