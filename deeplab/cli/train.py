@@ -1,17 +1,20 @@
-"""`deeplab train`: weights from generated scenes."""
+"""`deeplab train`: weights from a recipe and a data set."""
 
 from __future__ import annotations
 
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperCommand
 
 from deeplab.data import outputs
 from deeplab.errors import InputError
+
+if TYPE_CHECKING:
+    from deeplab.engine.train import TrainConfig, TrainResult
 
 
 class ShowsRecipe(TyperCommand):
@@ -29,15 +32,42 @@ class ShowsRecipe(TyperCommand):
 
 def train(
     ctx: typer.Context,
+    config: Annotated[
+        str | None,
+        typer.Option(
+            metavar="RECIPE", help="A TOML file, or the name of a recipe that comes with this."
+        ),
+    ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="Any field of a recipe, such as data.root=VOC2012; may be repeated.",
+        ),
+    ] = None,
     out: Annotated[
         Path,
         typer.Option(
-            metavar="FILE", help="The weights (.safetensors), rewritten at every validation."
+            metavar="FILE", help="The best weights (.safetensors); the run's files lie beside it."
         ),
     ] = Path("weights.safetensors"),
+    weights: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="Start from these weights, in any format of `convert`."),
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the run of --out that was stopped.")
+    ] = False,
+    tensorboard: Annotated[
+        bool, typer.Option("--tensorboard", help="Log for TensorBoard too, into FILE.tensorboard.")
+    ] = False,
     model: Annotated[str | None, typer.Option(metavar="NAME", help="Which model.")] = None,
     steps: Annotated[int | None, typer.Option(metavar="N", help="Steps of SGD.")] = None,
     batch_size: Annotated[int | None, typer.Option(metavar="N", help="Samples in a step.")] = None,
+    accumulate: Annotated[
+        int | None, typer.Option(metavar="N", help="Pieces of a step, to save memory.")
+    ] = None,
     lr: Annotated[float | None, typer.Option(metavar="RATE", help="First learning rate.")] = None,
     warmup: Annotated[
         int | None, typer.Option(metavar="N", help="Steps in which it rises.")
@@ -64,8 +94,12 @@ def train(
     precision: Annotated[
         str | None,
         typer.Option(
-            metavar="NAME", help="float32, bfloat16, or auto: bfloat16 where the processor has it."
+            metavar="NAME",
+            help="float32, bfloat16, float16, or auto: bfloat16 where the processor has it.",
         ),
+    ] = None,
+    device: Annotated[
+        str | None, typer.Option(metavar="NAME", help="cpu, cuda, or auto: a GPU if there is one.")
     ] = None,
     crf: Annotated[
         bool | None,
@@ -78,40 +112,90 @@ def train(
         int | None, typer.Option(metavar="N", help="Of initialisation and samples.")
     ] = None,
 ) -> None:
-    """Train a model from scratch on generated scenes.
+    """Train a model: the papers' recipes, your own, or the one of the shipped weights.
 
-    Without options this is the recipe of the shipped weights, 6000 steps: half an hour of one core
-    for the network, and drawing the scenes on top. The learning rate falls to 0 as the steps run
-    out (poly policy). Ctrl-C ends after the step at hand, validates, saves and exits with 130. Own
-    data: deeplab.engine.train from Python.
+    Without options this is the recipe of the shipped weights on generated scenes, 6000 steps: half
+    an hour of one core for the network, and drawing the scenes on top. --config names another;
+    options and --set change single fields of it. Recipes that come with this: scenes,
+    voc12_vgg16_largefov, voc12_vgg16, voc12_resnet101, coco_resnet101, voc12_resnet101_coco,
+    cityscapes_resnet101, camvid_resnet101, camvid_small.
+
+    Beside the weights FILE.safetensors, the best by validation mIoU, lie FILE-last.safetensors,
+    FILE.state to resume from and the log FILE.csv. Ctrl-C and SIGTERM end after the step at hand,
+    save, and exit with 130 and 143; --resume goes on as if nothing had been.
 
     **Examples**
 
     ```text
     deeplab train --out mine.safetensors
     deeplab train --steps 200 --scenes 200 --validation-scenes 10   a quick try
+    deeplab train --config voc12_resnet101 --weights resnet101-imagenet.pth --out voc.safetensors
+    deeplab train --config camvid_small --set data.root=/data/camvid --out camvid.safetensors
+    deeplab train --out voc.safetensors --resume                    go on after a stop
+    torchrun --nproc-per-node 4 -m deeplab train --config voc12_resnet101 --weights r101.pth
     deeplab evaluate --weights mine.safetensors
     ```
     """
-    from deeplab.engine.train import TrainConfig
     from deeplab.engine.train import train as run
+    from deeplab.engine.training.distributed import is_first
 
-    given = {k: v for k, v in ctx.params.items() if k != "out" and v is not None}
-    try:
-        config = TrainConfig(**given)
-    except ValueError as error:
-        name, _, expected = str(error).partition(":")
-        raise InputError(f"--{name.replace('_', '-')}:{expected}") from error
+    recipe = _recipe(ctx, config, settings or [], out if resume else None)
     outputs.check_writable_file(out)
     out.parent.mkdir(parents=True, exist_ok=True)
     try:
-        result = run(config, out, progress=sys.stderr.isatty())
+        result = run(
+            recipe, out, resume=resume, tensorboard=tensorboard, progress=sys.stderr.isatty()
+        )
     except FloatingPointError as error:
         raise InputError(str(error)) from error
-    typer.echo(
-        f"{config.model}: {result.steps} of {config.steps} steps, loss {result.loss:.3f}, "
-        f"mIoU {100 * result.metrics['miou']:.2f} on {config.validation_scenes} validation scenes "
-        f"-> {out}"
-    )
+    if is_first():
+        _report(recipe, result, out)
     if result.interrupted:
-        raise typer.Exit(130)
+        raise typer.Exit(128 + (result.signal or 2))
+
+
+def _recipe(
+    ctx: typer.Context,
+    config: str | None,
+    settings: list[str],
+    resumed: Path | None,
+) -> TrainConfig:
+    """The recipe, of --config or else of the run to resume, with the options' changes."""
+    from deeplab.engine.train import TrainConfig
+    from deeplab.engine.training import checkpoint, recipe
+
+    chosen: recipe.Settings = {}
+    if config is not None:
+        chosen = recipe.read_recipe(config)
+    elif resumed is not None:
+        state = checkpoint.Files(resumed).state
+        stored = checkpoint.stored_config(checkpoint.read_state(state))
+        chosen = recipe.flat_settings(stored, str(state))
+    for text in settings:
+        chosen |= recipe.read_setting(text)
+    for name in asdict(TrainConfig()):
+        if ctx.params.get(name) is not None:
+            chosen[name] = (ctx.params[name], f"--{name.replace('_', '-')}")
+    return recipe.make_config(chosen)
+
+
+def _report(config: TrainConfig, result: TrainResult, out: Path) -> None:
+    scored = ""
+    if result.metrics:
+        what = f"{result.metrics.get('images', 0)} validation images"
+        if config.data.name == "scenes":
+            what = f"{config.validation_scenes} validation scenes"
+        scored = f", mIoU {100 * result.metrics['miou']:.2f} on {what}"
+    best = ""
+    if result.best and result.best["step"] != result.steps:
+        best = f" (best: mIoU {100 * result.best['miou']:.2f} at step {result.best['step']})"
+    typer.echo(
+        f"{config.model}: {result.steps} of {config.steps} steps, loss {result.loss:.3f}{scored} "
+        f"-> {out}{best}"
+    )
+    if result.throughput.images:
+        typer.echo(f"  {result.throughput}")
+    if result.broken:
+        typer.echo(f"  {len(result.broken)} broken pictures passed over")
+    if result.interrupted:
+        typer.echo(f"  go on with: deeplab train --out {out} --resume")

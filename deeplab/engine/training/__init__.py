@@ -1,0 +1,1 @@
+"""The parts of a training run; `deeplab.engine.train` puts them together."""

@@ -1,0 +1,142 @@
+"""The files of a run, each replaced whole or not at all.
+
+    FILE.safetensors         weights with the best validation mIoU so far (any, before the first)
+    FILE-last.safetensors    weights of the last validation or the end
+    FILE.state               all that a run needs to go on: see below
+    FILE.csv                 the log
+
+A file is written under a temporary name beside its place, flushed to the disk and renamed, so that
+a kill, a full disk or a power cut at any moment leaves the one before. The temporary name is fixed:
+what a killed run leaves is overwritten by the next one.
+
+The state is a dict of tensors, numbers and texts in torch's format: network and CRF, optimiser,
+loss scale, step, running loss, scores, configuration. Chance needs no state: samples and dropout of
+step i depend on (seed, i) alone. It is loaded with weights_only=True, which runs nothing from the
+file.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from deeplab.engine.training.config import FREE_ON_RESUME, TrainConfig
+from deeplab.engine.training.recipe import differences
+from deeplab.errors import InputError
+
+FORMAT = "deeplab training state, version 1"
+
+
+@dataclass(frozen=True)
+class Files:
+    """Where the files of a run lie; `best` is the name that the user gives."""
+
+    best: Path
+
+    @property
+    def last(self) -> Path:
+        return self.best.with_name(f"{self.best.stem}-last{self.best.suffix}")
+
+    @property
+    def state(self) -> Path:
+        return self.best.with_suffix(".state")
+
+    @property
+    def log(self) -> Path:
+        return self.best.with_suffix(".csv")
+
+    @property
+    def tensorboard(self) -> Path:
+        return self.best.with_suffix(".tensorboard")
+
+    def check(self) -> None:
+        """Raises InputError where two of them would be the same file."""
+        if self.best.suffix in (".state", ".csv", ".tensorboard"):
+            raise InputError(
+                f"{self.best}: {self.best.suffix} is the name of another file of a run; call the "
+                "weights FILE.safetensors"
+            )
+
+
+def write_state(path: Path, state: Mapping[str, Any]) -> None:
+    """Write a training state in place of the one before; InputError where that fails."""
+    content = io.BytesIO()
+    torch.save({"format": FORMAT, **state}, content)
+    part = path.with_name(f".{path.name}.part")
+    try:
+        with part.open("wb") as file:
+            file.write(content.getbuffer())
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+        _flush_folder(path.parent)
+    except OSError as error:
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
+        kept = "; the state before it is kept" if path.exists() else ""
+        raise InputError(
+            f"{path}: cannot write the training state ({error.strerror or error}){kept}; make "
+            "room, then go on with --resume"
+        ) from error
+
+
+def read_state(path: Path) -> dict[str, Any]:
+    """The training state in a file; InputError where there is none or it cannot be read."""
+    if not path.is_file():
+        raise InputError(
+            f"{path}: no training state to resume; start without --resume, or give the --out of "
+            "the run that is to go on"
+        )
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # damaged archives raise whatever their parsers meet
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        raise InputError(f"{path}: not a readable training state ({reason:.200})") from error
+    if not isinstance(state, dict) or state.get("format") != FORMAT:
+        found = state.get("format") if isinstance(state, dict) else type(state).__name__
+        raise InputError(f"{path}: expected a {FORMAT}, got {found!r:.100}; start without --resume")
+    return state
+
+
+def stored_config(state: Mapping[str, Any]) -> dict[str, Any]:
+    """The configuration of the run that wrote a state, as plain values."""
+    return dict(json.loads(state["config"]))
+
+
+def check_agreement(
+    path: Path, state: Mapping[str, Any], config: TrainConfig, facts: Mapping[str, Any]
+) -> None:
+    """InputError unless the run that wrote the state is the one that `config` describes.
+
+    facts: what else fixes a run (number of pictures, names of classes), stored as "facts".
+    """
+    found = differences(stored_config(state), config, FREE_ON_RESUME)
+    stored = json.loads(state["facts"])
+    found += [
+        f"{key} {stored.get(key)} then, {value} now"
+        for key, value in facts.items()
+        if stored.get(key) != value
+    ]
+    if found:
+        raise InputError(
+            f"{path}: another run than the one to resume: {'; '.join(found)}; give the same, or "
+            "start without --resume"
+        )
+
+
+def _flush_folder(folder: Path) -> None:
+    """The rename itself to the disk, where the system can do that."""
+    with suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

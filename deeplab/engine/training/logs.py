@@ -1,0 +1,234 @@
+"""What a run tells: a progress bar, a CSV file, TensorBoard, and how fast it was.
+
+One row of the log for each `log_every` steps and each validation:
+
+    step                       steps done
+    loss                       running mean over some fifty steps
+    lr                         the body's learning rate in the last step
+    images_per_second          of the steps, time spent waiting for samples left out
+    loader_images_per_second   what the workers can deliver: their number over the time of a sample
+    wait_share                 share of the time that the step waited for samples
+    memory_mib                 peak so far: of the GPU, or of this process on a CPU
+    miou, pixel_accuracy       of the validation after this step; empty where there was none
+
+A resumed run drops rows beyond the step where it starts again, so that no step stands twice.
+"""
+
+from __future__ import annotations
+
+import csv
+import os
+import resource
+import sys
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from deeplab.errors import InputError
+
+COLUMNS = (
+    *("step", "loss", "lr", "images_per_second", "loader_images_per_second", "wait_share"),
+    *("memory_mib", "miou", "pixel_accuracy"),
+)
+
+
+@dataclass
+class Throughput:
+    """Images and seconds of a stretch of training, all processes counted as fast as this one.
+
+    images: in all processes; stepping, waiting: seconds of this process in steps and for samples;
+    making: seconds that its workers spent on its samples; workers: processes that make samples.
+    """
+
+    world: int = 1
+    workers: int = 1
+    images: int = 0
+    stepping: float = 0.0
+    waiting: float = 0.0
+    making: float = 0.0
+
+    def add(self, images: int, stepping: float, waiting: float, making: float) -> None:
+        self.images += images
+        self.stepping += stepping
+        self.waiting += waiting
+        self.making += making
+
+    @property
+    def images_per_second(self) -> float:
+        """Of the steps alone."""
+        return self.images / max(self.stepping, 1e-9)
+
+    @property
+    def loader_images_per_second(self) -> float:
+        """Of the workers alone; without workers, of the one process that does both in turn."""
+        return max(1, self.workers) * self.images / max(self.making, 1e-9)
+
+    @property
+    def wait_share(self) -> float:
+        return self.waiting / max(self.stepping + self.waiting, 1e-9)
+
+    def as_row(self) -> dict[str, float]:
+        return {
+            "images_per_second": round(self.images_per_second, 3),
+            "loader_images_per_second": round(self.loader_images_per_second, 3),
+            "wait_share": round(self.wait_share, 4),
+        }
+
+    def __str__(self) -> str:
+        makers = f"{self.workers} workers" if self.workers else "no workers"
+        return (
+            f"steps {self.images_per_second:.1f} images/s, loader "
+            f"{self.loader_images_per_second:.1f} images/s ({makers}), "
+            f"{self.wait_share:.0%} of the time waiting for data"
+        )
+
+
+def peak_memory_mib(device: torch.device) -> int:
+    """Peak memory in MiB: allocated on the GPU, or resident in this process on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) >> 20
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # KiB on Linux, bytes on a Mac
+    return peak >> (20 if sys.platform == "darwin" else 10)
+
+
+class CSVLog:
+    """The log in a file, one row a step at most, each row on the disk when `write` returns."""
+
+    def __init__(self, path: Path, keep_through: int = 0) -> None:
+        """keep_through: rows up to this step are those of the run that is resumed; 0: afresh."""
+        self.path = path
+        kept = _rows(path, keep_through) if keep_through else []
+        part = path.with_name(f".{path.name}.part")
+        try:
+            with part.open("w", newline="", encoding="utf-8") as file:
+                writer = csv.DictWriter(file, COLUMNS, extrasaction="ignore")
+                writer.writeheader()
+                writer.writerows(kept)
+            os.replace(part, path)
+            self._file: IO[str] = path.open("a", newline="", encoding="utf-8")
+        except OSError as error:
+            raise self._error(error) from error
+        self._writer = csv.DictWriter(self._file, COLUMNS)
+
+    def write(self, row: Mapping[str, Any]) -> None:
+        try:
+            self._writer.writerow(row)
+            self._file.flush()
+        except OSError as error:
+            raise self._error(error) from error
+
+    def close(self) -> None:
+        with suppress(OSError):  # what could not be written has been said already
+            self._file.close()
+
+    def _error(self, error: OSError) -> InputError:
+        return InputError(
+            f"{self.path}: cannot write the log ({error.strerror or error}); make room, then go on "
+            "with --resume"
+        )
+
+
+class TensorBoardLog:
+    """The same numbers for TensorBoard; what lies beyond the step of a resume is hidden there."""
+
+    def __init__(self, folder: Path, first_step: int) -> None:
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError as error:
+            raise InputError(
+                "--tensorboard needs the package tensorboard: pip install 'deeplab-triton[logs]'"
+            ) from error
+        self._writer: Any = SummaryWriter(str(folder), purge_step=first_step + 1)
+
+    def write(self, row: Mapping[str, Any]) -> None:
+        for name, value in row.items():
+            if name != "step" and value != "":
+                self._writer.add_scalar(name, value, row["step"])
+        self._writer.flush()
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+@dataclass
+class Teller:
+    """Progress and notes on standard error, rows in the logs; silent in all but one process."""
+
+    total: int
+    shows: bool
+    speaks: bool = True
+    logs: list[CSVLog | TensorBoardLog] = field(default_factory=list)
+    _bar: Progress | None = None
+    _task: TaskID | None = None
+
+    def start(self, step: int) -> None:
+        if self.shows and self.speaks:
+            self._bar = _progress_bar()
+            self._task = self._bar.add_task("train", total=self.total, completed=step, state="")
+            self._bar.start()
+
+    def step(self, step: int, state: str) -> None:
+        """Move the bar; `state` is what stands beside it."""
+        if self._bar is not None and self._task is not None:
+            self._bar.update(self._task, completed=step, state=state)
+
+    def say(self, text: str) -> None:
+        """A line for people, whether or not there is a bar."""
+        if not self.speaks:
+            return
+        if self._bar is not None:
+            self._bar.console.print(text, highlight=False, markup=False, soft_wrap=True)
+        else:
+            print(text, file=sys.stderr)
+
+    def row(self, row: Mapping[str, Any]) -> None:
+        for log in self.logs:
+            log.write({name: row.get(name, "") for name in COLUMNS})
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+        for log in self.logs:
+            log.close()
+
+
+def _rows(path: Path, through: int) -> list[dict[str, str]]:
+    """The whole rows of a log up to a step; a kill may have left half of the last one."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return []
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: not a readable log ({error}); move it away") from error
+    whole = text[: text.rfind("\n") + 1].splitlines()
+    rows = csv.DictReader(whole)
+    return [
+        row for row in rows if (row.get("step") or "").isdigit() and int(row["step"]) <= through
+    ]
+
+
+def _progress_bar() -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[state]}"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+    )

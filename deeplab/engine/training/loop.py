@@ -1,0 +1,352 @@
+"""The training loop: steps of SGD, validations, and the files that a run leaves.
+
+A step takes `batch_size` samples: each process has an equal part of them and computes it in
+`accumulate` pieces. The loss is divided by the weight of all labelled pixels of the step, in all
+pieces and processes, so that neither changes the gradient (BatchNorm that trains sees its own
+piece). Random numbers are drawn anew for each step from (seed, step, rank), so that a run goes on
+after a resume as if it had not stopped.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import signal
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from deeplab.engine.evaluate import LabelledImages, evaluate
+from deeplab.engine.refine import CRFSettings
+from deeplab.engine.training.checkpoint import Files, write_state
+from deeplab.engine.training.config import TrainConfig
+from deeplab.engine.training.distributed import Processes
+from deeplab.engine.training.interrupt import stop_request
+from deeplab.engine.training.logs import Teller, Throughput, peak_memory_mib
+from deeplab.engine.training.losses import StepLoss, at_least_something, labelled_mass
+from deeplab.engine.training.samples import Batch, SkipBroken, batches
+from deeplab.engine.training.schedule import learning_rate, parameter_groups
+from deeplab.errors import InputError
+from deeplab.model import DeepLab
+from deeplab.weights import save_weights
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class Run:
+    """One training run: the model with its optimiser, validations and checkpoints.
+
+    facts: what fixes the run beside its configuration, see `check_agreement`; metadata: what the
+    weights file says of the run; files: None writes nothing.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        model: DeepLab,
+        validation: LabelledImages,
+        class_names: Sequence[str],
+        *,
+        facts: Mapping[str, Any],
+        metadata: Mapping[str, Any],
+        files: Files | None,
+        processes: Processes,
+        teller: Teller,
+    ) -> None:
+        self.config, self.processes, self.teller = config, processes, teller
+        self.files, self.facts, self.metadata = files, facts, metadata
+        self.class_names = class_names
+        self.validation = SkipBroken(validation) if config.skip_broken else validation
+        self.step, self.loss, self.signal = 0, math.nan, 0
+        self.metrics: dict[str, Any] = {}
+        self.best: dict[str, Any] = {}
+        self.validated = -1  # the step of the last validation
+        self.broken: set[str] = set()
+        self.throughput, self._stretch = self._measured(), self._measured()
+        self._pending: list[Tensor] = []  # losses that are still on their way from the GPU
+        self._row_step = -1
+        self.device = processes.device
+        self.model = self._placed(model)
+        self.optimizer = torch.optim.SGD(parameter_groups(model, config), momentum=config.momentum)
+        self.dtype = autocast_dtype(config.precision, self.device)
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
+        self._parallel, self.stepper = self._wrapped()
+
+    def loop(self, dataset: LabelledImages) -> None:
+        """Train from `self.step` to the end, or until Ctrl-C or SIGTERM."""
+        config, processes = self.config, self.processes
+        samples = batches(
+            dataset,
+            config,
+            self.step,
+            rank=processes.rank,
+            world=processes.world,
+            pin=self.device.type == "cuda",
+        )
+        with stop_request() as request:
+            if self.awaits_validation:
+                self._validate()
+            while self.step < config.steps and not self.signal:
+                begin = time.perf_counter()
+                batch = next(samples)
+                fetched = time.perf_counter()
+                self.signal = self._advance(batch, request.signal)
+                if processes.world == 1:
+                    self.signal = request.signal
+                waited, took = fetched - begin, time.perf_counter() - fetched
+                for stretch in (self.throughput, self._stretch):
+                    stretch.add(config.batch_size, took, waited, batch.seconds * processes.world)
+                self._after_step()
+        samples.close()
+        self._settle()
+        scoring = self.signal != signal.SIGTERM and self.validated != self.step
+        if not scoring:
+            self._row()
+        self.save()  # before the validation, which a second Ctrl-C may end
+        if scoring:  # not after SIGTERM: whoever sends that gives little time
+            self._validate()
+        self._tell_broken()
+
+    @property
+    def awaits_validation(self) -> bool:
+        """Whether the run was stopped between a step and its validation."""
+        due = self.step > 0 and self.step % self.config.validate_every == 0
+        return due and self.step < self.config.steps and self.validated != self.step
+
+    def save(self) -> None:
+        """The state and the last weights; the best ones too while there is no validation yet."""
+        if self.files is None or not self.processes.first:
+            return
+        write_state(self.files.state, self._state())
+        self._save_weights(self.files.last)
+        if not self.best:
+            self._save_weights(self.files.best)
+
+    def resume(self, state: Mapping[str, Any], path: Path) -> None:
+        """Go on from the state in a file, which `check_agreement` has passed."""
+        try:
+            self.model.load_state_dict(state["model"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            if self.scaler.is_enabled():
+                self.scaler.load_state_dict(state["scaler"])
+            self.step, self.loss = int(state["step"]), float(state["loss"])
+            self.validated = int(state["validated"])
+            self.metrics, self.best = json.loads(state["metrics"]), json.loads(state["best"])
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise InputError(f"{path}: the state does not fit the run: {error}") from error
+        self._row_step = self.step - self.awaits_validation
+
+    def _state(self) -> dict[str, Any]:
+        return {
+            "config": json.dumps(dataclasses.asdict(self.config)),
+            "facts": json.dumps(self.facts),
+            "step": self.step,
+            "loss": self.loss,
+            "validated": self.validated,
+            "metrics": json.dumps(self.metrics),
+            "best": json.dumps(self.best),
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+        }
+
+    def _save_weights(self, path: Path) -> None:
+        known: dict[str, Any] = {"step": self.step, "metrics": self.metrics}
+        if self.model.crf is not None:
+            known["crf"] = dataclasses.asdict(CRFSettings.of(self.model.crf))
+        save_weights(self.model, path, dict(self.metadata) | known)
+
+    def _advance(self, batch: Batch, stop: int) -> int:
+        """One step; returns the signal on which all processes agree to stop after it, or 0."""
+        config, world = self.config, self.processes.world
+        self._note_broken(batch.broken)
+        torch.manual_seed(_step_seed(config.seed, self.step, self.processes.rank))
+        rate = learning_rate(config, self.step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate * group["lr_scale"]
+        mass, stop = self._agree(batch.labels, stop)
+        self.model.train()
+        self.optimizer.zero_grad()
+        parts = []
+        pieces = zip(
+            batch.image.chunk(config.accumulate), batch.labels.chunk(config.accumulate), strict=True
+        )
+        for number, (rgb, labels) in enumerate(pieces, 1):
+            with self._exchange(number == config.accumulate):
+                with torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None):
+                    loss = self.stepper(self._moved(rgb), self._moved(labels).long(), mass)
+                # Gradients are averaged over the processes; the loss is a sum over them.
+                self.scaler.scale(loss * world).backward()
+            parts.append(loss.detach())
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self._pending.append(torch.stack(parts).sum())
+        self.step += 1
+        return stop
+
+    def _agree(self, labels: Tensor, stop: int) -> tuple[Tensor, int]:
+        """Denominators of the loss over the whole step, and the signal that any process got."""
+        weights = torch.tensor(self.config.class_weights) if self.config.class_weights else None
+        mass = labelled_mass(labels, self._strides, weights)
+        votes = torch.tensor([stop == number for number in SIGNALS], dtype=torch.float64)
+        agreed = self.processes.sum(torch.cat([mass, votes]))
+        stops = [n for n, vote in zip(SIGNALS, agreed[len(mass) :].tolist(), strict=True) if vote]
+        mass = at_least_something(agreed[: len(mass)]).float()
+        return self._moved(mass), stops[-1] if stops else 0
+
+    def _after_step(self) -> None:
+        config, step = self.config, self.step
+        goes_on = step < config.steps and not self.signal
+        scoring = goes_on and step % config.validate_every == 0
+        saving = goes_on and step % config.save_every == 0
+        logging = step % config.log_every == 0
+        if self.device.type == "cpu" or scoring or saving or logging:
+            self._settle()
+        self.teller.step(step, self._state_text())
+        if logging and goes_on and not scoring:
+            self._row()
+        if scoring or saving:
+            self.save()
+        if scoring:
+            self._validate()
+
+    def _settle(self) -> None:
+        """Take the losses of the last steps into the running mean; on a GPU this waits for them."""
+        if not self._pending:
+            return
+        losses = self.processes.sum(torch.stack(self._pending).double().cpu()).tolist()
+        for step, value in enumerate(losses, self.step - len(losses)):
+            if not math.isfinite(value):
+                raise FloatingPointError(
+                    f"the loss is {value} at step {step}: training diverged; lower lr "
+                    f"(now {self.config.lr}) or lengthen warmup (now {self.config.warmup})"
+                )
+            # A running mean, of the last fifty steps or so.
+            share = 1 / min(step + 1, 50)
+            self.loss = value if step == 0 else self.loss + share * (value - self.loss)
+        self._pending.clear()
+
+    def _validate(self) -> None:
+        layer, self.model.crf = self.model.crf, None  # beside the network: both are scored
+        try:
+            result = evaluate(self.model, self.validation, layer, class_names=self.class_names)
+        finally:
+            self.model.crf = layer
+        scores = result.network if result.crf is None else result.crf
+        self.metrics = {"images": result.images, **dataclasses.asdict(scores)}
+        if result.crf is not None:
+            self.metrics["network"] = dataclasses.asdict(result.network)
+        self.validated = self.step
+        if better := not self.best or scores.miou > self.best["miou"]:
+            self.best = {"step": self.step, "miou": scores.miou}
+        self._row()
+        if better and self.files is not None and self.processes.first:
+            self._save_weights(self.files.best)
+        self.save()
+
+    def _row(self) -> None:
+        """A row of the log, one a step at most."""
+        if self._row_step >= self.step:
+            return
+        self._row_step = self.step
+        scored = self.metrics if self.validated == self.step else {}
+        row = {
+            "step": self.step,
+            "loss": self.loss,
+            "lr": self.optimizer.param_groups[0]["lr"],
+            "memory_mib": peak_memory_mib(self.device),
+        }
+        row |= {name: scored[name] for name in ("miou", "pixel_accuracy") if name in scored}
+        if self._stretch.images:
+            row |= self._stretch.as_row()
+        self._stretch = self._measured()
+        self.teller.row(row)
+
+    def _state_text(self) -> str:
+        miou = f"  mIoU {self.metrics['miou']:.1%}" if self.metrics else ""
+        return (
+            f"loss {self.loss:.3f}  lr {self.optimizer.param_groups[0]['lr']:.4g}{miou}  "
+            f"{self.throughput.images_per_second:.1f}/s  "
+            f"wait {self.throughput.wait_share:.0%}  {peak_memory_mib(self.device) / 1024:.1f} GiB"
+        )
+
+    def _note_broken(self, messages: Sequence[str]) -> None:
+        for message in messages:
+            if message not in self.broken:
+                self.broken.add(message)
+                self.teller.say(f"Passed over: {message}")
+
+    def _tell_broken(self) -> None:
+        if not self.config.skip_broken:
+            return
+        if isinstance(self.validation, SkipBroken):
+            self.broken |= self.validation.broken
+        self.broken = set().union(*self.processes.gather(self.broken))
+        if self.broken:
+            names = "; ".join(sorted(self.broken))
+            self.teller.say(f"{len(self.broken)} broken pictures were passed over: {names}")
+
+    def _placed(self, model: DeepLab) -> DeepLab:
+        config = self.config
+        if config.sync_bn:
+            if self.device.type != "cuda":
+                raise InputError("sync_bn: BatchNorm is synchronised on GPUs only; leave it out")
+            if self.processes.world > 1:
+                nn.SyncBatchNorm.convert_sync_batchnorm(model)
+        model.to(self.device)
+        if config.channels_last:  # the type stubs lack this overload
+            model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        return model
+
+    def _wrapped(self) -> tuple[DistributedDataParallel | None, nn.Module]:
+        """What exchanges gradients, and what a step calls."""
+        config = self.config
+        weights = torch.tensor(config.class_weights) if config.class_weights else None
+        loss = StepLoss(self.model, config.loss_stride, weights, config.channels_last)
+        self._strides = loss.strides
+        stepper: nn.Module = loss.to(self.device)
+        parallel = None
+        if self.processes.world > 1:
+            parallel = stepper = DistributedDataParallel(
+                stepper,
+                device_ids=[self.device] if self.device.type == "cuda" else None,
+                find_unused_parameters=config.crf,  # the widths of a lattice's terms do not learn
+            )
+        if config.compile:
+            stepper = torch.compile(stepper)  # type: ignore[assignment]
+        return parallel, stepper
+
+    def _exchange(self, last: bool) -> Any:
+        """Gradients go to the other processes with the last piece of a step only."""
+        return nullcontext() if last or self._parallel is None else self._parallel.no_sync()
+
+    def _moved(self, tensor: Tensor) -> Tensor:
+        return tensor.to(self.device, non_blocking=True)
+
+    def _measured(self) -> Throughput:
+        return Throughput(self.processes.world, self.config.workers)
+
+
+def autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
+    """What autocast computes in on this device; None leaves float32."""
+    if precision != "auto":
+        named = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+        return named.get(precision)
+    if device.type == "cuda":
+        fast = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        fast = bool(torch.cpu._is_avx512_bf16_supported())
+    return torch.bfloat16 if fast else None
+
+
+def _step_seed(seed: int, step: int, rank: int) -> int:
+    """For dropout: another stream than the samples', another in each process."""
+    return int(np.random.SeedSequence([seed, 2, step, rank]).generate_state(1, np.uint64)[0])

@@ -1,0 +1,106 @@
+"""The loss: cross entropy per labelled pixel, at full size or on the grid of the logits.
+
+    one scale        sum_p w(y_p) * -log P(y_p)  /  sum_p w(y_p)            p: the labelled pixels
+    several (MSC)    the sum of such terms, each over its own labels; of scales 1, 0.75, 0.5:
+                     fused, scale 1, scale 0.75 brought to the map of scale 1    labels[::8, ::8]
+                     scale 0.5 at its own size                                   labels[::16, ::16]
+
+Numerators are computed where the network is, denominators from the labels alone: they are known
+before the first forward pass, so that micro-batches and processes share those of the whole step,
+and a step cut into pieces has the gradient of the step in one piece.
+
+With logits of output stride 8 and align_corners, n = 8k + 1 pixels meet k + 1 scores on every
+eighth pixel: what Caffe's Interp layer makes of the labels. Source: Chen et al., DeepLab v2,
+section 4.1, and the training prototxt of its ResNet-101.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from deeplab.data.augment import shrink_labels
+from deeplab.data.datasets import IGNORE
+from deeplab.model import DeepLab
+
+
+def label_strides(model: DeepLab, stride: int) -> tuple[int, ...]:
+    """For each term of the loss, every how many-th pixel's label it looks at."""
+    scales = model.config.get("scales")
+    return (stride,) if not scales else (8,) * len(scales) + (round(8 / scales[-1]),)
+
+
+def labelled_mass(labels: Tensor, strides: Sequence[int], class_weights: Tensor | None) -> Tensor:
+    """The denominators: float64 [terms], the weight of the labelled pixels at each stride.
+
+    labels: integers [B, H, W], 255 ignored; class_weights: [classes], None counts pixels.
+    """
+    masses = []
+    for stride in strides:
+        seen = shrink_labels(labels, stride)
+        seen = seen[seen != IGNORE]
+        if class_weights is None:
+            masses.append(float(seen.numel()))
+        else:
+            masses.append(float(class_weights.double()[seen.long()].sum()))
+    return torch.tensor(masses, dtype=torch.float64)
+
+
+class StepLoss(nn.Module):
+    """Network and loss in one module, which torch.compile and DistributedDataParallel can wrap.
+
+    forward(rgb, labels, mass) -> the part that these samples have in the loss, a float32 scalar:
+    rgb [B, 3, H, W] uint8 or float in 0-255, labels int64 [B, H, W], mass [terms] the denominators
+    of the whole step, not below 1 where nothing is labelled.
+    """
+
+    class_weights: Tensor | None
+
+    def __init__(
+        self,
+        model: DeepLab,
+        stride: int = 1,
+        class_weights: Tensor | None = None,
+        channels_last: bool = True,
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.strides = label_strides(model, stride)
+        self.format = torch.channels_last if channels_last else torch.contiguous_format
+        self.register_buffer("class_weights", class_weights, persistent=False)
+
+    def forward(self, rgb: Tensor, labels: Tensor, mass: Tensor) -> Tensor:
+        sums = [
+            F.cross_entropy(
+                logits.float(),
+                shrink_labels(labels, stride),
+                weight=self.class_weights,
+                ignore_index=IGNORE,
+                reduction="sum",
+            )
+            for logits, stride in zip(self._logits(rgb), self.strides, strict=True)
+        ]
+        return (torch.stack(sums) / mass).sum()
+
+    def _logits(self, rgb: Tensor) -> tuple[Tensor, ...]:
+        x = self.model.preprocess(rgb).contiguous(memory_format=self.format)
+        if len(self.strides) > 1:
+            return tuple(self.model.forward_scales(x))
+        image = None if self.model.crf is None else rgb.float()
+        return (self.model(x, image=image, upsample=self.strides == (1,)),)
+
+
+def segmentation_loss(model: DeepLab, rgb: Tensor, labels: Tensor, stride: int) -> Tensor:
+    """Mean cross entropy over the labelled pixels of a batch: at full size, or at stride 8."""
+    step = StepLoss(model, stride)
+    mass = at_least_something(labelled_mass(labels, step.strides, None))
+    loss: Tensor = step(rgb, labels, mass.to(rgb.device, torch.float32))
+    return loss
+
+
+def at_least_something(mass: Tensor) -> Tensor:
+    """1 instead of 0, so that a batch without labels has the loss 0 and not NaN."""
+    return torch.where(mass > 0, mass, torch.ones_like(mass))

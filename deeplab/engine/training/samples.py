@@ -1,0 +1,182 @@
+"""Samples: the pictures of a run in a random order, scaled, mirrored and cropped at random.
+
+Sample i of a run depends on (seed, i) alone. Step s takes samples s * batch_size and following,
+process r of n the r-th of n equal parts of them: however many processes and workers there are, and
+wherever a run is resumed, the steps see the same samples.
+"""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Generator
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from deeplab.data.augment import augment
+from deeplab.data.datasets import IGNORE
+from deeplab.engine.evaluate import LabelledImages
+from deeplab.engine.training.config import TrainConfig
+from deeplab.errors import InputError
+
+
+class Sample(NamedTuple):
+    """image: RGB uint8 [3, crop, crop]; labels: uint8 [crop, crop], 255 ignored; broken: what is
+    wrong with pictures that were passed over; seconds: how long it took to make."""
+
+    image: Tensor
+    labels: Tensor
+    broken: tuple[str, ...]
+    seconds: float
+
+
+class Batch(NamedTuple):
+    """A process's share of a step: `Sample`'s fields with a batch axis in front."""
+
+    image: Tensor
+    labels: Tensor
+    broken: tuple[str, ...]
+    seconds: float
+
+
+class Samples(Dataset[Sample]):
+    """The whole run's samples in order, a new random order of the pictures each epoch.
+
+    Beyond the picture, the image is the mean colour and the label 255. A picture that cannot be
+    read raises its InputError; with `skip_broken` the next one in the order takes its place.
+    """
+
+    def __init__(self, dataset: LabelledImages, config: TrainConfig) -> None:
+        self.dataset, self.config = dataset, config
+        self._order: tuple[int, np.ndarray] = (-1, np.empty(0, np.int64))
+
+    def __len__(self) -> int:
+        return self.config.steps * self.config.batch_size
+
+    def __getitem__(self, index: int) -> Sample:
+        start = time.perf_counter()
+        config = self.config
+        epoch, position = divmod(index, len(self.dataset))
+        image, labels, broken = self._picture(epoch, position)
+        scaled, target = augment(
+            image,
+            labels,
+            crop=config.crop,
+            scales=config.scales,
+            mode=config.scale_mode,
+            mirror=config.mirror,
+            rng=np.random.default_rng([config.seed, 1, index]),
+        )
+        picture = torch.from_numpy(np.ascontiguousarray(scaled.transpose(2, 0, 1)))
+        truth = torch.from_numpy(target.astype(np.uint8))
+        return Sample(picture, truth, broken, time.perf_counter() - start)
+
+    def _picture(self, epoch: int, position: int) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
+        if self._order[0] != epoch:
+            rng = np.random.default_rng([self.config.seed, 0, epoch])
+            self._order = (epoch, rng.permutation(len(self.dataset)))
+        broken: list[str] = []
+        for ahead in range(len(self.dataset)):
+            place = int(self._order[1][(position + ahead) % len(self.dataset)])
+            try:
+                image, labels = (np.asarray(part) for part in self.dataset[place])
+                return image, labels, tuple(broken)
+            except InputError as error:
+                if not self.config.skip_broken:
+                    raise InputError(f"{error} (skip_broken = true passes over it)") from error
+                broken.append(str(error))
+        raise InputError(f"every picture of the training set is broken, such as: {broken[0]}")
+
+
+class SkipBroken:
+    """A data set to score on, in which a picture that cannot be read has no labelled pixel.
+
+    It counts for no score then. `broken` collects what is wrong with such pictures.
+    """
+
+    def __init__(self, dataset: LabelledImages) -> None:
+        self.dataset = dataset
+        self.broken: set[str] = set()
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        try:
+            return self.dataset[index]
+        except InputError as error:
+            self.broken.add(str(error))
+            return np.zeros((9, 9, 3), np.uint8), np.full((9, 9), IGNORE, np.uint8)
+
+
+def batches(
+    dataset: LabelledImages,
+    config: TrainConfig,
+    first_step: int = 0,
+    *,
+    rank: int = 0,
+    world: int = 1,
+    pin: bool = False,
+) -> Generator[Batch, None, None]:
+    """The shares of process `rank` of `world` in the steps from `first_step` on.
+
+    Workers make them ahead, two steps each. InputError names a picture that cannot be read.
+    """
+    share = config.batch_size // world
+    starts = range(
+        first_step * config.batch_size + rank * share,
+        config.steps * config.batch_size,
+        config.batch_size,
+    )
+    loader = DataLoader(
+        _Guarded(Samples(dataset, config)),
+        batch_sampler=[list(range(start, start + share)) for start in starts],
+        num_workers=config.workers,
+        collate_fn=_stacked,
+        worker_init_fn=_prepare_worker,
+        pin_memory=pin,
+        # Samples bring their own chance; without this the loader draws from the global generator.
+        generator=torch.Generator().manual_seed(config.seed),
+    )
+    for batch in loader:
+        if isinstance(batch, InputError):
+            raise batch
+        yield batch
+
+
+class _Guarded(Dataset[Sample | InputError]):
+    """Hands an InputError over as a value: raised in a worker it would arrive as a traceback."""
+
+    def __init__(self, samples: Samples) -> None:
+        self.samples = samples
+
+    def __getitem__(self, index: int) -> Sample | InputError:
+        try:
+            return self.samples[index]
+        except InputError as error:
+            return error
+
+
+def _stacked(samples: list[Sample | InputError]) -> Batch | InputError:
+    whole: list[Sample] = []
+    for sample in samples:
+        if isinstance(sample, InputError):
+            return sample
+        whole.append(sample)
+    return Batch(
+        torch.stack([sample.image for sample in whole]),
+        torch.stack([sample.labels for sample in whole]),
+        tuple(message for sample in whole for message in sample.broken),
+        sum(sample.seconds for sample in whole),
+    )
+
+
+def _prepare_worker(_: int) -> None:
+    """Signals that stop a run reach its workers too: they go on, so that the step can end."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    torch.set_num_threads(1)
