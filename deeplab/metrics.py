@@ -19,6 +19,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 Absent = Literal["skip", "zero"]
@@ -72,6 +73,19 @@ class ConfusionMatrix:
         pairs = true.flatten() * self.num_classes + pred.flatten()
         added = torch.bincount(pairs, minlength=self.num_classes**2)
         self.matrix += added.view(self.num_classes, self.num_classes).cpu()
+
+    def all_reduce(self) -> None:
+        """Sum the counts of all processes of torch.distributed, so that each has the whole.
+
+        To be called once, in every process, when each has added its share of the pictures. Without
+        torch.distributed, or before it is initialised, there is one process and nothing to sum.
+        """
+        if not (dist.is_available() and dist.is_initialized()):
+            return
+        device = "cuda" if dist.get_backend() == "nccl" else "cpu"  # NCCL alone knows no CPU
+        total = self.matrix.to(device)
+        dist.all_reduce(total)
+        self.matrix = total.cpu()
 
     def iou(self) -> Tensor:
         """Intersection over union of each class, float64 [C]; an absent class is NaN or 0."""

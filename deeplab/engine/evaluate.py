@@ -16,6 +16,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -69,6 +70,7 @@ def evaluate(
     class_names: Sequence[str] | None = None,
     ignore: int = 255,
     band: int = 4,
+    shard: bool = False,
     progress: bool = False,
 ) -> Evaluation:
     """Scores of ``model`` on every picture of ``dataset``, one confusion matrix over the whole set.
@@ -82,7 +84,9 @@ def evaluate(
         class_names: names of the classes in the result; numbers by default.
         ignore: true label of pixels that do not count.
         band: half-width in pixels of the band around class boundaries.
-        progress: show a progress bar, on standard error.
+        shard: with several processes of torch.distributed, each evaluates its share of the pictures
+            (dataset[rank::world]) and all get the scores of the whole set; every process must call.
+        progress: show a progress bar, on standard error; with shard, in the first process only.
 
     Raises:
         ValueError: an empty data set, a model with its own CRF, or a wrong number of class names.
@@ -94,11 +98,13 @@ def evaluate(
     device = next(model.parameters()).device
     training = model.training
     model.eval()
-    bar = _progress_bar() if progress else None
+    rank, world = _process() if shard else (0, 1)
+    mine = range(rank, len(dataset), world)
+    bar = _progress_bar() if progress and rank == 0 else None
     try:
         with torch.no_grad(), bar or nullcontext():
-            task = bar.add_task("evaluate", total=len(dataset)) if bar is not None else None
-            for index in range(len(dataset)):
+            task = bar.add_task("evaluate", total=len(mine)) if bar is not None else None
+            for index in mine:
                 image, labels = (np.asarray(part) for part in dataset[index])
                 truth = torch.from_numpy(labels.astype(np.int64))
                 logits = model(model.preprocess(image))
@@ -115,6 +121,9 @@ def evaluate(
                     bar.advance(task)
     finally:
         model.train(training)
+    if shard:
+        network.all_reduce()
+        refined.all_reduce()
     return Evaluation(
         images=len(dataset),
         band=band,
@@ -146,6 +155,10 @@ class _Tally:
         self.all.update(truth, predicted)
         self.edges.update(truth[near], predicted[near])
 
+    def all_reduce(self) -> None:
+        self.all.all_reduce()
+        self.edges.all_reduce()
+
     def scores(self, names: Sequence[str]) -> Scores:
         iou = self.all.iou().tolist()
         band_miou = self.edges.miou()
@@ -156,6 +169,13 @@ class _Tally:
             band_miou=None if band_miou != band_miou else band_miou,
             iou={n: None if v != v else v for n, v in zip(names, iou, strict=True)},
         )
+
+
+def _process() -> tuple[int, int]:
+    """Rank of this process and number of processes."""
+    if dist.is_available() and dist.is_initialized():
+        return dist.get_rank(), dist.get_world_size()
+    return 0, 1
 
 
 def _check(model: DeepLab, dataset: LabelledImages, names: Sequence[str], band: int) -> None:
