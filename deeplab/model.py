@@ -1,266 +1,323 @@
-"""DeepLab models: a backbone at output stride 8, a head, and a dense CRF where one is wanted.
+"""The networks of the DeepLab papers: one table, and a builder function for each line of it.
 
-    logits = upsample( head( backbone( preprocess(image) ) ) )        and, with a CRF layer,
-    field  = crf.field(logits, image),  softmax(field) = the marginals
-
-    name                    backbone      head                              parameters, 21 classes
-    deeplab_v1_largefov     VGG-16        fc6-fc7-fc8 at rate 12                        20,505,429
-    deeplab_v2_vgg16        VGG-16        fc6-fc7-fc8 at rates 6, 12, 18, 24            37,877,652
-    deeplab_v2_resnet101    ResNet-101    3x3 at rates 6, 12, 18, 24                    44,048,532
-    deeplab_v2_small        ResNet, 1/4 of the width, 6 blocks; the same head              915,876
+    name                           backbone    head                                     parameters
+    deeplab_v1_7x7                 VGG-16      fc6 7x7 at rate 4, fc7, fc8             134,346,581
+    deeplab_v1_4x4                 VGG-16      fc6 4x4 at rate 4, fc7, fc8              65,140,565
+    deeplab_v1_largefov            VGG-16      fc6 3x3 at rate 12, fc7, fc8             20,505,429
+    deeplab_v1_msc                 VGG-16      that of 4x4, with taps                   66,346,686
+    deeplab_v1_msc_largefov        VGG-16      that of LargeFOV, with taps              21,711,550
+    deeplab_v2_vgg16_largefov      VGG-16      fc6 3x3 at rate 12, fc7, fc8             20,505,429
+    deeplab_v2_vgg16_aspp_s        VGG-16      fc6-fc7-fc8 at rates 2, 4, 8, 12         37,877,652
+    deeplab_v2_vgg16_aspp_l        VGG-16      fc6-fc7-fc8 at rates 6, 12, 18, 24       37,877,652
+    deeplab_v2_vgg16               VGG-16      the same                                 37,877,652
+    deeplab_v2_resnet101_base      ResNet-101  1x1                                      42,543,189
+    deeplab_v2_resnet101_largefov  ResNet-101  3x3 at rate 12                           42,887,253
+    deeplab_v2_resnet101_aspp_s    ResNet-101  3x3 at rates 2, 4, 8, 12                 44,048,532
+    deeplab_v2_resnet101_aspp_l    ResNet-101  3x3 at rates 6, 12, 18, 24               44,048,532
+    deeplab_v2_resnet101           ResNet-101  the same                                 44,048,532
+    deeplab_v2_resnet50            ResNet-50   3x3 at rates 6, 12, 18, 24               25,056,404
+    deeplab_v2_resnet18            ResNet-18   3x3 at rates 6, 12, 18, 24               11,563,668
+    deeplab_v2_small               1/4 of it   the same; 6 blocks                          915,876
+    deeplab_v3_resnet101           ResNet-101  1x1, 3x3 at rates 12, 24, 36, pooling    58,630,997
+    deeplab_v3_resnet50            ResNet-50   the same                                 39,638,869
 
     model = deeplab_v2_resnet101(num_classes=21).eval()
     labels = model(model.preprocess(image)).argmax(1)
 
+Every builder takes `num_classes` and, by keyword, the options of `Options`; on ResNets `frozen_bn`
+too. The parameters are those with 21 classes; all backbones have output stride 8.
+
 Sources: Chen et al., "Semantic Image Segmentation with Deep Convolutional Nets and Fully Connected
 CRFs", ICLR 2015 (v1); "DeepLab: Semantic Image Segmentation with Deep Convolutional Nets, Atrous
-Convolution, and Fully Connected CRFs", TPAMI 2018 (v2), and their released Caffe networks.
+Convolution, and Fully Connected CRFs", TPAMI 2018 (v2), and their released Caffe networks;
+"Rethinking Atrous Convolution for Semantic Image Segmentation", 2017 (v3), in torchvision's layout.
 """
 
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any
-
-import numpy as np
-import torch.nn.functional as F
-from torch import Tensor, nn
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, TypedDict, Unpack
 
 from crf import DenseCRF
+from deeplab import multiscale, styles
 from deeplab.backbones import VGG16, ResNet
-from deeplab.heads import ASPP, FullyConnectedASPP
-from deeplab.preprocess import preprocess
+from deeplab.heads import (
+    ASPP,
+    DeepLabV3Head,
+    FullyConnected,
+    FullyConnectedASPP,
+    MultiScaleTaps,
+    Pointwise,
+)
+from deeplab.network import DeepLab, Head
+from deeplab.styles import Style
 
-ASPP_L = (6, 12, 18, 24)  # the papers' ASPP-L; ASPP-S is (2, 4, 8, 12)
+__all__ = ["MODELS", "DeepLab", "build"]  # and a builder for each name of MODELS
+
+LARGEFOV = (12,)
+ASPP_S = (2, 4, 8, 12)
+ASPP_L = (6, 12, 18, 24)
+PYRAMID_V3 = (12, 24, 36)  # for output stride 8
+RESNET_101 = (3, 4, 23, 3)
+RESNET_50 = (3, 4, 6, 3)
+RESNET_18 = (2, 2, 2, 2)
 
 
-class DeepLab(nn.Module):
-    """Backbone, head and, if given, a dense CRF. Build one with the functions below.
+class Options(TypedDict, total=False):
+    """What every builder takes by keyword; left out, each is as in the paper.
 
-    Attributes: `backbone`, `head`, `crf` (a DenseCRF or None; it may be set at any time),
-    `num_classes`, and `config`: the model's name and options as JSON-able values, so that
-    `build(config["model"], ...)` makes the same model again.
+    rates: of the head's convolutions in pixels of the map; one where fc6 is 4x4 or 7x7, none in
+        the base of ResNet-101.
+    style: "caffe" or "torchvision": see `deeplab.styles`. It belongs to the weights.
+    scales: None, or (1.0, 0.75, 0.5) for multi-scale input, fused by maximum (MSC).
+    crf: a dense CRF as the last layer.
     """
 
-    in_channels = 3
-
-    def __init__(
-        self,
-        backbone: ResNet | VGG16,
-        head: ASPP | FullyConnectedASPP,
-        *,
-        config: dict[str, Any],
-        crf: DenseCRF | None = None,
-    ) -> None:
-        super().__init__()
-        self.config = config
-        self.num_classes: int = config["num_classes"]
-        self.backbone = backbone
-        self.head = head
-        self.crf = crf
-
-    def preprocess(self, image: np.ndarray | Tensor) -> Tensor:
-        """RGB in 0-255 -> the input that the weights expect: BGR, mean subtracted.
-
-        image: NumPy `[H, W, 3]`, or tensor `[3, H, W]` or `[B, 3, H, W]`; uint8 or floating point.
-        Returns `[B, 3, H, W]` float32 on the model's device; raises as
-        `deeplab.preprocess.preprocess` does.
-        """
-        return preprocess(image).to(next(self.parameters()).device)
-
-    def forward(self, x: Tensor, *, image: Tensor | None = None, upsample: bool = True) -> Tensor:
-        """Class scores, one tensor in training and in evaluation.
-
-        x: `[B, 3, H, W]`, preprocessed, any size from 1x1 up.
-        image: `[B, 3, H, W]`, the same pictures as RGB 0-255: what a CRF layer looks at.
-        upsample: to the input's size, bilinear with align_corners as in Caffe; False leaves the
-            backbone's size, about H/8 x W/8.
-
-        Returns logits `[B, num_classes, H, W]`, whose softmax is the class probabilities. With a
-        CRF layer they are the CRF's last field before the softmax, so their softmax is its
-        marginals and a cross entropy on them trains through it.
-
-        Raises ValueError for a wrong shape; for a CRF without `image` or with upsample=False (it
-        works on pixels); for `image` without a CRF, which would be left unused.
-        """
-        self._check(x, image, upsample)
-        logits = self.head(self.backbone(x))
-        if upsample:
-            logits = F.interpolate(logits, size=x.shape[2:], mode="bilinear", align_corners=True)
-        if self.crf is None:
-            return logits
-        assert image is not None  # _check has seen to it
-        return self.crf.field(logits, image)
-
-    def param_groups(self, lr: float, weight_decay: float = 5e-4) -> list[dict[str, Any]]:
-        """The papers' groups for an optimiser; every trainable parameter is in exactly one.
-
-            name           lr times   weight decay
-            body_weight        1          yes
-            body_bias          2          no
-            body_norm          1          no          BatchNorm, where it is trained
-            head_weight       10          yes         the classifier: last layer of the head
-            head_bias         20          no
-            crf                1          no
-
-        Each is a dict with "params", "lr" (multiplied already), "weight_decay", "name" and
-        "lr_scale" (the factor, for schedules). Empty groups are left out.
-        """
-        groups = {
-            "body_weight": (1.0, weight_decay),
-            "body_bias": (2.0, 0.0),
-            "body_norm": (1.0, 0.0),
-            "head_weight": (10.0, weight_decay),
-            "head_bias": (20.0, 0.0),
-            "crf": (1.0, 0.0),
-        }
-        params: dict[str, list[nn.Parameter]] = {name: [] for name in groups}
-        for group, parameter in self._trainable_parameters():
-            params[group].append(parameter)
-        return [
-            {
-                "params": params[name],
-                "lr": lr * lr_scale,
-                "weight_decay": decay,
-                "name": name,
-                "lr_scale": lr_scale,
-            }
-            for name, (lr_scale, decay) in groups.items()
-            if params[name]
-        ]
-
-    def _trainable_parameters(self) -> list[tuple[str, nn.Parameter]]:
-        """(group, parameter) for each parameter that takes gradients, in the model's order."""
-        found = []
-        for module_name, module in self.named_modules():
-            for name, parameter in module.named_parameters(recurse=False):
-                if not parameter.requires_grad:
-                    continue
-                if module_name.split(".")[0] == "crf":
-                    group = "crf"
-                elif isinstance(module, nn.modules.batchnorm._BatchNorm):
-                    group = "body_norm"
-                else:
-                    part = "head" if module is self.head.classifier else "body"
-                    group = f"{part}_{name}"
-                found.append((group, parameter))
-        return found
-
-    def _check(self, x: Tensor, image: Tensor | None, upsample: bool) -> None:
-        if x.ndim != 4 or x.shape[1] != 3 or x.shape[2] == 0 or x.shape[3] == 0:
-            raise ValueError(
-                f"x: expected a preprocessed batch [B, 3, H, W], got shape {list(x.shape)}; "
-                "model.preprocess(image) makes one"
-            )
-        if not x.is_floating_point():
-            raise TypeError(
-                f"x: expected floating point, got {x.dtype}; pass model.preprocess(image)"
-            )
-        if self.crf is None:
-            if image is not None:
-                raise ValueError(
-                    "image: only a CRF layer looks at it and this model has none; leave it out, "
-                    "or build the model with crf=crf.DenseCRF(...)"
-                )
-            return
-        if image is None:
-            raise ValueError(
-                "image: this model ends in a CRF, which needs the pictures as RGB 0-255 "
-                "[B, 3, H, W]; pass image=..., or set model.crf = None for the network alone"
-            )
-        if not upsample:
-            raise ValueError(
-                "upsample: the CRF works on pixels, so upsample=False is not possible with it; "
-                "set model.crf = None for the network's own scores"
-            )
-        if image.shape != x.shape:
-            raise ValueError(
-                f"image: expected the shape of x, {list(x.shape)}, got {list(image.shape)}"
-            )
+    rates: Sequence[int]
+    style: Style
+    scales: Sequence[float] | None
+    crf: DenseCRF | None
 
 
-def deeplab_v2_resnet101(
-    num_classes: int = 21,
-    rates: Sequence[int] = ASPP_L,
-    *,
-    frozen_bn: bool = True,
-    crf: DenseCRF | None = None,
-) -> DeepLab:
-    """DeepLab v2 on ResNet-101: the 3x3 classifiers at `rates`, summed.
+class ResNetOptions(Options, total=False):
+    """frozen_bn: keep statistics and affine of BatchNorm as they are, in training too, as the paper
+    does with its small batches; False trains both."""
 
-    With rates=(12,) it is the paper's LargeFOV variant.
-    frozen_bn: keep statistics and affine of BatchNorm as they are, in training too, as the paper
-        does with its small batches; False trains both.
+    frozen_bn: bool
+
+
+@dataclass(frozen=True)
+class OnVGG16:
+    """A line of the table: v1 averages after pool5 (pool5a), v2 does not."""
+
+    rates: tuple[int, ...]
+    pool5a: bool
+    kernel: int = 3  # of fc6
+    taps: bool = False
+
+    def backbone(self, style: Style) -> VGG16:
+        return VGG16(pool5a=self.pool5a, style=style)
+
+    def head(self, in_channels: int, num_classes: int, rates: Sequence[int]) -> Head:
+        if self.kernel == 3:
+            return FullyConnectedASPP(in_channels, num_classes, rates)
+        return FullyConnected(in_channels, num_classes, rates[0], kernel=self.kernel)
+
+
+@dataclass(frozen=True)
+class OnResNet:
+    """A line of the table."""
+
+    rates: tuple[int, ...]
+    blocks: tuple[int, int, int, int]
+    block: Literal["bottleneck", "basic"] = "bottleneck"
+    width: int = 64
+    pyramid: bool = False  # of v3
+    frozen_bn: bool = True
+    style: Style = "caffe"
+
+    def backbone(self, style: Style, frozen_bn: bool) -> ResNet:
+        return ResNet(
+            self.blocks, width=self.width, frozen_bn=frozen_bn, style=style, block=self.block
+        )
+
+    def head(
+        self, in_channels: int, num_classes: int, rates: Sequence[int], frozen_bn: bool
+    ) -> Head:
+        if self.pyramid:
+            return DeepLabV3Head(in_channels, num_classes, rates, frozen_bn=frozen_bn)
+        if not rates:
+            return Pointwise(in_channels, num_classes)
+        return ASPP(in_channels, num_classes, rates)
+
+
+MODELS: dict[str, OnVGG16 | OnResNet] = {
+    "deeplab_v1_7x7": OnVGG16((4,), pool5a=True, kernel=7),
+    "deeplab_v1_4x4": OnVGG16((4,), pool5a=True, kernel=4),
+    "deeplab_v1_largefov": OnVGG16(LARGEFOV, pool5a=True),
+    "deeplab_v1_msc": OnVGG16((4,), pool5a=True, kernel=4, taps=True),
+    "deeplab_v1_msc_largefov": OnVGG16(LARGEFOV, pool5a=True, taps=True),
+    "deeplab_v2_vgg16_largefov": OnVGG16(LARGEFOV, pool5a=False),
+    "deeplab_v2_vgg16_aspp_s": OnVGG16(ASPP_S, pool5a=False),
+    "deeplab_v2_vgg16_aspp_l": OnVGG16(ASPP_L, pool5a=False),
+    "deeplab_v2_vgg16": OnVGG16(ASPP_L, pool5a=False),
+    "deeplab_v2_resnet101_base": OnResNet((), RESNET_101),
+    "deeplab_v2_resnet101_largefov": OnResNet(LARGEFOV, RESNET_101),
+    "deeplab_v2_resnet101_aspp_s": OnResNet(ASPP_S, RESNET_101),
+    "deeplab_v2_resnet101_aspp_l": OnResNet(ASPP_L, RESNET_101),
+    "deeplab_v2_resnet101": OnResNet(ASPP_L, RESNET_101),
+    "deeplab_v2_resnet50": OnResNet(ASPP_L, RESNET_50),
+    "deeplab_v2_resnet18": OnResNet(ASPP_L, RESNET_18, block="basic"),
+    "deeplab_v2_small": OnResNet(ASPP_L, (2, 2, 1, 1), width=16, frozen_bn=False),
+    "deeplab_v3_resnet101": OnResNet(
+        PYRAMID_V3, RESNET_101, pyramid=True, frozen_bn=False, style="torchvision"
+    ),
+    "deeplab_v3_resnet50": OnResNet(
+        PYRAMID_V3, RESNET_50, pyramid=True, frozen_bn=False, style="torchvision"
+    ),
+}
+
+
+def build(name: str, num_classes: int = 21, **options: Any) -> DeepLab:
+    """The model of that name in MODELS, with the options of its builder function.
+
+    Raises ValueError for an unknown name, which lists the names, and for options that make no
+    model; TypeError for an option that the model does not have.
     """
-    config = _config("deeplab_v2_resnet101", num_classes, rates, frozen_bn=frozen_bn)
-    backbone = ResNet((3, 4, 23, 3), frozen_bn=frozen_bn)
-    head = ASPP(backbone.out_channels, num_classes, rates)
-    return DeepLab(backbone, head, config=config, crf=crf)
+    if name not in MODELS:
+        raise ValueError(f"model: unknown name {name!r}; expected one of {', '.join(MODELS)}")
+    line = MODELS[name]
+    crf = options.pop("crf", None)
+    config = _config(name, line, num_classes, options)
+    rates, style = config["rates"], config["style"]
+    if isinstance(line, OnVGG16):
+        backbone = line.backbone(style)
+        head = line.head(backbone.out_channels, num_classes, rates)
+        taps = MultiScaleTaps(num_classes) if line.taps else None
+        return DeepLab(backbone, head, config=config, taps=taps, crf=crf)
+    body = line.backbone(style, config["frozen_bn"])
+    head = line.head(body.out_channels, num_classes, rates, config["frozen_bn"])
+    return DeepLab(body, head, config=config, crf=crf)
 
 
-def deeplab_v2_small(
-    num_classes: int = 21,
-    rates: Sequence[int] = ASPP_L,
-    *,
-    frozen_bn: bool = False,
-    crf: DenseCRF | None = None,
+def deeplab_v1_7x7(num_classes: int = 21, **options: Unpack[Options]) -> DeepLab:
+    """DeepLab v1 with fc6 as large as VGG-16 has it: 7x7 at rate 4, 4096 channels."""
+    return build("deeplab_v1_7x7", num_classes, **options)
+
+
+def deeplab_v1_4x4(num_classes: int = 21, **options: Unpack[Options]) -> DeepLab:
+    """DeepLab v1, the paper's first network: fc6 cut to 4x4, at rate 4; v2 has it at rate 8 too."""
+    return build("deeplab_v1_4x4", num_classes, **options)
+
+
+def deeplab_v1_largefov(num_classes: int = 21, **options: Unpack[Options]) -> DeepLab:
+    """DeepLab v1 LargeFOV: VGG-16, average pooling (pool5a), fc6 - fc7 - fc8 at rate 12."""
+    return build("deeplab_v1_largefov", num_classes, **options)
+
+
+def deeplab_v1_msc(num_classes: int = 21, **options: Unpack[Options]) -> DeepLab:
+    """DeepLab v1 MSc: `deeplab_v1_4x4` plus scores from the image and pool1 to pool4."""
+    return build("deeplab_v1_msc", num_classes, **options)
+
+
+def deeplab_v1_msc_largefov(num_classes: int = 21, **options: Unpack[Options]) -> DeepLab:
+    """DeepLab v1 MSc-LargeFOV: `deeplab_v1_largefov` plus scores from the image and the pools."""
+    return build("deeplab_v1_msc_largefov", num_classes, **options)
+
+
+def deeplab_v2_vgg16_largefov(num_classes: int = 21, **options: Unpack[Options]) -> DeepLab:
+    """DeepLab v2 LargeFOV on VGG-16: one branch fc6 - fc7 - fc8 at rate 12, without pool5a."""
+    return build("deeplab_v2_vgg16_largefov", num_classes, **options)
+
+
+def deeplab_v2_vgg16_aspp_s(num_classes: int = 21, **options: Unpack[Options]) -> DeepLab:
+    """DeepLab v2 on VGG-16, ASPP-S: a branch fc6 - fc7 - fc8 at rates 2, 4, 8 and 12, summed."""
+    return build("deeplab_v2_vgg16_aspp_s", num_classes, **options)
+
+
+def deeplab_v2_vgg16_aspp_l(num_classes: int = 21, **options: Unpack[Options]) -> DeepLab:
+    """DeepLab v2 on VGG-16, ASPP-L: a branch fc6 - fc7 - fc8 at rates 6, 12, 18 and 24, summed."""
+    return build("deeplab_v2_vgg16_aspp_l", num_classes, **options)
+
+
+def deeplab_v2_vgg16(num_classes: int = 21, **options: Unpack[Options]) -> DeepLab:
+    """DeepLab v2 on VGG-16 in the paper's best form: ASPP-L."""
+    return build("deeplab_v2_vgg16", num_classes, **options)
+
+
+def deeplab_v2_resnet101_base(num_classes: int = 21, **options: Unpack[ResNetOptions]) -> DeepLab:
+    """ResNet-101 at output stride 8 with one 1x1 classifier: where the paper's ablation starts."""
+    return build("deeplab_v2_resnet101_base", num_classes, **options)
+
+
+def deeplab_v2_resnet101_largefov(
+    num_classes: int = 21, **options: Unpack[ResNetOptions]
 ) -> DeepLab:
+    """DeepLab v2 LargeFOV on ResNet-101: one 3x3 classifier at rate 12."""
+    return build("deeplab_v2_resnet101_largefov", num_classes, **options)
+
+
+def deeplab_v2_resnet101_aspp_s(num_classes: int = 21, **options: Unpack[ResNetOptions]) -> DeepLab:
+    """DeepLab v2 on ResNet-101, ASPP-S: 3x3 classifiers at rates 2, 4, 8 and 12, summed."""
+    return build("deeplab_v2_resnet101_aspp_s", num_classes, **options)
+
+
+def deeplab_v2_resnet101_aspp_l(num_classes: int = 21, **options: Unpack[ResNetOptions]) -> DeepLab:
+    """DeepLab v2 on ResNet-101, ASPP-L: 3x3 classifiers at rates 6, 12, 18 and 24, summed."""
+    return build("deeplab_v2_resnet101_aspp_l", num_classes, **options)
+
+
+def deeplab_v2_resnet101(num_classes: int = 21, **options: Unpack[ResNetOptions]) -> DeepLab:
+    """DeepLab v2 on ResNet-101 in the paper's best form: ASPP-L."""
+    return build("deeplab_v2_resnet101", num_classes, **options)
+
+
+def deeplab_v2_resnet50(num_classes: int = 21, **options: Unpack[ResNetOptions]) -> DeepLab:
+    """`deeplab_v2_resnet101` with the blocks of ResNet-50."""
+    return build("deeplab_v2_resnet50", num_classes, **options)
+
+
+def deeplab_v2_resnet18(num_classes: int = 21, **options: Unpack[ResNetOptions]) -> DeepLab:
+    """`deeplab_v2_resnet101` with the basic blocks of ResNet-18."""
+    return build("deeplab_v2_resnet18", num_classes, **options)
+
+
+def deeplab_v2_small(num_classes: int = 21, **options: Unpack[ResNetOptions]) -> DeepLab:
     """The layout of `deeplab_v2_resnet101` in small, for CPUs and tests: about 0.7 M parameters.
 
     Base width 16 instead of 64 and (2, 2, 1, 1) blocks instead of (3, 4, 23, 3): 0.53 M parameters
     in the backbone and 18,436 a class in the head. It is trained from scratch, so BatchNorm is
     trained too unless frozen_bn says otherwise.
     """
-    config = _config("deeplab_v2_small", num_classes, rates, frozen_bn=frozen_bn)
-    backbone = ResNet((2, 2, 1, 1), width=16, frozen_bn=frozen_bn)
-    head = ASPP(backbone.out_channels, num_classes, rates)
-    return DeepLab(backbone, head, config=config, crf=crf)
+    return build("deeplab_v2_small", num_classes, **options)
 
 
-def deeplab_v2_vgg16(
-    num_classes: int = 21, rates: Sequence[int] = ASPP_L, *, crf: DenseCRF | None = None
-) -> DeepLab:
-    """DeepLab v2 on VGG-16: a branch fc6 - fc7 - fc8 for each of `rates`, summed (ASPP-L)."""
-    config = _config("deeplab_v2_vgg16", num_classes, rates)
-    backbone = VGG16(pool5a=False)
-    head = FullyConnectedASPP(backbone.out_channels, num_classes, rates)
-    return DeepLab(backbone, head, config=config, crf=crf)
+def deeplab_v3_resnet101(num_classes: int = 21, **options: Unpack[ResNetOptions]) -> DeepLab:
+    """DeepLab v3 on ResNet-101 at output stride 8, as torchvision lays it out; BatchNorm trains."""
+    return build("deeplab_v3_resnet101", num_classes, **options)
 
 
-def deeplab_v1_largefov(
-    num_classes: int = 21, rates: Sequence[int] = (12,), *, crf: DenseCRF | None = None
-) -> DeepLab:
-    """DeepLab v1 LargeFOV: VGG-16, average pooling (pool5a), fc6 - fc7 - fc8 at rate 12."""
-    config = _config("deeplab_v1_largefov", num_classes, rates)
-    backbone = VGG16(pool5a=True)
-    head = FullyConnectedASPP(backbone.out_channels, num_classes, rates)
-    return DeepLab(backbone, head, config=config, crf=crf)
+def deeplab_v3_resnet50(num_classes: int = 21, **options: Unpack[ResNetOptions]) -> DeepLab:
+    """`deeplab_v3_resnet101` with the blocks of ResNet-50."""
+    return build("deeplab_v3_resnet50", num_classes, **options)
 
 
-MODELS: dict[str, Callable[..., DeepLab]] = {
-    "deeplab_v1_largefov": deeplab_v1_largefov,
-    "deeplab_v2_resnet101": deeplab_v2_resnet101,
-    "deeplab_v2_small": deeplab_v2_small,
-    "deeplab_v2_vgg16": deeplab_v2_vgg16,
-}
-
-
-def build(name: str, **kwargs: Any) -> DeepLab:
-    """The model of that name, `MODELS[name](**kwargs)`; ValueError lists the names if unknown."""
-    if name not in MODELS:
-        raise ValueError(f"model: unknown name {name!r}; expected one of {', '.join(MODELS)}")
-    return MODELS[name](**kwargs)
-
-
-def _config(name: str, num_classes: int, rates: Sequence[int], **options: Any) -> dict[str, Any]:
-    """The model's name and options as JSON-able values; ValueError where they make no model."""
+def _config(
+    name: str, line: OnVGG16 | OnResNet, num_classes: int, options: dict[str, Any]
+) -> dict[str, Any]:
+    """The model's name and options as JSON-able values; raises where they make no model."""
+    defaults: dict[str, Any] = {"rates": line.rates, "style": "caffe", "scales": None}
+    if isinstance(line, OnResNet):
+        defaults |= {"frozen_bn": line.frozen_bn, "style": line.style}
+    if unknown := options.keys() - defaults.keys():
+        raise TypeError(
+            f"{name}: no option {', '.join(sorted(unknown))}; expected {', '.join(defaults)} or crf"
+        )
+    chosen = defaults | options
     if not _is_positive(num_classes):
         raise ValueError(f"num_classes: expected an integer from 1 up, got {num_classes!r}")
-    listed = list(rates) if isinstance(rates, Iterable) else []
-    if not listed or not all(_is_positive(rate) for rate in listed):
+    if not isinstance(chosen.get("frozen_bn", False), bool):
+        raise ValueError(f"frozen_bn: expected True or False, got {chosen['frozen_bn']!r}")
+    styles.check(chosen["style"])
+    chosen["rates"] = _checked_rates(name, line, chosen["rates"])
+    chosen["scales"] = multiscale.checked_scales(chosen["scales"])
+    return {"model": name, "num_classes": num_classes, **chosen}
+
+
+def _checked_rates(name: str, line: OnVGG16 | OnResNet, rates: Any) -> list[int]:
+    listed = list(rates) if isinstance(rates, Iterable) else [rates]
+    whole = all(_is_positive(rate) for rate in listed)
+    if not line.rates:
+        if listed:
+            raise ValueError(f"rates: {name} has a 1x1 classifier and so no rates, got {listed}")
+    elif isinstance(line, OnVGG16) and line.kernel != 3:
+        if len(listed) != 1 or not whole:
+            raise ValueError(f"rates: {name} has one rate, such as (4,), got {listed}")
+    elif not listed or not whole or not isinstance(rates, Iterable):
         raise ValueError(
             "rates: expected at least one integer, each from 1 up, such as (6, 12, 18, 24), got "
-            f"{listed or rates}"
+            f"{listed if isinstance(rates, Iterable) else rates}"
         )
-    return {"model": name, "num_classes": num_classes, "rates": listed, **options}
+    return listed
 
 
 def _is_positive(value: object) -> bool:

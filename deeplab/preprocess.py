@@ -1,11 +1,14 @@
 """From an RGB picture to the input that a model's weights expect.
 
 The released DeepLab networks were trained with Caffe on BGR images in 0-255 with the mean of
-ImageNet subtracted and no division by a standard deviation:
+ImageNet subtracted and no division by a standard deviation; torchvision's on RGB images in 0-1,
+whitened channel by channel:
 
-    x = image[BGR] - (104.008, 116.669, 122.675)
+    caffe           x = image[BGR] - (104.008, 116.669, 122.675)
+    torchvision     x = (image / 255 - (0.485, 0.456, 0.406)) / (0.229, 0.224, 0.225)
 
-Source: the `mean_value` entries and the BGR order of the released DeepLab v1 and v2 prototxts.
+Sources: the `mean_value` entries and the BGR order of the released DeepLab v1 and v2 prototxts; the
+transforms of torchvision's weights.
 """
 
 import warnings
@@ -14,18 +17,25 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from deeplab import styles
+from deeplab.styles import Style
+
 MEAN_BGR = (104.008, 116.669, 122.675)  # grey levels, 0-255
+MEAN_RGB = (0.485, 0.456, 0.406)  # of 1
+DEVIATION_RGB = (0.229, 0.224, 0.225)
 
 
-def preprocess(image: np.ndarray | Tensor) -> Tensor:
-    """RGB in 0-255 -> the network's input: BGR, mean subtracted, `[B, 3, H, W]` float32.
+def preprocess(image: np.ndarray | Tensor, style: Style = "caffe") -> Tensor:
+    """RGB in 0-255 -> the input of a network of that style, `[B, 3, H, W]` float32.
 
     image: a NumPy array `[H, W, 3]`, or a tensor `[3, H, W]` or `[B, 3, H, W]`; uint8 or floating
-        point, RGB, 0-255. The result stays on the tensor's device.
+        point, RGB, 0-255, whatever the style. The result stays on the tensor's device.
 
-    Raises TypeError for another type or dtype and ValueError for another shape or an empty image.
+    Raises TypeError for another type or dtype and ValueError for another shape or style, or an
+    empty image.
     Warns when a floating point image on the CPU has no value above 1: it is most likely in 0-1.
     """
+    styles.check(style)
     batch = _as_batch(image)
     if batch.is_floating_point() and batch.device.type == "cpu":
         peak = batch.max().item()
@@ -35,8 +45,14 @@ def preprocess(image: np.ndarray | Tensor) -> Tensor:
                 "if it is in 0-1, multiply it by 255",
                 stacklevel=2,
             )
-    mean = torch.tensor(MEAN_BGR, dtype=torch.float32, device=batch.device)
-    return batch.to(torch.float32).flip(1) - mean.view(1, 3, 1, 1)
+    if style == "caffe":
+        return batch.to(torch.float32).flip(1) - _channels(MEAN_BGR, batch)
+    scaled = batch.to(torch.float32) / 255
+    return (scaled - _channels(MEAN_RGB, batch)) / _channels(DEVIATION_RGB, batch)
+
+
+def _channels(values: tuple[float, float, float], like: Tensor) -> Tensor:
+    return torch.tensor(values, dtype=torch.float32, device=like.device).view(1, 3, 1, 1)
 
 
 def _as_batch(image: np.ndarray | Tensor) -> Tensor:

@@ -8,7 +8,8 @@
     conv5, pool5   2          1                  41         512
     pool5a         -          1                  41         512    v1 only: average
 
-Every pool is 3x3 with padding 1 and rounds up; the average counts the padding, as Caffe does.
+Every pool is 3x3 with padding 1 and rounds up; the average counts the padding, as Caffe does. In
+style "torchvision" the pools round down, as torchvision's do, but keep their windows of 3x3.
 
 Sources: Simonyan and Zisserman, "Very Deep Convolutional Networks", 2015; Chen et al., "Semantic
 Image Segmentation with Deep Convolutional Nets and Fully Connected CRFs", ICLR 2015 (v1), and
@@ -18,6 +19,7 @@ Image Segmentation with Deep Convolutional Nets and Fully Connected CRFs", ICLR 
 from torch import Tensor, nn
 
 from deeplab import initialise
+from deeplab.styles import Style
 
 
 class VGG16(nn.Module):
@@ -28,7 +30,7 @@ class VGG16(nn.Module):
 
     out_channels = 512
 
-    def __init__(self, *, pool5a: bool) -> None:
+    def __init__(self, *, pool5a: bool, style: Style = "caffe") -> None:
         super().__init__()
         self.conv1_1 = _conv3x3(3, 64)
         self.conv1_2 = _conv3x3(64, 64)
@@ -44,31 +46,39 @@ class VGG16(nn.Module):
         self.conv5_2 = _conv3x3(512, 512, rate=2)
         self.conv5_3 = _conv3x3(512, 512, rate=2)
         self.relu = nn.ReLU(inplace=True)
-        self.pool1, self.pool2, self.pool3 = (_max_pool3x3(stride=2) for _ in range(3))
-        self.pool4, self.pool5 = (_max_pool3x3(stride=1) for _ in range(2))
+        ceil = style == "caffe"
+        self.pool1, self.pool2, self.pool3 = (_max_pool3x3(2, ceil) for _ in range(3))
+        self.pool4, self.pool5 = (_max_pool3x3(1, ceil) for _ in range(2))
         self.pool5a = nn.AvgPool2d(3, stride=1, padding=1) if pool5a else None
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 initialise.he(module, "fan_out")
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, pools: list[Tensor] | None = None) -> Tensor:
+        """pools: a list that gets what pool1 to pool4 give, for a caller who wants them too."""
         relu = self.relu
         x = relu(self.conv1_2(relu(self.conv1_1(x))))
-        x = self.pool1(x)
+        x = _kept(self.pool1(x), pools)
         x = relu(self.conv2_2(relu(self.conv2_1(x))))
-        x = self.pool2(x)
+        x = _kept(self.pool2(x), pools)
         x = relu(self.conv3_3(relu(self.conv3_2(relu(self.conv3_1(x))))))
-        x = self.pool3(x)
+        x = _kept(self.pool3(x), pools)
         x = relu(self.conv4_3(relu(self.conv4_2(relu(self.conv4_1(x))))))
-        x = self.pool4(x)
+        x = _kept(self.pool4(x), pools)
         x = relu(self.conv5_3(relu(self.conv5_2(relu(self.conv5_1(x))))))
         x = self.pool5(x)
         return x if self.pool5a is None else self.pool5a(x)
+
+
+def _kept(x: Tensor, pools: list[Tensor] | None) -> Tensor:
+    if pools is not None:
+        pools.append(x)
+    return x
 
 
 def _conv3x3(in_channels: int, out_channels: int, rate: int = 1) -> nn.Conv2d:
     return nn.Conv2d(in_channels, out_channels, 3, padding=rate, dilation=rate)
 
 
-def _max_pool3x3(stride: int) -> nn.MaxPool2d:
-    return nn.MaxPool2d(3, stride=stride, padding=1, ceil_mode=True)
+def _max_pool3x3(stride: int, ceil_mode: bool) -> nn.MaxPool2d:
+    return nn.MaxPool2d(3, stride=stride, padding=1, ceil_mode=ceil_mode)
