@@ -1,34 +1,47 @@
-"""`deeplab evaluate`: the scores of weights on generated scenes."""
+"""`deeplab evaluate`: the scores of weights on a data set, and predictions for its server."""
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import sys
+from collections.abc import Callable
 from dataclasses import asdict
 from enum import StrEnum
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
 from deeplab.cli import options
-from deeplab.cli.network import load_network, stored_settings
+from deeplab.cli.dataset import class_names, open_data
+from deeplab.cli.network import load_network, stored_settings, torch_device
 from deeplab.cli.results import errors_of
 from deeplab.data import outputs
 from deeplab.errors import InputError
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from deeplab.engine.evaluate import Evaluation
 
 
-class Split(StrEnum):
-    """Which scenes to evaluate on."""
+class Absent(StrEnum):
+    """How a class counts that is neither in the truth nor predicted."""
 
-    test = "test"
-    validation = "validation"
+    skip = "skip"
+    zero = "zero"
+
+
+class Around(StrEnum):
+    """What the bands of a trimap curve lie around."""
+
+    void = "void"
+    boundary = "boundary"
 
 
 def evaluate(
@@ -36,16 +49,86 @@ def evaluate(
     weights: options.Weights = None,
     model: options.ModelName = None,
     classes: options.NumClasses = None,
+    data: options.DataName = "scenes",
+    root: options.DataRoot = None,
     split: Annotated[
-        Split,
-        typer.Option(help="Scenes kept for testing only, or those that training validates on."),
-    ] = Split.test,
-    scenes: Annotated[int, typer.Option(metavar="N", help="How many, from the first on.")] = 50,
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            rich_help_panel="Data",
+            help="Which part of it.",
+            show_default="val; of the scenes test",
+        ),
+    ] = None,
+    data_options: options.DataOptions = None,
+    scenes: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            rich_help_panel="Data",
+            help="How many generated scenes, from the first on.",
+            show_default="50",
+        ),
+    ] = None,
+    scales: options.Scales = "1",
+    flip: options.Flip = False,
+    device: options.Device = "auto",
+    absent: Annotated[
+        Absent,
+        typer.Option(
+            help="A class that neither occurs nor is predicted: left out of the means, or 0 as in "
+            "the VOC kit."
+        ),
+    ] = Absent.skip,
+    trimap: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="Write the trimap curve: FILE.csv and, with matplotlib, FILE.png.",
+            show_default=False,
+        ),
+    ] = None,
+    trimap_widths: Annotated[
+        str, typer.Option(metavar="W,W,...", help="Its widths in pixels.")
+    ] = "1,2,4,6,8,10,15,20,25,30,35,40",
+    trimap_around: Annotated[
+        Around | None,
+        typer.Option(
+            help="Bands around the void labels that VOC draws about objects, or around class "
+            "boundaries.",
+            show_default="void for voc2012, else boundary",
+        ),
+    ] = None,
+    submission: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Write the predictions as the VOC server takes them: palette PNGs under "
+            "DIR/results/VOC2012/Segmentation/comp6_SPLIT_cls, and DIR/results.tgz.",
+            show_default=False,
+        ),
+    ] = None,
+    score: Annotated[
+        bool,
+        typer.Option(
+            "--score/--no-score",
+            help="Without scores no labels are read: for a test split, with --submission.",
+        ),
+    ] = True,
     use_crf: options.UseCRF = True,
     out: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="Write the scores as JSON too.", show_default=False),
     ] = None,
+    save_confusion: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE.csv",
+            help="Write the confusion matrix: rows true, columns predicted.",
+            show_default=False,
+        ),
+    ] = None,
+    crf_file: options.CRFFile = None,
     iterations: options.Iterations = None,
     gaussian_weight: options.GaussianWeight = None,
     gaussian_sigma: options.GaussianSigma = None,
@@ -53,59 +136,170 @@ def evaluate(
     bilateral_sigma_xy: options.BilateralSigmaXY = None,
     bilateral_sigma_rgb: options.BilateralSigmaRGB = None,
 ) -> None:
-    """Score weights on generated scenes that no training has seen, before and after the CRF.
+    """Score weights on a data set, before and after the CRF; by default on generated scenes.
 
-    mIoU is that of one confusion matrix over all scenes; a class that never occurs is left out. The
-    band mIoU counts only the pixels near class boundaries, where thin structures are won or lost.
-    CRF options as in deeplab segment.
+    mIoU is that of one confusion matrix over all pictures. The band mIoU counts only the pixels
+    near class boundaries, where thin structures are won or lost; the trimap curve does so for
+    bands of many widths. With --scales and --flip the probabilities of several views are averaged.
+    Files of the final labels (--submission, --save-confusion) are the CRF's, unless --no-crf.
+    CRF options as in deeplab segment. On several GPUs: torchrun --nproc-per-node 4 -m deeplab
+    evaluate ...
 
     **Examples**
 
     ```text
     deeplab evaluate
-    deeplab evaluate --weights mine.safetensors --no-crf
-    deeplab evaluate --scenes 200 --bilateral-weight 5 --out scores.json
+    deeplab evaluate --weights mine.safetensors --no-crf --scenes 200 --out scores.json
+    deeplab evaluate --weights voc.safetensors --data voc2012 --root VOCdevkit/VOC2012 --split val
+    deeplab evaluate --weights voc.safetensors --data voc2012 --root VOC2012 --trimap curve.csv \\
+        --scales 0.5,0.75,1 --flip --crf-settings crf.toml
+    deeplab evaluate --weights voc.safetensors --data voc2012 --root VOC2012 --split test \\
+        --no-score --submission upload
     ```
     """
-    from deeplab.data import scenes as data
     from deeplab.engine.evaluate import evaluate as run
+    from deeplab.engine.plots import require_matplotlib
+    from deeplab.engine.submission import Submission
+    from deeplab.engine.training.distributed import processes
 
-    first = data.TEST_START if split is Split.test else data.VALIDATION_START
-    most = data.TEST_START - data.VALIDATION_START
-    if not 1 <= scenes <= most:
-        raise InputError(f"--scenes: expected 1 to {most}, got {scenes}")
+    views = options.view_scales(scales)
+    widths = _widths(trimap_widths) if trimap else ()
+    if not score and submission is None:
+        raise InputError("--no-score: leaves nothing to do; give --submission DIR too")
+    pictures, split = open_data(data, root, split, data_options, scenes, usual="test")
+    torch_device(device)  # refuses unknown names
     network, metadata = load_network(weights, model, classes)
-    if network.num_classes != len(data.CLASSES):
-        raise InputError(
-            f"{weights}: weights for {network.num_classes} classes, the scenes have "
-            f"{len(data.CLASSES)}; evaluate weights that were trained on the scenes"
-        )
-    settings = stored_settings(weights, metadata).changed(options.crf_settings(ctx))
+    names = class_names(network, pictures, metadata, weights)
+    settings = options.chosen_settings(ctx, crf_file, stored_settings(weights, metadata))
+    curve = None if trimap is None else Path(trimap).with_suffix(".csv")
+    for file in (out, save_confusion, curve):
+        if file is not None:
+            outputs.check_writable_file(file)
+    if curve is not None and Path(trimap or "").suffix == ".png":
+        require_matplotlib()
+    packed = None
+    if submission is not None:
+        packed = Submission(submission, split, pictures.palette)
+
+    def write(index: int, labels: np.ndarray) -> None:
+        assert packed is not None
+        packed.add(pictures.names[index], labels)
+
+    with processes(device) as process:
+        network.to(process.device)
+        layer = settings.layer(network.num_classes).to(process.device) if use_crf else None
+        progress = sys.stderr.isatty() and process.first
+        if not score:
+            if process.world > 1:
+                raise InputError("--no-score: one process writes all predictions; start one")
+            with errors_of(pictures.name):
+                _predict_all(network, pictures, layer, views, flip, write, progress)
+        else:
+            around = trimap_around or ("void" if data == "voc2012" else "boundary")
+            try:
+                with errors_of(pictures.name):
+                    result = run(
+                        network,
+                        pictures,
+                        layer,
+                        class_names=names,
+                        absent=absent.value,
+                        trimap=widths,
+                        around=str(around),  # type: ignore[arg-type]
+                        scales=views,
+                        flip=flip,
+                        on_prediction=write if packed else None,
+                        shard=True,
+                        progress=progress,
+                    )
+            except FloatingPointError as error:
+                raise InputError(f"{weights or 'the shipped weights'}: {error}") from error
+            if process.first:
+                Console().print(_score_table(result, f"{pictures.name}, {len(pictures)} pictures"))
+        if not process.first:
+            return
+    if packed is not None:
+        for name in pictures.names:  # those of other processes too
+            if packed.file(name) not in packed.written:
+                packed.written.append(packed.file(name))
+        typer.echo(f"{len(packed.written)} predictions -> {packed.pack()}")
+    if not score:
+        return
+    if curve is not None:
+        _write_curve(curve, result, str(around))
+    if save_confusion is not None:
+        outputs.write_text(save_confusion, _confusion_csv(result, names))
     if out is not None:
-        outputs.check_writable_file(out)
-    about_scenes = f"{split.value} scenes {first} to {first + scenes - 1}"
-    try:
-        with errors_of(about_scenes):
-            result = run(
-                network,
-                data.ScenesDataset(first, scenes),
-                settings.layer(network.num_classes) if use_crf else None,
-                class_names=data.CLASSES,
-                progress=sys.stderr.isatty(),
-            )
-    except FloatingPointError as error:
-        raise InputError(f"{weights or 'the shipped weights'}: {error}") from error
-    Console().print(_score_table(result, about_scenes))
-    if out is not None:
-        about = {
+        about: dict[str, Any] = {
             "weights": str(weights or "shipped"),
             "model": network.config,
-            "split": split.value,
-            "first_scene": first,
+            "data": data,
+            "split": split,
+            "scales": list(views),
+            "flip": flip,
+            "absent": absent.value,
             "crf_settings": asdict(settings) if use_crf else None,
             "version": version("deeplab-triton"),
         }
         outputs.write_text(out, json.dumps(about | result.as_dict(), indent=2) + "\n")
+
+
+def _predict_all(
+    network: Any,
+    pictures: Any,
+    layer: Any,
+    scales: tuple[float, ...],
+    flip: bool,
+    write: Callable[[int, np.ndarray], None],
+    progress: bool,
+) -> None:
+    """Predictions of a split whose labels are not known."""
+    from deeplab.engine.evaluate import progress_bar
+    from deeplab.engine.predict import predict
+
+    bar = progress_bar()
+    bar.disable = not progress
+    with bar:
+        for index in bar.track(range(len(pictures)), description="predict"):
+            image = pictures.image(index)
+            with errors_of(pictures.file(index)):
+                write(index, predict(network, image, layer, scales=scales, flip=flip).labels)
+
+
+def _widths(text: str) -> tuple[int, ...]:
+    widths = options.numbers("--trimap-widths", text)
+    if any(w != int(w) or w < 1 for w in widths) or sorted(set(widths)) != list(widths):
+        raise InputError(f"--trimap-widths {text}: expected rising whole numbers from 1 up")
+    return tuple(int(w) for w in widths)
+
+
+def _write_curve(path: Path, result: Evaluation, around: str) -> None:
+    from deeplab.engine.plots import plot_trimap
+    from deeplab.engine.trimap import curves_csv
+
+    assert result.trimap is not None
+    if all(value is None for value in result.trimap["network"].miou):
+        typer.echo(
+            f"Note: no pixel lies in a band around {around} labels; the curve is empty, try "
+            "--trimap-around boundary",
+            err=True,
+        )
+    outputs.write_text(path, curves_csv(result.trimap))
+    picture = path.with_suffix(".png")
+    try:
+        plot_trimap(picture, result.trimap)
+    except InputError as error:
+        typer.echo(f"Note: {picture} is not drawn: {error}", err=True)
+
+
+def _confusion_csv(result: Evaluation, names: list[str]) -> str:
+    """The matrix of the final labels: a row for each true class."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["true \\ predicted", *names])
+    matrix = result.confusion["network" if result.crf is None else "crf"].matrix
+    writer.writerows([name, *row] for name, row in zip(names, matrix.tolist(), strict=True))
+    return text.getvalue()
 
 
 def _score_table(result: Evaluation, title: str) -> Table:

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 from deeplab.errors import InputError
 
 if TYPE_CHECKING:
+    import torch
+
     from deeplab.engine.refine import CRFSettings
     from deeplab.model import DeepLab
 
@@ -48,6 +50,19 @@ def load_network(
             "deeplab.engine.predict from Python"
         )
     return network.eval(), metadata
+
+
+def torch_device(name: str) -> torch.device:
+    """The device of --device: cpu, cuda, or auto, a GPU where there is one."""
+    import torch
+
+    if name not in ("auto", "cpu", "cuda"):
+        raise InputError(f"--device {name}: expected auto, cpu or cuda")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise InputError("--device cuda: torch sees no GPU here; use cpu or auto")
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(name)
 
 
 def stored_settings(weights: Path | None, metadata: dict[str, Any]) -> CRFSettings:

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 from dataclasses import fields
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from deeplab.errors import InputError
+
+if TYPE_CHECKING:
+    from deeplab.engine.refine import CRFSettings
 
 Weights = Annotated[
     Path | None,
@@ -26,6 +31,55 @@ NumClasses = Annotated[
         metavar="N",
         help="With --model: how many classes.",
         show_default="as the weights say",
+    ),
+]
+DataName = Annotated[
+    str,
+    typer.Option(
+        "--data",
+        metavar="NAME",
+        rich_help_panel="Data",
+        help="Which data set; `deeplab data list` tells those there are.",
+    ),
+]
+DataRoot = Annotated[
+    Path | None,
+    typer.Option(
+        "--root",
+        metavar="DIR",
+        rich_help_panel="Data",
+        help="Its folder.",
+        show_default="none: scenes are generated",
+    ),
+]
+DataOptions = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--data-option",
+        metavar="KEY=VALUE",
+        rich_help_panel="Data",
+        help="An option of that data set, such as classes=my/classes.txt; may be repeated.",
+    ),
+]
+Device = Annotated[
+    str, typer.Option(metavar="NAME", help="cpu, cuda, or auto: a GPU where there is one.")
+]
+Scales = Annotated[
+    str,
+    typer.Option(
+        metavar="S,S,...",
+        help="Let the network see the picture at these scales and average the probabilities.",
+    ),
+]
+Flip = Annotated[bool, typer.Option("--flip", help="Average over the mirrored picture too.")]
+CRFFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--crf-settings",
+        metavar="FILE.toml",
+        rich_help_panel="CRF",
+        help="Settings that deeplab tune-crf found; the options below change them.",
+        show_default="none",
     ),
 ]
 UseCRF = Annotated[bool, typer.Option("--crf/--no-crf", help="Refine with the dense CRF.")]
@@ -74,9 +128,39 @@ BilateralSigmaRGB = Annotated[
 ]
 
 
+def numbers(name: str, text: str) -> tuple[float, ...]:
+    """The numbers of a list such as 0.5,0.75,1; InputError names the option."""
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise InputError(
+            f"{name} {text}: expected numbers with commas between them, such as 0.5,0.75,1"
+        ) from None
+
+
+def view_scales(text: str) -> tuple[float, ...]:
+    """The scales of --scales."""
+    from deeplab.engine.predict import check_scales
+
+    scales = numbers("--scales", text)
+    try:
+        check_scales(scales)
+    except ValueError as error:
+        raise InputError(f"--{error}") from error
+    return scales
+
+
 def crf_settings(ctx: typer.Context) -> dict[str, Any]:
     """The command's CRF options, named as the fields of CRFSettings; None where left out."""
     from deeplab.engine.refine import CRFSettings
 
     names = (field.name for field in fields(CRFSettings))
     return {name: ctx.params[name] for name in names if name in ctx.params}
+
+
+def chosen_settings(ctx: typer.Context, file: Path | None, otherwise: CRFSettings) -> CRFSettings:
+    """The settings of --crf-settings, or else `otherwise`, changed by the command's options."""
+    from deeplab.engine.refine import CRFSettings
+
+    settings = otherwise if file is None else CRFSettings.from_toml(file)
+    return settings.changed(crf_settings(ctx))

@@ -13,6 +13,8 @@ from deeplab.cli.results import Result, errors_of, print_notes, print_result, re
 from deeplab.data import images, outputs
 from deeplab.errors import InputError
 
+GT_PROB = 0.7  # as in pydensecrf's example
+
 
 def refine(
     ctx: typer.Context,
@@ -39,8 +41,11 @@ def refine(
         ),
     ] = None,
     gt_prob: Annotated[
-        float, typer.Option(metavar="P", help="How far scribbles are to be trusted.")
-    ] = 0.7,
+        float | None,
+        typer.Option(
+            metavar="P", help="How far scribbles are to be trusted.", show_default=str(GT_PROB)
+        ),
+    ] = None,
     out: Annotated[
         Path,
         typer.Option(
@@ -50,6 +55,7 @@ def refine(
     ] = Path("out"),
     probabilities: options.SaveProbabilities = False,
     max_megapixels: options.MaxMegapixels = images.MAX_MEGAPIXELS,
+    crf_file: options.CRFFile = None,
     iterations: options.Iterations = None,
     gaussian_weight: options.GaussianWeight = None,
     gaussian_sigma: options.GaussianSigma = None,
@@ -79,6 +85,7 @@ def refine(
     deeplab refine photo.jpg scribbles.png
     deeplab refine photo.jpg scribbles.png --out labels.png
     deeplab refine photo.jpg softmax.npz --out refined --iterations 5
+    deeplab refine photo.jpg softmax.npz --crf-settings crf.toml
     deeplab refine photo.jpg voc_labels.png --indices --classes 21 --gt-prob 0.9
     ```
     """
@@ -88,10 +95,15 @@ def refine(
     softmax_given = given.suffix.lower() in (".npy", ".npz")
     if softmax_given and indices:
         raise InputError(f"--indices: {given} holds probabilities, not an annotation; leave it out")
+    if softmax_given and gt_prob is not None:
+        raise InputError(
+            f"--gt-prob {gt_prob:g}: {given} holds probabilities, which are trusted as they are; "
+            "it only counts with scribbles, leave it out"
+        )
     if classes is not None and not indices:
         raise InputError(f"--classes {classes}: only counts with --indices; leave it out")
     defaults = crf_alone.CRFSettings() if softmax_given else crf_alone.SCRIBBLES
-    settings = defaults.changed(options.crf_settings(ctx))
+    settings = options.chosen_settings(ctx, crf_file, defaults)
     result = Result.at(out, outputs.output_names([image_file])[0])
     refuse_to_overwrite([image_file, given], [result])
     outputs.check_writable(result.labels.parent)
@@ -112,8 +124,9 @@ def refine(
         if annotation.colours is not None:
             palette = outputs.full_palette(annotation.colours)
             names = [f"#{r:02x}{g:02x}{b:02x}" for r, g, b in annotation.colours.tolist()]
+        trust = GT_PROB if gt_prob is None else gt_prob
         with errors_of(given):
-            prediction = crf_alone.refine_scribbles(annotation, image, settings, gt_prob)
+            prediction = crf_alone.refine_scribbles(annotation, image, settings, trust)
     print_notes(said)
     result.write(image, prediction, palette, probabilities)
     print_result(image_file, prediction, names, result, time.perf_counter() - start)

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from deeplab.cli import options
-from deeplab.cli.network import load_network, stored_settings
+from deeplab.cli.network import load_network, stored_settings, torch_device
 from deeplab.cli.results import Result, errors_of, print_notes, print_result, refuse_to_overwrite
 from deeplab.data import images, outputs
 
@@ -40,6 +40,10 @@ def segment(
     out: options.OutFolder = Path("out"),
     probabilities: options.SaveProbabilities = False,
     max_megapixels: options.MaxMegapixels = images.MAX_MEGAPIXELS,
+    scales: options.Scales = "1",
+    flip: options.Flip = False,
+    device: options.Device = "auto",
+    crf_file: options.CRFFile = None,
     iterations: options.Iterations = None,
     gaussian_weight: options.GaussianWeight = None,
     gaussian_sigma: options.GaussianSigma = None,
@@ -54,6 +58,9 @@ def segment(
     alpha, palette, CMYK and 16-bit pictures are converted, EXIF rotation is applied; both are said.
     All inputs are checked before the first result is written.
 
+    With --scales and --flip the network looks at the picture several times; the probabilities are
+    averaged before the CRF.
+
     CRF options left out are those stored with the weights, or else DeepLab v2's: 10 iterations,
     smoothness 3 / 3 pixels, appearance 4 / 49 pixels / 5 levels. Memory grows with the pixels of
     the largest picture: with the shipped weights about 0.7 GB for each megapixel of a photograph,
@@ -66,14 +73,17 @@ def segment(
     deeplab segment photos/ --out results --no-crf
     deeplab segment 'photos/**/*.png' --weights mine.safetensors --probabilities
     deeplab segment photo.jpg --bilateral-sigma-xy 67 --bilateral-sigma-rgb 3
+    deeplab segment photo.jpg --scales 0.5,0.75,1 --flip --crf-settings crf.toml
     ```
     """
     from deeplab.engine.predict import predict
 
     files = images.find_images(inputs)
+    views = options.view_scales(scales)
     network, metadata = load_network(weights, model, classes)
-    settings = stored_settings(weights, metadata).changed(options.crf_settings(ctx))
-    layer = settings.layer(network.num_classes) if use_crf else None
+    network.to(torch_device(device))
+    settings = options.chosen_settings(ctx, crf_file, stored_settings(weights, metadata))
+    layer = settings.layer(network.num_classes).to(torch_device(device)) if use_crf else None
     results = [Result(out, name) for name in outputs.output_names(files)]
     refuse_to_overwrite(files, results)
     outputs.check_writable(out)
@@ -90,7 +100,7 @@ def segment(
         start = time.perf_counter()
         image, _ = images.read_image(file, max_megapixels)
         with errors_of(file):
-            prediction = predict(network, image, layer)
+            prediction = predict(network, image, layer, scales=views, flip=flip)
         result.write(image, prediction, palette, probabilities)
         print_result(file, prediction, names, result, time.perf_counter() - start)
 

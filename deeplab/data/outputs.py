@@ -85,7 +85,12 @@ def write_probabilities(path: Path, probabilities: np.ndarray) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """A text file, UTF-8."""
-    _write(path, lambda file: file.write(text.encode()))
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """A file with this content."""
+    _write(path, lambda file: file.write(content))
 
 
 def check_writable(folder: Path) -> None:

@@ -2,16 +2,18 @@
 
 Besides the usual scores over all pixels there is one for edges and thin structures, the papers'
 trimap idea: the mIoU over the *band*, the pixels within ``band`` pixels of a class boundary. Blurry
-edges cost little of the whole mIoU and much of the band's. Source: Krähenbühl and Koltun, NIPS
-2011, figure 2; Chen et al., DeepLab v1, figure 6.
+edges cost little of the whole mIoU and much of the band's. The curve over bands of growing width is
+in ``deeplab.engine.trimap``. Source: Krähenbühl and Koltun, NIPS 2011, figure 2; Chen et al.,
+DeepLab v1, figure 6.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
@@ -22,7 +24,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
-from deeplab.metrics import ConfusionMatrix
+from deeplab.engine.predict import as_rgb, check_scales, network_scores
+from deeplab.engine.trimap import Around, TrimapCurve, TrimapTally
+from deeplab.metrics import Absent, ConfusionMatrix
 from deeplab.model import DeepLab
 
 CRF = Callable[[Tensor, Tensor], Tensor]
@@ -38,8 +42,8 @@ class LabelledImages(Protocol):
 
 @dataclass(frozen=True)
 class Scores:
-    """Scores in [0, 1]. ``iou`` has None for a class that never occurs; ``band_miou`` is the mIoU
-    over the pixels near class boundaries (None where there is no boundary)."""
+    """Scores in [0, 1]. ``iou`` has None for a class that never occurs (0 with absent="zero");
+    ``band_miou`` is the mIoU over the pixels near class boundaries (None where there is none)."""
 
     miou: float
     pixel_accuracy: float
@@ -50,16 +54,24 @@ class Scores:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The result of ``evaluate``: ``network`` alone, and ``crf`` on top of it if there was one."""
+    """The result of ``evaluate``: ``network`` alone, and ``crf`` on top of it if there was one.
+
+    ``trimap`` has the curves of "network" and "crf" where they were asked for, ``confusion`` the
+    counts behind the scores, by the same names.
+    """
 
     images: int
     band: int
     network: Scores
     crf: Scores | None
+    trimap: dict[str, TrimapCurve] | None = None
+    confusion: dict[str, ConfusionMatrix] = field(default_factory=dict, repr=False, compare=False)
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain numbers, strings and dictionaries, ready for JSON."""
-        return dataclasses.asdict(self)
+        """Plain numbers, strings, lists and dictionaries, ready for JSON."""
+        plain = dataclasses.asdict(dataclasses.replace(self, confusion={}))
+        plain["confusion"] = {name: c.matrix.tolist() for name, c in self.confusion.items()}
+        return plain
 
 
 def evaluate(
@@ -69,7 +81,13 @@ def evaluate(
     *,
     class_names: Sequence[str] | None = None,
     ignore: int = 255,
+    absent: Absent = "skip",
     band: int = 4,
+    trimap: Sequence[int] = (),
+    around: Around = "boundary",
+    scales: Sequence[float] = (1.0,),
+    flip: bool = False,
+    on_prediction: Callable[[int, np.ndarray], None] | None = None,
     shard: bool = False,
     progress: bool = False,
 ) -> Evaluation:
@@ -83,53 +101,73 @@ def evaluate(
             [1, C, H, W], such as ``crf.DenseCRF``; None scores the network alone.
         class_names: names of the classes in the result; numbers by default.
         ignore: true label of pixels that do not count.
+        absent: how a class counts that neither occurs nor is predicted: "skip", or "zero" as in the
+            VOC kit.
         band: half-width in pixels of the band around class boundaries.
+        trimap: widths in pixels of the trimap curve; none by default.
+        around: what the curve's bands lie around: "void" labels, as VOC draws them around objects,
+            or the class "boundary".
+        scales, flip: the views of a picture whose probabilities are averaged, see
+            ``deeplab.engine.predict.network_scores``.
+        on_prediction: called with the index of each picture and its labels [H, W], uint8 (the
+            CRF's where there is one).
         shard: with several processes of torch.distributed, each evaluates its share of the pictures
             (dataset[rank::world]) and all get the scores of the whole set; every process must call.
         progress: show a progress bar, on standard error; with shard, in the first process only.
 
     Raises:
-        ValueError: an empty data set, a model with its own CRF, or a wrong number of class names.
+        ValueError: an empty data set, a model with its own CRF, a wrong number of class names,
+            widths or scales without sense.
         FloatingPointError: the network gives NaN or Inf.
     """
     names = [str(i) for i in range(model.num_classes)] if class_names is None else list(class_names)
     _check(model, dataset, names, band)
-    network, refined = _Tally(len(names), ignore, band), _Tally(len(names), ignore, band)
+    check_scales(scales)
+
+    def tally() -> _Tally:
+        curve = TrimapTally(len(names), trimap, around, ignore, absent) if len(trimap) else None
+        return _Tally(len(names), ignore, absent, band, curve)
+
+    network, refined = tally(), None if crf is None else tally()
     device = next(model.parameters()).device
-    training = model.training
-    model.eval()
     rank, world = _process() if shard else (0, 1)
     mine = range(rank, len(dataset), world)
-    bar = _progress_bar() if progress and rank == 0 else None
-    try:
-        with torch.no_grad(), bar or nullcontext():
-            task = bar.add_task("evaluate", total=len(mine)) if bar is not None else None
-            for index in mine:
-                image, labels = (np.asarray(part) for part in dataset[index])
-                truth = torch.from_numpy(labels.astype(np.int64))
-                logits = model(model.preprocess(image))
-                if not bool(logits.isfinite().all()):
-                    raise FloatingPointError(
-                        f"the network's output for picture {index} has NaN or Inf; the weights are "
-                        "damaged or come from a training that diverged"
-                    )
-                network.add(truth, logits)
-                if crf is not None:
-                    rgb = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))[None]
-                    refined.add(truth, crf(logits.float(), rgb.to(device)))
-                if bar is not None and task is not None:
-                    bar.advance(task)
-    finally:
-        model.train(training)
-    if shard:
-        network.all_reduce()
-        refined.all_reduce()
+    bar = progress_bar() if progress and rank == 0 else None
+    with torch.no_grad(), bar or nullcontext():
+        task = bar.add_task("evaluate", total=len(mine)) if bar is not None else None
+        for index in mine:
+            image, labels = (np.asarray(part) for part in dataset[index])
+            truth = torch.from_numpy(labels.astype(np.int64))
+            logits = network_scores(model, image, scales, flip)
+            require_finite(logits, index)
+            predicted = network.add(truth, logits)
+            if crf is not None and refined is not None:
+                predicted = refined.add(truth, crf(logits, as_rgb(image).to(device)))
+            if on_prediction is not None:
+                on_prediction(index, predicted.numpy().astype(np.uint8))
+            if bar is not None and task is not None:
+                bar.advance(task)
+    tallies = {"network": network} | ({} if refined is None else {"crf": refined})
+    for one in tallies.values():
+        if shard:
+            one.all_reduce()
     return Evaluation(
         images=len(dataset),
         band=band,
         network=network.scores(names),
-        crf=None if crf is None else refined.scores(names),
+        crf=None if refined is None else refined.scores(names),
+        trimap={k: v.curve.curve() for k, v in tallies.items() if v.curve} or None,
+        confusion={name: one.all for name, one in tallies.items()},
     )
+
+
+def require_finite(logits: Tensor, index: int) -> None:
+    """FloatingPointError where a network's output for picture ``index`` has NaN or Inf."""
+    if not bool(logits.isfinite().all()):
+        raise FloatingPointError(
+            f"the network's output for picture {index} has NaN or Inf; the weights are damaged or "
+            "come from a training that diverged"
+        )
 
 
 def boundary_band(labels: Tensor, width: int) -> Tensor:
@@ -142,26 +180,34 @@ def boundary_band(labels: Tensor, width: int) -> Tensor:
 
 
 class _Tally:
-    """The confusion over all pixels, and over the band."""
+    """The confusion over all pixels, over the band, and over the bands of a trimap curve."""
 
-    def __init__(self, num_classes: int, ignore: int, band: int) -> None:
-        self.all = ConfusionMatrix(num_classes, ignore)
-        self.edges = ConfusionMatrix(num_classes, ignore)
-        self.band = band
+    def __init__(
+        self, num_classes: int, ignore: int, absent: Absent, band: int, curve: TrimapTally | None
+    ) -> None:
+        self.all = ConfusionMatrix(num_classes, ignore, absent=absent)
+        self.edges = ConfusionMatrix(num_classes, ignore, absent=absent)
+        self.band, self.curve = band, curve
 
-    def add(self, truth: Tensor, scores: Tensor) -> None:
+    def add(self, truth: Tensor, scores: Tensor) -> Tensor:
+        """The labels [H, W] that these scores predict, counted."""
         predicted = scores.argmax(1)[0].cpu()
         near = boundary_band(truth, self.band)
         self.all.update(truth, predicted)
         self.edges.update(truth[near], predicted[near])
+        if self.curve is not None:
+            self.curve.add(truth, predicted)
+        return predicted
 
     def all_reduce(self) -> None:
         self.all.all_reduce()
         self.edges.all_reduce()
+        if self.curve is not None:
+            self.curve.all_reduce()
 
     def scores(self, names: Sequence[str]) -> Scores:
         iou = self.all.iou().tolist()
-        band_miou = self.edges.miou()
+        band_miou = self.edges.miou() if bool(self.edges.matrix.any()) else math.nan
         return Scores(
             miou=self.all.miou(),
             pixel_accuracy=self.all.pixel_accuracy(),
@@ -195,7 +241,8 @@ def _check(model: DeepLab, dataset: LabelledImages, names: Sequence[str], band: 
         raise ValueError(f"band: expected a half-width of at least 1 pixel, got {band}")
 
 
-def _progress_bar() -> Progress:
+def progress_bar() -> Progress:
+    """A bar with counts and the time left, on standard error."""
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),

@@ -4,16 +4,23 @@
 
 Source: DeepLab v2 (TPAMI 2018), section 3 and figure 1: the network's scores are brought to the
 picture's size before the fully connected CRF refines them.
+
+At test time a network may look at several views of the picture, at other scales and mirrored; their
+probabilities are averaged, as is usual for networks trained at one scale, and the CRF refines the
+logarithm of the average. The papers' MSC, which takes the maximum of the scores, belongs to the
+model (`scales=` of its builder), because the network is trained with it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from crf import DenseCRF
@@ -42,11 +49,19 @@ class Prediction:
         return cls(probabilities.argmax(axis=0).astype(dtype), probabilities)
 
 
-def predict(model: DeepLab, image: np.ndarray, crf: DenseCRF | None = None) -> Prediction:
+def predict(
+    model: DeepLab,
+    image: np.ndarray,
+    crf: DenseCRF | None = None,
+    *,
+    scales: Sequence[float] = (1.0,),
+    flip: bool = False,
+) -> Prediction:
     """Segment one picture of any size, on the model's device.
 
     image: RGB, uint8 `[H, W, 3]`. crf: refines the network's scores on the picture; None leaves
-    them as they are (a model that ends in its own CRF layer refines in any case).
+    them as they are (a model that ends in its own CRF layer refines in any case). scales, flip: the
+    views whose probabilities are averaged, see `network_scores`.
 
     The whole picture is processed at once. `deeplab_v2_small` takes about 130 bytes a pixel and 8
     for each class; with a CRF and 11 classes it was 640 to 770 on photographs, whose pixels share
@@ -55,39 +70,94 @@ def predict(model: DeepLab, image: np.ndarray, crf: DenseCRF | None = None) -> P
     The model runs in evaluation mode and is left in the mode that it came in.
     Raises InputError if the model gives NaN or Inf, or if the memory runs out (where the system
     tells how much is free, before any work); ValueError if both the model and the call have a CRF,
-    or (from `model.preprocess`) if the image is not RGB `[H, W, 3]`.
+    for a scale that is not between 0.1 and 4, or (from `model.preprocess`) if the image is not RGB
+    `[H, W, 3]`.
     """
     if crf is not None and model.crf is not None:
         raise ValueError("crf: the model ends in a CRF layer of its own; pass crf=None to use that")
+    layer = model.crf if crf is None else crf
+    check_scales(scales)
     with torch.no_grad(), _memory_errors_of(image):
-        _require_memory(model, image, refines=crf is not None or model.crf is not None)
-        x = model.preprocess(image)
-        rgb = torch.tensor(np.ascontiguousarray(image)).permute(2, 0, 1)[None].to(x)
-        logits = _logits(model, x, rgb)
+        _require_memory(model, image, max(scales), refines=layer is not None)
+        logits = network_scores(model, image, scales, flip)
         if not bool(torch.isfinite(logits).all()):
             raise InputError(
                 "the network's output has NaN or Inf; its weights are damaged or come from a "
                 "training that diverged: load other weights, or train with a lower learning rate"
             )
-        probabilities = logits.softmax(dim=1) if crf is None else crf(logits, rgb)
+        if layer is None:
+            probabilities = logits.softmax(dim=1)
+        else:
+            probabilities = layer(logits, as_rgb(image).to(logits))
         return Prediction.of(probabilities[0].float().cpu().numpy())
 
 
-def _logits(model: DeepLab, x: Tensor, rgb: Tensor) -> Tensor:
-    training = model.training
+def network_scores(
+    model: DeepLab, image: np.ndarray, scales: Sequence[float] = (1.0,), flip: bool = False
+) -> Tensor:
+    """What the network alone says about a picture: logits `[1, C, H, W]`, float32.
+
+    Their softmax is the mean of the probabilities over the views: the picture at each of `scales`,
+    and with `flip` each of these mirrored too. A view is resized, and its logits brought to the
+    picture's size, bilinearly with corners aligned; a single view at scale 1 gives the network's
+    own logits. A CRF layer of the model is left out.
+    """
+    x = model.preprocess(image)
+    size = (int(x.shape[2]), int(x.shape[3]))
+    views = []
+    with _network_alone(model):
+        for scale in scales:
+            view = _resize(x, [max(1, round((n - 1) * scale) + 1) for n in size])
+            views.append(_resize(model(view, upsample=False).float(), size))
+            if flip:
+                mirrored = _resize(model(view.flip(3), upsample=False).float(), size)
+                views.append(mirrored.flip(3))
+    if len(views) == 1:
+        return views[0]
+    # log of the mean of softmaxes, without a logarithm of zero
+    return torch.stack([v.log_softmax(1) for v in views]).logsumexp(0) - math.log(len(views))
+
+
+def check_scales(scales: Sequence[float]) -> None:
+    """ValueError unless there is at least one scale, each between 0.1 and 4."""
+    if not scales or not all(0.1 <= scale <= 4 for scale in scales):
+        raise ValueError(
+            "scales: expected at least one number, each from 0.1 to 4, such as 0.5, 0.75, 1, got "
+            f"{list(scales)}"
+        )
+
+
+def as_rgb(image: np.ndarray) -> Tensor:
+    """uint8 `[H, W, 3]` as a batch `[1, 3, H, W]`, the form in which a CRF takes pictures."""
+    return torch.tensor(np.ascontiguousarray(image)).permute(2, 0, 1)[None]
+
+
+def _resize(x: Tensor, size: Sequence[int]) -> Tensor:
+    if tuple(x.shape[2:]) == tuple(size):
+        return x
+    return F.interpolate(x, size=tuple(size), mode="bilinear", align_corners=True)
+
+
+@contextmanager
+def _network_alone(model: DeepLab) -> Iterator[None]:
+    """The model in evaluation mode, without its CRF layer."""
+    training, layer = model.training, model.crf
     model.eval()
+    model.crf = None
     try:
-        return model(x) if model.crf is None else model(x, image=rgb)
+        yield
     finally:
+        model.crf = layer
         model.train(training)
 
 
-def _require_memory(model: DeepLab, image: np.ndarray, refines: bool) -> None:
+def _require_memory(model: DeepLab, image: np.ndarray, scale: float, refines: bool) -> None:
     """Refuse a picture that cannot fit: Linux would grant the memory, and then end the process."""
-    a_pixel = 130 + 8 * model.num_classes + (300 + 8 * model.num_classes if refines else 0)
+    network = (130 + 8 * model.num_classes) * max(1.0, scale) ** 2
+    a_pixel = network + (300 + 8 * model.num_classes if refines else 0)
     device = next(model.parameters()).device
     if device.type == "cpu":  # less than any measured need: see the docstring of `predict`
-        needed = image.shape[0] * image.shape[1] * a_pixel
+        needed = round(image.shape[0] * image.shape[1] * a_pixel)
         memory.require(needed, device, "the network", "make the picture smaller")
 
 

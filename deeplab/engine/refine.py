@@ -13,12 +13,14 @@ Sources: Krähenbühl and Koltun, NIPS 2011; DeepLab v2, section 3.3; the pydens
 
 from __future__ import annotations
 
+import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import tomli_w
 import torch
 from PIL import Image
 
@@ -37,6 +39,13 @@ UNSURE_INDEX = 255
 
 MAX_LABELS = 255
 
+SMALL_INDEX = 64
+"""Grey levels below this, and 255, are more likely class indices than shades that were drawn."""
+
+GREY = (
+    "a grey picture of small values, read as colours (0 is unsure); if its values are class "
+    "indices, read it with --indices (read_indices)"
+)
 INDEXED = (
     "a palette picture, read by its colours (black is unsure); if its values are class indices, as "
     "in VOC's label maps, read it with --indices (read_indices)"
@@ -85,6 +94,30 @@ class CRFSettings:
                 f"CRF settings: unknown {', '.join(unknown)}; expected {', '.join(names)}"
             )
         return replace(self, **{k: v for k, v in changes.items() if v is not None})
+
+    @classmethod
+    def from_toml(cls, path: str | Path) -> CRFSettings:
+        """The settings in the table [crf] of a file; what it leaves out is the default.
+
+        Raises InputError: missing or unreadable file, no such table, unknown names, bad values.
+        """
+        try:
+            stored = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise InputError(f"{path}: no such file; check the name and the folder") from None
+        except (OSError, ValueError, RecursionError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise InputError(f"{path}: cannot be read as TOML ({reason})") from error
+        if not isinstance(stored.get("crf"), dict):
+            raise InputError(f"{path}: has no table [crf], as deeplab tune-crf writes it")
+        try:
+            return cls().changed(stored["crf"])
+        except InputError as error:
+            raise InputError(f"{path}: {error}") from error
+
+    def to_toml(self) -> str:
+        """A TOML text with the table [crf], which `from_toml` reads."""
+        return tomli_w.dumps({"crf": {k: v for k, v in asdict(self).items() if v is not None}})
 
     @classmethod
     def of(cls, layer: crf.DenseCRF) -> CRFSettings:
@@ -185,6 +218,11 @@ def refine_scribbles(
     """
     height, width = annotation.labels.shape
     count = annotation.num_labels
+    if settings.compatibility is not None:
+        raise InputError(
+            "CRF compatibility: scribbles have labels of their own, for which no penalties are "
+            "known; leave it out"
+        )
     if not 1 / count < gt_prob < 1:
         raise InputError(
             f"gt_prob: expected more than 1/labels = {1 / count:.3g}, so that the annotation "
@@ -246,7 +284,7 @@ def read_colours(
         )
     labels = np.where(codes == 0, 0, np.searchsorted(colours, codes) + 1)
     rgb = np.stack([colours & 255, (colours >> 8) & 255, colours >> 16], axis=1)
-    notes = (INDEXED,) if picture.mode in ("P", "PA") else ()
+    notes = _reading_notes(picture)
     return Annotation(labels, len(colours), rgb.astype(np.uint8), notes)
 
 
@@ -327,6 +365,17 @@ def read_probabilities(path: str | Path, size: tuple[int, int]) -> np.ndarray:
             f"{sums.max():.3g}, expected 0 to 1 and 1; apply a softmax over the classes first"
         )
     return probabilities
+
+
+def _reading_notes(picture: Image.Image) -> tuple[str, ...]:
+    """What to say about an annotation that looks like class indices and is read by its colours."""
+    if picture.mode in ("P", "PA"):
+        return (INDEXED,)
+    if picture.mode == "L":
+        values = np.unique(np.asarray(picture))
+        if values[values != UNSURE_INDEX].max(initial=0) < SMALL_INDEX:
+            return (GREY,)
+    return ()
 
 
 def _check_annotation_size(path: str | Path, picture: Image.Image, size: tuple[int, int]) -> None:

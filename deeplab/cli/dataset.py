@@ -1,0 +1,71 @@
+"""The data set that a command scores on, and whether the network's classes are the set's."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from deeplab.errors import InputError
+
+if TYPE_CHECKING:
+    from deeplab.data.datasets import SegmentationData
+    from deeplab.model import DeepLab
+
+
+def open_data(
+    name: str,
+    root: Path | None,
+    split: str | None,
+    given: Sequence[str] | None,
+    scenes: int | None,
+    usual: str,
+) -> tuple[SegmentationData, str]:
+    """The split of the data set that the options name, and the split's name.
+
+    given: the set's own options as KEY=VALUE; scenes: how many of the generated ones, which have
+    `usual` for their split where none is given. Other sets have "val" then.
+    """
+    from deeplab.data.datasets import open_dataset
+
+    options = dict(_option(text) for text in given or ())
+    if name == "scenes":
+        from deeplab.data import scenes as generated
+
+        most = generated.TEST_START - generated.VALIDATION_START
+        if scenes is not None and not 1 <= scenes <= most:
+            raise InputError(f"--scenes: expected 1 to {most}, got {scenes}")
+        options |= {} if scenes is None else {"length": scenes}
+        split = {"validation": "val"}.get(split or usual, split or usual)
+    elif scenes is not None:
+        raise InputError(f"--scenes {scenes}: only counts with the generated scenes, not {name}")
+    split = split or "val"
+    return open_dataset(name, root, split, **options), split
+
+
+def class_names(
+    network: DeepLab, data: SegmentationData, metadata: dict[str, Any], weights: object
+) -> list[str]:
+    """Names for the network's classes: the set's. InputError unless both have as many."""
+    if network.num_classes != len(data.classes):
+        theirs = metadata.get("class_names")
+        named = f" ({', '.join(theirs[:4])}, ...)" if theirs else ""
+        what = "the scenes have" if data.name.startswith("scenes") else f"{data.name} has"
+        raise InputError(
+            f"{weights or 'the shipped weights'}: weights for {network.num_classes} classes"
+            f"{named}, {what} {len(data.classes)} ({', '.join(data.classes[:4])}, ...); give "
+            "weights that were trained on these classes, or another data set with --data"
+        )
+    return list(data.classes)
+
+
+def _option(text: str) -> tuple[str, Any]:
+    """KEY=VALUE; the value as TOML has it, or else as the text that it is."""
+    key, equals, value = text.partition("=")
+    if not key or not equals:
+        raise InputError(f"--data-option {text}: expected KEY=VALUE, such as labels=labelIds")
+    try:
+        return key, tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        return key, value
