@@ -36,6 +36,7 @@ from deeplab.engine.training.samples import Batch, SkipBroken, batches
 from deeplab.engine.training.schedule import learning_rate, parameter_groups
 from deeplab.errors import InputError
 from deeplab.model import DeepLab
+from deeplab.preprocess import MEAN_BGR, MEAN_RGB
 from deeplab.weights import save_weights
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -87,6 +88,7 @@ class Run:
             dataset,
             config,
             self.step,
+            fill=_mean_colour(self.model),
             rank=processes.rank,
             world=processes.world,
             pin=self.device.type == "cuda",
@@ -237,7 +239,9 @@ class Run:
     def _validate(self) -> None:
         layer, self.model.crf = self.model.crf, None  # beside the network: both are scored
         try:
-            result = evaluate(self.model, self.validation, layer, class_names=self.class_names)
+            result = evaluate(
+                self.model, self.validation, layer, class_names=self.class_names, shard=True
+            )
         finally:
             self.model.crf = layer
         scores = result.network if result.crf is None else result.crf
@@ -345,6 +349,13 @@ def autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
     else:
         fast = bool(torch.cpu._is_avx512_bf16_supported())
     return torch.bfloat16 if fast else None
+
+
+def _mean_colour(model: DeepLab) -> tuple[float, float, float]:
+    """The colour, RGB in 0-255, that the model's preprocessing turns into zero."""
+    if model.config["style"] == "torchvision":
+        return (255 * MEAN_RGB[0], 255 * MEAN_RGB[1], 255 * MEAN_RGB[2])
+    return (MEAN_BGR[2], MEAN_BGR[1], MEAN_BGR[0])
 
 
 def _step_seed(seed: int, step: int, rank: int) -> int:

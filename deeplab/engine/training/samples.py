@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from deeplab.data.augment import augment
+from deeplab.data.augment import MEAN_RGB, augment
 from deeplab.data.datasets import IGNORE
 from deeplab.engine.evaluate import LabelledImages
 from deeplab.engine.training.config import TrainConfig
@@ -46,12 +46,15 @@ class Batch(NamedTuple):
 class Samples(Dataset[Sample]):
     """The whole run's samples in order, a new random order of the pictures each epoch.
 
-    Beyond the picture, the image is the mean colour and the label 255. A picture that cannot be
-    read raises its InputError; with `skip_broken` the next one in the order takes its place.
+    Beyond the picture, the image has the colour `fill` (RGB 0-255) and the label is 255. A picture
+    that cannot be read raises its InputError; with `skip_broken` the next one in the order takes
+    its place.
     """
 
-    def __init__(self, dataset: LabelledImages, config: TrainConfig) -> None:
-        self.dataset, self.config = dataset, config
+    def __init__(
+        self, dataset: LabelledImages, config: TrainConfig, fill: Sequence[float] = MEAN_RGB
+    ) -> None:
+        self.dataset, self.config, self.fill = dataset, config, fill
         self._order: tuple[int, np.ndarray] = (-1, np.empty(0, np.int64))
 
     def __len__(self) -> int:
@@ -70,6 +73,7 @@ class Samples(Dataset[Sample]):
             mode=config.scale_mode,
             mirror=config.mirror,
             rng=np.random.default_rng([config.seed, 1, index]),
+            fill=self.fill,
         )
         picture = torch.from_numpy(np.ascontiguousarray(scaled.transpose(2, 0, 1)))
         truth = torch.from_numpy(target.astype(np.uint8))
@@ -118,6 +122,7 @@ def batches(
     config: TrainConfig,
     first_step: int = 0,
     *,
+    fill: Sequence[float] = MEAN_RGB,
     rank: int = 0,
     world: int = 1,
     pin: bool = False,
@@ -133,7 +138,7 @@ def batches(
         config.batch_size,
     )
     loader = DataLoader(
-        _Guarded(Samples(dataset, config)),
+        _Guarded(Samples(dataset, config, fill)),
         batch_sampler=[list(range(start, start + share)) for start in starts],
         num_workers=config.workers,
         collate_fn=_stacked,

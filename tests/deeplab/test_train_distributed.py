@@ -1,0 +1,155 @@
+"""Several processes: the result of one, shared evaluation, stopping together, resuming apart."""
+
+import dataclasses
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_training import FROZEN, TINY, run, tiny_pictures
+
+from deeplab.engine.training.checkpoint import Files, read_state
+from deeplab.engine.training.distributed import processes
+from deeplab.engine.training.losses import labelled_mass
+from deeplab.errors import InputError
+from deeplab.weights import load_model, read_metadata
+
+ROOT = Path(__file__).resolve().parents[2]
+TOLERANCE = 1e-6
+
+PROGRAM = """
+import dataclasses, json, os, sys
+from tiny_training import FROZEN, Signalling, run, tiny_pictures
+
+out, changes, stop = sys.argv[1], json.loads(sys.argv[2]), json.loads(sys.argv[3])
+pictures = tiny_pictures(4)
+if stop and os.environ["RANK"] == str(stop["rank"]):
+    pictures = Signalling(pictures, stop["at"], stop["signal"])
+config = dataclasses.replace(FROZEN, batch_size=4, **changes)
+result = run(config, pictures, out, validation=tiny_pictures(3))
+print(json.dumps({"steps": result.steps, "signal": result.signal, "loss": result.loss,
+                  "metrics": result.metrics}))
+"""
+
+
+def two_processes(out: Path, changes: dict | None = None, stop: dict | None = None) -> list[dict]:
+    """`run` in two processes as torchrun starts them; what each of them says."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    given = [json.dumps(changes or {}), json.dumps(stop or {})]
+    command = [sys.executable, "-c", PROGRAM, str(out), *given]
+    children = []
+    for rank in range(2):
+        about = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "OMP_NUM_THREADS": 1}
+        about |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        about |= {"PYTHONPATH": f"{ROOT / 'tests' / 'support'}:{ROOT}"}
+        environment = os.environ | {name: str(value) for name, value in about.items()}
+        children.append(
+            subprocess.Popen(
+                command,
+                env=environment,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+        )
+    told = [child.communicate(timeout=240) for child in children]
+    assert [child.returncode for child in children] == [0, 0], told
+    return [json.loads(stdout.splitlines()[-1]) for stdout, _ in told]
+
+
+@pytest.fixture(scope="module")
+def alone():
+    """The run of one process."""
+    config = dataclasses.replace(FROZEN, batch_size=4)
+    return run(config, tiny_pictures(4), validation=tiny_pictures(3))
+
+
+def assert_same_weights(state, expected) -> None:
+    for name, tensor in expected.items():
+        torch.testing.assert_close(state[name], tensor, rtol=0, atol=TOLERANCE, msg=name)
+
+
+def test_pieces_of_a_step_have_the_gradient_of_one_piece():
+    """Twice one sample equals two samples, also where one of them has few labels."""
+    few = [(image, labels.copy()) for image, labels in tiny_pictures()]
+    few[0][1][5:] = 255
+    one = run(FROZEN, few)
+    two = run(dataclasses.replace(FROZEN, accumulate=2), few)
+    start = run(dataclasses.replace(FROZEN, steps=1, lr=1e-30), few).model.state_dict()
+    assert two.loss == pytest.approx(one.loss, abs=TOLERANCE)
+    assert_same_weights(two.model.state_dict(), one.model.state_dict())
+    moved = [(start[n] - t).abs().max() for n, t in one.model.state_dict().items() if "conv" in n]
+    assert max(moved) > 100 * TOLERANCE  # enough happened for the comparison to mean something
+
+
+@pytest.mark.slow
+def test_two_processes_give_the_result_of_one(alone, tmp_path):
+    out = tmp_path / "w.safetensors"
+    said = two_processes(out, {"accumulate": 2, "workers": 1})
+    assert said[0] == said[1]
+    assert said[0]["loss"] == pytest.approx(alone.loss, abs=TOLERANCE)
+    assert said[0]["metrics"]["images"] == 3
+    assert said[0]["metrics"]["miou"] == pytest.approx(alone.metrics["miou"], abs=1e-3)
+    assert_same_weights(load_model(Files(out).last).state_dict(), alone.model.state_dict())
+
+
+@pytest.mark.slow
+def test_a_signal_to_one_stops_all_and_another_world_size_goes_on(alone, tmp_path):
+    out = tmp_path / "w.safetensors"
+    stop = {"rank": 1, "at": 2 * 3, "signal": int(signal.SIGTERM)}  # in the third step
+    said = two_processes(out, stop=stop)
+    assert [one["signal"] for one in said] == [signal.SIGTERM] * 2
+    assert [one["steps"] for one in said] == [3, 3]
+    assert read_state(Files(out).state)["step"] == 3
+    config = dataclasses.replace(FROZEN, batch_size=4)
+    resumed = run(config, tiny_pictures(4), out, validation=tiny_pictures(3), resume=True)
+    assert resumed.loss == pytest.approx(alone.loss, abs=TOLERANCE)
+    assert_same_weights(resumed.model.state_dict(), alone.model.state_dict())
+
+
+@pytest.mark.slow
+def test_the_command_under_torchrun_prints_once(tmp_path):
+    out = tmp_path / "w.safetensors"
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command += ["--nproc-per-node", "2", "-m", "deeplab", "train", "--out", str(out)]
+    command += ["--steps", "2", "--batch-size", "4", "--crop", "33", "--device", "cpu"]
+    command += ["--scenes", "4", "--validation-scenes", "2", "--workers", "0"]
+    process = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=240)
+    assert process.returncode == 0, process.stderr
+    assert process.stdout.count("2 of 2 steps") == 1
+    assert read_metadata(out)["step"] == 2
+
+
+def test_a_batch_that_cannot_be_shared_is_refused():
+    with pytest.raises(ValueError, match="batch_size: expected a multiple of accumulate = 2"):
+        dataclasses.replace(TINY, batch_size=3, accumulate=2)
+
+
+def test_a_gpu_that_is_not_there_is_said(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(InputError, match="device: cuda, but torch sees no GPU"), processes("cuda"):
+        pass
+    with processes("auto") as group:
+        assert (group.rank, group.world, group.device.type) == (0, 1, "cpu")
+
+
+def test_synchronised_batch_norm_is_for_gpus():
+    with pytest.raises(InputError, match="sync_bn: BatchNorm is synchronised on GPUs only"):
+        run(dataclasses.replace(TINY, sync_bn=True), tiny_pictures())
+
+
+def test_denominators_of_shares_add_up_to_those_of_the_step():
+    labels = torch.randint(0, 4, (4, 33, 33))
+    labels[1, :20] = 255
+    weights = torch.tensor([1.0, 0.5, 2.0, 0.0])
+    for w in (None, weights):
+        whole = labelled_mass(labels, (8, 8, 8, 16), w)
+        parts = [labelled_mass(part, (8, 8, 8, 16), w) for part in labels.chunk(2)]
+        torch.testing.assert_close(sum(parts), whole)

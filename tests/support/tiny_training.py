@@ -1,0 +1,51 @@
+"""Training runs of a second or less: what the tests of deeplab.engine.train start from."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from deeplab.data.scenes import ScenesDataset
+from deeplab.engine.train import TrainConfig, TrainResult, train
+
+TINY = TrainConfig(
+    steps=6,
+    batch_size=2,
+    crop=33,
+    lr=0.02,
+    warmup=0,
+    validate_every=100,
+    log_every=1,
+    precision="float32",
+    device="cpu",
+    workers=0,
+)
+FROZEN = dataclasses.replace(TINY, lr=1e-4, model_options={"frozen_bn": True})
+
+
+def tiny_pictures(count: int = 2) -> list[tuple[Any, ...]]:
+    return [tuple(scene) for scene in ScenesDataset(0, count, size=33)]
+
+
+def run(config: TrainConfig, pictures: Any, out: Path | None = None, **options: Any) -> TrainResult:
+    options = {"validation": tiny_pictures(), "progress": False} | options
+    return train(config, out, dataset=pictures, **options)
+
+
+class Signalling:
+    """Pictures of which the `at`-th that is asked for sends this process a signal."""
+
+    def __init__(self, pictures: Sequence[Any], at: int, signal: int) -> None:
+        self.pictures, self.at, self.signal, self.calls = pictures, at, signal, 0
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    def __getitem__(self, index: int) -> Any:
+        self.calls += 1
+        if self.calls == self.at:
+            os.kill(os.getpid(), self.signal)
+        return self.pictures[index]
