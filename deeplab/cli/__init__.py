@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from deeplab.cli import demo, evaluate, refine, segment, train
+from deeplab.cli import data, demo, evaluate, refine, segment, train
 from deeplab.errors import InputError
 
 
@@ -82,3 +82,4 @@ app.command()(refine.refine)
 app.command(cls=train.ShowsRecipe)(train.train)
 app.command()(evaluate.evaluate)
 app.command()(demo.demo)
+app.add_typer(data.app, name="data")

@@ -1,0 +1,227 @@
+"""`deeplab data list | check`: the data sets that are known, and what is wrong with their files."""
+
+from __future__ import annotations
+
+import json
+import sys
+import tomllib
+from contextlib import nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from deeplab.data import outputs
+from deeplab.errors import InputError
+
+if TYPE_CHECKING:
+    from deeplab.data.datasets.check import Finding, Report
+
+app = typer.Typer(
+    help="Data sets: which are known and how they have to lie, and what is wrong with the files.",
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+)
+
+_SHOWN = 20
+_FINDINGS = 1
+
+
+@app.command("list")
+def list_sets(
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[NAME]...", help="Tell of these in full.", show_default=False),
+    ] = None,
+) -> None:
+    """The data sets that can be read; with names, where they come from and how they have to lie.
+
+    Nothing is downloaded.
+
+    **Examples**
+
+    ```text
+    deeplab data list
+    deeplab data list voc2012 folder
+    ```
+    """
+    from deeplab.data.datasets import DATASETS
+
+    for name in names or ():
+        if name not in DATASETS:
+            raise InputError(f"no data set {name!r}; there are {', '.join(DATASETS)}")
+    if not names:
+        table = Table(title="Data sets", caption="deeplab data list NAME tells the layout")
+        for column in ("name", "what", "classes", "licence"):
+            table.add_column(column, overflow="fold")
+        for name, info in DATASETS.items():
+            table.add_row(name, info.title, info.classes, info.licence)
+        Console().print(table)
+    for name in names or ():
+        info = DATASETS[name]
+        facts = {
+            "classes": info.classes,
+            "ignored labels": info.ignored,
+            "usual splits": ", ".join(info.usual),
+            "from": info.homepage,
+            "licence": info.licence,
+        }
+        typer.echo(f"{name}: {info.title}")
+        for what, fact in facts.items():
+            typer.echo(f"  {what:<16}{fact}")
+        typer.echo("  layout")
+        for line in info.layout.splitlines():
+            typer.echo(f"    {line}")
+        typer.echo()
+
+
+@app.command()
+def check(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="As deeplab data list has it.")],
+    root: Annotated[Path, typer.Argument(metavar="ROOT", help="The folder where the set lies.")],
+    split: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="A split; repeatable.", show_default="the usual ones"),
+    ] = None,
+    option: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KEY=VALUE",
+            help="What the set takes more, such as ignore=11 or classes=names.txt; repeatable.",
+            show_default=False,
+        ),
+    ] = None,
+    json_file: Annotated[
+        Path | None,
+        typer.Option("--json", metavar="FILE", help="Write all of it there.", show_default=False),
+    ] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Processes that read.", show_default="as many as pay off"),
+    ] = None,
+) -> None:
+    """Read every picture and label map of a data set; name what is wrong, count what is there.
+
+    Looks for missing and unreadable files, sizes that differ, tiny pictures, label values that are
+    no class, names listed twice, label maps without a picture, and pictures in training and
+    validation both. Then a table of the classes and of the picture sizes.
+
+    Exit status: 0 nothing to mend, 1 findings, 2 it could not be checked.
+
+    **Examples**
+
+    ```text
+    deeplab data check voc2012 VOCdevkit/VOC2012 --split trainaug --split val
+    deeplab data check camvid camvid --json camvid.json
+    deeplab data check folder mine --option ignore=0 --option labels=masks
+    ```
+    """
+    from deeplab.data.datasets import DATASETS, available_splits, open_dataset
+    from deeplab.data.datasets.check import check as run
+    from deeplab.data.datasets.check import shared_pictures
+
+    if json_file is not None:
+        outputs.check_writable_file(json_file)
+    chosen = _options(option or ())
+    found = available_splits(name, root, **chosen)
+    splits = split or [s for s in DATASETS[name].usual if s in found] or found
+    data = {s: open_dataset(name, root, s, **chosen) for s in dict.fromkeys(splits)}
+    reports = {}
+    bar = _progress_bar() if sys.stderr.isatty() else None
+    with bar or nullcontext():
+        for s, pictures in data.items():
+            task = bar.add_task(s, total=len(pictures)) if bar else None
+
+            def advance(task: Any = task) -> None:
+                if bar:
+                    bar.advance(task)
+
+            reports[s] = run(pictures, workers, advance)
+    shared = shared_pictures(data)
+    findings = [f for report in reports.values() for f in report.findings] + shared
+    _print_findings(findings)
+    for s, report in reports.items():
+        _print_contents(report, s)
+    if json_file is not None:
+        content = {
+            "dataset": name,
+            "root": str(root),
+            "options": chosen,
+            "splits": {s: report.as_dict() for s, report in reports.items()},
+            "shared": [finding.message for finding in shared],
+        }
+        outputs.write_text(json_file, json.dumps(content, indent=2) + "\n")
+    pictures_read = sum(report.pictures for report in reports.values())
+    summary = f"{len(findings)} findings" if findings else "nothing to mend"
+    typer.echo(f"{name}, {', '.join(reports)}: {pictures_read} pictures, {summary}")
+    if findings:
+        raise typer.Exit(_FINDINGS)
+
+
+def _options(pairs: Any) -> dict[str, Any]:
+    """KEY=VALUE as keyword arguments; a value is read as TOML has it, or is text."""
+    chosen = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not equals or not key:
+            raise InputError(f"--option {pair}: expected KEY=VALUE, such as ignore=11")
+        try:
+            chosen[key] = tomllib.loads(f"value = {value}")["value"]
+        except tomllib.TOMLDecodeError:
+            chosen[key] = value
+    return chosen
+
+
+def _progress_bar() -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+    )
+
+
+def _print_findings(findings: list[Finding]) -> None:
+    from deeplab.data.datasets.check import KINDS
+
+    for kind, meaning in KINDS.items():
+        lines = [finding.message for finding in findings if finding.kind == kind]
+        if not lines:
+            continue
+        typer.echo(f"{len(lines)} {meaning}:")
+        for line in lines[:_SHOWN]:
+            typer.echo(f"  {line}")
+        if len(lines) > _SHOWN:
+            typer.echo(f"  and {len(lines) - _SHOWN} more; --json FILE has them all")
+        typer.echo()
+
+
+def _print_contents(report: Report, split: str) -> None:
+    """The classes of a split by pixels and pictures, and its sizes."""
+    table = Table(title=f"{split}: {report.pictures} pictures")
+    table.add_column("class")
+    for column in ("pixels", "share", "pictures"):
+        table.add_column(column, justify="right")
+    labelled = sum(report.pixels)
+    for name, pixels, images in zip(report.classes, report.pixels, report.images, strict=True):
+        share = f"{100 * pixels / labelled:.2f}%" if pixels else "-"
+        table.add_row(name, f"{pixels:,}", share, f"{images:,}")
+    table.add_section()
+    every = labelled + report.ignored
+    share = f"{100 * report.ignored / every:.2f}% of all" if report.ignored else "-"
+    table.add_row("ignored", f"{report.ignored:,}", share, "")
+    Console().print(table)
+    if report.unlabelled:
+        typer.echo(f"{report.unlabelled} pictures have no pixel that counts")
+    if report.sizes:
+        widths, heights = zip(*report.sizes.elements(), strict=True)
+        (width, height), count = report.sizes.most_common(1)[0]
+        typer.echo(
+            f"sizes: width {min(widths)} to {max(widths)}, height {min(heights)} to "
+            f"{max(heights)}; {count} are {width} x {height}"
+        )
+    typer.echo()

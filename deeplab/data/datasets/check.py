@@ -1,0 +1,228 @@
+"""What is wrong with the files of a data set, and what is in it.
+
+Every picture and every label map is read once. What a person has to mend is a `Finding`, with the
+file's name; a broken picture ends nothing. Counts are of pixels by class, and of the pictures that
+a class occurs in: what class weights and the choice of a crop rest on.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from deeplab.data.datasets.base import SegmentationData, size_message
+from deeplab.data.datasets.labels import IGNORE, UnknownLabels
+from deeplab.errors import InputError
+
+KINDS = {
+    "missing": "files that are not there",
+    "unreadable": "files that cannot be used",
+    "size": "sizes that differ, or tiny pictures",
+    "labels": "label values that are no class",
+    "duplicate": "pictures listed more than once",
+    "unpaired": "label maps without a picture",
+    "shared": "pictures in both training and validation",
+}
+"""The kinds of findings, and what they are."""
+
+TINY = 16
+"""Pictures with a shorter side than this (pixels) are findings: icons, or cut-off files."""
+
+_PICTURES_PER_WORKER = 500  # starting a process takes as long as reading some hundreds
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing to mend: its kind (a key of `KINDS`), and a line that names the file."""
+
+    kind: str
+    message: str
+
+
+@dataclass
+class Report:
+    """What was found in one split.
+
+    `pixels` and `images` count pixels of each class, and pictures that have it; `ignored` pixels
+    that do not count; `unlabelled` pictures in which none counts; `sizes` pictures by
+    (width, height), where they could be read.
+    """
+
+    name: str
+    pictures: int
+    classes: tuple[str, ...]
+    findings: list[Finding] = field(default_factory=list)
+    pixels: list[int] = field(default_factory=list)
+    images: list[int] = field(default_factory=list)
+    ignored: int = 0
+    unlabelled: int = 0
+    sizes: Counter[tuple[int, int]] = field(default_factory=Counter)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain numbers, strings, lists and dictionaries, ready for JSON."""
+        counts = zip(self.classes, self.pixels, self.images, strict=True)
+        return {
+            "pictures": self.pictures,
+            "findings": [asdict(finding) for finding in self.findings],
+            "classes": [{"name": n, "pixels": p, "images": i} for n, p, i in counts],
+            "ignored_pixels": self.ignored,
+            "unlabelled_pictures": self.unlabelled,
+            "sizes": [
+                {"width": width, "height": height, "pictures": count}
+                for (width, height), count in self.sizes.most_common()
+            ],
+        }
+
+
+@dataclass(frozen=True)
+class _Examined:
+    """What one picture gave: its findings, size (width, height) and pixels by class, `[256]`."""
+
+    findings: tuple[Finding, ...]
+    size: tuple[int, int] | None
+    pixels: npt.NDArray[np.int64] | None
+
+
+def check(
+    data: SegmentationData,
+    workers: int | None = None,
+    advance: Callable[[], object] = lambda: None,
+) -> Report:
+    """Read every picture of a data set and report.
+
+    workers: processes that read; 0 reads in this one; by default as many as pay off. A script that
+        uses them must guard its main part with `if __name__ == "__main__"`.
+    advance: called after each picture.
+
+    Raises InputError: workers is negative, or a worker was killed.
+    """
+    if workers is None:
+        workers = min(os.cpu_count() or 1, 8, len(data) // _PICTURES_PER_WORKER)
+        workers = 0 if workers == 1 else workers
+    if workers < 0:
+        raise InputError(f"workers: expected 0 or more, got {workers}")
+    report = Report(data.name, len(data), data.classes)
+    pixels, images = np.zeros(256, np.int64), np.zeros(256, np.int64)
+    for name, count in Counter(data.names).items():
+        if count > 1:
+            report.findings.append(Finding("duplicate", f"{name}: listed {count} times"))
+    for path in data.unpaired():
+        report.findings.append(Finding("unpaired", f"{path}: no picture has this name"))
+    for examined in _examine_all(data, workers):
+        report.findings += examined.findings
+        if examined.size is not None:
+            report.sizes[examined.size] += 1
+        if examined.pixels is not None:
+            pixels += examined.pixels
+            images += examined.pixels > 0
+            report.unlabelled += not examined.pixels[: len(data.classes)].any()
+        advance()
+    order = list(KINDS)
+    report.findings.sort(key=lambda finding: order.index(finding.kind))  # stable within a kind
+    report.pixels = pixels[: len(data.classes)].tolist()
+    report.images = images[: len(data.classes)].tolist()
+    report.ignored = int(pixels[IGNORE])
+    return report
+
+
+def shared_pictures(splits: Mapping[str, SegmentationData]) -> list[Finding]:
+    """Pictures that a training split and the validation or test split have in common.
+
+    Splits are taken by name: "train", "train...", but not "trainval...", against "val..." and
+    "test...".
+    """
+    found = []
+    for (one, first), (two, second) in combinations(sorted(splits.items(), reverse=True), 2):
+        training = [n for n in (one, two) if n.startswith("train") and "trainval" not in n]
+        held_out = [n for n in (one, two) if n.startswith(("val", "test"))]
+        if len(training) == len(held_out) == 1:
+            for name in sorted(set(first.names) & set(second.names)):
+                line = f"{name}: in {training[0]} and in {held_out[0]}"
+                found.append(Finding("shared", f"{line}, so that scores would be too good"))
+    return found
+
+
+def _examine(data: SegmentationData, index: int) -> _Examined:
+    image = labels = None
+    missing = [path for path in data.files(index) if not path.exists()]
+    findings = [Finding("missing", f"{path}: no such file") for path in missing]
+    image_file, label_file = (*data.files(index), None, None)[:2]
+    if image_file not in missing:
+        try:
+            image = data.image(index)
+        except InputError as error:
+            findings.append(Finding("unreadable", str(error)))
+    if label_file not in missing:
+        try:
+            labels = data.labels(index)
+        except UnknownLabels as error:
+            findings.append(Finding("labels", str(error)))
+            labels = error.labels
+        except InputError as error:
+            findings.append(Finding("unreadable", str(error)))
+    size = None
+    if image is not None:
+        size = (image.shape[1], image.shape[0])
+        if min(size) < TINY:
+            line = f"{data.file(index)}: only {size[0]} x {size[1]} pixels"
+            findings.append(Finding("size", line))
+        if labels is not None and labels.shape != image.shape[:2]:
+            line = f"{data.file(index)}: {size_message(image, labels)}"
+            findings.append(Finding("size", line))
+    counts = None if labels is None else np.bincount(labels.ravel(), minlength=256)
+    return _Examined(tuple(findings), size, counts)
+
+
+def _examine_all(data: SegmentationData, workers: int) -> Iterator[_Examined]:
+    """Every picture's result, in order."""
+    if workers == 0:
+        for index in range(len(data)):
+            yield _examine(data, index)
+        return
+    with _pool(data, workers) as pool:
+        try:
+            yield from pool.map(_examine_mine, range(len(data)), chunksize=8)
+        except BrokenExecutor as error:
+            raise InputError(
+                f"{data.name}: a reading process was killed, for lack of memory most likely; "
+                "use fewer workers"
+            ) from error
+
+
+@contextmanager
+def _pool(data: SegmentationData, workers: int) -> Iterator[ProcessPoolExecutor]:
+    # Not a plain fork: the parent may run threads (a progress bar, torch's) that hold locks.
+    methods = multiprocessing.get_all_start_methods()
+    context = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
+    if context.get_start_method() == "forkserver":
+        context.set_forkserver_preload([__name__])
+    pool = ProcessPoolExecutor(workers, context, initializer=_start, initargs=(data,))
+    try:
+        yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+_mine: SegmentationData | None = None  # a worker's copy: sent once, not with every picture
+
+
+def _start(data: SegmentationData) -> None:
+    global _mine
+    _mine = data
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's business
+
+
+def _examine_mine(index: int) -> _Examined:
+    assert _mine is not None
+    return _examine(_mine, index)
