@@ -5,9 +5,10 @@ from contextlib import nullcontext
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
 import crf
-from deeplab.engine.predict import Prediction, predict
+from deeplab.engine.predict import Prediction, network_scores, predict
 from deeplab.errors import InputError
 from deeplab.model import DeepLab, deeplab_v2_small
 from kernels import memory
@@ -125,3 +126,54 @@ def test_labels_of_more_than_256_classes_keep_their_values() -> None:
     probabilities = np.zeros((300, 1, 2), np.float32)
     probabilities[[299, 7], 0, [0, 1]] = 1
     assert Prediction.of(probabilities).labels.tolist() == [[299, 7]]
+
+
+def views_by_hand(model: DeepLab, image: np.ndarray, scales: tuple[float, ...]) -> np.ndarray:
+    """The mean of the softmaxes of all views, in float64: each scale, and each mirrored."""
+    height, width = image.shape[:2]
+    x, found = model.preprocess(image), []
+    for scale in scales:
+        size = (round((height - 1) * scale) + 1, round((width - 1) * scale) + 1)
+        view = F.interpolate(x, size=size, mode="bilinear", align_corners=True)
+        for mirrored in (False, True):
+            given = view.flip(3) if mirrored else view
+            with torch.no_grad():
+                small = model.head(model.backbone(given))
+            logits = F.interpolate(small, (height, width), mode="bilinear", align_corners=True)
+            logits = logits.flip(3) if mirrored else logits
+            found.append(logits[0].double().softmax(0).numpy())
+    return np.mean(found, axis=0)
+
+
+@pytest.mark.parametrize("scales", [(1.0,), (0.5, 1.0, 1.75)])
+def test_scales_and_flip_average_the_probabilities_of_the_views(
+    model: DeepLab, scales: tuple[float, ...]
+) -> None:
+    image = picture(33, 50)
+    result = predict(model, image, scales=scales, flip=True)
+    expected = views_by_hand(model, image, scales)
+    np.testing.assert_allclose(result.probabilities, expected, atol=1e-6)
+    assert np.abs(expected - predict(model, image).probabilities).max() > 1e-3
+
+
+def test_a_crf_refines_the_average_of_the_views(model: DeepLab) -> None:
+    image = picture(30, 20)
+    average = predict(model, image, scales=(0.5, 1.0), flip=True).probabilities
+    rgb = torch.from_numpy(image.astype(np.float32).transpose(2, 0, 1))[None]
+    expected = layer()(torch.from_numpy(average).log()[None], rgb)[0].numpy()
+    found = predict(model, image, layer(), scales=(0.5, 1.0), flip=True).probabilities
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
+def test_an_average_stays_finite_where_every_view_gives_a_probability_of_zero() -> None:
+    sure = deeplab_v2_small(num_classes=4).eval()
+    with torch.no_grad():
+        sure.head.classifier.bias[1] = 1e5
+    logits = network_scores(sure, picture(9, 9), (1.0,), flip=True)
+    assert bool(logits.isfinite().all())
+
+
+@pytest.mark.parametrize("scales", [(), (0.0,), (1.0, 9.0), (float("nan"),)])
+def test_scales_without_sense_are_refused(model: DeepLab, scales: tuple[float, ...]) -> None:
+    with pytest.raises(ValueError, match="scales: expected at least one number"):
+        predict(model, picture(9, 9), scales=scales)
