@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from deeplab.data.datasets.labels import IGNORE as IGNORE
+from deeplab.data.datasets.labels import IGNORE
 from deeplab.preprocess import MEAN_BGR
 
 CAFFE_SCALES = (0.5, 0.75, 1.0, 1.25, 1.5)

@@ -166,7 +166,7 @@ def _open(
 
 
 def _splits(kind: _Kind, root: Path) -> list[str]:
-    return [*_lists(kind, _find_root(kind, root)), "all"]
+    return [*sorted(_lists(kind, _find_root(kind, root))), "all"]
 
 
 def _find_root(kind: _Kind, root: Path) -> Path:

@@ -1,0 +1,191 @@
+"""`deeplab data check` and `deeplab data list`: errors are named, contents are counted."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from deeplab import cli
+from deeplab.data.datasets import DATASETS, open_dataset
+from deeplab.data.datasets.check import KINDS, check, shared_pictures
+
+
+def run(*args):
+    return CliRunner().invoke(cli.app, ["data", *(str(arg) for arg in args)])
+
+
+@pytest.fixture
+def own(tmp_path):
+    """Six good pictures of 24 x 20: half of the pixels are class 0, the others 1 or ignored."""
+    labels = np.zeros((20, 24), np.uint8)
+    labels[:, 12:], labels[:5, 12:] = 1, 255
+    y, x = np.indices((20, 24))
+    image = np.stack([y * 9, x * 9, y * x], -1).astype(np.uint8)
+    for split in ("train", "val"):
+        for folder in ("images", "labels"):
+            (tmp_path / folder / split).mkdir(parents=True)
+        for name in "abc":
+            Image.fromarray(image).save(tmp_path / "images" / split / f"{name}.jpg")
+            Image.fromarray(labels).save(tmp_path / "labels" / split / f"{name}.png")
+    (tmp_path / "classes.txt").write_text("left\nright\nnever\n")
+    return tmp_path
+
+
+@pytest.fixture
+def broken(own):
+    """One of everything that can be wrong."""
+    images, labels = own / "images" / "train", own / "labels" / "train"
+    (labels / "a.png").unlink()
+    whole = (images / "b.jpg").read_bytes()
+    (images / "b.jpg").write_bytes(whole[: len(whole) // 2])
+    values = np.zeros((20, 24), np.uint8)
+    values[0, 0] = 9
+    Image.fromarray(values).save(labels / "c.png")
+    Image.new("L", (20, 24)).save(labels / "d.png")
+    Image.new("RGB", (24, 20)).save(images / "d.jpg")
+    Image.new("L", (9, 8)).save(labels / "e.png")
+    Image.new("RGB", (9, 8)).save(images / "e.jpg")
+    Image.new("L", (24, 20)).save(labels / "f.png")
+    Image.new("RGB", (24, 20)).save(labels / "g.png")
+    Image.new("RGB", (24, 20)).save(images / "g.jpg")
+    (labels / "h.png").write_bytes(b"")
+    Image.new("RGB", (24, 20)).save(images / "h.jpg")
+    return own
+
+
+EXPECTED = {
+    "missing": ["a.png: no such file"],
+    "unreadable": ["b.jpg: the image is truncated", "g.png: a picture in colours", "h.png: the"],
+    "size": ["d.jpg: the picture has 24 x 20 pixels, its labels 20 x 24", "e.jpg: only 9 x 8"],
+    "labels": ["c.png: label 9 in 1 pixels, first at row 0, column 0"],
+    "unpaired": ["f.png: no picture has this name"],
+}
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_everything_that_is_wrong_is_named_by_its_file(broken, workers):
+    report = check(open_dataset("folder", broken, "train"), workers)
+    for kind in KINDS:
+        messages = [f.message for f in report.findings if f.kind == kind]
+        expected = EXPECTED.get(kind, [])
+        assert len(messages) == len(expected), (kind, messages)
+        for message, words in zip(messages, expected, strict=True):
+            assert words in message
+            assert str(broken) in message
+
+
+def test_counts_are_of_pixels_and_pictures(own):
+    steps = []
+    report = check(open_dataset("folder", own, "train"), 0, lambda: steps.append(1))
+    assert report.findings == []
+    assert report.pixels == [3 * 20 * 12, 3 * 15 * 12, 0]
+    assert report.images == [3, 3, 0]
+    assert report.ignored == 3 * 5 * 12
+    assert report.sizes == {(24, 20): 3}
+    assert (report.pictures, report.unlabelled, len(steps)) == (3, 0, 3)
+
+
+def test_pixels_of_wrong_labels_do_not_count(broken):
+    report = check(open_dataset("folder", broken, "train"), 0)
+    assert sum(report.pixels) + report.ignored == (3 * 20 * 24) + 9 * 8  # of b, c, d and e
+    assert report.ignored == 5 * 12 + 1
+
+
+def test_pictures_without_a_pixel_that_counts_are_counted(own):
+    Image.new("L", (24, 20), 255).save(own / "labels" / "val" / "a.png")
+    assert check(open_dataset("folder", own, "val"), 0).unlabelled == 1
+
+
+def test_names_listed_twice_are_found(own):
+    (own / "train.txt").write_text("train/a\ntrain/b\ntrain/a\n")
+    findings = check(open_dataset("folder", own, "train"), 0).findings
+    assert [(f.kind, f.message) for f in findings] == [("duplicate", "train/a: listed 2 times")]
+
+
+def test_pictures_in_training_and_validation_are_found(own):
+    (own / "train.txt").write_text("train/a\nval/b\n")
+    (own / "trainval.txt").write_text("train/a\nval/b\nval/c\n")
+    splits = {name: open_dataset("folder", own, name) for name in ("train", "val", "trainval")}
+    findings = shared_pictures(splits)
+    assert [f.kind for f in findings] == ["shared"]
+    assert findings[0].message.startswith("val/b: in train and in val")
+
+
+def test_the_command_counts_and_exits_with_0(own):
+    result = run("check", "folder", own, "--json", own / "report.json")
+    assert result.exit_code == 0, result.output
+    assert "folder, train, val: 6 pictures, nothing to mend" in result.output
+    assert "57.14%" in result.output  # left: 240 of 420 labelled pixels
+    assert "3 are 24 x 20" in result.output
+    report = json.loads((own / "report.json").read_text())
+    assert report["splits"]["val"]["classes"][1] == {"name": "right", "pixels": 540, "images": 3}
+    assert report["splits"]["val"]["sizes"] == [{"width": 24, "height": 20, "pictures": 3}]
+
+
+def test_the_command_names_findings_and_exits_with_1(broken):
+    result = run("check", "folder", broken, "--split", "train", "--json", broken / "report.json")
+    assert result.exit_code == 1
+    for kind, messages in EXPECTED.items():
+        assert f"{len(messages)} {KINDS[kind]}:" in result.output
+        for words in messages:
+            assert words in result.output
+    assert "7 pictures, 8 findings" in result.output
+    found = json.loads((broken / "report.json").read_text())["splits"]["train"]["findings"]
+    assert len(found) == 8
+    assert {f["kind"] for f in found} == set(EXPECTED)
+
+
+def test_a_long_list_of_findings_is_cut_short(own):
+    (own / "train.txt").write_text("".join(f"gone{i}\n" for i in range(25)))
+    result = run("check", "folder", own, "--split", "train")
+    assert result.exit_code == 1
+    assert result.output.count("no such file") == 20
+    assert "and 30 more; --json FILE has them all" in result.output
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["check", "nothing", "."], "no data set 'nothing'; there are voc2012"),
+        (["check", "camvid", "gone"], "gone: no such folder; camvid is expected there"),
+        (["check", "folder", ".", "--option", "ignore"], "--option ignore: expected KEY=VALUE"),
+        (["check", "camvid", ".", "--option", "ignore=3"], "camvid: no option 'ignore'"),
+        (["list", "nothing"], "no data set 'nothing'"),
+    ],
+)
+def test_what_cannot_be_checked_exits_with_2(args, message):
+    result = run(*args)
+    assert result.exit_code == 2
+    assert message in result.output
+
+
+def test_an_unknown_split_and_a_negative_number_of_workers_exit_with_2(own):
+    for options, message in (
+        (["--split", "test"], "no split 'test'; there are train, val, all"),
+        (["--workers", "-1"], "workers: expected 0 or more"),
+        (["--json", own / "images"], "is a folder"),
+    ):
+        result = run("check", "folder", own, *options)
+        assert result.exit_code == 2
+        assert message in result.output
+
+
+def test_options_are_read_as_toml_or_as_text(own):
+    (own / "names.txt").write_text("left\n")
+    options = ["--option", f"classes={own / 'names.txt'}", "--option", "ignore=[1, 7]"]
+    result = run("check", "folder", own, *options, "--split", "val")
+    assert result.exit_code == 0, result.output
+    assert "never" not in result.output
+
+
+def test_the_list_has_every_set_and_tells_of_one_in_full():
+    result = run("list")
+    assert result.exit_code == 0
+    for name in DATASETS:
+        assert name in result.output
+    result = run("list", "cityscapes", "folder")
+    assert "gtFine/{train,val}/CITY/" in result.output
+    assert "ignore_colours" in result.output
+    assert "https://www.cityscapes-dataset.com/" in result.output
