@@ -290,7 +290,8 @@ def _config(
         defaults |= {"frozen_bn": line.frozen_bn, "style": line.style}
     if unknown := options.keys() - defaults.keys():
         raise TypeError(
-            f"{name}: no option {', '.join(sorted(unknown))}; expected {', '.join(defaults)} or crf"
+            f"{name}() got an unexpected keyword argument {min(unknown)!r}; expected num_classes, "
+            f"{', '.join(defaults)} or crf"
         )
     chosen = defaults | options
     if not _is_positive(num_classes):
@@ -304,18 +305,19 @@ def _config(
 
 
 def _checked_rates(name: str, line: OnVGG16 | OnResNet, rates: Any) -> list[int]:
-    listed = list(rates) if isinstance(rates, Iterable) else [rates]
-    whole = all(_is_positive(rate) for rate in listed)
+    listed = list(rates) if isinstance(rates, Iterable) else []
+    whole = bool(listed) and all(_is_positive(rate) for rate in listed)
+    shown = listed or rates
     if not line.rates:
-        if listed:
-            raise ValueError(f"rates: {name} has a 1x1 classifier and so no rates, got {listed}")
+        if listed or not isinstance(rates, Iterable):
+            raise ValueError(f"rates: {name} has a 1x1 classifier and so no rates, got {shown}")
     elif isinstance(line, OnVGG16) and line.kernel != 3:
-        if len(listed) != 1 or not whole:
-            raise ValueError(f"rates: {name} has one rate, such as (4,), got {listed}")
-    elif not listed or not whole or not isinstance(rates, Iterable):
+        if not whole or len(listed) > 1:
+            raise ValueError(f"rates: {name} has one rate, such as (4,), got {shown}")
+    elif not whole:
         raise ValueError(
             "rates: expected at least one integer, each from 1 up, such as (6, 12, 18, 24), got "
-            f"{listed if isinstance(rates, Iterable) else rates}"
+            f"{shown}"
         )
     return listed
 

@@ -3,22 +3,41 @@
 import copy
 import itertools
 import json
+import re
 
 import pytest
 import torch
 from torch import nn
 
+import deeplab.model
 from crf import DenseCRF
 from deeplab.backbones import ResNet
-from deeplab.heads import ASPP
+from deeplab.heads import ASPP, FullyConnected, MultiRateConv2d
 from deeplab.model import MODELS, DeepLab, build, deeplab_v2_small
 
-PARAMETERS = {
+PARAMETERS = {  # with 21 classes
+    "deeplab_v1_7x7": 134_346_581,
+    "deeplab_v1_4x4": 65_140_565,
     "deeplab_v1_largefov": 20_505_429,
+    "deeplab_v1_msc": 66_346_686,
+    "deeplab_v1_msc_largefov": 21_711_550,
+    "deeplab_v2_vgg16_largefov": 20_505_429,
+    "deeplab_v2_vgg16_aspp_s": 37_877_652,
+    "deeplab_v2_vgg16_aspp_l": 37_877_652,
     "deeplab_v2_vgg16": 37_877_652,
+    "deeplab_v2_resnet101_base": 42_543_189,
+    "deeplab_v2_resnet101_largefov": 42_887_253,
+    "deeplab_v2_resnet101_aspp_s": 44_048_532,
+    "deeplab_v2_resnet101_aspp_l": 44_048_532,
     "deeplab_v2_resnet101": 44_048_532,
+    "deeplab_v2_resnet50": 25_056_404,
+    "deeplab_v2_resnet18": 11_563_668,
     "deeplab_v2_small": 915_876,
+    "deeplab_v3_resnet101": 58_630_997,
+    "deeplab_v3_resnet50": 39_638_869,
 }
+ONE_RATE = ("deeplab_v1_7x7", "deeplab_v1_4x4", "deeplab_v1_msc")  # fc6 is not 3x3
+RESNETS = [name for name in PARAMETERS if "vgg" not in name and "v1" not in name]
 
 
 @pytest.fixture
@@ -54,14 +73,17 @@ def test_parameters_with_21_classes(name):
     assert sum(parameter.numel() for parameter in model.parameters()) == PARAMETERS[name]
 
 
-def test_every_model_of_the_table_is_counted_here():
+def test_every_model_of_the_table_is_counted_here_and_in_its_docstring():
     assert set(MODELS) == set(PARAMETERS)
+    documented = re.findall(r"^    (deeplab_\w+) .* ([\d,]+)$", deeplab.model.__doc__, re.MULTILINE)
+    assert {name: int(count.replace(",", "")) for name, count in documented} == PARAMETERS
 
 
-def test_the_largefov_variant_of_resnet101_has_one_rate():
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_every_model_of_the_table_has_a_builder_of_its_name(name):
     with torch.device("meta"):
-        model = build("deeplab_v2_resnet101", rates=(12,))
-    assert sum(parameter.numel() for parameter in model.parameters()) == 42_887_253
+        model = getattr(deeplab.model, name)(num_classes=2)
+    assert model.config == {**model.config, "model": name, "num_classes": 2}
 
 
 def test_the_small_model_is_resnet_layout_at_a_quarter_of_the_width():
@@ -79,22 +101,74 @@ def test_the_small_model_is_resnet_layout_at_a_quarter_of_the_width():
 @pytest.mark.parametrize(
     ("name", "rates"),
     [
+        ("deeplab_v1_7x7", (4,)),
+        ("deeplab_v1_4x4", (4,)),
         ("deeplab_v1_largefov", (12,)),
+        ("deeplab_v1_msc_largefov", (12,)),
+        ("deeplab_v2_vgg16_largefov", (12,)),
+        ("deeplab_v2_vgg16_aspp_s", (2, 4, 8, 12)),
         ("deeplab_v2_vgg16", (6, 12, 18, 24)),
+        ("deeplab_v2_resnet101_largefov", (12,)),
+        ("deeplab_v2_resnet101_aspp_s", (2, 4, 8, 12)),
         ("deeplab_v2_resnet101", (6, 12, 18, 24)),
+        ("deeplab_v2_resnet50", (6, 12, 18, 24)),
+        ("deeplab_v2_resnet18", (6, 12, 18, 24)),
         ("deeplab_v2_small", (6, 12, 18, 24)),
+        ("deeplab_v3_resnet101", (12, 24, 36)),
     ],
 )
 def test_the_heads_have_the_papers_rates(name, rates):
     with torch.device("meta"):
-        head = build(name).head
-    assert getattr(head, "fc6", head.classifier).rates == rates
+        model = build(name)
+    head = model.head
+    layer = getattr(head, "fc6", getattr(head, "pyramid", head.classifier))
+    assert rates == (layer.dilation[:1] if isinstance(layer, nn.Conv2d) else layer.rates)
+    assert model.config["rates"] == list(rates)
+
+
+def test_v1_averages_after_pool5_and_v2_does_not():
+    with torch.device("meta"):
+        for name in (name for name in MODELS if "v1" in name or "vgg" in name):
+            assert (build(name).backbone.pool5a is None) == ("v2" in name)
+
+
+def test_the_base_of_resnet101_classifies_with_a_single_1x1():
+    with torch.device("meta"):
+        head = build("deeplab_v2_resnet101_base").head
+    assert list(head.state_dict()) == ["classifier.weight", "classifier.bias"]
+    assert head.classifier.kernel_size == (1, 1)
+
+
+@pytest.mark.parametrize(("kernel", "rate"), [(7, 4), (4, 4), (4, 8)])
+@pytest.mark.parametrize("size", [(1, 1), (6, 9)])
+def test_a_large_fc6_keeps_the_size_of_the_map(kernel, rate, size):
+    head = FullyConnected(3, 2, rate, kernel=kernel, channels=5).double().eval()
+    for parameter in head.parameters():
+        parameter.data.normal_()
+    x, state = torch.randn(1, 3, *size, dtype=torch.float64), head.state_dict()
+    expected = torch.zeros(1, 5, *size, dtype=torch.float64)
+    for i, j in itertools.product(range(kernel), repeat=2):  # tap by tap, from the definition
+        down, right = (int(rate * (t - (kernel - 1) / 2)) for t in (i, j))
+        padded = nn.functional.pad(x, (32, 32, 32, 32))
+        seen = padded[:, :, 32 + down :, 32 + right :][:, :, : size[0], : size[1]]
+        expected += torch.einsum("oc,bchw->bohw", state["fc6.weight"][:, :, i, j], seen)
+    expected = (expected + state["fc6.bias"].view(-1, 1, 1)).clamp(min=0)
+    expected = head.classifier(head.fc7(expected).clamp(min=0))
+    torch.testing.assert_close(head(x), expected)
+
+
+def test_an_fc6_that_cannot_be_centred_is_refused():
+    with pytest.raises(ValueError, match=r"rates: fc6 is 4x4.*expected an even rate"):
+        build("deeplab_v1_4x4", rates=(3,))
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_config_is_json_and_builds_the_same_model_again(name):
     with torch.device("meta"):
-        model = build(name, num_classes=4, rates=(3, 5))
+        rates = () if name.endswith("_base") else (8,) if name in ONE_RATE else (3, 5)
+        options = {"rates": rates, "style": "torchvision", "scales": (1.0, 0.5)}
+        model = build(name, num_classes=4, **options)
+        assert model.config == model.config | {**options, "rates": [*rates], "scales": [1.0, 0.5]}
         config = json.loads(json.dumps(model.config))
         again = build(config.pop("model"), **config)
     assert again.config == model.config
@@ -141,7 +215,7 @@ def test_stride_8_scores_have_the_backbones_size(small):
         assert small(torch.randn(1, 3, n, 33), upsample=False).shape == (1, 5, eighth, 5)
 
 
-@pytest.mark.parametrize("name", ["deeplab_v1_largefov", "deeplab_v2_vgg16"])
+@pytest.mark.parametrize("name", ["deeplab_v1_4x4", "deeplab_v1_msc_largefov", "deeplab_v2_vgg16"])
 def test_the_vgg_models_run_forward_and_backward(name):
     model = build(name, num_classes=3)
     logits = model(torch.randn(1, 3, 17, 24))
@@ -265,9 +339,10 @@ def test_an_image_that_was_not_preprocessed_is_refused():
         ({"num_classes": 0}, "num_classes: expected an integer from 1 up, got 0"),
         ({"num_classes": 2.0}, "num_classes: .* got 2.0"),
         ({"num_classes": True}, "num_classes: .* got True"),
-        ({"rates": ()}, "rates: expected at least one integer"),
-        ({"rates": 6}, "rates: expected at least one integer, .* got 6"),
+        ({"rates": 6}, "rates: .* got 6"),
         ({"rates": (6, 0)}, r"rates: .* got \[6, 0\]"),
+        ({"style": "keras"}, "style: expected one of caffe, torchvision, got 'keras'"),
+        ({"scales": (0.5,)}, "scales: expected None"),
     ],
 )
 @pytest.mark.parametrize("name", MODELS)
@@ -276,27 +351,45 @@ def test_bad_options_are_refused(name, arguments, said):
         build(name, **arguments)
 
 
+@pytest.mark.parametrize(
+    ("name", "arguments", "error", "said"),
+    [
+        ("deeplab_v2_small", {"rates": ()}, ValueError, "rates: expected at least one integer"),
+        ("deeplab_v1_7x7", {"rates": ()}, ValueError, "rates: deeplab_v1_7x7 has one rate"),
+        ("deeplab_v1_msc", {"rates": (4, 8)}, ValueError, r"has one rate.*got \[4, 8\]"),
+        ("deeplab_v2_resnet101_base", {"rates": (12,)}, ValueError, "and so no rates, got"),
+        ("deeplab_v2_small", {"frozen_bn": "no"}, ValueError, "frozen_bn: expected True or False"),
+        ("deeplab_v2_vgg16", {"frozen_bn": True}, TypeError, "keyword argument 'frozen_bn'"),
+    ],
+)
+def test_options_that_a_model_does_not_have_are_refused(name, arguments, error, said):
+    with pytest.raises(error, match=said):
+        build(name, **arguments)
+
+
 def test_an_unknown_model_is_refused_with_the_names():
-    with pytest.raises(ValueError, match=r"'unet'; expected one of deeplab_v1_largefov, .*_vgg16"):
+    with pytest.raises(ValueError, match=r"'unet'; expected one of deeplab_v1_7x7, .*_vgg16"):
         build("unet")
 
 
 @pytest.mark.parametrize("frozen_bn", [True, False])
-@pytest.mark.parametrize("name", ["deeplab_v2_resnet101", "deeplab_v2_small"])
+@pytest.mark.parametrize("name", RESNETS)
 def test_frozen_norms_stay_frozen_in_training_and_trained_ones_train(name, frozen_bn):
     with torch.device("meta"):
         model = build(name, frozen_bn=frozen_bn).train()
     norms = [m for m in model.modules() if hasattr(m, "running_mean")]
-    assert len(norms) == sum(isinstance(m, nn.Conv2d) for m in model.backbone.modules())
+    assert len(norms) == sum(
+        isinstance(m, nn.Conv2d | MultiRateConv2d) and m.bias is None for m in model.modules()
+    )
     assert all(isinstance(norm, nn.BatchNorm2d) != frozen_bn for norm in norms)
     trained = {p.requires_grad for norm in norms for p in norm.parameters()}
     assert trained == {not frozen_bn}
 
 
-def test_the_papers_network_freezes_its_norms_and_the_small_one_trains_them():
+def test_the_papers_networks_freeze_their_norms_and_those_of_the_small_one_and_v3_train():
     with torch.device("meta"):
-        assert build("deeplab_v2_resnet101").config["frozen_bn"] is True
-        assert build("deeplab_v2_small").config["frozen_bn"] is False
+        trained = [name for name in RESNETS if not build(name).config["frozen_bn"]]
+    assert trained == ["deeplab_v2_small", "deeplab_v3_resnet101", "deeplab_v3_resnet50"]
 
 
 GROUPS = {  # name: factor of the learning rate, share of the weight decay
@@ -314,7 +407,13 @@ GROUPS = {  # name: factor of the learning rate, share of the weight decay
     [
         ("deeplab_v1_largefov", {}, "body_weight body_bias head_weight head_bias"),
         ("deeplab_v2_vgg16", {}, "body_weight body_bias head_weight head_bias"),
+        ("deeplab_v1_7x7", {}, "body_weight body_bias head_weight head_bias"),
+        ("deeplab_v1_msc", {}, "body_weight body_bias head_weight head_bias"),
         ("deeplab_v2_resnet101", {}, "body_weight head_weight head_bias"),
+        ("deeplab_v2_resnet101_base", {}, "body_weight head_weight head_bias"),
+        ("deeplab_v2_resnet18", {}, "body_weight head_weight head_bias"),
+        ("deeplab_v3_resnet50", {}, "body_weight body_norm head_weight head_bias"),
+        ("deeplab_v3_resnet50", {"frozen_bn": True}, "body_weight head_weight head_bias"),
         ("deeplab_v2_small", {}, "body_weight body_norm head_weight head_bias"),
         ("deeplab_v2_small", {"frozen_bn": True}, "body_weight head_weight head_bias"),
         ("deeplab_v2_vgg16", {"crf": 1}, "body_weight body_bias head_weight head_bias crf"),
@@ -348,6 +447,18 @@ def test_the_head_groups_hold_the_last_layer_only():
     fc = [vgg.head.fc6.weight, vgg.head.fc7.weight]
     body = {id(p) for g in vgg.param_groups(1.0) if g["name"] == "body_weight" for p in g["params"]}
     assert all(id(weight) in body for weight in fc)
+
+
+def test_the_taps_classifiers_are_in_the_head_groups_and_their_convolutions_in_the_body():
+    with torch.device("meta"):
+        model = build("deeplab_v1_msc_largefov")
+    groups = {group["name"]: group["params"] for group in model.param_groups(1.0)}
+    classifiers = [model.head.classifier, *(tap.classifier for tap in model.taps.children())]
+    assert len(classifiers) == 6
+    assert {id(p) for p in groups["head_weight"]} == {id(layer.weight) for layer in classifiers}
+    assert {id(p) for p in groups["head_bias"]} == {id(layer.bias) for layer in classifiers}
+    body = {id(p) for p in groups["body_weight"]}
+    assert all({id(t.conv1.weight), id(t.conv2.weight)} <= body for t in model.taps.children())
 
 
 def test_a_parameter_that_the_user_froze_is_in_no_group(small):
