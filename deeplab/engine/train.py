@@ -263,6 +263,11 @@ def _open_logs(teller: Teller, files: Files, run: Run, tensorboard: bool) -> Non
     check_writable_file(files.best)  # an older file there is kept until there is better
     if not files.best.parent.is_dir():
         raise InputError(f"{files.best}: cannot write, there is no such folder; create it first")
+    if not run.step and files.state.exists():
+        teller.say(
+            f"{files.state}: left by an earlier run, and replaced at the first checkpoint of this "
+            "one; --resume would go on with it"
+        )
     kept = run.step - run.awaits_validation
     teller.logs.append(CSVLog(files.log, kept))
     if tensorboard:

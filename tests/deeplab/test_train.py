@@ -7,10 +7,13 @@ import signal
 
 import numpy as np
 import pytest
+import tiny_training
 import torch
 import torch.nn.functional as F
+from PIL import Image
 
-from deeplab.data.scenes import CLASSES, PALETTE, ScenesDataset
+from deeplab.data.datasets import open_dataset
+from deeplab.data.scenes import CLASSES, PALETTE
 from deeplab.engine import train as training
 from deeplab.engine.refine import CRFSettings
 from deeplab.engine.train import (
@@ -22,29 +25,23 @@ from deeplab.engine.train import (
     segmentation_loss,
     train,
 )
+from deeplab.engine.training.losses import StepLoss, labelled_mass
+from deeplab.engine.training.samples import batches
 from deeplab.errors import InputError
 from deeplab.model import deeplab_v2_small
+from deeplab.multiscale import interp, interp_size
 from deeplab.weights import load_model, read_metadata
 
-TINY = TrainConfig(
-    steps=3,
-    batch_size=2,
-    crop=33,
-    lr=0.02,
-    warmup=0,
-    validate_every=100,
-    precision="float32",
-    workers=0,
-)
+TINY = dataclasses.replace(tiny_training.TINY, steps=3, log_every=20)
 
 
 @pytest.fixture(scope="module")
 def pictures():
-    return [tuple(scene) for scene in ScenesDataset(0, 2, size=33)]
+    return tiny_training.tiny_pictures()
 
 
 def run(config, pictures, out=None, **options):
-    return train(config, out, dataset=pictures, validation=pictures, progress=False, **options)
+    return tiny_training.run(config, pictures, out, validation=pictures, **options)
 
 
 def test_poly_schedule_has_the_papers_values():
@@ -154,6 +151,187 @@ def test_loss_is_the_mean_cross_entropy_of_labelled_pixels(stride):
     log_p = F.log_softmax(logits, 1).permute(0, 2, 3, 1)[truth != 255]
     expected = -log_p.gather(1, truth[truth != 255][:, None]).mean()
     assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def mean_cross_entropy(logits, labels, weights=None):
+    return F.cross_entropy(logits.double(), labels, weights, ignore_index=255).item()
+
+
+@pytest.mark.parametrize("side", [33, 113, 321])
+def test_labels_of_the_scales_lie_on_the_grid_of_caffes_interp(side):
+    """n = 16k + 1: every eighth and every sixteenth pixel, as many as the network has scores."""
+    labels = torch.arange(side).expand(side, side)[None]
+    for stride in (8, 16):
+        shrunk = (side - 1) // stride + 1  # Caffe's Interp with a shrink factor
+        assert labels[:, ::stride, ::stride].shape == (1, shrunk, shrunk)
+        positions = torch.linspace(0, side - 1, shrunk)  # its corners coincide
+        assert torch.equal(labels[0, 0, ::stride].float(), positions)
+    half = interp_size(side, 0.5)
+    assert half == (side - 1) // 2 + 1
+    sizes = [(n - 1) // 8 + 1 for n in (side, half)]  # of the scores: half as many for half
+    assert sizes == [(side - 1) // 8 + 1, (side - 1) // 16 + 1]
+
+
+def test_several_scales_have_four_losses_of_equal_weight():
+    torch.manual_seed(0)
+    model = deeplab_v2_small(4, scales=(1.0, 0.75, 0.5)).eval()
+    rgb = torch.randint(0, 256, (2, 3, 65, 65), dtype=torch.uint8)
+    labels = torch.randint(0, 4, (2, 65, 65))
+    labels[0, :30] = 255
+    step = StepLoss(model, stride=8)
+    with torch.no_grad():
+        loss = step(rgb, labels, labelled_mass(labels, step.strides, None).float())
+        x = model.preprocess(rgb)
+        full, middle, half = (
+            model.head(model.backbone(interp(x, [size, size]))) for size in (65, 49, 33)
+        )
+    brought = [interp(scores, [9, 9]) for scores in (middle, half)]
+    fused = torch.stack([full, *brought]).amax(0)
+    eighth, sixteenth = labels[:, ::8, ::8], labels[:, ::16, ::16]
+    assert (middle.shape[2:], half.shape[2:], sixteenth.shape[1:]) == ((7, 7), (5, 5), (5, 5))
+    terms = [(fused, eighth), (full, eighth), (brought[0], eighth), (half, sixteenth)]
+    expected = sum(mean_cross_entropy(*term) for term in terms)
+    assert loss.item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_model_of_several_scales_trains(pictures):
+    options = {"scales": [1.0, 0.75, 0.5], "frozen_bn": True}
+    config = dataclasses.replace(TINY, model_options=options, loss_stride=8, lr=1e-5, steps=8)
+    result = run(config, pictures)
+    assert result.loss < run(dataclasses.replace(config, steps=1), pictures).loss
+    assert result.model.config["scales"] == [1.0, 0.75, 0.5]
+    with pytest.raises(ValueError, match=r"crop: expected 16k \+ 1 with a smallest scale of 0.5"):
+        dataclasses.replace(config, crop=41)
+
+
+@pytest.mark.parametrize("stride", [1, 8])
+def test_class_weights_make_a_weighted_mean(stride):
+    model = deeplab_v2_small(4).eval()
+    rgb = torch.randint(0, 256, (2, 3, 33, 33), dtype=torch.uint8)
+    labels = torch.randint(0, 4, (2, 33, 33))
+    labels[0] = 255
+    weights = torch.tensor([0.5, 2.0, 0.0, 1.0])
+    step = StepLoss(model, stride, weights)
+    with torch.no_grad():
+        loss = step(rgb, labels, labelled_mass(labels, step.strides, weights).float())
+        logits = model(model.preprocess(rgb), upsample=stride == 1)
+    truth = labels[:, ::stride, ::stride]
+    expected = mean_cross_entropy(logits, truth, weights.double())
+    assert loss.item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_class_weights_reach_the_run_and_must_be_one_for_each_class(pictures):
+    weights = (1.0,) * (len(CLASSES) - 1)
+    with pytest.raises(InputError, match=f"class_weights: expected {len(CLASSES)}, one for each"):
+        run(dataclasses.replace(TINY, class_weights=weights), pictures)
+    equal = run(dataclasses.replace(TINY, class_weights=(*weights, 1.0)), pictures)
+    other = run(dataclasses.replace(TINY, class_weights=(*weights, 9.0)), pictures)
+    assert equal.loss == run(TINY, pictures).loss != other.loss
+
+
+@pytest.mark.slow
+def test_a_compiled_run_is_the_run(pictures, monkeypatch):
+    compiled, compile_ = [], torch.compile
+
+    def compile_for_less(module):
+        compiled.append(type(module))
+        return compile_(module, backend="eager")
+
+    monkeypatch.setattr(torch, "compile", compile_for_less)
+    config = dataclasses.replace(TINY, steps=2, compile=True)
+    expected = run(dataclasses.replace(config, compile=False), pictures)
+    result = run(config, pictures)
+    assert compiled == [StepLoss]
+    assert result.loss == pytest.approx(expected.loss, rel=1e-6)
+
+
+def test_memory_format_changes_no_result(pictures):
+    plain = run(dataclasses.replace(TINY, channels_last=False), pictures)
+    assert plain.loss == pytest.approx(run(TINY, pictures).loss, rel=1e-4)
+
+
+def own_data(folder, broken=()):
+    """A data set of four pictures in files, some of them cut off."""
+    for kind in ("images", "labels"):
+        (folder / kind).mkdir()
+    (folder / "classes.txt").write_text("a\nb\n")
+    rng = np.random.default_rng(0)
+    for name in "pqrs":
+        image = Image.fromarray(rng.integers(0, 256, (40, 50, 3), dtype=np.uint8))
+        image.save(folder / "images" / f"{name}.png")
+        labels = Image.fromarray(rng.integers(0, 2, (40, 50), dtype=np.uint8))
+        labels.save(folder / "labels" / f"{name}.png")
+        if name in broken:
+            whole = (folder / "images" / f"{name}.png").read_bytes()
+            (folder / "images" / f"{name}.png").write_bytes(whole[: len(whole) // 2])
+    return open_dataset("folder", folder, "all")
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_broken_picture_stops_the_run_and_is_named(tmp_path, workers):
+    data = own_data(tmp_path, broken="r")
+    with pytest.raises(InputError, match=r"images/r\.png: .*skip_broken = true passes over it"):
+        run(dataclasses.replace(TINY, workers=workers), data)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_broken_pictures_are_passed_over_on_request_counted_and_said(tmp_path, capfd, workers):
+    data = own_data(tmp_path, broken="qr")
+    config = dataclasses.replace(TINY, workers=workers, skip_broken=True, log_every=1)
+    result = run(config, data)
+    assert [message.split(": ")[0].split("/")[-1] for message in result.broken] == [
+        "q.png",
+        "r.png",
+    ]
+    said = capfd.readouterr().err
+    assert "2 broken pictures were passed over: " in said
+    assert said.count("Passed over: ") == 2
+
+
+def test_a_set_of_broken_pictures_is_refused_even_so(tmp_path):
+    data = own_data(tmp_path, broken="pqrs")
+    with pytest.raises(InputError, match="every picture of the training set is broken"):
+        run(dataclasses.replace(TINY, skip_broken=True), data)
+
+
+def test_data_of_a_recipe_bring_their_classes(tmp_path):
+    own_data(tmp_path)
+    given = training.DataConfig("folder", str(tmp_path), "all", "all")
+    out = tmp_path / "w.safetensors"
+    training.train(dataclasses.replace(TINY, data=given), out, progress=False)
+    assert read_metadata(out)["class_names"] == ["a", "b"]
+    assert "crf" not in read_metadata(out)
+    bad = dataclasses.replace(TINY, data=dataclasses.replace(given, train="bad"))
+    with pytest.raises(InputError, match="no split 'bad'"):
+        training.train(bad, progress=False)
+
+
+def test_weights_to_start_from_are_taken(pictures, tmp_path):
+    first = run(TINY, pictures, tmp_path / "w.safetensors").model
+    config = dataclasses.replace(TINY, steps=1, lr=1e-30, weights=str(tmp_path / "w.safetensors"))
+    same = run(config, pictures).model.state_dict()
+    assert all(torch.equal(same[n], p) for n, p in first.named_parameters())
+
+
+@pytest.mark.parametrize("world", [1, 2, 4])
+def test_processes_share_the_same_steps(pictures, world):
+    config = dataclasses.replace(TINY, batch_size=4)
+    whole = list(batches(pictures, config))
+    shares = [list(batches(pictures, config, rank=rank, world=world)) for rank in range(world)]
+    for step in range(config.steps):
+        images = torch.cat([share[step].image for share in shares])
+        assert torch.equal(images, whole[step].image)
+    (last,) = batches(pictures, config, first_step=2)
+    assert torch.equal(last.image, whole[2].image)
+
+
+def test_beyond_a_picture_lies_what_preprocessing_turns_into_zero(pictures):
+    from deeplab.engine.training.loop import _mean_colour
+
+    for style in ("caffe", "torchvision"):
+        model = deeplab_v2_small(3, style=style)
+        colour = np.broadcast_to(np.float32(_mean_colour(model)), (1, 1, 3))
+        assert model.preprocess(colour).abs().max() < 1e-5
 
 
 def test_loss_of_a_batch_without_labels_is_zero_not_nan():
