@@ -355,10 +355,24 @@ def test_coco_masks_of_another_size_are_refused(coco):
         draw(20, 24, [[15, 0, [[1, 2, 3, 4]]]])
     path = coco / "annotations" / "instances_val2017.json"
     content = json.loads(path.read_text())
-    content["annotations"][0]["segmentation"] = wrong
-    path.write_text(json.dumps(content))
-    with pytest.raises(InputError, match=r"objects of 000000000009.jpg cannot be drawn"):
-        open_dataset("coco_voc", coco, "val2017", min_pixels=100)[1]
+    short = {"size": [20, 24], "counts": ""}
+    for segmentation in (wrong, short, short | {"counts": "~~~~"}, [], [["x"] * 6], 3, None):
+        content["annotations"][0]["segmentation"] = segmentation
+        path.write_text(json.dumps(content))
+        data = open_dataset("coco_voc", coco, "val2017", min_pixels=100)
+        with pytest.raises(InputError, match=r"objects of 000000000009.jpg cannot be drawn"):
+            data[1]
+
+
+def test_coco_run_lengths_as_text_are_those_as_numbers(coco):
+    from pycocotools import mask
+
+    plain = {"size": [20, 24], "counts": [7, 100, 373]}
+    text = mask.frPyObjects(plain, 20, 24)
+    as_str = text | {"counts": text["counts"].decode()}
+    labels = draw(20, 24, [[15, 0, plain]])
+    assert (labels == 15).sum() == 100
+    assert np.array_equal(draw(20, 24, [[15, 0, as_str]]), labels)
 
 
 def test_a_damaged_coco_file_is_named(coco):
@@ -598,6 +612,24 @@ def test_what_is_asked_wrongly_is_refused_in_one_line(tmp_path):
         open_dataset("camvid", tmp_path / "gone", "train")
     with pytest.raises(InputError, match="camvid: a folder is needed"):
         open_dataset("camvid", None, "train")
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("scenes", {"size": "big"}),
+        ("scenes", {"length": True}),
+        ("scenes", {"length": 2.5}),
+        ("coco_voc", {"min_pixels": "1000"}),
+        ("folder", {"ignore": "11"}),
+        ("folder", {"ignore": [1, "x"]}),
+        ("folder", {"labels": 3}),
+    ],
+)
+def test_options_of_another_type_are_refused(tmp_path, name, options):
+    (option,) = options
+    with pytest.raises(InputError, match=f"{name}: {option}: expected (int|str)"):
+        open_dataset(name, tmp_path, "train", **options)
 
 
 @pytest.mark.parametrize("name", [name for name in DATASETS if name != "scenes"])

@@ -10,10 +10,11 @@ Nothing is downloaded: `DATASETS` tells where each set comes from and how it has
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Any, get_args, get_origin, get_type_hints
 
 from deeplab.data.datasets import camvid, cityscapes, coco, folder, generated, voc
 from deeplab.data.datasets.base import SegmentationData
@@ -212,6 +213,9 @@ def _known(name: str, root: str | Path | None, options: dict[str, Any]) -> tuple
         if option not in allowed:
             known = f"it has {', '.join(allowed)}" if allowed else "it has none"
             raise InputError(f"{name}: no option {option!r}; {known}")
+        if not _fits(options[option], get_type_hints(info.opener)[option]):
+            expected = inspect.signature(info.opener).parameters[option].annotation
+            raise InputError(f"{name}: {option}: expected {expected}, got {options[option]!r}")
     if name == "scenes":
         return info, Path()
     if root is None:
@@ -219,3 +223,13 @@ def _known(name: str, root: str | Path | None, options: dict[str, Any]) -> tuple
     if not Path(root).is_dir():
         raise InputError(f"{root}: no such folder; {name} is expected there")
     return info, Path(root)
+
+
+def _fits(value: object, kind: Any) -> bool:
+    """Whether an option's value is of its declared type: a plain one, a sequence or a choice."""
+    if get_origin(kind) is UnionType:
+        return any(_fits(value, one) for one in get_args(kind))
+    if get_origin(kind) is Sequence:
+        many = isinstance(value, list | tuple)
+        return many and all(_fits(part, get_args(kind)[0]) for part in value)  # type: ignore[attr-defined]
+    return isinstance(value, kind) and not isinstance(value, bool)

@@ -60,7 +60,7 @@ class ClassFile:
 def open_folder(
     root: Path,
     split: str,
-    classes: str | None = None,
+    classes: str | Path | None = None,
     ignore: int | Sequence[int] = (),
     images: str = "images",
     labels: str = "labels",
@@ -96,7 +96,7 @@ def open_folder(
 
 def folder_splits(
     root: Path,
-    classes: str | None = None,
+    classes: str | Path | None = None,
     ignore: int | Sequence[int] = (),
     images: str = "images",
     labels: str = "labels",
@@ -139,7 +139,7 @@ def read_class_file(path: Path, ignore: int | Sequence[int] = ()) -> ClassFile:
     return ClassFile(tuple(names), palette, reader)
 
 
-def _class_file(root: Path, given: str | None) -> Path:
+def _class_file(root: Path, given: str | Path | None) -> Path:
     if given is not None:
         return Path(given)
     if not root.is_dir():
