@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from deeplab.cli import data, demo, evaluate, refine, segment, train
+from deeplab.cli import data, demo, evaluate, refine, segment, train, tune_crf
 from deeplab.errors import InputError
 
 
@@ -81,5 +81,6 @@ app.command()(segment.segment)
 app.command()(refine.refine)
 app.command(cls=train.ShowsRecipe)(train.train)
 app.command()(evaluate.evaluate)
+app.command()(tune_crf.tune_crf)
 app.command()(demo.demo)
 app.add_typer(data.app, name="data")

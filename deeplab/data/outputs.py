@@ -10,7 +10,7 @@ import os
 import secrets
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
@@ -81,6 +81,11 @@ def write_picture(path: Path, rgb: np.ndarray) -> None:
 def write_probabilities(path: Path, probabilities: np.ndarray) -> None:
     """Class probabilities, float32 `[C, H, W]`, under the key `probabilities` of an .npz file."""
     _write(path, lambda file: np.savez_compressed(file, probabilities=probabilities))
+
+
+def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Arrays by name, as a compressed .npz file."""
+    _write(path, lambda file: np.savez_compressed(file, **arrays))  # type: ignore[arg-type]
 
 
 def write_text(path: Path, text: str) -> None:

@@ -1,0 +1,333 @@
+"""`deeplab tune-crf`: the CRF settings that suit weights and a data set."""
+
+from __future__ import annotations
+
+import sys
+import time
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from deeplab.cli import options
+from deeplab.cli.dataset import class_names, open_data
+from deeplab.cli.network import load_network, torch_device
+from deeplab.cli.results import errors_of
+from deeplab.data import outputs
+from deeplab.errors import InputError
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+    from deeplab.engine.logit_cache import LogitCache
+    from deeplab.engine.tune_crf import Point, Space, Tuner, Tuning
+
+
+class Search(StrEnum):
+    """How settings are chosen."""
+
+    grid = "grid"
+    tpe = "tpe"
+
+
+def _values(name: str, what: str) -> Any:
+    return typer.Option(
+        name, metavar="LOW:STEP:HIGH|V,V,...", rich_help_panel="What is tried", help=what
+    )
+
+
+def tune_crf(
+    weights: options.Weights = None,
+    model: options.ModelName = None,
+    classes: options.NumClasses = None,
+    data: options.DataName = "scenes",
+    root: options.DataRoot = None,
+    split: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME",
+            rich_help_panel="Data",
+            help="Which part of it; not the one that the final scores come from.",
+        ),
+    ] = "val",
+    data_options: options.DataOptions = None,
+    images: Annotated[
+        int,
+        typer.Option(
+            metavar="N", rich_help_panel="Data", help="How many pictures, drawn at random (--seed)."
+        ),
+    ] = 100,
+    out: Annotated[
+        Path,
+        typer.Option(
+            metavar="DIR",
+            help="Folder for crf.toml, heatmap.png, results.jsonl (to resume from) and logits.",
+        ),
+    ] = Path("crf"),
+    cache: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR", help="Another folder for the logits.", show_default="OUT/logits"
+        ),
+    ] = None,
+    search: Annotated[
+        Search,
+        typer.Option(
+            rich_help_panel="What is tried",
+            help="grid: all values, then finer ones around the best, as in the papers; tpe: as "
+            "optuna proposes, between the lowest and the highest values.",
+        ),
+    ] = Search.grid,
+    bilateral_weight: Annotated[str, _values("--bilateral-weight", "w1.")] = "3:1:6",
+    bilateral_sigma_xy: Annotated[
+        str, _values("--bilateral-sigma-xy", "sigma_alpha, pixels.")
+    ] = "30:10:100",
+    bilateral_sigma_rgb: Annotated[
+        str, _values("--bilateral-sigma-rgb", "sigma_beta, levels.")
+    ] = "3:1:6",
+    rounds: Annotated[
+        int,
+        typer.Option(
+            metavar="N", rich_help_panel="What is tried", help="With grid: how many finer rounds."
+        ),
+    ] = 2,
+    trials: Annotated[
+        int,
+        typer.Option(
+            metavar="N", rich_help_panel="What is tried", help="With tpe: how many settings."
+        ),
+    ] = 60,
+    folds: Annotated[int, typer.Option(metavar="K", help="Parts of the cross-validation.")] = 5,
+    seed: Annotated[int, typer.Option(metavar="N", help="Of the drawn pictures, and of tpe.")] = 0,
+    device: options.Device = "auto",
+    iterations: options.Iterations = None,
+    gaussian_weight: options.GaussianWeight = None,
+    gaussian_sigma: options.GaussianSigma = None,
+) -> None:
+    """Find the CRF settings that give the best mIoU on a part of a data set.
+
+    The network runs once over the pictures; its logits are kept on disk. Each setting of weight
+    and widths of the appearance kernel is then scored on all of them. The smoothness kernel stays
+    at 3 / 3 pixels and the iterations at 10, unless told otherwise.
+
+    Besides the best settings it tells the held-out score: each fold scored with the setting that is
+    best on the others. If it is well below the best score, more pictures are needed.
+
+    Every result is on disk before the next setting starts: the same command goes on after Ctrl-C
+    or a crash, and with more --rounds or --trials it adds to what is there.
+
+    **Examples**
+
+    ```text
+    deeplab tune-crf --weights voc.safetensors --data voc2012 --root VOCdevkit/VOC2012 --out crf
+    deeplab segment photo.jpg --weights voc.safetensors --crf-settings crf/crf.toml
+    deeplab tune-crf --images 20 --bilateral-weight 6:2:12 --bilateral-sigma-xy 60,90,120 \\
+        --gaussian-weight 1 --gaussian-sigma 1
+    deeplab tune-crf --search tpe --trials 40
+    ```
+    """
+    from deeplab.engine.logit_cache import LogitCache
+    from deeplab.engine.refine import CRFSettings
+    from deeplab.engine.tune_crf import Log, Space, Tuner, log_identity
+
+    space = Space(
+        axis("--bilateral-weight", bilateral_weight, zero=True),
+        axis("--bilateral-sigma-xy", bilateral_sigma_xy),
+        axis("--bilateral-sigma-rgb", bilateral_sigma_rgb),
+    )
+    fixed = CRFSettings().changed(
+        {
+            "iterations": iterations,
+            "gaussian_weight": gaussian_weight,
+            "gaussian_sigma": gaussian_sigma,
+        }
+    )
+    for name, value, least in (
+        ("--images", images, 2),
+        ("--folds", folds, 2),
+        ("--rounds", rounds, 0),
+        ("--trials", trials, 1),
+        ("--seed", seed, 0),
+    ):
+        if value < least:
+            raise InputError(f"{name}: expected at least {least}, got {value}")
+    where = torch_device(device)
+    scenes = images if data == "scenes" else None
+    pictures, split = open_data(data, root, split, data_options, scenes, usual="val")
+    indices = draw(len(pictures), images, seed)
+    if folds > len(indices):
+        raise InputError(f"--folds {folds}: there are only {len(indices)} pictures; take fewer")
+    network, metadata = load_network(weights, model, classes)
+    class_names(network, pictures, metadata, weights)
+    outputs.check_writable(out)
+    name = f"{pictures.name}, {len(indices)} of {len(pictures)} pictures"
+    logits = LogitCache(cache or out / "logits", network.to(where), pictures, indices, name)
+    try:
+        _fill(logits)
+    except FloatingPointError as error:
+        raise InputError(f"{weights or 'the shipped weights'}: {error}") from error
+    chance = {"seed": seed} if search is Search.tpe else {}
+    about = log_identity(name, logits.identity(), fixed, search.value, space, folds=folds, **chance)
+    log = Log(out / "results.jsonl", about)
+    tuner = Tuner(logits, network.num_classes, fixed, log, folds=folds, device=where)
+    if log.results:
+        typer.echo(f"Note: {len(log.results)} settings are known from {log.path}", err=True)
+    with errors_of(pictures.name):
+        _search(tuner, space, search, rounds, trials, seed)
+        tuning = tuner.tuning()
+    _report(tuning, tuner, space, out, name)
+
+
+def axis(name: str, text: str, zero: bool = False) -> tuple[float, ...]:
+    """Rising values from LOW:STEP:HIGH (HIGH included) or a list; InputError names the option."""
+    expected = f"{name} {text}: expected LOW:STEP:HIGH or numbers with commas, such as 30:10:100"
+    try:
+        numbers = [float(part) for part in text.split(":" if ":" in text else ",")]
+    except ValueError:
+        raise InputError(expected) from None
+    if ":" not in text:
+        values = sorted(set(numbers))
+    else:
+        low, step, high = numbers if len(numbers) == 3 else (1.0, 0.0, 0.0)
+        if not (step > 0 and low <= high and (high - low) / step < 1000):
+            raise InputError(f"{expected}, with LOW below HIGH and fewer than 1000 steps")
+        values = [low + k * step for k in range(int((high - low) / step + 1e-6) + 1)]
+    if not all(0 < v < float("inf") or (zero and v == 0) for v in values):
+        raise InputError(f"{name} {text}: expected numbers above 0")
+    return tuple(float(f"{v:.6g}") for v in values)
+
+
+def draw(count: int, wanted: int, seed: int) -> list[int]:
+    """`wanted` of `count` indices at random, rising; all where there are no more."""
+    import numpy as np
+
+    if wanted >= count:
+        return list(range(count))
+    return sorted(np.random.default_rng(seed).choice(count, wanted, replace=False).tolist())
+
+
+def _fill(logits: LogitCache) -> None:
+    with _bar() as bar:
+        task = bar.add_task("network", total=len(logits))
+        for _ in logits.fill():
+            bar.advance(task)
+
+
+def _search(
+    tuner: Tuner, space: Space, search: Search, rounds: int, trials: int, seed: int
+) -> None:
+    count = len(tuner.pictures)
+    seconds: float | None = None
+    with _bar() as bar:
+        task = bar.add_task("tuning", total=0)
+        tuner.on_picture = lambda: bar.advance(task)
+        if search is Search.grid:
+            for k, waiting in enumerate(tuner.grid(space, rounds)):
+                if waiting and seconds is None:
+                    seconds = _seconds_of_one(tuner, waiting[0])
+                bar.update(
+                    task,
+                    description="coarse" if k == 0 else f"finer, {k} of {rounds}",
+                    completed=0,
+                    total=len(waiting) * count,
+                )
+                if waiting:
+                    _tell(bar, len(waiting), count, seconds or 0, rounds - k)
+            return
+        waiting_count = max(0, trials - len(tuner.log.results))
+        if waiting_count:
+            _tell(bar, waiting_count, count, _seconds_of_one(tuner, space.grid()[0]), 0)
+        bar.update(task, total=waiting_count * count)
+        for _ in tuner.tpe(space, trials, seed):
+            pass
+
+
+def _seconds_of_one(tuner: Tuner, point: Point) -> float:
+    """How long the CRF takes on one picture, once its kernels are compiled."""
+    import torch
+
+    cached, layer = tuner.pictures[0], tuner.settings(point).layer(tuner.num_classes)
+    scores, image = cached.logits.to(tuner.device), cached.image.to(tuner.device)
+    taken = 0.0
+    for _ in range(2):
+        start = time.perf_counter()
+        with torch.inference_mode():
+            layer.to(tuner.device)(scores, image).sum().item()
+        taken = time.perf_counter() - start
+    return taken
+
+
+def _tell(bar: Progress, settings: int, pictures: int, seconds: float, rounds: int) -> None:
+    minutes = settings * pictures * seconds / 60
+    more = f", and {rounds} finer rounds of at most 26 settings after that" if rounds else ""
+    bar.console.print(
+        f"Note: {settings} settings x {pictures} pictures x {seconds:.2f} s: about {minutes:.1f} "
+        f"minutes{more}",
+        soft_wrap=True,
+        highlight=False,
+    )
+
+
+def _report(tuning: Tuning, tuner: Tuner, space: Space, out: Path, name: str) -> None:
+    """The table and the files."""
+    from deeplab.engine.tune_crf import TUNED
+
+    typer.echo(f"The best of {len(tuning.results)} settings on {name}:")
+    table = Table()
+    for column in ("weight", "sigma xy", "sigma rgb", "mIoU (%)"):
+        table.add_column(column, justify="right")
+    for result in tuning.results[:5]:
+        table.add_row(*(f"{v:g}" for v in result.point), f"{100 * result.miou():.2f}")
+    Console().print(table)
+    best, (mean, spread) = tuning.best, tuning.fold_scores()
+    alone, held_out = tuning.alone.miou(), tuning.held_out()
+    typer.echo(
+        f"mIoU {100 * alone:.2f} without the CRF, {100 * best.miou():.2f} with the best settings; "
+        f"over {tuner.folds} folds {100 * mean:.2f} +- {100 * spread:.2f}; held out "
+        f"{100 * held_out:.2f}"
+    )
+    for edge in space.on_edge(best.point):
+        typer.echo(
+            f"Note: --{edge.replace('_', '-')}: the best value lies at an end of what was tried; "
+            "try further",
+            err=True,
+        )
+    settings = tuner.settings(best.point)
+    comment = (
+        f"# deeplab tune-crf: mIoU {100 * best.miou():.2f} on {' '.join(name.split())}; held out "
+        f"{100 * held_out:.2f}, without the CRF {100 * alone:.2f}\n"
+    )
+    outputs.write_text(out / "crf.toml", comment + settings.to_toml())
+    _draw(tuning, out / "heatmap.png", dict(zip(TUNED, best.point, strict=True)))
+    typer.echo(f"-> {out / 'crf.toml'}, {out / 'heatmap.png'}")
+
+
+def _draw(tuning: Tuning, path: Path, best: dict[str, float]) -> None:
+    from deeplab.engine.plots import plot_heat_map, plot_scatter
+    from deeplab.engine.tune_crf import heat_map
+
+    weight = best["bilateral_weight"]
+    rows, columns, values = heat_map(tuning.results)
+    try:
+        if len(rows) > 1 or len(columns) > 1:
+            title = f"mIoU at bilateral weight {weight:g}"
+            plot_heat_map(path, rows, columns, values, title)
+        else:
+            points = [r.point for r in tuning.results]
+            title = "mIoU of all settings, at their own weights"
+            xy, rgb = [p[1] for p in points], [p[2] for p in points]
+            plot_scatter(path, xy, rgb, [r.miou() for r in tuning.results], title)
+    except InputError as error:
+        typer.echo(f"Note: {path} is not drawn: {error}", err=True)
+
+
+def _bar() -> Progress:
+    """A bar with the time left, on standard error where it is seen."""
+    from deeplab.engine.evaluate import progress_bar
+
+    bar = progress_bar()
+    bar.disable = not sys.stderr.isatty()
+    return bar
