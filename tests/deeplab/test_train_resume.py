@@ -85,7 +85,9 @@ def test_sigterm_saves_without_a_validation_and_ctrl_c_with_one(pictures, tmp_pa
     assert stopped.metrics["images"] == 2
 
 
-def test_dropout_is_drawn_anew_for_each_step_and_process():
+def test_dropout_is_drawn_anew_for_each_step_and_process(pictures):
+    run(TINY, pictures)
+    assert torch.initial_seed() == loop._step_seed(TINY.seed, TINY.steps - 1, 0)
     draws = {loop._step_seed(0, step, rank) for step in range(50) for rank in range(4)}
     assert len(draws) == 200
     assert loop._step_seed(0, 3, 1) == loop._step_seed(0, 3, 1) != loop._step_seed(1, 3, 1)

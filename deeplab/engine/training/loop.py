@@ -237,6 +237,7 @@ class Run:
         self._pending.clear()
 
     def _validate(self) -> None:
+        self.teller.step(self.step, "validating")
         layer, self.model.crf = self.model.crf, None  # beside the network: both are scored
         try:
             result = evaluate(
