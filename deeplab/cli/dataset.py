@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import typer
+
 from deeplab.errors import InputError
 
 if TYPE_CHECKING:
@@ -47,7 +49,11 @@ def open_data(
 def class_names(
     network: DeepLab, data: SegmentationData, metadata: dict[str, Any], weights: object
 ) -> list[str]:
-    """Names for the network's classes: the set's. InputError unless both have as many."""
+    """Names for the network's classes: the set's.
+
+    InputError unless both have as many, or if the weights name the same in another order. Other
+    names, such as those of another language, are told on standard error.
+    """
     if network.num_classes != len(data.classes):
         theirs = metadata.get("class_names")
         named = f" ({', '.join(theirs[:4])}, ...)" if theirs else ""
@@ -57,7 +63,21 @@ def class_names(
             f"{named}, {what} {len(data.classes)} ({', '.join(data.classes[:4])}, ...); give "
             "weights that were trained on these classes, or another data set with --data"
         )
-    return list(data.classes)
+    theirs, ours = list(metadata.get("class_names") or data.classes), list(data.classes)
+    differing = [pair for pair in zip(theirs, ours, strict=True) if pair[0] != pair[1]]
+    if differing and sorted(theirs) == sorted(ours):
+        raise InputError(
+            f"{weights}: names the classes of {data.name} in another order ({', '.join(theirs[:4])}"
+            f", ... instead of {', '.join(ours[:4])}, ...); bring the data set's classes into the "
+            "order of the weights"
+        )
+    if differing:
+        typer.echo(
+            f"Note: {weights} and {data.name} name {len(differing)} classes differently, the first "
+            f"of them {differing[0][0]} and {differing[0][1]}; they are taken for the same",
+            err=True,
+        )
+    return ours
 
 
 def _option(text: str) -> tuple[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
     from deeplab.engine.logit_cache import LogitCache
-    from deeplab.engine.tune_crf import Point, Space, Tuner, Tuning
+    from deeplab.engine.tune_crf import Point, Result, Space, Tuner, Tuning
 
 
 class Search(StrEnum):
@@ -273,8 +274,6 @@ def _tell(bar: Progress, settings: int, pictures: int, seconds: float, rounds: i
 
 def _report(tuning: Tuning, tuner: Tuner, space: Space, out: Path, name: str) -> None:
     """The table and the files."""
-    from deeplab.engine.tune_crf import TUNED
-
     typer.echo(f"The best of {len(tuning.results)} settings on {name}:")
     table = Table()
     for column in ("weight", "sigma xy", "sigma rgb", "mIoU (%)"):
@@ -301,25 +300,29 @@ def _report(tuning: Tuning, tuner: Tuner, space: Space, out: Path, name: str) ->
         f"{100 * held_out:.2f}, without the CRF {100 * alone:.2f}\n"
     )
     outputs.write_text(out / "crf.toml", comment + settings.to_toml())
-    _draw(tuning, out / "heatmap.png", dict(zip(TUNED, best.point, strict=True)))
+    _draw(tuning.results, space, out / "heatmap.png")
     typer.echo(f"-> {out / 'crf.toml'}, {out / 'heatmap.png'}")
 
 
-def _draw(tuning: Tuning, path: Path, best: dict[str, float]) -> None:
-    from deeplab.engine.plots import plot_heat_map, plot_scatter
+def _draw(results: Sequence[Result], space: Space, path: Path) -> None:
+    """The plane of the best weight: of the grid, and of the finer rounds where it is another."""
+    from deeplab.engine.plots import HeatMap, plot_heat_maps, plot_scatter
     from deeplab.engine.tune_crf import heat_map
 
-    weight = best["bilateral_weight"]
-    rows, columns, values = heat_map(tuning.results)
+    grid = set(space.grid())
+    coarse = [result for result in results if result.point in grid]
+    best = [max(some, key=lambda r: r.miou()) for some in (coarse, results) if some]
+    weights = {result.point[0] for result in best}
     try:
-        if len(rows) > 1 or len(columns) > 1:
-            title = f"mIoU at bilateral weight {weight:g}"
-            plot_heat_map(path, rows, columns, values, title)
+        if coarse:
+            some = (coarse, results) if len(weights) == 2 else (results,)
+            planes = [(max(r, key=lambda x: x.miou()).point[0], heat_map(r)) for r in some]
+            plot_heat_maps(path, [HeatMap(f"bilateral weight {w:g}", *p) for w, p in planes])
         else:
-            points = [r.point for r in tuning.results]
-            title = "mIoU of all settings, at their own weights"
+            points = [result.point for result in results]
             xy, rgb = [p[1] for p in points], [p[2] for p in points]
-            plot_scatter(path, xy, rgb, [r.miou() for r in tuning.results], title)
+            title = "all settings, at their own weights"
+            plot_scatter(path, xy, rgb, [r.miou() for r in results], title)
     except InputError as error:
         typer.echo(f"Note: {path} is not drawn: {error}", err=True)
 

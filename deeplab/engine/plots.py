@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,8 @@ def require_matplotlib() -> None:
 
 def plot_trimap(path: Path, curves: Mapping[str, TrimapCurve]) -> None:
     """mIoU against the width of the band, a line for each curve, as PNG."""
-    figure, axes = _figure(6.0, 4.0)
+    figure = _figure(6.0, 4.0)
+    axes = figure.subplots()
     around = "the void band" if next(iter(curves.values())).around == "void" else "a class boundary"
     for name, curve in curves.items():
         scores = [np.nan if value is None else 100 * value for value in curve.miou]
@@ -38,28 +40,41 @@ def plot_trimap(path: Path, curves: Mapping[str, TrimapCurve]) -> None:
     _save(figure, path)
 
 
-def plot_heat_map(
-    path: Path,
-    sigma_xy: Sequence[float],
-    sigma_rgb: Sequence[float],
-    miou: np.ndarray,
-    title: str,
-) -> None:
-    """mIoU over sigma_xy (rows) and sigma_rgb (columns), NaN where nothing was tried, as PNG."""
-    rows, columns = miou.shape
-    figure, axes = _figure(2.5 + 0.7 * columns, 2.0 + 0.45 * rows)
-    shown = axes.imshow(100 * miou, aspect="auto", origin="lower", cmap="viridis")
-    middle = 50 * (np.nanmin(miou) + np.nanmax(miou))
-    for row, column in np.argwhere(np.isfinite(miou)):
-        value = 100 * miou[row, column]
-        colour = "white" if value < middle else "black"
-        axes.text(column, row, f"{value:.2f}", ha="center", va="center", color=colour, fontsize=8)
-    axes.set_xticks(range(columns), [f"{value:g}" for value in sigma_rgb])
-    axes.set_yticks(range(rows), [f"{value:g}" for value in sigma_xy])
-    axes.set_xlabel("bilateral sigma rgb (levels)")
-    axes.set_ylabel("bilateral sigma xy (pixels)")
-    axes.set_title(title, fontsize=9)
-    figure.colorbar(shown, label="mIoU (%)")
+@dataclass(frozen=True)
+class HeatMap:
+    """mIoU `[rows, columns]` over sigma_xy (rows) and sigma_rgb (columns); NaN: not tried."""
+
+    title: str
+    sigma_xy: Sequence[float]
+    sigma_rgb: Sequence[float]
+    miou: np.ndarray
+
+
+def plot_heat_maps(path: Path, maps: Sequence[HeatMap]) -> None:
+    """Heat maps side by side with one scale of colours, as PNG."""
+    rows = max(len(one.sigma_xy) for one in maps)
+    columns = sum(len(one.sigma_rgb) for one in maps)
+    low = 100 * min(float(np.nanmin(one.miou)) for one in maps)
+    high = 100 * max(float(np.nanmax(one.miou)) for one in maps)
+    figure = _figure(1.5 + 1.5 * len(maps) + 0.7 * columns, 2.0 + 0.45 * rows)
+    ratios = [len(one.sigma_rgb) + 1 for one in maps]
+    axes = figure.subplots(1, len(maps), squeeze=False, width_ratios=ratios)[0]
+    for axis, one in zip(axes, maps, strict=True):
+        values = 100 * one.miou
+        shown = axis.imshow(
+            values, aspect="auto", origin="lower", cmap="viridis", vmin=low, vmax=high
+        )
+        for row, column in np.argwhere(np.isfinite(values)):
+            value = values[row, column]
+            colour = "white" if value < (low + high) / 2 else "black"
+            text = f"{value:.2f}"
+            axis.text(column, row, text, ha="center", va="center", color=colour, fontsize=8)
+        axis.set_xticks(range(len(one.sigma_rgb)), [f"{v:g}" for v in one.sigma_rgb])
+        axis.set_yticks(range(len(one.sigma_xy)), [f"{v:g}" for v in one.sigma_xy])
+        axis.set_xlabel("bilateral sigma rgb (levels)")
+        axis.set_ylabel("bilateral sigma xy (pixels)")
+        axis.set_title(one.title, fontsize=9)
+    figure.colorbar(shown, ax=axes, label="mIoU (%)")
     _save(figure, path)
 
 
@@ -71,7 +86,8 @@ def plot_scatter(
     title: str,
 ) -> None:
     """Settings off any grid as points whose colour is the mIoU, as PNG."""
-    figure, axes = _figure(6.0, 4.5)
+    figure = _figure(6.0, 4.5)
+    axes = figure.subplots()
     order = np.argsort(miou)  # the best on top
     xy, rgb, values = (np.asarray(x)[order] for x in (sigma_xy, sigma_rgb, miou))
     shown = axes.scatter(rgb, xy, c=100 * values, cmap="viridis", s=60, edgecolors="black")
@@ -82,12 +98,11 @@ def plot_scatter(
     _save(figure, path)
 
 
-def _figure(width: float, height: float) -> tuple[Any, Any]:
+def _figure(width: float, height: float) -> Any:
     require_matplotlib()
     from matplotlib.figure import Figure  # not pyplot: no window, no state of the whole process
 
-    figure = Figure(figsize=(width, height), layout="constrained")
-    return figure, figure.add_subplot()
+    return Figure(figsize=(width, height), layout="constrained")
 
 
 def _save(figure: Any, path: Path) -> None:

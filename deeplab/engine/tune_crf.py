@@ -108,7 +108,11 @@ class Tuning:
         return self.results[0]
 
     def fold_scores(self) -> tuple[float, float]:
-        """Mean and standard deviation over the folds of the best setting's mIoU."""
+        """Mean and standard deviation over the folds of the best setting's mIoU.
+
+        A class that a fold lacks is left out of that fold's, so that their mean is usually above
+        the mIoU over all pictures.
+        """
         scores = [self.best.miou([k]) for k in range(len(self.best.folds))]
         return float(np.mean(scores)), float(np.std(scores))
 

@@ -16,7 +16,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from deeplab import cli
-from deeplab.data.scenes import CLASSES, PALETTE, TEST_START, scene
+from deeplab.data.scenes import CLASSES, PALETTE, scene
 from deeplab.engine.predict import predict
 from deeplab.engine.refine import CRFSettings
 from deeplab.engine.train import TrainConfig
@@ -631,7 +631,7 @@ def test_diverged_training_is_one_line(tmp_path: Path, monkeypatch: pytest.Monke
 # The program itself
 
 
-@pytest.mark.parametrize("command", ["segment", "refine", "train", "evaluate", "demo"])
+@pytest.mark.parametrize("command", ["segment", "refine", "train", "evaluate", "tune-crf", "demo"])
 def test_every_command_teaches_itself_with_examples(command: str) -> None:
     text = done(command, "--help").stdout
     assert "Example" in text

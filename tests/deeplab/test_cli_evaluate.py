@@ -185,6 +185,18 @@ def test_options_without_sense_are_one_line(tmp_path, weights, voc):
     refused("none.toml: no such file", *here, "--crf-settings", tmp_path / "none.toml")
 
 
+def test_classes_in_another_order_are_refused_and_other_names_told(tmp_path, voc):
+    classes = list(open_dataset("voc2012", voc, "val").classes)
+    path = tmp_path / "w.safetensors"
+    given = ["evaluate", "--weights", path, *data(voc), "--no-crf"]
+    save_weights(deeplab_v2_small(21), path, {"class_names": classes[::-1]})
+    refused("w.safetensors: names the classes of .* in another order", *given)
+    save_weights(deeplab_v2_small(21), path, {"class_names": ["ground", *classes[1:]]})
+    assert "name 1 classes differently, the first of them ground and back" in done(*given).stderr
+    save_weights(deeplab_v2_small(21), path, {"class_names": classes})
+    assert done(*given).stderr == ""
+
+
 def test_a_curve_without_void_labels_says_so(tmp_path):
     curve = ["--trimap", tmp_path / "curve.csv", "--trimap-widths", "2"]
     given = ["evaluate", "--scenes", 1, "--no-crf", *curve]
