@@ -169,7 +169,7 @@ def _recipe(
         chosen = recipe.read_recipe(config)
     elif resumed is not None:
         state = checkpoint.Files(resumed).state
-        stored = checkpoint.stored_config(checkpoint.read_state(state))
+        stored = checkpoint.stored_config(state, checkpoint.read_state(state))
         chosen = recipe.flat_settings(stored, str(state))
     for text in settings:
         chosen |= recipe.read_setting(text)

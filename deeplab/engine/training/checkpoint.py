@@ -106,9 +106,9 @@ def read_state(path: Path) -> dict[str, Any]:
     return state
 
 
-def stored_config(state: Mapping[str, Any]) -> dict[str, Any]:
+def stored_config(path: Path, state: Mapping[str, Any]) -> dict[str, Any]:
     """The configuration of the run that wrote a state, as plain values."""
-    return dict(json.loads(state["config"]))
+    return _table(path, state, "config")
 
 
 def check_agreement(
@@ -118,8 +118,8 @@ def check_agreement(
 
     facts: what else fixes a run (number of pictures, names of classes), stored as "facts".
     """
-    found = differences(stored_config(state), config, FREE_ON_RESUME)
-    stored = json.loads(state["facts"])
+    found = differences(stored_config(path, state), config, FREE_ON_RESUME)
+    stored = _table(path, state, "facts")
     found += [
         f"{key} {stored.get(key)} then, {value} now"
         for key, value in facts.items()
@@ -130,6 +130,15 @@ def check_agreement(
             f"{path}: another run than the one to resume: {'; '.join(found)}; give the same, or "
             "start without --resume"
         )
+
+
+def _table(path: Path, state: Mapping[str, Any], key: str) -> dict[str, Any]:
+    try:
+        return dict(json.loads(state[key]))
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(
+            f"{path}: a training state without its {key}; start without --resume"
+        ) from error
 
 
 def _flush_folder(folder: Path) -> None:

@@ -102,7 +102,8 @@ def make_config(settings: Settings) -> TrainConfig:
         return TrainConfig(**values, data=DataConfig(**data))
     except ValueError as error:
         name, _, expected = str(error).partition(":")
-        where = settings[name][1] if name in settings else name
+        inside = [key for key in settings if key == name or key.startswith(f"{name}.")]
+        where = settings[inside[0]][1] if inside else name
         raise InputError(f"{where}:{expected}") from error
 
 
