@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from deeplab.cli.convert import read_checkpoint
 from deeplab.errors import InputError
 
 if TYPE_CHECKING:
@@ -19,15 +20,18 @@ def load_network(
 ) -> tuple[DeepLab, dict[str, Any]]:
     """The model with its weights, and what the weights say about themselves."""
     from deeplab.model import MODELS, build
-    from deeplab.weights import SHIPPED, load_model, load_weights, read_metadata
+    from deeplab.weights import SHIPPED, is_own, load_model, load_weights, read_metadata
 
     if model is not None and model not in MODELS:
         raise InputError(f"--model {model}: unknown; expected one of {', '.join(MODELS)}")
     if model is None and classes is not None:
         raise InputError(f"--classes {classes}: give --model too, or leave it to the weights")
     path = SHIPPED if weights is None else weights
-    metadata = read_metadata(path)
-    if model is None or "model" in metadata:
+    foreign = model is not None and not is_own(path)
+    metadata = {} if foreign else read_metadata(path)
+    if model is not None and foreign:
+        network, _ = read_checkpoint(path, model, 21 if classes is None else classes, "auto")
+    elif model is None or "model" in metadata:
         network = load_model(weights)
         if model is not None and network.config["model"] != model:
             raise InputError(

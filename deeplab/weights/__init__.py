@@ -1,13 +1,28 @@
-"""Weights on disk: safetensors files that say which model they belong to, and the shipped one.
+"""Weights on disk: files that say which model they belong to, and those of other projects.
 
     save_weights(model, path, metadata)     the network's tensors and what is known about them
-    load_model(path)                        the model that the file describes, in evaluation mode
-    load_weights(model, path)               the file's tensors into a model made already
-    read_metadata(path)                     what the file says about itself
+    load_model(path)                        the model that such a file describes, to evaluate
+    load_weights(model, path)               any known file's tensors into a model made already
+    read_metadata(path)                     what a file of save_weights says about itself
 
-Nothing in such a file is executed, and nothing is allocated before its header has been checked.
+Files of `save_weights` are safetensors. `load_weights` also reads `.caffemodel` files and the
+checkpoints of kazuto1011/deeplab-pytorch, isht7/pytorch-deeplab-resnet and torchvision: see
+`deeplab.weights.loading`. Nothing in any file is executed, and no size that it claims is allocated
+before it has been checked.
 """
 
-from deeplab.weights.file import SHIPPED, load_model, load_weights, read_metadata, save_weights
+from deeplab.weights.file import SHIPPED, load_model, read_metadata, save_weights
+from deeplab.weights.loading import SOURCES, Loaded, Source, is_own, load_weights, style_of
 
-__all__ = ["SHIPPED", "load_model", "load_weights", "read_metadata", "save_weights"]
+__all__ = [
+    "SHIPPED",
+    "SOURCES",
+    "Loaded",
+    "Source",
+    "is_own",
+    "load_model",
+    "load_weights",
+    "read_metadata",
+    "save_weights",
+    "style_of",
+]

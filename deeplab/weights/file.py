@@ -16,7 +16,7 @@ the weights, found or learned, stand in the metadata as `crf` (deeplab.engine.re
 import json
 import os
 import secrets
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -65,7 +65,7 @@ def save_weights(model: DeepLab, path: StrPath, metadata: Mapping[str, Any] | No
         raise InputError(
             f"metadata: {error}; use numbers, strings, lists and dicts (array.tolist())"
         ) from error
-    tensors = {name: tensor.cpu().contiguous() for name, tensor in _network_state(model).items()}
+    tensors = {name: tensor.cpu().contiguous() for name, tensor in network_state(model).items()}
     _write_atomically(path, save(tensors, texts))
 
 
@@ -78,21 +78,29 @@ def read_metadata(path: StrPath) -> dict[str, Any]:
         return _metadata(file, Path(path))
 
 
-def load_weights(model: DeepLab, path: StrPath) -> None:
+def load_own(model: DeepLab, path: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Copy the file's tensors into `model`, converted to its dtype and device.
 
     Names and shapes must agree exactly and, where the file says for which model it was made, so
-    must name, class count and rates. All is checked first: on an error the model is unchanged.
+    must name, style and rates. All is checked first: on an error the model is unchanged.
+
+    Returns the names of what was copied, and of the classifiers that were not, because the file
+    says that it is for another number of classes.
 
     Raises InputError, which lists what is missing, unexpected or of another shape.
     """
-    path = Path(path)
     with _open(path) as file:
-        _check_same_model(model, _metadata(file, path), path)
-        _check_tensors(model, file, path)
-        stored = _read_tensors(model, file, path)
-    for name, tensor in _network_state(model).items():
-        tensor.copy_(stored[name])
+        metadata = _metadata(file, path)
+        _check_same_model(model, metadata, path)
+        skipped = []
+        if metadata.get("num_classes", model.num_classes) != model.num_classes:
+            skipped = [name for name in network_state(model) if ".classifier." in name]
+        _check_tensors(model, file, path, skipped)
+        stored = _read_tensors(model, file, path, skipped)
+    state = network_state(model)
+    for name, tensor in stored.items():
+        state[name].copy_(tensor)
+    return tuple(stored), tuple(skipped)
 
 
 def load_model(path: StrPath | None = None) -> DeepLab:
@@ -147,10 +155,11 @@ def _build(metadata: dict[str, Any], path: Path) -> DeepLab:
 
 
 def _check_same_model(model: DeepLab, metadata: dict[str, Any], path: Path) -> None:
-    """Rates matter though they change no shape: other rates lose accuracy without a word."""
+    """Rates and style matter though they change no shape: others lose accuracy without a word."""
     options = metadata.get("options")
-    of_file = {"model": metadata.get("model"), "num_classes": metadata.get("num_classes")}
-    of_file["rates"] = options.get("rates") if isinstance(options, dict) else None
+    of_file = {"model": metadata.get("model")}
+    for key in ("rates", "style"):
+        of_file[key] = options.get(key) if isinstance(options, dict) else None
     differing = [
         key
         for key, value in of_file.items()
@@ -165,19 +174,31 @@ def _check_same_model(model: DeepLab, metadata: dict[str, Any], path: Path) -> N
         )
 
 
-def _check_tensors(model: DeepLab, file: Any, path: Path) -> None:
-    expected = _network_state(model)
+def _check_tensors(model: DeepLab, file: Any, path: Path, skipped: Sequence[str] = ()) -> None:
+    """Refuse tensors that do not fit; the shapes of those `skipped` do not matter."""
+    expected = network_state(model)
     found = set(file.keys())
-    problems = {
-        "missing": [name for name in expected if name not in found],
-        "unexpected": sorted(found - expected.keys()),
-        "of another shape or type": [
+    refuse_misfits(
+        model,
+        path,
+        missing=[name for name in expected if name not in found],
+        unexpected=sorted(found - expected.keys()),
+        shapes=[
             difference
             for name, tensor in expected.items()
-            if name in found and (difference := _difference(name, tensor, file.get_slice(name)))
+            if name in found
+            and name not in skipped
+            and (difference := _difference(name, tensor, file.get_slice(name)))
         ],
-    }
-    listed = [f"{len(names)} {kind}: {_some(names)}" for kind, names in problems.items() if names]
+    )
+
+
+def refuse_misfits(
+    model: DeepLab, path: Path, *, missing: list[str], unexpected: list[str], shapes: list[str]
+) -> None:
+    """Raise InputError where one of the lists has an entry, with all of them."""
+    problems = {"missing": missing, "unexpected": unexpected, "of another shape or type": shapes}
+    listed = [f"{len(names)} {kind}: {some(names)}" for kind, names in problems.items() if names]
     if listed:
         raise InputError(
             f"{path}: its tensors do not fit {model.config['model']} with {model.num_classes} "
@@ -196,27 +217,31 @@ def _difference(name: str, tensor: Tensor, stored: Any) -> str:
     return ""
 
 
-def _some(names: list[str], limit: int = 6) -> str:
+def some(names: Sequence[str], limit: int = 6) -> str:
+    """The first names, and how many more there are."""
     more = f" and {len(names) - limit} more" if len(names) > limit else ""
     return ", ".join(name[:120] for name in names[:limit]) + more
 
 
-def _read_tensors(model: DeepLab, file: Any, path: Path) -> dict[str, Tensor]:
+def _read_tensors(
+    model: DeepLab, file: Any, path: Path, skipped: Sequence[str] = ()
+) -> dict[str, Tensor]:
     """The file's tensors in the dtypes of the model, on the CPU, independent of the file."""
     stored = {
         name: file.get_tensor(name).to(tensor.dtype, copy=True)
-        for name, tensor in _network_state(model).items()
+        for name, tensor in network_state(model).items()
+        if name not in skipped
     }
     broken = [name for name, tensor in stored.items() if not torch.isfinite(tensor).all()]
     if broken:
         raise InputError(
-            f"{path}: NaN or Inf in {len(broken)} tensors: {_some(broken)}; "
+            f"{path}: NaN or Inf in {len(broken)} tensors: {some(broken)}; "
             "the training diverged, or the file is damaged: use an earlier checkpoint"
         )
     return stored
 
 
-def _network_state(model: DeepLab) -> dict[str, Tensor]:
+def network_state(model: DeepLab) -> dict[str, Tensor]:
     """The state dict without the CRF layer: aliases of the model's tensors, detached."""
     state = model.state_dict()
     return {name: tensor for name, tensor in state.items() if not name.startswith("crf.")}
@@ -234,7 +259,7 @@ def _open(path: Path) -> Iterator[Any]:
     except (SafetensorError, OSError) as error:
         raise InputError(
             f"{path}: not a readable safetensors file ({error}); it may be empty, cut off or of "
-            "another format (such as a .pth): fetch or write it again"
+            "another format (deeplab convert reads .pth and .caffemodel): fetch or write it again"
         ) from error
 
 

@@ -76,7 +76,7 @@ def test_weights_and_metadata_come_back(path):
     assert read_metadata(path) == facts | {
         "model": "deeplab_v2_small",
         "num_classes": 3,
-        "options": {"rates": [2, 5], "frozen_bn": False},
+        "options": {"rates": [2, 5], "style": "caffe", "scales": None, "frozen_bn": False},
     }
     loaded = load_model(path)
     assert isinstance(loaded, DeepLab)
@@ -293,7 +293,7 @@ def test_a_pickle_is_refused_and_not_executed(path, tmp_path, read):
     for write in (pickle.dump, torch.save):
         with path.open("wb") as file:
             write(Dangerous(executed), file)
-        assert "another format (such as a .pth)" in refused(read, path)
+        assert "another format (deeplab convert reads .pth and .caffemodel)" in refused(read, path)
         assert not executed.exists()
 
 
@@ -325,8 +325,8 @@ def assert_unchanged_after(read, model, path):
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"num_classes": 5}, "the file has num_classes 2, this model has num_classes 5"),
         ({"rates": (1, 2)}, "the file has rates [6, 12, 18, 24], this model has rates [1, 2]"),
+        ({"style": "torchvision"}, "the file has style caffe, this model has style torchvision"),
     ],
 )
 def test_weights_of_another_model_are_told_by_their_metadata(saved, options, said):

@@ -1,0 +1,243 @@
+"""Weights from any of the files that people have, into a model made already.
+
+    source         what                                                    style of the model
+    safetensors    files of `save_weights`                                 as the file says
+    caffemodel     DeepLab v1 and v2, VGG-16 and ResNet of Caffe           caffe
+    kazuto1011     .pth of kazuto1011/deeplab-pytorch                      caffe
+    isht7          .pth of isht7/pytorch-deeplab-resnet                    caffe
+    torchvision    .pth of resnet*, vgg16 and deeplabv3_resnet*            torchvision
+
+What a file is follows from its contents, not from its name. Body and head are treated apart: the
+body must fit to the last tensor; of the head, layers that fit are taken and the others, such as a
+classifier for other classes or none at all, stay as they are, which is said aloud.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, cast, get_args
+
+import torch
+from torch import Tensor
+
+from deeplab.errors import InputError
+from deeplab.model import DeepLab
+from deeplab.styles import STYLES, Style
+from deeplab.weights import caffemodel, file, names, pickled
+from deeplab.weights.names import TRANSLATIONS, Translated
+
+Source = Literal["auto", "safetensors", "caffemodel", "kazuto1011", "isht7", "torchvision"]
+SOURCES: tuple[Source, ...] = get_args(Source)
+STYLE: dict[str, Style] = {
+    "caffemodel": "caffe",
+    "kazuto1011": "caffe",
+    "isht7": "caffe",
+    "torchvision": "torchvision",
+}
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """What `load_weights` did.
+
+    Attributes:
+        source: what the file is.
+        initialised: tensors of the model that now hold the file's values.
+        skipped: tensors of the model's head that the file has no fitting values for: they are as
+            they were.
+        dropped: names of the file that have no use here (counters, auxiliary classifiers, copies),
+            and why.
+    """
+
+    source: Source
+    initialised: tuple[str, ...]
+    skipped: tuple[str, ...]
+    dropped: Mapping[str, str]
+
+
+def load_weights(model: DeepLab, path: file.StrPath, source: Source = "auto") -> Loaded:
+    """Copy the file's tensors into `model`, converted to its dtype and device.
+
+    Everything is checked first: on an error the model is unchanged. Nothing in a file is executed,
+    and no size that it claims is allocated.
+
+    Args:
+        path: a file of one of the sources above.
+        source: what it is; "auto" looks inside.
+
+    Returns what was loaded. Head tensors left as they were are in `skipped`, and in a warning.
+
+    Raises:
+        InputError: the file is unreadable or another source's, was made for a model of another
+            style or other rates, or its tensors do not fit: missing, unexpected and differently
+            shaped ones are listed.
+    """
+    if source not in SOURCES:
+        raise InputError(f"source: expected one of {', '.join(SOURCES)}, got {source!r}")
+    path = Path(path)
+    found, content = _read(path)
+    if source not in ("auto", found):
+        raise InputError(
+            f"{path}: expected a file of source {source}, but it is one of {found}; leave out the "
+            "source, or name that one"
+        )
+    if content is None:
+        initialised, skipped = file.load_own(model, path)
+        loaded = Loaded(found, initialised, skipped, {})
+    else:
+        _check_style(model, found, path)
+        loaded = _copy(model, TRANSLATIONS[found](content), found, path)
+    if loaded.skipped:
+        warnings.warn(
+            f"{path}: has no weights for {', '.join(loaded.skipped)} of this model, which stay as "
+            "they are; train them before use",
+            stacklevel=2,
+        )
+    return loaded
+
+
+def is_own(path: file.StrPath) -> bool:
+    """Whether it claims to be a file of `save_weights`; raises InputError where it is no file."""
+    path = Path(path)
+    return _claims_safetensors(path, _first_bytes(path))
+
+
+def style_of(path: file.StrPath) -> Style:
+    """The style of model that a weights file is for; raises InputError where it is none."""
+    found, _ = _read(Path(path))
+    if found != "safetensors":
+        return STYLE[found]
+    options = file.read_metadata(path).get("options")
+    style = options.get("style", "caffe") if isinstance(options, dict) else "caffe"
+    if style not in STYLES:
+        raise InputError(f"{path}: style: expected one of {', '.join(STYLES)}, got {style!r:.80}")
+    return cast(Style, style)
+
+
+def _read(path: Path) -> tuple[Source, Mapping[str, Tensor] | Mapping[str, list[Tensor]] | None]:
+    """The source, and what the file holds by its own names; None for files of `save_weights`."""
+    first = _first_bytes(path)
+    if _claims_safetensors(path, first):
+        return "safetensors", None
+    if first[:2] == b"PK" or first[:1] == b"\x80":  # zipped, or a pickle as before PyTorch 1.6
+        state = pickled.read(path)
+        return _source_of(state, path), state
+    return "caffemodel", caffemodel.read(path)
+
+
+def _claims_safetensors(path: Path, first: bytes) -> bool:
+    return first[8:9] == b"{" or path.suffix == ".safetensors"  # behind the length of its header
+
+
+def _first_bytes(path: Path) -> bytes:
+    try:
+        if not path.exists():
+            raise InputError(f"{path}: no such weights file; check the path")
+        if not path.is_file():
+            raise InputError(f"{path}: expected a weights file, got a folder or device")
+        with path.open("rb") as opened:
+            return opened.read(9)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror or error})") from error
+
+
+def _source_of(state: Mapping[str, Tensor], path: Path) -> Source:
+    if any(name.startswith("Scale.") for name in state):
+        return "isht7"
+    if any(".block1.reduce." in f".{name}" for name in state):
+        return "kazuto1011"
+    if state.keys() & {"features.0.weight", "layer1.0.conv1.weight", "backbone.conv1.weight"}:
+        return "torchvision"
+    raise InputError(
+        f"{path}: a PyTorch checkpoint of unknown origin, with tensors such as "
+        f"{file.some(list(state), 3)}; known are {', '.join(SOURCES[2:])}, and files of "
+        "deeplab.weights.save_weights"
+    )
+
+
+def _check_style(model: DeepLab, source: Source, path: Path) -> None:
+    style = STYLE[source]
+    if model.style != style:
+        raise InputError(
+            f"{path}: weights of style {style} ({source}), and the model is of style "
+            f"{model.style}: shapes agree, but strides, poolings and input differ and accuracy is "
+            f'lost without a word; build the model with style="{style}"'
+        )
+
+
+def _copy(model: DeepLab, translated: Translated, source: Source, path: Path) -> Loaded:
+    state = file.network_state(model)
+    expected = {name: t for name, t in state.items() if not name.endswith(names.COUNTER)}
+    tensors = translated.tensors
+    fitting, skipped = _head(expected, tensors, path)
+    body = [name for name in expected if name.startswith("backbone.")]
+    shapes = [
+        f"{name} {list(tensors[name].shape)} instead of {list(expected[name].shape)}"
+        for name in body
+        if name in tensors and tensors[name].shape != expected[name].shape
+    ]
+    in_body = (name for name in tensors if name.startswith("backbone."))
+    file.refuse_misfits(
+        model,
+        path,
+        missing=[name for name in body if name not in tensors],
+        unexpected=[*translated.unknown, *(name for name in in_body if name not in expected)],
+        shapes=shapes,
+    )
+    chosen = {name: tensors[name] for name in (*body, *fitting)}
+    _refuse_odd_values(chosen, path)
+    for name, tensor in chosen.items():
+        state[name].copy_(tensor)
+    return Loaded(source, tuple(chosen), tuple(skipped), translated.dropped)
+
+
+def _head(
+    expected: Mapping[str, Tensor], tensors: Mapping[str, Tensor], path: Path
+) -> tuple[list[str], list[str]]:
+    """Tensors of head and taps that fit, and those that stay as they are.
+
+    A layer is taken whole or not at all. Of the head, layers behind one that does not fit stay too:
+    they were trained on what that one gave.
+    """
+    fitting: list[str] = []
+    skipped: list[str] = []
+    behind = False
+    for layer, members in _layers(expected).items():
+        given = [name for name in members if name in tensors]
+        if given and len(given) < len(members):
+            raise InputError(
+                f"{path}: of {layer} it has {file.some(given)} but not "
+                f"{file.some([name for name in members if name not in given])}; the file is "
+                "incomplete: fetch it again"
+            )
+        fits = bool(given) and all(tensors[n].shape == expected[n].shape for n in members)
+        if fits and not (behind and layer.startswith("head.")):
+            fitting += members
+        else:
+            skipped += members
+            behind = behind or layer.startswith("head.")
+    return fitting, skipped
+
+
+def _layers(names_of: Iterable[str]) -> dict[str, list[str]]:
+    """The tensors of each layer of head and taps, in the model's order."""
+    layers: dict[str, list[str]] = {}
+    for name in names_of:
+        if not name.startswith("backbone."):
+            layers.setdefault(name.rpartition(".")[0], []).append(name)
+    return layers
+
+
+def _refuse_odd_values(tensors: Mapping[str, Tensor], path: Path) -> None:
+    integers = [name for name, tensor in tensors.items() if not tensor.is_floating_point()]
+    if integers:
+        raise InputError(f"{path}: expected floating point, got integers in {file.some(integers)}")
+    broken = [name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()]
+    if broken:
+        raise InputError(
+            f"{path}: NaN or Inf in {len(broken)} tensors: {file.some(broken)}; the file is "
+            "damaged: fetch it again"
+        )

@@ -1,0 +1,292 @@
+"""What the layers of other people's checkpoints are called here.
+
+Each translation takes the tensors of one source by their names there and gives them by the names of
+this package; the first part of a name is `backbone`, `head` or `taps`. Tensors with another use are
+dropped with a reason, so that every tensor of a file is accounted for.
+
+    caffemodel     BVLC names of VGG-16 and ResNet, and of the DeepLab heads on them
+    kazuto1011     github.com/kazuto1011/deeplab-pytorch
+    isht7          github.com/isht7/pytorch-deeplab-resnet
+    torchvision    resnet*, vgg16, deeplabv3_resnet*
+
+Branches of a head are stacked in the order of their numbers, which is that of their rates.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+VGG_FEATURES = {  # torchvision's index in `features`
+    0: "conv1_1", 2: "conv1_2", 5: "conv2_1", 7: "conv2_2",
+    10: "conv3_1", 12: "conv3_2", 14: "conv3_3",
+    17: "conv4_1", 19: "conv4_2", 21: "conv4_3",
+    24: "conv5_1", 26: "conv5_2", 28: "conv5_3",
+}  # fmt: skip
+VGG_CLASSIFIER = {0: "head.fc6", 3: "head.fc7", 6: "head.classifier"}
+BRANCHES = {"branch1": ("downsample.0", "downsample.1")} | {
+    f"branch2{letter}": (f"conv{i}", f"bn{i}") for i, letter in enumerate("abc", 1)
+}
+COUNTER = "num_batches_tracked"
+
+
+@dataclass
+class Translated:
+    """`tensors` by the names of this package; `dropped`: names there, and why they are not used."""
+
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+    dropped: dict[str, str] = field(default_factory=dict)
+    unknown: list[str] = field(default_factory=list)
+
+    def stack(self, name: str, branches: Mapping[int, Tensor]) -> None:
+        """Put the branches of a head together in the order of their numbers."""
+        if branches:
+            self.tensors[name] = torch.cat([branches[i] for i in sorted(branches)])
+
+
+# PyTorch
+
+
+def from_kazuto1011(state: Mapping[str, Tensor]) -> Translated:
+    """`base.` or `scale.` in front, or nothing: the COCO weights, whose 1x1 classifier is `fc`."""
+    found = Translated()
+    branches: dict[str, dict[int, Tensor]] = {"weight": {}, "bias": {}}
+    parts = {"reduce": 1, "conv3x3": 2, "increase": 3}
+    for name, tensor in state.items():
+        short = re.sub(r"^(base|scale)\.", "", name)
+        if m := re.fullmatch(r"layer1\.conv1\.(conv|bn)\.(\w+)", short):
+            ours = f"backbone.{m[1]}1.{m[2]}"
+        elif m := re.fullmatch(r"layer([2-5])\.block(\d+)\.(\w+)\.(conv|bn)\.(\w+)", short):
+            block = f"backbone.layer{int(m[1]) - 1}.{int(m[2]) - 1}"
+            if m[3] == "shortcut":
+                ours = f"{block}.downsample.{int(m[4] == 'bn')}.{m[5]}"
+            elif m[3] in parts:
+                ours = f"{block}.{m[4]}{parts[m[3]]}.{m[5]}"
+            else:
+                found.unknown.append(name)
+                continue
+        elif m := re.fullmatch(r"aspp\.(?:stages\.)?c(\d+)\.(weight|bias)", short):
+            branches[m[2]][int(m[1])] = tensor
+            continue
+        elif m := re.fullmatch(r"fc\.(weight|bias)", short):
+            ours = f"head.classifier.{m[1]}"
+        else:
+            found.unknown.append(name)
+            continue
+        _keep(found, name, ours, tensor)
+    for kind, tensors in branches.items():
+        found.stack(f"head.classifier.{kind}", tensors)
+    return found
+
+
+def from_isht7(state: Mapping[str, Tensor]) -> Translated:
+    """`Scale.` in front of Caffe-style ResNet names; the head is `layer5`."""
+    found = Translated()
+    branches: dict[str, dict[int, Tensor]] = {"weight": {}, "bias": {}}
+    for name, tensor in state.items():
+        short = name.removeprefix("Scale.")
+        if m := re.fullmatch(r"layer5\.conv2d_list\.(\d+)\.(weight|bias)", short):
+            branches[m[2]][int(m[1])] = tensor
+        elif _is_resnet(short):
+            _keep(found, name, f"backbone.{short}", tensor)
+        else:
+            found.unknown.append(name)
+    for kind, tensors in branches.items():
+        found.stack(f"head.classifier.{kind}", tensors)
+    return found
+
+
+def from_torchvision(state: Mapping[str, Tensor]) -> Translated:
+    """ResNets and VGG-16 for ImageNet, and DeepLabV3; auxiliary classifiers are dropped."""
+    found = Translated()
+    rates: dict[str, dict[int, Tensor]] = {}
+    for name, tensor in state.items():
+        if name.startswith("aux_classifier."):
+            found.dropped[name] = "auxiliary classifier"
+        elif m := re.fullmatch(r"classifier\.0\.convs\.([1-3])\.([01])\.(\w+)", name):
+            if m[3] == COUNTER:
+                found.dropped[name] = "counter"
+            else:
+                layer = ("head.pyramid", "head.pyramid_bn")[int(m[2])]
+                rates.setdefault(f"{layer}.{m[3]}", {})[int(m[1])] = tensor
+        elif (ours := _torchvision_name(name)) is not None:
+            _keep(found, name, ours, _as_convolution(ours, tensor))
+        else:
+            found.unknown.append(name)
+    for ours, tensors in rates.items():
+        found.stack(ours, tensors)
+    return found
+
+
+def _torchvision_name(name: str) -> str | None:
+    body = name.removeprefix("backbone.")
+    if _is_resnet(body):
+        return f"backbone.{body}"
+    if m := re.fullmatch(r"features\.(\d+)\.(weight|bias)", name):
+        layer = VGG_FEATURES.get(int(m[1]))
+        return layer and f"backbone.{layer}.{m[2]}"
+    if m := re.fullmatch(r"fc\.(weight|bias)", name):
+        return f"head.classifier.{m[1]}"
+    if m := re.fullmatch(r"classifier\.(0\.convs\.0|0\.convs\.4|0\.project)\.([0-2])\.(\w+)", name):
+        layer = {"0.convs.0": "pointwise", "0.convs.4": "pooled", "0.project": "project"}[m[1]]
+        first = 1 if m[1] == "0.convs.4" else 0  # behind the pooling
+        if int(m[2]) - first not in (0, 1):
+            return None
+        return f"head.{layer}{'_bn' * (int(m[2]) - first)}.{m[3]}"
+    if m := re.fullmatch(r"classifier\.(\d)\.(\w+)", name):
+        of_v3 = {1: "head.conv", 2: "head.conv_bn", 4: "head.classifier"}
+        ours = {**VGG_CLASSIFIER, **of_v3}.get(int(m[1]))
+        return ours and f"{ours}.{m[2]}"
+    return None
+
+
+def _is_resnet(name: str) -> bool:
+    part = r"(weight|bias|running_mean|running_var|num_batches_tracked)"
+    block = rf"layer[1-4]\.\d+\.(conv[1-3]|bn[1-3]|downsample\.[01])\.{part}"
+    return re.fullmatch(rf"((conv1|bn1)\.{part}|{block})", name) is not None
+
+
+def _keep(found: Translated, name: str, ours: str, tensor: Tensor) -> None:
+    """Counters of batches are left to the model: nothing reads them."""
+    if ours.endswith(COUNTER):
+        found.dropped[name] = "counter"
+    else:
+        found.tensors[ours] = tensor
+
+
+def _as_convolution(ours: str, weight: Tensor) -> Tensor:
+    """A fully connected weight as the convolution that does the same on a map; others as they are.
+
+    fc6 of VGG-16 sees 7x7 pixels of 512 channels, the others one pixel.
+    """
+    if weight.ndim != 2:
+        return weight
+    rows, columns = weight.shape
+    if ours == "head.fc6.weight" and columns == 512 * 49:
+        return weight.reshape(rows, 512, 7, 7)
+    return weight.reshape(rows, columns, 1, 1)
+
+
+# Caffe
+
+
+def from_caffe(layers: Mapping[str, list[Tensor]]) -> Translated:
+    """Layers by their names in the DeepLab v1 and v2 prototxts and in VGG-16's and ResNet's own.
+
+    A BatchNorm layer holds mean * f, variance * f and f; the Scale layer after it has the affine
+    part. A bias in front of a batch normalisation (ResNet-50's conv1) goes into its mean.
+    """
+    found = Translated()
+    biases: dict[str, Tensor] = {}
+    branches: dict[str, dict[int, Tensor]] = {}
+    for name, blobs in layers.items():
+        if "res05" in name or "res075" in name:
+            found.dropped[name] = "the same weights for another scale"
+        elif (norm := _caffe_norm(name)) is not None:
+            _keep_norm(found, name, norm, blobs)
+        elif (layer := _caffe_resnet(name)) is not None:
+            found.tensors[f"{layer[0]}.weight"] = blobs[0]
+            if len(blobs) > 1:
+                biases[layer[1]] = blobs[1].flatten()
+        elif re.fullmatch(r"conv[1-5]_[1-3]", name):
+            _keep_convolution(found, name, f"backbone.{name}", blobs)
+        elif (place := _caffe_head(name)) is not None:
+            _keep_branch(found, branches, name, place, blobs)
+        else:
+            found.unknown.append(name)
+    for ours, tensors in branches.items():
+        found.stack(ours, tensors)
+    for layer_norm, bias in biases.items():
+        if f"{layer_norm}.running_mean" in found.tensors:
+            found.tensors[f"{layer_norm}.running_mean"] -= bias
+        else:
+            found.unknown.append(f"{layer_norm} (a bias without a batch normalisation)")
+    return found
+
+
+def _caffe_norm(name: str) -> str | None:
+    """The batch normalisation here that a BatchNorm or Scale layer of a ResNet belongs to."""
+    if name in ("bn_conv1", "scale_conv1"):
+        return "backbone.bn1"
+    if m := re.fullmatch(r"(?:bn|scale)(\w+)", name):
+        layer = _caffe_resnet(f"res{m[1]}")
+        return layer and layer[1]
+    return None
+
+
+def _caffe_resnet(name: str) -> tuple[str, str] | None:
+    """Convolution and batch normalisation here of a convolution in a ResNet: res4b22_branch2a."""
+    if name == "conv1":
+        return "backbone.conv1", "backbone.bn1"
+    m = re.fullmatch(r"res([2-5])([a-z])(\d*)_(branch1|branch2[abc])", name)
+    if m is None or (m[3] and m[2] != "b"):
+        return None
+    index = int(m[3]) if m[3] else ord(m[2]) - ord("a")
+    block = f"backbone.layer{int(m[1]) - 1}.{index}"
+    conv, norm = BRANCHES[m[4]]
+    return f"{block}.{conv}", f"{block}.{norm}"
+
+
+def _caffe_head(name: str) -> tuple[str, int] | None:
+    """Layer here and number of the branch of fc6, fc7, fc8 (VGG-16) and fc1 (ResNet)."""
+    if m := re.fullmatch(r"(fc6|fc7)(?:_(\d+))?", name):
+        return f"head.{m[1]}", int(m[2] or 0)
+    if m := re.fullmatch(r"fc8(?:_[a-zA-Z]\w*?)??(?:_(\d+))?", name):
+        return "head.classifier", int(m[1] or 0)
+    if m := re.fullmatch(r"fc1_\w+?(?:_c(\d+))?", name):
+        return "head.classifier", int(m[1] or 0)
+    return ("head.classifier", 0) if name == "fc1000" else None
+
+
+def _keep_norm(found: Translated, name: str, layer: str, blobs: list[Tensor]) -> None:
+    if name.startswith("scale") and len(blobs) == 2:
+        found.tensors |= {
+            f"{layer}.weight": blobs[0].flatten(),
+            f"{layer}.bias": blobs[1].flatten(),
+        }
+    elif name.startswith("bn") and len(blobs) == 3 and blobs[2].numel() == 1:
+        factor = blobs[2].item() or 1.0  # 0: nothing was summed, and the sums are 0
+        found.tensors |= {
+            f"{layer}.running_mean": blobs[0].flatten() / factor,
+            f"{layer}.running_var": blobs[1].flatten() / factor,
+        }
+    else:
+        found.unknown.append(f"{name} ({len(blobs)} blobs)")
+
+
+def _keep_convolution(found: Translated, name: str, layer: str, blobs: list[Tensor]) -> None:
+    if len(blobs) != 2:
+        found.unknown.append(f"{name} ({len(blobs)} blobs)")
+        return
+    found.tensors |= {f"{layer}.weight": blobs[0], f"{layer}.bias": blobs[1].flatten()}
+
+
+def _keep_branch(
+    found: Translated,
+    branches: dict[str, dict[int, Tensor]],
+    name: str,
+    place: tuple[str, int],
+    blobs: list[Tensor],
+) -> None:
+    layer, branch = place
+    if len(blobs) != 2:
+        found.unknown.append(f"{name} ({len(blobs)} blobs)")
+        return
+    weight, bias = blobs
+    # Files before 2014-12 give a fully connected layer as 1 x 1 x rows x columns.
+    if weight.ndim == 4 and weight.shape[:2] == (1, 1):
+        weight = weight[0, 0]
+    branches.setdefault(f"{layer}.weight", {})[branch] = _as_convolution(f"{layer}.weight", weight)
+    branches.setdefault(f"{layer}.bias", {})[branch] = bias.flatten()
+
+
+TRANSLATIONS: dict[str, Callable[..., Translated]] = {
+    "caffemodel": from_caffe,
+    "kazuto1011": from_kazuto1011,
+    "isht7": from_isht7,
+    "torchvision": from_torchvision,
+}

@@ -1,0 +1,64 @@
+"""Reading a `.pth`: the tensors of a PyTorch checkpoint, by name, without executing anything.
+
+`torch.load(weights_only=True)` unpickles tensors and plain containers only and refuses everything
+else, so that a hostile file raises instead of running.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from deeplab.errors import InputError
+
+WRAPPERS = ("state_dict", "model_state_dict", "model_state", "model")  # where trainers put it
+
+
+def read(path: Path) -> dict[str, Tensor]:
+    """The file's state dict on the CPU, without the prefix of DataParallel ("module.").
+
+    Raises InputError where the file is no checkpoint, is cut off, holds code, or no tensors.
+    """
+    content = _load(path)
+    for wrapper in WRAPPERS:
+        if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
+            content = content[wrapper]
+    if not isinstance(content, Mapping):
+        raise InputError(
+            f"{path}: holds {type(content).__name__}, expected a state dict: tensors by name; "
+            "save model.state_dict() instead of the model"
+        )
+    state = {
+        str(name).removeprefix("module."): value
+        for name, value in content.items()
+        if isinstance(value, Tensor)
+    }
+    if not state:
+        raise InputError(f"{path}: holds no tensors by name; expected a state dict")
+    sparse = [name for name, value in state.items() if value.layout != torch.strided]
+    if sparse:
+        raise InputError(f"{path}: {sparse[0][:120]} is not a dense tensor; expected weights")
+    return {name: value.detach() for name, value in state.items()}
+
+
+def _load(path: Path) -> Any:
+    with path.open("rb") as file:
+        zipped = file.read(2) == b"PK"  # files before PyTorch 1.6 are not, and cannot be mapped
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of old files; what matters is raised
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
+    except Exception as error:  # whatever a reader of pickles runs into on arbitrary bytes
+        what = str(error).partition("\n")[0]
+        if "weights_only" in str(error) or "WeightsUnpickler" in str(error):
+            what = "it holds more than tensors, which could run code when it is loaded"
+        raise InputError(
+            f"{path}: not a readable PyTorch checkpoint ({type(error).__name__}: {what:.200}); it "
+            "may be cut off or of another format; from a file that you trust, save "
+            "model.state_dict() again"
+        ) from error
