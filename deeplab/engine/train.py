@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import dataclasses
 import subprocess
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -244,12 +245,14 @@ def _model(
     if resumed:
         return model
     if config.weights:
-        loaded = load_weights(model, config.weights)
-        skipped = getattr(loaded, "skipped", ())
+        with warnings.catch_warnings():
+            # Said below, by one process, beside the progress bar.
+            warnings.filterwarnings("ignore", message=".*has no weights for")
+            skipped = load_weights(model, config.weights).skipped
         if skipped:
             teller.say(
-                f"{config.weights}: left out, as it is another head: {', '.join(skipped)}; these "
-                "start from random numbers"
+                f"{config.weights}: has no weights for {', '.join(skipped)}, which start from "
+                "random numbers"
             )
     elif config.starts_from:
         raise InputError(

@@ -313,6 +313,18 @@ def test_weights_to_start_from_are_taken(pictures, tmp_path):
     assert all(torch.equal(same[n], p) for n, p in first.named_parameters())
 
 
+def test_another_head_than_that_of_the_weights_is_said_aloud(pictures, tmp_path, capfd):
+    first = run(TINY, pictures, tmp_path / "w.safetensors").model
+    config = dataclasses.replace(TINY, steps=1, lr=1e-30, weights=str(tmp_path / "w.safetensors"))
+    names = [f"class {i}" for i in range(len(CLASSES) + 1)]
+    palette = [[i, i, i] for i in range(len(names))]
+    other = run(config, pictures, class_names=names, palette=palette).model
+    assert torch.equal(other.backbone.conv1.weight, first.backbone.conv1.weight)
+    said = capfd.readouterr().err
+    assert "w.safetensors: has no weights for head.classifier.weight, head.classifier.bias" in said
+    assert said.count("has no weights") == 1
+
+
 @pytest.mark.parametrize("world", [1, 2, 4])
 def test_processes_share_the_same_steps(pictures, world):
     config = dataclasses.replace(TINY, batch_size=4)
