@@ -1,23 +1,26 @@
 """Reading a `.caffemodel`: the blobs of each layer, by the layer's name.
 
 A file is one NetParameter message of caffe.proto. Only what is needed of it is declared here, with
-the field numbers of the original:
+the field numbers of the original; `layers` is the form of files before September 2014:
 
-    NetParameter      layers = 2 (files before 2014-09), layer = 100
-    V1LayerParameter  name = 4, blobs = 6              LayerParameter   name = 1, blobs = 7
-    BlobProto         num, channels, height, width = 1, 2, 3, 4 (files before 2014-12); data = 5;
-                      shape = 7; double_data = 8       BlobShape        dim = 1
+    NetParameter      layers = 2, layer = 100
+    V1LayerParameter  layer = 1 (of 2013), name = 4, blobs = 6
+    LayerParameter    name = 1, blobs = 7
+    BlobProto         num, channels, height, width = 1, 2, 3, 4 (files before December 2014);
+                      data = 5; diff = 6; shape = 7 { dim = 1 }; double_data = 8; double_diff = 9
 
-`data` is a packed list of floats, which is the same on the wire as a run of bytes: declared as
-bytes it is taken as it lies, instead of as a Python object for each of a hundred million numbers.
+Layers, blobs and their numbers are cut out of the mapped file where they lie, and protobuf parses
+what is left of a message, some hundred bytes. A network parsed whole would lie in memory three
+times, and a file of empty messages in sixty times its size. So memory is bounded: what is returned
+is at most as large as the file (twice that where it has doubles), whatever sizes it claims.
 
-Nothing in such a file is executed, and no size that it claims is allocated: what is returned is as
-large as what the file holds. Source: src/caffe/proto/caffe.proto of BVLC/caffe.
+Nothing in such a file is executed. Source: src/caffe/proto/caffe.proto of BVLC/caffe.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -28,96 +31,180 @@ from torch import Tensor
 
 from deeplab.errors import InputError
 
-MOST_BYTES = 2**31 - 1  # of a protobuf message
+MOST_FIELDS = 100_000  # of one message; a network has a field for each of its few hundred layers
+MOST_REST = 2**16  # bytes of a layer or blob without its numbers; real ones have hundreds
+MOST_AXES = 32  # of a blob, in Caffe too
+VARINT, FIXED_64, BYTES, FIXED_32 = 0, 1, 2, 5  # wire types
+NET = {"layers": 2, "layer": 100}
+V1_LAYER = {"of_2013": 1, "blobs": 6}
+LAYER = {"blobs": 7}
+BLOB = {"data": 5, "diff": 6, "double_data": 8, "double_diff": 9}
+
+
+class _Damaged(ValueError):
+    """What is wrong with the file, in a phrase."""
 
 
 def read(path: Path) -> dict[str, list[Tensor]]:
     """The float32 blobs of every layer that has some; a layer that comes twice keeps its first.
 
-    Takes about twice the size of the file in memory.
-
     Raises InputError where the file is no NetParameter, is cut off or contradicts itself.
     """
-    if path.stat().st_size > MOST_BYTES:
-        raise InputError(
-            f"{path}: {path.stat().st_size} bytes, and a .caffemodel has at most {MOST_BYTES}; "
-            "check the path"
-        )
-    messages = _messages()
-    net = messages["NetParameter"]()
     try:
-        net.ParseFromString(path.read_bytes())
-        layers = [*net.layer, *net.layers]
-        blobs = {layer.name: layer.blobs for layer in reversed(layers) if layer.blobs}
-    except (messages["DecodeError"], UnicodeDecodeError) as error:
+        # An empty file cannot be mapped. Nor does it hold a layer.
+        mapped = np.memmap(path, np.uint8, "r") if path.stat().st_size else np.empty(0, np.uint8)
+        layers = _layers(mapped.data)
+    except (_Damaged, OSError) as error:
         raise InputError(
             f"{path}: not a readable .caffemodel ({error}); it may be cut off or of another "
             "format: fetch it again"
         ) from error
-    if not blobs:
+    if not layers:
         raise InputError(
             f"{path}: not a .caffemodel with weights: no layer in it has any; a .prototxt or a "
             ".solverstate has none either"
         )
-    return {
-        name: [_tensor(path, name, blob) for blob in blobs[name]] for name in reversed(list(blobs))
-    }
+    return layers
 
 
-def _tensor(path: Path, layer: str, blob: Any) -> Tensor:
+def _layers(net: memoryview) -> dict[str, list[Tensor]]:
+    found: dict[str, list[Tensor]] = {}
+    _rest, parts = _cut(net, NET)
+    for form, numbers, message in (
+        ("layers", V1_LAYER, "V1LayerParameter"),
+        ("layer", LAYER, "LayerParameter"),
+    ):
+        for layer in parts[form]:
+            rest, members = _cut(layer, numbers)
+            if members.get("of_2013"):
+                raise _Damaged(
+                    "its layers are in the form of 2013, which Caffe's upgrade_net_proto_binary "
+                    "turns into today's"
+                )
+            if not members["blobs"]:
+                continue
+            name = _parse(message, rest).name
+            if name not in found:
+                found[name] = [_blob(blob, name) for blob in members["blobs"]]
+    return found
+
+
+def _blob(blob: memoryview, layer: str) -> Tensor:
     """A blob as float32 in its shape."""
-    double = bool(blob.double_data)
-    raw = b"".join(blob.double_data if double else blob.data)
-    dtype: np.dtype[np.floating] = np.dtype("<f8" if double else "<f4")
-    dims = [blob.num, blob.channels, blob.height, blob.width]  # 0 where they are not said
-    shape = list(blob.shape.dim) if blob.HasField("shape") else [n for n in dims if n]
-    if any(n < 0 for n in shape) or math.prod(shape) * dtype.itemsize != len(raw):
-        raise InputError(
-            f"{path}: layer {layer[:120]}: {len(raw) // dtype.itemsize} numbers do not fill the "
-            f"shape {shape[:8]}; the file is damaged: fetch it again"
+    rest, numbers = _cut(blob, BLOB)
+    said = _parse("BlobProto", rest)
+    dims = [said.num, said.channels, said.height, said.width]  # 0 where they are not said
+    shape = list(said.shape.dim) if said.HasField("shape") else [n for n in dims if n]
+    dtype = np.dtype("<f8" if numbers["double_data"] else "<f4")
+    runs = numbers["double_data"] or numbers["data"]
+    size = sum(len(run) for run in runs)
+    of_shape = math.prod(shape[:MOST_AXES]) * dtype.itemsize
+    if len(shape) > MOST_AXES or any(n < 0 for n in shape) or of_shape != size:
+        raise _Damaged(
+            f"layer {layer[:120]}: {size // dtype.itemsize} numbers do not fill the shape "
+            f"{shape[:8]}"
         )
-    return torch.from_numpy(np.frombuffer(raw, dtype).astype(np.float32).reshape(shape))
+    if any(len(run) % dtype.itemsize for run in runs):
+        raise _Damaged(f"layer {layer[:120]}: half a number")
+    values = np.empty(size // dtype.itemsize, np.float32)
+    filled = 0
+    for run in runs:
+        part = np.frombuffer(run, dtype)
+        values[filled : filled + len(part)] = part
+        filled += len(part)
+    return torch.from_numpy(values.reshape(shape))
+
+
+def _cut(message: memoryview, numbers: dict[str, int]) -> tuple[bytes, dict[str, list[memoryview]]]:
+    """The fields of these numbers as they lie in the message, and the bytes of all others."""
+    names = {number: name for name, number in numbers.items()}
+    cut: dict[str, list[memoryview]] = {name: [] for name in numbers}
+    rest, size = [], 0
+    for count, (number, wire, field, content) in enumerate(_fields(message)):
+        if count == MOST_FIELDS:
+            raise _Damaged(f"more than {MOST_FIELDS} fields in one message")
+        if number in names and wire == BYTES:
+            cut[names[number]].append(content)
+        elif numbers is not NET:  # of the network itself nothing else is wanted
+            size += len(field)
+            if size > MOST_REST:
+                raise _Damaged(f"a layer with more than {MOST_REST} bytes that are no weights")
+            rest.append(field)
+    return b"".join(rest), cut
+
+
+def _fields(message: memoryview) -> Iterator[tuple[int, int, memoryview, memoryview]]:
+    """(number, wire type, whole field, its content) of each field of a message, in order."""
+    at = 0
+    while at < len(message):
+        start = at
+        tag, at = _varint(message, at)
+        number, wire = tag >> 3, tag & 7
+        if wire == VARINT:
+            end = _varint(message, at)[1]
+        elif wire == BYTES:
+            size, at = _varint(message, at)
+            end = at + size
+        elif wire in (FIXED_64, FIXED_32):
+            end = at + (8 if wire == FIXED_64 else 4)
+        else:
+            raise _Damaged(f"byte {start} begins no field of a message")
+        if number == 0 or end > len(message):
+            raise _Damaged("a field reaches beyond its end" if number else "a field without number")
+        yield number, wire, message[start:end], message[at:end]
+        at = end
+
+
+def _varint(message: memoryview, at: int) -> tuple[int, int]:
+    """The number that begins there, seven bits a byte, and where it ends."""
+    value = 0
+    for i in range(10):
+        if at + i >= len(message):
+            raise _Damaged("it ends within a field")
+        byte = message[at + i]
+        value |= (byte & 127) << 7 * i
+        if byte < 128:
+            return value, at + i + 1
+    raise _Damaged("a number of more than ten bytes")
+
+
+def _parse(name: str, content: bytes) -> Any:
+    messages = _messages()
+    message = messages[name]()
+    try:
+        message.ParseFromString(content)
+    except (messages["DecodeError"], UnicodeDecodeError) as error:
+        raise _Damaged(str(error)) from error
+    return message
 
 
 @cache
 def _messages() -> dict[str, Any]:
-    """The message classes, and protobuf's DecodeError."""
+    """The message classes for what is left after cutting, and protobuf's DecodeError."""
     from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
     from google.protobuf.message import DecodeError
 
-    file = descriptor_pb2.FileDescriptorProto(name="deeplab_caffe.proto", package="deeplab.caffe")
     kinds = descriptor_pb2.FieldDescriptorProto
-    declared: dict[str, list[tuple[str, int, int, bool, str]]] = {
-        "BlobShape": [("dim", 1, kinds.TYPE_INT64, True, "")],
+    one, many = kinds.LABEL_OPTIONAL, kinds.LABEL_REPEATED
+    declared: dict[str, list[tuple[str, int, int, int]]] = {
+        "BlobShape": [("dim", 1, kinds.TYPE_INT64, many)],
         "BlobProto": [
-            *(
-                (name, number, kinds.TYPE_INT32, False, "")
-                for number, name in enumerate(("num", "channels", "height", "width"), 1)
-            ),
-            ("data", 5, kinds.TYPE_BYTES, True, ""),
-            ("shape", 7, kinds.TYPE_MESSAGE, False, "BlobShape"),
-            ("double_data", 8, kinds.TYPE_BYTES, True, ""),
+            ("num", 1, kinds.TYPE_INT32, one),
+            ("channels", 2, kinds.TYPE_INT32, one),
+            ("height", 3, kinds.TYPE_INT32, one),
+            ("width", 4, kinds.TYPE_INT32, one),
+            ("shape", 7, kinds.TYPE_MESSAGE, one),
         ],
-        "V1LayerParameter": [
-            ("name", 4, kinds.TYPE_STRING, False, ""),
-            ("blobs", 6, kinds.TYPE_MESSAGE, True, "BlobProto"),
-        ],
-        "LayerParameter": [
-            ("name", 1, kinds.TYPE_STRING, False, ""),
-            ("blobs", 7, kinds.TYPE_MESSAGE, True, "BlobProto"),
-        ],
-        "NetParameter": [
-            ("layers", 2, kinds.TYPE_MESSAGE, True, "V1LayerParameter"),
-            ("layer", 100, kinds.TYPE_MESSAGE, True, "LayerParameter"),
-        ],
+        "V1LayerParameter": [("name", 4, kinds.TYPE_STRING, one)],
+        "LayerParameter": [("name", 1, kinds.TYPE_STRING, one)],
     }
+    file = descriptor_pb2.FileDescriptorProto(name="deeplab_caffe.proto", package="deeplab.caffe")
     for message_name, fields in declared.items():
         message = file.message_type.add(name=message_name)
-        for name, number, kind, repeated, of in fields:
-            field = message.field.add(name=name, number=number, type=kind)
-            field.label = kinds.LABEL_REPEATED if repeated else kinds.LABEL_OPTIONAL
-            if of:
-                field.type_name = f".deeplab.caffe.{of}"
+        for name, number, kind, label in fields:
+            field = message.field.add(name=name, number=number, type=kind, label=label)
+            if kind == kinds.TYPE_MESSAGE:
+                field.type_name = ".deeplab.caffe.BlobShape"
     pool = descriptor_pool.DescriptorPool()
     pool.Add(file)
     found: dict[str, Any] = {
