@@ -24,7 +24,7 @@ from deeplab.data import scenes
 from deeplab.engine.evaluate import Evaluation, Scores
 from deeplab.engine.training import loop
 from deeplab.engine.training.checkpoint import FORMAT, Files, read_state, write_state
-from deeplab.engine.training.logs import COLUMNS
+from deeplab.engine.training.logs import COLUMNS, Throughput
 from deeplab.errors import InputError
 from deeplab.model import DeepLab
 from deeplab.weights import load_model, read_metadata
@@ -292,6 +292,16 @@ def test_the_log_tells_speed_memory_and_scores(pictures, tmp_path):
     assert float(logged[-1]["miou"]) == result.metrics["miou"]
     assert result.throughput.images == 12
     assert "images/s, loader" in str(result.throughput)
+
+
+def test_throughput_counts_steps_without_waiting_and_workers_side_by_side():
+    measured = Throughput(workers=3)
+    for _ in range(2):  # a process's half of 8 images, 0.1 s each in a worker
+        measured.add(8, stepping=0.5, waiting=0.25, making=0.4)
+    assert measured.images_per_second == pytest.approx(16)
+    assert measured.loader_images_per_second == pytest.approx(60)  # 2 processes x 3 workers x 10
+    assert measured.wait_share == pytest.approx(1 / 3)
+    assert "steps 16.0 images/s, loader 60.0 images/s (3 workers), 33%" in str(measured)
 
 
 def test_tensorboard_gets_the_same_numbers(pictures, tmp_path):

@@ -51,10 +51,9 @@ class Throughput:
     """Images and seconds of a stretch of training, all processes counted as fast as this one.
 
     images: in all processes; stepping, waiting: seconds of this process in steps and for samples;
-    making: seconds that its workers spent on its samples; workers: processes that make samples.
+    making: seconds that its workers spent on its share of them; workers: how many it has.
     """
 
-    world: int = 1
     workers: int = 1
     images: int = 0
     stepping: float = 0.0

@@ -105,14 +105,14 @@ class Run:
                     self.signal = request.signal
                 waited, took = fetched - begin, time.perf_counter() - fetched
                 for stretch in (self.throughput, self._stretch):
-                    stretch.add(config.batch_size, took, waited, batch.seconds * processes.world)
+                    stretch.add(config.batch_size, took, waited, batch.seconds)
                 self._after_step()
-        samples.close()
-        self._settle()
-        scoring = self.signal != signal.SIGTERM and self.validated != self.step
-        if not scoring:
-            self._row()
-        self.save()  # before the validation, which a second Ctrl-C may end
+            samples.close()
+            self._settle()
+            scoring = self.signal != signal.SIGTERM and self.validated != self.step
+            if not scoring:
+                self._row()
+            self.save()  # before the validation, which another Ctrl-C may end
         if scoring:  # not after SIGTERM: whoever sends that gives little time
             self._validate()
         self._tell_broken()
@@ -337,7 +337,7 @@ class Run:
         return tensor.to(self.device, non_blocking=True)
 
     def _measured(self) -> Throughput:
-        return Throughput(self.processes.world, self.config.workers)
+        return Throughput(self.config.workers)
 
 
 def autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
