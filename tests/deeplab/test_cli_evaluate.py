@@ -199,7 +199,7 @@ def test_classes_in_another_order_are_refused_and_other_names_told(tmp_path, voc
 
 def test_a_curve_without_void_labels_says_so(tmp_path):
     curve = ["--trimap", tmp_path / "curve.csv", "--trimap-widths", "2"]
-    given = ["evaluate", "--scenes", 1, "--no-crf", *curve]
+    given = ["evaluate", "--scenes", 1, "--data-option", "size=65", "--no-crf", *curve]
     assert "curve is empty" in done(*given, "--trimap-around", "void").stderr
     assert (tmp_path / "curve.csv").read_text().splitlines()[1] == "2,,"
     assert done(*given).stderr == ""
