@@ -16,6 +16,7 @@ from torch import Tensor
 
 from deeplab.errors import InputError
 
+MOST_SHARED = 4  # how many times over the tensors may hold the numbers of the file
 WRAPPERS = ("state_dict", "model_state_dict", "model_state", "model")  # where trainers put it
 
 
@@ -33,17 +34,31 @@ def read(path: Path) -> dict[str, Tensor]:
             f"{path}: holds {type(content).__name__}, expected a state dict: tensors by name; "
             "save model.state_dict() instead of the model"
         )
-    state = {
-        str(name).removeprefix("module."): value
-        for name, value in content.items()
-        if isinstance(value, Tensor)
-    }
+    state = {name: value for name, value in content.items() if isinstance(value, Tensor)}
     if not state:
         raise InputError(f"{path}: holds no tensors by name; expected a state dict")
-    sparse = [name for name, value in state.items() if value.layout != torch.strided]
-    if sparse:
-        raise InputError(f"{path}: {sparse[0][:120]} is not a dense tensor; expected weights")
-    return {name: value.detach() for name, value in state.items()}
+    odd = [name for name, value in state.items() if not _is_plain(name, value)]
+    if odd:
+        first = (
+            f"as {odd[0]:.120}" if isinstance(odd[0], str) else f"under a {type(odd[0]).__name__}"
+        )
+        raise InputError(
+            f"{path}: what it has {first} is no plain tensor of numbers in memory; expected weights"
+        )
+    # Tensors may share numbers, or repeat one without end: the sizes below are claims.
+    claimed = sum(value.numel() * value.element_size() for value in state.values())
+    if claimed > MOST_SHARED * path.stat().st_size:
+        raise InputError(
+            f"{path}: its tensors claim {claimed} bytes, and the file has {path.stat().st_size}; "
+            "it is damaged, or made to fill the memory: fetch it again"
+        )
+    return {name.removeprefix("module."): value.detach() for name, value in state.items()}
+
+
+def _is_plain(name: object, value: Tensor) -> bool:
+    """Whether it can be copied as weights are: dense, on the CPU, not quantized or nested."""
+    dense = value.layout == torch.strided and not value.is_nested and not value.is_quantized
+    return isinstance(name, str) and dense and value.device.type == "cpu"
 
 
 def _load(path: Path) -> Any:
