@@ -491,6 +491,15 @@ def test_diverging_run_says_so_and_keeps_the_last_good_file(pictures, tmp_path):
     load_model(out)
 
 
+def test_weights_that_overflow_in_the_last_step_never_reach_a_file(pictures, tmp_path):
+    out, frozen = tmp_path / "w.safetensors", tiny_training.FROZEN  # whose gradients are large
+    run(dataclasses.replace(frozen, steps=1), pictures, out)
+    before = {path: path.read_bytes() for path in tmp_path.iterdir() if path.suffix != ".csv"}
+    with pytest.raises(FloatingPointError, match="weights are NaN or Inf after step 0: training"):
+        run(dataclasses.replace(frozen, steps=1, lr=3e38), pictures, out)
+    assert {path: path.read_bytes() for path in before} == before
+
+
 def test_bfloat16_trains_close_to_float32(pictures):
     full = run(dataclasses.replace(TINY, steps=10), pictures)
     half = run(dataclasses.replace(TINY, steps=10, precision="bfloat16"), pictures)

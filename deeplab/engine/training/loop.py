@@ -127,6 +127,8 @@ class Run:
         """The state and the last weights; the best ones too while there is no validation yet."""
         if self.files is None or not self.processes.first:
             return
+        if not all(bool(parameter.isfinite().all()) for parameter in self.model.parameters()):
+            raise self._diverged(f"weights are NaN or Inf after step {self.step - 1}")
         write_state(self.files.state, self._state())
         self._save_weights(self.files.last)
         if not self.best:
@@ -227,14 +229,17 @@ class Run:
         losses = self.processes.sum(torch.stack(self._pending).double().cpu()).tolist()
         for step, value in enumerate(losses, self.step - len(losses)):
             if not math.isfinite(value):
-                raise FloatingPointError(
-                    f"the loss is {value} at step {step}: training diverged; lower lr "
-                    f"(now {self.config.lr}) or lengthen warmup (now {self.config.warmup})"
-                )
+                raise self._diverged(f"the loss is {value} at step {step}")
             # A running mean, of the last fifty steps or so.
             share = 1 / min(step + 1, 50)
             self.loss = value if step == 0 else self.loss + share * (value - self.loss)
         self._pending.clear()
+
+    def _diverged(self, what: str) -> FloatingPointError:
+        return FloatingPointError(
+            f"{what}: training diverged; lower lr (now {self.config.lr}) or lengthen warmup (now "
+            f"{self.config.warmup})"
+        )
 
     def _validate(self) -> None:
         self.teller.step(self.step, "validating")
