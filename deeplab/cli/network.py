@@ -19,8 +19,8 @@ def load_network(
     weights: Path | None, model: str | None, classes: int | None
 ) -> tuple[DeepLab, dict[str, Any]]:
     """The model with its weights, and what the weights say about themselves."""
-    from deeplab.model import MODELS, build
-    from deeplab.weights import SHIPPED, is_own, load_model, load_weights, read_metadata
+    from deeplab.model import MODELS
+    from deeplab.weights import SHIPPED, is_own, load_model, read_metadata
 
     if model is not None and model not in MODELS:
         raise InputError(f"--model {model}: unknown; expected one of {', '.join(MODELS)}")
@@ -46,8 +46,7 @@ def load_network(
     elif classes is None or not 1 <= classes <= 256:
         raise InputError(f"{path}: does not say how many classes it has; give --classes, 1 to 256")
     else:
-        network = build(model, num_classes=classes)
-        load_weights(network, path)
+        network, _ = read_checkpoint(path, model, classes, "auto")
     if network.num_classes > 256:
         raise InputError(
             f"{path}: {network.num_classes} classes do not fit 8-bit label maps (256 at most); use "

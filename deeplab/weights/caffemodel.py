@@ -84,6 +84,8 @@ def _layers(net: memoryview) -> dict[str, list[Tensor]]:
             if not members["blobs"]:
                 continue
             name = _parse(message, rest).name
+            if not isinstance(name, str):  # protobuf gives bytes that are no UTF-8 as they are
+                raise _Damaged(f"a layer's name is no text: {name!r:.80}")
             if name not in found:
                 found[name] = [_blob(blob, name) for blob in members["blobs"]]
     return found

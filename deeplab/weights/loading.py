@@ -172,7 +172,6 @@ def _copy(model: DeepLab, translated: Translated, source: Source, path: Path) ->
     state = file.network_state(model)
     expected = {name: t for name, t in state.items() if not name.endswith(names.COUNTER)}
     tensors = translated.tensors
-    fitting, skipped = _head(expected, tensors, path)
     body = [name for name in expected if name.startswith("backbone.")]
     shapes = [
         f"{name} {list(tensors[name].shape)} instead of {list(expected[name].shape)}"
@@ -187,6 +186,7 @@ def _copy(model: DeepLab, translated: Translated, source: Source, path: Path) ->
         unexpected=[*translated.unknown, *(name for name in in_body if name not in expected)],
         shapes=shapes,
     )
+    fitting, skipped = _head(expected, tensors, path)
     chosen = {name: tensors[name] for name in (*body, *fitting)}
     _refuse_odd_values(chosen, path)
     for name, tensor in chosen.items():

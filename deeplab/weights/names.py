@@ -44,8 +44,11 @@ class Translated:
 
     def stack(self, name: str, branches: Mapping[int, Tensor]) -> None:
         """Put the branches of a head together in the order of their numbers."""
-        if branches:
+        shapes = {tuple(tensor.shape) for tensor in branches.values()}
+        if len(shapes) == 1 and () not in shapes:
             self.tensors[name] = torch.cat([branches[i] for i in sorted(branches)])
+        elif shapes:
+            self.unknown.append(f"{name} (branches of the shapes {sorted(shapes)[:4]})")
 
 
 # PyTorch
@@ -60,7 +63,7 @@ def from_kazuto1011(state: Mapping[str, Tensor]) -> Translated:
         short = re.sub(r"^(base|scale)\.", "", name)
         if m := re.fullmatch(r"layer1\.conv1\.(conv|bn)\.(\w+)", short):
             ours = f"backbone.{m[1]}1.{m[2]}"
-        elif m := re.fullmatch(r"layer([2-5])\.block(\d+)\.(\w+)\.(conv|bn)\.(\w+)", short):
+        elif m := re.fullmatch(r"layer([2-5])\.block(\d{1,4})\.(\w+)\.(conv|bn)\.(\w+)", short):
             block = f"backbone.layer{int(m[1]) - 1}.{int(m[2]) - 1}"
             if m[3] == "shortcut":
                 ours = f"{block}.downsample.{int(m[4] == 'bn')}.{m[5]}"
@@ -69,7 +72,7 @@ def from_kazuto1011(state: Mapping[str, Tensor]) -> Translated:
             else:
                 found.unknown.append(name)
                 continue
-        elif m := re.fullmatch(r"aspp\.(?:stages\.)?c(\d+)\.(weight|bias)", short):
+        elif m := re.fullmatch(r"aspp\.(?:stages\.)?c(\d{1,4})\.(weight|bias)", short):
             branches[m[2]][int(m[1])] = tensor
             continue
         elif m := re.fullmatch(r"fc\.(weight|bias)", short):
@@ -89,7 +92,7 @@ def from_isht7(state: Mapping[str, Tensor]) -> Translated:
     branches: dict[str, dict[int, Tensor]] = {"weight": {}, "bias": {}}
     for name, tensor in state.items():
         short = name.removeprefix("Scale.")
-        if m := re.fullmatch(r"layer5\.conv2d_list\.(\d+)\.(weight|bias)", short):
+        if m := re.fullmatch(r"layer5\.conv2d_list\.(\d{1,4})\.(weight|bias)", short):
             branches[m[2]][int(m[1])] = tensor
         elif _is_resnet(short):
             _keep(found, name, f"backbone.{short}", tensor)
@@ -126,7 +129,7 @@ def _torchvision_name(name: str) -> str | None:
     body = name.removeprefix("backbone.")
     if _is_resnet(body):
         return f"backbone.{body}"
-    if m := re.fullmatch(r"features\.(\d+)\.(weight|bias)", name):
+    if m := re.fullmatch(r"features\.(\d{1,4})\.(weight|bias)", name):
         layer = VGG_FEATURES.get(int(m[1]))
         return layer and f"backbone.{layer}.{m[2]}"
     if m := re.fullmatch(r"fc\.(weight|bias)", name):
@@ -146,7 +149,7 @@ def _torchvision_name(name: str) -> str | None:
 
 def _is_resnet(name: str) -> bool:
     part = r"(weight|bias|running_mean|running_var|num_batches_tracked)"
-    block = rf"layer[1-4]\.\d+\.(conv[1-3]|bn[1-3]|downsample\.[01])\.{part}"
+    block = rf"layer[1-4]\.\d{{1,4}}\.(conv[1-3]|bn[1-3]|downsample\.[01])\.{part}"
     return re.fullmatch(rf"((conv1|bn1)\.{part}|{block})", name) is not None
 
 
@@ -201,10 +204,11 @@ def from_caffe(layers: Mapping[str, list[Tensor]]) -> Translated:
     for ours, tensors in branches.items():
         found.stack(ours, tensors)
     for layer_norm, bias in biases.items():
-        if f"{layer_norm}.running_mean" in found.tensors:
-            found.tensors[f"{layer_norm}.running_mean"] -= bias
+        mean = found.tensors.get(f"{layer_norm}.running_mean")
+        if mean is not None and mean.shape == bias.shape:
+            mean -= bias
         else:
-            found.unknown.append(f"{layer_norm} (a bias without a batch normalisation)")
+            found.unknown.append(f"{layer_norm} (a bias without a batch normalisation of its size)")
     return found
 
 
@@ -222,7 +226,7 @@ def _caffe_resnet(name: str) -> tuple[str, str] | None:
     """Convolution and batch normalisation here of a convolution in a ResNet: res4b22_branch2a."""
     if name == "conv1":
         return "backbone.conv1", "backbone.bn1"
-    m = re.fullmatch(r"res([2-5])([a-z])(\d*)_(branch1|branch2[abc])", name)
+    m = re.fullmatch(r"res([2-5])([a-z])(\d{0,4})_(branch1|branch2[abc])", name)
     if m is None or (m[3] and m[2] != "b"):
         return None
     index = int(m[3]) if m[3] else ord(m[2]) - ord("a")
@@ -233,11 +237,11 @@ def _caffe_resnet(name: str) -> tuple[str, str] | None:
 
 def _caffe_head(name: str) -> tuple[str, int] | None:
     """Layer here and number of the branch of fc6, fc7, fc8 (VGG-16) and fc1 (ResNet)."""
-    if m := re.fullmatch(r"(fc6|fc7)(?:_(\d+))?", name):
+    if m := re.fullmatch(r"(fc6|fc7)(?:_(\d{1,4}))?", name):
         return f"head.{m[1]}", int(m[2] or 0)
-    if m := re.fullmatch(r"fc8(?:_[a-zA-Z]\w*?)??(?:_(\d+))?", name):
+    if m := re.fullmatch(r"fc8(?:_[a-zA-Z]\w*?)??(?:_(\d{1,4}))?", name):
         return "head.classifier", int(m[1] or 0)
-    if m := re.fullmatch(r"fc1_\w+?(?:_c(\d+))?", name):
+    if m := re.fullmatch(r"fc1_\w+?(?:_c(\d{1,4}))?", name):
         return "head.classifier", int(m[1] or 0)
     return ("head.classifier", 0) if name == "fc1000" else None
 

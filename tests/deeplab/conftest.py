@@ -13,7 +13,7 @@ import torch
 
 @pytest.fixture(scope="session")
 def torchvision() -> Iterator[Any]:
-    """torchvision's resnet and deeplabv3 modules, beside any build of torch."""
+    """torchvision's resnet, vgg and deeplabv3 modules, beside any build of torch."""
     library = None
     try:
         importlib.import_module("torchvision")
@@ -27,6 +27,7 @@ def torchvision() -> Iterator[Any]:
         library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
     yield SimpleNamespace(
         resnet=importlib.import_module("torchvision.models.resnet"),
+        vgg=importlib.import_module("torchvision.models.vgg"),
         deeplabv3=importlib.import_module("torchvision.models.segmentation.deeplabv3"),
     )
     del library  # until here it keeps the schemas defined

@@ -1,0 +1,571 @@
+"""Other projects' checkpoints: each layout gives the same network, bad files one clear error."""
+
+import contextlib
+import io
+import pickle
+import random
+import resource
+import warnings
+from collections import OrderedDict
+
+import pytest
+import torch
+from checkpoints import branches, caffe_resnet, caffemodel, field, kazuto1011_name, renamed, varint
+from PIL import Image
+from torch import nn
+from typer.testing import CliRunner
+
+from deeplab.backbones import ResNet
+from deeplab.cli import app
+from deeplab.errors import InputError
+from deeplab.heads import ASPP, Pointwise
+from deeplab.model import DeepLab, build
+from deeplab.weights import (
+    Loaded,
+    load_model,
+    load_weights,
+    loading,
+    names,
+    read_metadata,
+    save_weights,
+    style_of,
+)
+from deeplab.weights import (
+    caffemodel as reader,
+)
+
+BLOCKS = (2, 1, 3, 1)
+CLASSES = 3
+
+
+def network(seed, *, classes=CLASSES, head="aspp", blocks=BLOCKS, style="caffe"):
+    """A ResNet in small, with statistics that matter."""
+    torch.manual_seed(seed)
+    backbone = ResNet(blocks, width=4, frozen_bn=True, style=style)
+    made = (
+        ASPP(backbone.out_channels, classes, (1, 2, 3, 4))
+        if head == "aspp"
+        else Pointwise(backbone.out_channels, classes)
+    )
+    config = {"model": "small", "num_classes": classes, "style": style}
+    model = DeepLab(backbone, made, config=config).eval()
+    for name, tensor in model.state_dict().items():
+        if name.endswith(("running_var", "weight")) and tensor.ndim == 1:
+            nn.init.uniform_(tensor, 0.5, 1.5)
+        elif tensor.ndim == 1:
+            nn.init.normal_(tensor)
+    return model
+
+
+@pytest.fixture
+def theirs():
+    return network(1)
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "checkpoint"
+
+
+def output(model, size=(37, 50)):
+    torch.manual_seed(9)
+    with torch.no_grad():
+        return model(torch.randn(1, 3, *size))
+
+
+def refused(path, model=None, source="auto"):
+    """The message of the InputError, one line, after which the model is as it was."""
+    model = network(2) if model is None else model
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with pytest.raises(InputError) as caught:
+        load_weights(model, path, source)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert str(caught.value).startswith(f"{path}: ")
+    assert str(caught.value).isprintable()
+    return str(caught.value)
+
+
+def caffe_v2(model, head="fc1_voc12", **options):
+    state = model.state_dict()
+    layers = caffe_resnet(state, BLOCKS, **options)
+    for i, pair in enumerate(branches(state, "head.classifier", 4)):
+        layers[f"{head}_c{i}"] = pair
+    return layers
+
+
+def kazuto1011(model, prefix="base.", aspp="aspp.c"):
+    state = renamed(model.state_dict(), lambda name: prefix + kazuto1011_name(name))
+    for i, (weight, bias) in enumerate(branches(model.state_dict(), "head.classifier", 4)):
+        state |= {f"{prefix}{aspp}{i}.weight": weight, f"{prefix}{aspp}{i}.bias": bias}
+    return OrderedDict(state)
+
+
+def isht7(model):
+    state = renamed(model.state_dict(), lambda name: f"Scale.{name}")
+    for i, (weight, bias) in enumerate(branches(model.state_dict(), "head.classifier", 4)):
+        layer = f"Scale.layer5.conv2d_list.{i}"
+        state |= {f"{layer}.weight": weight, f"{layer}.bias": bias}
+    return OrderedDict(state)
+
+
+# Each layout
+
+
+@pytest.mark.parametrize("old", [False, True], ids=["layer", "layers"])
+def test_a_caffemodel_gives_the_same_network(theirs, path, old):
+    path.write_bytes(caffemodel(caffe_v2(theirs), old))
+    ours = network(2)
+    loaded = load_weights(ours, path)
+    assert loaded.source == "caffemodel"
+    assert loaded.skipped == ()
+    # f * mean / f is not mean to the last bit.
+    torch.testing.assert_close(output(ours), output(theirs), rtol=1e-5, atol=1e-5)
+
+
+def test_caffe_copies_for_other_scales_are_left_out_and_said(theirs, path):
+    layers = caffe_v2(theirs)
+    copies = {
+        name.replace("res", "res075_", 1): [torch.zeros(1)] for name in layers if "res" in name
+    }
+    copies["fc1_voc12_res05_c0"] = [torch.zeros(1), torch.zeros(1)]
+    path.write_bytes(caffemodel(layers | copies))
+    loaded = load_weights(network(2), path)
+    assert set(loaded.dropped) == set(copies)
+
+
+def test_numbered_blocks_of_resnet_101_find_their_places(theirs, path):
+    path.write_bytes(caffemodel(caffe_v2(theirs, letters=False)))
+    ours = network(2)
+    load_weights(ours, path)
+    torch.testing.assert_close(output(ours), output(theirs), rtol=1e-5, atol=1e-5)
+
+
+def test_a_bias_in_front_of_a_batch_normalisation_goes_into_its_mean(theirs, path):
+    layers = caffe_v2(theirs)
+    bias = torch.linspace(-1, 1, 4)
+    layers["conv1"].append(bias)
+    path.write_bytes(caffemodel(layers))
+    ours = network(2)
+    load_weights(ours, path)
+    mean = theirs.backbone.bn1.running_mean - bias
+    torch.testing.assert_close(ours.backbone.bn1.running_mean, mean)
+
+
+@pytest.mark.parametrize("old", [False, True], ids=["layer", "layers"])
+@pytest.mark.parametrize("factor", [0.0, 1.0, 999.98])
+def test_statistics_are_divided_by_their_factor(path, old, factor):
+    ones = torch.ones(4)
+    kept = factor or 1.0
+    blobs = [2 * kept * ones, 3 * kept * ones, torch.tensor([factor])]
+    path.write_bytes(caffemodel({"bn_conv1": blobs}, old))
+    found = names.from_caffe(reader.read(path)).tensors
+    torch.testing.assert_close(found["backbone.bn1.running_mean"], 2 * ones)
+    torch.testing.assert_close(found["backbone.bn1.running_var"], 3 * ones)
+
+
+@pytest.mark.parametrize("old", [False, True], ids=["layer", "layers"])
+@pytest.mark.parametrize("name", ["deeplab_v1_largefov", "deeplab_v2_vgg16"])
+def test_every_layer_of_vgg_in_caffe_finds_its_place(name, old, path):
+    """One number for each output, so that the file stays small; shapes are held elsewhere."""
+    with torch.device("meta"):
+        expected = build(name).state_dict()
+    count = len(build_rates(name))
+    numbered = [""] if count == 1 else [f"_{i}" for i in range(1, count + 1)]
+    convolutions = {n.split(".")[1] for n in expected if n.startswith("backbone.")}
+    layers = {conv: [torch.rand(1, 1, 1, 1), torch.rand(1)] for conv in convolutions}
+    heads = {"fc6": "head.fc6", "fc7": "head.fc7", "fc8_voc12": "head.classifier"}
+    for head in heads:
+        for k, tail in enumerate(numbered):
+            layers[head + tail] = [torch.full((2, 1, 1, 1), float(k)), torch.full((2,), float(k))]
+    path.write_bytes(caffemodel(layers, old))
+    found = names.from_caffe(reader.read(path))
+    assert found.tensors.keys() == expected.keys()
+    assert not found.unknown
+    in_order = torch.arange(count).repeat_interleave(2).float()
+    for layer in heads.values():
+        assert torch.equal(found.tensors[f"{layer}.bias"], in_order)
+        assert torch.equal(found.tensors[f"{layer}.weight"].flatten(), in_order)
+
+
+def build_rates(name):
+    with torch.device("meta"):
+        return build(name).config["rates"]
+
+
+def test_fully_connected_layers_of_vgg_become_convolutions_in_both_forms():
+    weight, bias = torch.rand(6, 512 * 49), torch.rand(6)
+    inner = torch.rand(6, 6)
+    for lead in ((), (1, 1)):  # files before 2014-12 have four sizes
+        layers = {
+            "fc6": [weight.view(*lead, *weight.shape), bias],
+            "fc7": [inner.view(*lead, *inner.shape), bias],
+        }
+        found = names.from_caffe(layers).tensors
+        # y = W x on the flattened 512 x 7 x 7 map is a 7x7 convolution.
+        x = torch.rand(1, 512, 7, 7)
+        y = torch.nn.functional.conv2d(x, found["head.fc6.weight"], found["head.fc6.bias"])
+        torch.testing.assert_close(y.flatten(), weight @ x.flatten() + bias)
+        assert found["head.fc7.weight"].shape == (6, 6, 1, 1)
+
+
+@pytest.mark.parametrize(
+    ("prefix", "aspp"),
+    [("base.", "aspp.c"), ("scale.", "aspp.stages.c"), ("module.base.", "aspp.c")],
+)
+def test_a_checkpoint_of_kazuto1011_gives_the_same_network(theirs, path, prefix, aspp):
+    torch.save(kazuto1011(theirs, prefix, aspp), path)
+    ours = network(2)
+    assert load_weights(ours, path) == Loaded(
+        "kazuto1011",
+        tuple(n for n in ours.state_dict() if not n.endswith("num_batches_tracked")),
+        (),
+        {n.removeprefix("module."): "counter" for n in kazuto1011(theirs, prefix) if "num_b" in n},
+    )
+    assert torch.equal(output(ours), output(theirs))
+
+
+def test_the_coco_weights_of_kazuto1011_have_a_1x1_classifier_and_no_prefix(path):
+    theirs = network(1, head="pointwise")
+    state = renamed(theirs.state_dict(), kazuto1011_name)
+    for kind in ("weight", "bias"):
+        state[f"fc.{kind}"] = theirs.state_dict()[f"head.classifier.{kind}"]
+    torch.save(state, path)
+    ours = network(2, head="pointwise")
+    assert load_weights(ours, path).skipped == ()
+    assert torch.equal(output(ours), output(theirs))
+    with pytest.warns(UserWarning, match=r"no weights for head.classifier.weight, head"):
+        skipped = load_weights(network(2), path).skipped  # a pyramid: its head starts afresh
+    assert skipped == ("head.classifier.weight", "head.classifier.bias")
+
+
+def test_a_checkpoint_of_isht7_gives_the_same_network(theirs, path):
+    torch.save({"state_dict": isht7(theirs)}, path)
+    ours = network(2)
+    assert load_weights(ours, path).source == "isht7"
+    assert torch.equal(output(ours), output(theirs))
+
+
+def test_torchvision_imagenet_weights_fill_the_body_and_leave_the_head(path, torchvision):
+    body = torchvision.resnet.resnet18(weights=None)
+    torch.save(body.state_dict(), path)
+    ours = build("deeplab_v2_resnet18", num_classes=5, style="torchvision").eval()
+    head = ours.head.classifier.weight.clone()
+    with pytest.warns(UserWarning, match=r"stay as they are; train them"):
+        loaded = load_weights(ours, path)
+    assert loaded.source == "torchvision"
+    assert loaded.skipped == ("head.classifier.weight", "head.classifier.bias")
+    assert torch.equal(ours.head.classifier.weight, head)
+    state = body.state_dict()
+    for name, tensor in ours.backbone.state_dict().items():
+        if not name.endswith("num_batches_tracked"):
+            assert torch.equal(tensor, state[name]), name
+
+
+@pytest.mark.slow
+def test_torchvisions_deeplabv3_gives_torchvisions_output(path, torchvision):
+    torch.manual_seed(3)
+    theirs = torchvision.deeplabv3.deeplabv3_resnet50(
+        weights=None, weights_backbone=None, num_classes=7, aux_loss=True
+    ).eval()
+    for name, tensor in theirs.state_dict().items():
+        if name.endswith("running_var"):
+            nn.init.uniform_(tensor, 0.5, 1.5)
+    torch.save(theirs.state_dict(), path)
+    ours = build("deeplab_v3_resnet50", num_classes=7).eval()
+    loaded = load_weights(ours, path)
+    assert loaded.skipped == ()
+    assert "auxiliary classifier" in loaded.dropped.values()
+    x = torch.randn(1, 3, 65, 81)
+    with torch.no_grad():
+        expected, found = theirs(x)["out"], ours(x)
+    error = (found - expected).abs().max() / expected.abs().max()
+    assert error < 1e-5
+
+
+def test_every_tensor_of_torchvisions_vgg16_finds_its_place(torchvision):
+    with torch.device("meta"):
+        theirs = torchvision.vgg.vgg16(weights=None).state_dict()
+        ours = build("deeplab_v1_7x7", num_classes=1000, style="torchvision").state_dict()
+    found = names.from_torchvision(theirs)
+    assert not found.unknown
+    assert {n: t.shape for n, t in found.tensors.items()} == {n: t.shape for n, t in ours.items()}
+
+
+@pytest.mark.parametrize("name", ["deeplab_v2_resnet101", "deeplab_v2_resnet50"])
+def test_every_tensor_of_the_real_networks_has_a_name_in_caffe(name):
+    with torch.device("meta"):
+        state = build(name).state_dict()
+    blocks = {"deeplab_v2_resnet101": (3, 4, 23, 3), "deeplab_v2_resnet50": (3, 4, 6, 3)}[name]
+    one = {n: torch.ones(1) for n in state}
+    layers = caffe_resnet(one, blocks, letters=name.endswith("50"))
+    layers |= {f"fc1_voc12_c{i}": [torch.ones(1), torch.ones(1)] for i in range(4)}
+    if name.endswith("101"):  # as the released file is: res2 and res5 have letters
+        layers = {n.replace("2b1", "2b").replace("2b2", "2c"): v for n, v in layers.items()}
+        layers = {n.replace("5b1", "5b").replace("5b2", "5c"): v for n, v in layers.items()}
+    found = names.from_caffe(layers)
+    assert not found.unknown
+    wanted = {n for n in state if not n.endswith("num_batches_tracked")}
+    assert found.tensors.keys() == wanted
+
+
+# Body and head
+
+
+def test_a_head_for_other_classes_stays_and_is_named(theirs, path):
+    torch.save(kazuto1011(theirs), path)
+    ours = network(2, classes=5)
+    before = ours.head.classifier.weight.clone()
+    with pytest.warns(UserWarning, match=r"head.classifier.weight, head.classifier.bias of this"):
+        loaded = load_weights(ours, path)
+    assert loaded.skipped == ("head.classifier.weight", "head.classifier.bias")
+    assert torch.equal(ours.head.classifier.weight, before)
+    assert torch.equal(ours.backbone.conv1.weight, theirs.backbone.conv1.weight)
+
+
+def test_our_own_file_for_other_classes_gives_its_body(tmp_path):
+    path = tmp_path / "own.safetensors"
+    save_weights(build("deeplab_v2_small", num_classes=3), path)
+    ours = build("deeplab_v2_small", num_classes=4)
+    with pytest.warns(UserWarning, match="head.classifier.weight, head.classifier.bias"):
+        loaded = load_weights(ours, path)
+    assert loaded.source == "safetensors"
+    assert loaded.skipped == ("head.classifier.weight", "head.classifier.bias")
+    assert torch.equal(ours.backbone.conv1.weight, load_model(path).backbone.conv1.weight)
+
+
+def test_layers_behind_one_that_does_not_fit_stay_too():
+    """fc7 was trained on what fc6 gave."""
+    model = build("deeplab_v1_4x4", num_classes=2)
+    state = model.state_dict()
+    given = {n: t for n, t in state.items() if not n.startswith("head.fc6")}
+    given |= {"head.fc6.weight": torch.zeros(4096, 512, 7, 7), "head.fc6.bias": torch.zeros(4096)}
+    fitting, skipped = loading._head(state, given, None)
+    assert fitting == []
+    assert skipped == [n for n in state if n.startswith("head.")]
+
+
+def change(state, edit):
+    state = dict(state)
+    edit(state)
+    return state
+
+
+@pytest.mark.parametrize(
+    ("edit", "said"),
+    [
+        (lambda s: s.pop("base.layer1.conv1.conv.weight"), "1 missing: backbone.conv1.weight"),
+        (lambda s: s.update({"base.extra": torch.ones(1)}), "1 unexpected: base.extra"),
+        (
+            lambda s: s.update({"base.layer5.block9.reduce.conv.weight": torch.ones(1)}),
+            "1 unexpected: backbone.layer4.8.conv1.weight",
+        ),
+        (
+            lambda s: s.update({"base.layer1.conv1.conv.weight": torch.ones(4, 3, 3, 3)}),
+            "backbone.conv1.weight [4, 3, 3, 3] instead of [4, 3, 7, 7]",
+        ),
+        (
+            lambda s: s["base.layer1.conv1.conv.weight"].fill_(float("nan")),
+            "NaN or Inf in 1 tensors: backbone.conv1.weight",
+        ),
+        (
+            lambda s: s.update({"base.layer1.conv1.bn.weight": torch.ones(4, dtype=torch.int32)}),
+            "got integers in backbone.bn1.weight",
+        ),
+        (
+            lambda s: [s.pop(f"base.aspp.c{i}.bias") for i in range(4)],
+            "of head.classifier it has head.classifier.weight but not head.classifier.bias",
+        ),
+    ],
+    ids=["missing", "unknown", "too deep", "shape", "nan", "integers", "half a layer"],
+)
+def test_every_other_mismatch_is_listed_and_changes_nothing(theirs, path, edit, said):
+    torch.save(change(kazuto1011(theirs), edit), path)
+    assert said in refused(path)
+
+
+def test_weights_of_the_other_style_are_refused(theirs, path, torchvision):
+    torch.save(kazuto1011(theirs), path)
+    said = refused(path, network(2, style="torchvision"))
+    assert "weights of style caffe (kazuto1011)" in said
+    assert 'build the model with style="caffe"' in said
+    torch.save(torchvision.resnet.resnet18(weights=None).state_dict(), path)
+    assert 'style="torchvision"' in refused(path, build("deeplab_v2_resnet18", num_classes=2))
+
+
+def test_a_named_source_must_be_the_right_one(theirs, path):
+    torch.save(kazuto1011(theirs), path)
+    assert "expected a file of source isht7, but it is one of kazuto1011" in refused(
+        path, source="isht7"
+    )
+    with pytest.raises(InputError, match="source: expected one of auto, safetensors, caffemodel"):
+        load_weights(network(2), path, "keras")
+
+
+@pytest.mark.parametrize("kind", ["caffe", "kazuto1011", "torchvision"])
+def test_the_style_follows_from_the_file(theirs, path, kind):
+    if kind == "caffe":
+        path.write_bytes(caffemodel(caffe_v2(theirs)))
+    elif kind == "kazuto1011":
+        torch.save(kazuto1011(theirs), path)
+    else:
+        torch.save({"layer1.0.conv1.weight": torch.ones(1)}, path)
+    assert style_of(path) == ("torchvision" if kind == "torchvision" else "caffe")
+
+
+# Bad files
+
+
+class Dangerous:
+    def __init__(self, marker):
+        self.marker = marker
+
+    def __reduce__(self):
+        return open, (str(self.marker), "w")
+
+
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
+def test_a_pickle_with_code_is_refused_and_runs_nothing(path, tmp_path, zipped):
+    marker = tmp_path / "executed"
+    torch.save({"x": Dangerous(marker)}, path, _use_new_zipfile_serialization=zipped)
+    assert "it holds more than tensors, which could run code" in refused(path)
+    with path.open("wb") as file:
+        pickle.dump(Dangerous(marker), file)
+    refused(path)
+    assert not marker.exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ([1, 2], "holds list, expected a state dict"),
+        ({"epoch": 3}, "holds no tensors by name"),
+        ({"some.weight": torch.ones(1)}, "of unknown origin, with tensors such as some.weight"),
+        (network(0).state_dict(), None),
+    ],
+)
+def test_a_checkpoint_that_is_no_known_state_dict_is_named(path, content, said):
+    torch.save(content, path)
+    if said is None:  # backbone.conv1 is torchvision's name too, and heads differ
+        assert "1 missing" in refused(path) or "style" in refused(path) or "unexp" in refused(path)
+    else:
+        assert said in refused(path)
+
+
+def test_a_text_and_an_empty_file_are_no_caffemodel(path):
+    for content in (b"", b'layer { name: "conv1" }\n' * 9, field(1, b"a net without weights")):
+        path.write_bytes(content)
+        assert ".caffemodel" in refused(path)
+
+
+def test_branches_that_do_not_fit_each_other_are_listed(theirs, path):
+    layers = caffe_v2(theirs)
+    layers["fc1_voc12_c2"][0] = torch.zeros(CLASSES, 7, 3, 3)
+    path.write_bytes(caffemodel(layers))
+    assert "head.classifier.weight (branches of the shapes" in refused(path)
+
+
+def test_a_blob_that_claims_more_than_it_holds_allocates_nothing(path):
+    huge = field(5, b"\0" * 8) + field(7, field(1, varint(2**62) + varint(2)))
+    path.write_bytes(field(100, field(1, b"conv1") + field(7, huge)))
+    assert "2 numbers do not fill the shape" in refused(path)
+
+
+def layouts(theirs):
+    zipped, legacy = io.BytesIO(), io.BytesIO()
+    torch.save(kazuto1011(theirs), zipped)
+    torch.save(isht7(theirs), legacy, _use_new_zipfile_serialization=False)
+    return {
+        "layer": caffemodel(caffe_v2(theirs)),
+        "layers": caffemodel(caffe_v2(theirs), old=True),
+        "zip": zipped.getvalue(),
+        "legacy": legacy.getvalue(),
+    }
+
+
+@pytest.mark.parametrize("layout", ["layer", "layers", "zip", "legacy"])
+def test_damaged_files_raise_a_clear_error_in_bounded_memory(theirs, path, layout):
+    """A flipped bit in a weight may go unseen; nothing else may, and no size is believed."""
+    whole = layouts(theirs)[layout]
+    rng = random.Random(layout)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    model = network(2)
+    for attempt in range(200):
+        if attempt % 2:
+            damaged = whole[: rng.randrange(len(whole))]
+        else:
+            damaged = bytearray(whole)
+            for _ in range(rng.choice((1, 1, 8))):
+                # Headers and names are few bytes among many: half of the flips go there.
+                at = rng.randrange(len(whole) if attempt % 4 else 4096)
+                damaged[at % len(whole)] ^= 1 << rng.randrange(8)
+        path.write_bytes(damaged)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with contextlib.suppress(InputError):
+                load_weights(model, path)
+    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    assert grown < 200 * 1024  # KiB
+
+
+# The command line
+
+
+def invoke(*arguments):
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+@pytest.fixture
+def published(tmp_path, torchvision):
+    """torchvision's layout of a real model, the smallest one."""
+    path = tmp_path / "resnet18.pth"
+    torch.save(torchvision.resnet.resnet18(weights=None).state_dict(), path)
+    return path
+
+
+@pytest.mark.slow
+def test_convert_writes_a_file_that_load_model_reads(tmp_path, torchvision):
+    torch.manual_seed(0)
+    theirs = torchvision.deeplabv3.deeplabv3_resnet50(
+        weights=None, weights_backbone=None, num_classes=21, aux_loss=False
+    ).eval()
+    source, out = tmp_path / "v3.pth", tmp_path / "made" / "v3.safetensors"
+    torch.save(theirs.state_dict(), source)
+    result = invoke("convert", source, out, "--model", "deeplab_v3_resnet50", "--data", "voc2012")
+    assert result.exit_code == 0, result.output
+    assert "torchvision" in result.output
+    model = load_model(out)
+    x = torch.randn(1, 3, 33, 33)
+    with torch.no_grad():
+        torch.testing.assert_close(model(x), theirs(x)["out"], rtol=1e-4, atol=1e-5)
+    metadata = read_metadata(out)
+    assert metadata["class_names"][15] == "person"
+    assert metadata["converted_from"] == "v3.pth (torchvision)"
+
+
+def test_convert_refuses_a_head_that_does_not_fit_and_writes_nothing(published, tmp_path):
+    out = tmp_path / "out.safetensors"
+    result = invoke("convert", published, out, "--model", "deeplab_v2_resnet18")
+    assert result.exit_code == 2
+    assert "has no weights for head.classifier.weight, head.classifier.bias" in result.output
+    assert f"deeplab train --weights {published}" in " ".join(result.output.split())
+    assert not out.exists()
+
+
+def test_convert_names_an_unknown_model_and_a_contradiction(published, tmp_path):
+    result = invoke("convert", published, tmp_path / "o.safetensors", "--model", "unet")
+    assert (result.exit_code, "--model unet: unknown" in result.output) == (2, True)
+    options = ("--model", "deeplab_v2_resnet18", "--data", "voc2012", "--classes", "5")
+    result = invoke("convert", published, tmp_path / "o.safetensors", *options)
+    assert (result.exit_code, "--classes 5: voc2012 has 21" in result.output) == (2, True)
+
+
+def test_segment_says_what_to_do_with_a_foreign_file(published, tmp_path):
+    picture = tmp_path / "p.png"
+    Image.new("RGB", (32, 24)).save(picture)
+    result = invoke("segment", picture, "--weights", published, "--out", tmp_path / "out")
+    assert result.exit_code == 2
+    assert "deeplab convert" in result.output
+    options = ("--model", "deeplab_v2_resnet18", "--weights", published)
+    result = invoke("segment", picture, *options, "--out", tmp_path / "out")
+    assert result.exit_code == 2
+    assert "has no weights for head.classifier" in result.output
