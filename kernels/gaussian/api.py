@@ -100,7 +100,7 @@ def gaussian_filter(
         _check_precision(precision, choice.impl, values.device)
         _check_factors(features, spatial_dims, tolerance, max_landmarks)
         options = spatial_dims, float(tolerance), max_landmarks, choice.impl, precision
-        return separable_ops.separable_filter(values, features, *options)
+        return separable_ops.filter(values, features, *options)
     if precision != "ieee" or eps != 0:
         raise ValueError(f'precision and eps are options of method="exact", not of {method!r}')
     _check_no_gradient(features)
@@ -296,18 +296,18 @@ def build_separable(
     tolerance: float = landmarks.TOLERANCE,
     max_landmarks: int = landmarks.MOST,
 ) -> Separable:
-    """Factor the kernel of some points, to filter by it any number of times: plain PyTorch.
+    """Factor the kernel of some points, to filter by it any number of times.
 
     Its shape depends on the data, so that `torch.compile` cannot take this call whole;
-    `gaussian_filter` it can. On a GPU the host waits for
-    every block of landmarks that it draws, tens of times. Deterministic.
+    `gaussian_filter` it can. On a GPU the host waits for sizes, as a rule four times, however many
+    landmarks there are. Deterministic.
 
     Args:
         features: float32 or float64 `[N, D]`, already divided by sigma.
         spatial_dims: the first so many features are positions, 1 to 3; the others, "colours", may
             be none.
         tolerance: how much of a point's own weight, 1, the landmarks may miss, on average over
-            points that they were not chosen from: `Separable.residual`. From 1e-4 to 0.5. Sums over
+            points that they were not made of: `Separable.residual`. From 1e-4 to 0.5. Sums over
             the grid are off by about a tenth of it an axis, a third where an axis spans less than
             a few sigmas. Single sums may be off by more: `separable_error` measures that. On
             photographs 0.2 is about as accurate as the lattice, once normalised.
@@ -322,7 +322,6 @@ def build_separable(
     """
     _check_points("features", features, ndim=2)
     _check_factors(features, spatial_dims, tolerance, max_landmarks)
-    separable_ops.require_finite(features)
     return separable_ops.build(features.detach(), spatial_dims, tolerance, max_landmarks)
 
 

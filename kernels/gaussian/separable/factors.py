@@ -15,14 +15,14 @@ of High-Dynamic-Range Images" (2002).
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from kernels.gaussian.separable import grid, landmarks
-from kernels.gaussian.separable.landmarks import NotSeparable
+from kernels.gaussian.separable.landmarks import Landmarks, NotSeparable
 
 PIECE = 1024  # points at most that are summed one after another
 MOST_GRID_BYTES = 2**28  # of a grid of one channel, and of the matrices of its axes
@@ -91,33 +91,58 @@ class Separable:
         return mixed.view(sums.shape)
 
 
-def build(features: Tensor, spatial_dims: int, tolerance: float, max_landmarks: int) -> Separable:
+def own_weights(colours: Tensor, chosen: Landmarks) -> Tensor:
+    """sum_kl phi_k A_kl phi_l of each colour, `[N]`."""
+    whitener = chosen.whitener.to(colours.dtype)
+    rows = max(1, CHUNK_BYTES // (len(whitener) * colours.element_size()))
+    parts = []
+    for chunk in colours.split(rows):
+        phi = landmarks.features_of(chunk, chosen.colours)
+        parts.append((phi @ whitener.T).square_().sum(1))
+    return torch.cat(parts)
+
+
+def build(
+    features: Tensor,
+    spatial_dims: int,
+    tolerance: float,
+    max_landmarks: int,
+    own_weights: Callable[[Tensor, Landmarks], Tensor] = own_weights,
+) -> Separable:
     """Factor the kernel of `features` `[N, D]`, the first `spatial_dims` of which are positions.
 
+    The host waits for the ranges of the features, twice for the landmarks, and for the number of
+    pieces.
+
+    Args:
+        own_weights: computes what the function of this name does.
+
     Raises:
+        ValueError: features hold NaN or Inf.
         NotSeparable: it takes more than `max_landmarks`, or a grid that fits no memory.
     """
-    positions, colours = features[:, :spatial_dims], features[:, spatial_dims:]
     if not len(features):
         return _of_nothing(features, spatial_dims)
-    axes = grid.axes_over(positions, tolerance)
+    least, largest = torch.stack(features.aminmax(dim=0)).tolist()
+    if not all(map(math.isfinite, least + largest)):
+        raise ValueError("features must be finite, but hold NaN or Inf")
+    positions, colours = features[:, :spatial_dims], features[:, spatial_dims:]
+    axes = grid.axes_over(least[:spatial_dims], largest[:spatial_dims], tolerance)
     if colours.shape[1]:
         chosen = landmarks.choose(colours, tolerance, max_landmarks)
     else:
         one = torch.ones(1, 1, dtype=torch.float64, device=features.device)
-        chosen = landmarks.Landmarks(features.new_zeros(1, 0), one, 0.0)
+        chosen = Landmarks(features.new_zeros(1, 0), one, 0.0)
     _require_room(axes, len(chosen.colours), features.element_size())
     node, fractions = grid.locate(positions, axes)
-    order = node.argsort(stable=True)
-    nodes = math.prod(axis.nodes for axis in axes)
-    pieces, starts = _pieces(node, nodes)
-    whitener = chosen.whitener
-    mixing = whitener.T @ whitener
+    node, order = node.sort(stable=True)
+    pieces, starts = _pieces(node, math.prod(axis.nodes for axis in axes))
+    mixing = chosen.whitener.T @ chosen.whitener
     gaussians = tuple(axis.gaussian(features) for axis in axes)
-    colours, fractions = colours[order].contiguous(), fractions[order].contiguous()
-    own = _own_colour(colours, chosen) * _own_position(fractions, gaussians)
+    colours, fractions = colours[order], fractions[order]
+    own = own_weights(colours, chosen) * _own_position(fractions, gaussians)
     return Separable(
-        landmarks=chosen.colours.contiguous(),
+        landmarks=chosen.colours,
         mixing=((mixing + mixing.T) / 2).to(features.dtype),
         axes=gaussians,
         order=order,
@@ -155,34 +180,24 @@ def _require_room(axes: list[grid.Axis], count: int, size: int) -> None:
 
 
 def _pieces(node: Tensor, nodes: int) -> tuple[Tensor, Tensor]:
-    """`pieces` and `starts` of points whose cells have the lowest nodes `node`."""
-    count = torch.bincount(node, minlength=nodes)
-    parts = (count + PIECE - 1) // PIECE
+    """`pieces` and `starts` of points whose cells have the lowest nodes `node`, in order."""
+    bounds = torch.searchsorted(node, torch.arange(nodes + 1, device=node.device))
+    parts = (bounds.diff() + (PIECE - 1)) // PIECE
     starts = torch.cat([parts.new_zeros(1), parts.cumsum(0)])
-    lowest = torch.arange(nodes, device=node.device).repeat_interleave(parts)
-    part = torch.arange(len(lowest), device=node.device) - starts[lowest]
+    piece = torch.arange(int(starts[-1]), device=node.device)
+    lowest = torch.searchsorted(starts, piece, right=True) - 1
     # Even parts, for even work.
-    first = count.cumsum(0)[lowest] - count[lowest]
-    begin = first + count[lowest] * part // parts[lowest]
-    end = first + count[lowest] * (part + 1) // parts[lowest]
+    first, part, parts = bounds[lowest], piece - starts[lowest], parts[lowest]
+    count = bounds[lowest + 1] - first
+    begin, end = first + count * part // parts, first + count * (part + 1) // parts
     return torch.stack([begin, end, lowest], 1).int(), starts.int()
-
-
-def _own_colour(colours: Tensor, chosen: landmarks.Landmarks) -> Tensor:
-    """sum_kl phi_k A_kl phi_l of each colour, `[N]`."""
-    whitener = chosen.whitener.to(colours.dtype)
-    rows = max(1, CHUNK_BYTES // (len(whitener) * colours.element_size()))
-    parts = []
-    for chunk in colours.split(rows):
-        phi = landmarks.features_of(chunk, chosen.colours)
-        parts.append((phi @ whitener.T).square_().sum(1))
-    return torch.cat(parts)
 
 
 def _own_position(fractions: Tensor, gaussians: tuple[Tensor, ...]) -> Tensor:
     """sum_mn w_m G_mn w_n of each position, `[N]`."""
+    between = fractions - fractions.square()
     own = fractions.new_ones(len(fractions))
-    for t, gaussian in zip(fractions.T, gaussians, strict=True):
+    for b, gaussian in zip(between.T, gaussians, strict=True):
         same, next = gaussian[0, 0], gaussian[0, 1]
-        own = own * (same * ((1 - t).square() + t.square()) + 2 * next * t * (1 - t))
+        own = own * (same + 2 * (next - same) * b)
     return own

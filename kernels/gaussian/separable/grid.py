@@ -42,12 +42,11 @@ class Axis:
         return (squares.mul(-0.5 / variance).exp() / math.sqrt(variance)).to(like.dtype)
 
 
-def axes_over(positions: Tensor, tolerance: float) -> list[Axis]:
-    """A grid over `positions` `[N, S]`, N >= 1: h^2 / 40 is a tenth of the tolerance."""
+def axes_over(least: Sequence[float], largest: Sequence[float], tolerance: float) -> list[Axis]:
+    """A grid over positions from `least` to `largest`: h^2 / 40 is a tenth of the tolerance."""
     most = min(MOST_SPACING, 2 * math.sqrt(tolerance))
-    least, largest = positions.double().aminmax(dim=0)
     axes = []
-    for first, last in zip(least.tolist(), largest.tolist(), strict=True):
+    for first, last in zip(least, largest, strict=True):
         cells = max(1, math.ceil((last - first) / most))
         axes.append(Axis(first, (last - first) / cells or most, cells + 1))
     return axes
@@ -58,10 +57,10 @@ def locate(positions: Tensor, axes: Sequence[Axis]) -> tuple[Tensor, Tensor]:
     node = torch.zeros(len(positions), dtype=torch.int64, device=positions.device)
     fractions = torch.empty_like(positions)
     for s, axis in enumerate(axes):
-        x = (positions[:, s].double() - axis.origin) / axis.spacing
+        x = (positions[:, s].double() - axis.origin).div_(axis.spacing)
         cell = x.floor().clamp_(0, axis.nodes - 2)
-        node = node * axis.nodes + cell.long()
-        fractions[:, s] = x - cell
+        node = torch.add(cell.long(), node, alpha=axis.nodes)
+        fractions[:, s] = x.sub_(cell)
     return node, fractions
 
 

@@ -8,32 +8,31 @@ of colour c by itself, 1 - sum_kl phi_k(c) A_kl phi_l(c), lies between 0 and 1 a
 missed between two: |missed(c, d)|^2 <= missed(c, c) missed(d, d). Its mean over the points, the
 relative trace norm of the error, is the residual that `tolerance` bounds.
 
-Landmarks are pivots of a Cholesky factorisation (Harbrecht, Peters and Schneider, 2012), drawn in
-proportion to what is still missed (Chen, Epperly, Tropp and Webber, "Randomly Pivoted Cholesky",
-2023), a block of proposals at a time. The largest instead, as usual, would be an outlier each time.
-Where the residual allows, they then move to the means of the colours nearest to them, which serves
-dense regions better.
+Landmarks are the means of the fullest cells of a grid over the colours, in the order of how many
+colours a cell holds. With W = L^-1, L L^T = K + ridge, sum_kl phi_k A_kl phi_l = |W phi|^2, and W
+is lower triangular: one factorisation tells what the first so many landmarks miss, whatever their
+number, and the least that keep the tolerance are taken. This is a fixed number of operations and
+two waits for a GPU, where pivots chosen one after another take a round of both for each few.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 from torch import Tensor
 
 TOLERANCE, TOLERANCES = 0.1, (1e-4, 0.5)  # the default, and what is taken
 MOST = 1024  # landmarks, unless more are asked for
-SAMPLE = 8192  # colours that landmarks are drawn from, and as many others to measure on
-LLOYD_STEPS = 4
-MOVING_GAINS = 1.3  # by which factor moving the landmarks lowers the residual, as a rule
+SAMPLE = 8192  # colours that landmarks are made of, and as many others to measure on
 ALIGNMENT = 16  # so many landmarks, or a multiple, cost no more on a GPU than fewer
-SEED = 0
-# Factors below this share of the tolerance are noise to the filter and would swell A.
-FLOOR = 0.1
 FARTHEST = 100.0  # squared; what is farther weighs 2e-22, and denormal numbers are slow on a CPU
+SIDE = 1.6  # of a cell, times tolerance^(1/8): about the side that takes the fewest landmarks
+SPARE = 0.25  # of the tolerance: the share of colours whose cells, the emptiest, no one looks at
+FINER = 0.7  # times the side, where the means of all cells miss too much
+MIX = -7046029254386353131  # 2^64 / golden ratio, odd
 
 
 class NotSeparable(ValueError):
@@ -55,27 +54,26 @@ class Landmarks:
 def choose(colours: Tensor, tolerance: float, maximum: int) -> Landmarks:
     """As many landmarks of `colours` `[N, E]`, E >= 1, as bring the residual within `tolerance`.
 
-    Deterministic.
+    Deterministic. The host waits twice; twice again where cells have to be finer.
 
     Raises:
         NotSeparable: that takes more than `maximum`.
     """
     candidates, checks = _samples(colours)
-    for pivots in _pivots(candidates, checks, tolerance, maximum):
-        for colours in (_means(candidates, pivots), pivots):
-            found = _whitened(colours, checks, tolerance)
-            if found.residual <= tolerance:
-                return found
-    raise AssertionError("pivots end with an error")
-
-
-def _shares() -> Iterator[float]:
-    """Residuals that pivots should reach, in tolerances: what they gain when moved is not known."""
-    yield MOVING_GAINS
-    share = 1.0
+    side, spare = SIDE * tolerance ** (1 / 8), SPARE * tolerance
     while True:
-        yield share
-        share *= 0.9  # the ridge adds a fiftieth or two
+        marks = _means_of_cells(candidates, side, spare, maximum).to(colours.dtype)
+        whitener, gains = _whitened(marks, checks, tolerance)
+        residuals = [1 - total for total in accumulate(gains.tolist())]
+        if residuals[-1] <= tolerance:
+            least = next(k for k, residual in enumerate(residuals, 1) if residual <= tolerance)
+            count = min(-(-least // ALIGNMENT) * ALIGNMENT, len(marks))
+            whitener = whitener[:count, :count].contiguous()
+            return Landmarks(marks[:count].contiguous(), whitener, residuals[count - 1])
+        # A mean misses less than the squared side * E of any colour of its cell.
+        if len(marks) == maximum or side**2 * colours.shape[1] < tolerance / 2:
+            raise NotSeparable(_too_many(residuals, tolerance, maximum))
+        side, spare = FINER * side, 0.0
 
 
 def features_of(colours: Tensor, landmarks: Tensor) -> Tensor:
@@ -88,97 +86,47 @@ def features_of(colours: Tensor, landmarks: Tensor) -> Tensor:
 
 
 def _samples(colours: Tensor) -> tuple[Tensor, Tensor]:
-    """Colours to draw from, and others to measure on; both all of them where they are few."""
+    """Colours to make landmarks of, others to measure on; both all of them where they are few."""
     count = len(colours)
     if count <= 2 * SAMPLE:
-        return colours, colours
+        every = colours.double()  # whose products no switch lowers to TF32
+        return every, every
     rows = torch.arange(2 * SAMPLE, device=colours.device) * count // (2 * SAMPLE)
-    return colours[rows[0::2]], colours[rows[1::2]]
+    some = colours[rows].double()
+    return some[0::2], some[1::2]
 
 
-def _pivots(candidates: Tensor, checks: Tensor, tolerance: float, maximum: int) -> Iterator[Tensor]:
-    """Colours drawn until the residual of `checks` is within each of `_shares`: more each time.
+def _means_of_cells(colours: Tensor, side: float, spare: float, maximum: int) -> Tensor:
+    """The mean of each cell of a grid, `[K, E]`, that of most colours first.
 
-    Raises:
-        NotSeparable: there are no more, or `maximum` are too few.
+    K is at most `maximum`, and no more than leave out a share `spare` of the colours.
     """
-    generator = torch.Generator().manual_seed(SEED)
-    points = candidates if checks is candidates else torch.cat([candidates, checks])
-    dtype, points = points.dtype, points.double()  # whose products no switch lowers to TF32
-    measured = slice(len(points) - len(checks), None)
-    factor = points.new_zeros(len(points), 0)
-    missed = points.new_ones(len(points))
-    history: list[tuple[int, float]] = []
-    chosen: list[Tensor] = []
-    goal, shares = maximum, _shares()
-    target = next(shares) * tolerance
-    while True:
-        count, residual = factor.shape[1], missed[measured].mean().item()
-        history.append((count, residual))
-        drawn = missed[: len(candidates)]
-        drawable = int((drawn > FLOOR * tolerance).sum())
-        if residual <= target:
-            goal = min(goal, -(-count // ALIGNMENT) * ALIGNMENT)
-            if count >= goal or not drawable:
-                yield torch.cat(chosen).to(dtype)
-                goal, target = maximum, next(shares) * tolerance
-        if count == maximum or not drawable:
-            raise NotSeparable(_too_many(history, tolerance, maximum))
-        proposals = _draw(drawn, min(max(8, count // 8), drawable), generator)
-        columns = features_of(points, points[proposals]) - factor @ factor[proposals].T
-        uniform = torch.rand(len(proposals), generator=generator, dtype=torch.float64)
-        accepted = _accepted(columns[proposals], uniform, FLOOR * tolerance)[: goal - count]
-        root = torch.linalg.cholesky(columns[proposals[accepted]][:, accepted])
-        new = torch.linalg.solve_triangular(root, columns[:, accepted].T, upper=False).T
-        factor = torch.cat([factor, new], 1)
-        missed = (missed - new.square().sum(1)).clamp_min_(0)
-        chosen.append(points[proposals[accepted]])
+    cells = colours.div(side).floor_().clamp_(-(2.0**62), 2.0**62).long()
+    key = cells[:, 0]
+    for index in cells.T[1:]:
+        key = torch.add(index, key, alpha=MIX)  # wraps; two cells of one key would be one cell
+    key, order = key.sort(stable=True)
+    first = torch.searchsorted(key, key)
+    is_first = first == torch.arange(len(key), device=key.device)
+    sizes = (torch.searchsorted(key, key, right=True) - first) * is_first
+    sizes, cells = sizes.sort(descending=True, stable=True)
+    left_out = (1 - spare) * len(colours)
+    count = 1 + int((sizes.cumsum(0) < left_out).sum())
+    cells, sizes = cells[: min(count, maximum)], sizes[: min(count, maximum)]
+    members = (first == cells[:, None]).to(colours.dtype)
+    return members @ colours[order] / sizes[:, None]
 
 
-def _draw(missed: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    """Different indices, drawn with probability proportional to `missed`; alike on any device."""
-    noise = torch.empty(len(missed), dtype=torch.float64).exponential_(generator=generator)
-    return (missed / noise.to(missed)).topk(count).indices
-
-
-def _accepted(columns: Tensor, uniform: Tensor, floor: float) -> Tensor:
-    """Which of a block of proposals to take: each by how much of it the ones before leave missed.
-
-    columns: what is missed between proposals, `[B, B]`.
-    """
-    left = columns.cpu()
-    before = left.diagonal().clone()
-    accepted = []
-    for i in range(len(left)):
-        pivot = left[i, i].item()
-        if pivot > floor and pivot > uniform[i].item() * before[i].item():
-            accepted.append(i)
-            left = left - left[:, i : i + 1] * left[i] / pivot
-    return torch.tensor(accepted, dtype=torch.int64, device=columns.device)
-
-
-def _means(colours: Tensor, centres: Tensor) -> Tensor:
-    """Lloyd's algorithm: centres move to the mean of the colours that are nearest to them."""
-    for _ in range(LLOYD_STEPS):
-        nearest = features_of(colours, centres).argmax(1)
-        members = (nearest == torch.arange(len(centres), device=colours.device)[:, None]).to(
-            colours.dtype
-        )
-        total = members.sum(1, keepdim=True)
-        centres = torch.where(total > 0, members @ colours / total.clamp_min(1), centres)
-    return centres
-
-
-def _whitened(landmarks: Tensor, checks: Tensor, tolerance: float) -> Landmarks:
+def _whitened(landmarks: Tensor, checks: Tensor, tolerance: float) -> tuple[Tensor, Tensor]:
+    """W, and how much of a colour of `checks` each landmark adds to those before it, on average."""
     exact = landmarks.double()
     gram = features_of(exact, exact)
     gram.diagonal().add_(ridge_of(tolerance))
-    root = torch.linalg.cholesky(gram)
+    root = torch.linalg.cholesky_ex(gram).L  # which does not wait; the ridge sees that there is one
     identity = torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
     whitener = torch.linalg.solve_triangular(root, identity, upper=False)
-    white = features_of(checks, landmarks) @ whitener.T.to(checks.dtype)
-    residual = 1 - white.square().sum(1).mean().item()
-    return Landmarks(landmarks, whitener, residual)
+    white = features_of(checks, exact) @ whitener.T
+    return whitener, white.square_().mean(0)
 
 
 def ridge_of(tolerance: float) -> float:
@@ -186,17 +134,15 @@ def ridge_of(tolerance: float) -> float:
     return tolerance / 50
 
 
-def _too_many(history: list[tuple[int, float]], tolerance: float, maximum: int) -> str:
+def _too_many(residuals: list[float], tolerance: float, maximum: int) -> str:
     """What the residual's slope says of the number needed."""
-    count, residual = history[-1]
-    earlier = next(
-        ((k, r) for k, r in reversed(history) if 0 < k <= count / 2 and r > residual), None
-    )
+    count, residual = len(residuals), residuals[-1]
+    earlier = (count + 1) // 2
     needed = f"more than {count}"
     if count < maximum:
         needed = f"more than the {count} that differ in a sample of {SAMPLE}"
-    elif earlier is not None:
-        slope = math.log(earlier[1] / residual) / math.log(count / earlier[0])
+    elif residuals[earlier - 1] > residual:
+        slope = math.log(residuals[earlier - 1] / residual) / math.log(count / earlier)
         estimate = count * math.exp(min(math.log(residual / tolerance) / slope, 20.0))
         needed = f"about {max(estimate, count + 1):.0f}"
     return (

@@ -2,7 +2,8 @@
 
     kernels::separable_apply(values, the tensors of a Separable, impl, precision)
     kernels::separable_filter(values, features, spatial_dims, tolerance, max_landmarks, impl,
-                              precision)      factor an image's kernel and filter, image by image
+                              precision)      factor an image's kernel and filter, image by image:
+                                              for compilers, since the factors' sizes depend on data
 
 The arguments are those of the public functions, already validated except for the values of the
 features, which only exist when the operator runs. The filter is symmetric, so that the gradient to
@@ -13,11 +14,13 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Sequence
+from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from kernels import runtime
 from kernels.gaussian.separable import eager, factors
 from kernels.gaussian.separable.factors import Separable
 from kernels.runtime import WAITS
@@ -28,10 +31,18 @@ NO_FEATURE_GRADIENT = (
 )
 
 
-def build(features: Tensor, spatial_dims: int, tolerance: float, max_landmarks: int) -> Separable:
-    """Factor the kernel of `features` `[N, D]`."""
+def build(
+    features: Tensor, spatial_dims: int, tolerance: float, max_landmarks: int, impl: str = "auto"
+) -> Separable:
+    """Factor the kernel of `features` `[N, D]`.
+
+    Raises:
+        ValueError: they hold NaN or Inf.
+    """
+    choice = runtime.choose("separable", impl, device=features.device, dtype=features.dtype)
+    own_weights = factors.own_weights if choice.impl == "eager" else _triton().own_weights
     with torch.autocast(features.device.type, enabled=False):
-        return factors.build(features, spatial_dims, tolerance, max_landmarks)
+        return factors.build(features, spatial_dims, tolerance, max_landmarks, own_weights)
 
 
 def apply(separable: Separable, values: Tensor, impl: str, precision: str) -> Tensor:
@@ -41,6 +52,26 @@ def apply(separable: Separable, values: Tensor, impl: str, precision: str) -> Te
         values, s.landmarks, s.mixing, s.axes, s.order, s.colours, s.fractions, s.diagonal,
         s.pieces, s.starts, impl, precision,
     )  # fmt: skip
+
+
+def filter(
+    values: Tensor,
+    features: Tensor,
+    spatial_dims: int,
+    tolerance: float,
+    max_landmarks: int,
+    impl: str,
+    precision: str,
+) -> Tensor:
+    """Factor and filter image by image; differentiable, by the same factors."""
+    if torch.compiler.is_compiling() or not len(values):
+        arguments = spatial_dims, tolerance, max_landmarks, impl, precision
+        return separable_filter(values, features, *arguments)
+    filtered = []
+    for image, points in zip(values, features.detach(), strict=True):
+        separable = build(points, spatial_dims, tolerance, max_landmarks, impl)
+        filtered.append(apply(separable, image, impl, precision))
+    return torch.stack(filtered)
 
 
 @torch.library.custom_op("kernels::separable_apply", mutates_args=(), tags=WAITS)
@@ -110,10 +141,9 @@ def separable_filter(
     precision: str,
 ) -> Tensor:
     """`[B, N, C]`, `[B, N, D]` -> `[B, N, C]`."""
-    require_finite(features)
     output = values.new_empty(values.shape)
     for image, points, filtered in zip(values, features, output, strict=True):
-        separable = build(points, spatial_dims, tolerance, max_landmarks)
+        separable = build(points, spatial_dims, tolerance, max_landmarks, impl)
         filtered.copy_(_filter(separable, image, impl, precision))
     return output
 
@@ -146,15 +176,13 @@ def _filter_again(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
 separable_filter.register_autograd(_filter_again, setup_context=_save_features)
 
 
-def require_finite(features: Tensor) -> None:
-    if not features.isfinite().all():
-        raise ValueError("features must be finite, but hold NaN or Inf")
-
-
 def _filter(separable: Separable, values: Tensor, impl: str, precision: str) -> Tensor:
     with torch.autocast(values.device.type, enabled=False):
         if impl == "eager":
             return eager.filter(separable, values)
-        kernels = importlib.import_module("kernels.gaussian.separable.triton")
-        filtered: Tensor = kernels.filter(separable, values.contiguous(), precision)
+        filtered: Tensor = _triton().filter(separable, values.contiguous(), precision)
         return filtered
+
+
+def _triton() -> ModuleType:
+    return importlib.import_module("kernels.gaussian.separable.triton")

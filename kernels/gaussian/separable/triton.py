@@ -6,6 +6,10 @@
     slice     at the corners    [points, corners x C]  =  phi [points, K]  x  sums [K, corners x C]
               y                                   =  sum over corners of w times that
 
+and, once for a filter, what `factors.own_weights` says:
+
+    own       of each colour    |W phi|^2, a block of rows of W at a time, up to the diagonal
+
 phi and w are made in registers, phi as exp2 of squared differences in float32. A piece has no more
 than PIECE points of one cell, so that no program is long; its sums are stored apart, and added in a
 fixed order: two runs give the same bits. Products are `precision`: "ieee" float32, or on tensor
@@ -27,6 +31,7 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels.gaussian.separable.factors import PIECE, Separable
+from kernels.gaussian.separable.landmarks import Landmarks
 
 EXPONENT = tl.constexpr(-0.5 * 1.4426950408889634)  # exp(-d / 2) = exp2(EXPONENT * d)
 BLOCK_COMBINE = 1024
@@ -54,6 +59,10 @@ SLICE: Mapping[str, Config] = {
     "tf32": Config(64, 32, 128, warps=4, stages=2),
     "ieee": Config(32, 32, 64, warps=4, stages=2),
 }
+
+OWN = Config(128, 32, 32, warps=8, stages=1)
+# Entries of W are as large as 1 / sqrt(ridge), and cancel: more than TF32 keeps. AMD has no TF32x3.
+OWN_PRECISION = "ieee" if torch.version.hip else "tf32x3"
 
 
 @triton.jit
@@ -180,6 +189,50 @@ def slice_kernel(
         v = tl.load(values + rows * stride_v + c[None, :], mask=inside, other=0.0)
         y += tl.load(diagonal + points, mask=real, other=0.0)[:, None] * v
         tl.store(out + rows * stride_o + c[None, :], y, mask=inside)
+
+
+@triton.jit
+def own_kernel(
+    colours, landmarks, whitener, own,
+    count, count_k,
+    E: tl.constexpr, PRECISION: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """|W phi|^2 of BLOCK_P colours."""
+    points = tl.program_id(0) * BLOCK_P + tl.arange(0, BLOCK_P)
+    real = points < count
+    total = tl.zeros((BLOCK_P,), tl.float32)
+    for row in range(0, count_k, BLOCK_K):
+        rows = row + tl.arange(0, BLOCK_K)
+        white = tl.zeros((BLOCK_P, BLOCK_K), tl.float32)
+        for k in range(0, row + BLOCK_K, BLOCK_K):
+            offs_k = k + tl.arange(0, BLOCK_K)
+            real_k = offs_k < count_k
+            squares = tl.zeros((BLOCK_P, BLOCK_K), tl.float32)
+            for e in tl.static_range(E):
+                c = tl.load(colours + points * E + e, mask=real, other=0.0)
+                m = tl.load(landmarks + offs_k * E + e, mask=real_k, other=0.0)
+                gap = c[:, None] - m[None, :]
+                squares += gap * gap
+            phi = tl.exp2(squares * EXPONENT)
+            inside = real_k[:, None] & (rows < count_k)[None, :]
+            source = whitener + rows[None, :] * count_k + offs_k[:, None]
+            w = tl.load(source, mask=inside, other=0.0)
+            white = tl.dot(phi, w, white, input_precision=PRECISION)
+        total += tl.sum(white * white, axis=1)
+    tl.store(own + points, total, mask=real)
+
+
+def own_weights(colours: Tensor, chosen: Landmarks) -> Tensor:
+    """sum_kl phi_k A_kl phi_l of each colour, `[N]`, from float32 `[N, E]`, contiguous."""
+    whitener = chosen.whitener.to(colours.dtype)
+    own = colours.new_empty(len(colours))
+    with _on_device_of(colours):
+        own_kernel[(triton.cdiv(len(colours), OWN.block_p),)](
+            colours, chosen.colours, whitener, own, len(colours), len(whitener),
+            E=colours.shape[1], PRECISION=OWN_PRECISION,
+            BLOCK_P=OWN.block_p, BLOCK_K=OWN.block_k, num_warps=OWN.warps, num_stages=OWN.stages,
+        )  # fmt: skip
+    return own
 
 
 def filter(separable: Separable, values: Tensor, precision: str) -> Tensor:

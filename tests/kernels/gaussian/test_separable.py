@@ -5,12 +5,14 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import kernels
 from kernels.gaussian.separable import eager, factors, grid, landmarks
@@ -263,6 +265,8 @@ def test_features_that_are_not_finite_or_want_a_gradient_are_refused() -> None:
     features[3, 4] = math.inf
     with pytest.raises(ValueError, match="must be finite"):
         kernels.build_separable(features)
+    with pytest.raises(ValueError, match="must be finite"):
+        kernels.gaussian_filter(torch.randn(1, 10, 2), features[None], method="separable")
     wanting = torch.randn(10, 5).requires_grad_()
     with pytest.raises(ValueError, match='method="exact" to differentiate'):
         kernels.build_separable(wanting)
@@ -286,7 +290,59 @@ def test_values_that_do_not_fit_are_refused() -> None:
         )
 
 
-def test_landmarks_are_drawn_to_the_tolerance_among_many_points() -> None:
+class Dispatched(TorchDispatchMode):
+    """Counts what is dispatched."""
+
+    count = 0
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        self.count += 1
+        return function(*args, **(kwargs or {}))
+
+
+def test_operations_and_waits_do_not_grow_with_the_landmarks(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    reads: list[object] = []
+    for name in ("tolist", "item", "__int__", "__bool__", "__float__"):
+        method = getattr(Tensor, name)
+        monkeypatch.setattr(
+            Tensor, name, lambda t, method=method: (reads.append(method), method(t))[1]
+        )
+    found = []
+    for spread in (0.1, 1.0, 3.0):
+        colours = torch.randn(40000, 3) * spread
+        reads.clear()
+        with Dispatched() as dispatched:
+            chosen = landmarks.choose(colours, 0.2, 1024)
+        found.append(dispatched.count)
+        assert len(chosen.colours) >= 3 * spread**2
+        assert len(reads) == 2
+    assert max(found) <= found[0] + 1  # a copy, where not all landmarks are taken
+
+
+def test_cells_become_finer_until_the_tolerance_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    colours = torch.rand(3000, 2) * 3
+    usual = landmarks.choose(colours, 0.1, 1000)
+    monkeypatch.setattr(landmarks, "SIDE", 9.0)
+    finer = landmarks.choose(colours, 0.1, 1000)
+    assert finer.residual <= 0.1
+    assert len(finer.colours) <= 2 * len(usual.colours)
+
+
+def test_landmarks_are_means_of_colours_that_lie_together() -> None:
+    places = torch.tensor([[0.7, 0.7], [100.7, 0.7], [-1e30, 1e35]])
+    counts = 50, 30, 20
+    noise = torch.randn(100, 2) * 0.01
+    colours = places.repeat_interleave(torch.tensor(counts), 0) + noise
+    chosen = landmarks.choose(colours[torch.randperm(100)], 0.1, 100)
+    for mark, group in zip(chosen.colours, colours.split(counts), strict=True):
+        torch.testing.assert_close(mark, group.double().mean(0).float())
+
+
+def test_landmarks_are_taken_to_the_tolerance_among_many_points() -> None:
     colours = torch.randn(3 * landmarks.SAMPLE, 2)
     counts = []
     for tolerance in (0.3, 0.03, 0.003):
@@ -303,7 +359,7 @@ def test_landmarks_are_drawn_to_the_tolerance_among_many_points() -> None:
 
 def test_eager_and_grid_agree_on_the_corners_of_a_cell() -> None:
     positions = torch.rand(30, 3).double() * torch.tensor([3.0, 1.0, 5.0]).double()
-    axes = grid.axes_over(positions, 0.1)
+    axes = grid.axes_over(*(r.tolist() for r in positions.aminmax(dim=0)), 0.1)
     node, fractions = grid.locate(positions, axes)
     shape = [axis.nodes for axis in axes]
     places = torch.cartesian_prod(

@@ -10,7 +10,7 @@ from opchecks import OPCHECKS
 from torch import Tensor
 
 import kernels
-from kernels.gaussian.separable import ops
+from kernels.gaussian.separable import factors, ops
 
 
 def apply_arguments(values: Tensor, features: Tensor) -> tuple[Any, ...]:
@@ -46,6 +46,17 @@ def test_gradients_are_those_of_finite_differences_twice() -> None:
     for function in (apply, filter):
         assert torch.autograd.gradcheck(function, (values,))
         assert torch.autograd.gradgradcheck(lambda v: function(v).pow(3), (values,))  # noqa: B023
+
+
+def test_the_gradient_is_by_the_factors_of_the_forward_pass(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    built = []
+    build = factors.build
+    monkeypatch.setattr(factors, "build", lambda *a: built.append(a) or build(*a))
+    values = torch.randn(2, 12, 3).requires_grad_()
+    kernels.gaussian_filter(values, torch.randn(2, 12, 4), method="separable").sum().backward()
+    assert len(built) == 2  # one for each image
 
 
 def test_a_gradient_without_strides_is_taken() -> None:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from kernels.gaussian.separable import triton as separable_triton
 from kernels.gaussian.separable.factors import Separable
+from kernels.gaussian.separable.landmarks import Landmarks
 
 KB = 1024
 SHARED_MEMORY = {"sm_80": 163 * KB, "sm_90": 227 * KB, "gfx942": 64 * KB}  # of one program
@@ -72,3 +73,24 @@ def test_a_filter_compiles_to_what_its_target_has(binaries, target, precision, s
         assert binary.shared <= SHARED_MEMORY[target], binary
         if binary.kernel != "combine_kernel":
             assert binary.multiplies == MULTIPLIES[precision][target], binary
+
+
+@pytest.mark.parametrize("target", SHARED_MEMORY)
+@pytest.mark.parametrize("colours", [3, 1])
+@pytest.mark.parametrize("landmarks", [272, 37])
+def test_own_weights_compile_to_what_their_target_has(
+    binaries, monkeypatch, target, colours, landmarks
+):
+    on_amd = target.startswith("gfx")
+    monkeypatch.setattr(separable_triton, "OWN_PRECISION", "ieee" if on_amd else "tf32x3")
+    chosen = Landmarks(
+        torch.empty(landmarks, colours, device="meta"),
+        torch.empty(landmarks, landmarks, dtype=torch.float64, device="meta"),
+        0.1,
+    )
+    points = torch.empty(COUNT, colours, device="meta")
+    run = partial(separable_triton.own_weights, points, chosen)
+    (binary,) = binaries(target, run, {"own_kernel"})
+    assert not any(binary.spills.values()), binary
+    assert binary.shared <= SHARED_MEMORY[target], binary
+    assert binary.multiplies == {"f32" if on_amd else "tf32"}, binary

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import replace
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 
 import kernels
+from kernels.gaussian.separable import factors, landmarks, triton
 
 pytestmark = pytest.mark.gpu
 ROUNDING = {"ieee": 2**-24, "tf32": 2**-11, "bf16": 2**-9}  # of a factor of a product
@@ -93,6 +95,51 @@ def test_compiled_whole_gives_the_same() -> None:
     values = torch.rand(2, 2000, 3, device="cuda")
     compiled = torch.compile(filter, fullgraph=True)
     assert torch.equal(compiled(values, features), filter(values, features))
+
+
+@pytest.mark.parametrize("precision", ROUNDING)
+def test_compiled_with_cuda_graphs_gives_the_same(precision: str) -> None:
+    """The operator factors an image at each call: its own sizes, whatever a graph recorded."""
+
+    def filter(values: Tensor, features: Tensor) -> Tensor:
+        options = {"method": "separable", "precision": precision}
+        return kernels.gaussian_filter(values * 2, features, **options) * 2
+
+    torch._dynamo.reset()
+    compiled = torch.compile(filter, fullgraph=True, mode="reduce-overhead")
+    for _ in range(4):  # warms up, records, replays
+        features = picture(60, 70)[None]
+        values = torch.randn(1, 4200, 5, device="cuda")
+        expected = filter(values, features)
+        assert torch.equal(compiled(values, features), expected)
+
+
+def test_own_weights_are_those_of_the_eager_function() -> None:
+    colours = picture(375, 500)[:, 2:].contiguous()
+    chosen = landmarks.choose(colours, 0.1, 1024)
+    exact = factors.own_weights(colours.double(), chosen)
+    eager = factors.own_weights(colours, chosen)
+    found = triton.own_weights(colours, chosen)
+    # Three products in TF32 keep about 21 bits of a factor.
+    size = landmarks.features_of(colours, chosen.colours) @ chosen.whitener.float().abs().T
+    budget = 2 * (eager - exact).abs().max() + 2 * 2**-20 * size.max()
+    assert (found - exact).abs().max() <= budget
+
+
+def test_a_build_waits_four_times_however_many_landmarks() -> None:
+    for depth in (0.3, 2.0):
+        features = picture(120, 160)
+        features[:, 2:] *= depth
+        torch.cuda.synchronize()
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            torch.cuda.set_sync_debug_mode("warn")
+            try:
+                kernels.build_separable(features)
+            finally:
+                torch.cuda.set_sync_debug_mode("default")
+        waits = [warning for warning in caught if "synchronizing" in str(warning.message)]
+        assert len(waits) == 4, [str(warning.message) for warning in waits]
 
 
 def test_a_filter_is_recorded_in_a_graph() -> None:

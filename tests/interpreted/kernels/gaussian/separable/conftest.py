@@ -15,6 +15,7 @@ def _small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(factors, "PIECE", 40)
     monkeypatch.setattr(triton, "PIECE", 40)
     monkeypatch.setattr(triton, "BLOCK_COMBINE", 64)
+    monkeypatch.setattr(triton, "OWN", replace(triton.OWN, block_p=32, block_k=16))
     for table, points in ((triton.SPLAT, 16), (triton.SLICE, 32)):
         small = {name: replace(c, block_p=points, block_k=16) for name, c in table.items()}
         monkeypatch.setattr(triton, "SPLAT" if table is triton.SPLAT else "SLICE", small)

@@ -8,7 +8,7 @@ from opchecks import OPCHECKS
 from torch import Tensor
 
 import kernels
-from kernels.gaussian.separable import factors, ops
+from kernels.gaussian.separable import factors, landmarks, ops
 
 EPS = torch.finfo(torch.float32).eps
 PROBLEMS = {  # points, channels, spatial dims, colours, positions' and colours' spread in sigmas
@@ -57,6 +57,22 @@ def test_output_and_gradient_are_those_of_the_eager_filter(problem: str) -> None
 def _size_of_sums(separable: kernels.Separable, values: Tensor) -> float:
     mixing = {**vars(separable), "mixing": separable.mixing.abs()}
     return kernels.apply_separable(kernels.Separable(**mixing), values, impl="eager").max().item()
+
+
+@pytest.mark.parametrize(("count", "dims", "spread"), [(100, 3, 0.9), (1, 2, 1.0), (70, 1, 9.0)])
+def test_own_weights_are_those_of_the_eager_function(count: int, dims: int, spread: float) -> None:
+    from kernels.gaussian.separable import triton
+
+    colours = torch.randn(count, dims) * spread
+    chosen = landmarks.choose(colours, 0.1, 100)
+    assert count < 50 or len(chosen.colours) > 16  # several blocks
+    exact = factors.own_weights(colours.double(), chosen)
+    eager = factors.own_weights(colours, chosen)
+    found = triton.own_weights(colours, chosen)
+    # Of one product each way: entries of W may cancel.
+    phi = landmarks.features_of(colours.double(), chosen.colours.double())
+    size = (phi @ chosen.whitener.abs().T).max()
+    assert (found - exact).abs().max() <= 2 * (eager - exact).abs().max() + EPS * size
 
 
 def test_pieces_and_blocks_are_several_in_the_image() -> None:
