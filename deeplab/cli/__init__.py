@@ -1,4 +1,4 @@
-"""The command line: `deeplab segment | refine | train | evaluate | demo`, one module each.
+"""The command line: `deeplab segment`, `refine`, `train` and so on, one module each.
 
 Results and tables go to standard output; notes, progress and errors to standard error. Exit status:
 0 done; 2 bad input, with one line that says what to mend and nothing half-written; 130 Ctrl-C.
@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from deeplab.cli import data, demo, evaluate, refine, segment, train, tune_crf
+from deeplab.cli import convert, data, demo, evaluate, export, refine, segment, train, tune_crf
 from deeplab.errors import InputError
 
 
@@ -82,5 +82,7 @@ app.command()(refine.refine)
 app.command(cls=train.ShowsRecipe)(train.train)
 app.command()(evaluate.evaluate)
 app.command()(tune_crf.tune_crf)
+app.command()(export.export)
+app.command()(convert.convert)
 app.command()(demo.demo)
 app.add_typer(data.app, name="data")

@@ -1,0 +1,198 @@
+"""deeplab.export: programs that agree with the model, whole files or none, and the command."""
+
+import copy
+import json
+import sys
+
+import numpy as np
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from crf import DenseCRF
+from deeplab import cli
+from deeplab import export as module
+from deeplab.backbones import ResNet
+from deeplab.errors import InputError
+from deeplab.export import export
+from deeplab.heads import ASPP, DeepLabV3Head
+from deeplab.model import DeepLab
+from deeplab.weights import load_model
+
+
+def tiny(kind="aspp"):
+    torch.manual_seed(0)
+    style = "torchvision" if kind == "v3" else "caffe"
+    backbone = ResNet((1, 1, 1, 1), width=4, frozen_bn=kind == "aspp", style=style)
+    if kind == "v3":
+        head = DeepLabV3Head(128, 3, (2, 3), frozen_bn=False, channels=8)
+    else:
+        head = ASPP(128, 3, (2, 3))
+    config = {"model": "tiny", "num_classes": 3, "style": style}
+    config["scales"] = (1.0, 0.75, 0.5) if kind == "msc" else None
+    return DeepLab(backbone, head, config=config)
+
+
+def pictures(*shape):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(1))
+
+
+def assert_agrees(program, model, shapes):
+    model = copy.deepcopy(model).eval()
+    for shape in shapes:
+        x = pictures(*shape)
+        with torch.no_grad():
+            expected = model(x)
+        found = torch.as_tensor(program(x))
+        assert found.shape == expected.shape
+        assert (found - expected).abs().max() <= module.TOLERANCE * expected.abs().max()
+
+
+ANY_SIZE = [(1, 3, 33, 33), (3, 3, 34, 81), (1, 3, 200, 41)]
+
+
+@pytest.mark.parametrize("kind", ["aspp", pytest.param("msc", marks=pytest.mark.slow), "v3"])
+def test_torch_export_serves_any_batch_and_size(kind, tmp_path):
+    model = tiny(kind).train()
+    written = export(model, tmp_path / "model.pt2")
+    assert model.training  # it is left as it was
+    assert written.error < 1e-5
+    assert_agrees(torch.export.load(written.path).module(), model, ANY_SIZE)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["model.pt2", "model.pt2.json"]
+
+
+@pytest.mark.parametrize("kind", [pytest.param("msc", marks=pytest.mark.slow), "v3"])
+def test_onnxruntime_serves_any_batch_and_size_with_plain_convolutions(kind, tmp_path):
+    onnx = pytest.importorskip("onnx")
+    runtime = pytest.importorskip("onnxruntime")
+    written = export(tiny(kind), tmp_path / "model.onnx")
+    session = runtime.InferenceSession(str(written.path), providers=["CPUExecutionProvider"])
+    assert_agrees(lambda x: session.run(None, {"x": x.numpy()})[0], tiny(kind), ANY_SIZE)
+    nodes = onnx.load(str(written.path)).graph.node
+    assert {node.domain for node in nodes} <= {"", "ai.onnx"}
+    assert "Conv" in {node.op_type for node in nodes}
+
+
+@pytest.mark.slow
+def test_aotinductor_serves_any_batch_and_size(tmp_path):
+    written = export(tiny(), tmp_path / "model.pt2", "aoti")
+    program = torch._inductor.aoti_load_package(str(written.path))
+    assert_agrees(program, tiny(), [*ANY_SIZE, (1, 3, 320, 180), (1, 3, 321, 72)])
+
+
+@pytest.mark.parametrize("n", range(1, 40))
+def test_the_pool_that_is_compiled_is_the_one_that_rounds_up(n):
+    x = torch.randn(1, 2, n, 41 - n)
+    rounding_up = torch.nn.MaxPool2d(3, stride=2, padding=1, ceil_mode=True)
+    assert torch.equal(module.PaddedMaxPool()(x), rounding_up(x))
+
+
+def test_a_fixed_size_is_the_only_one_that_the_program_takes(tmp_path):
+    written = export(tiny(), tmp_path / "new" / "model.pt2", size=(20, 41))
+    program = torch.export.load(written.path).module()
+    assert_agrees(program, tiny(), [(1, 3, 20, 41), (3, 3, 20, 41)])
+    with pytest.raises(AssertionError):
+        program(pictures(1, 3, 21, 41))
+
+
+@pytest.mark.parametrize("kind", ["aspp", "v3"])
+def test_the_description_preprocesses_as_the_model_does(kind, tmp_path):
+    names, palette = ["a", "b", "c"], [[0, 0, 0], [1, 2, 3], [4, 5, 6]]
+    written = export(
+        tiny(kind), tmp_path / "m.pt2", metadata={"class_names": names, "palette": palette}
+    )
+    described = json.loads(written.description.read_text())
+    assert described["class_names"] == names
+    assert described["palette"] == palette
+    image = np.random.default_rng(0).integers(0, 256, (4, 5, 3), dtype=np.uint8)
+    how = described["preprocessing"]
+    channels = ["RGB".index(letter) for letter in how["channels"]]
+    x = (image[..., channels] * how["scale"] - how["mean"]) / how["deviation"]
+    expected = tiny(kind).preprocess(image)[0].permute(1, 2, 0)
+    torch.testing.assert_close(torch.tensor(x, dtype=torch.float32), expected)
+
+
+def test_a_program_that_disagrees_leaves_nothing_behind(tmp_path, monkeypatch):
+    path = tmp_path / "model.pt2"
+    path.write_text("earlier")
+    for wrong in (lambda y: y + 1e-3 * y.abs().max(), lambda y: y * float("nan")):
+
+        def read(part, wrong=wrong):
+            program = torch.export.load(part).module()
+            return lambda x: wrong(program(x))
+
+        monkeypatch.setitem(module._READERS, "export", read)
+        with pytest.raises(InputError, match=r"differs from the model.*nothing was written"):
+            export(tiny(), path, size=(33, 33))
+    assert [p.name for p in tmp_path.iterdir()] == ["model.pt2"]
+    assert path.read_text() == "earlier"
+
+
+def test_a_failure_while_writing_leaves_nothing_behind(tmp_path, monkeypatch):
+    def write(model, part, size):
+        part.write_text("half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(module._WRITERS, "export", write)
+    with pytest.raises(KeyboardInterrupt):
+        export(tiny(), tmp_path / "model.pt2")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_crf_layer_is_refused_with_the_way_out(tmp_path):
+    model = tiny()
+    model.crf = DenseCRF(3)
+    with pytest.raises(InputError, match=r"CRF layer.*model\.crf = None"):
+        export(model, tmp_path / "model.pt2")
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "said"),
+    [
+        ("model.pth", {}, r"model\.pth: expected a name that ends in \.onnx or \.pt2"),
+        ("model.pt2", {"format": "onnx"}, r"ends in \.onnx"),
+        ("model.onnx", {"format": "aoti"}, r"ends in \.pt2"),
+        ("model.pt2", {"format": "tflite"}, "format: expected one of export, onnx, aoti"),
+        ("model.pt2", {"size": (0, 9)}, "size: expected height and width"),
+        ("model.pt2", {"metadata": {"palette": np.zeros(3)}}, r"metadata: .*array\.tolist"),
+    ],
+)
+def test_bad_arguments_are_refused(name, options, said, tmp_path):
+    with pytest.raises(InputError, match=said):
+        export(tiny(), tmp_path / name, **options)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_missing_package_is_named_with_its_extra(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
+    with pytest.raises(InputError, match=r"onnxscript.*pip install 'deeplab-triton\[export\]'"):
+        export(tiny(), tmp_path / "model.onnx")
+
+
+def test_a_missing_compiler_is_named(tmp_path, monkeypatch):
+    builder = pytest.importorskip("torch._inductor.cpp_builder")
+
+    def none_found():
+        raise RuntimeError("No working C++ compiler found")
+
+    monkeypatch.setattr(builder, "get_cpp_compiler", none_found)
+    with pytest.raises(InputError, match=r"AOTInductor needs a C\+\+ compiler"):
+        export(tiny(), tmp_path / "model.pt2", "aoti")
+
+
+def test_the_command_writes_the_shipped_network_and_says_how_close_it_is(tmp_path):
+    path = tmp_path / "scenes.pt2"
+    result = CliRunner().invoke(cli.app, ["export", str(path), "--size", "40x48"])
+    assert result.exit_code == 0, result.output
+    assert f"{path}  differs from the model by" in result.stdout.replace("\n", "")
+    described = json.loads((tmp_path / "scenes.pt2.json").read_text())
+    assert described["model"] == "deeplab_v2_small"
+    assert len(described["class_names"]) == described["num_classes"]
+    program = torch.export.load(path).module()
+    assert_agrees(program, load_model(), [(1, 3, 40, 48)])
+
+
+def test_the_command_refuses_a_size_that_is_none(tmp_path):
+    result = CliRunner().invoke(cli.app, ["export", str(tmp_path / "m.pt2"), "--size", "40"])
+    assert result.exit_code == 2
+    assert "--size 40: expected HEIGHTxWIDTH" in result.output
