@@ -156,7 +156,10 @@ def test_a_recipe_that_is_nowhere_lists_those_that_are():
             "[model_options]\nscales = [1.0, 0.5]",
             "^loss_stride: expected 8 with a model of several",
         ),
-        ("[data.options]\nlength = 3", "mine.toml: data.options.length: expected none for generated scenes"),
+        (
+            "[data.options]\nlength = 3",
+            "mine.toml: data.options.length: expected none for generated scenes",
+        ),
         ("steps = ", "mine.toml: not a readable TOML file"),
     ],
 )
