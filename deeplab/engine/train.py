@@ -43,7 +43,7 @@ from deeplab.engine.training.distributed import Processes, processes
 from deeplab.engine.training.logs import CSVLog, Teller, TensorBoardLog, Throughput
 from deeplab.engine.training.loop import Run
 from deeplab.engine.training.losses import segmentation_loss
-from deeplab.engine.training.samples import Samples
+from deeplab.engine.training.samples import InMemory, Samples
 from deeplab.engine.training.schedule import learning_rate, parameter_groups, poly_lr, step_lr
 from deeplab.errors import InputError
 from deeplab.model import DeepLab, build
@@ -170,6 +170,8 @@ def train(
             run.resume(state, files.state)
         if files is not None and group.first:
             _open_logs(teller, files, run, tensorboard)
+        if config.in_memory and run.step < config.steps:
+            dataset = InMemory(dataset, teller.counted)
         teller.start(run.step)
         try:
             run.loop(dataset)

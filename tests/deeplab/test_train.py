@@ -26,11 +26,13 @@ from deeplab.engine.train import (
     train,
 )
 from deeplab.engine.training.losses import StepLoss, labelled_mass
-from deeplab.engine.training.samples import batches
+from deeplab.engine.training.samples import InMemory, batches
+from deeplab.engine.training.schedule import optimizer_of
 from deeplab.errors import InputError
 from deeplab.model import deeplab_v2_small
 from deeplab.multiscale import interp, interp_size
 from deeplab.weights import load_model, read_metadata
+from kernels import memory
 
 TINY = dataclasses.replace(tiny_training.TINY, steps=3, log_every=20)
 
@@ -550,3 +552,60 @@ def test_scenes_come_with_their_crf_settings(tmp_path, pictures):
     config = dataclasses.replace(TINY, steps=1, scenes=1, validation_scenes=1)
     train(config, out, validation=pictures, progress=False)
     assert CRFSettings().changed(read_metadata(out)["crf"]) == CRFSettings(**SCENES_CRF)
+
+
+# Pictures in memory, and AdamW
+
+
+class Counted:
+    """A data set that counts how often each picture is read, one of them broken."""
+
+    def __init__(self, pictures, broken=None):
+        self.pictures, self.broken, self.reads = pictures, broken, []
+
+    def __len__(self):
+        return len(self.pictures)
+
+    def __getitem__(self, index):
+        self.reads.append(index)
+        if index == self.broken:
+            raise InputError(f"picture {index} is broken")
+        return self.pictures[index]
+
+
+def test_pictures_in_memory_are_read_once_and_give_the_same_weights(pictures):
+    counted = Counted(pictures)
+    config = dataclasses.replace(TINY, in_memory=True)
+    kept = train(config, dataset=counted, validation=pictures, progress=False)
+    assert counted.reads == [0, 1]
+    other = run(TINY, pictures).model.state_dict()
+    assert all(torch.equal(t, other[name]) for name, t in kept.model.state_dict().items())
+
+
+def test_a_broken_picture_in_memory_is_named_when_its_turn_comes(pictures):
+    kept = InMemory(Counted(pictures, broken=1))
+    assert len(kept) == 2
+    assert np.array_equal(kept[0][0], pictures[0][0])
+    with pytest.raises(InputError, match="picture 1 is broken"):
+        kept[1]
+
+
+def test_pictures_that_do_not_fit_the_memory_are_refused_before_most_are_read(
+    pictures, monkeypatch
+):
+    monkeypatch.setattr(memory, "available", lambda device: 3 * pictures[0][0].nbytes)
+    counted = Counted([pictures[0]] * 50)
+    with pytest.raises(InputError, match="50 pictures in memory needs at least"):
+        InMemory(counted)
+    assert counted.reads == [0]
+
+
+def test_adamw_takes_the_same_groups(pictures):
+    config = dataclasses.replace(TINY, optimizer="adamw", lr=1e-3, weight_decay=0.05)
+    optimizer = optimizer_of(deeplab_v2_small(5), config)
+    assert isinstance(optimizer, torch.optim.AdamW)
+    decays = {group["name"]: group["weight_decay"] for group in optimizer.param_groups}
+    assert decays["body_weight"] == decays["head_weight"] == 0.05
+    assert decays["body_norm"] == decays["head_bias"] == 0
+    trained = run(dataclasses.replace(config, steps=30, scales=(1.0, 1.0)), pictures)
+    assert trained.loss < run(dataclasses.replace(config, steps=1), pictures).loss

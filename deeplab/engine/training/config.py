@@ -35,6 +35,7 @@ FREE_ON_RESUME = frozenset(
         "log_every",
         "compile",
         "channels_last",
+        "in_memory",
         "device",
         "workers",
     }
@@ -77,7 +78,10 @@ class TrainConfig:
         power, step_size, gamma: of the policy. warmup: steps in which the rate rises linearly.
         head_lr_scale: learning rate of the classifier relative to the body; its bias has twice
             that. The papers use 10 over a pretrained body.
-        momentum, weight_decay: of SGD; the decay is for weights, not biases or BatchNorm.
+        optimizer: "sgd", the papers', or "adamw", which learns faster from scratch and wants a
+            smaller lr and a larger weight_decay.
+        momentum, weight_decay: of SGD, or beta_1 and the decay of AdamW (beta_2 is 0.99); the decay
+            is for weights, not biases or BatchNorm.
         crop: side of a sample in pixels, 8k + 1; 16k + 1 for a model of several scales.
         scales: smallest and largest random scale, or with scale_mode "discrete" the list to draw
             from. scale_mode: see `deeplab.data.augment`.
@@ -86,6 +90,7 @@ class TrainConfig:
             eighth label, as the papers do.
         class_weights: weight of each class in the loss; empty weighs all alike.
         scenes, validation_scenes: how many generated scenes, where they are the data.
+        in_memory: read (or draw) every picture once, before the first step, and keep it.
         skip_broken: pass over pictures that cannot be read, and count them, instead of stopping.
         validate_every, save_every, log_every: steps between validations (each with the weights),
             between states to resume from, between rows of the log.
@@ -110,6 +115,7 @@ class TrainConfig:
     steps: int = 6000
     batch_size: int = 8
     accumulate: int = 1
+    optimizer: Literal["sgd", "adamw"] = "sgd"
     lr: float = 0.05
     policy: Literal["poly", "step"] = "poly"
     power: float = 0.9
@@ -127,6 +133,7 @@ class TrainConfig:
     class_weights: tuple[float, ...] = ()
     scenes: int = 4000
     validation_scenes: int = 50
+    in_memory: bool = False
     skip_broken: bool = False
     validate_every: int = 500
     save_every: int = 500
@@ -179,6 +186,7 @@ class TrainConfig:
 
     def _check_choices(self) -> None:
         _one_of(self.loss_stride, "loss_stride", (1, 8))
+        _one_of(self.optimizer, "optimizer", ("sgd", "adamw"))
         _one_of(self.policy, "policy", ("poly", "step"))
         _one_of(self.scale_mode, "scale_mode", ("continuous", "discrete"))
         _one_of(self.precision, "precision", ("auto", "float32", "bfloat16", "float16"))

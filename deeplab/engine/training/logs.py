@@ -20,7 +20,7 @@ import csv
 import os
 import resource
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -36,6 +36,7 @@ from rich.progress import (
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
+    track,
 )
 
 from deeplab.errors import InputError
@@ -179,6 +180,12 @@ class Teller:
             self._bar = _progress_bar()
             self._task = self._bar.add_task("train", total=self.total, completed=step, state="")
             self._bar.start()
+
+    def counted(self, indices: Iterable[int]) -> Iterable[int]:
+        """The same numbers, with a bar for pictures that are read before the first step."""
+        if not (self.shows and self.speaks):
+            return indices
+        return track(indices, "reading", console=Console(stderr=True), transient=True)
 
     def step(self, step: int, state: str) -> None:
         """Move the bar; `state` is what stands beside it."""

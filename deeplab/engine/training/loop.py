@@ -33,7 +33,7 @@ from deeplab.engine.training.interrupt import stop_request
 from deeplab.engine.training.logs import Teller, Throughput, peak_memory_mib
 from deeplab.engine.training.losses import StepLoss, at_least_something, labelled_mass
 from deeplab.engine.training.samples import Batch, SkipBroken, batches
-from deeplab.engine.training.schedule import learning_rate, parameter_groups
+from deeplab.engine.training.schedule import learning_rate, optimizer_of
 from deeplab.errors import InputError
 from deeplab.model import DeepLab
 from deeplab.preprocess import MEAN_BGR, MEAN_RGB
@@ -76,7 +76,7 @@ class Run:
         self._row_step = -1
         self.device = processes.device
         self.model = self._placed(model)
-        self.optimizer = torch.optim.SGD(parameter_groups(model, config), momentum=config.momentum)
+        self.optimizer = optimizer_of(model, config)
         self.dtype = autocast_dtype(config.precision, self.device)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
         self._parallel, self.stepper = self._wrapped()

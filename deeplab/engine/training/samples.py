@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -22,6 +22,9 @@ from deeplab.data.datasets import IGNORE
 from deeplab.engine.evaluate import LabelledImages
 from deeplab.engine.training.config import TrainConfig
 from deeplab.errors import InputError
+from kernels import memory
+
+CHECKED_EVERY = 100  # pictures, between looks at the free memory
 
 
 class Sample(NamedTuple):
@@ -94,6 +97,49 @@ class Samples(Dataset[Sample]):
                     raise InputError(f"{error} (skip_broken = true passes over it)") from error
                 broken.append(str(error))
         raise InputError(f"every picture of the training set is broken, such as: {broken[0]}")
+
+
+class InMemory:
+    """A data set whose pictures have all been read, once, and are kept; workers share them.
+
+    A broken picture raises its InputError when it is asked for.
+
+    Raises:
+        InputError: there is not enough memory, as far as the system tells, before most are read.
+    """
+
+    def __init__(
+        self, dataset: LabelledImages, told: Callable[[Iterable[int]], Iterable[int]] = iter
+    ) -> None:
+        """told: passes on the numbers that it is given, and may show how far they are."""
+        self._kept: list[tuple[np.ndarray, np.ndarray] | InputError] = []
+        for index in told(range(len(dataset))):
+            try:
+                image, labels = (np.asarray(part) for part in dataset[index])
+            except InputError as error:
+                self._kept.append(error)
+                continue
+            if index % CHECKED_EVERY == 0:
+                left = len(dataset) - index
+                try:
+                    memory.require(
+                        left * (image.nbytes + labels.nbytes),
+                        torch.device("cpu"),
+                        f"{left} pictures in memory",
+                        "set in_memory to false",
+                    )
+                except MemoryError as error:
+                    raise InputError(str(error)) from error
+            self._kept.append((image, labels))
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        kept = self._kept[index]
+        if isinstance(kept, InputError):
+            raise kept
+        return kept
 
 
 class SkipBroken:

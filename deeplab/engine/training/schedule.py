@@ -13,6 +13,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+
 from deeplab.engine.training.config import TrainConfig
 from deeplab.model import DeepLab
 
@@ -42,6 +44,15 @@ def parameter_groups(model: DeepLab, config: TrainConfig) -> list[dict[str, Any]
             group["lr_scale"] *= config.head_lr_scale / 10
             group["lr"] = config.lr * group["lr_scale"]
     return groups
+
+
+def optimizer_of(model: DeepLab, config: TrainConfig) -> torch.optim.Optimizer:
+    """SGD with momentum, or AdamW, over the model's parameter groups."""
+    groups = parameter_groups(model, config)
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(groups, momentum=config.momentum)
+    # The squares of 100 steps, not of 1000: runs from scratch on a CPU are a few thousand long.
+    return torch.optim.AdamW(groups, betas=(config.momentum, 0.99))
 
 
 def _warm(step: int, warmup: int) -> float:
