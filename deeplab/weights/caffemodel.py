@@ -4,8 +4,8 @@ A file is one NetParameter message of caffe.proto. Only what is needed of it is 
 the field numbers of the original; `layers` is the form of files before September 2014:
 
     NetParameter      layers = 2, layer = 100
-    V1LayerParameter  layer = 1 (of 2013), name = 4, blobs = 6
-    LayerParameter    name = 1, blobs = 7
+    V1LayerParameter  layer = 1 (of 2013), name = 4, blobs = 6, convolution_param = 10
+    LayerParameter    name = 1, blobs = 7, convolution_param = 106 { dilation = 18 }
     BlobProto         num, channels, height, width = 1, 2, 3, 4 (files before December 2014);
                       data = 5; diff = 6; shape = 7 { dim = 1 }; double_data = 8; double_diff = 9
 
@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -50,26 +51,48 @@ def read(path: Path) -> dict[str, list[Tensor]]:
 
     Raises InputError where the file is no NetParameter, is cut off or contradicts itself.
     """
+    found: dict[str, list[Tensor]] = {}
+    with _damage_named(path):
+        for layer, blobs in _layers(path):
+            if layer.name not in found:
+                found[layer.name] = [_blob(blob, layer.name) for blob in blobs]
+    if not found:
+        raise InputError(
+            f"{path}: not a .caffemodel with weights: no layer in it has any; a .prototxt or a "
+            ".solverstate has none either"
+        )
+    return found
+
+
+def dilations(path: Path) -> dict[str, int]:
+    """The rate of every convolution with weights, 0 where it is not said; raises as `read` does.
+
+    Files of DeepLab v1 call it `hole`, a field of their own that is not read: they say none here.
+    """
+    found: dict[str, int] = {}
+    with _damage_named(path):
+        for layer, _blobs in _layers(path):
+            said = layer.convolution_param.dilation
+            found.setdefault(layer.name, said[0] if len(said) == 1 else 0)
+    return found
+
+
+@contextmanager
+def _damage_named(path: Path) -> Iterator[None]:
     try:
-        # An empty file cannot be mapped. Nor does it hold a layer.
-        mapped = np.memmap(path, np.uint8, "r") if path.stat().st_size else np.empty(0, np.uint8)
-        layers = _layers(mapped.data)
+        yield
     except (_Damaged, OSError) as error:
         raise InputError(
             f"{path}: not a readable .caffemodel ({error}); it may be cut off or of another "
             "format: fetch it again"
         ) from error
-    if not layers:
-        raise InputError(
-            f"{path}: not a .caffemodel with weights: no layer in it has any; a .prototxt or a "
-            ".solverstate has none either"
-        )
-    return layers
 
 
-def _layers(net: memoryview) -> dict[str, list[Tensor]]:
-    found: dict[str, list[Tensor]] = {}
-    _rest, parts = _cut(net, NET)
+def _layers(path: Path) -> Iterator[tuple[Any, list[memoryview]]]:
+    """Every layer that has blobs, parsed without them, and the blobs."""
+    # An empty file cannot be mapped. Nor does it hold a layer.
+    mapped = np.memmap(path, np.uint8, "r") if path.stat().st_size else np.empty(0, np.uint8)
+    _rest, parts = _cut(mapped.data, NET)
     for form, numbers, message in (
         ("layers", V1_LAYER, "V1LayerParameter"),
         ("layer", LAYER, "LayerParameter"),
@@ -81,14 +104,11 @@ def _layers(net: memoryview) -> dict[str, list[Tensor]]:
                     "its layers are in the form of 2013, which Caffe's upgrade_net_proto_binary "
                     "turns into today's"
                 )
-            if not members["blobs"]:
-                continue
-            name = _parse(message, rest).name
-            if not isinstance(name, str):  # protobuf gives bytes that are no UTF-8 as they are
-                raise _Damaged(f"a layer's name is no text: {name!r:.80}")
-            if name not in found:
-                found[name] = [_blob(blob, name) for blob in members["blobs"]]
-    return found
+            if members["blobs"]:
+                said = _parse(message, rest)
+                if not isinstance(said.name, str):  # proto2 gives what is no UTF-8 as bytes
+                    raise _Damaged(f"a layer's name is no text: {said.name[:40]!r}")
+                yield said, members["blobs"]
 
 
 def _blob(blob: memoryview, layer: str) -> Tensor:
@@ -197,16 +217,24 @@ def _messages() -> dict[str, Any]:
             ("width", 4, kinds.TYPE_INT32, one),
             ("shape", 7, kinds.TYPE_MESSAGE, one),
         ],
-        "V1LayerParameter": [("name", 4, kinds.TYPE_STRING, one)],
-        "LayerParameter": [("name", 1, kinds.TYPE_STRING, one)],
+        "ConvolutionParameter": [("dilation", 18, kinds.TYPE_UINT32, many)],
+        "V1LayerParameter": [
+            ("name", 4, kinds.TYPE_STRING, one),
+            ("convolution_param", 10, kinds.TYPE_MESSAGE, one),
+        ],
+        "LayerParameter": [
+            ("name", 1, kinds.TYPE_STRING, one),
+            ("convolution_param", 106, kinds.TYPE_MESSAGE, one),
+        ],
     }
+    of_message = {"shape": "BlobShape", "convolution_param": "ConvolutionParameter"}
     file = descriptor_pb2.FileDescriptorProto(name="deeplab_caffe.proto", package="deeplab.caffe")
     for message_name, fields in declared.items():
         message = file.message_type.add(name=message_name)
         for name, number, kind, label in fields:
             field = message.field.add(name=name, number=number, type=kind, label=label)
-            if kind == kinds.TYPE_MESSAGE:
-                field.type_name = ".deeplab.caffe.BlobShape"
+            if name in of_message:
+                field.type_name = f".deeplab.caffe.{of_message[name]}"
     pool = descriptor_pool.DescriptorPool()
     pool.Add(file)
     found: dict[str, Any] = {

@@ -89,6 +89,8 @@ def load_weights(model: DeepLab, path: file.StrPath, source: Source = "auto") ->
         loaded = Loaded(found, initialised, skipped, {})
     else:
         _check_style(model, found, path)
+        if found == "caffemodel":
+            _check_rates(model, names.caffe_rates(caffemodel.dilations(path)), path)
         loaded = _copy(model, TRANSLATIONS[found](content), found, path)
     if loaded.skipped:
         warnings.warn(
@@ -165,6 +167,16 @@ def _check_style(model: DeepLab, source: Source, path: Path) -> None:
             f"{path}: weights of style {style} ({source}), and the model is of style "
             f"{model.style}: shapes agree, but strides, poolings and input differ and accuracy is "
             f'lost without a word; build the model with style="{style}"'
+        )
+
+
+def _check_rates(model: DeepLab, rates: list[int], path: Path) -> None:
+    """Other rates change no shape, only the accuracy. Another number of them is another head."""
+    ours = model.config.get("rates")
+    if rates and ours and len(rates) == len(ours) and rates != list(ours):
+        raise InputError(
+            f"{path}: its head has the rates {rates}, and this model {ours}; build the model with "
+            f"rates={rates}, or choose the one of its kind that has them"
         )
 
 

@@ -31,6 +31,7 @@ VGG_CLASSIFIER = {0: "head.fc6", 3: "head.fc7", 6: "head.classifier"}
 BRANCHES = {"branch1": ("downsample.0", "downsample.1")} | {
     f"branch2{letter}": (f"conv{i}", f"bn{i}") for i, letter in enumerate("abc", 1)
 }
+TAP_LAYERS = {"conv": "conv1", "fc": "conv2", "ms": "classifier"}  # of MSc in Caffe
 COUNTER = "num_batches_tracked"
 
 
@@ -43,10 +44,13 @@ class Translated:
     unknown: list[str] = field(default_factory=list)
 
     def stack(self, name: str, branches: Mapping[int, Tensor]) -> None:
-        """Put the branches of a head together in the order of their numbers."""
+        """Put the branches of a head together in the order of their numbers, from 0 or 1 on."""
         shapes = {tuple(tensor.shape) for tensor in branches.values()}
-        if len(shapes) == 1 and () not in shapes:
-            self.tensors[name] = torch.cat([branches[i] for i in sorted(branches)])
+        numbers = sorted(branches)
+        if numbers and numbers != list(range(min(numbers[0], 1), numbers[-1] + 1)):
+            self.unknown.append(f"{name} (only the branches {', '.join(map(str, numbers[:9]))})")
+        elif len(shapes) == 1 and () not in shapes:
+            self.tensors[name] = torch.cat([branches[i] for i in numbers])
         elif shapes:
             self.unknown.append(f"{name} (branches of the shapes {sorted(shapes)[:4]})")
 
@@ -55,7 +59,10 @@ class Translated:
 
 
 def from_kazuto1011(state: Mapping[str, Tensor]) -> Translated:
-    """`base.` or `scale.` in front, or nothing: the COCO weights, whose 1x1 classifier is `fc`."""
+    """`base.` or `scale.` in front, or nothing: the COCO weights, whose 1x1 classifier is `fc`.
+
+    Files with `scale.` are older: `proj` for `shortcut`, `aspp.stages.c0` for `aspp.c0`.
+    """
     found = Translated()
     branches: dict[str, dict[int, Tensor]] = {"weight": {}, "bias": {}}
     parts = {"reduce": 1, "conv3x3": 2, "increase": 3}
@@ -65,7 +72,7 @@ def from_kazuto1011(state: Mapping[str, Tensor]) -> Translated:
             ours = f"backbone.{m[1]}1.{m[2]}"
         elif m := re.fullmatch(r"layer([2-5])\.block(\d{1,4})\.(\w+)\.(conv|bn)\.(\w+)", short):
             block = f"backbone.layer{int(m[1]) - 1}.{int(m[2]) - 1}"
-            if m[3] == "shortcut":
+            if m[3] in ("shortcut", "proj"):
                 ours = f"{block}.downsample.{int(m[4] == 'bn')}.{m[5]}"
             elif m[3] in parts:
                 ours = f"{block}.{m[4]}{parts[m[3]]}.{m[5]}"
@@ -197,6 +204,9 @@ def from_caffe(layers: Mapping[str, list[Tensor]]) -> Translated:
                 biases[layer[1]] = blobs[1].flatten()
         elif re.fullmatch(r"conv[1-5]_[1-3]", name):
             _keep_convolution(found, name, f"backbone.{name}", blobs)
+        elif m := re.fullmatch(r"(data|pool[1-4])_(conv|fc|ms)", name):
+            tap = "image" if m[1] == "data" else m[1]
+            _keep_convolution(found, name, f"taps.{tap}.{TAP_LAYERS[m[2]]}", blobs)
         elif (place := _caffe_head(name)) is not None:
             _keep_branch(found, branches, name, place, blobs)
         else:
@@ -244,6 +254,18 @@ def _caffe_head(name: str) -> tuple[str, int] | None:
     if m := re.fullmatch(r"fc1_\w+?(?:_c(\d{1,4}))?", name):
         return "head.classifier", int(m[1] or 0)
     return ("head.classifier", 0) if name == "fc1000" else None
+
+
+def caffe_rates(dilations: Mapping[str, int]) -> list[int]:
+    """The rates of a head's convolutions, in the order of the branches; empty where not all say.
+
+    dilations: of each convolution of the file, 0 where it says none.
+    """
+    rates: dict[int, int] = {}
+    for name, dilation in dilations.items():
+        if m := re.fullmatch(r"fc6(?:_(\d{1,4}))?|fc1_\w+_c(\d{1,4})", name):
+            rates[int(m[1] or m[2] or 0)] = dilation
+    return [rates[i] for i in sorted(rates)] if all(rates.values()) else []
 
 
 def _keep_norm(found: Translated, name: str, layer: str, blobs: list[Tensor]) -> None:
