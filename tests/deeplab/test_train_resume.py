@@ -2,11 +2,11 @@
 
 import csv
 import dataclasses
+import errno
 import json
 import multiprocessing
 import os
 import random
-import resource
 import signal
 import subprocess
 import sys
@@ -237,13 +237,15 @@ def test_the_weights_file_keeps_the_best_and_last_the_last(pictures, tmp_path, m
     assert not equal(load_model(out), result.model)
 
 
-@pytest.fixture(params=["tmpfs", "limit"])
-def full_disk(request, tmp_path):
-    """A folder and a function that leaves no room in it; the disk has room again afterwards."""
-    if request.param == "limit":
-        before = resource.getrlimit(resource.RLIMIT_FSIZE)
-        yield tmp_path, lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+@pytest.fixture(params=["tmpfs", "late"])
+def full_disk(request, tmp_path, monkeypatch):
+    """A folder and a function that leaves no room in it, known at once or when data reach it."""
+    if request.param == "late":
+
+        def refuse(descriptor: int) -> None:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        yield tmp_path, lambda: monkeypatch.setattr(os, "fsync", refuse)
         return
     folder = tmp_path / "small"
     folder.mkdir()
