@@ -8,6 +8,7 @@
 `deeplab.model` builds the papers' networks from it.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -95,12 +96,19 @@ class DeepLab(nn.Module):
         else:
             logits = multiscale.scores_of_scales(self._scores, x, self.scales)[0]
         if upsample:
-            aligned = self.style == "caffe"
-            logits = F.interpolate(logits, size=x.shape[2:], mode="bilinear", align_corners=aligned)
+            logits = self.upsample(logits, x.shape[2:])
         if self.crf is None:
             return logits
         assert image is not None  # _check_image has seen to it
         return self.crf.field(logits, image)
+
+    def upsample(self, logits: Tensor, size: Sequence[int]) -> Tensor:
+        """Scores `[B, C, h, w]` of upsample=False at `size` (H, W) of their input, as `forward`.
+
+        Bilinear; with align_corners in style "caffe", without in style "torchvision".
+        """
+        aligned = self.style == "caffe"
+        return F.interpolate(logits, size=list(size), mode="bilinear", align_corners=aligned)
 
     def forward_scales(self, x: Tensor) -> tuple[Tensor, ...]:
         """The scores that a model of several scales trains on, one loss each, none upsampled.

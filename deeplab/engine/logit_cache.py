@@ -24,7 +24,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from deeplab.data import outputs
@@ -117,7 +116,7 @@ class LogitCache:
         labels = torch.from_numpy(stored["labels"].astype(np.int64))
         logits = torch.from_numpy(stored["logits"].astype(np.float32))[None]
         size = (labels.shape[0], labels.shape[1])
-        logits = F.interpolate(logits, size=size, mode="bilinear", align_corners=True)
+        logits = self.model.upsample(logits, size)
         image = torch.from_numpy(np.ascontiguousarray(stored["image"].transpose(2, 0, 1)))[None]
         return Cached(logits, image, labels)
 

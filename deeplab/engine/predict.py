@@ -98,9 +98,9 @@ def network_scores(
     """What the network alone says about a picture: logits `[1, C, H, W]`, float32.
 
     Their softmax is the mean of the probabilities over the views: the picture at each of `scales`,
-    and with `flip` each of these mirrored too. A view is resized, and its logits brought to the
-    picture's size, bilinearly with corners aligned; a single view at scale 1 gives the network's
-    own logits. A CRF layer of the model is left out.
+    and with `flip` each of these mirrored too. A view is resized bilinearly with corners aligned,
+    its logits are brought to the picture's size by `model.upsample`; a single view at scale 1 gives
+    the network's own logits. A CRF layer of the model is left out.
     """
     x = model.preprocess(image)
     size = (int(x.shape[2]), int(x.shape[3]))
@@ -108,9 +108,9 @@ def network_scores(
     with _network_alone(model):
         for scale in scales:
             view = _resize(x, [max(1, round((n - 1) * scale) + 1) for n in size])
-            views.append(_resize(model(view, upsample=False).float(), size))
+            views.append(model.upsample(model(view, upsample=False).float(), size))
             if flip:
-                mirrored = _resize(model(view.flip(3), upsample=False).float(), size)
+                mirrored = model.upsample(model(view.flip(3), upsample=False).float(), size)
                 views.append(mirrored.flip(3))
     if len(views) == 1:
         return views[0]

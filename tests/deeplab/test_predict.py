@@ -54,6 +54,19 @@ def test_prediction_is_the_softmax_of_the_logits_at_the_pictures_size(
     assert np.array_equal(result.labels, result.probabilities.argmax(0))
 
 
+def test_scores_of_one_view_are_the_networks_own_in_each_style() -> None:
+    image = picture(33, 50)
+    for style in ("caffe", "torchvision"):
+        torch.manual_seed(0)
+        network = deeplab_v2_small(num_classes=4, style=style).eval()
+        with torch.no_grad():
+            expected = network(network.preprocess(image))
+            found = network_scores(network, image)
+            mean = network_scores(network, image, (1.0, 1.0)).softmax(1)
+        torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-5)
+        torch.testing.assert_close(mean, expected.softmax(1), atol=1e-6, rtol=1e-5)
+
+
 def test_a_crf_gives_its_marginals_on_the_rgb_picture(model: DeepLab) -> None:
     image = picture(30, 20)
     with torch.no_grad():

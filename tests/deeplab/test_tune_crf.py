@@ -225,6 +225,15 @@ def filled(folder, model, data=DATA, indices=(0, 2), name="tiny"):
     return cache, list(cache.fill())
 
 
+def test_cached_logits_are_upsampled_as_the_networks_style_does(tmp_path):
+    torch.manual_seed(0)
+    network = deeplab_v2_small(len(CLASSES), style="torchvision").eval()
+    cache, _ = filled(tmp_path / "c", network, indices=(0,))
+    with torch.no_grad():
+        expected = network(network.preprocess(DATA[0][0])).softmax(1)
+    torch.testing.assert_close(cache[0].logits.softmax(1), expected, atol=2e-3, rtol=0)
+
+
 def test_cached_logits_have_the_softmax_of_the_network_and_are_computed_once(tmp_path, model):
     cache, computed = filled(tmp_path / "c", model)
     assert computed == [True, True]
