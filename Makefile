@@ -25,7 +25,7 @@ test: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest tests/
+	$(BIN)/python -m pytest -n auto --maxprocesses 8 tests/
 
 bench: setup
 	$(BIN)/python bench/compare.py

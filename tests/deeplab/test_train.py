@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import signal
+import time
 
 import numpy as np
 import pytest
@@ -25,7 +26,7 @@ from deeplab.engine.train import (
     segmentation_loss,
     train,
 )
-from deeplab.engine.training.losses import StepLoss, labelled_mass
+from deeplab.engine.training.losses import StepLoss, labelled_mass, labels_of_scores
 from deeplab.engine.training.samples import InMemory, batches
 from deeplab.engine.training.schedule import optimizer_of
 from deeplab.errors import InputError
@@ -220,6 +221,35 @@ def test_class_weights_make_a_weighted_mean(stride):
     truth = labels[:, ::stride, ::stride]
     expected = mean_cross_entropy(logits, truth, weights.double())
     assert loss.item() == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("side", [33, 65, 321])
+def test_torchvisions_scores_are_compared_with_the_labels_where_upsampling_puts_them(side):
+    """The label under the middle of each score's share, where it is upsampled to itself."""
+    count = (side - 1) // 8 + 1
+    pixels = torch.arange(side).expand(1, side, side)
+    seen = labels_of_scores(pixels, 8, aligned=False)
+    assert seen.shape == (1, count, count)
+    assert torch.equal(labels_of_scores(pixels.mT, 8, aligned=False), seen.mT)
+    position = torch.arange(count).expand(1, 1, count, count).float()
+    upsampled = F.interpolate(position, size=(side, side), mode="bilinear")[0, 0, 0]
+    off = upsampled[seen[0, 0]] - torch.arange(count)
+    assert off.abs().max() <= 0.5 / 8 + 0.01  # half a pixel
+    coarse = labels_of_scores(pixels, 16, aligned=False)  # aligned with the scores of stride 8
+    assert torch.equal(coarse, seen[:, ::2, ::2])
+
+
+def test_a_loss_at_stride_8_looks_at_the_labels_of_the_models_style():
+    torch.manual_seed(0)
+    model = deeplab_v2_small(4, style="torchvision").eval()
+    rgb = torch.randint(0, 256, (2, 3, 65, 65), dtype=torch.uint8)
+    labels = torch.randint(0, 4, (2, 65, 65))
+    labels[0, 12:33] = 255
+    with torch.no_grad():
+        loss = segmentation_loss(model, rgb, labels, 8)
+        logits = model(model.preprocess(rgb), upsample=False)
+    seen = F.interpolate(labels[None].byte(), size=(9, 9), mode="nearest-exact")[0].long()
+    assert loss.item() == pytest.approx(mean_cross_entropy(logits, seen), rel=1e-5)
 
 
 def test_class_weights_reach_the_run_and_must_be_one_for_each_class(pictures):
@@ -456,8 +486,12 @@ def test_ctrl_c_in_the_last_validation_keeps_the_finished_weights(pictures, tmp_
 def test_second_ctrl_c_interrupts_as_usual(pictures):
     class Twice(Interrupting):
         def __getitem__(self, index):
+            first = signal.getsignal(signal.SIGINT)
             os.kill(os.getpid(), signal.SIGINT)
+            while signal.getsignal(signal.SIGINT) is first:  # two that wait count as one
+                time.sleep(0.001)
             os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(5)
             return self.pictures[index]
 
     handler = signal.getsignal(signal.SIGINT)
