@@ -51,7 +51,9 @@ def convert(
     ],
     classes: Annotated[
         int | None,
-        typer.Option(metavar="N", help="How many classes.", show_default="those of --data, or 21"),
+        typer.Option(
+            min=1, metavar="N", help="How many classes.", show_default="those of --data, or 21"
+        ),
     ] = None,
     data: Annotated[
         Named | None,
@@ -89,13 +91,18 @@ def convert(
 
     if model not in MODELS:
         raise InputError(f"--model {model}: unknown; expected one of {', '.join(MODELS)}")
+    if out.resolve() == checkpoint.resolve():
+        raise InputError(f"{out}: is the checkpoint itself, and would be overwritten; name another")
+    if out.suffix != ".safetensors":
+        raise InputError(f"{out}: expected a name that ends in .safetensors")
     outputs.check_writable_file(out)
     names, palette = _classes_of(data)
     if names and classes not in (None, len(names)):
         raise InputError(
             f"--classes {classes}: {data} has {len(names)}; leave one of the two options out"
         )
-    network, loaded = read_checkpoint(checkpoint, model, classes or len(names) or 21, source.value)
+    count = classes if classes is not None else len(names) or 21
+    network, loaded = read_checkpoint(checkpoint, model, count, source.value)
     metadata: dict[str, object] = {"converted_from": f"{checkpoint.name} ({loaded.source})"}
     if names:
         metadata |= {"class_names": names, "palette": palette}
@@ -112,8 +119,9 @@ def read_checkpoint(path: Path, model: str, classes: int, source: str) -> tuple[
     from deeplab.model import build
     from deeplab.weights import load_weights, style_of
 
+    style = style_of(path)  # before the try: what is wrong with the file is not --model's fault
     try:
-        network = build(model, num_classes=classes, style=style_of(path))
+        network = build(model, num_classes=classes, style=style)
     except ValueError as error:
         raise InputError(f"--model {model}: {error}") from error
     with warnings.catch_warnings():

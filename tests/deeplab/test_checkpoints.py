@@ -559,6 +559,26 @@ def test_convert_names_an_unknown_model_and_a_contradiction(published, tmp_path)
     assert (result.exit_code, "--classes 5: voc2012 has 21" in result.output) == (2, True)
 
 
+def test_convert_leaves_the_checkpoint_itself_alone(published, tmp_path):
+    before = published.read_bytes()
+    result = invoke("convert", published, published, "--model", "deeplab_v2_resnet18")
+    assert (result.exit_code, "is the checkpoint itself" in result.output) == (2, True)
+    assert published.read_bytes() == before
+    result = invoke("convert", published, tmp_path / "o.pth", "--model", "deeplab_v2_resnet18")
+    assert (result.exit_code, "ends in .safetensors" in result.output) == (2, True)
+
+
+def test_convert_blames_a_missing_file_on_its_path_and_refuses_no_classes(published, tmp_path):
+    absent, out = tmp_path / "absent.pth", tmp_path / "o.safetensors"
+    result = invoke("convert", absent, out, "--model", "deeplab_v2_resnet18")
+    assert result.exit_code == 2
+    assert "--model" not in result.output
+    assert "absent.pth: no such weights file" in " ".join(result.output.split())
+    result = invoke("convert", published, out, "--model", "deeplab_v2_resnet18", "--classes", "0")
+    assert (result.exit_code, "--classes" in result.output) == (2, True)
+    assert "has no weights" not in result.output
+
+
 def test_segment_says_what_to_do_with_a_foreign_file(published, tmp_path):
     picture = tmp_path / "p.png"
     Image.new("RGB", (32, 24)).save(picture)
