@@ -25,7 +25,7 @@ class ShowsRecipe(TyperCommand):
 
         recipe = asdict(TrainConfig())
         for option in self.params:
-            if option.name in recipe:
+            if recipe.get(option.name, "") != "":
                 option.show_default = str(recipe[option.name])  # type: ignore[attr-defined]
         super().format_help(ctx, formatter)
 

@@ -216,3 +216,9 @@ def test_a_recipe_that_starts_from_weights_does_not_start_without(tmp_path):
     picture = ()  # of any kind: the run does not get so far
     with pytest.raises(InputError, match="starts from ImageNet weights; name the file with"):
         train(config, dataset=[picture], validation=[picture], progress=False)
+
+
+def test_the_help_shows_defaults_that_say_something():
+    shown = CliRunner().invoke(cli.app, ["train", "--help"], env={"COLUMNS": "200"}).output
+    assert "[default: (6000)]" in shown
+    assert "[default: ()]" not in shown
