@@ -8,11 +8,16 @@ of colour c by itself, 1 - sum_kl phi_k(c) A_kl phi_l(c), lies between 0 and 1 a
 missed between two: |missed(c, d)|^2 <= missed(c, c) missed(d, d). Its mean over the points, the
 relative trace norm of the error, is the residual that `tolerance` bounds.
 
-Landmarks are the means of the fullest cells of a grid over the colours, in the order of how many
-colours a cell holds. With W = L^-1, L L^T = K + ridge, sum_kl phi_k A_kl phi_l = |W phi|^2, and W
-is lower triangular: one factorisation tells what the first so many landmarks miss, whatever their
-number, and the least that keep the tolerance are taken. This is a fixed number of operations and
-two waits for a GPU, where pivots chosen one after another take a round of both for each few.
+Landmarks are means of the cells of a grid over the colours, in the order of how many colours a cell
+holds for each that stands by: sizes_k / sum_l K_kl. Rare colours so come before the last of many in
+a dense region, which its neighbours serve. With W = L^-1, L L^T = K + ridge,
+
+    sum_kl phi_k A_kl phi_l = |W phi|^2
+
+and W is lower triangular: one factorisation tells what the first so many landmarks miss, whatever
+their number, and the least that keep the tolerance are taken. This is a fixed number of operations
+and two waits for a GPU; pivots chosen one after another, as usual, take a round of both for each
+few.
 """
 
 from __future__ import annotations
@@ -29,7 +34,7 @@ MOST = 1024  # landmarks, unless more are asked for
 SAMPLE = 8192  # colours that landmarks are made of, and as many others to measure on
 ALIGNMENT = 16  # so many landmarks, or a multiple, cost no more on a GPU than fewer
 FARTHEST = 100.0  # squared; what is farther weighs 2e-22, and denormal numbers are slow on a CPU
-SIDE = 1.6  # of a cell, times tolerance^(1/8): about the side that takes the fewest landmarks
+SIDE = 1.75  # of a cell, times tolerance^(1/8): about the side that takes the fewest landmarks
 SPARE = 0.25  # of the tolerance: the share of colours whose cells, the emptiest, no one looks at
 FINER = 0.7  # times the side, where the means of all cells miss too much
 MIX = -7046029254386353131  # 2^64 / golden ratio, odd
@@ -62,14 +67,18 @@ def choose(colours: Tensor, tolerance: float, maximum: int) -> Landmarks:
     candidates, checks = _samples(colours)
     side, spare = SIDE * tolerance ** (1 / 8), SPARE * tolerance
     while True:
-        marks = _means_of_cells(candidates, side, spare, maximum).to(colours.dtype)
-        whitener, gains = _whitened(marks, checks, tolerance)
+        means, sizes = _means_of_cells(candidates, side, spare, maximum)
+        marks = means.to(colours.dtype).double()
+        gram = features_of(marks, marks)
+        order = (sizes / gram.sum(1)).argsort(descending=True, stable=True)
+        marks, gram = marks[order], gram[order][:, order]
+        whitener, gains = _whitened(marks, gram, checks, tolerance)
         residuals = [1 - total for total in accumulate(gains.tolist())]
         if residuals[-1] <= tolerance:
             least = next(k for k, residual in enumerate(residuals, 1) if residual <= tolerance)
             count = min(-(-least // ALIGNMENT) * ALIGNMENT, len(marks))
             whitener = whitener[:count, :count].contiguous()
-            return Landmarks(marks[:count].contiguous(), whitener, residuals[count - 1])
+            return Landmarks(marks[:count].to(colours.dtype), whitener, residuals[count - 1])
         # A mean misses less than the squared side * E of any colour of its cell.
         if len(marks) == maximum or side**2 * colours.shape[1] < tolerance / 2:
             raise NotSeparable(_too_many(residuals, tolerance, maximum))
@@ -96,8 +105,10 @@ def _samples(colours: Tensor) -> tuple[Tensor, Tensor]:
     return some[0::2], some[1::2]
 
 
-def _means_of_cells(colours: Tensor, side: float, spare: float, maximum: int) -> Tensor:
-    """The mean of each cell of a grid, `[K, E]`, that of most colours first.
+def _means_of_cells(
+    colours: Tensor, side: float, spare: float, maximum: int
+) -> tuple[Tensor, Tensor]:
+    """The mean of the colours of each cell of a grid, `[K, E]`, and how many these are, `[K]`.
 
     K is at most `maximum`, and no more than leave out a share `spare` of the colours.
     """
@@ -110,22 +121,21 @@ def _means_of_cells(colours: Tensor, side: float, spare: float, maximum: int) ->
     is_first = first == torch.arange(len(key), device=key.device)
     sizes = (torch.searchsorted(key, key, right=True) - first) * is_first
     sizes, cells = sizes.sort(descending=True, stable=True)
-    left_out = (1 - spare) * len(colours)
-    count = 1 + int((sizes.cumsum(0) < left_out).sum())
-    cells, sizes = cells[: min(count, maximum)], sizes[: min(count, maximum)]
-    members = (first == cells[:, None]).to(colours.dtype)
-    return members @ colours[order] / sizes[:, None]
+    enough = (1 - spare) * len(colours)
+    count = min(1 + int((sizes.cumsum(0) < enough).sum()), maximum)
+    members = (first == cells[:count, None]).to(colours.dtype)
+    return members @ colours[order] / sizes[:count, None], sizes[:count]
 
 
-def _whitened(landmarks: Tensor, checks: Tensor, tolerance: float) -> tuple[Tensor, Tensor]:
+def _whitened(
+    landmarks: Tensor, gram: Tensor, checks: Tensor, tolerance: float
+) -> tuple[Tensor, Tensor]:
     """W, and how much of a colour of `checks` each landmark adds to those before it, on average."""
-    exact = landmarks.double()
-    gram = features_of(exact, exact)
     gram.diagonal().add_(ridge_of(tolerance))
     root = torch.linalg.cholesky_ex(gram).L  # which does not wait; the ridge sees that there is one
     identity = torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
     whitener = torch.linalg.solve_triangular(root, identity, upper=False)
-    white = features_of(checks, exact) @ whitener.T
+    white = features_of(checks, landmarks) @ whitener.T
     return whitener, white.square_().mean(0)
 
 
