@@ -118,7 +118,7 @@ def train(
     an hour of one core for the network, and drawing the scenes on top. --config names another;
     options and --set change single fields of it. Recipes that come with this: scenes,
     voc12_vgg16_largefov, voc12_vgg16, voc12_resnet101, coco_resnet101, voc12_resnet101_coco,
-    cityscapes_resnet101, camvid_resnet101, camvid_small.
+    cityscapes_resnet101, camvid_resnet101, camvid_small, scenes_quick.
 
     Beside the weights FILE.safetensors, the best by validation mIoU, lie FILE-last.safetensors,
     FILE.state to resume from and the log FILE.csv. Ctrl-C and SIGTERM end after the step at hand,

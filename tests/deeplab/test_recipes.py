@@ -26,6 +26,7 @@ def shipped(name: str) -> TrainConfig:
 def test_these_recipes_ship():
     assert {
         "scenes",
+        "scenes_quick",
         "voc12_vgg16_largefov",
         "voc12_vgg16",
         "voc12_resnet101",
