@@ -643,3 +643,15 @@ def test_adamw_takes_the_same_groups(pictures):
     assert decays["body_norm"] == decays["head_bias"] == 0
     trained = run(dataclasses.replace(config, steps=30, scales=(1.0, 1.0)), pictures)
     assert trained.loss < run(dataclasses.replace(config, steps=1), pictures).loss
+
+
+def test_scores_meet_the_labels_that_upsampling_puts_them_on():
+    """Each score is compared with the pixel whose place on the map is nearest to the score's."""
+    n, k = 65, 8
+    labels = torch.arange(n).expand(1, n, n).to(torch.uint8)
+    assert torch.equal(labels_of_scores(labels, 8, True)[0, 0], torch.arange(0, n, 8).byte())
+    found = labels_of_scores(labels, 8, False)
+    assert found.shape == (1, k + 1, k + 1)
+    place = (found[0, 0].double() + 0.5) * (k + 1) / n - 0.5  # as F.interpolate without corners
+    assert (place - torch.arange(k + 1)).abs().max() <= 0.5 * (k + 1) / n + 1e-12
+    assert torch.equal(labels_of_scores(labels, 16, False), found[:, ::2, ::2])

@@ -13,6 +13,8 @@ import pytest
 import torch
 from tiny_training import FROZEN, TINY, run, tiny_pictures
 
+from deeplab.data.scenes import CLASSES
+from deeplab.engine.evaluate import evaluate
 from deeplab.engine.training.checkpoint import Files, read_state
 from deeplab.engine.training.distributed import processes
 from deeplab.engine.training.losses import labelled_mass
@@ -98,6 +100,16 @@ def test_two_processes_give_the_result_of_one(alone, tmp_path):
     assert said[0]["metrics"]["images"] == 3
     assert said[0]["metrics"]["miou"] == pytest.approx(alone.metrics["miou"], abs=1e-3)
     assert_same_weights(load_model(Files(out).last).state_dict(), alone.model.state_dict())
+
+
+@pytest.mark.slow
+def test_validation_scores_the_weights_that_are_written_where_batch_norm_is_trained(tmp_path):
+    out = tmp_path / "w.safetensors"
+    said = two_processes(out, {"model_options": {}, "lr": 0.05})
+    model = load_model(Files(out).last)
+    scores = evaluate(model, tiny_pictures(3), class_names=list(CLASSES)).network
+    assert said[0]["metrics"]["pixel_accuracy"] == scores.pixel_accuracy
+    assert said[0]["metrics"]["iou"] == scores.iou
 
 
 @pytest.mark.slow

@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -199,7 +200,7 @@ class Run:
     def _agree(self, labels: Tensor, stop: int) -> tuple[Tensor, int]:
         """Denominators of the loss over the whole step, and the signal that any process got."""
         weights = torch.tensor(self.config.class_weights) if self.config.class_weights else None
-        mass = labelled_mass(labels, self._strides, weights)
+        mass = labelled_mass(labels, self._strides, weights, self.model.style == "caffe")
         votes = torch.tensor([stop == number for number in SIGNALS], dtype=torch.float64)
         agreed = self.processes.sum(torch.cat([mass, votes]))
         stops = [n for n, vote in zip(SIGNALS, agreed[len(mass) :].tolist(), strict=True) if vote]
@@ -243,6 +244,7 @@ class Run:
 
     def _validate(self) -> None:
         self.teller.step(self.step, "validating")
+        self._share_buffers()
         layer, self.model.crf = self.model.crf, None  # beside the network: both are scored
         try:
             result = evaluate(
@@ -261,6 +263,15 @@ class Run:
         if better and self.files is not None and self.processes.first:
             self._save_weights(self.files.best)
         self.save()
+
+    def _share_buffers(self) -> None:
+        """The first process's statistics of BatchNorm, which are those that it writes, in all.
+
+        Each process updates its own in a step, and they are one again at the next step only.
+        """
+        if self.processes.world > 1:
+            for buffer in self.model.buffers():
+                dist.broadcast(buffer, 0)
 
     def _row(self) -> None:
         """A row of the log, one a step at most."""

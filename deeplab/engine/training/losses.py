@@ -10,8 +10,11 @@ before the first forward pass, so that micro-batches and processes share those o
 and a step cut into pieces has the gradient of the step in one piece.
 
 With logits of output stride 8 and align_corners, n = 8k + 1 pixels meet k + 1 scores on every
-eighth pixel: what Caffe's Interp layer makes of the labels. Source: Chen et al., DeepLab v2,
-section 4.1, and the training prototxt of its ResNet-101.
+eighth pixel: what Caffe's Interp layer makes of the labels. Style "torchvision" upsamples without
+align_corners, which puts score i of k + 1 on the centre of its share, pixel (i + 1/2) n / (k + 1):
+that pixel's label is the one it is trained on.
+
+Source: Chen et al., DeepLab v2, section 4.1, and the training prototxt of its ResNet-101.
 """
 
 from __future__ import annotations
@@ -33,14 +36,34 @@ def label_strides(model: DeepLab, stride: int) -> tuple[int, ...]:
     return (stride,) if not scales else (8,) * len(scales) + (round(8 / scales[-1]),)
 
 
-def labelled_mass(labels: Tensor, strides: Sequence[int], class_weights: Tensor | None) -> Tensor:
+def labels_of_scores(labels: Tensor, stride: int, aligned: bool) -> Tensor:
+    """The label that each score is compared with: [B, H, W] -> [B, h, w], sides of stride k + 1.
+
+    aligned: whether the scores are upsampled with align_corners. Scores of a coarser stride than 8
+    are brought to the map of stride 8 with align_corners in any case.
+    """
+    if aligned or stride == 1:
+        shrunk: Tensor = shrink_labels(labels, stride)
+        return shrunk
+    rows, columns = (
+        (2 * torch.arange(count, device=labels.device) + 1) * side // (2 * count)
+        for side, count in zip(labels.shape[1:], shrink_labels(labels).shape[1:], strict=True)
+    )
+    every = stride // 8
+    return labels[:, rows[::every, None], columns[::every]]
+
+
+def labelled_mass(
+    labels: Tensor, strides: Sequence[int], class_weights: Tensor | None, aligned: bool = True
+) -> Tensor:
     """The denominators: float64 [terms], the weight of the labelled pixels at each stride.
 
-    labels: integers [B, H, W], 255 ignored; class_weights: [classes], None counts pixels.
+    labels: integers [B, H, W], 255 ignored; class_weights: [classes], None counts pixels; aligned:
+    see `labels_of_scores`.
     """
     masses = []
     for stride in strides:
-        seen = shrink_labels(labels, stride)
+        seen = labels_of_scores(labels, stride, aligned)
         seen = seen[seen != IGNORE]
         if class_weights is None:
             masses.append(float(seen.numel()))
@@ -69,6 +92,7 @@ class StepLoss(nn.Module):
         super().__init__()
         self.model = model
         self.strides = label_strides(model, stride)
+        self.aligned = model.style == "caffe"
         self.format = torch.channels_last if channels_last else torch.contiguous_format
         self.register_buffer("class_weights", class_weights, persistent=False)
 
@@ -76,7 +100,7 @@ class StepLoss(nn.Module):
         sums = [
             F.cross_entropy(
                 logits.float(),
-                shrink_labels(labels, stride),
+                labels_of_scores(labels, stride, self.aligned),
                 weight=self.class_weights,
                 ignore_index=IGNORE,
                 reduction="sum",
@@ -96,7 +120,7 @@ class StepLoss(nn.Module):
 def segmentation_loss(model: DeepLab, rgb: Tensor, labels: Tensor, stride: int) -> Tensor:
     """Mean cross entropy over the labelled pixels of a batch: at full size, or at stride 8."""
     step = StepLoss(model, stride)
-    mass = at_least_something(labelled_mass(labels, step.strides, None))
+    mass = at_least_something(labelled_mass(labels, step.strides, None, step.aligned))
     loss: Tensor = step(rgb, labels, mass.to(rgb.device, torch.float32))
     return loss
 
