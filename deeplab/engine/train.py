@@ -177,6 +177,7 @@ def train(
             run.loop(dataset)
         finally:
             teller.close()
+            run.release_group()
     return TrainResult(
         run.model.eval(),
         run.step,

@@ -264,6 +264,11 @@ class Run:
             self._save_weights(self.files.best)
         self.save()
 
+    def release_group(self) -> None:
+        """Let go of the processes, before their group ends: DDP holds it, and a group that ends in
+        DDP's destructor waits for threads that want Python's lock, which it has."""
+        del self._parallel, self.stepper
+
     def _share_buffers(self) -> None:
         """The first process's statistics of BatchNorm, which are those that it writes, in all.
 

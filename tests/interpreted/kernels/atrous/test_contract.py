@@ -92,6 +92,7 @@ def test_distributed_data_parallel_trains(problem, impl, tmp_path):
     try:
         parallel = torch.nn.parallel.DistributedDataParallel(layer)
         parallel(input).sum().backward()
+        del parallel  # it holds the group, which must not end with Python's lock held
     finally:
         torch.distributed.destroy_process_group()
     for parameter, grad in zip(layer.parameters(), expected, strict=True):
