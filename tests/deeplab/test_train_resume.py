@@ -150,6 +150,7 @@ def test_a_run_does_not_take_names_of_its_own_files(pictures, tmp_path):
 
 
 def _write_for_ever(path: Path, written) -> None:
+    torch.set_num_threads(1)  # the threads of the parent did not come along
     generator = torch.Generator().manual_seed(0)
     while True:
         weights = torch.randn(400_000, generator=generator)
