@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import json
 import sys
-import tomllib
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from deeplab.cli import options
 from deeplab.data import outputs
 from deeplab.errors import InputError
 
@@ -86,14 +85,7 @@ def check(
         list[str] | None,
         typer.Option(metavar="NAME", help="A split; repeatable.", show_default="the usual ones"),
     ] = None,
-    option: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="KEY=VALUE",
-            help="What the set takes more, such as ignore=11 or classes=names.txt; repeatable.",
-            show_default=False,
-        ),
-    ] = None,
+    data_options: options.DataOptions = None,
     json_file: Annotated[
         Path | None,
         typer.Option("--json", metavar="FILE", help="Write all of it there.", show_default=False),
@@ -116,21 +108,22 @@ def check(
     ```text
     deeplab data check voc2012 VOCdevkit/VOC2012 --split trainaug --split val
     deeplab data check camvid camvid --json camvid.json
-    deeplab data check folder mine --option ignore=0 --option labels=masks
+    deeplab data check folder mine --data-option ignore=0 --data-option labels=masks
     ```
     """
     from deeplab.data.datasets import DATASETS, available_splits, open_dataset
     from deeplab.data.datasets.check import check as run
     from deeplab.data.datasets.check import shared_pictures
+    from deeplab.engine.evaluate import progress_bar
 
     if json_file is not None:
         outputs.check_writable_file(json_file)
-    chosen = _options(option or ())
+    chosen = options.data_options(data_options)
     found = available_splits(name, root, **chosen)
     splits = split or [s for s in DATASETS[name].usual if s in found] or found
     data = {s: open_dataset(name, root, s, **chosen) for s in dict.fromkeys(splits)}
     reports = {}
-    bar = _progress_bar() if sys.stderr.isatty() else None
+    bar = progress_bar() if sys.stderr.isatty() else None
     with bar or nullcontext():
         for s, pictures in data.items():
             task = bar.add_task(s, total=len(pictures)) if bar else None
@@ -159,30 +152,6 @@ def check(
     typer.echo(f"{name}, {', '.join(reports)}: {pictures_read} pictures, {summary}")
     if findings:
         raise typer.Exit(_FINDINGS)
-
-
-def _options(pairs: Any) -> dict[str, Any]:
-    """KEY=VALUE as keyword arguments; a value is read as TOML has it, or is text."""
-    chosen = {}
-    for pair in pairs:
-        key, equals, value = pair.partition("=")
-        if not equals or not key:
-            raise InputError(f"--option {pair}: expected KEY=VALUE, such as ignore=11")
-        try:
-            chosen[key] = tomllib.loads(f"value = {value}")["value"]
-        except tomllib.TOMLDecodeError:
-            chosen[key] = value
-    return chosen
-
-
-def _progress_bar() -> Progress:
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        console=Console(stderr=True),
-    )
 
 
 def _print_findings(findings: list[Finding]) -> None:

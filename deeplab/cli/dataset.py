@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 
+from deeplab.cli.options import data_options
 from deeplab.errors import InputError
 
 if TYPE_CHECKING:
@@ -27,11 +27,11 @@ def open_data(
     """The split of the data set that the options name, and the split's name.
 
     given: the set's own options as KEY=VALUE; scenes: how many of the generated ones, which have
-    `usual` for their split where none is given. Other sets have "val" then.
+    `usual` for their split where none is given. Other sets have their only split then, or "val".
     """
-    from deeplab.data.datasets import open_dataset
+    from deeplab.data.datasets import available_splits, open_dataset
 
-    options = dict(_option(text) for text in given or ())
+    options = data_options(given)
     if name == "scenes":
         from deeplab.data import scenes as generated
 
@@ -42,7 +42,9 @@ def open_data(
         split = {"validation": "val"}.get(split or usual, split or usual)
     elif scenes is not None:
         raise InputError(f"--scenes {scenes}: only counts with the generated scenes, not {name}")
-    split = split or "val"
+    if split is None:
+        there = available_splits(name, root, **options)
+        split = there[0] if len(there) == 1 else "val"
     return open_dataset(name, root, split, **options), split
 
 
@@ -78,14 +80,3 @@ def class_names(
             err=True,
         )
     return ours
-
-
-def _option(text: str) -> tuple[str, Any]:
-    """KEY=VALUE; the value as TOML has it, or else as the text that it is."""
-    key, equals, value = text.partition("=")
-    if not key or not equals:
-        raise InputError(f"--data-option {text}: expected KEY=VALUE, such as labels=labelIds")
-    try:
-        return key, tomllib.loads(f"value = {value}")["value"]
-    except tomllib.TOMLDecodeError:
-        return key, value

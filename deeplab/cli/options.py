@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tomllib
+from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -136,6 +138,22 @@ def numbers(name: str, text: str) -> tuple[float, ...]:
         raise InputError(
             f"{name} {text}: expected numbers with commas between them, such as 0.5,0.75,1"
         ) from None
+
+
+def key_value(flag: str, text: str, example: str) -> tuple[str, Any]:
+    """KEY=VALUE: the value as TOML has it, or else as the text that it is."""
+    key, equals, value = (part.strip() for part in text.partition("="))
+    if not key or not equals:
+        raise InputError(f"{flag} {text}: expected KEY=VALUE, such as {example}")
+    try:
+        return key, tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        return key, value
+
+
+def data_options(given: Sequence[str] | None) -> dict[str, Any]:
+    """What --data-option gives a data set."""
+    return dict(key_value("--data-option", text, "ignore=11") for text in given or ())
 
 
 def view_scales(text: str) -> tuple[float, ...]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperCommand
 
+from deeplab.cli import options
 from deeplab.data import outputs
 from deeplab.errors import InputError
 
@@ -172,7 +173,8 @@ def _recipe(
         stored = checkpoint.stored_config(state, checkpoint.read_state(state))
         chosen = recipe.flat_settings(stored, str(state))
     for text in settings:
-        chosen |= recipe.read_setting(text)
+        key, value = options.key_value("--set", text, "data.root=/data/VOC2012")
+        chosen |= recipe.one_setting(key, value)
     for name in asdict(TrainConfig()):
         if ctx.params.get(name) is not None:
             chosen[name] = (ctx.params[name], f"--{name.replace('_', '-')}")

@@ -150,8 +150,11 @@ def test_a_long_list_of_findings_is_cut_short(own):
     [
         (["check", "nothing", "."], "no data set 'nothing'; there are voc2012"),
         (["check", "camvid", "gone"], "gone: no such folder; camvid is expected there"),
-        (["check", "folder", ".", "--option", "ignore"], "--option ignore: expected KEY=VALUE"),
-        (["check", "camvid", ".", "--option", "ignore=3"], "camvid: no option 'ignore'"),
+        (
+            ["check", "folder", ".", "--data-option", "ignore"],
+            "--data-option ignore: expected KEY=VALUE",
+        ),
+        (["check", "camvid", ".", "--data-option", "ignore=3"], "camvid: no option 'ignore'"),
         (["list", "nothing"], "no data set 'nothing'"),
     ],
 )
@@ -174,7 +177,7 @@ def test_an_unknown_split_and_a_negative_number_of_workers_exit_with_2(own):
 
 def test_options_are_read_as_toml_or_as_text(own):
     (own / "names.txt").write_text("left\n")
-    options = ["--option", f"classes={own / 'names.txt'}", "--option", "ignore=[1, 7]"]
+    options = ["--data-option", f"classes={own / 'names.txt'}", "--data-option", "ignore=[1, 7]"]
     result = run("check", "folder", own, *options, "--split", "val")
     assert result.exit_code == 0, result.output
     assert "never" not in result.output

@@ -6,13 +6,14 @@ import pytest
 from typer.testing import CliRunner
 
 from deeplab import cli
+from deeplab.cli.options import key_value
 from deeplab.data.datasets import DATASETS
 from deeplab.engine.train import TrainConfig, learning_rate, parameter_groups
 from deeplab.engine.training.recipe import (
     RECIPES,
     make_config,
+    one_setting,
     read_recipe,
-    read_setting,
     shipped_recipes,
 )
 from deeplab.errors import InputError
@@ -194,7 +195,7 @@ def test_options_and_set_override_a_recipe_and_are_named_when_wrong(tmp_path, mo
     )
     for change, message in (
         (["--set", "steps=many"], "--set steps: expected an integer, got 'many'"),
-        (["--set", "steps"], "--set steps: expected key=value"),
+        (["--set", "steps"], "--set steps: expected KEY=VALUE"),
         (["--crop", "320"], "--crop: expected 8k + 1"),
     ):
         refused = CliRunner().invoke(cli.app, [*given, *change])
@@ -204,10 +205,13 @@ def test_options_and_set_override_a_recipe_and_are_named_when_wrong(tmp_path, mo
 
 
 def test_values_of_set_are_toml_or_text():
-    assert read_setting("data.root=/a b")["data.root"][0] == "/a b"
-    assert read_setting("model_options={rates = [6]}")["model_options.rates"][0] == [6]
-    assert read_setting("lr = 1e-3")["lr"][0] == 1e-3
-    assert read_setting("starts_from=")["starts_from"][0] == ""
+    def read(text):
+        return one_setting(*key_value("--set", text, "lr=0.1"))
+
+    assert read("data.root=/a b")["data.root"][0] == "/a b"
+    assert read("model_options={rates = [6]}")["model_options.rates"][0] == [6]
+    assert read("lr = 1e-3")["lr"][0] == 1e-3
+    assert read("starts_from=")["starts_from"][0] == ""
 
 
 def test_a_recipe_that_starts_from_weights_does_not_start_without(tmp_path):

@@ -56,17 +56,9 @@ def read_recipe(name: str) -> Settings:
     return flat_settings(table, str(path))
 
 
-def read_setting(text: str) -> Settings:
-    """One `key=value`: the value is TOML, or else the text as it stands."""
-    key, equals, value = text.partition("=")
-    key = key.strip()
-    if not equals or not key:
-        raise InputError(f"--set {text}: expected key=value, such as data.root=/data/VOC2012")
-    try:
-        parsed = tomllib.loads(f"value = {value.strip()}")["value"]
-    except tomllib.TOMLDecodeError:
-        parsed = value.strip()
-    return {name: (v, f"--set {name}") for name, v in _flat({key: parsed}).items()}
+def one_setting(key: str, value: Any) -> Settings:
+    """What --set gives: a key, with its table in front, or a whole table."""
+    return {name: (v, f"--set {name}") for name, v in _flat({key: value}).items()}
 
 
 def flat_settings(table: Mapping[str, Any], where: str) -> Settings:
