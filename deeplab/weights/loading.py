@@ -48,8 +48,8 @@ class Loaded:
         initialised: tensors of the model that now hold the file's values.
         skipped: tensors of the model's head that the file has no fitting values for: they are as
             they were.
-        dropped: names of the file that have no use here (counters, auxiliary classifiers, copies),
-            and why.
+        dropped: what of the file has no use here, and why: counters, auxiliary classifiers and
+            copies by the file's names, layers of another head by this package's.
     """
 
     source: Source
@@ -78,18 +78,19 @@ def load_weights(model: DeepLab, path: file.StrPath, source: Source = "auto") ->
     if source not in SOURCES:
         raise InputError(f"source: expected one of {', '.join(SOURCES)}, got {source!r}")
     path = Path(path)
-    found, content = _read(path)
+    found, state = _identified(path)
     if source not in ("auto", found):
         raise InputError(
             f"{path}: expected a file of source {source}, but it is one of {found}; leave out the "
             "source, or name that one"
         )
-    if content is None:
+    if found == "safetensors":
         initialised, skipped = file.load_own(model, path)
         loaded = Loaded(found, initialised, skipped, {})
     else:
+        content = caffemodel.read(path) if state is None else state
         _check_style(model, found, path)
-        if found == "caffemodel":
+        if state is None:
             _check_rates(model, names.caffe_rates(caffemodel.dilations(path)), path)
         loaded = _copy(model, TRANSLATIONS[found](content), found, path)
     if loaded.skipped:
@@ -109,7 +110,7 @@ def is_own(path: file.StrPath) -> bool:
 
 def style_of(path: file.StrPath) -> Style:
     """The style of model that a weights file is for; raises InputError where it is none."""
-    found, _ = _read(Path(path))
+    found, _ = _identified(Path(path))
     if found != "safetensors":
         return STYLE[found]
     options = file.read_metadata(path).get("options")
@@ -119,15 +120,18 @@ def style_of(path: file.StrPath) -> Style:
     return cast(Style, style)
 
 
-def _read(path: Path) -> tuple[Source, Mapping[str, Tensor] | Mapping[str, list[Tensor]] | None]:
-    """The source, and what the file holds by its own names; None for files of `save_weights`."""
+def _identified(path: Path) -> tuple[Source, Mapping[str, Tensor] | None]:
+    """The source, and the state dict of a pickle, which had to be read for that.
+
+    What is neither safetensors nor a pickle is taken for a .caffemodel: to read it will tell.
+    """
     first = _first_bytes(path)
     if _claims_safetensors(path, first):
         return "safetensors", None
     if first[:2] == b"PK" or first[:1] == b"\x80":  # zipped, or a pickle as before PyTorch 1.6
         state = pickled.read(path)
         return _source_of(state, path), state
-    return "caffemodel", caffemodel.read(path)
+    return "caffemodel", None
 
 
 def _claims_safetensors(path: Path, first: bytes) -> bool:
@@ -199,11 +203,13 @@ def _copy(model: DeepLab, translated: Translated, source: Source, path: Path) ->
         shapes=shapes,
     )
     fitting, skipped = _head(expected, tensors, path)
+    of_head = (name for name in tensors if not name.startswith("backbone."))
+    left = {name: "of a head that does not fit" for name in of_head if name not in fitting}
     chosen = {name: tensors[name] for name in (*body, *fitting)}
     _refuse_odd_values(chosen, path)
     for name, tensor in chosen.items():
         state[name].copy_(tensor)
-    return Loaded(source, tuple(chosen), tuple(skipped), translated.dropped)
+    return Loaded(source, tuple(chosen), tuple(skipped), translated.dropped | left)
 
 
 def _head(

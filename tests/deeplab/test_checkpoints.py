@@ -318,6 +318,8 @@ def test_a_head_for_other_classes_stays_and_is_named(theirs, path):
     with pytest.warns(UserWarning, match=r"head.classifier.weight, head.classifier.bias of this"):
         loaded = load_weights(ours, path)
     assert loaded.skipped == ("head.classifier.weight", "head.classifier.bias")
+    left_out = {name for name, why in loaded.dropped.items() if why.startswith("of a head")}
+    assert left_out == set(loaded.skipped)
     assert torch.equal(ours.head.classifier.weight, before)
     assert torch.equal(ours.backbone.conv1.weight, theirs.backbone.conv1.weight)
 
