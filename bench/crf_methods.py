@@ -207,34 +207,40 @@ def set_up(made: crf.DenseCRF, logits: Tensor, images: Tensor) -> Candidate:
     """The filters of all terms and their normalisation."""
 
     def call() -> list[Tensor]:
-        return [cast(Tensor, term.before) for term in _terms(made, logits, images)[2]]
+        groups = _terms(made, logits, images)[2]
+        return [cast(Tensor, term.before) for _, of_images in groups for term in of_images]
 
     return call
 
 
 def iterations(made: crf.DenseCRF, logits: Tensor, images: Tensor) -> Candidate:
     """The updates alone, on filters that are there."""
-    unary, settings, of_image = _terms(made, logits, images)
-    if settings.method == "permutohedral":
-        return lambda: inference.infer_on_lattices(unary, of_image, settings)
-    points = unary.transpose(1, 2).contiguous()
+    unary, settings, groups = _terms(made, logits, images)
 
-    def call() -> Tensor:
-        field = inference.composed_field(points, of_image, settings.iterations)
+    def on_lattices() -> Tensor:
+        return torch.cat(
+            [inference.infer_on_lattices(unary[some], of, settings) for some, of in groups]
+        )
+
+    def composed() -> Tensor:
+        ((_, of_images),) = groups
+        points = unary.transpose(1, 2).contiguous()
+        field = inference.composed_field(points, of_images, settings.iterations)
         return field.softmax(2).transpose(1, 2).contiguous()
 
-    return call
+    return on_lattices if settings.method == "permutohedral" else composed
 
 
 def _terms(
     made: crf.DenseCRF, logits: Tensor, images: Tensor
-) -> tuple[Tensor, terms.Settings, list[terms.PairwiseTerm]]:
+) -> tuple[Tensor, terms.Settings, list[tuple[slice, list[terms.PairwiseTerm]]]]:
+    """Unary energies, settings, and the terms of the images that share them."""
     unary, points, penalties = made.potentials(logits, images, {})
     settings = made.settings(logits, points, marginals=True)
     if settings.method == "permutohedral":
-        groups = terms.lattice_groups(unary, points, penalties, settings)
-        return unary, settings, next(groups)[1]
-    return unary, settings, terms.terms_of(points, penalties, len(unary), settings)
+        return unary, settings, list(terms.lattice_groups(unary, points, penalties, settings))
+    of_all = terms.terms_of(points, penalties, len(unary), settings)
+    return unary, settings, [(slice(None), of_all)]
 
 
 def prepare_filter(points: int = 200_000, device: str = "cuda") -> Prepared:

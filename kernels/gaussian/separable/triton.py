@@ -88,6 +88,18 @@ def corner_node(lowest, corner, row, plane, S: tl.constexpr):
 
 # Specialised on sizes on purpose: without their divisibility by 16 two kernels spill.
 @triton.jit
+def affinity(a, rows, real_rows, b, columns, real_columns, E: tl.constexpr):
+    """exp(-|a_i - b_j|^2 / 2) of some rows of `a` and `b`, `[N, E]` both: [rows, columns]."""
+    squares = tl.zeros((rows.shape[0], columns.shape[0]), tl.float32)
+    for e in tl.static_range(E):
+        x = tl.load(a + rows * E + e, mask=real_rows, other=0.0)
+        y = tl.load(b + columns * E + e, mask=real_columns, other=0.0)
+        gap = x[:, None] - y[None, :]
+        squares += gap * gap
+    return tl.exp2(squares * EXPONENT)
+
+
+@triton.jit
 def splat_kernel(
     values, order, colours, fractions, landmarks, pieces, partial,
     channels, count_k, stride_v,
@@ -105,13 +117,7 @@ def splat_kernel(
     for p in range(first, end, BLOCK_P):
         points = p + tl.arange(0, BLOCK_P)
         real = points < end
-        squares = tl.zeros((BLOCK_K, BLOCK_P), tl.float32)
-        for e in tl.static_range(E):
-            c = tl.load(colours + points * E + e, mask=real, other=0.0)
-            m = tl.load(landmarks + offs_k * E + e, mask=real_k, other=0.0)
-            gap = m[:, None] - c[None, :]
-            squares += gap * gap
-        phi = tl.exp2(squares * EXPONENT)
+        phi = affinity(landmarks, offs_k, real_k, colours, points, real, E)
         rows = tl.load(order + points, mask=real, other=0)
         source = values + rows[:, None] * stride_v + channel[None, :]
         v = tl.load(source, mask=real[:, None] & real_c[None, :], other=0.0)
@@ -170,13 +176,7 @@ def slice_kernel(
         for k in range(0, count_k, BLOCK_K):
             offs_k = k + tl.arange(0, BLOCK_K)
             real_k = offs_k < count_k
-            squares = tl.zeros((BLOCK_P, BLOCK_K), tl.float32)
-            for e in tl.static_range(E):
-                c = tl.load(colours + points * E + e, mask=real, other=0.0)
-                m = tl.load(landmarks + offs_k * E + e, mask=real_k, other=0.0)
-                gap = c[:, None] - m[None, :]
-                squares += gap * gap
-            phi = tl.exp2(squares * EXPONENT)
+            phi = affinity(colours, points, real, landmarks, offs_k, real_k, E)
             inside = real_k[:, None] & (channel < channels)[None, :]
             b = tl.load(lines[None, :] + offs_k[:, None], mask=inside, other=0.0)
             acc = tl.dot(phi.to(b.dtype), b, acc, input_precision=PRECISION)
@@ -207,13 +207,7 @@ def own_kernel(
         for k in range(0, row + BLOCK_K, BLOCK_K):
             offs_k = k + tl.arange(0, BLOCK_K)
             real_k = offs_k < count_k
-            squares = tl.zeros((BLOCK_P, BLOCK_K), tl.float32)
-            for e in tl.static_range(E):
-                c = tl.load(colours + points * E + e, mask=real, other=0.0)
-                m = tl.load(landmarks + offs_k * E + e, mask=real_k, other=0.0)
-                gap = c[:, None] - m[None, :]
-                squares += gap * gap
-            phi = tl.exp2(squares * EXPONENT)
+            phi = affinity(colours, points, real, landmarks, offs_k, real_k, E)
             inside = real_k[:, None] & (rows < count_k)[None, :]
             source = whitener + rows[None, :] * count_k + offs_k[:, None]
             w = tl.load(source, mask=inside, other=0.0)
