@@ -11,9 +11,13 @@ folder, or part of it, and nothing else:
 
 from __future__ import annotations
 
+import importlib
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -64,6 +68,28 @@ def tier(request: pytest.FixtureRequest) -> tuple[str, Path]:
     if not runtime.TRITON_INSTALLED:
         pytest.skip("Triton is not installed: pip install triton")
     return request.param, TIERS[request.param]
+
+
+@pytest.fixture(scope="session")
+def torchvision() -> Iterator[Any]:
+    """torchvision's resnet, vgg and deeplabv3 modules, beside any build of torch."""
+    library = None
+    try:
+        importlib.import_module("torchvision")
+    except ModuleNotFoundError as error:
+        pytest.skip(f"torchvision is not installed: {error}")
+    except RuntimeError:
+        # PyPI's wheel is built for CUDA. Beside a CPU build of torch its library does not load, and
+        # the import fails for want of two operators' schemas. None of these models calls them.
+        library = torch.library.Library("torchvision", "DEF")
+        library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    yield SimpleNamespace(
+        resnet=importlib.import_module("torchvision.models.resnet"),
+        vgg=importlib.import_module("torchvision.models.vgg"),
+        deeplabv3=importlib.import_module("torchvision.models.segmentation.deeplabv3"),
+    )
+    del library  # until here it keeps the schemas defined
 
 
 @pytest.fixture(autouse=True)

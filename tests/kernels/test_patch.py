@@ -25,23 +25,6 @@ MODES = pytest.mark.parametrize("train", [False, True], ids=["eval", "train"])
 
 
 @pytest.fixture(scope="session")
-def torchvision() -> Iterator[Any]:
-    """torchvision.models.segmentation.deeplabv3, beside any build of torch."""
-    name = "torchvision.models.segmentation.deeplabv3"
-    try:
-        yield importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        pytest.skip(f"torchvision is not installed: {error}")
-    except RuntimeError:
-        # PyPI's wheel is built for CUDA. Beside a CPU build of torch its library does not load, and
-        # the import fails for want of two operators' schemas. No DeepLab calls them.
-        library = torch.library.Library("torchvision", "DEF")
-        library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        yield importlib.import_module(name)
-
-
-@pytest.fixture(scope="session")
 def smp(torchvision: Any) -> Any:
     try:
         return importlib.import_module("segmentation_models_pytorch")
@@ -64,7 +47,7 @@ def randomise(model: Any) -> Any:
 
 @pytest.fixture
 def aspp(torchvision: Any) -> Any:
-    return randomise(torchvision.ASPP(32, RATES, 16)).eval()
+    return randomise(torchvision.deeplabv3.ASPP(32, RATES, 16)).eval()
 
 
 @pytest.fixture
@@ -321,7 +304,7 @@ def test_weights_and_statistics_that_change_after_the_patch_are_followed(aspp, i
 @MODES
 @torch.no_grad()
 def test_deeplabv3_resnet101_computes_what_it_did(torchvision, fused_calls, train):
-    model = torchvision.deeplabv3_resnet101(
+    model = torchvision.deeplabv3.deeplabv3_resnet101(
         weights=None, weights_backbone=None, num_classes=5, aux_loss=True
     )
     randomise(model.classifier).train(train)
@@ -392,7 +375,7 @@ def test_patching_again_changes_only_the_implementation(aspp, image, fused_calls
 
 def test_patched_pyramid_is_still_of_its_class(torchvision, aspp):
     patch(aspp)
-    assert isinstance(aspp, torchvision.ASPP)
+    assert isinstance(aspp, torchvision.deeplabv3.ASPP)
 
 
 @pytest.mark.parametrize("place", ["branch", "convolution", "norm", "relu"])
@@ -445,7 +428,7 @@ def test_state_of_a_patched_model_loads_into_an_unpatched_one(torchvision, aspp,
     file = io.BytesIO()
     torch.save(aspp.state_dict(), file)
     file.seek(0)
-    fresh = torchvision.ASPP(32, RATES, 16).eval()
+    fresh = torchvision.deeplabv3.ASPP(32, RATES, 16).eval()
     fresh.load_state_dict(torch.load(file, weights_only=True))
     torch.testing.assert_close(fresh(image), aspp(image))
 
@@ -506,7 +489,7 @@ def test_model_without_a_pyramid_is_refused_with_what_was_looked_for():
 
 
 def test_pyramid_with_a_forward_of_its_own_is_no_pyramid(torchvision):
-    class Different(torchvision.ASPP):
+    class Different(torchvision.deeplabv3.ASPP):
         def forward(self, x: Tensor) -> Tensor:
             return x
 
@@ -515,7 +498,7 @@ def test_pyramid_with_a_forward_of_its_own_is_no_pyramid(torchvision):
 
 
 def test_subclass_that_keeps_the_forward_is_patched(torchvision):
-    class Named(torchvision.ASPP):
+    class Named(torchvision.deeplabv3.ASPP):
         def rates(self) -> list[int]:
             return [branch[0].dilation[0] for branch in self.convs[1:4]]
 
@@ -525,26 +508,28 @@ def test_subclass_that_keeps_the_forward_is_patched(torchvision):
 
 
 def test_one_pyramid_that_cannot_be_fused_leaves_the_whole_model_unpatched(torchvision):
-    separable = torchvision.ASPP(4, RATES, 4)
+    separable = torchvision.deeplabv3.ASPP(4, RATES, 4)
     separable.convs[1][0] = nn.Sequential(
         nn.Conv2d(4, 4, 3, padding=1, groups=4, bias=False), nn.Conv2d(4, 4, 1)
     )
-    model = nn.Sequential(torchvision.ASPP(4, RATES, 4), separable)
+    model = nn.Sequential(torchvision.deeplabv3.ASPP(4, RATES, 4), separable)
     with pytest.raises(ValueError, match=r"pyramid '1' has depthwise separable branches"):
         patch(model)
-    assert {type(module) for module in model} == {torchvision.ASPP}
+    assert {type(module) for module in model} == {torchvision.deeplabv3.ASPP}
     assert unpatch(model) == 0
 
 
 def test_every_pyramid_of_a_model_is_patched(torchvision):
-    model = nn.Sequential(torchvision.ASPP(4, RATES, 4), torchvision.ASPP(4, RATES[:2], 4))
+    model = nn.Sequential(
+        torchvision.deeplabv3.ASPP(4, RATES, 4), torchvision.deeplabv3.ASPP(4, RATES[:2], 4)
+    )
     assert patch(model) == 2
     assert unpatch(model) == 2
 
 
 def test_pyramid_of_a_single_rate_is_refused(torchvision):
     with pytest.raises(ValueError, match="has 1 branches that can be fused, at least 2"):
-        patch(torchvision.ASPP(4, [6], 4))
+        patch(torchvision.deeplabv3.ASPP(4, [6], 4))
 
 
 def test_forward_set_on_the_pyramid_is_refused(aspp):
