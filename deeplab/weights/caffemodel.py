@@ -1,13 +1,20 @@
-"""Reading a `.caffemodel`: the blobs of each layer, by the layer's name.
+"""Reading a `.caffemodel`: the blobs of each layer, and how it moves, by the layer's name.
 
 A file is one NetParameter message of caffe.proto. Only what is needed of it is declared here, with
 the field numbers of the original; `layers` is the form of files before September 2014:
 
-    NetParameter      layers = 2, layer = 100
-    V1LayerParameter  layer = 1 (of 2013), name = 4, blobs = 6, convolution_param = 10
-    LayerParameter    name = 1, blobs = 7, convolution_param = 106 { dilation = 18 }
-    BlobProto         num, channels, height, width = 1, 2, 3, 4 (files before December 2014);
-                      data = 5; diff = 6; shape = 7 { dim = 1 }; double_data = 8; double_diff = 9
+    NetParameter          layers = 2, layer = 100
+    V1LayerParameter      layer = 1 (of 2013), name = 4, blobs = 6, convolution_param = 10,
+                          pooling_param = 19
+    LayerParameter        name = 1, blobs = 7, convolution_param = 106, pooling_param = 121
+    ConvolutionParameter  pad = 3, kernel_size = 4, stride = 6, hole = 17, dilation = 18
+    PoolingParameter      kernel_size = 2, stride = 3, pad = 4
+    BlobProto             num, channels, height, width = 1, 2, 3, 4 (files before December 2014);
+                          data = 5; diff = 6; shape = 7 { dim = 1 }; double_data = 8;
+                          double_diff = 9
+
+`hole` is the rate in DeepLab v1's own Caffe. Today's Caffe has a switch under that number: 1 at
+most, so that what is more can only be a rate.
 
 Layers, blobs and their numbers are cut out of the mapped file where they lie, and protobuf parses
 what is left of a message, some hundred bytes. A network parsed whole would lie in memory three
@@ -22,6 +29,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -54,7 +62,7 @@ def read(path: Path) -> dict[str, list[Tensor]]:
     found: dict[str, list[Tensor]] = {}
     with _damage_named(path):
         for layer, blobs in _layers(path):
-            if layer.name not in found:
+            if blobs and layer.name not in found:
                 found[layer.name] = [_blob(blob, layer.name) for blob in blobs]
     if not found:
         raise InputError(
@@ -64,16 +72,24 @@ def read(path: Path) -> dict[str, list[Tensor]]:
     return found
 
 
-def dilations(path: Path) -> dict[str, int]:
-    """The rate of every convolution with weights, 0 where it is not said; raises as `read` does.
+@dataclass(frozen=True)
+class Window:
+    """How a convolution or a pooling moves over its input; in pixels of that input."""
 
-    Files of DeepLab v1 call it `hole`, a field of their own that is not read: they say none here.
-    """
-    found: dict[str, int] = {}
+    kernel: int
+    stride: int
+    padding: int
+    rate: int = 1
+
+
+def windows(path: Path) -> dict[str, Window]:
+    """Those of all convolutions and poolings whose kernel is said; raises as `read` does."""
+    found: dict[str, Window] = {}
     with _damage_named(path):
         for layer, _blobs in _layers(path):
-            said = layer.convolution_param.dilation
-            found.setdefault(layer.name, said[0] if len(said) == 1 else 0)
+            window = _window(layer)
+            if window.kernel:
+                found.setdefault(layer.name, window)
     return found
 
 
@@ -89,7 +105,7 @@ def _damage_named(path: Path) -> Iterator[None]:
 
 
 def _layers(path: Path) -> Iterator[tuple[Any, list[memoryview]]]:
-    """Every layer that has blobs, parsed without them, and the blobs."""
+    """Every layer, parsed without its blobs, and the blobs."""
     # An empty file cannot be mapped. Nor does it hold a layer.
     mapped = np.memmap(path, np.uint8, "r") if path.stat().st_size else np.empty(0, np.uint8)
     _rest, parts = _cut(mapped.data, NET)
@@ -104,11 +120,23 @@ def _layers(path: Path) -> Iterator[tuple[Any, list[memoryview]]]:
                     "its layers are in the form of 2013, which Caffe's upgrade_net_proto_binary "
                     "turns into today's"
                 )
-            if members["blobs"]:
-                said = _parse(message, rest)
-                if not isinstance(said.name, str):  # proto2 gives what is no UTF-8 as bytes
-                    raise _Damaged(f"a layer's name is no text: {said.name[:40]!r}")
-                yield said, members["blobs"]
+            said = _parse(message, rest)
+            if not isinstance(said.name, str):  # proto2 gives what is no UTF-8 as bytes
+                raise _Damaged(f"a layer's name is no text: {said.name[:40]!r}")
+            yield said, members["blobs"]
+
+
+def _window(layer: Any) -> Window:
+    """Kernel 0 where the layer is neither convolution nor pooling, or does not say."""
+    if layer.HasField("pooling_param"):
+        pool = layer.pooling_param
+        return Window(pool.kernel_size, pool.stride or 1, pool.pad)
+    said = layer.convolution_param  # empty in other layers
+    kernel, stride, padding, rate = (
+        values[0] if values else 0
+        for values in (said.kernel_size, said.stride, said.pad, said.dilation)
+    )
+    return Window(kernel, stride or 1, padding, rate or said.hole or 1)
 
 
 def _blob(blob: memoryview, layer: str) -> Tensor:
@@ -217,17 +245,34 @@ def _messages() -> dict[str, Any]:
             ("width", 4, kinds.TYPE_INT32, one),
             ("shape", 7, kinds.TYPE_MESSAGE, one),
         ],
-        "ConvolutionParameter": [("dilation", 18, kinds.TYPE_UINT32, many)],
+        "ConvolutionParameter": [
+            ("pad", 3, kinds.TYPE_UINT32, many),
+            ("kernel_size", 4, kinds.TYPE_UINT32, many),
+            ("stride", 6, kinds.TYPE_UINT32, many),
+            ("hole", 17, kinds.TYPE_UINT32, one),
+            ("dilation", 18, kinds.TYPE_UINT32, many),
+        ],
+        "PoolingParameter": [
+            ("kernel_size", 2, kinds.TYPE_UINT32, one),
+            ("stride", 3, kinds.TYPE_UINT32, one),
+            ("pad", 4, kinds.TYPE_UINT32, one),
+        ],
         "V1LayerParameter": [
             ("name", 4, kinds.TYPE_STRING, one),
             ("convolution_param", 10, kinds.TYPE_MESSAGE, one),
+            ("pooling_param", 19, kinds.TYPE_MESSAGE, one),
         ],
         "LayerParameter": [
             ("name", 1, kinds.TYPE_STRING, one),
             ("convolution_param", 106, kinds.TYPE_MESSAGE, one),
+            ("pooling_param", 121, kinds.TYPE_MESSAGE, one),
         ],
     }
-    of_message = {"shape": "BlobShape", "convolution_param": "ConvolutionParameter"}
+    of_message = {
+        "shape": "BlobShape",
+        "convolution_param": "ConvolutionParameter",
+        "pooling_param": "PoolingParameter",
+    }
     file = descriptor_pb2.FileDescriptorProto(name="deeplab_caffe.proto", package="deeplab.caffe")
     for message_name, fields in declared.items():
         message = file.message_type.add(name=message_name)

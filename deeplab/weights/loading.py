@@ -21,12 +21,14 @@ from pathlib import Path
 from typing import Literal, cast, get_args
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from deeplab.errors import InputError
+from deeplab.heads import MultiRateConv2d
 from deeplab.model import DeepLab
 from deeplab.styles import STYLES, Style
 from deeplab.weights import caffemodel, file, names, pickled
+from deeplab.weights.caffemodel import Window
 from deeplab.weights.names import TRANSLATIONS, Translated
 
 Source = Literal["auto", "safetensors", "caffemodel", "kazuto1011", "isht7", "torchvision"]
@@ -37,6 +39,8 @@ STYLE: dict[str, Style] = {
     "isht7": "caffe",
     "torchvision": "torchvision",
 }
+
+POOLINGS = nn.MaxPool2d | nn.AvgPool2d
 
 
 @dataclass(frozen=True)
@@ -72,8 +76,8 @@ def load_weights(model: DeepLab, path: file.StrPath, source: Source = "auto") ->
 
     Raises:
         InputError: the file is unreadable or another source's, was made for a model of another
-            style or other rates, or its tensors do not fit: missing, unexpected and differently
-            shaped ones are listed.
+            style, other rates, strides or poolings, or its tensors do not fit: missing, unexpected
+            and differently shaped ones are listed.
     """
     if source not in SOURCES:
         raise InputError(f"source: expected one of {', '.join(SOURCES)}, got {source!r}")
@@ -90,9 +94,8 @@ def load_weights(model: DeepLab, path: file.StrPath, source: Source = "auto") ->
     else:
         content = caffemodel.read(path) if state is None else state
         _check_style(model, found, path)
-        if state is None:
-            _check_rates(model, names.caffe_rates(caffemodel.dilations(path)), path)
-        loaded = _copy(model, TRANSLATIONS[found](content), found, path)
+        windows = caffemodel.windows(path) if state is None else {}
+        loaded = _copy(model, TRANSLATIONS[found](content), windows, found, path)
     if loaded.skipped:
         warnings.warn(
             f"{path}: has no weights for {', '.join(loaded.skipped)} of this model, which stay as "
@@ -174,17 +177,13 @@ def _check_style(model: DeepLab, source: Source, path: Path) -> None:
         )
 
 
-def _check_rates(model: DeepLab, rates: list[int], path: Path) -> None:
-    """Other rates change no shape, only the accuracy. Another number of them is another head."""
-    ours = model.config.get("rates")
-    if rates and ours and len(rates) == len(ours) and rates != list(ours):
-        raise InputError(
-            f"{path}: its head has the rates {rates}, and this model {ours}; build the model with "
-            f"rates={rates}, or choose the one of its kind that has them"
-        )
-
-
-def _copy(model: DeepLab, translated: Translated, source: Source, path: Path) -> Loaded:
+def _copy(
+    model: DeepLab,
+    translated: Translated,
+    windows: Mapping[str, Window],
+    source: Source,
+    path: Path,
+) -> Loaded:
     state = file.network_state(model)
     expected = {name: t for name, t in state.items() if not name.endswith(names.COUNTER)}
     tensors = translated.tensors
@@ -202,10 +201,11 @@ def _copy(model: DeepLab, translated: Translated, source: Source, path: Path) ->
         unexpected=[*translated.unknown, *(name for name in in_body if name not in expected)],
         shapes=shapes,
     )
-    fitting, skipped = _head(expected, tensors, path)
+    fitting, skipped = _head(model, expected, translated, path)
     of_head = (name for name in tensors if not name.startswith("backbone."))
     left = {name: "of a head that does not fit" for name in of_head if name not in fitting}
     chosen = {name: tensors[name] for name in (*body, *fitting)}
+    _check_windows(model, windows, chosen, path)
     _refuse_odd_values(chosen, path)
     for name, tensor in chosen.items():
         state[name].copy_(tensor)
@@ -213,13 +213,15 @@ def _copy(model: DeepLab, translated: Translated, source: Source, path: Path) ->
 
 
 def _head(
-    expected: Mapping[str, Tensor], tensors: Mapping[str, Tensor], path: Path
+    model: DeepLab, expected: Mapping[str, Tensor], translated: Translated, path: Path
 ) -> tuple[list[str], list[str]]:
     """Tensors of head and taps that fit, and those that stay as they are.
 
     A layer is taken whole or not at all. Of the head, layers behind one that does not fit stay too:
-    they were trained on what that one gave.
+    they were trained on what that one gave. Branches are counted: two for 42 classes have as many
+    rows as four for 21.
     """
+    tensors, modules = translated.tensors, dict(model.named_modules())
     fitting: list[str] = []
     skipped: list[str] = []
     behind = False
@@ -231,13 +233,86 @@ def _head(
                 f"{file.some([name for name in members if name not in given])}; the file is "
                 "incomplete: fetch it again"
             )
-        fits = bool(given) and all(tensors[n].shape == expected[n].shape for n in members)
+        branches = _branches(modules[layer])
+        fits = bool(given) and all(
+            tensors[name].shape == expected[name].shape
+            and translated.branches.get(name, branches) == branches
+            for name in members
+        )
         if fits and not (behind and layer.startswith("head.")):
             fitting += members
         else:
             skipped += members
             behind = behind or layer.startswith("head.")
     return fitting, skipped
+
+
+def _check_windows(
+    model: DeepLab, windows: Mapping[str, Window], taken: Iterable[str], path: Path
+) -> None:
+    """Refuse weights of layers that move otherwise than the model's; no shape would tell.
+
+    windows: of the file's layers, by their names there. taken: the tensors of the model to fill.
+
+    Two kinds of file are for training to start from, and may differ: those that give a body alone,
+    and those in which nothing has a rate, a classifier's, which gets rates by being loaded.
+    """
+    weights, modules = set(taken), dict(model.named_modules())
+    places = {name: place for name in windows if (place := names.caffe_window(name))}
+    dilated = any(windows[name].rate > 1 for name in places)
+    if not dilated or not any(weight.startswith("head.") for weight in weights):
+        return
+    branches: dict[str, list[int]] = {}
+    for layer, number in sorted(places.values()):
+        branches.setdefault(layer, []).append(number)
+    differing = []
+    for name, (layer, number) in places.items():
+        module, theirs = modules.get(layer), windows[name]
+        if module is None and ".pool" in layer:
+            differing.append(f"it has {name}, and this model has none")
+        elif isinstance(module, POOLINGS) or (
+            f"{layer}.weight" in weights and len(branches[layer]) == _branches(module)
+        ):
+            ours = _window(module, branches[layer].index(number))
+            differing += [f"{name} has {said}" for said in _differences(theirs, ours)]
+    if any(".pool" in layer for layer in branches):
+        differing += [
+            f"it has no {layer.removeprefix('backbone.')}"
+            for layer, module in modules.items()
+            if isinstance(module, POOLINGS) and layer not in branches
+        ]
+    if differing:
+        raise InputError(
+            f"{path}: of another network than {model.config['model']}, though shapes agree: "
+            f"{file.some(differing)}; accuracy would be lost without a word: choose the model, or "
+            "give the rates, that these weights were trained with"
+        )
+
+
+def _branches(module: nn.Module | None) -> int:
+    """How many convolutions lie stacked in a layer of a head."""
+    if isinstance(module, MultiRateConv2d):
+        return len(module.rates)
+    return module.groups if isinstance(module, nn.Conv2d) else 1
+
+
+def _window(module: nn.Module | None, branch: int) -> Window:
+    if isinstance(module, MultiRateConv2d):
+        return Window(3, 1, module.rates[branch], module.rates[branch])
+    assert isinstance(module, nn.Conv2d | POOLINGS)
+    rate = module.dilation if isinstance(module, nn.Conv2d) else 1
+    lengths = (module.kernel_size, module.stride, module.padding, rate)
+    return Window(*(n if isinstance(n, int) else int(n[0]) for n in lengths))
+
+
+def _differences(theirs: Window, ours: Window) -> list[str]:
+    """What differs, with both values. The padding follows from the rate."""
+    kinds = ("rate",) if theirs.rate != ours.rate else ("kernel", "stride", "padding")
+    return [
+        f"{kind} {getattr(theirs, kind)} instead of {getattr(ours, kind)}"
+        for kind in kinds
+        if getattr(theirs, kind) != getattr(ours, kind)
+    ]
 
 
 def _layers(names_of: Iterable[str]) -> dict[str, list[str]]:

@@ -37,9 +37,13 @@ COUNTER = "num_batches_tracked"
 
 @dataclass
 class Translated:
-    """`tensors` by the names of this package; `dropped`: names there, and why they are not used."""
+    """`tensors` by the names of this package; `dropped`: names there, and why they are not used.
+
+    `branches`: of how many each tensor was put together that has some.
+    """
 
     tensors: dict[str, Tensor] = field(default_factory=dict)
+    branches: dict[str, int] = field(default_factory=dict)
     dropped: dict[str, str] = field(default_factory=dict)
     unknown: list[str] = field(default_factory=list)
 
@@ -51,6 +55,7 @@ class Translated:
             self.unknown.append(f"{name} (only the branches {', '.join(map(str, numbers[:9]))})")
         elif len(shapes) == 1 and () not in shapes:
             self.tensors[name] = torch.cat([branches[i] for i in numbers])
+            self.branches[name] = len(numbers)
         elif shapes:
             self.unknown.append(f"{name} (branches of the shapes {sorted(shapes)[:4]})")
 
@@ -256,16 +261,17 @@ def _caffe_head(name: str) -> tuple[str, int] | None:
     return ("head.classifier", 0) if name == "fc1000" else None
 
 
-def caffe_rates(dilations: Mapping[str, int]) -> list[int]:
-    """The rates of a head's convolutions, in the order of the branches; empty where not all say.
+def caffe_window(name: str) -> tuple[str, int] | None:
+    """Module here, and number of the branch, of a convolution or pooling of body or head there.
 
-    dilations: of each convolution of the file, 0 where it says none.
+    None for the others, the taps of MSc among them: their strides are 8 and 4 in Caffe's training
+    network and 1 in its test network, for the same weights.
     """
-    rates: dict[int, int] = {}
-    for name, dilation in dilations.items():
-        if m := re.fullmatch(r"fc6(?:_(\d{1,4}))?|fc1_\w+_c(\d{1,4})", name):
-            rates[int(m[1] or m[2] or 0)] = dilation
-    return [rates[i] for i in sorted(rates)] if all(rates.values()) else []
+    if (layer := _caffe_resnet(name)) is not None:
+        return layer[0], 0
+    if re.fullmatch(r"conv[1-5]_[1-3]|pool[1-5]|pool5a", name):
+        return f"backbone.{name}", 0
+    return _caffe_head(name)
 
 
 def _keep_norm(found: Translated, name: str, layer: str, blobs: list[Tensor]) -> None:

@@ -6,12 +6,12 @@ import sys
 
 import pytest
 import torch
-from checkpoints import blob, caffemodel, field, varint
+from checkpoints import field, varint
 
 from deeplab.errors import InputError
 from deeplab.model import build
 from deeplab.weights import caffemodel as reader
-from deeplab.weights import load_weights, names
+from deeplab.weights import names
 
 MB = 2**20
 ONES = struct.pack("<3f", 1, 2, 3)
@@ -23,10 +23,9 @@ def path(tmp_path):
     return tmp_path / "net.caffemodel"
 
 
-def layer(name, *contents, dilation=None):
-    said = b"" if dilation is None else field(106, varint(18 << 3) + varint(dilation))
+def layer(name, *contents):
     blobs = b"".join(field(7, content) for content in contents)
-    return field(100, field(1, name.encode()) + said + blobs)
+    return field(100, field(1, name.encode()) + blobs)
 
 
 def refused(path, content):
@@ -143,31 +142,6 @@ def test_the_taps_of_msc_find_their_places(path):
     assert found.tensors.keys() == expected.keys()
     for name, tensor in found.tensors.items():
         assert torch.equal(tensor, expected[name]), name
-
-
-def small_aspp(path, rates):
-    content = b"".join(
-        layer(f"fc1_voc12_c{i}", field(5, bytes(4)) + field(7, field(1, varint(1))), dilation=rate)
-        for i, rate in enumerate(rates)
-    )
-    path.write_bytes(content)
-
-
-def test_a_head_of_other_rates_is_refused_though_its_shapes_agree(path):
-    model = build("deeplab_v2_small", num_classes=2)
-    small_aspp(path, (2, 4, 8, 12))
-    with pytest.raises(InputError, match=r"rates \[2, 4, 8, 12\], and this model \[6, 12, 18, 24"):
-        load_weights(model, path)
-    small_aspp(path, (6, 12, 18, 24))
-    with pytest.raises(InputError, match="missing"):  # the body; the rates are right
-        load_weights(model, path)
-
-
-def test_files_that_say_no_rates_are_believed(path):
-    path.write_bytes(caffemodel({"fc6": [torch.ones(2), torch.ones(2)]}, old=True))
-    assert names.caffe_rates(reader.dilations(path)) == []
-    path.write_bytes(layer("fc6_1", blob(torch.ones(1), False), dilation=6))
-    assert names.caffe_rates(reader.dilations(path)) == [6]
 
 
 def test_a_missing_branch_is_listed():
