@@ -87,7 +87,7 @@ class ResNetOptions(Options, total=False):
 
 @dataclass(frozen=True)
 class OnVGG16:
-    """A line of the table: v1 averages after pool5 (pool5a), v2 does not."""
+    """A line of the table: v1's LargeFOV averages after pool5 (pool5a), the others do not."""
 
     rates: tuple[int, ...]
     pool5a: bool
@@ -131,10 +131,10 @@ class OnResNet:
 
 
 MODELS: dict[str, OnVGG16 | OnResNet] = {
-    "deeplab_v1_7x7": OnVGG16((4,), pool5a=True, kernel=7),
-    "deeplab_v1_4x4": OnVGG16((4,), pool5a=True, kernel=4),
+    "deeplab_v1_7x7": OnVGG16((4,), pool5a=False, kernel=7),
+    "deeplab_v1_4x4": OnVGG16((4,), pool5a=False, kernel=4),
     "deeplab_v1_largefov": OnVGG16(LARGEFOV, pool5a=True),
-    "deeplab_v1_msc": OnVGG16((4,), pool5a=True, kernel=4, taps=True),
+    "deeplab_v1_msc": OnVGG16((4,), pool5a=False, kernel=4, taps=True),
     "deeplab_v1_msc_largefov": OnVGG16(LARGEFOV, pool5a=True, taps=True),
     "deeplab_v2_vgg16_largefov": OnVGG16(LARGEFOV, pool5a=False),
     "deeplab_v2_vgg16_aspp_s": OnVGG16(ASPP_S, pool5a=False),
@@ -180,12 +180,20 @@ def build(name: str, num_classes: int = 21, **options: Any) -> DeepLab:
 
 
 def deeplab_v1_7x7(num_classes: int = 21, **options: Unpack[Options]) -> DeepLab:
-    """DeepLab v1 with fc6 as large as VGG-16 has it: 7x7 at rate 4, 4096 channels."""
+    """DeepLab v1 with fc6 as large as VGG-16 has it: 7x7 at rate 4, 4096 channels.
+
+    Its poolings are the 3x3 of the other networks: see `deeplab_v1_4x4`.
+    """
     return build("deeplab_v1_7x7", num_classes, **options)
 
 
 def deeplab_v1_4x4(num_classes: int = 21, **options: Unpack[Options]) -> DeepLab:
-    """DeepLab v1, the paper's first network: fc6 cut to 4x4, at rate 4; v2 has it at rate 8 too."""
+    """DeepLab v1, the paper's first network: fc6 cut to 4x4, at rate 4; v2 has it at rate 8 too.
+
+    Its poolings are the 3x3 of the other networks, so that scores lie at every eighth pixel from
+    the first on. The authors' own file has poolings of 2x2, whose scores lie elsewhere, and is
+    refused.
+    """
     return build("deeplab_v1_4x4", num_classes, **options)
 
 

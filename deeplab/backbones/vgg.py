@@ -6,7 +6,7 @@
     conv3, pool3   1          2                  41         256
     conv4, pool4   1          1                  41         512
     conv5, pool5   2          1                  41         512
-    pool5a         -          1                  41         512    v1 only: average
+    pool5a         -          1                  41         512    v1 LargeFOV only: average
 
 Every pool is 3x3 with padding 1 and rounds up; the average counts the padding, as Caffe does. In
 style "torchvision" the pools round down, as torchvision's do, but keep their windows of 3x3.
@@ -25,7 +25,7 @@ from deeplab.styles import Style
 class VGG16(nn.Module):
     """VGG-16 without its fully connected layers: `[B, 3, H, W]` -> `[B, 512, ~H/8, ~W/8]`.
 
-    pool5a: average the result over 3x3, as DeepLab v1 does.
+    pool5a: average the result over 3x3, as LargeFOV of DeepLab v1 does.
     """
 
     out_channels = 512
