@@ -28,6 +28,7 @@ from torch import Tensor
 
 from deeplab.errors import InputError
 from deeplab.model import DeepLab, build
+from deeplab.weights import foreign
 
 SHIPPED = Path(__file__).with_name("deeplab_v2_small_scenes.safetensors")
 FLOATING = ("F16", "BF16", "F32", "F64")  # safetensors' names; converted to the model's dtype
@@ -257,9 +258,15 @@ def _open(path: Path) -> Iterator[Any]:
         with safe_open(path, framework="pt") as file:
             yield file
     except (SafetensorError, OSError) as error:
+        with suppress(OSError):
+            if what := foreign.kind(path):
+                raise InputError(
+                    f"{path}: not a readable safetensors file but {what}; name the file that "
+                    "save_weights wrote (deeplab convert reads .pth and .caffemodel)"
+                ) from error
         raise InputError(
-            f"{path}: not a readable safetensors file ({error}); it may be empty, cut off or of "
-            "another format (deeplab convert reads .pth and .caffemodel): fetch or write it again"
+            f"{path}: not a readable safetensors file ({error}); it may be cut off or of another "
+            "format (deeplab convert reads .pth and .caffemodel): fetch or write it again"
         ) from error
 
 

@@ -27,7 +27,7 @@ from deeplab.errors import InputError
 from deeplab.heads import MultiRateConv2d
 from deeplab.model import DeepLab
 from deeplab.styles import STYLES, Style
-from deeplab.weights import caffemodel, file, names, pickled
+from deeplab.weights import caffemodel, file, foreign, names, pickled
 from deeplab.weights.caffemodel import Window
 from deeplab.weights.names import TRANSLATIONS, Translated
 
@@ -41,6 +41,7 @@ STYLE: dict[str, Style] = {
 }
 
 POOLINGS = nn.MaxPool2d | nn.AvgPool2d
+FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 @dataclass(frozen=True)
@@ -126,11 +127,16 @@ def style_of(path: file.StrPath) -> Style:
 def _identified(path: Path) -> tuple[Source, Mapping[str, Tensor] | None]:
     """The source, and the state dict of a pickle, which had to be read for that.
 
-    What is neither safetensors nor a pickle is taken for a .caffemodel: to read it will tell.
+    What is nothing else is taken for a .caffemodel: to read it will tell.
     """
     first = _first_bytes(path)
     if _claims_safetensors(path, first):
         return "safetensors", None
+    if what := foreign.kind(path):
+        raise InputError(
+            f"{path}: expected weights, got {what}; known are .safetensors of this package, "
+            f".caffemodel, and .pth of {', '.join(SOURCES[3:])}"
+        )
     if first[:2] == b"PK" or first[:1] == b"\x80":  # zipped, or a pickle as before PyTorch 1.6
         state = pickled.read(path)
         return _source_of(state, path), state
@@ -206,8 +212,7 @@ def _copy(
     left = {name: "of a head that does not fit" for name in of_head if name not in fitting}
     chosen = {name: tensors[name] for name in (*body, *fitting)}
     _check_windows(model, windows, chosen, path)
-    _refuse_odd_values(chosen, path)
-    for name, tensor in chosen.items():
+    for name, tensor in _in_dtypes_of(state, chosen, path).items():
         state[name].copy_(tensor)
     return Loaded(source, tuple(chosen), tuple(skipped), translated.dropped | left)
 
@@ -324,13 +329,22 @@ def _layers(names_of: Iterable[str]) -> dict[str, list[str]]:
     return layers
 
 
-def _refuse_odd_values(tensors: Mapping[str, Tensor], path: Path) -> None:
-    integers = [name for name, tensor in tensors.items() if not tensor.is_floating_point()]
-    if integers:
-        raise InputError(f"{path}: expected floating point, got integers in {file.some(integers)}")
-    broken = [name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()]
+def _in_dtypes_of(
+    state: Mapping[str, Tensor], tensors: Mapping[str, Tensor], path: Path
+) -> dict[str, Tensor]:
+    """The tensors as the model keeps them; refuses what is no real number, or none there."""
+    odd = [name for name, tensor in tensors.items() if tensor.dtype not in FLOATING]
+    if odd:
+        dtypes = sorted({str(tensors[name].dtype).removeprefix("torch.") for name in odd})
+        raise InputError(
+            f"{path}: expected floating point of 16 to 64 bits, got {', '.join(dtypes)} in "
+            f"{file.some(odd)}; fetch the weights as they were before they were quantized"
+        )
+    converted = {name: tensor.to(state[name].dtype) for name, tensor in tensors.items()}
+    broken = [name for name, tensor in converted.items() if not torch.isfinite(tensor).all()]
     if broken:
         raise InputError(
             f"{path}: NaN or Inf in {len(broken)} tensors: {file.some(broken)}; the file is "
-            "damaged: fetch it again"
+            "damaged, or its numbers are too large for the model's dtype: fetch it again"
         )
+    return converted

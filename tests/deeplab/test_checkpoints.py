@@ -232,6 +232,19 @@ def test_every_tensor_of_the_real_networks_has_a_name_in_caffe(name):
     assert found.tensors.keys() == wanted
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_other_floating_point_is_converted_to_the_models(theirs, path, dtype):
+    torch.save({n: t.to(dtype) if t.ndim else t for n, t in kazuto1011(theirs).items()}, path)
+    ours = small_network(2)
+    assert load_weights(ours, path).skipped == ()
+    for name, tensor in ours.state_dict().items():
+        if tensor.is_floating_point():
+            assert torch.equal(tensor, theirs.state_dict()[name].to(dtype).float()), name
+    half = small_network(2).bfloat16()
+    load_weights(half, path)
+    assert half.backbone.conv1.weight.dtype == torch.bfloat16
+
+
 # Body and head
 
 
@@ -304,14 +317,36 @@ def change(state, edit):
         ),
         (
             lambda s: s.update({"base.layer1.conv1.bn.weight": torch.ones(4, dtype=torch.int32)}),
-            "got integers in backbone.bn1.weight",
+            "got int32 in backbone.bn1.weight",
+        ),
+        (
+            lambda s: s.update(
+                {"base.layer1.conv1.bn.weight": torch.full((4,), 1e300, dtype=torch.float64)}
+            ),
+            "NaN or Inf in 1 tensors: backbone.bn1.weight",
+        ),
+        (
+            lambda s: s.update(
+                {"base.layer1.conv1.bn.weight": torch.ones(4).to(torch.float8_e4m3fn)}
+            ),
+            "expected floating point of 16 to 64 bits, got float8_e4m3fn in backbone.bn1.weight",
         ),
         (
             lambda s: [s.pop(f"base.aspp.c{i}.bias") for i in range(4)],
             "of head.classifier it has head.classifier.weight but not head.classifier.bias",
         ),
     ],
-    ids=["missing", "unknown", "too deep", "shape", "nan", "integers", "half a layer"],
+    ids=[
+        "missing",
+        "unknown",
+        "too deep",
+        "shape",
+        "nan",
+        "integers",
+        "beyond float32",
+        "float8",
+        "half a layer",
+    ],
 )
 def test_every_other_mismatch_is_listed_and_changes_nothing(theirs, path, edit, said):
     torch.save(change(kazuto1011(theirs), edit), path)

@@ -1,11 +1,16 @@
 """Files that are no checkpoint, or a damaged or hostile one: one clear error, nothing runs."""
 
 import contextlib
+import gzip
 import io
 import pickle
 import random
+import re
 import resource
+import subprocess
+import sys
 import warnings
+import zipfile
 
 import pytest
 import torch
@@ -20,9 +25,12 @@ from checkpoints import (
     small_network,
     varint,
 )
+from PIL import Image
 
 from deeplab.errors import InputError
-from deeplab.weights import load_weights
+from deeplab.weights import load_weights, style_of
+
+MB = 2**20
 
 
 @pytest.fixture
@@ -71,10 +79,57 @@ def test_a_checkpoint_that_is_no_known_state_dict_is_named(path, content, said):
         assert said in refused(path)
 
 
-def test_a_text_and_an_empty_file_are_no_caffemodel(path):
-    for content in (b"", b'layer { name: "conv1" }\n' * 9, field(1, b"a net without weights")):
-        path.write_bytes(content)
-        assert ".caffemodel" in refused(path)
+def picture(form):
+    content = io.BytesIO()
+    Image.new("RGB", (9, 9)).save(content, form)
+    return content.getvalue()
+
+
+def zipped(name):
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w") as archive:
+        archive.writestr(name, b"weights")
+    return content.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", "expected weights, got an empty file"),
+        (picture("JPEG"), "expected weights, got a JPEG picture"),
+        (picture("PNG"), "expected weights, got a PNG picture"),
+        (b'layer { name: "conv1" }\n' * 99, "expected weights, got a text; a .prototxt"),
+        ("network é ".encode() * 99, "expected weights, got a text"),
+        (b"layer: { name: 1 }", "expected weights, got a text"),
+        (b"network {}", "not a readable safetensors file but a text"),  # { where its header begins
+        (b"\n<!DOCTYPE html><html>not found</html>", "got a web page in place of the file"),
+        (b"version https://git-lfs.github.com/spec/v1\noid", "got a pointer of Git LFS"),
+        (b"\x89HDF\r\n\x1a\n" + bytes(99), "got an HDF5 file; load a .caffemodel.h5 in Caffe"),
+        (gzip.compress(b"weights" * 99), "got a gzip archive; unpack it first"),
+        (b"weights.pth".ljust(257, b"\0") + b"ustar" + bytes(250), "got a tar archive; unpack"),
+        (zipped("weights.pth"), "a zip archive without a PyTorch checkpoint in it; unpack it"),
+        (field(1, b"a net without weights"), "no layer in it has any"),
+    ],
+)
+def test_what_holds_no_weights_is_called_by_its_name(path, content, said):
+    path.write_bytes(content)
+    assert said in refused(path)
+    if said.startswith(("expected", "got")):
+        with pytest.raises(InputError, match=re.escape(said)):
+            style_of(path)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
+def test_a_torchscript_program_is_called_by_its_name(path):
+    torch.jit.script(torch.nn.ReLU()).save(path)
+    assert "a TorchScript program" in refused(path)
+
+
+def test_a_caffemodel_is_never_taken_for_a_text(path, theirs):
+    """Though it may begin with a name of many letters."""
+    name = b"a network with a name that is as long as this sentence, and some letters longer"
+    path.write_bytes(field(1, name) + caffemodel(caffe_v2(theirs)))
+    assert load_weights(small_network(2), path).source == "caffemodel"
 
 
 def test_branches_that_do_not_fit_each_other_are_listed(theirs, path):
@@ -88,6 +143,48 @@ def test_a_blob_that_claims_more_than_it_holds_allocates_nothing(path):
     huge = field(5, b"\0" * 8) + field(7, field(1, varint(2**62) + varint(2)))
     path.write_bytes(field(100, field(1, b"conv1") + field(7, huge)))
     assert "2 numbers do not fill the shape" in refused(path)
+
+
+def torch_archive(records, packing=zipfile.ZIP_STORED):
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w", packing) as archive:
+        for name, record in {"data.pkl": b"", "version": b"3\n", **records}.items():
+            archive.writestr(f"archive/{name}", record)
+    return content.getvalue()
+
+
+BOMBS = {
+    "a packed record": torch_archive(
+        {"data.pkl": b"\x80\x02X\0\0\0\x10" + b"a" * 2**28 + b"."}, zipfile.ZIP_DEFLATED
+    ),
+    "a pickle of empty dicts": torch_archive({"data.pkl": b"\x80\x02" + b"}" * (17 * MB)}),
+    "many records": torch_archive({f"data/{i}": b"" for i in range(99_999)}),
+}
+MEASURE = """
+import resource, sys
+from pathlib import Path
+from deeplab.errors import InputError
+from deeplab.weights import pickled
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+for path in sorted(Path(sys.argv[1]).iterdir()):
+    try:
+        pickled.read(path)
+    except InputError as error:
+        now = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        print(path.name, (now - before) // 1024, error, sep=": ")
+"""
+
+
+def test_an_archive_that_unpacks_to_more_than_itself_costs_no_memory(tmp_path):
+    """Unpacked, the first takes 256 MB and the second a gigabyte."""
+    for name, content in BOMBS.items():
+        (tmp_path / name).write_bytes(content)
+    done = subprocess.run(
+        [sys.executable, "-c", MEASURE, tmp_path], capture_output=True, text=True, check=True
+    )
+    grown = dict(line.split(": ")[:2] for line in done.stdout.splitlines())
+    assert grown.keys() == BOMBS.keys()
+    assert all(int(megabytes) < 60 for megabytes in grown.values()), grown
 
 
 def layouts(theirs):

@@ -284,7 +284,10 @@ def test_a_file_that_is_no_safetensors_is_named(path, kind, read):
     path.write_bytes(BAD_FILES[kind])
     message = refused(read, path)
     assert message.startswith(f"{path}: not a readable safetensors file")
-    assert "fetch or write it again" in message
+    if kind in ("empty", "text"):
+        assert f"but {'an empty file' if kind == 'empty' else 'a text'}; " in message
+    else:
+        assert "fetch or write it again" in message
 
 
 @pytest.mark.parametrize("read", READERS, ids=["load_model", "read_metadata", "load_weights"])
@@ -306,7 +309,7 @@ def test_a_missing_file_a_folder_and_a_pipe_are_named(path, tmp_path, read):
     assert "n" * 300 in refused(read, tmp_path / ("n" * 300))
 
 
-@pytest.mark.parametrize("cut", [0, 7, 8, 9, 2_000, 100_000, -1])
+@pytest.mark.parametrize("cut", [7, 8, 9, 2_000, 100_000, -1])
 def test_weights_cut_off_anywhere_are_refused(saved, cut):
     saved.write_bytes(saved.read_bytes()[:cut])
     assert "cut off" in refused(load_model, saved)

@@ -1,0 +1,57 @@
+"""What a file is that holds no weights which this package reads, told by its first bytes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+BEGINNINGS = {
+    b"\xff\xd8\xff": "a JPEG picture",
+    b"\x89PNG\r\n\x1a\n": "a PNG picture",
+    b"GIF8": "a GIF picture",
+    b"%PDF-": "a PDF document",
+    b"\x89HDF\r\n\x1a\n": (
+        "an HDF5 file; load a .caffemodel.h5 in Caffe and save it with snapshot_format: BINARYPROTO"
+    ),
+    b"\x93NUMPY": "a NumPy array",
+    b"MATLAB 5.0 MAT-file": "a MATLAB file",
+    b"\x1f\x8b": "a gzip archive; unpack it first",
+    b"BZh": "a bzip2 archive; unpack it first",
+    b"\xfd7zXZ\0": "an xz archive; unpack it first",
+    b"\x28\xb5\x2f\xfd": "a zstd archive; unpack it first",
+    b"7z\xbc\xaf\x27\x1c": "a 7z archive; unpack it first",
+    b"Rar!": "a rar archive; unpack it first",
+}
+TAR = slice(257, 262)  # where a tar archive says "ustar"
+
+
+def kind(path: Path) -> str:
+    """What it is, in a phrase, and how to mend it where one can; empty where it may be weights.
+
+    Raises OSError where it cannot be read.
+    """
+    with path.open("rb") as file:
+        first = file.read(512)
+    if not first:
+        return "an empty file"
+    for beginning, phrase in BEGINNINGS.items():
+        if first.startswith(beginning):
+            return phrase
+    if first[TAR] == b"ustar":
+        return "a tar archive; unpack it first"
+    return _kind_of_text(first)
+
+
+def _kind_of_text(first: bytes) -> str:
+    try:
+        text = first.decode()
+    except UnicodeDecodeError as error:
+        if error.start < len(first) - 3:  # else a letter of several bytes is cut off
+            return ""
+        text = first[: error.start].decode()
+    if not all(letter.isprintable() or letter.isspace() for letter in text):
+        return ""
+    if text.startswith("version https://git-lfs"):
+        return "a pointer of Git LFS in place of the file; fetch it with git lfs pull"
+    if text.lstrip().lower().startswith(("<!doctype html", "<html")):
+        return "a web page in place of the file; fetch it again"
+    return "a text; a .prototxt describes a network and holds no weights"
