@@ -13,13 +13,13 @@ A CRF layer is no part of the weights: its settings are chosen where it is built
 the weights, found or learned, stand in the metadata as `crf` (deeplab.engine.refine.CRFSettings).
 """
 
+import fcntl
 import json
 import os
-import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -39,8 +39,9 @@ StrPath = str | os.PathLike[str]
 def save_weights(model: DeepLab, path: StrPath, metadata: Mapping[str, Any] | None = None) -> None:
     """Write the network's weights and what is known about them, all or nothing.
 
-    The file is written beside `path` under a temporary name and then renamed, so that a reader, or
-    a crash, never meets half a file. An existing file is replaced.
+    The file is written beside `path` as .NAME.part, flushed to the disk and then renamed, so that
+    a reader, or a crash, never meets half a file. An existing file is replaced. Of two writers at
+    once the second waits, and what a killed one leaves the next one writes over.
 
     metadata: JSON-able values: class_names, palette, recipe, commit, metrics, ... The keys model,
         num_classes and options come from the model.
@@ -315,18 +316,55 @@ def _is_colour(row: object) -> bool:
 def _write_atomically(path: Path, content: bytes) -> None:
     if os.path.isdir(path):
         raise InputError(f"{path}: cannot write the weights (it is a folder); name a file in it")
-    part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
     try:
-        with part.open("xb") as file:
+        with _written_alone(path.with_name(f".{path.name}.part")) as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(part, path)
+            os.replace(file.name, path)
+        _flush_folder(path.parent)
     except OSError as error:
         raise InputError(
             f"{path}: cannot write the weights ({error.strerror or error}); "
             "choose a file in an existing folder that can be written"
         ) from error
-    finally:
-        with suppress(OSError):
-            part.unlink(missing_ok=True)
+
+
+@contextmanager
+def _written_alone(part: Path) -> Iterator[BinaryIO]:
+    """An empty file of that name which no one else writes; it is removed where writing fails.
+
+    What a killed writer left is written over. A second writer waits for the first one.
+    """
+    flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+    while True:
+        with open(part, "wb", opener=lambda name, _flags: os.open(name, flags, 0o666)) as file:
+            with suppress(OSError):  # some network file systems have no locks
+                fcntl.flock(file, fcntl.LOCK_EX)
+            if not _is_called(part, file):  # the first writer has renamed it meanwhile
+                continue
+            try:
+                file.truncate(0)
+                yield file
+            except BaseException:
+                with suppress(OSError):
+                    part.unlink(missing_ok=True)
+                raise
+            return
+
+
+def _is_called(path: Path, file: BinaryIO) -> bool:
+    try:
+        return os.path.samestat(os.lstat(path), os.fstat(file.fileno()))
+    except FileNotFoundError:
+        return False
+
+
+def _flush_folder(folder: Path) -> None:
+    """The rename itself to the disk, where the system can do that."""
+    with suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

@@ -11,18 +11,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save, save_file
 from torch import nn
+from weights_files import assert_same_state, refused, small
 
 from deeplab import weights
-from deeplab.errors import InputError
-from deeplab.model import DeepLab, build, deeplab_v2_small
+from deeplab.model import DeepLab, build
 from deeplab.weights import load_model, load_weights, read_metadata, save_weights
 
 LABELS = {"class_names": ["sky", "road"], "palette": [[0, 0, 0], [128, 64, 128]]}
-
-
-def small(num_classes=2, seed=0, **options):
-    torch.manual_seed(seed)
-    return deeplab_v2_small(num_classes, **options)
 
 
 @pytest.fixture
@@ -49,23 +44,6 @@ def raw_metadata(path):
     content = path.read_bytes()
     (length,) = struct.unpack("<Q", content[:8])
     return json.loads(content[8 : 8 + length])["__metadata__"]
-
-
-def assert_same_state(model, other):
-    state = other.state_dict()
-    assert model.state_dict().keys() == state.keys()
-    for name, tensor in model.state_dict().items():
-        assert torch.equal(tensor, state[name]), name
-
-
-def refused(action, *arguments):
-    """The message of the InputError that the action raises: one line."""
-    with pytest.raises(InputError) as caught:
-        action(*arguments)
-    message = str(caught.value)
-    assert "\n" not in message
-    assert message.isprintable()
-    return message
 
 
 def test_weights_and_metadata_come_back(path):
@@ -161,81 +139,6 @@ def test_a_file_of_another_tool_with_the_same_tensors_loads(saved):
     load_weights(model, saved)
     assert_same_state(model, small())
     assert "model, num_classes, options missing" in refused(load_model, saved)
-
-
-# Writing.
-
-
-def test_a_failed_write_leaves_the_old_file_and_nothing_else(saved, monkeypatch):
-    before = saved.read_bytes()
-
-    def full_disk(_descriptor):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(os, "fsync", full_disk)
-    message = refused(save_weights, small(seed=1), saved)
-    assert str(saved) in message
-    assert "No space left on device" in message
-    assert saved.read_bytes() == before
-    assert [entry.name for entry in saved.parent.iterdir()] == [saved.name]
-
-
-def test_an_interrupted_write_leaves_the_old_file_and_nothing_else(saved, monkeypatch):
-    before = saved.read_bytes()
-
-    def interrupted(_from, _to):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(os, "replace", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        save_weights(small(seed=1), saved)
-    assert saved.read_bytes() == before
-    assert [entry.name for entry in saved.parent.iterdir()] == [saved.name]
-
-
-def test_a_written_file_has_the_permissions_of_any_new_file(saved, tmp_path):
-    (tmp_path / "plain").write_text("")
-    assert saved.stat().st_mode == (tmp_path / "plain").stat().st_mode
-
-
-@pytest.mark.parametrize(
-    "where", ["missing/model.safetensors", "file/model.safetensors", "n" * 300]
-)
-def test_a_path_that_cannot_be_written_is_named(tmp_path, where):
-    (tmp_path / "file").write_text("")
-    message = refused(save_weights, small(), tmp_path / where)
-    assert where in message
-    assert "existing folder" in message
-
-
-def test_a_folder_is_no_file_to_write(tmp_path):
-    assert "it is a folder" in refused(save_weights, small(), tmp_path)
-
-
-def test_only_a_deeplab_is_saved(path):
-    with pytest.raises(TypeError, match=r"got Linear.*_orig_mod.*model\.module"):
-        save_weights(nn.Linear(1, 1), path)
-
-
-@pytest.mark.parametrize(
-    ("metadata", "said"),
-    [
-        ({"class_names": ["a"]}, "class_names: expected 2 names, one for each class, got 1"),
-        ({"class_names": "ab"}, "class_names: expected a list of strings"),
-        ({"class_names": [1, 2]}, "class_names: expected a list of strings"),
-        ({"palette": [[0, 0, 0]]}, "palette: expected at least 2 colours, got 1"),
-        ({"palette": [[0, 0, 0], [0, 0, 256]]}, "palette: expected a list of [r, g, b]"),
-        ({"palette": [[0, 0], [0, 0]]}, "palette: expected a list of [r, g, b]"),
-        ({"num_classes": 3}, "num_classes comes from the model"),
-        ({"model": "deeplab_v2_vgg16"}, "model comes from the model"),
-        ({"mean": torch.zeros(3)}, "Tensor is not JSON serializable; use numbers"),
-    ],
-)
-def test_metadata_that_do_not_fit_are_refused_before_writing(path, metadata, said):
-    message = refused(save_weights, small(), path, metadata)
-    assert message.startswith("metadata: ")
-    assert said in message
-    assert not path.exists()
 
 
 # Reading: files that are no weights.

@@ -1,0 +1,154 @@
+"""deeplab.weights.save_weights: all or nothing, whatever fails, is killed or writes beside it."""
+
+import os
+import signal
+import stat
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+from torch import nn
+from weights_files import assert_same_state, refused, small
+
+from deeplab.weights import load_model, save_weights
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "model.safetensors"
+
+
+@pytest.fixture
+def saved(path):
+    save_weights(small(), path)
+    return path
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(saved, monkeypatch):
+    before = saved.read_bytes()
+
+    def full_disk(_descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full_disk)
+    message = refused(save_weights, small(seed=1), saved)
+    assert str(saved) in message
+    assert "No space left on device" in message
+    assert saved.read_bytes() == before
+    assert [entry.name for entry in saved.parent.iterdir()] == [saved.name]
+
+
+def test_an_interrupted_write_leaves_the_old_file_and_nothing_else(saved, monkeypatch):
+    before = saved.read_bytes()
+
+    def interrupted(_from, _to):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "replace", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        save_weights(small(seed=1), saved)
+    assert saved.read_bytes() == before
+    assert [entry.name for entry in saved.parent.iterdir()] == [saved.name]
+
+
+KILLED = """
+import os, signal, sys
+from deeplab.model import deeplab_v2_small
+from deeplab.weights import save_weights
+os.replace = lambda part, path: os.kill(os.getpid(), signal.SIGKILL)
+save_weights(deeplab_v2_small(2), sys.argv[1])
+"""
+
+
+def test_what_a_killed_writer_leaves_is_written_over_by_the_next(saved):
+    killed = subprocess.run([sys.executable, "-c", KILLED, saved], check=False)
+    assert killed.returncode == -signal.SIGKILL
+    assert_same_state(load_model(saved), small())
+    part = saved.with_name(f".{saved.name}.part")
+    part.write_bytes(part.read_bytes() * 2)  # longer than what comes
+    save_weights(small(seed=1), saved)
+    assert_same_state(load_model(saved), small(seed=1))
+    assert [entry.name for entry in saved.parent.iterdir()] == [saved.name]
+
+
+def test_two_writers_at_once_leave_a_whole_file_at_every_moment(saved):
+    models = [small(seed=seed) for seed in (0, 1)]
+    firsts = [model.head.classifier.weight[0, 0, 0, 0].item() for model in models]
+    with ThreadPoolExecutor(2) as pool:
+        writers = [
+            pool.submit(lambda model=model: [save_weights(model, saved) for _ in range(15)])
+            for model in models
+        ]
+        read = []
+        while not all(writer.done() for writer in writers):
+            read.append(load_model(saved).head.classifier.weight[0, 0, 0, 0].item())
+    assert [writer.exception() for writer in writers] == [None, None]
+    assert len(read) > 5
+    assert set(read) <= set(firsts)
+    assert [entry.name for entry in saved.parent.iterdir()] == [saved.name]
+
+
+def test_the_file_and_then_its_new_name_are_flushed_to_the_disk(path, monkeypatch):
+    flushed = []
+
+    def flush(descriptor):
+        flushed.append((stat.S_ISDIR(os.fstat(descriptor).st_mode), path.exists()))
+
+    monkeypatch.setattr(os, "fsync", flush)
+    save_weights(small(), path)
+    assert flushed == [(False, False), (True, True)]
+
+
+def test_a_link_in_place_of_the_temporary_file_is_not_followed(path, tmp_path):
+    other = tmp_path / "other"
+    other.write_text("mine")
+    path.with_name(f".{path.name}.part").symlink_to(other)
+    assert str(path) in refused(save_weights, small(), path)
+    assert other.read_text() == "mine"
+
+
+def test_a_written_file_has_the_permissions_of_any_new_file(saved, tmp_path):
+    (tmp_path / "plain").write_text("")
+    assert saved.stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+@pytest.mark.parametrize(
+    "where", ["missing/model.safetensors", "file/model.safetensors", "n" * 300]
+)
+def test_a_path_that_cannot_be_written_is_named(tmp_path, where):
+    (tmp_path / "file").write_text("")
+    message = refused(save_weights, small(), tmp_path / where)
+    assert where in message
+    assert "existing folder" in message
+
+
+def test_a_folder_is_no_file_to_write(tmp_path):
+    assert "it is a folder" in refused(save_weights, small(), tmp_path)
+
+
+def test_only_a_deeplab_is_saved(path):
+    with pytest.raises(TypeError, match=r"got Linear.*_orig_mod.*model\.module"):
+        save_weights(nn.Linear(1, 1), path)
+
+
+@pytest.mark.parametrize(
+    ("metadata", "said"),
+    [
+        ({"class_names": ["a"]}, "class_names: expected 2 names, one for each class, got 1"),
+        ({"class_names": "ab"}, "class_names: expected a list of strings"),
+        ({"class_names": [1, 2]}, "class_names: expected a list of strings"),
+        ({"palette": [[0, 0, 0]]}, "palette: expected at least 2 colours, got 1"),
+        ({"palette": [[0, 0, 0], [0, 0, 256]]}, "palette: expected a list of [r, g, b]"),
+        ({"palette": [[0, 0], [0, 0]]}, "palette: expected a list of [r, g, b]"),
+        ({"num_classes": 3}, "num_classes comes from the model"),
+        ({"model": "deeplab_v2_vgg16"}, "model comes from the model"),
+        ({"mean": torch.zeros(3)}, "Tensor is not JSON serializable; use numbers"),
+    ],
+)
+def test_metadata_that_do_not_fit_are_refused_before_writing(path, metadata, said):
+    message = refused(save_weights, small(), path, metadata)
+    assert message.startswith("metadata: ")
+    assert said in message
+    assert not path.exists()
