@@ -10,6 +10,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from networks import assert_equal, layer_outputs, picture, randomise
 from torch import nn
 
 from deeplab.backbones import VGG16, ResNet
@@ -94,54 +95,22 @@ def reference_vgg(state, x, pool5a):
     return out
 
 
-def outputs(model, names, x):
-    """The model's outputs at the named modules."""
-    found = {}
-    hooks = [
-        model.get_submodule(name).register_forward_hook(
-            lambda _m, _i, y, name=name: found.__setitem__(name, y.clone())
-        )
-        for name in names
-    ]
-    with torch.no_grad():
-        y = model(x)
-    for hook in hooks:
-        hook.remove()
-    return found, y
-
-
 def assert_same_layers(model, expected, x):
-    """Within rounding: float64 sums of at most 2**13 terms in two orders, layer after layer."""
-    found, y = outputs(model, expected, x)
+    found = layer_outputs(model, ["", *expected], x)
+    assert torch.equal(found.pop(""), found[list(expected)[-1]])
     for name, reference in expected.items():
-        assert found[name].shape == reference.shape, name
-        error = (found[name] - reference).abs().max().item()
-        assert error <= 2**13 * torch.finfo(torch.float64).eps * reference.abs().max(), name
-    assert torch.equal(y, found[list(expected)[-1]])
-
-
-def randomise(model, seed=0):
-    """He weights; statistics, scales and shifts of every norm away from 0 and 1."""
-    generator = torch.Generator().manual_seed(seed)
-    for name, tensor in model.state_dict().items():
-        if tensor.ndim == 4:
-            tensor.normal_(0, (2 / tensor[0].numel()) ** 0.5, generator=generator)
-        elif name.endswith(("running_var", ".weight")):
-            tensor.uniform_(0.5, 1.0, generator=generator)
-        elif tensor.is_floating_point():
-            tensor.normal_(0, 0.1, generator=generator)
-    return model.double().eval()
+        assert_equal([found[name]], [reference])
 
 
 def resnet_case(blocks=(2, 1, 2, 2), width=4, shape=(2, 3, 40, 27)):
     model = randomise(ResNet(blocks, width=width, frozen_bn=True))
-    x = torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    x = picture(*shape)
     return model, x
 
 
 def vgg_case(pool5a=True, shape=(1, 3, 24, 19)):
     model = randomise(VGG16(pool5a=pool5a))
-    x = torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    x = picture(*shape)
     return model, x
 
 
@@ -149,13 +118,13 @@ def vgg_case(pool5a=True, shape=(1, 3, 24, 19)):
 @pytest.mark.parametrize("frozen_bn", [True, False])
 def test_resnet_equals_the_caffe_network_layer_by_layer(shape, frozen_bn):
     model = randomise(ResNet((2, 1, 2, 2), width=4, frozen_bn=frozen_bn))
-    x = torch.randn(shape, dtype=torch.float64)
+    x = picture(*shape)
     assert_same_layers(model, reference_resnet(model.state_dict(), x), x)
 
 
 def test_resnet101_at_its_real_width_equals_the_caffe_network_layer_by_layer():
     model = randomise(build("deeplab_v2_resnet101").backbone)
-    x = torch.randn(1, 3, 33, 40, dtype=torch.float64)
+    x = picture(1, 3, 33, 40)
     expected = reference_resnet(model.state_dict(), x)
     blocks = [sum(name.startswith(stage) for name in expected) for stage, _, _ in RESNET_STAGES]
     assert blocks == [3, 4, 23, 3]
@@ -245,7 +214,7 @@ def test_the_check_sees_a_vgg_of_another_convention(mutate):
 
 
 def sizes(model, names, height, width):
-    found, _ = outputs(model, names, torch.empty(1, 3, height, width, device="meta"))
+    found = layer_outputs(model, names, torch.empty(1, 3, height, width, device="meta"))
     return [tuple(found[name].shape[2:]) for name in names]
 
 
@@ -296,7 +265,7 @@ def test_frozen_batch_norm_is_batch_norm_in_evaluation_mode_whatever_the_mode():
     frozen = randomise(FrozenBatchNorm2d(5))
     norm = nn.BatchNorm2d(5).double().eval()
     norm.load_state_dict(frozen.state_dict())
-    x = torch.randn(4, 5, 3, 2, dtype=torch.float64)
+    x = picture(4, 5, 3, 2)
     for mode in (True, False):
         before = {name: tensor.clone() for name, tensor in frozen.state_dict().items()}
         torch.testing.assert_close(frozen.train(mode)(x), norm(x))
@@ -307,7 +276,7 @@ def test_frozen_and_trained_networks_exchange_weights():
     frozen = randomise(ResNet((1, 1, 1, 1), width=2, frozen_bn=True))
     trained = ResNet((1, 1, 1, 1), width=2, frozen_bn=False).double().eval()
     trained.load_state_dict(frozen.state_dict())
-    x = torch.randn(1, 3, 17, 9, dtype=torch.float64)
+    x = picture(1, 3, 17, 9)
     torch.testing.assert_close(trained(x), frozen(x))
 
 

@@ -1,19 +1,17 @@
-"""deeplab.model: counts, sizes, composition, CRF layer, parameter groups, compile and export."""
+"""deeplab.model: the table of networks, their options, and what a network gives."""
 
-import copy
 import itertools
 import json
 import re
 
 import pytest
 import torch
+from networks import tiny
 from torch import nn
 
 import deeplab.model
-from crf import DenseCRF
-from deeplab.backbones import ResNet
-from deeplab.heads import ASPP, FullyConnected, MultiRateConv2d
-from deeplab.model import MODELS, DeepLab, build, deeplab_v2_small
+from deeplab.heads import FullyConnected
+from deeplab.model import MODELS, build, deeplab_v2_small
 
 PARAMETERS = {  # with 21 classes
     "deeplab_v1_7x7": 134_346_581,
@@ -37,33 +35,12 @@ PARAMETERS = {  # with 21 classes
     "deeplab_v3_resnet50": 39_638_869,
 }
 ONE_RATE = ("deeplab_v1_7x7", "deeplab_v1_4x4", "deeplab_v1_msc")  # fc6 is not 3x3
-RESNETS = [name for name in PARAMETERS if "vgg" not in name and "v1" not in name]
 
 
 @pytest.fixture
 def small():
     torch.manual_seed(0)
     return deeplab_v2_small(5).eval()
-
-
-def tiny(frozen_bn=True, crf=None):
-    """The layout of the small model at width 4 with one block a stage: quick to compile."""
-    torch.manual_seed(0)
-    backbone = ResNet((1, 1, 1, 1), width=4, frozen_bn=frozen_bn)
-    config = {"model": "tiny", "num_classes": 3}
-    return DeepLab(backbone, ASPP(128, 3, (2, 3)), config=config, crf=crf).eval()
-
-
-class SharpenByImage(nn.Module):
-    """Stands for a CRF layer: a field that depends on the logits, on the image and a weight."""
-
-    def __init__(self):
-        super().__init__()
-        self.weight = nn.Parameter(torch.tensor(2.0))
-
-    def field(self, logits, images):
-        assert logits.shape[2:] == images.shape[2:]
-        return self.weight * logits + images.mean(1, keepdim=True)
 
 
 @pytest.mark.parametrize("name", PARAMETERS)
@@ -231,15 +208,6 @@ def test_training_returns_one_tensor_too(small):
     assert logits.shape == (2, 5, 33, 33)
 
 
-def test_a_short_step_along_the_papers_groups_lowers_the_loss():
-    model = tiny(frozen_bn=False).train()
-    x, labels = torch.randn(2, 3, 33, 33), torch.randint(3, (2, 33, 33))
-    before = nn.functional.cross_entropy(model(x), labels)
-    before.backward()
-    torch.optim.SGD(model.param_groups(1e-4)).step()
-    assert nn.functional.cross_entropy(model(x), labels) < before
-
-
 def test_channels_last_gives_the_same_logits():
     model = tiny().double()
     x = torch.randn(2, 3, 33, 40, dtype=torch.float64)
@@ -248,79 +216,6 @@ def test_channels_last_gives_the_same_logits():
     assert model.head.classifier.weight.is_contiguous(memory_format=torch.channels_last)
     found = model(x.to(memory_format=torch.channels_last))
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
-
-
-def test_bfloat16_autocast_stays_within_its_rounding_and_trains():
-    model = tiny(frozen_bn=False)
-    x = torch.randn(2, 3, 33, 40)
-    expected = copy.deepcopy(model).double()(x.double())
-    with torch.autocast("cpu", torch.bfloat16):
-        logits = model(x)
-        loss = nn.functional.cross_entropy(logits, torch.zeros(2, 33, 40, dtype=torch.long))
-    assert logits.dtype == torch.bfloat16
-    # Each of about 20 layers rounds to bfloat16 once: relative errors add up in the norm.
-    error = (logits.double() - expected).norm() / expected.norm()
-    assert error < 20 * torch.finfo(torch.bfloat16).eps
-    loss.backward()
-    assert all(torch.isfinite(p.grad).all() for p in model.parameters())
-
-
-def test_a_crf_layer_gives_the_field_of_the_upsampled_logits():
-    crf = SharpenByImage()
-    model = tiny()
-    x, image = torch.randn(2, 3, 17, 20), torch.rand(2, 3, 17, 20) * 255
-    logits = model(x)
-    model.crf = crf
-    torch.testing.assert_close(model(x, image=image), crf.field(logits, image))
-
-
-def test_the_softmax_of_the_field_of_a_dense_crf_is_its_marginals():
-    model = tiny(crf=DenseCRF(3, iterations=3))
-    image = torch.randint(256, (2, 3, 17, 20), generator=torch.Generator().manual_seed(0))
-    x = model.preprocess(image.to(torch.uint8))
-    with torch.no_grad():
-        field = model(x, image=image.to(torch.uint8))
-        crf, model.crf = model.crf, None
-        marginals = crf(model(x), image.to(torch.uint8))
-    torch.testing.assert_close(field.softmax(1), marginals)
-    assert (marginals - model(x).softmax(1)).abs().max() > 1e-3
-
-
-def test_a_model_with_a_dense_crf_is_captured_whole():
-    model = tiny(crf=DenseCRF(3, iterations=2))
-    image = torch.rand(1, 3, 9, 12) * 255
-    x = model.preprocess(image)
-    torch._dynamo.reset()
-    compiled = torch.compile(model, fullgraph=True, dynamic=False, backend="eager")
-    with torch.no_grad():
-        torch.testing.assert_close(
-            compiled(x, image=image).softmax(1), model(x, image=image).softmax(1)
-        )
-
-
-def test_cross_entropy_trains_through_the_crf_layer():
-    model = tiny(crf=SharpenByImage()).train()
-    x, image = torch.randn(1, 3, 17, 20), torch.rand(1, 3, 17, 20) * 255
-    field = model(x, image=image)
-    nn.functional.cross_entropy(field, torch.zeros(1, 17, 20, dtype=torch.long)).backward()
-    assert model.crf.weight.grad.abs() > 0
-    assert model.backbone.conv1.weight.grad.abs().max() > 0
-
-
-@pytest.mark.parametrize(
-    ("with_crf", "arguments", "said"),
-    [
-        (True, {}, r"image: this model ends in a CRF.*model\.crf = None"),
-        (True, {"image": torch.zeros(1, 3, 9, 9), "upsample": False}, "upsample: the CRF works on"),
-        (True, {"image": torch.zeros(1, 3, 9, 8)}, r"image: expected the shape of x.*9, 9.*9, 8"),
-        (True, {"image": torch.zeros(2, 3, 9, 9)}, "image: expected the shape of x"),
-        (False, {"image": torch.zeros(1, 3, 9, 9)}, "image: only a CRF layer looks at it"),
-    ],
-)
-def test_image_and_crf_must_come_together(with_crf, arguments, said):
-    model = tiny(crf=SharpenByImage() if with_crf else None)
-    with pytest.raises(ValueError, match=said):
-        model(torch.zeros(1, 3, 9, 9), **arguments)
 
 
 @pytest.mark.parametrize("shape", [(3, 9, 9), (1, 4, 9, 9), (1, 3, 0, 9), (1, 3, 9, 0)])
@@ -373,101 +268,6 @@ def test_an_unknown_model_is_refused_with_the_names():
         build("unet")
 
 
-@pytest.mark.parametrize("frozen_bn", [True, False])
-@pytest.mark.parametrize("name", RESNETS)
-def test_frozen_norms_stay_frozen_in_training_and_trained_ones_train(name, frozen_bn):
-    with torch.device("meta"):
-        model = build(name, frozen_bn=frozen_bn).train()
-    norms = [m for m in model.modules() if hasattr(m, "running_mean")]
-    assert len(norms) == sum(
-        isinstance(m, nn.Conv2d | MultiRateConv2d) and m.bias is None for m in model.modules()
-    )
-    assert all(isinstance(norm, nn.BatchNorm2d) != frozen_bn for norm in norms)
-    trained = {p.requires_grad for norm in norms for p in norm.parameters()}
-    assert trained == {not frozen_bn}
-
-
-def test_the_papers_networks_freeze_their_norms_and_those_of_the_small_one_and_v3_train():
-    with torch.device("meta"):
-        trained = [name for name in RESNETS if not build(name).config["frozen_bn"]]
-    assert trained == ["deeplab_v2_small", "deeplab_v3_resnet101", "deeplab_v3_resnet50"]
-
-
-GROUPS = {  # name: factor of the learning rate, share of the weight decay
-    "body_weight": (1, 1),
-    "body_bias": (2, 0),
-    "body_norm": (1, 0),
-    "head_weight": (10, 1),
-    "head_bias": (20, 0),
-    "crf": (1, 0),
-}
-
-
-@pytest.mark.parametrize(
-    ("name", "options", "groups"),
-    [
-        ("deeplab_v1_largefov", {}, "body_weight body_bias head_weight head_bias"),
-        ("deeplab_v2_vgg16", {}, "body_weight body_bias head_weight head_bias"),
-        ("deeplab_v1_7x7", {}, "body_weight body_bias head_weight head_bias"),
-        ("deeplab_v1_msc", {}, "body_weight body_bias head_weight head_bias"),
-        ("deeplab_v2_resnet101", {}, "body_weight head_weight head_bias"),
-        ("deeplab_v2_resnet101_base", {}, "body_weight head_weight head_bias"),
-        ("deeplab_v2_resnet18", {}, "body_weight head_weight head_bias"),
-        ("deeplab_v3_resnet50", {}, "body_weight body_norm head_weight head_bias"),
-        ("deeplab_v3_resnet50", {"frozen_bn": True}, "body_weight head_weight head_bias"),
-        ("deeplab_v2_small", {}, "body_weight body_norm head_weight head_bias"),
-        ("deeplab_v2_small", {"frozen_bn": True}, "body_weight head_weight head_bias"),
-        ("deeplab_v2_vgg16", {"crf": 1}, "body_weight body_bias head_weight head_bias crf"),
-    ],
-)
-def test_param_groups_are_the_papers_with_every_trainable_parameter_once(name, options, groups):
-    if "crf" in options:
-        options = {"crf": SharpenByImage()}
-    with torch.device("meta"):
-        model = build(name, **options)
-    found = model.param_groups(0.5, weight_decay=0.25)
-    assert " ".join(group["name"] for group in found) == groups
-    for group in found:
-        lr_scale, decay = GROUPS[group["name"]]
-        assert group["lr_scale"] == lr_scale
-        assert group["lr"] == 0.5 * lr_scale
-        assert group["weight_decay"] == 0.25 * decay
-        assert ("weight" in group["name"]) == all(p.ndim == 4 for p in group["params"])
-    grouped = [id(parameter) for group in found for parameter in group["params"]]
-    trainable = [id(p) for p in model.parameters() if p.requires_grad]
-    assert sorted(grouped) == sorted(trainable)
-
-
-def test_the_head_groups_hold_the_last_layer_only():
-    with torch.device("meta"):
-        vgg, resnet = build("deeplab_v2_vgg16"), build("deeplab_v2_resnet101")
-    for model, layer in ((vgg, vgg.head.classifier), (resnet, resnet.head.classifier)):
-        groups = {group["name"]: group["params"] for group in model.param_groups(1.0)}
-        assert [id(p) for p in groups["head_weight"]] == [id(layer.weight)]
-        assert [id(p) for p in groups["head_bias"]] == [id(layer.bias)]
-    fc = [vgg.head.fc6.weight, vgg.head.fc7.weight]
-    body = {id(p) for g in vgg.param_groups(1.0) if g["name"] == "body_weight" for p in g["params"]}
-    assert all(id(weight) in body for weight in fc)
-
-
-def test_the_taps_classifiers_are_in_the_head_groups_and_their_convolutions_in_the_body():
-    with torch.device("meta"):
-        model = build("deeplab_v1_msc_largefov")
-    groups = {group["name"]: group["params"] for group in model.param_groups(1.0)}
-    classifiers = [model.head.classifier, *(tap.classifier for tap in model.taps.children())]
-    assert len(classifiers) == 6
-    assert {id(p) for p in groups["head_weight"]} == {id(layer.weight) for layer in classifiers}
-    assert {id(p) for p in groups["head_bias"]} == {id(layer.bias) for layer in classifiers}
-    body = {id(p) for p in groups["body_weight"]}
-    assert all({id(t.conv1.weight), id(t.conv2.weight)} <= body for t in model.taps.children())
-
-
-def test_a_parameter_that_the_user_froze_is_in_no_group(small):
-    small.backbone.conv1.weight.requires_grad_(False)
-    grouped = itertools.chain.from_iterable(group["params"] for group in small.param_groups(0.1))
-    assert all(parameter is not small.backbone.conv1.weight for parameter in grouped)
-
-
 def test_preprocess_puts_the_batch_on_the_models_device(small):
     x = small.preprocess(torch.full((3, 4, 5), 200, dtype=torch.uint8))
     assert x.shape == (1, 3, 4, 5)
@@ -475,62 +275,3 @@ def test_preprocess_puts_the_batch_on_the_models_device(small):
     with torch.device("meta"):
         elsewhere = deeplab_v2_small(2)
     assert elsewhere.preprocess(torch.zeros(3, 4, 5)).device.type == "meta"
-
-
-SHAPES = [(2, 3, 33, 40), (2, 3, 41, 37), (3, 3, 64, 17)]
-
-
-def test_the_whole_model_is_captured_once_for_all_sizes():
-    model = tiny()
-    graphs = []
-
-    def backend(graph, inputs):
-        graphs.append(graph)
-        return graph.forward
-
-    torch._dynamo.reset()
-    compiled = torch.compile(model, fullgraph=True, dynamic=True, backend=backend)
-    with torch.no_grad():
-        for shape in SHAPES:
-            x = torch.randn(shape)
-            torch.testing.assert_close(compiled(x), model(x))
-    assert len(graphs) == 1
-
-
-def test_the_compiled_backward_gives_the_gradients_of_the_model():
-    model = tiny(frozen_bn=False).train()
-    compiled = copy.deepcopy(model)
-    torch._dynamo.reset()
-    x = torch.randn(2, 3, 17, 33)
-    step = torch.compile(compiled, fullgraph=True, dynamic=False, backend="aot_eager")
-    step(x).square().mean().backward()
-    model(x).square().mean().backward()
-    theirs = dict(model.named_parameters())
-    for name, parameter in compiled.named_parameters():
-        torch.testing.assert_close(parameter.grad, theirs[name].grad, msg=name)
-
-
-@pytest.mark.slow
-def test_the_default_compiler_takes_each_kind_of_layer_at_any_size():
-    model = tiny()
-    # One stage of the four: the others add kernels to compile, and nothing new.
-    model.backbone.layer2 = model.backbone.layer3 = model.backbone.layer4 = nn.Identity()
-    model.head = ASPP(16, 3, (2, 3)).eval()
-    torch._dynamo.reset()
-    compiled = torch.compile(model, fullgraph=True, dynamic=True)
-    with torch.no_grad():
-        for shape in SHAPES:
-            x = torch.randn(shape)
-            torch.testing.assert_close(compiled(x), model(x), rtol=1e-4, atol=1e-5)
-
-
-def test_an_exported_program_serves_any_batch_and_size():
-    model = tiny()
-    dynamic = dict.fromkeys((0, 2, 3), torch.export.Dim.DYNAMIC)
-    with torch.no_grad():
-        program = torch.export.export(
-            model, (torch.randn(2, 3, 33, 40),), dynamic_shapes={"x": dynamic}
-        )
-        for shape in [*SHAPES, (1, 3, 9, 320)]:
-            x = torch.randn(shape)
-            torch.testing.assert_close(program.module()(x), model(x))

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from networks import assert_equal, layer_outputs, picture, randomise
 from torch import nn
 
 from deeplab.backbones import VGG16, ResNet
@@ -29,46 +30,9 @@ V3_HEAD = {  # ours: torchvision's, in classifier
 }
 
 
-def randomise(model, seed=0):
-    """He weights; statistics, scales and shifts of every norm away from 0 and 1; no dropout."""
-    generator = torch.Generator().manual_seed(seed)
-    for name, tensor in model.state_dict().items():
-        if tensor.ndim == 4:
-            tensor.normal_(0, (2 / tensor[0].numel()) ** 0.5, generator=generator)
-        elif name.endswith(("running_var", ".weight")):
-            tensor.uniform_(0.5, 1.0, generator=generator)
-        elif tensor.is_floating_point():
-            tensor.normal_(0, 0.1, generator=generator)
-    for module in model.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
-    return model.double().eval()
-
-
-def picture(*shape):
-    return torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-
-
 def stages(model, pool, x):
     """What the pool and the four stages give."""
-    found = []
-    hooks = [
-        getattr(model, name).register_forward_hook(lambda _m, _i, y: found.append(y.clone()))
-        for name in (pool, "layer1", "layer2", "layer3", "layer4")
-    ]
-    with torch.no_grad():
-        model(x)
-    for hook in hooks:
-        hook.remove()
-    return found
-
-
-def assert_equal(found, expected):
-    """Within rounding: float64 sums of at most 2**13 terms in two orders, layer after layer."""
-    for mine, theirs in zip(found, expected, strict=True):
-        assert mine.shape == theirs.shape
-        error = (mine - theirs).abs().max()
-        assert error <= 2**13 * torch.finfo(torch.float64).eps * theirs.abs().max()
+    return list(layer_outputs(model, (pool, "layer1", "layer2", "layer3", "layer4"), x).values())
 
 
 def bottlenecks(torchvision):

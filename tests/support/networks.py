@@ -1,0 +1,82 @@
+"""Networks in small, weights that matter, and what layers give: for tests of deeplab.model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from deeplab.backbones import ResNet
+from deeplab.heads import ASPP, DeepLabV3Head
+from deeplab.network import DeepLab, Head
+from deeplab.styles import Style
+
+SCALES = (1.0, 0.75, 0.5)
+
+
+def tiny(
+    kind: str = "plain", *, frozen_bn: bool = False, crf: Any = None, **options: Any
+) -> DeepLab:
+    """The layout of the small model at width 4 with one block a stage: quick to compile.
+
+    kind: "plain", "msc" (several scales) or "v3".
+    """
+    torch.manual_seed(0)
+    style: Style = "torchvision" if kind == "v3" else "caffe"
+    backbone = ResNet((1, 1, 1, 1), width=4, frozen_bn=frozen_bn, style=style)
+    head: Head = ASPP(128, 3, (2, 3))
+    if kind == "v3":
+        head = DeepLabV3Head(128, 3, (2, 3), frozen_bn=frozen_bn, channels=8)
+    if kind == "msc":
+        options = {"scales": SCALES, **options}
+    config = {"model": "tiny", "num_classes": 3, "style": style, **options}
+    return DeepLab(backbone, head, config=config, crf=crf).eval()
+
+
+def randomise(model: Any, seed: int = 0) -> Any:
+    """In float64 and evaluation: He weights; statistics, scales and shifts of every norm away from
+    0 and 1; no dropout."""
+    generator = torch.Generator().manual_seed(seed)
+    for name, tensor in model.state_dict().items():
+        if tensor.ndim == 4:
+            tensor.normal_(0, (2 / tensor[0].numel()) ** 0.5, generator=generator)
+        elif name.endswith(("running_var", ".weight")):
+            tensor.uniform_(0.5, 1.0, generator=generator)
+        elif tensor.is_floating_point():
+            tensor.normal_(0, 0.1, generator=generator)
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    return model.double().eval()
+
+
+def picture(*shape: int) -> Tensor:
+    """Noise in float64, the same for all."""
+    generator = torch.Generator().manual_seed(1)
+    return torch.randn(shape, dtype=torch.float64, generator=generator)
+
+
+def layer_outputs(model: nn.Module, names: Iterable[str], x: Tensor) -> dict[str, Tensor]:
+    """What the modules of these names give; that of the name "" is the model itself."""
+    found: dict[str, Tensor] = {}
+    hooks = [
+        model.get_submodule(name).register_forward_hook(
+            lambda _module, _inputs, y, name=name: found.__setitem__(name, y.clone())
+        )
+        for name in names
+    ]
+    with torch.no_grad():
+        model(x)
+    for hook in hooks:
+        hook.remove()
+    return found
+
+
+def assert_equal(found: Iterable[Tensor], expected: Iterable[Tensor]) -> None:
+    """Within rounding: float64 sums of at most 2**13 terms in two orders, layer after layer."""
+    for mine, theirs in zip(found, expected, strict=True):
+        assert mine.shape == theirs.shape
+        error = (mine - theirs).abs().max()
+        assert error <= 2**13 * torch.finfo(torch.float64).eps * theirs.abs().max()
