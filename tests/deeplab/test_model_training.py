@@ -202,8 +202,8 @@ def test_cross_entropy_trains_through_the_crf_layer():
 def test_network_and_a_learnable_crf_train_together():
     model = tiny(frozen_bn=True, crf=DenseCRF(3, iterations=2, learnable=True)).train()
     image = torch.randint(256, (1, 3, 17, 20), dtype=torch.uint8)
-    x, labels = model.preprocess(image), torch.randint(3, (1, 17, 20))
-    optimizer = torch.optim.SGD(model.param_groups(1e-5))
+    x, labels = torch.randn(1, 3, 17, 20), torch.randint(3, (1, 17, 20))
+    optimizer = torch.optim.SGD(model.param_groups(1e-4))
     assert optimizer.param_groups[-1]["name"] == "crf"
     before = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
     losses = []
