@@ -199,7 +199,7 @@ def from_caffe(layers: Mapping[str, list[Tensor]]) -> Translated:
     biases: dict[str, Tensor] = {}
     branches: dict[str, dict[int, Tensor]] = {}
     for name, blobs in layers.items():
-        if "res05" in name or "res075" in name:
+        if _caffe_copy(name):
             found.dropped[name] = "the same weights for another scale"
         elif (norm := _caffe_norm(name)) is not None:
             _keep_norm(found, name, norm, blobs)
@@ -225,6 +225,11 @@ def from_caffe(layers: Mapping[str, list[Tensor]]) -> Translated:
         else:
             found.unknown.append(f"{layer_norm} (a bias without a batch normalisation of its size)")
     return found
+
+
+def _caffe_copy(name: str) -> bool:
+    """Whether the layer is one of the copies with which Caffe sees other scales (MSC)."""
+    return "res05" in name or "res075" in name
 
 
 def _caffe_norm(name: str) -> str | None:
@@ -267,6 +272,8 @@ def caffe_window(name: str) -> tuple[str, int] | None:
     None for the others, the taps of MSc among them: their strides are 8 and 4 in Caffe's training
     network and 1 in its test network, for the same weights.
     """
+    if _caffe_copy(name):
+        return None
     if (layer := _caffe_resnet(name)) is not None:
         return layer[0], 0
     if re.fullmatch(r"conv[1-5]_[1-3]|pool[1-5]|pool5a", name):

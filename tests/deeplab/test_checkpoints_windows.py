@@ -100,6 +100,21 @@ def test_a_network_that_moves_otherwise_is_refused_with_both_values(path, name, 
     assert said in str(caught.value)
 
 
+def test_copies_for_other_scales_hide_no_difference(path):
+    """Of the released network of three scales each layer comes three times."""
+    once = RELEASED["deeplab_v2_resnet50"]
+    copies = {}
+    for name, window in once.items():
+        for scale in ("res05", "res075"):
+            at = name.find("_c") if name.startswith("fc1") else len(name)
+            copies[f"{name[:at]}_{scale}{name[at:]}"] = window
+    assert "fc1_voc12_res05_c0" in copies
+    assert "res5c_branch2b_res075" in copies
+    check(path, "deeplab_v2_resnet50", once | copies)
+    with pytest.raises(InputError, match="fc1_voc12_c0 has rate 3 instead of 6;"):
+        check(path, "deeplab_v2_resnet50", once | copies | {"fc1_voc12_c0": (3, 1, 3, 3)})
+
+
 def test_the_authors_network_of_2x2_poolings_is_not_taken_for_ours(path):
     """The first of DeepLab v1, whose map lies beside that of the others by a pixel."""
     pools = {f"pool{i}": (2, 2 if i < 4 else 1, int(i < 4), 1) for i in range(1, 5)}

@@ -6,7 +6,6 @@ other ports from their module classes, so that a slip in deeplab.weights is not 
 
 from __future__ import annotations
 
-import struct
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -43,8 +42,7 @@ def field(number: int, content: bytes) -> bytes:
 
 def blob(tensor: Tensor, old: bool) -> bytes:
     """BlobProto: with a BlobShape, or with the four sizes of files before 2014-12."""
-    values = tensor.flatten().tolist()
-    data = field(5, struct.pack(f"<{len(values)}f", *values))
+    data = field(5, tensor.detach().contiguous().numpy().astype("<f4").tobytes())
     if not old:
         return data + field(7, field(1, b"".join(varint(n) for n in tensor.shape)))
     sizes = [1] * (4 - tensor.ndim) + list(tensor.shape)
