@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections.abc import Sequence
@@ -25,6 +26,10 @@ if TYPE_CHECKING:
 
     from deeplab.engine.logit_cache import LogitCache
     from deeplab.engine.tune_crf import Point, Result, Space, Tuner, Tuning
+
+
+FOLDS = 5
+MOST = 10_000  # settings of a coarse grid: more are a slip, or would take weeks
 
 
 class Search(StrEnum):
@@ -67,7 +72,7 @@ def tune_crf(
             metavar="DIR",
             help="Folder for crf.toml, heatmap.png, results.jsonl (to resume from) and logits.",
         ),
-    ] = Path("crf"),
+    ] = Path("out/crf"),
     cache: Annotated[
         Path | None,
         typer.Option(
@@ -101,7 +106,14 @@ def tune_crf(
             metavar="N", rich_help_panel="What is tried", help="With tpe: how many settings."
         ),
     ] = 60,
-    folds: Annotated[int, typer.Option(metavar="K", help="Parts of the cross-validation.")] = 5,
+    folds: Annotated[
+        int | None,
+        typer.Option(
+            metavar="K",
+            help="Parts of the cross-validation.",
+            show_default="5, or the number of pictures where there are fewer",
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option(metavar="N", help="Of the drawn pictures, and of tpe.")] = 0,
     device: options.Device = "auto",
     iterations: options.Iterations = None,
@@ -114,8 +126,11 @@ def tune_crf(
     and widths of the appearance kernel is then scored on all of them. The smoothness kernel stays
     at 3 / 3 pixels and the iterations at 10, unless told otherwise.
 
-    Besides the best settings it tells the held-out score: each fold scored with the setting that is
-    best on the others. If it is well below the best score, more pictures are needed.
+    Besides the best settings it tells the held-out score: for each fold the search is made again
+    without its pictures, and the fold scored with what that search chose. If it is well below the
+    best score, more pictures are needed. The coarse grid serves all these searches; finer rounds of
+    at most 26 settings cost more where a search looks elsewhere, and with tpe each has trials of
+    its own after the first ten.
 
     Every result is on disk before the next setting starts: the same command goes on after Ctrl-C
     or a crash, and with more --rounds or --trials it adds to what is there.
@@ -139,6 +154,11 @@ def tune_crf(
         axis("--bilateral-sigma-xy", bilateral_sigma_xy),
         axis("--bilateral-sigma-rgb", bilateral_sigma_rgb),
     )
+    if (settings := math.prod(len(values) for values in space.axes())) > MOST:
+        raise InputError(
+            f"--bilateral-...: {settings} settings, expected at most {MOST}; take larger steps, "
+            "finer ones follow around the best (--rounds)"
+        )
     fixed = CRFSettings().changed(
         {
             "iterations": iterations,
@@ -148,7 +168,7 @@ def tune_crf(
     )
     for name, value, least in (
         ("--images", images, 2),
-        ("--folds", folds, 2),
+        ("--folds", FOLDS if folds is None else folds, 2),
         ("--rounds", rounds, 0),
         ("--trials", trials, 1),
         ("--seed", seed, 0),
@@ -159,8 +179,13 @@ def tune_crf(
     scenes = images if data == "scenes" else None
     pictures, split = open_data(data, root, split, data_options, scenes, usual="val")
     indices = draw(len(pictures), images, seed)
-    if folds > len(indices):
+    if len(indices) < 2:
+        raise InputError(f"{pictures.name}: a single picture; cross-validation needs at least 2")
+    if folds is not None and folds > len(indices):
         raise InputError(f"--folds {folds}: there are only {len(indices)} pictures; take fewer")
+    parts = folds or min(FOLDS, len(indices))
+    if folds is None and parts < FOLDS:
+        typer.echo(f"Note: {len(indices)} pictures: {parts} folds instead of {FOLDS}", err=True)
     network, metadata = load_network(weights, model, classes)
     class_names(network, pictures, metadata, weights)
     outputs.check_writable(out)
@@ -171,9 +196,9 @@ def tune_crf(
     except FloatingPointError as error:
         raise InputError(f"{weights or 'the shipped weights'}: {error}") from error
     chance = {"seed": seed} if search is Search.tpe else {}
-    about = log_identity(name, logits.identity(), fixed, search.value, space, folds=folds, **chance)
+    about = log_identity(name, logits.identity(), fixed, search.value, space, folds=parts, **chance)
     log = Log(out / "results.jsonl", about)
-    tuner = Tuner(logits, network.num_classes, fixed, log, folds=folds, device=where)
+    tuner = Tuner(logits, network.num_classes, fixed, log, folds=parts, device=where)
     if log.results:
         typer.echo(f"Note: {len(log.results)} settings are known from {log.path}", err=True)
     with errors_of(pictures.name):
@@ -220,30 +245,27 @@ def _fill(logits: LogitCache) -> None:
 def _search(
     tuner: Tuner, space: Space, search: Search, rounds: int, trials: int, seed: int
 ) -> None:
-    count = len(tuner.pictures)
-    seconds: float | None = None
+    from deeplab.engine.tune_crf import RANDOM
+
+    count, seconds = len(tuner.pictures), 0.0
     with _bar() as bar:
         task = bar.add_task("tuning", total=0)
         tuner.on_picture = lambda: bar.advance(task)
         if search is Search.grid:
-            for k, waiting in enumerate(tuner.grid(space, rounds)):
-                if waiting and seconds is None:
-                    seconds = _seconds_of_one(tuner, waiting[0])
-                bar.update(
-                    task,
-                    description="coarse" if k == 0 else f"finer, {k} of {rounds}",
-                    completed=0,
-                    total=len(waiting) * count,
-                )
-                if waiting:
-                    _tell(bar, len(waiting), count, seconds or 0, rounds - k)
-            return
-        waiting_count = max(0, trials - len(tuner.log.results))
-        if waiting_count:
-            _tell(bar, waiting_count, count, _seconds_of_one(tuner, space.grid()[0]), 0)
-        bar.update(task, total=waiting_count * count)
-        for _ in tuner.tpe(space, trials, seed):
-            pass
+            stages = tuner.grid(space, rounds)
+        else:
+            stages = tuner.tpe(space, trials, seed)
+            most = trials + tuner.folds * max(0, trials - RANDOM) - len(tuner.log.results)
+            if most > 0:
+                seconds = _seconds_of_one(tuner, space.grid()[0])
+                what = f"at most {most} settings, {trials} in each search"
+                _tell(bar, what, most, count, seconds)
+        for stage in stages:
+            waiting = len(stage.waiting)
+            bar.update(task, description=stage.name, completed=0, total=waiting * count)
+            if waiting and search is Search.grid:
+                seconds = seconds or _seconds_of_one(tuner, stage.waiting[0])
+                _tell(bar, f"{stage.name}: {waiting} settings", waiting, count, seconds)
 
 
 def _seconds_of_one(tuner: Tuner, point: Point) -> float:
@@ -261,12 +283,10 @@ def _seconds_of_one(tuner: Tuner, point: Point) -> float:
     return taken
 
 
-def _tell(bar: Progress, settings: int, pictures: int, seconds: float, rounds: int) -> None:
+def _tell(bar: Progress, what: str, settings: int, pictures: int, seconds: float) -> None:
     minutes = settings * pictures * seconds / 60
-    more = f", and {rounds} finer rounds of at most 26 settings after that" if rounds else ""
     bar.console.print(
-        f"Note: {settings} settings x {pictures} pictures x {seconds:.2f} s: about {minutes:.1f} "
-        f"minutes{more}",
+        f"Note: {what}, {pictures} pictures, {seconds:.2f} s each: about {minutes:.1f} minutes",
         soft_wrap=True,
         highlight=False,
     )

@@ -50,7 +50,8 @@ class LogitCache:
 
     What is there already is used after a check; `fill` computes the rest.
 
-    Raises InputError: the folder holds the logits of another network or of other pictures.
+    Raises InputError: the folder holds the logits of another network or of other pictures, or files
+    of which nothing tells.
     """
 
     def __init__(
@@ -72,6 +73,11 @@ class LogitCache:
         outputs.check_writable(folder)
         stored = _read_json(folder / "cache.json")
         if stored is None:
+            if any(folder.glob("*.npz")):
+                raise InputError(
+                    f"{folder}: holds .npz files and no cache.json that says whose logits they "
+                    "are; remove the folder, or choose another --cache"
+                )
             outputs.write_text(folder / "cache.json", json.dumps(self.about) + "\n")
         else:
             _refuse_difference(folder, stored, self.about)

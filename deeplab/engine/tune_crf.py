@@ -7,9 +7,11 @@ w2 and sigma_gamma stay as they are (3 and 3 in the papers). "grid" is the paper
 fine: all settings of a grid first, then in each round those half a step around the best so far,
 half of that, ... "tpe" lets optuna's tree-structured Parzen estimator propose settings.
 
-Each setting is scored with one confusion matrix a fold. The *held-out* score takes for each fold
-the setting that is best on the others and counts that fold with it: how far the best score is owed
-to the choice among many settings shows in how far the held-out score is below it.
+Each setting is scored with one confusion matrix a fold. The search over all pictures gives the
+settings to use. The *held-out* score tells how far their score is owed to the choice among many:
+the whole search, finer rounds too, is made again for each fold without that fold's pictures, and
+the fold counts with what that search chose. The searches share their results, so that the coarse
+grid is scored once, and a finer one only where no other search has been.
 
 Every result is a line of a JSONL file, written before the next setting starts; a run that was
 stopped goes on from there. Sources: DeepLab v1, section 5.1; v2, section 4; Akiba et al., "Optuna",
@@ -42,6 +44,8 @@ TUNED = ("bilateral_weight", "bilateral_sigma_xy", "bilateral_sigma_rgb")
 
 Point = tuple[float, float, float]  # values of TUNED
 OnPicture = Callable[[], None]
+
+RANDOM = 10  # trials before optuna learns from results
 
 
 class Pictures(Protocol):
@@ -97,10 +101,25 @@ class Result:
 
 
 @dataclass(frozen=True)
+class Stage:
+    """A part of a search: its name, and the settings that are not scored yet."""
+
+    name: str
+    waiting: list[Point]
+
+
+@dataclass(frozen=True)
 class Tuning:
-    """What a search found: `results`, best first, and the folds of the network `alone`."""
+    """What a search found.
+
+    Attributes:
+        results: of the search over all pictures, best first.
+        choices: for each fold what the search without its pictures chose.
+        alone: the network without a CRF.
+    """
 
     results: list[Result]
+    choices: list[Result]
     alone: Result
 
     @property
@@ -117,13 +136,8 @@ class Tuning:
         return float(np.mean(scores)), float(np.std(scores))
 
     def held_out(self) -> float:
-        """mIoU of each fold with the setting that is best on the others, in one matrix."""
-        count = len(self.best.folds)
-        total = np.zeros_like(self.best.folds[0])
-        for fold in range(count):
-            others = [k for k in range(count) if k != fold]
-            total += max(self.results, key=lambda r: r.miou(others)).folds[fold]
-        return miou_of(total)
+        """mIoU of each fold with the setting that was chosen without it, in one matrix."""
+        return miou_of(sum(choice.folds[k] for k, choice in enumerate(self.choices)))
 
 
 def miou_of(matrix: Any) -> float:
@@ -209,6 +223,8 @@ class Tuner:
         folds: 2 up to the number of pictures; picture i is in fold i % folds.
         device: where the CRF runs.
         on_picture: called after every picture of a setting.
+
+    Raises InputError for a wrong number of folds, and a fold without a labelled pixel.
     """
 
     def __init__(
@@ -230,6 +246,8 @@ class Tuner:
         self.log, self.folds, self.device = log, folds, torch.device(device)
         self.on_picture = on_picture or (lambda: None)
         self.scored = 0  # settings, in this run
+        self.tried: dict[int | None, list[Point]] = {}  # by the fold that a search does without
+        self.alone = self._alone()
 
     def settings(self, point: Point) -> CRFSettings:
         """The CRF settings of a point."""
@@ -243,30 +261,31 @@ class Tuner:
             self.scored += 1
         return Result(point, self.log.results[point])
 
-    def alone(self) -> Result:
-        """The network without a CRF."""
-        return Result((0.0, 0.0, 0.0), self._confusion(None))
+    def grid(self, space: Space, rounds: int = 2) -> Iterator[Stage]:
+        """The coarse grid, then `rounds` finer ones of each search; yields each before it starts.
 
-    def grid(self, space: Space, rounds: int = 2) -> Iterator[list[Point]]:
-        """The coarse grid and `rounds` finer ones; yields the settings of each before it starts.
-
-        Each round looks half a step of the round before around the best setting so far.
+        Each round looks half a step of the round before around the best setting of its search.
         """
-        tried = space.grid()
-        yield self._unknown(tried)
-        results = [self.score(point) for point in tried]
-        for k in range(1, rounds + 1):
-            best = max(results, key=Result.miou).point
-            finer = [p for p in space.around(best, 0.5**k) if p not in tried]
-            yield self._unknown(finer)
-            results += [self.score(point) for point in finer]
-            tried += finer
+        coarse = space.grid()
+        yield Stage("coarse", self._unknown(coarse))
+        for point in coarse:
+            self.score(point)
+        for without in self._searches():
+            tried = self.tried[without] = list(coarse)
+            for k in range(1, rounds + 1):
+                best = self._best(without).point
+                finer = [p for p in space.around(best, 0.5**k) if p not in tried]
+                yield Stage(f"finer, {k} of {rounds}{_said(without)}", self._unknown(finer))
+                for point in finer:
+                    self.score(point)
+                tried += finer
 
-    def tpe(self, space: Space, trials: int, seed: int = 0) -> Iterator[list[Point]]:
-        """`trials` settings between the ends of the space, that optuna proposes one by one.
+    def tpe(self, space: Space, trials: int, seed: int = 0) -> Iterator[Stage]:
+        """`trials` settings of each search between the ends of the space, that optuna proposes.
 
-        Trial k depends on the seed, k and the results before it alone, so that a resumed search
-        goes on as if it had not been stopped. Yields an empty list before each trial.
+        The first `RANDOM` are drawn at random, the same ones for each search. Trial k depends on
+        the seed, k and the results of its search alone, so that a resumed search goes on as if it
+        had not been stopped. Yields each trial before it starts.
         """
         optuna = _optuna()
         axes = space.axes()
@@ -274,21 +293,49 @@ class Tuner:
             name: optuna.distributions.FloatDistribution(axis[0], axis[-1])
             for name, axis in zip(TUNED, axes, strict=True)
         }
-        study = optuna.create_study(direction="maximize")
-        for k in range(trials):
-            study.sampler = optuna.samplers.TPESampler(seed=seed + k)
-            yield []
-            trial = study.ask(distributions)
-            w, xy, rgb = (_rounded(trial.params[name]) for name in TUNED)
-            study.tell(trial, self.score((w, xy, rgb)).miou())
+        for without in self._searches():
+            tried = self.tried[without] = []
+            study = optuna.create_study(direction="maximize")
+            for k in range(trials):
+                study.sampler = optuna.samplers.TPESampler(seed=seed + k, n_startup_trials=RANDOM)
+                trial = study.ask(distributions)
+                w, xy, rgb = (_rounded(trial.params[name]) for name in TUNED)
+                tried.append((w, xy, rgb))
+                yield Stage(f"trial {k + 1} of {trials}{_said(without)}", self._unknown(tried[-1:]))
+                study.tell(trial, self.score(tried[-1]).miou(self._seen(without)))
 
     def tuning(self) -> Tuning:
-        """All results of the log, best first; the earlier of equals first."""
-        results = [Result(point, folds) for point, folds in self.log.results.items()]
-        return Tuning(sorted(results, key=lambda r: -r.miou()), self.alone())
+        """What `grid` or `tpe` found, once it is at its end; the earlier of equals first."""
+        results = [self.score(point) for point in self.tried[None]]
+        choices = [self._best(fold) for fold in range(self.folds)]
+        return Tuning(sorted(results, key=lambda r: -r.miou()), choices, self.alone)
+
+    def _searches(self) -> list[int | None]:
+        """The search over all pictures, and for each fold the one without its pictures."""
+        return [None, *range(self.folds)]
+
+    def _seen(self, without: int | None) -> list[int]:
+        """The folds that a search looks at."""
+        return [fold for fold in range(self.folds) if fold != without]
+
+    def _best(self, without: int | None) -> Result:
+        """The best of what a search has tried, in its own eyes; the first of equals."""
+        seen = self._seen(without)
+        return max((self.score(p) for p in self.tried[without]), key=lambda r: r.miou(seen))
 
     def _unknown(self, points: Sequence[Point]) -> list[Point]:
         return [point for point in points if point not in self.log.results]
+
+    def _alone(self) -> Result:
+        """The network without a CRF; InputError where a fold has no labelled pixel."""
+        result = Result((0.0, 0.0, 0.0), self._confusion(None))
+        for fold, matrix in enumerate(result.folds):
+            if not matrix.any():
+                raise InputError(
+                    f"fold {fold + 1} of {self.folds}: none of its pixels is labelled; take more "
+                    "pictures, or fewer folds"
+                )
+        return result
 
     def _confusion(self, layer: Callable[[Tensor, Tensor], Tensor] | None) -> np.ndarray:
         """Counts of each fold, int64 `[folds, C, C]`."""
@@ -352,6 +399,10 @@ def heat_map(results: Sequence[Result]) -> tuple[list[float], list[float], np.nd
     rows, columns = sorted({xy for xy, _ in shown}), sorted({rgb for _, rgb in shown})
     values = [[shown.get((xy, rgb), math.nan) for rgb in columns] for xy in rows]
     return rows, columns, np.array(values)
+
+
+def _said(without: int | None) -> str:
+    return "" if without is None else f", without fold {without + 1}"
 
 
 @contextmanager

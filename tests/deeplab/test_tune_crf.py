@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ from deeplab.cli.tune_crf import axis, draw
 from deeplab.data.scenes import CLASSES, VALIDATION_START, ScenesDataset
 from deeplab.engine.logit_cache import Cached, LogitCache
 from deeplab.engine.refine import CRFSettings
-from deeplab.engine.tune_crf import Log, Result, Space, Tuner, Tuning, heat_map, miou_of
+from deeplab.engine.tune_crf import RANDOM, Log, Result, Space, Tuner, Tuning, heat_map, miou_of
 from deeplab.errors import InputError
 from deeplab.model import deeplab_v2_small
 from deeplab.weights import save_weights
@@ -86,8 +87,10 @@ def test_tpe_closes_in_on_the_planted_settings_and_resumes_as_if_never_stopped(t
     list(tuner(path).tpe(SPACE, 12, seed=1))
     rest = tuner(path)
     list(rest.tpe(SPACE, 60, seed=1))
-    assert rest.scored == 48
-    assert path.read_text() == (tmp_path / "whole.jsonl").read_text()
+    assert rest.tried == whole.tried
+    assert rest.tuning() == whole.tuning()
+    found, expected = (sorted(p.read_text().splitlines()) for p in (path, whole.log.path))
+    assert found == expected
 
 
 def test_scores_are_those_of_an_independent_count_over_all_pictures(tmp_path):
@@ -172,18 +175,63 @@ def test_results_of_another_tuning_are_refused_and_the_difference_named(tmp_path
         Log(path, {"data": "a"})
 
 
-def test_held_out_score_counts_each_fold_with_the_best_of_the_others():
+def test_held_out_score_counts_each_fold_with_the_setting_chosen_without_it():
     def result(weight, *right):
         """Two classes, ten pixels a class and fold, so many of them right."""
         folds = [[[n, 10 - n], [10 - n, n]] for n in right]
         return Result((weight, 1.0, 1.0), np.array(folds))
 
     a, b = result(1.0, 10, 2, 9), result(2.0, 5, 8, 9)
-    tuning = Tuning([b, a], a)
-    # best without fold 0: b (8 + 9); without fold 1: a (10 + 9); without fold 2: b (5 + 8 > 10 + 2)
+    tuning = Tuning([b, a], [b, a, b], a)
     expected = miou_of(b.folds[0] + a.folds[1] + b.folds[2])
     assert tuning.held_out() == expected
     assert expected < tuning.best.miou()
+
+
+def of_two_kinds(held_out):
+    """Four pictures; those of fold 0 and those of fold 1 have truths of different settings."""
+    first, second = planted(held_out, 4), planted((5.0, 10.0, 15.0), 4)
+    return [first[0], second[1], first[2], second[3]]
+
+
+@pytest.mark.parametrize("kind", ["grid", "tpe"])
+def test_no_step_of_the_search_without_a_fold_depends_on_its_pictures(tmp_path, kind):
+    if kind == "tpe":
+        pytest.importorskip("optuna", reason="optuna is not installed")
+    runs = []
+    for k, held_out in enumerate([(2.0, 4.0, 6.0), (6.0, 4.0, 18.0)]):
+        found = tuner(tmp_path / f"{k}.jsonl", of_two_kinds(held_out))
+        for _ in found.grid(SPACE, 1) if kind == "grid" else found.tpe(SPACE, 20):
+            pass
+        runs.append((found.tried, found.tuning()))
+    (first, one), (second, other) = runs
+    assert first[0] == second[0]
+    assert one.choices[0] == other.choices[0]
+    assert first[1] != second[1]  # which sees those pictures alone
+    assert first[None] != second[None]
+    assert one.held_out() < one.best.miou()
+
+
+def test_the_searches_of_tpe_share_the_trials_at_random(tmp_path):
+    pytest.importorskip("optuna", reason="optuna is not installed")
+    found = tuner(tmp_path / "r.jsonl", of_two_kinds((2.0, 4.0, 6.0)))
+    list(found.tpe(SPACE, 20))
+    whole, first, second = found.tried.values()
+    assert whole[:RANDOM] == first[:RANDOM] == second[:RANDOM]
+    assert first[RANDOM:] != second[RANDOM:]
+
+
+def test_searches_share_what_they_score(tmp_path):
+    found = tuner(tmp_path / "r.jsonl", of_two_kinds((2.0, 4.0, 6.0)))
+    waiting = [stage.waiting for stage in found.grid(SPACE, rounds=2)]
+    assert len(waiting) == 1 + 3 * 2
+    assert waiting[0] == SPACE.grid()
+    scored = [point for stage in waiting for point in stage]
+    assert found.scored == len(scored) == len(set(scored))
+    assert set(scored) == {point for tried in found.tried.values() for point in tried}
+    again = tuner(tmp_path / "r.jsonl", of_two_kinds((2.0, 4.0, 6.0)))
+    assert not any(stage.waiting for stage in again.grid(SPACE, rounds=2))
+    assert again.tuning() == found.tuning()
 
 
 def test_heat_map_is_the_plane_of_the_best_weight():
@@ -206,6 +254,13 @@ def test_folds_that_do_not_fit_the_pictures_are_refused(tmp_path):
     for folds in (1, 3):
         with pytest.raises(InputError, match=f"folds: expected 2 up to .* 2, got {folds}"):
             tuner(tmp_path / "r.jsonl", folds=folds)
+
+
+def test_a_fold_without_a_labelled_pixel_is_refused_before_any_setting_is_scored(tmp_path):
+    pictures = planted()
+    pictures[1] = replace(pictures[1], labels=torch.full((24, 30), 255))
+    with pytest.raises(InputError, match="fold 2 of 2: none of its pixels is labelled"):
+        tuner(tmp_path / "r.jsonl", pictures)
 
 
 # The cache of logits
@@ -274,6 +329,9 @@ def test_stale_caches_are_refused_and_the_difference_named(tmp_path, model):
         filled(tmp_path / "c", model)
     (tmp_path / "c" / "00001.npz").unlink()
     assert filled(tmp_path / "c", model)[1] == [False, True]
+    (tmp_path / "c" / "cache.json").unlink()
+    with pytest.raises(InputError, match=r"no cache\.json that says whose logits they are"):
+        filled(tmp_path / "c", other)
 
 
 # The command
@@ -329,7 +387,7 @@ def test_the_command_writes_settings_heat_map_and_results_and_goes_on(tmp_path, 
     values += ["--bilateral-sigma-rgb", "5,10", "--data-option", "size=49"]
     result = run("tune-crf", *options, *values, "--rounds", 0)
     assert result.exit_code == 0, result.output
-    assert "Note: 4 settings x 2 pictures x" in result.stderr
+    assert "Note: coarse: 4 settings, 2 pictures, " in result.stderr
     assert re.search(r"mIoU [\d.]+ without the CRF, [\d.]+ with the best", result.stdout)
     assert "held out" in result.stdout
     lines = (out / "results.jsonl").read_text().splitlines()
@@ -354,7 +412,9 @@ def test_the_command_refuses_what_makes_no_sense(tmp_path, weights):
     out = ["--out", tmp_path / "crf"]
     for message, *options in (
         ("--images: expected at least 2, got 1", "--images", 1),
-        ("--folds 5: there are only 3 pictures", "--images", 3),
+        ("--folds 5: there are only 3 pictures", "--images", 3, "--folds", 5),
+        ("--folds: expected at least 2, got 0", "--folds", 0),
+        ("14400 settings, expected at most 10000", "--bilateral-sigma-xy", "1:1:900"),
         ("--bilateral-sigma-rgb x: expected LOW:STEP:HIGH", "--bilateral-sigma-rgb", "x"),
         ("no data set 'none'", "--data", "none", "--root", tmp_path),
         ("voc2012: a folder is needed", "--data", "voc2012"),
@@ -367,6 +427,17 @@ def test_the_command_refuses_what_makes_no_sense(tmp_path, weights):
         assert message in result.stderr
         assert len(result.stderr.splitlines()) == 1
     assert not (tmp_path / "crf").exists()
+
+
+def test_fewer_pictures_than_folds_make_fewer_folds_and_it_is_said(tmp_path, weights):
+    out = tmp_path / "crf"
+    options = ["--weights", weights, "--images", 3, "--out", out, "--iterations", 1]
+    options += ["--data-option", "size=33", "--rounds", 0, "--bilateral-weight", 3]
+    options += ["--bilateral-sigma-xy", 20, "--bilateral-sigma-rgb", "5,10"]
+    result = run("tune-crf", *options)
+    assert result.exit_code == 0, result.output
+    assert "Note: 3 pictures: 3 folds instead of 5" in result.stderr
+    assert "over 3 folds" in result.stdout
 
 
 def test_the_default_pictures_are_not_those_of_the_test(tmp_path, weights, monkeypatch):
