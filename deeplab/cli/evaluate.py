@@ -81,7 +81,7 @@ def evaluate(
         ),
     ] = Absent.skip,
     trimap: Annotated[
-        str | None,
+        Path | None,
         typer.Option(
             metavar="FILE",
             help="Write the trimap curve: FILE.csv and, with matplotlib, FILE.png.",
@@ -163,19 +163,19 @@ def evaluate(
     from deeplab.engine.training.distributed import processes
 
     views = options.view_scales(scales)
-    widths = _widths(trimap_widths) if trimap else ()
-    if not score and submission is None:
-        raise InputError("--no-score: leaves nothing to do; give --submission DIR too")
+    widths = () if trimap is None else _widths(trimap_widths)
+    if not score:
+        _check_without_scores(submission, trimap, out, save_confusion)
     pictures, split = open_data(data, root, split, data_options, scenes, usual="test")
     torch_device(device)  # refuses unknown names
     network, metadata = load_network(weights, model, classes)
     names = class_names(network, pictures, metadata, weights)
     settings = options.chosen_settings(ctx, crf_file, stored_settings(weights, metadata))
-    curve = None if trimap is None else Path(trimap).with_suffix(".csv")
+    curve = None if trimap is None else _curve_file(trimap)
     for file in (out, save_confusion, curve):
         if file is not None:
             outputs.check_writable_file(file)
-    if curve is not None and Path(trimap or "").suffix == ".png":
+    if curve is not None and trimap is not None and trimap.suffix == ".png":
         require_matplotlib()
     packed = None
     if submission is not None:
@@ -264,6 +264,22 @@ def _predict_all(
             image = pictures.image(index)
             with errors_of(pictures.file(index)):
                 write(index, predict(network, image, layer, scales=scales, flip=flip).labels)
+
+
+def _check_without_scores(submission: Path | None, *scores: Path | None) -> None:
+    if submission is None:
+        raise InputError("--no-score: leaves nothing to do; give --submission DIR too")
+    given = zip(("--trimap", "--out", "--save-confusion"), scores, strict=True)
+    if unused := [name for name, file in given if file is not None]:
+        raise InputError(f"--no-score: leaves nothing for {', '.join(unused)}; leave it out")
+
+
+def _curve_file(path: Path) -> Path:
+    """The CSV file, whether its name is given, that of the plot beside it, or neither's suffix."""
+    if not path.name:
+        raise InputError(f"--trimap {path}: expected the name of a file, such as curve.csv")
+    known = path.suffix in (".csv", ".png")
+    return path.with_name(f"{path.stem if known else path.name}.csv")
 
 
 def _widths(text: str) -> tuple[int, ...]:

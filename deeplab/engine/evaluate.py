@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -24,8 +24,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
-from deeplab.engine.predict import as_rgb, check_scales, network_scores
+from deeplab.engine.predict import as_rgb, check_scales, enough_memory, network_scores
 from deeplab.engine.trimap import Around, TrimapCurve, TrimapTally
+from deeplab.errors import InputError
 from deeplab.metrics import Absent, ConfusionMatrix
 from deeplab.model import DeepLab
 
@@ -109,8 +110,8 @@ def evaluate(
             or the class "boundary".
         scales, flip: the views of a picture whose probabilities are averaged, see
             ``deeplab.engine.predict.network_scores``.
-        on_prediction: called with the index of each picture and its labels [H, W], uint8 (the
-            CRF's where there is one).
+        on_prediction: called with the index of each picture and its labels [H, W], uint8, or int64
+            above 256 classes (the CRF's where there is one).
         shard: with several processes of torch.distributed, each evaluates its share of the pictures
             (dataset[rank::world]) and all get the scores of the whole set; every process must call.
         progress: show a progress bar, on standard error; with shard, in the first process only.
@@ -118,6 +119,8 @@ def evaluate(
     Raises:
         ValueError: an empty data set, a model with its own CRF, a wrong number of class names,
             widths or scales without sense.
+        InputError: labels of another size than the picture or outside the classes; a set without
+            a labelled pixel; memory that is not enough. It names the picture by its number.
         FloatingPointError: the network gives NaN or Inf.
     """
     names = [str(i) for i in range(model.num_classes)] if class_names is None else list(class_names)
@@ -130,6 +133,7 @@ def evaluate(
 
     network, refined = tally(), None if crf is None else tally()
     device = next(model.parameters()).device
+    dtype = np.uint8 if len(names) <= 256 else np.int64
     rank, world = _process() if shard else (0, 1)
     mine = range(rank, len(dataset), world)
     bar = progress_bar() if progress and rank == 0 else None
@@ -137,20 +141,29 @@ def evaluate(
         task = bar.add_task("evaluate", total=len(mine)) if bar is not None else None
         for index in mine:
             image, labels = (np.asarray(part) for part in dataset[index])
-            truth = torch.from_numpy(labels.astype(np.int64))
-            logits = network_scores(model, image, scales, flip)
-            require_finite(logits, index)
-            predicted = network.add(truth, logits)
-            if crf is not None and refined is not None:
-                predicted = refined.add(truth, crf(logits, as_rgb(image).to(device)))
+            with (
+                _named(index, labels, image),
+                enough_memory(model, image, scales, flip, refines=crf is not None),
+            ):
+                truth = torch.from_numpy(labels.astype(np.int64))
+                logits = network_scores(model, image, scales, flip)
+                require_finite(logits, index)
+                predicted = network.add(truth, logits)
+                if crf is not None and refined is not None:
+                    predicted = refined.add(truth, crf(logits, as_rgb(image).to(device)))
             if on_prediction is not None:
-                on_prediction(index, predicted.numpy().astype(np.uint8))
+                on_prediction(index, predicted.numpy().astype(dtype))
             if bar is not None and task is not None:
                 bar.advance(task)
     tallies = {"network": network} | ({} if refined is None else {"crf": refined})
     for one in tallies.values():
         if shard:
             one.all_reduce()
+    if not network.all.matrix.any():
+        raise InputError(
+            f"none of the {len(dataset)} pictures has a labelled pixel (all are {ignore}), so that "
+            "there is nothing to score; check the labels"
+        )
     return Evaluation(
         images=len(dataset),
         band=band,
@@ -159,6 +172,19 @@ def evaluate(
         trimap={k: v.curve.curve() for k, v in tallies.items() if v.curve} or None,
         confusion={name: one.all for name, one in tallies.items()},
     )
+
+
+@contextmanager
+def _named(index: int, labels: np.ndarray, image: np.ndarray) -> Iterator[None]:
+    """What is wrong with a picture, with its number."""
+    try:
+        if labels.shape != image.shape[:2]:
+            raise ValueError(
+                f"labels of {list(labels.shape)} for a picture of {list(image.shape[:2])} pixels"
+            )
+        yield
+    except ValueError as error:
+        raise InputError(f"picture {index}: {error}") from error
 
 
 def require_finite(logits: Tensor, index: int) -> None:

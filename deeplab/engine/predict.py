@@ -77,8 +77,7 @@ def predict(
         raise ValueError("crf: the model ends in a CRF layer of its own; pass crf=None to use that")
     layer = model.crf if crf is None else crf
     check_scales(scales)
-    with torch.no_grad(), _memory_errors_of(image):
-        _require_memory(model, image, max(scales), refines=layer is not None)
+    with torch.no_grad(), enough_memory(model, image, scales, flip, refines=layer is not None):
         logits = network_scores(model, image, scales, flip)
         if not bool(torch.isfinite(logits).all()):
             raise InputError(
@@ -102,20 +101,25 @@ def network_scores(
     its logits are brought to the picture's size by `model.upsample`; a single view at scale 1 gives
     the network's own logits. A CRF layer of the model is left out.
     """
+    check_scales(scales)
     x = model.preprocess(image)
     size = (int(x.shape[2]), int(x.shape[3]))
-    views = []
+    total: Tensor | None = None  # of the views, one after another: no two are kept
     with _network_alone(model):
         for scale in scales:
             view = _resize(x, [max(1, round((n - 1) * scale) + 1) for n in size])
-            views.append(model.upsample(model(view, upsample=False).float(), size))
-            if flip:
-                mirrored = model.upsample(model(view.flip(3), upsample=False).float(), size)
-                views.append(mirrored.flip(3))
-    if len(views) == 1:
-        return views[0]
-    # log of the mean of softmaxes, without a logarithm of zero
-    return torch.stack([v.log_softmax(1) for v in views]).logsumexp(0) - math.log(len(views))
+            for mirrored in (False, True) if flip else (False,):
+                scores = model(view.flip(3) if mirrored else view, upsample=False).float()
+                scores = model.upsample(scores, size)
+                if len(scales) == 1 and not flip:
+                    return scores
+                seen = (scores.flip(3) if mirrored else scores).log_softmax(1)
+                del scores
+                # the log of the sum of softmaxes, without a logarithm of zero
+                total = seen if total is None else total.logaddexp(seen)
+                del seen
+    assert total is not None  # check_scales has seen to it
+    return total - math.log(len(scales) * (1 + flip))
 
 
 def check_scales(scales: Sequence[float]) -> None:
@@ -151,10 +155,12 @@ def _network_alone(model: DeepLab) -> Iterator[None]:
         model.train(training)
 
 
-def _require_memory(model: DeepLab, image: np.ndarray, scale: float, refines: bool) -> None:
-    """Refuse a picture that cannot fit: Linux would grant the memory, and then end the process."""
-    network = (130 + 8 * model.num_classes) * max(1.0, scale) ** 2
-    a_pixel = network + (300 + 8 * model.num_classes if refines else 0)
+def _require_memory(
+    model: DeepLab, image: np.ndarray, scales: Sequence[float], flip: bool, refines: bool
+) -> None:
+    network = 130 * max(1.0, *scales) ** 2 + 8 * model.num_classes
+    several = 4 * model.num_classes if len(scales) > 1 or flip else 0  # the sum of the views
+    a_pixel = network + several + (300 + 8 * model.num_classes if refines else 0)
     device = next(model.parameters()).device
     if device.type == "cpu":  # less than any measured need: see the docstring of `predict`
         needed = round(image.shape[0] * image.shape[1] * a_pixel)
@@ -162,9 +168,16 @@ def _require_memory(model: DeepLab, image: np.ndarray, scale: float, refines: bo
 
 
 @contextmanager
-def _memory_errors_of(image: np.ndarray) -> Iterator[None]:
-    """Memory that runs out, which PyTorch reports as a RuntimeError on a CPU, as InputError."""
+def enough_memory(
+    model: DeepLab, image: np.ndarray, scales: Sequence[float], flip: bool, refines: bool
+) -> Iterator[None]:
+    """Memory that cannot be enough, or runs out, for a picture's views and a CRF: InputError.
+
+    A picture that cannot fit on the CPU is refused before any work: Linux would grant the memory,
+    and then end the process. Memory that runs out is a RuntimeError of PyTorch's.
+    """
     try:
+        _require_memory(model, image, scales, flip, refines)
         yield
     except (MemoryError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and "memory" not in str(error):

@@ -48,11 +48,28 @@ class Submission:
         self.written.append(path)
 
     def pack(self) -> Path:
-        """`results.tgz` of what was added, in order of names; earlier files are left out."""
+        """`results.tgz` of what was added, in order of names; earlier files are left out.
+
+        InputError where a file is gone, such as one that another machine wrote to its own disk.
+        """
         content = io.BytesIO()
         with tarfile.open(fileobj=content, mode="w:gz") as archive:
             for path in sorted(self.written):
-                archive.add(path, path.relative_to(self.folder).as_posix())
+                name = path.relative_to(self.folder).as_posix()
+                try:
+                    archive.add(path, name, filter=_without_owner)
+                except OSError as error:
+                    raise InputError(
+                        f"{path}: cannot be packed ({error.strerror or error}); all processes must "
+                        "write to one folder"
+                    ) from error
         target = self.folder / "results.tgz"
         outputs.write_bytes(target, content.getvalue())
         return target
+
+
+def _without_owner(entry: tarfile.TarInfo) -> tarfile.TarInfo:
+    """The server need not know who made the file."""
+    entry.uid = entry.gid = 0
+    entry.uname = entry.gname = ""
+    return entry

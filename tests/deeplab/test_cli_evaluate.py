@@ -159,6 +159,9 @@ def test_a_split_without_labels_is_predicted_for_its_server(tmp_path, weights, v
         assert found.size == (56, 42)
     refused("SegmentationClass/2008_000003.png: no such file", "evaluate", *given, "--no-crf")
     refused("--no-score: leaves nothing to do", "evaluate", *given, "--no-score")
+    useless = ["--no-score", "--submission", tmp_path / "x", "--trimap", "c", "--out", "s.json"]
+    refused("--no-score: leaves nothing for --trimap, --out", "evaluate", *given, *useless)
+    assert not (tmp_path / "x").exists()
 
 
 def test_options_without_sense_are_one_line(tmp_path, weights, voc):
@@ -172,6 +175,7 @@ def test_options_without_sense_are_one_line(tmp_path, weights, voc):
     refused("--scales: expected at least one number, each from 0.1", *here, "--scales", "0")
     for widths in ("3,1", "0", "1.5", "x"):
         refused("--trimap-widths", *here, "--trimap", "c.csv", "--trimap-widths", widths)
+    refused("--trimap .: expected the name of a file", *here, "--trimap", "")
     refused("--device tpu: expected", *here, "--device", "tpu")
     bad = tmp_path / "bad.toml"
     for text, message in (
@@ -192,7 +196,7 @@ def test_classes_in_another_order_are_refused_and_other_names_told(tmp_path, voc
     save_weights(deeplab_v2_small(21), path, {"class_names": classes[::-1]})
     refused("w.safetensors: names the classes of .* in another order", *given)
     save_weights(deeplab_v2_small(21), path, {"class_names": ["ground", *classes[1:]]})
-    assert "name 1 classes differently, the first of them ground and back" in done(*given).stderr
+    assert "name classes differently (1 of 21), such as ground and" in done(*given).stderr
     save_weights(deeplab_v2_small(21), path, {"class_names": classes})
     assert done(*given).stderr == ""
 
@@ -221,6 +225,21 @@ def test_torchrun_shares_the_pictures_and_prints_the_scores_of_all_once(tmp_path
     assert result.stdout.count("pixel accuracy") == alone.count("pixel accuracy") == 1
     with tarfile.open(tmp_path / "up" / "results.tgz") as packed:
         assert len(packed.getnames()) == 2
+
+
+@pytest.mark.parametrize("name", ["v1.5", "v1.5.csv", "v1.5.png"])
+def test_a_curve_keeps_its_name_up_to_the_suffix(tmp_path, name):
+    done(
+        "evaluate",
+        "--scenes",
+        1,
+        "--data-option",
+        "size=33",
+        "--no-crf",
+        "--trimap",
+        tmp_path / name,
+    )
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["v1.5.csv", "v1.5.png"]
 
 
 # CRF settings from a file

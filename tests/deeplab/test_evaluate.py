@@ -15,9 +15,11 @@ from deeplab.data.scenes import CLASSES, PALETTE, TEST_START, VALIDATION_START, 
 from deeplab.engine.evaluate import boundary_band, evaluate
 from deeplab.engine.refine import CRFSettings
 from deeplab.engine.train import SCENES_CRF, TrainConfig
+from deeplab.errors import InputError
 from deeplab.metrics import ConfusionMatrix
 from deeplab.model import deeplab_v2_small
 from deeplab.weights import SHIPPED, load_model, read_metadata
+from kernels import memory
 
 
 @pytest.fixture(scope="module")
@@ -157,6 +159,40 @@ def test_wrong_arguments_say_what_was_expected(model, pictures):
         evaluate(model, pictures, class_names=("a", "b"))
     with pytest.raises(ValueError, match="band: expected"):
         evaluate(model, pictures, band=0)
+
+
+def test_a_set_without_a_labelled_pixel_is_refused_and_such_a_picture_adds_nothing(model, pictures):
+    void = [(image, np.full_like(labels, 255)) for image, labels in pictures]
+    with pytest.raises(InputError, match="none of the 3 pictures has a labelled pixel"):
+        evaluate(model, void)
+    both = evaluate(model, [pictures[0], void[1]], trimap=(2,))
+    alone = evaluate(model, pictures[:1], trimap=(2,))
+    assert both.network == alone.network
+    assert both.trimap == alone.trimap
+
+
+def test_a_picture_that_cannot_be_scored_is_named_by_its_number(model, pictures, monkeypatch):
+    image, labels = pictures[0]
+    for wrong, message in (
+        (labels[:-1], r"picture 1: labels of \[32, 33\] for a picture of \[33, 33\] pixels"),
+        (np.full_like(labels, 11), "picture 1: labels_true: expected 0 .. 10, got 11"),
+    ):
+        with pytest.raises(InputError, match=message):
+            evaluate(model, [(image, labels), (image, wrong)])
+    monkeypatch.setattr(memory, "available", lambda device: 1000)
+    with pytest.raises(InputError, match="picture 0: not enough memory for 33 x 33 pixels"):
+        evaluate(model, pictures)
+
+
+def test_predictions_of_more_than_256_classes_keep_their_values(pictures):
+    network = deeplab_v2_small(300).eval()
+    with torch.no_grad():
+        network.head.classifier.bias[299] = 1e4
+    found = []
+    evaluate(
+        network, pictures[:1], ignore=-1, on_prediction=lambda index, labels: found.append(labels)
+    )
+    assert (found[0] == 299).all()
 
 
 def test_model_with_its_own_crf_is_refused(pictures):

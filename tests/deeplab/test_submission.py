@@ -29,9 +29,18 @@ def test_predictions_lie_where_the_voc_server_looks_with_vocs_colours(tmp_path: 
     assert archive == tmp_path / "results.tgz"
     with tarfile.open(archive) as packed:
         assert packed.getnames() == files
+        assert {(m.uid, m.uname, m.gname) for m in packed.getmembers()} == {(0, "", "")}
         member = packed.extractfile(files[1])
         assert member is not None
         assert member.read() == (tmp_path / files[1]).read_bytes()
+
+
+def test_a_prediction_that_is_not_there_cannot_be_packed(tmp_path: Path) -> None:
+    submission = Submission(tmp_path, "test")
+    submission.written.append(submission.file("elsewhere"))
+    with pytest.raises(InputError, match=r"elsewhere\.png: cannot be packed .*one folder"):
+        submission.pack()
+    assert not list(tmp_path.iterdir())
 
 
 def test_names_that_lead_out_of_the_folder_are_refused(tmp_path: Path) -> None:
