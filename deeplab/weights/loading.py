@@ -238,12 +238,9 @@ def _head(
                 f"{file.some([name for name in members if name not in given])}; the file is "
                 "incomplete: fetch it again"
             )
-        branches = _branches(modules[layer])
-        fits = bool(given) and all(
-            tensors[name].shape == expected[name].shape
-            and translated.branches.get(name, branches) == branches
-            for name in members
-        )
+        fits = bool(given) and all(tensors[n].shape == expected[n].shape for n in members)
+        if branches := _branches(modules[layer]):
+            fits = fits and all(translated.branches.get(n, branches) == branches for n in members)
         if fits and not (behind and layer.startswith("head.")):
             fitting += members
         else:
@@ -295,10 +292,10 @@ def _check_windows(
 
 
 def _branches(module: nn.Module | None) -> int:
-    """How many convolutions lie stacked in a layer of a head."""
+    """How many convolutions lie stacked in a layer of a head; 0 where it is none."""
     if isinstance(module, MultiRateConv2d):
         return len(module.rates)
-    return module.groups if isinstance(module, nn.Conv2d) else 1
+    return module.groups if isinstance(module, nn.Conv2d) else 0
 
 
 def _window(module: nn.Module | None, branch: int) -> Window:
