@@ -63,9 +63,11 @@ def predict(
     them as they are (a model that ends in its own CRF layer refines in any case). scales, flip: the
     views whose probabilities are averaged, see `network_scores`.
 
-    The whole picture is processed at once. `deeplab_v2_small` takes about 130 bytes a pixel and 8
-    for each class; with a CRF and 11 classes it was 640 to 770 on photographs, whose pixels share
-    lattice points, and 1900 on noise. Larger networks need more.
+    The whole picture is processed at once, its views one after another. `deeplab_v2_small` takes
+    about 130 bytes for each pixel of the largest view, and 8 for each class and pixel of the
+    picture, 12 with several views; a model's own scales (MSC) add little, since scale 1 is the
+    largest. With a CRF and 11 classes it was 500 bytes a pixel on a flat picture, 640 to 770 on
+    photographs, whose pixels share lattice points, and 1900 on noise. Larger networks need more.
 
     The model runs in evaluation mode and is left in the mode that it came in.
     Raises InputError if the model gives NaN or Inf, or if the memory runs out (where the system
@@ -158,11 +160,15 @@ def _network_alone(model: DeepLab) -> Iterator[None]:
 def _require_memory(
     model: DeepLab, image: np.ndarray, scales: Sequence[float], flip: bool, refines: bool
 ) -> None:
-    network = 130 * max(1.0, *scales) ** 2 + 8 * model.num_classes
-    several = 4 * model.num_classes if len(scales) > 1 or flip else 0  # the sum of the views
-    a_pixel = network + several + (300 + 8 * model.num_classes if refines else 0)
+    classes, area = model.num_classes, max(scales) ** 2
+    several = 4 * classes if len(scales) > 1 or flip else 0  # the sum of the views so far
+    a_pixel = max(  # in the network, after it, in the CRF: less than any measured need
+        130 * area + several,
+        130 * min(1.0, area) + 8 * classes + several,
+        300 + 16 * classes if refines else 0,
+    )
     device = next(model.parameters()).device
-    if device.type == "cpu":  # less than any measured need: see the docstring of `predict`
+    if device.type == "cpu":
         needed = round(image.shape[0] * image.shape[1] * a_pixel)
         memory.require(needed, device, "the network", "make the picture smaller")
 

@@ -1,5 +1,9 @@
 """Prediction: any size, with and without a CRF, and what happens when the network goes wrong."""
 
+import os
+import subprocess
+import sys
+import weakref
 from contextlib import nullcontext
 
 import numpy as np
@@ -123,16 +127,89 @@ def test_running_out_of_memory_is_said_with_the_pictures_size(model: DeepLab, mo
         predict(model, picture(10, 20))
 
 
-@pytest.mark.parametrize(("refines", "bytes_a_pixel"), [(False, 162), (True, 494)])
+@pytest.mark.parametrize(
+    ("refines", "scales", "flip", "bytes_a_pixel"),
+    [
+        (False, (1.0,), False, 130 + 8 * 4),
+        (True, (1.0,), False, 300 + 16 * 4),
+        (False, (1.0,), True, 130 + 12 * 4),
+        (False, (0.5, 1.0), False, 130 + 12 * 4),
+        (False, (1.0, 2.0), False, 4 * 130 + 4 * 4),
+        (True, (2.0,), False, 4 * 130),
+        (False, (0.1,), False, 1.3 + 8 * 4),
+    ],
+)
 def test_a_picture_that_cannot_fit_into_memory_is_refused_before_any_work(
-    model: DeepLab, monkeypatch, refines: bool, bytes_a_pixel: int
+    model: DeepLab,
+    monkeypatch,
+    refines: bool,
+    scales: tuple[float, ...],
+    flip: bool,
+    bytes_a_pixel: float,
 ) -> None:
     image = picture(10, 20)
+    refined = layer() if refines else None
     for spare, refused in ((0, False), (-1, True)):
-        available = 200 * bytes_a_pixel + spare
+        available = round(200 * bytes_a_pixel) + spare
         monkeypatch.setattr(memory, "available", lambda device, a=available: a)
         with pytest.raises(InputError, match="20 x 10 pixels") if refused else nullcontext():
-            predict(model, image, layer() if refines else None)
+            predict(model, image, refined, scales=scales, flip=flip)
+
+
+MEASURE = """
+import numpy as np, sys
+from deeplab.engine.predict import predict
+from deeplab.model import deeplab_v2_small
+from kernels import memory
+scales, flip, msc = eval(sys.argv[1])
+model = deeplab_v2_small(21, scales=(1.0, 0.75, 0.5) if msc else None).eval()
+predict(model, np.zeros((64, 64, 3), np.uint8), scales=scales, flip=flip)
+asked = []
+memory.require = lambda needed, *rest: asked.append(needed)
+image = np.zeros((768, 1024, 3), np.uint8)
+open("/proc/self/clear_refs", "w").write("5")  # the peak so far is forgotten
+status = lambda key: next(int(l.split()[1]) for l in open("/proc/self/status") if l.startswith(key))
+before = status("VmRSS")
+predict(model, image, scales=scales, flip=flip)
+print(asked[0], 1024 * (status("VmHWM") - before))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("scales", "flip", "msc"),
+    [
+        ((1.0,), False, False),
+        ((0.25,), True, False),
+        ((1.0, 2.0), True, False),
+        ((1.0,), True, True),
+    ],
+)
+def test_the_memory_that_is_asked_for_is_less_than_what_is_used_and_not_much_less(
+    scales: tuple[float, ...], flip: bool, msc: bool
+) -> None:
+    if not os.access("/proc/self/clear_refs", os.W_OK):
+        pytest.skip("the system does not tell a process its peak memory")
+    command = [sys.executable, "-c", MEASURE, repr((scales, flip, msc))]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert result.returncode == 0, result.stderr
+    asked, used = map(int, result.stdout.split())
+    assert 0.5 * used < asked < used
+
+
+def test_views_are_averaged_without_keeping_them(model: DeepLab, monkeypatch) -> None:
+    alive: list[weakref.ref[torch.Tensor]] = []
+    upsample = model.upsample
+
+    def watched(logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+        assert not any(ref() is not None for ref in alive)
+        scores = upsample(logits, size)
+        alive.append(weakref.ref(scores))
+        return scores
+
+    monkeypatch.setattr(model, "upsample", watched)
+    predict(model, picture(20, 30), scales=(0.5, 1.0, 1.5), flip=True)
+    assert len(alive) == 6
 
 
 def test_labels_of_more_than_256_classes_keep_their_values() -> None:
