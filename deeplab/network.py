@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from crf import DenseCRF
 from deeplab import multiscale
 from deeplab.backbones import VGG16, ResNet
+from deeplab.backbones.batch_norm import FrozenBatchNorm2d
 from deeplab.heads import (
     ASPP,
     DeepLabV3Head,
@@ -183,7 +184,8 @@ class DeepLab(nn.Module):
         found = []
         for module_name, module in self.named_modules():
             for name, parameter in module.named_parameters(recurse=False):
-                if not parameter.requires_grad:
+                # model.requires_grad_(True) means the others: a frozen norm has constants.
+                if not parameter.requires_grad or isinstance(module, FrozenBatchNorm2d):
                     continue
                 path = module_name.split(".")
                 if path[0] == "crf":

@@ -87,7 +87,7 @@ def convert(
     ```
     """  # noqa: E501
     from deeplab.model import MODELS
-    from deeplab.weights import save_weights
+    from deeplab.weights import read_metadata, save_weights
 
     if model not in MODELS:
         raise InputError(f"--model {model}: unknown; expected one of {', '.join(MODELS)}")
@@ -104,6 +104,10 @@ def convert(
     count = classes if classes is not None else len(names) or 21
     network, loaded = read_checkpoint(checkpoint, model, count, source.value)
     metadata: dict[str, object] = {"converted_from": f"{checkpoint.name} ({loaded.source})"}
+    if loaded.source == "safetensors":  # what it says about its weights stays true
+        of_model = ("model", "num_classes", "options")
+        stored = read_metadata(checkpoint)
+        metadata |= {key: value for key, value in stored.items() if key not in of_model}
     if names:
         metadata |= {"class_names": names, "palette": palette}
     out.parent.mkdir(parents=True, exist_ok=True)

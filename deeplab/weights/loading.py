@@ -164,6 +164,11 @@ def _source_of(state: Mapping[str, Tensor], path: Path) -> Source:
         return "isht7"
     if any(".block1.reduce." in f".{name}" for name in state):
         return "kazuto1011"
+    if "head.classifier.weight" in state:
+        raise InputError(
+            f"{path}: the state dict of a model of this package, which does not say which; load it "
+            "with model.load_state_dict, and keep it with deeplab.weights.save_weights"
+        )
     if state.keys() & {"features.0.weight", "layer1.0.conv1.weight", "backbone.conv1.weight"}:
         return "torchvision"
     raise InputError(

@@ -68,15 +68,12 @@ def test_a_pickle_with_code_is_refused_and_runs_nothing(path, tmp_path, zipped):
         ([1, 2], "holds list, expected a state dict"),
         ({"epoch": 3}, "holds no tensors by name"),
         ({"some.weight": torch.ones(1)}, "of unknown origin, with tensors such as some.weight"),
-        (small_network(0).state_dict(), None),
+        (small_network(0).state_dict(), "load it with model.load_state_dict, and keep it with"),
     ],
 )
 def test_a_checkpoint_that_is_no_known_state_dict_is_named(path, content, said):
     torch.save(content, path)
-    if said is None:  # backbone.conv1 is torchvision's name too, and heads differ
-        assert "1 missing" in refused(path) or "style" in refused(path) or "unexp" in refused(path)
-    else:
-        assert said in refused(path)
+    assert said in refused(path)
 
 
 def picture(form):

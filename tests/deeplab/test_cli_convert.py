@@ -6,7 +6,8 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from deeplab.cli import app
-from deeplab.weights import load_model, read_metadata
+from deeplab.model import build
+from deeplab.weights import load_model, read_metadata, save_weights
 
 
 def invoke(*arguments):
@@ -56,6 +57,26 @@ def test_convert_names_an_unknown_model_and_a_contradiction(published, tmp_path)
     options = ("--model", "deeplab_v2_resnet18", "--data", "voc2012", "--classes", "5")
     result = invoke("convert", published, tmp_path / "o.safetensors", *options)
     assert (result.exit_code, "--classes 5: voc2012 has 21" in result.output) == (2, True)
+
+
+def test_what_a_file_of_ours_says_about_its_weights_is_kept(tmp_path):
+    source, out = tmp_path / "source.safetensors", tmp_path / "out.safetensors"
+    save_weights(build("deeplab_v2_small", num_classes=21), source, {"miou": 0.5, "crf": {}})
+    result = invoke("convert", source, out, "--model", "deeplab_v2_small", "--data", "voc2012")
+    assert result.exit_code == 0, result.output
+    assert read_metadata(out) == read_metadata(source) | {
+        "converted_from": "source.safetensors (safetensors)",
+        "class_names": read_metadata(out)["class_names"],
+        "palette": read_metadata(out)["palette"],
+    }
+
+
+def test_convert_calls_a_picture_a_picture(tmp_path):
+    picture = tmp_path / "photo.jpg"
+    Image.new("RGB", (32, 24)).save(picture)
+    result = invoke("convert", picture, tmp_path / "o.safetensors", "--model", "deeplab_v2_small")
+    assert result.exit_code == 2
+    assert "expected weights, got a JPEG picture" in " ".join(result.output.split())
 
 
 def test_convert_leaves_the_checkpoint_itself_alone(published, tmp_path):

@@ -132,6 +132,15 @@ def test_the_taps_classifiers_are_in_the_head_groups_and_their_convolutions_in_t
     assert all({id(t.conv1.weight), id(t.conv2.weight)} <= body for t in model.taps.children())
 
 
+def test_frozen_norms_stay_out_of_the_groups_when_all_else_is_unfrozen():
+    model = tiny(frozen_bn=True)
+    expected = [[id(p) for p in group["params"]] for group in model.param_groups(0.1)]
+    model.requires_grad_(False)
+    assert model.param_groups(0.1) == []
+    model.requires_grad_(True)
+    assert [[id(p) for p in group["params"]] for group in model.param_groups(0.1)] == expected
+
+
 def test_a_parameter_that_the_user_froze_is_in_no_group():
     small = tiny()
     small.backbone.conv1.weight.requires_grad_(False)
