@@ -89,25 +89,25 @@ def zipped(name):
     return content.getvalue()
 
 
-@pytest.mark.parametrize(
-    ("content", "said"),
-    [
-        (b"", "expected weights, got an empty file"),
-        (picture("JPEG"), "expected weights, got a JPEG picture"),
-        (picture("PNG"), "expected weights, got a PNG picture"),
-        (b'layer { name: "conv1" }\n' * 99, "expected weights, got a text; a .prototxt"),
-        ("network é ".encode() * 99, "expected weights, got a text"),
-        (b"layer: { name: 1 }", "expected weights, got a text"),
-        (b"network {}", "not a readable safetensors file but a text"),  # { where its header begins
-        (b"\n<!DOCTYPE html><html>not found</html>", "got a web page in place of the file"),
-        (b"version https://git-lfs.github.com/spec/v1\noid", "got a pointer of Git LFS"),
-        (b"\x89HDF\r\n\x1a\n" + bytes(99), "got an HDF5 file; load a .caffemodel.h5 in Caffe"),
-        (gzip.compress(b"weights" * 99), "got a gzip archive; unpack it first"),
-        (b"weights.pth".ljust(257, b"\0") + b"ustar" + bytes(250), "got a tar archive; unpack"),
-        (zipped("weights.pth"), "a zip archive without a PyTorch checkpoint in it; unpack it"),
-        (field(1, b"a net without weights"), "no layer in it has any"),
-    ],
-)
+NO_WEIGHTS = {
+    "empty": (b"", "expected weights, got an empty file"),
+    "jpeg": (picture("JPEG"), "expected weights, got a JPEG picture"),
+    "png": (picture("PNG"), "expected weights, got a PNG picture"),
+    "prototxt": (b'layer { name: "conv1" }\n' * 99, "expected weights, got a text; a .prototxt"),
+    "letters of two bytes": ("network é ".encode() * 99, "expected weights, got a text"),
+    "short text": (b"layer: { name: 1 }", "expected weights, got a text"),
+    "{ where a header begins": (b"network {}", "not a readable safetensors file but a text"),
+    "web page": (b"\n<!DOCTYPE html><html>gone</html>", "got a web page in place of the file"),
+    "git lfs": (b"version https://git-lfs.github.com/spec/v1\noid", "got a pointer of Git LFS"),
+    "hdf5": (b"\x89HDF\r\n\x1a\n" + bytes(99), "got an HDF5 file; load a .caffemodel.h5 in Caffe"),
+    "gzip": (gzip.compress(b"weights" * 99), "got a gzip archive; unpack it first"),
+    "tar": (b"w.pth".ljust(257, b"\0") + b"ustar" + bytes(250), "got a tar archive; unpack"),
+    "zip": (zipped("w.pth"), "a zip archive without a PyTorch checkpoint in it; unpack it"),
+    "caffemodel": (field(1, b"a net without weights"), "no layer in it has any"),
+}
+
+
+@pytest.mark.parametrize(("content", "said"), NO_WEIGHTS.values(), ids=NO_WEIGHTS)
 def test_what_holds_no_weights_is_called_by_its_name(path, content, said):
     path.write_bytes(content)
     assert said in refused(path)
