@@ -84,9 +84,9 @@ def load_picture(
 def find_images(inputs: Sequence[str | Path]) -> list[Path]:
     """The files that paths, folders and glob patterns stand for, in order, each file once.
 
-    A folder gives its pictures by suffix, not those of its subfolders; a pattern (`*`, `?`, `[`,
-    and `**` through subfolders) gives every file that matches. A name that exists is never taken
-    for a pattern.
+    A folder gives its pictures by suffix, not hidden ones nor those of its subfolders; a pattern
+    (`*`, `?`, `[`, and `**` through subfolders) gives every file that matches. A name that exists
+    is never taken for a pattern.
 
     Raises InputError where an input gives no file, or where there is no input.
     """
@@ -108,6 +108,7 @@ def _expand(item: str | Path) -> list[Path]:
     path = Path(item)
     if path.is_dir():
         files = sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES and p.is_file())
+        files = [p for p in files if not p.name.startswith(".")]  # such as ._a.jpg beside a.jpg
         if not files:
             raise InputError(
                 f"{path}: the folder holds no picture ({', '.join(SUFFIXES)}); subfolders are not "
@@ -150,8 +151,8 @@ def _check_size(path: Path, size: tuple[int, int], max_megapixels: float) -> Non
     if megapixels > max_megapixels:
         raise InputError(
             f"{path}: {width} x {height} pixels are {megapixels:.1f} megapixels, above the limit "
-            f"of {max_megapixels:g}; make it smaller, or raise max_megapixels (--max-megapixels "
-            f"{int(megapixels) + 1}) if the memory allows"
+            f"of {max_megapixels:g}; make it smaller, or raise the limit where there is an option "
+            f"for it and the memory allows (--max-megapixels {int(megapixels) + 1})"
         )
 
 

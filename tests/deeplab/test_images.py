@@ -216,7 +216,7 @@ def test_errors_are_one_line(tmp_path: Path) -> None:
 
 def test_folders_and_patterns_are_expanded_in_order_each_file_once(tmp_path: Path) -> None:
     (tmp_path / "sub").mkdir()
-    for name in ("b.PNG", "a.jpg", "notes.txt", "sub/c.png"):
+    for name in ("b.PNG", "a.jpg", "._a.jpg", "notes.txt", "sub/c.png"):
         (tmp_path / name).write_bytes(b"")
     a, b, c = tmp_path / "a.jpg", tmp_path / "b.PNG", tmp_path / "sub/c.png"
     assert find_images([str(tmp_path)]) == [a, b]
