@@ -80,7 +80,10 @@ def list_sets(
 @app.command()
 def check(
     name: Annotated[str, typer.Argument(metavar="NAME", help="As deeplab data list has it.")],
-    root: Annotated[Path, typer.Argument(metavar="ROOT", help="The folder where the set lies.")],
+    root: Annotated[
+        Path | None,
+        typer.Argument(metavar="ROOT", help="The folder where the set lies.", show_default=False),
+    ] = None,
     split: Annotated[
         list[str] | None,
         typer.Option(metavar="NAME", help="A split; repeatable.", show_default="the usual ones"),
@@ -121,6 +124,10 @@ def check(
     chosen = options.data_options(data_options)
     found = available_splits(name, root, **chosen)
     splits = split or [s for s in DATASETS[name].usual if s in found] or found
+    if not splits:
+        raise InputError(
+            f"{root}: nothing of {name} there; `deeplab data list {name}` tells the layout"
+        )
     data = {s: open_dataset(name, root, s, **chosen) for s in dict.fromkeys(splits)}
     reports = {}
     bar = progress_bar() if sys.stderr.isatty() else None
@@ -141,15 +148,15 @@ def check(
     if json_file is not None:
         content = {
             "dataset": name,
-            "root": str(root),
+            "root": None if root is None else str(root),
             "options": chosen,
             "splits": {s: report.as_dict() for s, report in reports.items()},
             "shared": [finding.message for finding in shared],
         }
         outputs.write_text(json_file, json.dumps(content, indent=2) + "\n")
-    pictures_read = sum(report.pictures for report in reports.values())
-    summary = f"{len(findings)} findings" if findings else "nothing to mend"
-    typer.echo(f"{name}, {', '.join(reports)}: {pictures_read} pictures, {summary}")
+    pictures_read = _count(sum(report.pictures for report in reports.values()), "picture")
+    summary = _count(len(findings), "finding") if findings else "nothing to mend"
+    typer.echo(f"{name}, {', '.join(reports)}: {pictures_read}, {summary}")
     if findings:
         raise typer.Exit(_FINDINGS)
 
@@ -161,7 +168,7 @@ def _print_findings(findings: list[Finding]) -> None:
         lines = [finding.message for finding in findings if finding.kind == kind]
         if not lines:
             continue
-        typer.echo(f"{len(lines)} {meaning}:")
+        typer.echo(f"{meaning} ({len(lines)}):")
         for line in lines[:_SHOWN]:
             typer.echo(f"  {line}")
         if len(lines) > _SHOWN:
@@ -171,7 +178,7 @@ def _print_findings(findings: list[Finding]) -> None:
 
 def _print_contents(report: Report, split: str) -> None:
     """The classes of a split by pixels and pictures, and its sizes."""
-    table = Table(title=f"{split}: {report.pictures} pictures")
+    table = Table(title=f"{split}: {_count(report.pictures, 'picture')}")
     table.add_column("class")
     for column in ("pixels", "share", "pictures"):
         table.add_column(column, justify="right")
@@ -180,17 +187,29 @@ def _print_contents(report: Report, split: str) -> None:
         share = f"{100 * pixels / labelled:.2f}%" if pixels else "-"
         table.add_row(name, f"{pixels:,}", share, f"{images:,}")
     table.add_section()
-    every = labelled + report.ignored
-    share = f"{100 * report.ignored / every:.2f}% of all" if report.ignored else "-"
-    table.add_row("ignored", f"{report.ignored:,}", share, "")
-    Console().print(table)
+    every = labelled + report.ignored + report.unknown
+    rows = {"ignored": report.ignored} | ({"unknown": report.unknown} if report.unknown else {})
+    for what, pixels in rows.items():
+        share = f"{100 * pixels / every:.2f}% of all" if pixels else "-"
+        table.add_row(what, f"{pixels:,}", share, "")
+    Console(markup=False).print(table)  # a class may be called [/b]
     if report.unlabelled:
-        typer.echo(f"{report.unlabelled} pictures have no pixel that counts")
+        typer.echo(f"no pixel counts in {_count(report.unlabelled, 'picture')}")
+    present = [name for name, pixels in zip(report.classes, report.pixels, strict=True) if pixels]
+    if len(present) == 1 < len(report.classes) and report.ignored:
+        typer.echo(
+            f"only {present[0]} and ignored pixels occur; if 255 is a class in these label maps, "
+            "as in masks of black and white, say so in classes.toml: label = 255"
+        )
     if report.sizes:
         widths, heights = zip(*report.sizes.elements(), strict=True)
         (width, height), count = report.sizes.most_common(1)[0]
         typer.echo(
             f"sizes: width {min(widths)} to {max(widths)}, height {min(heights)} to "
-            f"{max(heights)}; {count} are {width} x {height}"
+            f"{max(heights)}; {width} x {height} in {_count(count, 'picture')}"
         )
     typer.echo()
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

@@ -75,8 +75,9 @@ def class_names(
         )
     if differing:
         typer.echo(
-            f"Note: {weights} and {data.name} name {len(differing)} classes differently, the first "
-            f"of them {differing[0][0]} and {differing[0][1]}; they are taken for the same",
+            f"Note: {weights} and {data.name} name classes differently ({len(differing)} of "
+            f"{len(ours)}), such as {differing[0][0]} and {differing[0][1]}; they are taken for "
+            "the same",
             err=True,
         )
     return ours

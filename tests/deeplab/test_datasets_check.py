@@ -59,7 +59,7 @@ EXPECTED = {
     "missing": ["a.png: no such file"],
     "unreadable": ["b.jpg: the image is truncated", "g.png: a picture in colours", "h.png: the"],
     "size": ["d.jpg: the picture has 24 x 20 pixels, its labels 20 x 24", "e.jpg: only 9 x 8"],
-    "labels": ["c.png: label 9 in 1 pixels, first at row 0, column 0"],
+    "labels": ["c.png: label 9 in 1 pixel, first at row 0, column 0"],
     "unpaired": ["f.png: no picture has this name"],
 }
 
@@ -89,13 +89,25 @@ def test_counts_are_of_pixels_and_pictures(own):
 
 def test_pixels_of_wrong_labels_do_not_count(broken):
     report = check(open_dataset("folder", broken, "train"), 0)
-    assert sum(report.pixels) + report.ignored == (3 * 20 * 24) + 9 * 8  # of b, c, d and e
-    assert report.ignored == 5 * 12 + 1
+    assert report.unknown == 1
+    assert sum(report.pixels) + 1 + report.ignored == (3 * 20 * 24) + 9 * 8  # of b, c, d and e
+    assert report.ignored == 5 * 12
+
+
+def test_a_picture_of_unknown_labels_alone_is_not_taken_for_ignored(own):
+    Image.new("L", (24, 20), 200).save(own / "labels" / "val" / "a.png")
+    report = check(open_dataset("folder", own, "val"), 0)
+    assert (report.unknown, report.ignored, report.unlabelled) == (20 * 24, 2 * 5 * 12, 0)
+    result = run("check", "folder", own, "--split", "val", "--json", own / "report.json")
+    assert "unknown │" in result.output
+    report = json.loads((own / "report.json").read_text())["splits"]["val"]
+    assert (report["unknown_pixels"], report["ignored_pixels"]) == (20 * 24, 2 * 5 * 12)
 
 
 def test_pictures_without_a_pixel_that_counts_are_counted(own):
     Image.new("L", (24, 20), 255).save(own / "labels" / "val" / "a.png")
     assert check(open_dataset("folder", own, "val"), 0).unlabelled == 1
+    assert "no pixel counts in 1 picture\n" in run("check", "folder", own).output
 
 
 def test_names_listed_twice_are_found(own):
@@ -118,7 +130,8 @@ def test_the_command_counts_and_exits_with_0(own):
     assert result.exit_code == 0, result.output
     assert "folder, train, val: 6 pictures, nothing to mend" in result.output
     assert "57.14%" in result.output  # left: 240 of 420 labelled pixels
-    assert "3 are 24 x 20" in result.output
+    assert "24 x 20 in 3 pictures" in result.output
+    assert "unknown" not in result.output
     report = json.loads((own / "report.json").read_text())
     assert report["splits"]["val"]["classes"][1] == {"name": "right", "pixels": 540, "images": 3}
     assert report["splits"]["val"]["sizes"] == [{"width": 24, "height": 20, "pictures": 3}]
@@ -128,7 +141,7 @@ def test_the_command_names_findings_and_exits_with_1(broken):
     result = run("check", "folder", broken, "--split", "train", "--json", broken / "report.json")
     assert result.exit_code == 1
     for kind, messages in EXPECTED.items():
-        assert f"{len(messages)} {KINDS[kind]}:" in result.output
+        assert f"{KINDS[kind]} ({len(messages)}):" in result.output
         for words in messages:
             assert words in result.output
     assert "7 pictures, 8 findings" in result.output
@@ -145,11 +158,74 @@ def test_a_long_list_of_findings_is_cut_short(own):
     assert "and 30 more; --json FILE has them all" in result.output
 
 
+def test_one_of_a_kind_is_not_many(own):
+    for path in (own / "labels" / "val").glob("[bc].png"):
+        path.unlink()
+        (own / "images" / "val" / f"{path.stem}.jpg").unlink()
+    (own / "labels" / "val" / "a.png").unlink()
+    result = run("check", "folder", own, "--split", "val")
+    assert "val: 1 picture " in result.output
+    assert "folder, val: 1 picture, 1 finding\n" in result.output
+
+
+def test_class_names_are_shown_as_they_are(own):
+    (own / "classes.txt").write_text("[b]left\n[/red]right\nnever [old]\n")
+    result = run("check", "folder", own)
+    assert result.exit_code == 0, result.output
+    for name in ("[b]left", "[/red]right", "never [old]"):
+        assert name in result.output
+
+
+def test_masks_of_black_and_white_are_told_apart_from_ignored_pixels(own):
+    for path in (own / "labels").rglob("*.png"):
+        Image.fromarray((np.indices((20, 24))[1] > 9).astype(np.uint8) * 255).save(path)
+    assert "only left and ignored pixels occur; if 255" in run("check", "folder", own).output
+    text = "[[class]]\nname = 'back'\n[[class]]\nname = 'front'\nlabel = 255\n"
+    (own / "classes.toml").write_text(text)
+    result = run("check", "folder", own)
+    assert "ignored pixels occur" not in result.output
+    assert "58.33%" in result.output  # front: 14 of 24 columns
+
+
+def test_files_of_any_name_are_one_printable_line(own):
+    source = own / "images" / "train" / "a.jpg"
+    (source.parent / "two\nlines\x1b.jpg").write_bytes(source.read_bytes())
+    result = run("check", "folder", own, "--split", "train")
+    assert result.exit_code == 1
+    assert "two lines\\x1b.png: no such file\n" in result.output
+
+
+def test_files_in_a_folder_that_may_not_be_looked_into_are_no_missing_files(own, monkeypatch):
+    def locked(self, *args, **options):
+        raise PermissionError(13, "Permission denied", str(self))
+
+    data = open_dataset("folder", own, "val")
+    monkeypatch.setattr("pathlib.Path.stat", locked)
+    findings = check(data, 0).findings
+    assert [f.kind for f in findings] == ["unreadable"] * 6
+    assert "a.jpg: cannot be opened (Permission denied)" in findings[0].message
+
+
+def test_scenes_need_no_folder():
+    result = run("check", "scenes", "--split", "val", "--data-option", "length=1")
+    assert result.exit_code == 0, result.output
+    assert "scenes, val: 1 picture, nothing to mend" in result.output
+
+
+@pytest.mark.parametrize(("name", "folder"), [("cityscapes", "leftImg8bit"), ("camvid", "images")])
+def test_a_set_without_any_split_is_not_called_whole(tmp_path, name, folder):
+    (tmp_path / folder).mkdir()
+    result = run("check", name, tmp_path)
+    assert result.exit_code == 2
+    assert f"nothing of {name} there; `deeplab data list {name}` tells" in result.output
+
+
 @pytest.mark.parametrize(
     ("args", "message"),
     [
         (["check", "nothing", "."], "no data set 'nothing'; there are voc2012"),
         (["check", "camvid", "gone"], "gone: no such folder; camvid is expected there"),
+        (["check", "camvid"], "camvid: a folder is needed; `deeplab data list` tells its layout"),
         (
             ["check", "folder", ".", "--data-option", "ignore"],
             "--data-option ignore: expected KEY=VALUE",

@@ -10,7 +10,8 @@ Nothing is downloaded: `DATASETS` tells where each set comes from and how it has
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import UnionType
@@ -62,13 +63,12 @@ DATASETS: dict[str, DatasetInfo] = {
         ("train", "val"),
         """JPEGImages/2007_000032.jpg
 SegmentationClass/2007_000032.png
-SegmentationClassAug/2007_000032.png        trainaug: SBD's labels as PNG
+SegmentationClassAug/2008_000002.png        trainaug: SBD's labels as PNG
 ImageSets/Segmentation/{train,val,trainval,trainaug}.txt
 ImageSets/SegmentationAug/train_aug.txt     or there
 The folder itself, or VOC2012 or VOCdevkit/VOC2012 in it. Split "all": every label map.
-SBD comes as MATLAB files. With SciPy each becomes a label map:
-  labels = scipy.io.loadmat("cls/2008_000002.mat")["GTcls"][0, 0]["Segmentation"]
-  PIL.Image.fromarray(labels).save("SegmentationClassAug/2008_000002.png")""",
+Or trainaug from SBD as it is unpacked, with neither of the two: option sbd=benchmark_RELEASE, the
+folder of dataset/cls/*.mat.""",
         "255, the borders of objects",
         "http://host.robots.ox.ac.uk/pascal/VOC/voc2012/",
         _FLICKR,
@@ -185,23 +185,36 @@ def open_dataset(
         name: in `DATASETS`.
         root: the folder where it lies; None only for "scenes".
         split: one of those that are there; an error lists them.
-        options: what that set takes more, keyword arguments of its opener: `order`
+        options: what that set takes more, keyword arguments of its opener: `sbd` (voc2012), `order`
             (pascal_context), `labels` (cityscapes), `min_pixels` (coco_voc), `classes`, `ignore`,
             `images`, `labels` (folder), `length`, `size` (scenes).
 
     Returns the pictures in the order of the list, or sorted by name. Files are read when they are
     asked for: what is missing or broken then raises InputError with its name.
 
-    Raises InputError: unknown set, split or option, a folder that is not laid out like the set.
+    Raises InputError: unknown set, split or option, a folder that cannot be read, or that is not
+    laid out like the set.
     """
-    info, root = _known(name, root, options)
-    return info.opener(root, split, **options)
+    with _readable():
+        info, root = _known(name, root, options)
+        return info.opener(root, split, **options)
 
 
 def available_splits(name: str, root: str | Path | None, **options: Any) -> list[str]:
     """The splits that there are; arguments and errors as `open_dataset`."""
-    info, root = _known(name, root, options)
-    return info.splits(root, **options)
+    with _readable():
+        info, root = _known(name, root, options)
+        return info.splits(root, **options)
+
+
+@contextmanager
+def _readable() -> Iterator[None]:
+    """Folders that may not be looked into are input that a person can mend."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or error
+        raise InputError(f"{error.filename}: cannot be read ({reason})") from error
 
 
 def _known(name: str, root: str | Path | None, options: dict[str, Any]) -> tuple[DatasetInfo, Path]:

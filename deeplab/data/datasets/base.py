@@ -6,8 +6,10 @@ files. The functions below find such pairs.
 
 from __future__ import annotations
 
+import os
+import unicodedata
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -152,35 +154,79 @@ def pair_folders(images: Path, labels: Path) -> tuple[list[Pair], list[Path]]:
 
 
 def files_by_name(folder: Path, suffixes: Sequence[str]) -> dict[str, Path]:
-    """The files below a folder, sorted, under their path in it without suffix; none hidden."""
+    """The files below a folder, sorted, under their path in it without suffix; none hidden.
+
+    Links to files and folders are followed; one that leads nowhere is a file that is missing. Names
+    are as `composed` gives them.
+
+    Raises InputError where there is no such folder, or two files have one name; OSError where a
+    folder in it cannot be read.
+    """
     if not folder.is_dir():
-        raise InputError(f"{folder}: no such folder, or it cannot be read")
+        raise InputError(f"{folder}: no such folder")
     found: dict[str, Path] = {}
-    for path in sorted(folder.rglob("*")):
-        below = path.relative_to(folder)
-        hidden = any(part.startswith(".") for part in below.parts)
-        if hidden or path.suffix.lower() not in suffixes or not path.is_file():
-            continue
-        name = below.with_suffix("").as_posix()
-        if name in found:
-            raise InputError(
-                f"{path}: has the name of {found[name].name}; one picture and one label map "
-                "belong to a name, so rename or remove one"
-            )
-        found[name] = path
+    twice: list[tuple[Path, Path]] = []
+    for path in _files_below(folder, ()):
+        if path.suffix.lower() in suffixes:
+            name = composed(path.relative_to(folder).with_suffix("").as_posix())
+            first = found.setdefault(name, path)
+            if first != path:
+                twice.append((path, first))
+    if twice:
+        path, first = twice[0]
+        more = f" (and so on, {len(twice)} in all)" if len(twice) > 1 else ""
+        raise InputError(
+            f"{path}: has the name of {first.name}{more}; one picture and one label map belong to "
+            "a name, so rename or remove one"
+        )
     return found
 
 
-def read_lines(path: Path) -> list[str]:
-    """The lines of a text file that are not empty, without white space around them."""
+def files_in(folder: Path, suffix: str) -> list[Path]:
+    """The files with a suffix in a folder itself, sorted; none hidden; none where it is missing.
+
+    OSError where the folder cannot be read, which a pattern would pass over.
+    """
+    if not folder.is_dir():
+        return []
+    paths = (path for path in folder.iterdir() if path.suffix == suffix)
+    return sorted(path for path in paths if not path.name.startswith("."))
+
+
+def composed(name: str) -> str:
+    """A name in Unicode's composed form: some systems store an accent as a letter of its own."""
+    return unicodedata.normalize("NFC", name)
+
+
+def _files_below(folder: Path, above: tuple[Path, ...]) -> Iterator[Path]:
+    """The files in a folder and its folders, `above` being those that it lies in."""
+    here = folder.resolve()
+    if here in above:  # a link that leads back up
+        return
+    with os.scandir(folder) as entries:
+        visible = [entry for entry in entries if not entry.name.startswith(".")]
+    for entry in sorted(visible, key=lambda entry: entry.name):
+        if entry.is_dir():
+            yield from _files_below(folder / entry.name, (*above, here))
+        else:
+            yield folder / entry.name
+
+
+def read_text(path: Path) -> str:
+    """A text file in UTF-8; InputError where it is none."""
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        return path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not a text file in UTF-8"
         raise InputError(f"{path}: cannot be read ({reason})") from error
-    return [line.strip() for line in text.splitlines() if line.strip()]
+
+
+def read_lines(path: Path) -> list[tuple[int, str]]:
+    """The lines of a text file that are not empty, without white space around them, numbered."""
+    lines = (line.strip() for line in read_text(path).splitlines())
+    return [(number, line) for number, line in enumerate(lines, 1) if line]
 
 
 def unknown_split(what: object, split: str, splits: Iterable[str]) -> InputError:

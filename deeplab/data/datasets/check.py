@@ -16,6 +16,7 @@ from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from itertools import combinations
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,13 +27,13 @@ from deeplab.data.datasets.labels import IGNORE, UnknownLabels
 from deeplab.errors import InputError
 
 KINDS = {
-    "missing": "files that are not there",
-    "unreadable": "files that cannot be used",
-    "size": "sizes that differ, or tiny pictures",
-    "labels": "label values that are no class",
-    "duplicate": "pictures listed more than once",
-    "unpaired": "label maps without a picture",
-    "shared": "pictures in both training and validation",
+    "missing": "Files that are not there",
+    "unreadable": "Files that cannot be used",
+    "size": "Sizes that differ, or tiny pictures",
+    "labels": "Label values that are no class",
+    "duplicate": "Pictures listed more than once",
+    "unpaired": "Label maps without a picture",
+    "shared": "Pictures in both training and validation",
 }
 """The kinds of findings, and what they are."""
 
@@ -55,8 +56,8 @@ class Report:
     """What was found in one split.
 
     `pixels` and `images` count pixels of each class, and pictures that have it; `ignored` pixels
-    that do not count; `unlabelled` pictures in which none counts; `sizes` pictures by
-    (width, height), where they could be read.
+    that are marked so, `unknown` those whose label is no class; `unlabelled` pictures in which all
+    are ignored; `sizes` pictures by (width, height), where they could be read.
     """
 
     name: str
@@ -66,6 +67,7 @@ class Report:
     pixels: list[int] = field(default_factory=list)
     images: list[int] = field(default_factory=list)
     ignored: int = 0
+    unknown: int = 0
     unlabelled: int = 0
     sizes: Counter[tuple[int, int]] = field(default_factory=Counter)
 
@@ -77,6 +79,7 @@ class Report:
             "findings": [asdict(finding) for finding in self.findings],
             "classes": [{"name": n, "pixels": p, "images": i} for n, p, i in counts],
             "ignored_pixels": self.ignored,
+            "unknown_pixels": self.unknown,
             "unlabelled_pictures": self.unlabelled,
             "sizes": [
                 {"width": width, "height": height, "pictures": count}
@@ -87,11 +90,13 @@ class Report:
 
 @dataclass(frozen=True)
 class _Examined:
-    """What one picture gave: its findings, size (width, height) and pixels by class, `[256]`."""
+    """What one picture gave: its findings, size (width, height) and pixels by class, `[256]`,
+    those without a known label counted apart."""
 
     findings: tuple[Finding, ...]
     size: tuple[int, int] | None
     pixels: npt.NDArray[np.int64] | None
+    unknown: int
 
 
 def check(
@@ -116,9 +121,9 @@ def check(
     pixels, images = np.zeros(256, np.int64), np.zeros(256, np.int64)
     for name, count in Counter(data.names).items():
         if count > 1:
-            report.findings.append(Finding("duplicate", f"{name}: listed {count} times"))
+            report.findings.append(_finding("duplicate", f"{name}: listed {count} times"))
     for path in data.unpaired():
-        report.findings.append(Finding("unpaired", f"{path}: no picture has this name"))
+        report.findings.append(_finding("unpaired", f"{path}: no picture has this name"))
     for examined in _examine_all(data, workers):
         report.findings += examined.findings
         if examined.size is not None:
@@ -126,7 +131,8 @@ def check(
         if examined.pixels is not None:
             pixels += examined.pixels
             images += examined.pixels > 0
-            report.unlabelled += not examined.pixels[: len(data.classes)].any()
+            report.unknown += examined.unknown
+            report.unlabelled += examined.unknown == 0 and not examined.pixels[:IGNORE].any()
         advance()
     order = list(KINDS)
     report.findings.sort(key=lambda finding: order.index(finding.kind))  # stable within a kind
@@ -149,14 +155,19 @@ def shared_pictures(splits: Mapping[str, SegmentationData]) -> list[Finding]:
         if len(training) == len(held_out) == 1:
             for name in sorted(set(first.names) & set(second.names)):
                 line = f"{name}: in {training[0]} and in {held_out[0]}"
-                found.append(Finding("shared", f"{line}, so that scores would be too good"))
+                found.append(_finding("shared", f"{line}, so that scores would be too good"))
     return found
+
+
+def _finding(kind: str, message: str) -> Finding:
+    return Finding(kind, str(InputError(message)))  # printable, whatever a file is called
 
 
 def _examine(data: SegmentationData, index: int) -> _Examined:
     image = labels = None
-    missing = [path for path in data.files(index) if not path.exists()]
-    findings = [Finding("missing", f"{path}: no such file") for path in missing]
+    unknown = 0
+    missing = [path for path in data.files(index) if _is_missing(path)]
+    findings = [_finding("missing", f"{path}: no such file") for path in missing]
     image_file, label_file = (*data.files(index), None, None)[:2]
     if image_file not in missing:
         try:
@@ -168,7 +179,7 @@ def _examine(data: SegmentationData, index: int) -> _Examined:
             labels = data.labels(index)
         except UnknownLabels as error:
             findings.append(Finding("labels", str(error)))
-            labels = error.labels
+            labels, unknown = error.labels, error.unknown
         except InputError as error:
             findings.append(Finding("unreadable", str(error)))
     size = None
@@ -176,12 +187,21 @@ def _examine(data: SegmentationData, index: int) -> _Examined:
         size = (image.shape[1], image.shape[0])
         if min(size) < TINY:
             line = f"{data.file(index)}: only {size[0]} x {size[1]} pixels"
-            findings.append(Finding("size", line))
+            findings.append(_finding("size", line))
         if labels is not None and labels.shape != image.shape[:2]:
             line = f"{data.file(index)}: {size_message(image, labels)}"
-            findings.append(Finding("size", line))
+            findings.append(_finding("size", line))
     counts = None if labels is None else np.bincount(labels.ravel(), minlength=256)
-    return _Examined(tuple(findings), size, counts)
+    if counts is not None:
+        counts[IGNORE] -= unknown
+    return _Examined(tuple(findings), size, counts, unknown)
+
+
+def _is_missing(path: Path) -> bool:
+    try:
+        return not path.exists()
+    except OSError:  # in a folder that may not be looked into: reading it says so
+        return False
 
 
 def _examine_all(data: SegmentationData, workers: int) -> Iterator[_Examined]:

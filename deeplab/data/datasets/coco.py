@@ -23,7 +23,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from deeplab.data.datasets.base import Image, Labels, SegmentationData, unknown_split
+from deeplab.data.datasets.base import (
+    Image,
+    Labels,
+    SegmentationData,
+    files_in,
+    unknown_split,
+)
 from deeplab.data.datasets.classes import COCO_TO_VOC, VOC, VOC_PALETTE
 from deeplab.data.datasets.labels import IGNORE
 from deeplab.data.images import read_image
@@ -76,22 +82,32 @@ def open_coco(root: Path, split: str, min_pixels: int = 1000) -> CocoAsVoc:
     _mask_tools()
     if min_pixels < 0:
         raise InputError(f"min_pixels: expected 0 or more, got {min_pixels}")
-    splits = coco_splits(root)
-    if split not in splits:
-        raise unknown_split(root / "annotations", split, splits)
-    for folder in (root / split, root / "images" / split):
-        if folder.is_dir():
-            annotations = root / "annotations" / f"{_PREFIX}{split}.json"
-            return CocoAsVoc(split, folder, annotations, min_pixels)
-    raise InputError(f"{root}: no pictures; expected the folder {split} or images/{split}")
+    annotations = _annotations(root).get(split)
+    if annotations is None:
+        raise unknown_split(root / "annotations", split, coco_splits(root))
+    folder = _pictures(root, split)
+    if folder is None:
+        raise InputError(f"{root}: no pictures; expected the folder {split} or images/{split}")
+    return CocoAsVoc(split, folder, annotations, min_pixels)
 
 
 def coco_splits(root: Path, min_pixels: int = 1000) -> list[str]:
-    """The splits that have a file of instances; InputError where there is no folder for them."""
+    """The splits that have pictures and a file of instances."""
+    return [split for split in _annotations(root) if _pictures(root, split) is not None]
+
+
+def _annotations(root: Path) -> dict[str, Path]:
+    """The files of instances by split; InputError where there is no folder for them."""
     folder = root / "annotations"
     if not folder.is_dir():
         raise InputError(f"{root}: no folder annotations there; it holds instances_train2017.json")
-    return sorted(path.stem.removeprefix(_PREFIX) for path in folder.glob(f"{_PREFIX}*.json"))
+    files = files_in(folder, ".json")
+    return {f.stem.removeprefix(_PREFIX): f for f in files if f.stem.startswith(_PREFIX)}
+
+
+def _pictures(root: Path, split: str) -> Path | None:
+    folders = (root / split, root / "images" / split)
+    return next((folder for folder in folders if folder.is_dir()), None)
 
 
 def draw(height: int, width: int, objects: list[list[Any]]) -> Labels:
@@ -133,8 +149,9 @@ def _mask(segmentation: Any, height: int, width: int) -> npt.NDArray[np.bool_]:
 
 
 def _read_annotations(path: Path, min_pixels: int) -> list[tuple[str, int, int, bytes]]:
+    text = path.read_bytes()
     try:
-        content = json.loads(path.read_bytes())
+        content = json.loads(text)
         classes = {
             category["id"]: VOC.index(COCO_TO_VOC[category["name"]])
             for category in content["categories"]
@@ -159,7 +176,7 @@ def _read_annotations(path: Path, min_pixels: int) -> list[tuple[str, int, int, 
             for image in sorted(content["images"], key=lambda image: image["id"])
             if areas[image["id"]] > min_pixels
         ]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise InputError(
             f"{path}: not COCO's file of instances, or damaged ({type(error).__name__}: {error}); "
             "download the annotations again"

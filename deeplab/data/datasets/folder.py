@@ -35,8 +35,11 @@ import numpy.typing as npt
 from deeplab.data.datasets.base import (
     Pair,
     PairedFiles,
+    composed,
+    files_in,
     pair_folders,
     read_lines,
+    read_text,
     unknown_split,
 )
 from deeplab.data.datasets.labels import IGNORE, LabelReader, label_table
@@ -75,11 +78,12 @@ def open_folder(
     described = read_class_file(_class_file(root, classes), ignore)
     pairs, unpaired = pair_folders(root / images, root / labels)
     lists, folders = _lists(root), _subfolders(root / images)
+    split = composed(split)
     if split in lists:
         pairs, unpaired = _listed(lists[split], pairs, root / images, root / labels), []
     elif split in folders:
         pairs = [pair for pair in pairs if pair.name.startswith(f"{split}/")]
-        unpaired = [path for path in unpaired if (root / labels / split) in path.parents]
+        unpaired = [p for p in unpaired if composed(p.relative_to(root / labels).parts[0]) == split]
         if not pairs:
             raise InputError(f"{root / images / split}: no picture there")
     elif split != "all":
@@ -111,9 +115,9 @@ def read_class_file(path: Path, ignore: int | Sequence[int] = ()) -> ClassFile:
         entries, more, colours = _read_toml(path)
         ignored += more
     else:
-        entries, colours = [_class_of(line) for line in read_lines(path)], []
+        entries, colours = [_class_of(path, number, line) for number, line in read_lines(path)], []
     for value in ignored:
-        _require(isinstance(value, int) and 0 <= value <= 255, path, f"ignore: {value!r}", "0-255")
+        _require(_is_level(value), path, f"ignore: {value!r}", "0-255")
     if not 1 <= len(entries) <= IGNORE:
         raise InputError(f"{path}: {len(entries)} classes; expected 1 to {IGNORE}")
     names = [entry["name"] for entry in entries]
@@ -133,8 +137,12 @@ def read_class_file(path: Path, ignore: int | Sequence[int] = ()) -> ClassFile:
             "the class another label, or leave it out of the classes"
         )
     palette = np.array(list(by_colour), np.uint8) if by_colour else voc_palette()[: len(names)]
-    if by_colour:
-        by_colour = by_colour | {tuple(colour): IGNORE for colour in colours}
+    for colour in colours:
+        if not by_colour:
+            raise InputError(f"{path}: ignore_colours without colours of classes; give those too")
+        if by_colour.setdefault(tuple(colour), IGNORE) != IGNORE:
+            name = names[by_colour[tuple(colour)]]
+            raise InputError(f"{path}: colour {colour} is a class ({name}) and ignored; choose one")
     reader = LabelReader(label_table(values, ignored), by_colour)
     return ClassFile(tuple(names), palette, reader)
 
@@ -153,20 +161,22 @@ def _class_file(root: Path, given: str | Path | None) -> Path:
     )
 
 
-def _class_of(line: str) -> dict[str, Any]:
+def _class_of(path: Path, number: int, line: str) -> dict[str, Any]:
     match = _COLOUR.match(line)
     if match is None:
         return {"name": line}
     colour = [int(match[c]) for c in "rgb"]
     if max(colour) > 255:
-        raise InputError(f"class file: {line!r}: a colour has three numbers from 0 to 255")
+        raise InputError(
+            f"{path}: line {number}: {line!r}: a colour has three numbers from 0 to 255"
+        )
     return {"name": match["name"], "colour": colour}
 
 
 def _read_toml(path: Path) -> tuple[list[dict[str, Any]], list[int], list[list[int]]]:
     """The classes, the ignored values and the ignored colours."""
     try:
-        content = tomllib.loads("\n".join(read_lines(path)))
+        content = tomllib.loads(read_text(path))
     except tomllib.TOMLDecodeError as error:
         raise InputError(f"{path}: not valid TOML ({error})") from error
     _only(path, content, ("class", "ignore", "ignore_colours"))
@@ -177,8 +187,7 @@ def _read_toml(path: Path) -> tuple[list[dict[str, Any]], list[int], list[list[i
         _only(path, entry, ("name", "colour", "label"))
         name, label = entry.get("name"), entry.get("label", 0)
         _require(isinstance(name, str) and bool(name), path, f"name {name!r}", "a text")
-        valid = isinstance(label, int) and 0 <= label <= 255
-        _require(valid, path, f"label {label!r} of {name}", "0 to 255")
+        _require(_is_level(label), path, f"label {label!r} of {name}", "0 to 255")
         if "colour" in entry:
             _require_colour(path, entry["colour"])
     ignore = content.get("ignore", [])
@@ -196,12 +205,12 @@ def _only(path: Path, table: dict[str, Any], allowed: Sequence[str]) -> None:
 
 
 def _require_colour(path: Path, colour: object) -> None:
-    right = (
-        isinstance(colour, list)
-        and len(colour) == 3
-        and all(isinstance(c, int) and 0 <= c <= 255 for c in colour)
-    )
+    right = isinstance(colour, list) and len(colour) == 3 and all(map(_is_level, colour))
     _require(right, path, f"colour {colour!r}", "three numbers from 0 to 255, [R, G, B]")
+
+
+def _is_level(value: object) -> bool:
+    return type(value) is int and 0 <= value <= 255  # True is an int too
 
 
 def _require(holds: bool, path: Path, what: str, expected: str) -> None:
@@ -211,22 +220,23 @@ def _require(holds: bool, path: Path, what: str, expected: str) -> None:
 
 def _lists(root: Path) -> dict[str, Path]:
     beside = (root / f"{name}.txt" for name in _BESIDE)
-    found = [path for path in (*sorted((root / "splits").glob("*.txt")), *beside) if path.is_file()]
-    return {path.stem: path for path in reversed(found)}
+    found = [path for path in (*files_in(root / "splits", ".txt"), *beside) if path.is_file()]
+    return {composed(path.stem): path for path in reversed(found)}
 
 
 def _subfolders(images: Path) -> list[str]:
     if not images.is_dir():
         raise InputError(f"{images}: no such folder; the pictures are expected there")
-    return sorted(p.name for p in images.iterdir() if p.is_dir() and not p.name.startswith("."))
+    folders = (path.name for path in images.iterdir() if path.is_dir())
+    return sorted(composed(name) for name in folders if not name.startswith("."))
 
 
 def _listed(path: Path, pairs: Sequence[Pair], images: Path, labels: Path) -> list[Pair]:
     """The pairs that a list names, in its order; one that is not there stays, to be found."""
     by_name = {pair.name: pair for pair in pairs}
     chosen = []
-    for line in read_lines(path):
-        name = line.replace("\\", "/")
+    for _, line in read_lines(path):
+        name = composed(line.replace("\\", "/"))
         if Path(name).suffix.lower() in SUFFIXES:
             name = Path(name).with_suffix("").as_posix()
         missing = Pair(name, images / f"{name}.jpg", labels / f"{name}.png")

@@ -22,6 +22,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from deeplab.data.datasets.sbd import read_segmentation
 from deeplab.data.images import load_picture
 from deeplab.errors import InputError
 
@@ -32,13 +33,15 @@ IGNORE = 255
 class UnknownLabels(InputError):
     """A label map holds values that are neither a class nor ignored.
 
-    `labels` is the map as it would be with those pixels ignored, None where it got lost between
-    processes.
+    `labels` is the map as it would be with those pixels ignored, `unknown` how many they are.
     """
 
-    def __init__(self, message: str, labels: npt.NDArray[np.uint8] | None = None) -> None:
+    def __init__(
+        self, message: str, labels: npt.NDArray[np.uint8] | None = None, unknown: int = 0
+    ) -> None:
         super().__init__(message)
         self.labels = labels
+        self.unknown = unknown
 
 
 @dataclass(frozen=True)
@@ -60,9 +63,11 @@ class LabelReader:
         row, column = np.argwhere(stored == unknown[0])[0]
         others = f", also {_numbers(unknown[1:].tolist())}" if len(unknown) > 1 else ""
         raise UnknownLabels(
-            f"{path}: label {unknown[0]} in {counts[0]} pixels, first at row {row}, column "
-            f"{column}{others}; expected {_numbers(np.flatnonzero(self.table >= 0).tolist())}",
+            f"{path}: label {unknown[0]} in {counts[0]} {'pixel' if counts[0] == 1 else 'pixels'}, "
+            f"first at row {row}, column {column}{others}; expected "
+            f"{_numbers(np.flatnonzero(self.table >= 0).tolist())}",
             np.where(classes < 0, IGNORE, classes).astype(np.uint8),
+            int(counts.sum()),
         )
 
 
@@ -84,9 +89,13 @@ def label_table(
 def read_values(path: Path, allow_colours: bool = False) -> npt.NDArray[np.uint8]:
     """The stored values of a label map, uint8 `[H, W]`; of an RGB one `[H, W, 3]` if allowed.
 
+    A file that ends in .mat is one of SBD's.
+
     Raises InputError: not readable, JPEG, colours where none are allowed, values above 255,
     transparency, floating point.
     """
+    if path.suffix.lower() == ".mat":
+        return read_segmentation(path)
     picture, _ = load_picture(path)
     header = _header(path)
     if header.startswith(b"\xff\xd8"):
@@ -135,11 +144,12 @@ def read_by_colour(
         return labels
     row, column = np.argwhere(~known)[0]
     others = len(np.unique(codes[~known])) - 1
-    more = f", and {others} other colours are unknown too" if others else ""
+    more = f" (and so on, {others + 1} colours in all)" if others else ""
     raise UnknownLabels(
         f"{path}: colour {tuple(rgb[row, column].tolist())} at row {row}, column {column} belongs "
         f"to no class{more}; add it to the class file, and draw without soft edges",
         labels,
+        int((~known).sum()),
     )
 
 

@@ -14,19 +14,18 @@ A line of a list is a name, or image and label file as in the lists of DeepLab's
 (/JPEGImages/2007_000032.jpg /SegmentationClassAug/2007_000032.png); the second one's folder is then
 where the labels are. The split "all" is every label map, lists or not.
 
-`trainaug` is VOC's train split and the training pictures of SBD (Hariharan et al., ICCV 2011),
-10,582 in all. SBD itself has MATLAB files; with SciPy each becomes a label map by
-
-    labels = scipy.io.loadmat("cls/2008_000002.mat")["GTcls"][0, 0]["Segmentation"]
-    PIL.Image.fromarray(labels).save("SegmentationClassAug/2008_000002.png")
+`trainaug` is VOC's train split and all pictures of SBD (Hariharan et al., ICCV 2011) that are not
+in VOC's val: 10,582. A label map comes from SegmentationClassAug; or else, since some keep only
+SBD's there, from VOC's own SegmentationClass; or else from SBD as it is unpacked, in MATLAB files:
+benchmark_RELEASE/dataset/cls/2008_000002.mat. With SBD itself no list is needed.
 
 Sources: the development kits; Mottaghi et al., CVPR 2014; Chen et al., CVPR 2014 (parts).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -37,6 +36,7 @@ from deeplab.data.datasets.base import (
     Pair,
     PairedFiles,
     files_by_name,
+    files_in,
     read_lines,
     unknown_split,
 )
@@ -45,6 +45,8 @@ from deeplab.errors import InputError
 
 _IMAGES = "JPEGImages"
 _USUAL = ("train", "val", "trainval")
+_AUGMENTED, _AUG_LABELS = "trainaug", "SegmentationClassAug"
+_SBD_HINT = "; it is made with SBD's labels, which `deeplab data list voc2012` explains"
 
 
 @dataclass(frozen=True)
@@ -92,13 +94,20 @@ _PERSON_PART = _Kind(
 )
 
 
-def open_voc(root: Path, split: str) -> PairedFiles:
-    """VOC 2012: 21 classes, 255 = the border of objects, ignored."""
-    return _open(_VOC, root, split, known.VOC, known.VOC_PALETTE, label_table(len(known.VOC)))
+def open_voc(root: Path, split: str, sbd: str | Path | None = None) -> PairedFiles:
+    """VOC 2012: 21 classes, 255 = the border of objects, ignored.
+
+    sbd: the folder benchmark_RELEASE of SBD, or the one in it that holds cls/*.mat: label maps of
+        split trainaug for pictures that have none elsewhere.
+    """
+    table = label_table(len(known.VOC))
+    maps = {} if sbd is None else _sbd_maps(Path(sbd))
+    return _open(_VOC, root, split, known.VOC, known.VOC_PALETTE, table, maps)
 
 
-def voc_splits(root: Path) -> list[str]:
-    return _splits(_VOC, root)
+def voc_splits(root: Path, sbd: str | Path | None = None) -> list[str]:
+    splits = _splits(_VOC, root)
+    return splits if sbd is None or _AUGMENTED in splits else [_AUGMENTED, *splits]
 
 
 def open_context(root: Path, split: str, order: str | None = None) -> PairedFiles:
@@ -139,30 +148,59 @@ def _open(
     classes: Sequence[str],
     palette: npt.NDArray[np.uint8],
     table: npt.NDArray[np.int16],
+    sbd: Mapping[str, Path] | None = None,
 ) -> PairedFiles:
     base = _find_root(kind, root)
     lists = _lists(kind, base)
     path = lists.get(_normal(split))
+    augmented = kind is _VOC and _normal(split).endswith("aug")
     if split == "all":
         maps = files_by_name(_label_folder(kind, base), (".png",))
         pairs = [Pair(name, base / _IMAGES / f"{name}.jpg", file) for name, file in maps.items()]
     elif path is not None:
-        augmented = _normal(split).endswith("aug")
-        labels = base / "SegmentationClassAug" if augmented else _label_folder(kind, base)
-        pairs = _listed(base, path, labels)
+        pairs = _listed(base, path, base / _AUG_LABELS if augmented else _label_folder(kind, base))
+    elif sbd and _normal(split) == _AUGMENTED:
+        pairs = _merged(base, lists, sbd)
     else:
-        raise unknown_split(base, split, _splits(kind, root))
+        error = unknown_split(base, split, _splits(kind, root))
+        raise InputError(f"{error}{_SBD_HINT}") if augmented else error
     if not pairs:
         raise InputError(f"{path or base}: names no picture")
+    if augmented:
+        maps = {**(sbd or {}), **_maps(base / "SegmentationClass"), **_maps(base / _AUG_LABELS)}
+        pairs = [replace(pair, labels=maps.get(pair.name, pair.labels)) for pair in pairs]
     for folder in sorted({pair.labels.parent for pair in pairs}):
         if not folder.is_dir():
-            hint = (
-                "; SBD's labels are wanted there as PNG, which `deeplab data list voc2012` explains"
-                if folder.name == "SegmentationClassAug"
-                else ""
-            )
+            hint = _SBD_HINT if folder.name == _AUG_LABELS else ""
             raise InputError(f"{folder}: no such folder, split {split!r} needs it{hint}")
     return PairedFiles(f"{kind.name} {split}", pairs, classes, palette, LabelReader(table))
+
+
+def _merged(base: Path, lists: Mapping[str, Path], sbd: Mapping[str, Path]) -> list[Pair]:
+    """What VOC's train split and SBD have, without what VOC's val split has."""
+    for split in ("train", "val"):
+        if split not in lists:
+            raise InputError(
+                f"{base}: no list of split {split!r} in {_VOC.lists[0]}; without it trainaug "
+                "cannot be kept apart from val"
+            )
+    own, held_out = ({p.name for p in _listed(base, lists[s], base)} for s in ("train", "val"))
+    names = sorted((own | set(sbd)) - held_out)
+    images, labels = base / _IMAGES, base / _AUG_LABELS
+    return [Pair(name, images / f"{name}.jpg", labels / f"{name}.png") for name in names]
+
+
+def _maps(folder: Path) -> dict[str, Path]:
+    return files_by_name(folder, (".png",)) if folder.is_dir() else {}
+
+
+def _sbd_maps(folder: Path) -> dict[str, Path]:
+    for below in ("cls", "dataset/cls"):
+        if (folder / below).is_dir():
+            return files_by_name(folder / below, (".mat",))
+    raise InputError(
+        f"sbd: {folder}: not the folder of SBD; expected dataset/cls/*.mat or cls/*.mat there"
+    )
 
 
 def _splits(kind: _Kind, root: Path) -> list[str]:
@@ -190,7 +228,8 @@ def _lists(kind: _Kind, base: Path) -> dict[str, Path]:
     """The list of each split, by the split's name in one spelling."""
     lists: dict[str, Path] = {}
     for folder in kind.lists:
-        for path in sorted((base / folder).glob("*.txt"), key=lambda p: (len(p.name), p.name)):
+        shortest_first = sorted(files_in(base / folder, ".txt"), key=lambda p: len(p.name))
+        for path in shortest_first:  # train.txt before train_id.txt
             name = _normal(path.stem)
             if name in _USUAL or not kind.only_usual:
                 lists.setdefault(name, path)
@@ -204,7 +243,7 @@ def _normal(split: str) -> str:
 
 def _listed(base: Path, path: Path, labels: Path) -> list[Pair]:
     pairs = []
-    for number, line in enumerate(read_lines(path), 1):
+    for number, line in read_lines(path):
         words = line.split()
         if len(words) > 2 or (len(words) == 2 and "." not in words[1]):
             raise InputError(
