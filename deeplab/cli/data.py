@@ -110,6 +110,7 @@ def check(
 
     ```text
     deeplab data check voc2012 VOCdevkit/VOC2012 --split trainaug --split val
+    deeplab data check voc2012 VOC2012 --split trainaug --data-option sbd=benchmark_RELEASE
     deeplab data check camvid camvid --json camvid.json
     deeplab data check folder mine --data-option ignore=0 --data-option labels=masks
     ```

@@ -62,6 +62,8 @@ def load_picture(
     with _pillow_size_guard_off():
         try:
             with Image.open(path) as image:
+                if image.format == "EPS":  # Pillow would run Ghostscript on it
+                    raise InputError(f"{path}: PostScript, not a picture; save it as PNG or JPEG")
                 _check_size(path, image.size, max_megapixels)
                 return _decode(image)
         except InputError:

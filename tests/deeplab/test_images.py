@@ -152,6 +152,18 @@ def test_files_without_pixels_are_refused(tmp_path: Path, content: bytes, messag
         read_image(path)
 
 
+def test_postscript_is_refused_and_no_other_program_runs(tmp_path: Path, monkeypatch) -> None:
+    def run(*args: object, **options: object) -> None:
+        raise AssertionError("another program")
+
+    monkeypatch.setattr("subprocess.check_call", run)
+    monkeypatch.setattr("PIL.EpsImagePlugin.has_ghostscript", lambda: True)
+    monkeypatch.setattr("PIL.EpsImagePlugin.gs_binary", "gs")
+    path = save(tmp_path / "a.eps", gradient()).rename(tmp_path / "a.png")
+    with pytest.raises(InputError, match=r"a.png: PostScript, not a picture"):
+        read_image(path)
+
+
 def test_missing_files_and_folders_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"none.png: no such file"):
         read_image(tmp_path / "none.png")

@@ -67,8 +67,8 @@ SegmentationClassAug/2008_000002.png        trainaug: SBD's labels as PNG
 ImageSets/Segmentation/{train,val,trainval,trainaug}.txt
 ImageSets/SegmentationAug/train_aug.txt     or there
 The folder itself, or VOC2012 or VOCdevkit/VOC2012 in it. Split "all": every label map.
-Or trainaug from SBD as it is unpacked, with neither of the two: option sbd=benchmark_RELEASE, the
-folder of dataset/cls/*.mat.""",
+trainaug also comes from SBD as it is unpacked, without folder and list of its own: option
+sbd=benchmark_RELEASE, which holds dataset/cls/*.mat.""",
         "255, the borders of objects",
         "http://host.robots.ox.ac.uk/pascal/VOC/voc2012/",
         _FLICKR,
@@ -80,7 +80,8 @@ folder of dataset/cls/*.mat.""",
         voc.context_splits,
         ("train", "val"),
         """JPEGImages/2008_000002.jpg
-SegmentationClassContext/2008_000002.png    values in alphabetical order of the classes
+SegmentationClassContext/2008_000002.png    values in alphabetical order of the classes, as
+                                            mmsegmentation converts trainval_merged.json
 59_context_labels/2008_000002.png           or these, in the order of 59_labels.txt
 ImageSets/SegmentationContext/{train,val}.txt, or ImageSets/Main/{train,val}.txt
 The folder itself, or VOC2010 or VOCdevkit/VOC2010 in it. Split "all": every label map.""",
