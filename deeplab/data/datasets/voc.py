@@ -46,7 +46,7 @@ from deeplab.errors import InputError
 _IMAGES = "JPEGImages"
 _USUAL = ("train", "val", "trainval")
 _AUGMENTED, _AUG_LABELS = "trainaug", "SegmentationClassAug"
-_SBD_HINT = "; it is made with SBD's labels, which `deeplab data list voc2012` explains"
+_SBD_HINT = "; trainaug is made with SBD's labels, which `deeplab data list voc2012` explains"
 
 
 @dataclass(frozen=True)
