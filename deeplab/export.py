@@ -130,7 +130,7 @@ def _write_onnx(model: DeepLab, path: Path, size: tuple[int, int] | None) -> Non
         model,
         (_example(size),),
         dynamo=True,
-        dynamic_shapes=_free(size),
+        dynamic_shapes={"x": _free(size)},  # by name, which the file then says
         input_names=["x"],
         output_names=["logits"],
         opset_version=OPSET,
@@ -178,16 +178,17 @@ _READERS = {"export": _read_export, "onnx": _read_onnx, "aoti": _read_aoti}
 
 
 def _traced(model: DeepLab, size: tuple[int, int] | None) -> torch.export.ExportedProgram:
-    return torch.export.export(model, (_example(size),), dynamic_shapes=_free(size))
+    free = dict.fromkeys(_free(size), torch.export.Dim.DYNAMIC)
+    return torch.export.export(model, (_example(size),), dynamic_shapes={"x": free})
 
 
 def _example(size: tuple[int, int] | None) -> Tensor:
     return torch.zeros(TRACED if size is None else (TRACED[0], 3, *size))
 
 
-def _free(size: tuple[int, int] | None) -> dict[str, dict[int, Any]]:
-    free = (0, 2, 3) if size is None else (0,)
-    return {"x": dict.fromkeys(free, torch.export.Dim.DYNAMIC)}
+def _free(size: tuple[int, int] | None) -> dict[int, str]:
+    """The axes of x that may have any length, and their names."""
+    return {0: "batch", 2: "height", 3: "width"} if size is None else {0: "batch"}
 
 
 def _largest_error(model: DeepLab, program: Program, size: tuple[int, int] | None) -> float:

@@ -68,6 +68,8 @@ def test_onnxruntime_serves_any_batch_and_size_with_plain_convolutions(kind, tmp
     written = export(tiny(kind), tmp_path / "model.onnx")
     session = runtime.InferenceSession(str(written.path), providers=["CPUExecutionProvider"])
     assert_agrees(lambda x: session.run(None, {"x": x.numpy()})[0], tiny(kind), ANY_SIZE)
+    assert session.get_inputs()[0].shape == ["batch", 3, "height", "width"]
+    assert session.get_outputs()[0].shape == ["batch", 3, "height", "width"]
     nodes = onnx.load(str(written.path)).graph.node
     assert {node.domain for node in nodes} <= {"", "ai.onnx"}
     assert "Conv" in {node.op_type for node in nodes}
