@@ -26,6 +26,7 @@ from torch import Tensor
 
 from kernels import runtime
 from kernels.atrous import cost
+from kernels.atrous.packing import empty_weight_gradient
 
 
 @torch.library.custom_op("kernels::multi_rate_atrous_conv2d", mutates_args=())
@@ -255,15 +256,6 @@ def _empty_output(input: Tensor, weight: Tensor, fuse: str) -> Tensor:
 
 def _empty_input_gradient(input: Tensor) -> Tensor:
     return torch.empty_like(input, memory_format=_memory_format(input))
-
-
-def empty_weight_gradient(weight: Tensor) -> Tensor:
-    """An unset gradient `[R, Cout, Cin, k, k]` with Cin contiguous, whatever weight's own strides.
-
-    Compiled kernels write it in one go; autograd gives `.grad` the parameter's strides.
-    """
-    rates, outputs, inputs, kernel, _ = weight.shape
-    return weight.new_empty(rates, outputs, kernel, kernel, inputs).permute(0, 1, 4, 2, 3)
 
 
 def _branches(x: Tensor, rates: int, fuse: str) -> Sequence[Tensor]:

@@ -1,6 +1,6 @@
-"""Weights packed once, for a network that does not train.
+"""How weights lie in memory: packed once, for a network that does not train, and their gradients.
 
-Without it a call packs its weights itself: they cannot go stale, and the time counts. A
+Without `pack` a call packs its weights itself: they cannot go stale, and the time counts. A
 `PackedWeight` is a snapshot: it saves that time and sees no later change of the weight.
 """
 
@@ -66,3 +66,12 @@ def rows_of(weight: Tensor, sum_rates: bool) -> Tensor:
     padded = weight.new_zeros(*(-(-size // ALIGNMENT) * ALIGNMENT for size in rows.shape))
     padded[: len(rows), :inputs] = rows
     return padded
+
+
+def empty_weight_gradient(weight: Tensor) -> Tensor:
+    """An unset gradient `[R, Cout, Cin, k, k]` with Cin contiguous, whatever weight's own strides.
+
+    Compiled kernels write it in one go; autograd gives `.grad` the parameter's strides.
+    """
+    rates, outputs, inputs, kernel, _ = weight.shape
+    return weight.new_empty(rates, outputs, kernel, kernel, inputs).permute(0, 1, 4, 2, 3)

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from kernels.atrous.ops import empty_weight_gradient
+from kernels.atrous.packing import empty_weight_gradient
 from kernels.atrous.triton import implicit, shift
 from kernels.atrous.triton.conv import dot
 from kernels.atrous.triton.layout import pixels_of, taps_of

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from kernels.atrous.ops import empty_weight_gradient
+from kernels.atrous.packing import empty_weight_gradient
 from kernels.atrous.triton import weight_grad
 from kernels.atrous.triton.conv import conv
 from kernels.atrous.triton.layout import pixels_of, taps_of

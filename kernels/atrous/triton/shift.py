@@ -30,8 +30,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.atrous.ops import empty_weight_gradient
-from kernels.atrous.packing import ALIGNMENT
+from kernels.atrous.packing import ALIGNMENT, empty_weight_gradient
 from kernels.atrous.triton import configs, implicit, weight_grad
 from kernels.atrous.triton.conv import conv
 from kernels.atrous.triton.layout import (
