@@ -126,6 +126,33 @@ def test_labels_are_never_blended(mode):
         assert set(np.unique(target)) <= {3, 200, IGNORE}
 
 
+@pytest.mark.parametrize(
+    ("mode", "scales"), [("continuous", (0.5, 1.5)), ("discrete", CAFFE_SCALES)]
+)
+def test_labels_stay_where_the_picture_shows_them_at_every_scale(mode, scales):
+    image, labels = coordinates(120, 150)
+    compared = 0
+    for seed in range(60):
+        crop, target = sample(image, labels, seed, crop=65, mode=mode, scales=scales)
+        rows, columns = np.nonzero(target != IGNORE)
+        inner = np.s_[rows.min() + 2 : rows.max() - 1, columns.min() + 2 : columns.max() - 1]
+        assert (np.abs(crop[..., 1] - target)[inner] <= 1).all()
+        compared += target[inner].size
+    assert compared > 100_000
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 300), (500, 2)])
+@pytest.mark.parametrize("mode", ["continuous", "discrete"])
+def test_pictures_of_any_shape_and_tiny_scales_give_whole_samples(mode, shape):
+    labels = np.zeros(shape, np.uint8)
+    for seed, scales in enumerate([(0.01, 0.02), (0.5, 1.5), (1.5, 1.5)]):
+        crop, target = sample(
+            np.zeros((*shape, 3), np.uint8), labels, seed, mode=mode, scales=scales
+        )
+        assert (crop.shape, target.shape) == ((33, 33, 3), (33, 33))
+        assert set(np.unique(target)) <= {0, IGNORE}
+
+
 def test_shrunken_labels_lie_where_align_corners_puts_the_scores():
     ramp = torch.arange(41, dtype=torch.float64)
     grid = ramp[None, None, None].expand(1, 1, 41, 41)
