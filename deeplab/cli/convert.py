@@ -72,7 +72,8 @@ def convert(
     Reads .caffemodel files (old and new form; no Caffe needed) of DeepLab v1 and v2, and the .pth
     files of kazuto1011/deeplab-pytorch, isht7/pytorch-deeplab-resnet and torchvision's DeepLabV3.
     Every tensor must find its place: what is missing, left over or of another shape is listed, and
-    nothing is written. Nothing in a file is executed.
+    nothing is written. Rates, strides and poolings that a .caffemodel says must be the model's.
+    Nothing in a file is executed.
 
     Files for ImageNet, and heads for other classes, make no finished model: train from them,
     deeplab train --weights FILE.

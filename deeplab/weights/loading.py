@@ -262,11 +262,12 @@ def _check_windows(
     windows: of the file's layers, by their names there. taken: the tensors of the model to fill.
 
     Two kinds of file are for training to start from, and may differ: those that give a body alone,
-    and those in which nothing has a rate, a classifier's, which gets rates by being loaded.
+    and those whose body has no rates, a classifier's, which gets them by being loaded.
     """
     weights, modules = set(taken), dict(model.named_modules())
     places = {name: place for name in windows if (place := names.caffe_window(name))}
-    dilated = any(windows[name].rate > 1 for name in places)
+    body = [name for name, (layer, _) in places.items() if layer.startswith("backbone.")]
+    dilated = any(windows[name].rate > 1 for name in body)
     if not dilated or not any(weight.startswith("head.") for weight in weights):
         return
     branches: dict[str, list[int]] = {}

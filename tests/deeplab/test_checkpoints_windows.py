@@ -130,7 +130,7 @@ def test_a_classifiers_body_gets_its_rates_by_being_loaded(path):
     flat = {
         n: (k, s, (k - 1) // 2, 1) for n, (k, s, _p, _r) in RELEASED["deeplab_v2_vgg16"].items()
     }
-    check(path, "deeplab_v2_vgg16", flat | {"pool1": (2, 2, 0, 1)})
+    check(path, "deeplab_v2_vgg16", flat | {"pool1": (2, 2, 0, 1), "fc6_1": (3, 1, 4, 4)})
 
 
 def test_a_body_to_start_from_may_come_from_another_network(path):
