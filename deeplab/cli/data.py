@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from deeplab.cli import options
@@ -134,7 +135,7 @@ def check(
     bar = progress_bar() if sys.stderr.isatty() else None
     with bar or nullcontext():
         for s, pictures in data.items():
-            task = bar.add_task(s, total=len(pictures)) if bar else None
+            task = bar.add_task(escape(s), total=len(pictures)) if bar else None
 
             def advance(task: Any = task) -> None:
                 if bar:
