@@ -113,7 +113,7 @@ def convert(
         metadata |= {"class_names": names, "palette": palette}
     out.parent.mkdir(parents=True, exist_ok=True)
     save_weights(network, out, metadata)
-    Console().print(_summary(network, loaded, out))
+    Console(markup=False).print(_summary(network, loaded, out))
 
 
 def read_checkpoint(path: Path, model: str, classes: int, source: str) -> tuple[DeepLab, Loaded]:

@@ -109,3 +109,12 @@ def test_segment_says_what_to_do_with_a_foreign_file(published, tmp_path):
     result = invoke("segment", picture, *options, "--out", tmp_path / "out")
     assert result.exit_code == 2
     assert "has no weights for head.classifier" in result.output
+
+
+def test_convert_prints_a_path_that_looks_like_markup_as_it_is(tmp_path):
+    source, out = tmp_path / "small.safetensors", tmp_path / "a[" / "b].safetensors"
+    save_weights(build("deeplab_v2_small", 3), source)
+    options = ("--model", "deeplab_v2_small", "--classes", "3")
+    result = invoke("convert", source, out, *options)
+    assert result.exit_code == 0, result.output
+    assert out.is_file()
