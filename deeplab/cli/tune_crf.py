@@ -198,10 +198,10 @@ def tune_crf(
     chance = {"seed": seed} if search is Search.tpe else {}
     about = log_identity(name, logits.identity(), fixed, search.value, space, folds=parts, **chance)
     log = Log(out / "results.jsonl", about)
-    tuner = Tuner(logits, network.num_classes, fixed, log, folds=parts, device=where)
     if log.results:
         typer.echo(f"Note: {len(log.results)} settings are known from {log.path}", err=True)
     with errors_of(pictures.name):
+        tuner = Tuner(logits, network.num_classes, fixed, log, folds=parts, device=where)
         _search(tuner, space, search, rounds, trials, seed)
         tuning = tuner.tuning()
     _report(tuning, tuner, space, out, name)

@@ -204,7 +204,7 @@ class Log:
             raise InputError(
                 f"{self.path}: not the results of a tuning ({error!r:.80}); choose another --out"
             ) from error
-        for key in about.keys() | stored.keys():
+        for key in (*about, *stored):
             if stored.get(key) != about.get(key):
                 raise InputError(
                     f"{self.path}: belongs to another tuning: {key} {stored.get(key)!s:.80} there, "

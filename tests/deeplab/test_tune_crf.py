@@ -170,6 +170,8 @@ def test_results_of_another_tuning_are_refused_and_the_difference_named(tmp_path
     Log(path, {"data": "a", "iterations": 10})
     with pytest.raises(InputError, match=r"r.jsonl: .*another tuning: iterations 10 there, 5 here"):
         Log(path, {"data": "a", "iterations": 5})
+    with pytest.raises(InputError, match="another tuning: search None there, tpe here"):
+        Log(path, {"data": "a", "search": "tpe", "seed": 0})
     path.write_text("something else\n")
     with pytest.raises(InputError, match="not the results of a tuning"):
         Log(path, {"data": "a"})
