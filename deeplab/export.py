@@ -20,6 +20,7 @@ from __future__ import annotations
 import copy
 import importlib
 import importlib.metadata
+import io
 import json
 import os
 import tempfile
@@ -95,16 +96,21 @@ def export(
             "set model.crf = None, export the network, and refine its probabilities with "
             "deeplab.engine.refine or deeplab refine"
         )
-    write, read = _WRITERS[chosen], _READERS[chosen]
+    make, read = _MAKERS[chosen], _READERS[chosen]
     _require(chosen)
     outputs.check_writable_file(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     network = copy.deepcopy(model).to("cpu", torch.float32).eval()
     description = path.with_name(path.name + ".json")
     text = _described(model, chosen, size, metadata or {})
-    with _quiet(), torch.no_grad(), tempfile.TemporaryDirectory(dir=path.parent) as folder:
+    with (
+        _quiet(),
+        torch.no_grad(),
+        _disk_errors_of(path),
+        tempfile.TemporaryDirectory(dir=path.parent) as folder,
+    ):
         part = Path(folder, f"program{SUFFIXES[chosen]}")
-        write(network, part, size)
+        _write(part, make(network, size))
         error = _largest_error(network, read(part), size)
         if not error <= TOLERANCE:  # NaN is no agreement
             mend = "use another format" if size else "give a fixed size (--size), or another format"
@@ -113,19 +119,24 @@ def export(
                 f"largest logit, {TOLERANCE:.0e} is allowed; nothing was written: {mend}"
             )
         outputs.write_text(description, text)
-        _move(part, path)
+        part.replace(path)
     return Exported(path, description, error)
 
 
-def _write_export(model: DeepLab, path: Path, size: tuple[int, int] | None) -> None:
-    torch.export.save(_traced(model, size), path)
+# Programs are made in memory: PyTorch's writer of archives ends the process where a disk is full.
+
+
+def _make_export(model: DeepLab, size: tuple[int, int] | None) -> bytes:
+    content = io.BytesIO()
+    torch.export.save(_traced(model, size), content)
+    return content.getvalue()
 
 
 def _read_export(path: Path) -> Program:
     return torch.export.load(path).module()
 
 
-def _write_onnx(model: DeepLab, path: Path, size: tuple[int, int] | None) -> None:
+def _make_onnx(model: DeepLab, size: tuple[int, int] | None) -> bytes:
     program = torch.onnx.export(
         model,
         (_example(size),),
@@ -137,7 +148,7 @@ def _write_onnx(model: DeepLab, path: Path, size: tuple[int, int] | None) -> Non
         verbose=False,
     )
     assert program is not None
-    program.save(str(path), external_data=False)
+    return program.model_proto.SerializeToString()
 
 
 def _read_onnx(path: Path) -> Program:
@@ -146,14 +157,25 @@ def _read_onnx(path: Path) -> Program:
     return lambda x: torch.from_numpy(session.run(["logits"], {"x": x.numpy()})[0])
 
 
-def _write_aoti(model: DeepLab, path: Path, size: tuple[int, int] | None) -> None:
+def _make_aoti(model: DeepLab, size: tuple[int, int] | None) -> bytes:
     inductor: Any = importlib.import_module("torch._inductor")
     model = copy.deepcopy(model)
     for parent in list(model.modules()):
         for name, child in parent.named_children():
             if isinstance(child, nn.MaxPool2d) and child.ceil_mode and child.stride == 2:
                 setattr(parent, name, PaddedMaxPool())
-    inductor.aoti_compile_and_package(_traced(model, size), package_path=str(path))
+    content = io.BytesIO()
+    errors: Any = importlib.import_module("torch._inductor.exc")
+    try:
+        inductor.aoti_compile_and_package(_traced(model, size), package_path=content)
+    except (errors.InductorError, errors.CppCompileError) as error:
+        lines = str(error).splitlines()
+        reason = next((line for line in lines if "error: " in line), lines[0])
+        raise InputError(
+            f"AOTInductor cannot compile this here ({reason:.200}); mend the compiler, or use "
+            "format export or onnx"
+        ) from error
+    return content.getvalue()
 
 
 def _read_aoti(path: Path) -> Program:
@@ -173,7 +195,7 @@ class PaddedMaxPool(nn.Module):
         return F.max_pool2d(F.pad(x, (1, 2, 1, 2), value=float("-inf")), 3, stride=2)
 
 
-_WRITERS = {"export": _write_export, "onnx": _write_onnx, "aoti": _write_aoti}
+_MAKERS = {"export": _make_export, "onnx": _make_onnx, "aoti": _make_aoti}
 _READERS = {"export": _read_export, "onnx": _read_onnx, "aoti": _read_aoti}
 
 
@@ -278,13 +300,23 @@ def _require(format: Format) -> None:
             ) from error
 
 
-def _move(part: Path, path: Path) -> None:
+def _write(path: Path, content: bytes) -> None:
+    """Through to the disk: the file gets its name only then."""
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+@contextmanager
+def _disk_errors_of(path: Path) -> Iterator[None]:
+    """A full or broken disk, beside the program or where a compiler works, as InputError."""
     try:
-        with part.open("rb") as file:
-            os.fsync(file.fileno())
-        part.replace(path)
+        yield
     except OSError as error:
-        raise InputError(f"{path}: cannot write the program ({error.strerror or error})") from error
+        raise InputError(
+            f"{path}: cannot write the program ({error}); make room, or choose another folder"
+        ) from error
 
 
 @contextmanager

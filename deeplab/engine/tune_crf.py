@@ -183,7 +183,7 @@ class Log:
             self._append(line)
         except OSError as error:
             raise InputError(
-                f"{self.path}: cannot be written ({error.strerror or error}); make room, and the "
+                f"{self.path}: cannot be written ({error.strerror or error}); mend that, and the "
                 "same command goes on"
             ) from error
 

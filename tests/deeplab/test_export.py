@@ -2,7 +2,11 @@
 
 import copy
 import json
+import os
+import shutil
+import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -131,13 +135,43 @@ def test_a_program_that_disagrees_leaves_nothing_behind(tmp_path, monkeypatch):
 
 
 def test_a_failure_while_writing_leaves_nothing_behind(tmp_path, monkeypatch):
-    def write(model, part, size):
-        part.write_text("half")
+    def write(part, content):
+        part.write_bytes(content[:99])
         raise KeyboardInterrupt
 
-    monkeypatch.setitem(module._WRITERS, "export", write)
+    monkeypatch.setattr(module, "_write", write)
     with pytest.raises(KeyboardInterrupt):
         export(tiny(), tmp_path / "model.pt2")
+    assert not list(tmp_path.iterdir())
+
+
+FILLS_THE_DISK = """
+import resource, signal, sys
+from test_export import tiny
+from deeplab.errors import InputError
+from deeplab.export import export
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+try:
+    export(tiny(), sys.argv[1], size=(33, 33))
+except InputError as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize("suffix", [".pt2", ".onnx"])
+def test_a_full_disk_is_one_clear_error_and_leaves_nothing_behind(suffix, tmp_path):
+    if suffix == ".onnx":
+        pytest.importorskip("onnxscript")
+        pytest.importorskip("onnxruntime")
+    path = tmp_path / f"model{suffix}"
+    command = [sys.executable, "-c", FILLS_THE_DISK, str(path)]
+    folder = {"PYTHONPATH": str(Path(__file__).parent)}
+    result = subprocess.run(
+        command, capture_output=True, text=True, timeout=120, env=os.environ | folder
+    )
+    assert result.returncode == 0, result.stderr
+    assert f"model{suffix}: cannot write the program" in result.stdout
     assert not list(tmp_path.iterdir())
 
 
@@ -180,6 +214,26 @@ def test_a_missing_compiler_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(builder, "get_cpp_compiler", none_found)
     with pytest.raises(InputError, match=r"AOTInductor needs a C\+\+ compiler"):
         export(tiny(), tmp_path / "model.pt2", "aoti")
+
+
+FAILS = """#!/bin/sh
+case "$1" in *version) exec g++ "$@" ;; esac
+echo 'x.cpp:1:1: error: no such header' >&2
+exit 1
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="there is no g++ to pretend to be")
+def test_a_compiler_that_fails_is_named_with_its_reason(tmp_path, monkeypatch):
+    compiler = tmp_path / "g++"
+    compiler.write_text(FAILS)
+    compiler.chmod(0o755)
+    monkeypatch.setattr(torch._inductor.config.cpp, "cxx", (None, str(compiler)))
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
+    with pytest.raises(InputError, match=r"cannot compile this here .*no such header"):
+        export(tiny(), tmp_path / "out" / "model.pt2", "aoti")
+    assert not list((tmp_path / "out").iterdir())
 
 
 def test_the_command_writes_the_shipped_network_and_says_how_close_it_is(tmp_path):
