@@ -152,6 +152,13 @@ def test_a_recipe_that_is_nowhere_lists_those_that_are():
         ("mirror = 1", "mine.toml: mirror: expected true or false, got 1"),
         ("scales = 2", "mine.toml: scales: expected a list of numbers, got 2"),
         ("scales = [1.5, 0.5]", "mine.toml: scales: expected 0 < smallest <= largest"),
+        ("loss_stride = 8.0", "mine.toml: loss_stride: expected 1 or 8, got 8.0"),
+        ("[data]\noptions = 3", "mine.toml: data.options: expected a table, got 3"),
+        ("[data]\nroot = 'x'", "mine.toml: data.root: expected none for generated scenes; name"),
+        (
+            "[model_options]\ncrf = true",
+            "mine.toml: model_options.crf: expected none: the field crf",
+        ),
         ("policy = 'cosine'", "mine.toml: policy: expected poly or step, got 'cosine'"),
         ("class_weights = [0, 0]", "mine.toml: class_weights: expected numbers of 0 or more"),
         (

@@ -29,6 +29,7 @@ FREE_ON_RESUME = frozenset(
         "weights",
         "starts_from",
         "data.root",
+        "skip_broken",
         "accumulate",
         "validate_every",
         "save_every",
@@ -40,7 +41,13 @@ FREE_ON_RESUME = frozenset(
         "workers",
     }
 )
-"""What a resumed run may change: where and how it computes, not what."""
+"""What a resumed run may change: where and how it computes, not what.
+
+skip_broken is among them, since a run that met a broken picture could not go on otherwise.
+"""
+
+MOST_INTEGER = 2**31 - 1
+MOST_FLOAT = 3.4e38  # float32's
 
 
 @dataclass(frozen=True)
@@ -160,11 +167,18 @@ class TrainConfig:
         }
         for name, limit in most.items():
             _require(getattr(self, name) <= limit, name, f"at most {limit}", getattr(self, name))
-        for name in ("warmup", "workers", "seed", "weight_decay"):
+        for name in ("warmup", "workers", "seed"):
             _require(getattr(self, name) >= 0, name, "0 or more", getattr(self, name))
+        for name, value in vars(self).items():
+            if isinstance(value, int):
+                _require(value <= MOST_INTEGER, name, f"at most {MOST_INTEGER}", value)
+        decays = math.isfinite(self.weight_decay) and self.weight_decay >= 0
+        _require(decays, "weight_decay", "a finite number, 0 or more", self.weight_decay)
         for name in ("lr", "power", "gamma", "head_lr_scale"):
             value = getattr(self, name)
             _require(math.isfinite(value) and value > 0, name, "a positive number", value)
+        fastest = self.lr * max(1.0, 2 * self.head_lr_scale)
+        _require(fastest <= MOST_FLOAT, "lr", f"rates of at most {MOST_FLOAT:g}", self.lr)
         _require(0 <= self.momentum < 1, "momentum", "a number in [0, 1)", self.momentum)
         shared = f"a multiple of accumulate = {self.accumulate}"
         _require(self.batch_size % self.accumulate == 0, "batch_size", shared, self.batch_size)
@@ -193,11 +207,22 @@ class TrainConfig:
         _one_of(self.device, "device", ("auto", "cpu", "cuda"))
         stride = "1 with crf: a CRF works on pixels"
         _require(not self.crf or self.loss_stride == 1, "loss_stride", stride, self.loss_stride)
-        none = "none for generated scenes; scenes and validation_scenes say how many"
-        generated = self.data.name == "scenes"
-        _require(not (generated and self.data.options), "data.options", none, self.data.options)
+        self._check_data()
+        for name, origin in (("num_classes", "the data set"), ("crf", "the field crf")):
+            key, given = f"model_options.{name}", self.model_options.get(name)
+            _require(name not in self.model_options, key, f"none: {origin} says it", given)
         if self.model_options.get("scales"):
             self._check_scales(self.model_options["scales"])
+
+    def _check_data(self) -> None:
+        """Generated scenes have neither folder nor splits: what asks for such means other data."""
+        if self.data.name != "scenes":
+            return
+        none = "none for generated scenes; name other data with data.name"
+        for name, default in vars(DataConfig()).items():
+            if name != "name":
+                given = getattr(self.data, name)
+                _require(given == default, f"data.{name}", none, given)
 
     def _check_scales(self, scales: Any) -> None:
         """Several scales have losses at the sizes of the logits, the smallest at its own."""

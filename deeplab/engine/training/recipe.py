@@ -85,7 +85,7 @@ def make_config(settings: Settings) -> TrainConfig:
             data[name] = _typed(value, data_hints[name], where)
         elif key in hints.keys() - {"model_options", "data"}:
             values[key] = _typed(value, hints[key], where)
-        elif key in ("model_options", "data"):
+        elif key in ("model_options", "data", "data.options"):
             raise InputError(f"{where}: expected a table, got {value!r}")
         else:
             known = [f"data.{n}" for n in data_hints] if table == "data" else sorted(hints)
@@ -136,7 +136,7 @@ def _typed(value: Any, hint: Any, where: str) -> Any:
         return tuple(_typed(part, typing.get_args(hint)[0], where) for part in value)
     if typing.get_origin(hint) is Literal:
         known = typing.get_args(hint)
-        if value not in known or isinstance(value, bool):
+        if (type(value), value) not in [(type(one), one) for one in known]:
             raise InputError(f"{where}: expected {_listed(known)}, got {value!r}")
         return value
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
