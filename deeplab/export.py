@@ -39,6 +39,7 @@ from deeplab import preprocess
 from deeplab.data import outputs
 from deeplab.errors import InputError
 from deeplab.model import DeepLab
+from kernels import memory
 
 Format = Literal["export", "onnx", "aoti"]
 FORMATS: tuple[Format, ...] = get_args(Format)
@@ -47,6 +48,7 @@ OPSET = 18  # of ONNX; Resize can do there what F.interpolate does
 MINIMUM = 33  # pixels of height and width: below, maps of one pixel would be cases of their own
 TRACED = (2, 3, 65, 72)  # the batch that is looked at while a program of free size is made
 COMPARED = ((1, 3, 65, 72), (2, 3, 41, 40), (1, 3, 160, 90))  # even and odd, larger and smaller
+BYTES_A_PIXEL = 130  # of the smallest network, see deeplab.engine.predict
 TOLERANCE = 1e-4  # of the largest logit: a hundred layers' rounding in float32, never a wrong layer
 
 Program = Callable[[Tensor], Tensor]
@@ -277,6 +279,12 @@ def _checked_format(path: Path, format: str | None) -> Format:
 def _check_size(size: tuple[int, int] | None) -> None:
     if size is not None and (len(size) != 2 or min(size) < 1):
         raise InputError(f"size: expected height and width from 1 up, got {size}")
+    if size is not None:
+        needed = 2 * BYTES_A_PIXEL * size[0] * size[1]  # two pictures are compared at a time
+        try:
+            memory.require(needed, torch.device("cpu"), "the comparison", "give a smaller size")
+        except MemoryError as error:
+            raise InputError(f"size {size[0]} x {size[1]}: {error}") from error
 
 
 def _require(format: Format) -> None:

@@ -62,7 +62,6 @@ def export(
     chosen: Any = format
     fixed = None if size is None else _parsed(size)
     network, metadata = load_network(weights, model, classes)
-    network.crf = None
     with Console(stderr=True).status("exporting and comparing"):
         written = write(network, path, chosen, size=fixed, metadata=metadata)
     typer.echo(

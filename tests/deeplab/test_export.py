@@ -190,6 +190,7 @@ def test_a_crf_layer_is_refused_with_the_way_out(tmp_path):
         ("model.onnx", {"format": "aoti"}, r"ends in \.pt2"),
         ("model.pt2", {"format": "tflite"}, "format: expected one of export, onnx, aoti"),
         ("model.pt2", {"size": (0, 9)}, "size: expected height and width"),
+        ("model.pt2", {"size": (90_000, 90_000)}, r"size 90000 x 90000: .*give a smaller size"),
         ("model.pt2", {"metadata": {"palette": np.zeros(3)}}, r"metadata: .*array\.tolist"),
     ],
 )
