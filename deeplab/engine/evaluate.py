@@ -161,8 +161,8 @@ def evaluate(
             one.all_reduce()
     if not network.all.matrix.any():
         raise InputError(
-            f"none of the {len(dataset)} pictures has a labelled pixel, so that there is nothing to "
-            "score; check the labels, and which of them is ignored"
+            f"none of the {len(dataset)} pictures has a labelled pixel, so that there is nothing "
+            "to score; check the labels, and which of them is ignored"
         )
     return Evaluation(
         images=len(dataset),

@@ -34,6 +34,9 @@ from deeplab.errors import InputError
 CLIP = 1e-5
 """Probabilities below this count as this, so that no label is ruled out for good."""
 
+ROUNDING = 0.01
+"""How far probabilities may be from 0 and their sums from 1: half precision, resizing."""
+
 UNSURE_INDEX = 255
 """The unsure pixels of an annotation by class indices, as in VOC's label maps."""
 
@@ -358,13 +361,13 @@ def read_probabilities(path: str | Path, size: tuple[int, int]) -> np.ndarray:
             f"{MAX_LABELS + 1}"
         )
     sums = probabilities.sum(axis=0)
-    if probabilities.min() < 0 or not np.allclose(sums, 1, atol=0.01):
+    if probabilities.min() < -ROUNDING or not np.allclose(sums, 1, atol=ROUNDING):
         raise InputError(
             f"{path}: not probabilities: values from {probabilities.min():.3g} to "
             f"{probabilities.max():.3g}, sums over the classes from {sums.min():.3g} to "
             f"{sums.max():.3g}, expected 0 to 1 and 1; apply a softmax over the classes first"
         )
-    return probabilities
+    return probabilities.clip(min=0)
 
 
 def _reading_notes(picture: Image.Image) -> tuple[str, ...]:
@@ -433,7 +436,7 @@ def _class_axis(path: Path, array: np.ndarray, size: tuple[int, int]) -> int:
             "or transpose the probabilities, or check that they belong to this image"
         )
     if len(axes) == 2:
-        axes = [axis for axis in axes if np.allclose(array.sum(axis=axis), 1, atol=0.01)]
+        axes = [axis for axis in axes if np.allclose(array.sum(axis=axis), 1, atol=ROUNDING)]
         if len(axes) != 1:
             raise InputError(
                 f"{path}: shape {list(array.shape)} could be [C, H, W] or [H, W, C] and the sums "

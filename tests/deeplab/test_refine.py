@@ -240,6 +240,13 @@ def test_a_cube_of_probabilities_is_told_by_its_sums(tmp_path: Path, last: bool)
     np.testing.assert_array_equal(read_probabilities(tmp_path / "p.npy", (5, 5)), cube)
 
 
+def test_probabilities_a_little_below_0_as_resizing_gives_them_count_as_0(tmp_path: Path) -> None:
+    given = softmax()
+    given[0, 0, 0], given[1, 0, 0] = -0.004, given[1, 0, 0] + given[0, 0, 0]
+    np.save(tmp_path / "p.npy", given)
+    np.testing.assert_array_equal(read_probabilities(tmp_path / "p.npy", (4, 6)), given.clip(0))
+
+
 def test_the_array_named_probabilities_is_taken_of_several(tmp_path: Path) -> None:
     np.savez(tmp_path / "p.npz", other=np.zeros(3), probabilities=softmax())
     np.testing.assert_array_equal(read_probabilities(tmp_path / "p.npz", (4, 6)), softmax())
@@ -258,6 +265,7 @@ def test_the_array_named_probabilities_is_taken_of_several(tmp_path: Path) -> No
         (np.where(softmax() > 0.5, np.inf, softmax()), "values are NaN or Inf"),
         (np.log(softmax()), "not probabilities: .* apply a softmax"),
         (softmax() * 255, "not probabilities"),
+        (softmax() + np.array([0.5, -0.5, 0], np.float32)[:, None, None], "not probabilities"),
         ((softmax() * 255).astype(np.uint8), "expected floating point probabilities, got uint8"),
         (np.array([{"a": 1}], dtype=object), "cannot be read"),
     ],
