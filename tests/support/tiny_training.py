@@ -23,6 +23,7 @@ TINY = TrainConfig(
     device="cpu",
     workers=0,
 )
+SHORT = dataclasses.replace(TINY, steps=3, log_every=20)
 FROZEN = dataclasses.replace(TINY, lr=1e-4, model_options={"frozen_bn": True})
 
 
