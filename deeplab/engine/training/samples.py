@@ -7,9 +7,11 @@ wherever a run is resumed, the steps see the same samples.
 
 from __future__ import annotations
 
+import multiprocessing
 import signal
+import sys
 import time
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -51,13 +53,18 @@ class Samples(Dataset[Sample]):
 
     Beyond the picture, the image has the colour `fill` (RGB 0-255) and the label is 255. A picture
     that cannot be read raises its InputError; with `skip_broken` the next one in the order takes
-    its place.
+    its place. One that is not uint8 RGB [H, W, 3], or has other labels [H, W] than 0 to
+    `classes` - 1 and 255, is such a picture.
     """
 
     def __init__(
-        self, dataset: LabelledImages, config: TrainConfig, fill: Sequence[float] = MEAN_RGB
+        self,
+        dataset: LabelledImages,
+        config: TrainConfig,
+        fill: Sequence[float] = MEAN_RGB,
+        classes: int = IGNORE,
     ) -> None:
-        self.dataset, self.config, self.fill = dataset, config, fill
+        self.dataset, self.config, self.fill, self.classes = dataset, config, fill, classes
         self._order: tuple[int, np.ndarray] = (-1, np.empty(0, np.int64))
 
     def __len__(self) -> int:
@@ -91,6 +98,7 @@ class Samples(Dataset[Sample]):
             place = int(self._order[1][(position + ahead) % len(self.dataset)])
             try:
                 image, labels = (np.asarray(part) for part in self.dataset[place])
+                _require_picture(place, image, labels, self.classes)
                 return image, labels, tuple(broken)
             except InputError as error:
                 if not self.config.skip_broken:
@@ -99,9 +107,30 @@ class Samples(Dataset[Sample]):
         raise InputError(f"every picture of the training set is broken, such as: {broken[0]}")
 
 
-class InMemory:
-    """A data set whose pictures have all been read, once, and are kept; workers share them.
+def _require_picture(place: int, image: np.ndarray, labels: np.ndarray, classes: int) -> None:
+    """InputError where a data set gives what no picture and no labels are."""
+    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
+        raise InputError(
+            f"picture {place} of the data set: expected uint8 RGB [H, W, 3], got {image.dtype} "
+            f"{list(image.shape)}"
+        )
+    if labels.shape != image.shape[:2] or not labels.size:
+        raise InputError(
+            f"picture {place} of the data set: expected labels for {list(image.shape[:2])} pixels, "
+            f"at least one, got {list(labels.shape)}"
+        )
+    outside = labels[(labels != IGNORE) & ((labels < 0) | (labels >= classes))]
+    if outside.size:
+        raise InputError(
+            f"picture {place} of the data set: label {outside[0]}, expected 0 to {classes - 1}, or "
+            f"{IGNORE} where a pixel does not count"
+        )
 
+
+class InMemory:
+    """A data set whose pictures have all been read, once, and are kept.
+
+    Workers that are forked share them; those that are spawned get a copy each.
     A broken picture raises its InputError when it is asked for.
 
     Raises:
@@ -169,13 +198,15 @@ def batches(
     first_step: int = 0,
     *,
     fill: Sequence[float] = MEAN_RGB,
+    classes: int = IGNORE,
     rank: int = 0,
     world: int = 1,
     pin: bool = False,
 ) -> Generator[Batch, None, None]:
     """The shares of process `rank` of `world` in the steps from `first_step` on.
 
-    Workers make them ahead, two steps each. InputError names a picture that cannot be read.
+    Workers make them ahead, two steps each. InputError names a picture that cannot be read, see
+    `Samples`, or says that a worker has been killed.
     """
     share = config.batch_size // world
     starts = range(
@@ -184,9 +215,10 @@ def batches(
         config.batch_size,
     )
     loader = DataLoader(
-        _Guarded(Samples(dataset, config, fill)),
-        batch_sampler=[list(range(start, start + share)) for start in starts],
+        _Guarded(Samples(dataset, config, fill, classes)),
+        batch_sampler=_Shares(starts, share),
         num_workers=config.workers,
+        multiprocessing_context=start_method() if config.workers else None,
         collate_fn=_stacked,
         worker_init_fn=_prepare_worker,
         pin_memory=pin,
@@ -197,6 +229,29 @@ def batches(
         if isinstance(batch, InputError):
             raise batch
         yield batch
+
+
+def start_method() -> str:
+    """How workers are started: as the program has chosen, or forked on Linux.
+
+    Forked ones start at once and share the pictures in memory. Python's own choice, made where
+    there is none of the program, differs between its versions.
+    """
+    default = "fork" if sys.platform == "linux" else "spawn"
+    return multiprocessing.get_start_method(allow_none=True) or default
+
+
+class _Shares:
+    """The numbers of the samples of each step: `share` of them from each of `starts` on."""
+
+    def __init__(self, starts: range, share: int) -> None:
+        self.starts, self.share = starts, share
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return (list(range(start, start + self.share)) for start in self.starts)
 
 
 class _Guarded(Dataset[Sample | InputError]):
