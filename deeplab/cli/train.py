@@ -60,6 +60,12 @@ def train(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with the run of --out that was stopped.")
     ] = False,
+    overwrite: Annotated[
+        bool,
+        typer.Option(
+            "--overwrite", help="Start anew where a run of --out was stopped, which is lost then."
+        ),
+    ] = False,
     tensorboard: Annotated[
         bool, typer.Option("--tensorboard", help="Log for TensorBoard too, into FILE.tensorboard.")
     ] = False,
@@ -133,22 +139,32 @@ def train(
     deeplab train --config voc12_resnet101 --weights resnet101-imagenet.pth --out voc.safetensors
     deeplab train --config camvid_small --set data.root=/data/camvid --out camvid.safetensors
     deeplab train --out voc.safetensors --resume                    go on after a stop
+    deeplab train --out voc.safetensors --resume --workers 2        the same on another machine
     torchrun --nproc-per-node 4 -m deeplab train --config voc12_resnet101 --weights r101.pth
     deeplab evaluate --weights mine.safetensors
     ```
     """
     from deeplab.engine.train import train as run
-    from deeplab.engine.training.distributed import is_first
+    from deeplab.engine.training.distributed import OtherProcessEnded, is_first
 
     recipe = _recipe(ctx, config, settings or [], out if resume else None)
     outputs.check_writable_file(out)
     out.parent.mkdir(parents=True, exist_ok=True)
     try:
         result = run(
-            recipe, out, resume=resume, tensorboard=tensorboard, progress=sys.stderr.isatty()
+            recipe,
+            out,
+            resume=resume,
+            overwrite=overwrite,
+            tensorboard=tensorboard,
+            progress=sys.stderr.isatty(),
         )
     except FloatingPointError as error:
         raise InputError(str(error)) from error
+    except OtherProcessEnded as error:
+        if is_first():  # the process that failed has said more
+            typer.echo(f"Stopped: {error}", err=True)
+        raise typer.Exit(1) from error
     if is_first():
         _report(recipe, result, out)
     if result.interrupted:

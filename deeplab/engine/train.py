@@ -96,6 +96,7 @@ def train(
     palette: npt.ArrayLike | None = None,
     metadata: Mapping[str, Any] | None = None,
     resume: bool = False,
+    overwrite: bool = False,
     tensorboard: bool = False,
     progress: bool = True,
 ) -> TrainResult:
@@ -117,63 +118,62 @@ def train(
         metadata: more JSON-able entries for the weights file. For the generated scenes "crf" is
             `SCENES_CRF` unless given here; a CRF that learns (`config.crf`) replaces it.
         resume: go on from FILE.state, with the same configuration up to what does not change the
-            result (`deeplab.engine.training.config.FREE_ON_RESUME`).
+            result (`deeplab.engine.training.config.FREE_ON_RESUME`). Every process reads the file.
+        overwrite: start anew even where a run that was stopped has left its FILE.state.
         tensorboard: log for TensorBoard too.
         progress: show loss, learning rate, last mIoU, speed and time left, on standard error.
 
     Raises:
         ValueError: an empty data set. FloatingPointError: the loss is not finite any more.
         InputError: `out` cannot be written (found before training starts) or the disk is full; data
-            or weights cannot be read; the state to resume is of another run.
+            or weights cannot be read; the state to resume is of another run; a run that was stopped
+            would be lost; memory is not enough.
+        OtherProcessEnded: of several processes another one has failed, and says why itself.
     """
     with processes(config.device) as group:
-        metadata = dict(metadata or {})
-        dataset, validation, is_scenes = _data(config, dataset, validation)
-        if is_scenes:
-            metadata.setdefault("crf", SCENES_CRF)
-        names = list(class_names or getattr(dataset, "classes", None) or scenes.CLASSES)
-        colours = np.asarray(
-            getattr(dataset, "palette", scenes.PALETTE) if palette is None else palette
-        )
-        _check(config, len(names), group)
-        files = None if out is None else Files(Path(out))
-        if files is not None:
-            files.check()
-        described = {
-            "class_names": names,
-            "palette": colours[: len(names)].tolist(),
-            "recipe": dataclasses.asdict(config),
-            "commit": _commit(),
-            **metadata,
-        }
-        facts = {"pictures": len(dataset), "class names": names}
-        state = None
-        if resume:
-            if files is None:
-                raise InputError("resume: expected the weights file of the run that is to go on")
-            state = read_state(files.state)
-            check_agreement(files.state, state, config, facts)
         teller = Teller(config.steps, shows=progress, speaks=group.first)
-        model = _model(config, len(names), metadata, teller, resumed=resume)
+        files = None if out is None else Files(Path(out))
+        with group.together():
+            if files is not None:
+                _check_files(files, resume, overwrite, group.first)
+            dataset, validation, known = _data(config, dataset, validation)
+            known |= dict(metadata or {})
+            names = list(class_names or getattr(dataset, "classes", None) or scenes.CLASSES)
+            if palette is None:
+                palette = getattr(dataset, "palette", scenes.PALETTE)
+            _check(config, len(names), group)
+            facts = {"pictures": len(dataset), "class names": names}
+            state = None
+            if resume:
+                state = _state(files, config, facts)
+            model = _model(config, len(names), known, teller, resumed=resume)
         run = Run(
             config,
             model,
             validation,
             names,
             facts=facts,
-            metadata=described,
+            metadata={
+                "class_names": names,
+                "palette": np.asarray(palette)[: len(names)].tolist(),
+                "recipe": dataclasses.asdict(config),
+                "commit": _commit(),
+                **known,
+            },
             files=files,
             processes=group,
             teller=teller,
         )
-        if state is not None and files is not None:
-            run.resume(state, files.state)
-        if files is not None and group.first:
-            _open_logs(teller, files, run, tensorboard)
-        if config.in_memory and run.step < config.steps:
-            dataset = InMemory(dataset, teller.counted)
-        teller.start(run.step)
         try:
+            with group.together():
+                if state is not None and files is not None:
+                    run.resume(state, files.state)
+                    del state  # as large as the model and its optimiser
+                if files is not None and group.first:
+                    _open_logs(teller, files, run, tensorboard)
+                if config.in_memory and run.step < config.steps:
+                    dataset = InMemory(dataset, teller.counted)
+            teller.start(run.step)
             run.loop(dataset)
         finally:
             teller.close()
@@ -191,10 +191,30 @@ def train(
     )
 
 
+def _check_files(files: Files, resume: bool, overwrite: bool, first: bool) -> None:
+    files.check()
+    if not first:
+        return  # which alone writes
+    check_writable_file(files.best)  # an older file there is kept until there is better
+    if not files.best.parent.is_dir():
+        raise InputError(f"{files.best}: cannot write, there is no such folder; create it first")
+    if not resume and not overwrite:
+        files.check_unfinished()
+
+
+def _state(files: Files | None, config: TrainConfig, facts: Mapping[str, Any]) -> dict[str, Any]:
+    """The state to resume from, of the run that `config` and `facts` describe."""
+    if files is None:
+        raise InputError("resume: expected the weights file of the run that is to go on")
+    state = read_state(files.state)
+    check_agreement(files.state, state, config, facts)
+    return state
+
+
 def _data(
     config: TrainConfig, dataset: LabelledImages | None, validation: LabelledImages | None
-) -> tuple[LabelledImages, LabelledImages, bool]:
-    """The pictures to train and to validate on, and whether the former are generated scenes."""
+) -> tuple[LabelledImages, LabelledImages, dict[str, Any]]:
+    """The pictures to train and to validate on, and what the weights' metadata say of them."""
     data = config.data
     is_scenes = dataset is None and data.name == "scenes"
     if dataset is None:
@@ -209,7 +229,7 @@ def _data(
             validation = _opened(data, data.validation)
     if len(dataset) == 0 or len(validation) == 0:
         raise ValueError("dataset, validation: expected at least one picture in each")
-    return dataset, validation, is_scenes
+    return dataset, validation, {"crf": SCENES_CRF} if is_scenes else {}
 
 
 def _opened(data: DataConfig, split: str) -> LabelledImages:
@@ -266,14 +286,8 @@ def _model(
 
 
 def _open_logs(teller: Teller, files: Files, run: Run, tensorboard: bool) -> None:
-    check_writable_file(files.best)  # an older file there is kept until there is better
-    if not files.best.parent.is_dir():
-        raise InputError(f"{files.best}: cannot write, there is no such folder; create it first")
-    if not run.step and files.state.exists():
-        teller.say(
-            f"{files.state}: left by an earlier run, and replaced at the first checkpoint of this "
-            "one; --resume would go on with it"
-        )
+    if not run.step:
+        files.state.unlink(missing_ok=True)  # of an earlier run, which ends here
     kept = run.step - run.awaits_validation
     teller.logs.append(CSVLog(files.log, kept))
     if tensorboard:

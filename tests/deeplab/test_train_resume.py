@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+import tracemalloc
 from contextlib import suppress
 from pathlib import Path
 
@@ -81,7 +82,7 @@ def test_sigterm_saves_without_a_validation_and_ctrl_c_with_one(pictures, tmp_pa
     out = tmp_path / "w.safetensors"
     assert run(TINY, stop_at(2, pictures), out).metrics == {}
     assert read_metadata(Files(out).last)["step"] == 2
-    stopped = run(TINY, stop_at(2, pictures, signal.SIGINT), out)
+    stopped = run(TINY, stop_at(2, pictures, signal.SIGINT), out, overwrite=True)
     assert stopped.metrics["images"] == 2
 
 
@@ -144,9 +145,66 @@ def test_a_state_that_would_run_code_is_refused(tmp_path):
         read_state(tmp_path / "w.state")
 
 
-def test_a_run_does_not_take_names_of_its_own_files(pictures, tmp_path):
-    with pytest.raises(InputError, match=r"\.state is the name of another file"):
-        run(TINY, pictures, tmp_path / "w.state")
+@pytest.mark.parametrize("name", ["w.state", "w.csv", "w.pth", "w"])
+def test_weights_of_another_name_than_safetensors_are_refused(pictures, tmp_path, name):
+    with pytest.raises(InputError, match=rf"{name}: expected a name that ends in \.safetensors"):
+        run(TINY, pictures, tmp_path / name)
+
+
+def test_a_stopped_run_is_not_started_anew_unless_asked_to(pictures, tmp_path):
+    out = tmp_path / "w.safetensors"
+    run(TINY, stop_at(2, pictures), out)
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(InputError, match=r"stopped at step 2 of 6; .* --resume, .* --overwrite"):
+        run(TINY, pictures, out)
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+    run(TINY, stop_at(1, pictures), out, overwrite=True)
+    assert [row["step"] for row in rows(out)] == ["1"]
+    run(TINY, pictures, out, resume=True)
+    run(TINY, pictures, out)  # a finished run may be made again
+    Files(out).state.write_bytes(b"PK nonsense")
+    run(TINY, pictures, out)  # what cannot go on is not in the way
+
+
+def test_a_run_that_fails_before_its_first_state_does_not_leave_that_of_an_earlier_one(
+    pictures, tmp_path
+):
+    out = tmp_path / "w.safetensors"
+    run(TINY, pictures, out)
+    with pytest.raises(FloatingPointError):
+        run(dataclasses.replace(TINY, lr=1e30), pictures, out)
+    assert not Files(out).state.exists()
+
+
+def test_a_state_is_written_without_a_copy_of_it_in_memory(tmp_path):
+    state = {"model": torch.zeros(4 << 20), "optimizer": torch.zeros(4 << 20)}
+    tracemalloc.start()
+    write_state(tmp_path / "w.state", state)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 1 << 20  # of 32 MiB
+    assert torch.equal(read_state(tmp_path / "w.state")["model"], state["model"])
+
+
+def test_a_broken_picture_leaves_the_state_to_go_on_from_without_it(pictures, tmp_path):
+    class Broken(Signalling):
+        def __getitem__(self, index):
+            self.calls += 1
+            if self.calls == self.at:
+                raise InputError("picture 1 is broken")
+            return self.pictures[index]
+
+    out = tmp_path / "w.safetensors"
+    with pytest.raises(InputError, match=r"broken .skip_broken = true .* goes on from step 3"):
+        run(TINY, Broken(pictures, 2 * 3 + 1, 0), out)
+    assert read_state(Files(out).state)["step"] == 3
+    skipping = dataclasses.replace(TINY, skip_broken=True)
+    resumed = run(skipping, pictures, out, resume=True)
+    assert equal(resumed.model, run(TINY, pictures).model)
+    early = tmp_path / "early.safetensors"
+    with pytest.raises(InputError, match=r"passes over it\)$"):
+        run(TINY, Broken(pictures, 1, 0), early)
+    assert not early.exists()  # nothing was learned
 
 
 def _checksum(weights: torch.Tensor) -> int:

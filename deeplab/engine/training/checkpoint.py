@@ -17,14 +17,13 @@ file.
 
 from __future__ import annotations
 
-import io
 import json
 import os
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 
@@ -58,22 +57,38 @@ class Files:
         return self.best.with_suffix(".tensorboard")
 
     def check(self) -> None:
-        """Raises InputError where two of them would be the same file."""
-        if self.best.suffix in (".state", ".csv", ".tensorboard"):
+        """Raises InputError for another kind of name, which could be that of another of them."""
+        if self.best.suffix != ".safetensors":
+            raise InputError(f"{self.best}: expected a name that ends in .safetensors")
+
+    def check_unfinished(self) -> None:
+        """Raises InputError where a run was stopped that could go on: a new one would lose it."""
+        if not self.state.is_file():
+            return
+        try:
+            state = read_state(self.state)
+            done, steps = int(state["step"]), int(stored_config(self.state, state)["steps"])
+        except (InputError, KeyError, TypeError, ValueError):
+            return  # what cannot be read cannot go on
+        if done < steps:
             raise InputError(
-                f"{self.best}: {self.best.suffix} is the name of another file of a run; call the "
-                "weights FILE.safetensors"
+                f"{self.state}: here lies a run that was stopped at step {done} of {steps}; go on "
+                "with it by --resume, start anew in its place with --overwrite, or give another "
+                "--out"
             )
 
 
 def write_state(path: Path, state: Mapping[str, Any]) -> None:
-    """Write a training state in place of the one before; InputError where that fails."""
-    content = io.BytesIO()
-    torch.save({"format": FORMAT, **state}, content)
+    """Write a training state in place of the one before; InputError where that fails.
+
+    Tensors go from where they are to the file, one after another.
+    """
     part = path.with_name(f".{path.name}.part")
     try:
         with part.open("wb") as file:
-            file.write(content.getbuffer())
+            sink = _Sink(file)
+            torch.save({"format": FORMAT, **state}, sink)  # type: ignore[arg-type]
+            sink.finish()
             file.flush()
             os.fsync(file.fileno())
         os.replace(part, path)
@@ -130,6 +145,33 @@ def check_agreement(
             f"{path}: another run than the one to resume: {'; '.join(found)}; give the same, or "
             "start without --resume"
         )
+
+
+class _Sink:
+    """A file that takes nothing more after its first error, which `finish` raises.
+
+    torch.save puts an error of its own, which says nothing of the disk, over what `write` raises.
+    """
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file = file
+        self.error: OSError | None = None
+
+    def write(self, data: bytes | memoryview) -> int:
+        try:
+            if self.error is None:
+                self.file.write(data)
+        except OSError as error:
+            self.error = error
+        return memoryview(data).nbytes
+
+    def flush(self) -> None:
+        pass  # once, when all is written
+
+    def finish(self) -> None:
+        """Raises the OSError that came up on the way, if any."""
+        if self.error is not None:
+            raise self.error
 
 
 def _table(path: Path, state: Mapping[str, Any], key: str) -> dict[str, Any]:

@@ -14,14 +14,13 @@ import json
 import math
 import signal
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -83,13 +82,22 @@ class Run:
         self._parallel, self.stepper = self._wrapped()
 
     def loop(self, dataset: LabelledImages) -> None:
-        """Train from `self.step` to the end, or until Ctrl-C or SIGTERM."""
+        """Train from `self.step` to the end, or until Ctrl-C or SIGTERM.
+
+        Raises InputError: a picture, the disk, memory that is not enough, a worker that was killed;
+        FloatingPointError: training diverged.
+        """
+        with _said_clearly(self.config):
+            self._loop(dataset)
+
+    def _loop(self, dataset: LabelledImages) -> None:
         config, processes = self.config, self.processes
         samples = batches(
             dataset,
             config,
             self.step,
             fill=_mean_colour(self.model),
+            classes=self.model.num_classes,
             rank=processes.rank,
             world=processes.world,
             pin=self.device.type == "cuda",
@@ -99,7 +107,7 @@ class Run:
                 self._validate()
             while self.step < config.steps and not self.signal:
                 begin = time.perf_counter()
-                batch = next(samples)
+                batch = self._next(samples)
                 fetched = time.perf_counter()
                 self.signal = self._advance(batch, request.signal)
                 if processes.world == 1:
@@ -128,7 +136,7 @@ class Run:
         """The state and the last weights; the best ones too while there is no validation yet."""
         if self.files is None or not self.processes.first:
             return
-        if not all(bool(parameter.isfinite().all()) for parameter in self.model.parameters()):
+        if not all(bool(tensor.isfinite().all()) for tensor in self.model.state_dict().values()):
             raise self._diverged(f"weights are NaN or Inf after step {self.step - 1}")
         write_state(self.files.state, self._state())
         self._save_weights(self.files.last)
@@ -169,6 +177,16 @@ class Run:
             known["crf"] = dataclasses.asdict(CRFSettings.of(self.model.crf))
         save_weights(self.model, path, dict(self.metadata) | known)
 
+    def _next(self, samples: Generator[Batch, None, None]) -> Batch:
+        """The next share of a step; before a broken picture ends the run, its state is saved."""
+        try:
+            return next(samples)
+        except InputError as error:
+            if self.files is None or not self.processes.first or not self.step:
+                raise
+            self.save()
+            raise InputError(f"{error}; --resume goes on from step {self.step}") from error
+
     def _advance(self, batch: Batch, stop: int) -> int:
         """One step; returns the signal on which all processes agree to stop after it, or 0."""
         config, world = self.config, self.processes.world
@@ -180,6 +198,7 @@ class Run:
         mass, stop = self._agree(batch.labels, stop)
         self.model.train()
         self.optimizer.zero_grad()
+        statistics = self._statistics()
         parts = []
         pieces = zip(
             batch.image.chunk(config.accumulate), batch.labels.chunk(config.accumulate), strict=True
@@ -193,9 +212,22 @@ class Run:
             parts.append(loss.detach())
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        self._pending.append(torch.stack(parts).sum())
+        loss = torch.stack(parts).sum()
+        for buffer, before in statistics:
+            buffer.copy_(torch.where(loss.isfinite(), buffer, before))
+        self._pending.append(loss)
         self.step += 1
         return stop
+
+    def _statistics(self) -> list[tuple[Tensor, Tensor]]:
+        """In float16, BatchNorm's statistics and what they were before the step.
+
+        The scaler skips a step that overflows, and they have to stay as they were too.
+        """
+        if not self.scaler.is_enabled():
+            return []
+        floating = [buffer for buffer in self.model.buffers() if buffer.is_floating_point()]
+        return [(buffer, buffer.clone()) for buffer in floating]
 
     def _agree(self, labels: Tensor, stop: int) -> tuple[Tensor, int]:
         """Denominators of the loss over the whole step, and the signal that any process got."""
@@ -224,22 +256,32 @@ class Run:
             self._validate()
 
     def _settle(self) -> None:
-        """Take the losses of the last steps into the running mean; on a GPU this waits for them."""
+        """Take the losses of the last steps into the running mean; on a GPU this waits for them.
+
+        In float16 single steps overflow: the scaler skips them, and halves its scale, which it has
+        to find first. Where every step overflows the scale falls below any that helps.
+        """
         if not self._pending:
             return
         losses = self.processes.sum(torch.stack(self._pending).double().cpu()).tolist()
+        self._pending.clear()
         for step, value in enumerate(losses, self.step - len(losses)):
             if not math.isfinite(value):
+                if self.scaler.is_enabled():
+                    continue
                 raise self._diverged(f"the loss is {value} at step {step}")
             # A running mean, of the last fifty steps or so.
             share = 1 / min(step + 1, 50)
-            self.loss = value if step == 0 else self.loss + share * (value - self.loss)
-        self._pending.clear()
+            first = math.isnan(self.loss)
+            self.loss = value if first else self.loss + share * (value - self.loss)
+        if self.scaler.is_enabled() and self.scaler.get_scale() < 1:
+            raise self._diverged(f"float16 overflows in every step up to step {self.step - 1}")
 
     def _diverged(self, what: str) -> FloatingPointError:
+        wider = ", or take precision=bfloat16" if self.scaler.is_enabled() else ""
         return FloatingPointError(
             f"{what}: training diverged; lower lr (now {self.config.lr}) or lengthen warmup (now "
-            f"{self.config.warmup})"
+            f"{self.config.warmup}){wider}"
         )
 
     def _validate(self) -> None:
@@ -247,9 +289,10 @@ class Run:
         self._share_buffers()
         layer, self.model.crf = self.model.crf, None  # beside the network: both are scored
         try:
-            result = evaluate(
-                self.model, self.validation, layer, class_names=self.class_names, shard=True
-            )
+            with torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None):
+                result = evaluate(
+                    self.model, self.validation, layer, class_names=self.class_names, shard=True
+                )
         finally:
             self.model.crf = layer
         scores = result.network if result.crf is None else result.crf
@@ -274,9 +317,8 @@ class Run:
 
         Each process updates its own in a step, and they are one again at the next step only.
         """
-        if self.processes.world > 1:
-            for buffer in self.model.buffers():
-                dist.broadcast(buffer, 0)
+        for buffer in self.model.buffers():
+            self.processes.share(buffer)
 
     def _row(self) -> None:
         """A row of the log, one a step at most."""
@@ -344,6 +386,7 @@ class Run:
             parallel = stepper = DistributedDataParallel(
                 stepper,
                 device_ids=[self.device] if self.device.type == "cuda" else None,
+                process_group=self.processes.group,
                 find_unused_parameters=config.crf,  # the widths of a lattice's terms do not learn
             )
         if config.compile:
@@ -359,6 +402,27 @@ class Run:
 
     def _measured(self) -> Throughput:
         return Throughput(self.config.workers)
+
+
+@contextmanager
+def _said_clearly(config: TrainConfig) -> Iterator[None]:
+    """What PyTorch says in many lines, or in few words, of memory and of workers: InputError."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        text = str(error)
+        if "DataLoader worker (pid" in text:
+            raise InputError(
+                "a process that prepares samples was killed from outside, perhaps for want of "
+                f"memory; lower workers (now {config.workers}), then go on with --resume"
+            ) from error
+        if isinstance(error, MemoryError) or "out of memory" in text or "allocate memory" in text:
+            raise InputError(
+                f"not enough memory for steps of {config.batch_size} samples of {config.crop} x "
+                f"{config.crop} pixels in {config.accumulate} pieces: raise accumulate (--resume "
+                "goes on with another one), or lower crop or batch_size"
+            ) from error
+        raise
 
 
 def autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
