@@ -56,12 +56,13 @@ def class_names(
     InputError unless both have as many, or if the weights name the same in another order. Other
     names, such as those of another language, are told on standard error.
     """
+    source = weights or "the shipped weights"
     if network.num_classes != len(data.classes):
         theirs = metadata.get("class_names")
         named = f" ({', '.join(theirs[:4])}, ...)" if theirs else ""
         what = "the scenes have" if data.name.startswith("scenes") else f"{data.name} has"
         raise InputError(
-            f"{weights or 'the shipped weights'}: weights for {network.num_classes} classes"
+            f"{source}: weights for {network.num_classes} classes"
             f"{named}, {what} {len(data.classes)} ({', '.join(data.classes[:4])}, ...); give "
             "weights that were trained on these classes, or another data set with --data"
         )
@@ -69,13 +70,13 @@ def class_names(
     differing = [pair for pair in zip(theirs, ours, strict=True) if pair[0] != pair[1]]
     if differing and sorted(theirs) == sorted(ours):
         raise InputError(
-            f"{weights}: names the classes of {data.name} in another order ({', '.join(theirs[:4])}"
+            f"{source}: names the classes of {data.name} in another order ({', '.join(theirs[:4])}"
             f", ... instead of {', '.join(ours[:4])}, ...); bring the data set's classes into the "
             "order of the weights"
         )
     if differing:
         typer.echo(
-            f"Note: {weights} and {data.name} name classes differently ({len(differing)} of "
+            f"Note: {source} and {data.name} name classes differently ({len(differing)} of "
             f"{len(ours)}), such as {differing[0][0]} and {differing[0][1]}; they are taken for "
             "the same",
             err=True,

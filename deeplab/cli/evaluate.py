@@ -215,7 +215,8 @@ def evaluate(
             except FloatingPointError as error:
                 raise InputError(f"{weights or 'the shipped weights'}: {error}") from error
             if process.first:
-                Console().print(_score_table(result, f"{pictures.name}, {len(pictures)} pictures"))
+                table = _score_table(result, f"{pictures.name}, {len(pictures)} pictures")
+                Console(markup=False).print(table)  # a class may be called [/b]
         if not process.first:
             return
     if packed is not None:

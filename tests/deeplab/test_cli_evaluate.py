@@ -311,14 +311,14 @@ def test_the_voc_sample_scores(tmp_path, weights):
         CRFSettings.from_toml(out)
 
 
-def test_the_only_split_of_a_folder_is_taken(tmp_path, weights):
+def test_the_only_split_of_a_folder_is_taken_and_its_classes_are_no_markup(tmp_path, weights):
     own = tmp_path / "own"
     for name in ("images", "labels"):
         (own / name).mkdir(parents=True)
-    (own / "classes.txt").write_text("".join(f"class {i}\n" for i in range(21)))
+    (own / "classes.txt").write_text("".join(f"[/{i}]\n" for i in range(21)))
     Image.fromarray(scene(0, 33).image).save(own / "images" / "a.png")
     Image.fromarray(scene(0, 33).labels).save(own / "labels" / "a.png")
     scores = tmp_path / "scores.json"
     data = ("--data", "folder", "--root", own, "--no-crf", "--out", scores)
-    done("evaluate", "--weights", weights, *data)
+    assert "[/3]" in done("evaluate", "--weights", weights, *data).output
     assert json.loads(scores.read_text())["split"] == "all"
