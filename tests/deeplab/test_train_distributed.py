@@ -3,15 +3,17 @@
 import dataclasses
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 import torch
-from tiny_training import FROZEN, TINY, run, tiny_pictures
+from tiny_training import FROZEN, TINY, own_data, run, tiny_pictures
 
 from deeplab.data.scenes import CLASSES
 from deeplab.engine.evaluate import evaluate
@@ -39,13 +41,11 @@ print(json.dumps({"steps": result.steps, "signal": result.signal, "loss": result
 """
 
 
-def two_processes(out: Path, changes: dict | None = None, stop: dict | None = None) -> list[dict]:
-    """`run` in two processes as torchrun starts them; what each of them says."""
+def start_two(*command: str) -> list[subprocess.Popen]:
+    """Python with this command in two processes, as torchrun starts them."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    given = [json.dumps(changes or {}), json.dumps(stop or {})]
-    command = [sys.executable, "-c", PROGRAM, str(out), *given]
     children = []
     for rank in range(2):
         about = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "OMP_NUM_THREADS": 1}
@@ -54,13 +54,19 @@ def two_processes(out: Path, changes: dict | None = None, stop: dict | None = No
         environment = os.environ | {name: str(value) for name, value in about.items()}
         children.append(
             subprocess.Popen(
-                command,
+                [sys.executable, *command],
                 env=environment,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 text=True,
             )
         )
+    return children
+
+
+def two_processes(out: Path, changes: dict | None = None, stop: dict | None = None) -> list[dict]:
+    """`run` in two processes; what each of them says."""
+    children = start_two("-c", PROGRAM, str(out), json.dumps(changes or {}), json.dumps(stop or {}))
     told = [child.communicate(timeout=240) for child in children]
     assert [child.returncode for child in children] == [0, 0], told
     return [json.loads(stdout.splitlines()[-1]) for stdout, _ in told]
@@ -137,6 +143,86 @@ def test_the_command_under_torchrun_prints_once(tmp_path):
     assert process.returncode == 0, process.stderr
     assert process.stdout.count("2 of 2 steps") == 1
     assert read_metadata(out)["step"] == 2
+
+
+def command_in_two(tmp_path: Path, data: Path, *more: str) -> list[str]:
+    """`deeplab train` on a folder of pictures, two of them in a step, one for each process."""
+    command = ["-m", "deeplab", "train", "--out", str(tmp_path / "w.safetensors"), *more]
+    command += ["--set", "data.name=folder", "--set", f"data.root={data}", "--device", "cpu"]
+    command += ["--set", "data.train=all", "--set", "data.validation=all", "--batch-size", "2"]
+    return [*command, "--steps", "100000", "--crop", "33", "--workers", "0"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("broken", ["pictures", "data set"])
+def test_what_is_wrong_is_said_once_and_the_other_process_ends_quietly(tmp_path, broken):
+    """In one process, or in all of them: no other line of an error, and no traceback."""
+    data = tmp_path / "data"
+    if broken == "pictures":
+        data.mkdir()
+        own_data(data, broken="r")
+    children = start_two(*command_in_two(tmp_path, data))
+    errors = [child.communicate(timeout=240)[1] for child in children]
+    assert sorted(child.returncode for child in children) == [1, 2], errors
+    said = [line for text in errors for line in text.splitlines() if "Stopped: another" not in line]
+    assert len(said) == 1, errors
+    assert re.match(r"Error: \S+(r\.png: |data: no such)", said[0])
+    assert errors[1].count("Stopped: ") == 0
+
+
+@pytest.mark.slow
+def test_a_process_that_is_killed_ends_the_others_with_one_line(tmp_path):
+    own_data(tmp_path)
+    children = start_two(*command_in_two(tmp_path, tmp_path, "--set", "log_every=1"))
+    log, deadline = Files(tmp_path / "w.safetensors").log, time.monotonic() + 120
+    while time.monotonic() < deadline and not (log.is_file() and log.read_text().count("\n") > 2):
+        time.sleep(0.05)
+    children[1].kill()
+    error = children[0].communicate(timeout=60)[1]
+    children[1].communicate()
+    assert children[0].returncode == 1
+    assert re.fullmatch(r"Stopped: another process of this run .* --resume\n", error)
+
+
+HOST = """
+import sys, torch
+import torch.distributed as dist
+from deeplab.engine.training.distributed import processes
+
+dist.init_process_group("cuda:gloo")  # for GPUs alone, as NCCL is: no tensor on the CPU
+with processes("cpu") as group:
+    assert group.sum(torch.tensor([1.0 + group.rank])).item() == 3
+    assert group.gather(group.rank) == [0, 1]
+    tensor = torch.full((3,), float(group.rank))
+    group.share(tensor)
+    assert not tensor.any()
+    linear = torch.nn.Linear(1, 1)
+    parallel = torch.nn.parallel.DistributedDataParallel(linear, process_group=group.group)
+    parallel(torch.full((1, 1), float(group.rank))).sum().backward()
+    assert linear.weight.grad.item() == 0.5
+    del parallel
+dist.destroy_process_group()
+"""
+
+
+@pytest.mark.slow
+def test_a_program_whose_group_takes_no_cpu_tensors_gets_one_that_does():
+    children = start_two("-c", HOST)
+    told = [child.communicate(timeout=120) for child in children]
+    assert [child.returncode for child in children] == [0, 0], told
+
+
+def test_an_error_that_is_no_lost_connection_stays_what_it_is(monkeypatch):
+    for error in (RuntimeError("shapes do not fit"), KeyError("x")):
+        with pytest.raises(type(error)), processes("cpu"):
+            raise error
+
+
+def test_processes_that_do_not_find_each_other_are_one_clear_error(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")  # as some schedulers set it
+    monkeypatch.delenv("MASTER_ADDR", raising=False)
+    with pytest.raises(InputError, match=r"WORLD_SIZE is 2, .* start them with torchrun, or unset"):
+        run(TINY, tiny_pictures())
 
 
 def test_a_batch_that_cannot_be_shared_is_refused():

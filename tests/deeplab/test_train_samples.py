@@ -8,10 +8,8 @@ import sys
 import numpy as np
 import pytest
 import torch
-from PIL import Image
-from tiny_training import SHORT, Signalling, run, tiny_pictures
+from tiny_training import SHORT, Signalling, own_data, run, tiny_pictures
 
-from deeplab.data.datasets import open_dataset
 from deeplab.engine.train import DataConfig, Samples, train
 from deeplab.engine.training.loop import _mean_colour
 from deeplab.engine.training.samples import InMemory, batches, start_method
@@ -52,23 +50,6 @@ def test_every_epoch_visits_every_picture_once():
         samples[i]
     assert sorted(seen[:5]) == sorted(seen[5:]) == list(range(5))
     assert seen[:5] != seen[5:]
-
-
-def own_data(folder, broken=()):
-    """A data set of four pictures in files, some of them cut off."""
-    for kind in ("images", "labels"):
-        (folder / kind).mkdir()
-    (folder / "classes.txt").write_text("a\nb\n")
-    rng = np.random.default_rng(0)
-    for name in "pqrs":
-        image = Image.fromarray(rng.integers(0, 256, (40, 50, 3), dtype=np.uint8))
-        image.save(folder / "images" / f"{name}.png")
-        labels = Image.fromarray(rng.integers(0, 2, (40, 50), dtype=np.uint8))
-        labels.save(folder / "labels" / f"{name}.png")
-        if name in broken:
-            whole = (folder / "images" / f"{name}.png").read_bytes()
-            (folder / "images" / f"{name}.png").write_bytes(whole[: len(whole) // 2])
-    return open_dataset("folder", folder, "all")
 
 
 @pytest.mark.parametrize("workers", [0, 2])

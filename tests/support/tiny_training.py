@@ -8,7 +8,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from PIL import Image
+
+from deeplab.data.datasets import open_dataset
 from deeplab.data.scenes import ScenesDataset
+from deeplab.engine.evaluate import LabelledImages
 from deeplab.engine.train import TrainConfig, TrainResult, train
 
 TINY = TrainConfig(
@@ -34,6 +39,23 @@ def tiny_pictures(count: int = 2) -> list[tuple[Any, ...]]:
 def run(config: TrainConfig, pictures: Any, out: Path | None = None, **options: Any) -> TrainResult:
     options = {"validation": tiny_pictures(), "progress": False} | options
     return train(config, out, dataset=pictures, **options)
+
+
+def own_data(folder: Path, broken: str = "") -> LabelledImages:
+    """A data set of four pictures in files, some of them cut off."""
+    for kind in ("images", "labels"):
+        (folder / kind).mkdir()
+    (folder / "classes.txt").write_text("a\nb\n")
+    rng = np.random.default_rng(0)
+    for name in "pqrs":
+        image = Image.fromarray(rng.integers(0, 256, (40, 50, 3), dtype=np.uint8))
+        image.save(folder / "images" / f"{name}.png")
+        labels = Image.fromarray(rng.integers(0, 2, (40, 50), dtype=np.uint8))
+        labels.save(folder / "labels" / f"{name}.png")
+        if name in broken:
+            whole = (folder / "images" / f"{name}.png").read_bytes()
+            (folder / "images" / f"{name}.png").write_bytes(whole[: len(whole) // 2])
+    return open_dataset("folder", folder, "all")
 
 
 class Signalling:

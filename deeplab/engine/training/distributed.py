@@ -108,7 +108,7 @@ def processes(device: str) -> Iterator[Processes]:
     """
     local = int(os.environ.get("LOCAL_RANK", "0"))
     chosen = _device(device, local)
-    started = int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized()
+    started = started_with_others() and not dist.is_initialized()
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
     if started:
@@ -130,6 +130,11 @@ def processes(device: str) -> Iterator[Processes]:
 def is_first() -> bool:
     """Whether this process is the one that prints: the only one, or torchrun's rank 0."""
     return int(os.environ.get("RANK", "0")) == 0
+
+
+def started_with_others() -> bool:
+    """Whether torchrun, or who sets the same variables, has started more processes than this."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
 def _start_group(backend: str) -> None:

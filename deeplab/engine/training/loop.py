@@ -15,7 +15,7 @@ import math
 import signal
 import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -105,18 +105,18 @@ class Run:
         with stop_request() as request:
             if self.awaits_validation:
                 self._validate()
-            while self.step < config.steps and not self.signal:
-                begin = time.perf_counter()
-                batch = self._next(samples)
-                fetched = time.perf_counter()
-                self.signal = self._advance(batch, request.signal)
-                if processes.world == 1:
-                    self.signal = request.signal
-                waited, took = fetched - begin, time.perf_counter() - fetched
-                for stretch in (self.throughput, self._stretch):
-                    stretch.add(config.batch_size, took, waited, batch.seconds)
-                self._after_step()
-            samples.close()
+            with closing(samples):
+                while self.step < config.steps and not self.signal:
+                    begin = time.perf_counter()
+                    batch = self._next(samples)
+                    fetched = time.perf_counter()
+                    self.signal = self._advance(batch, request.signal)
+                    if processes.world == 1:
+                        self.signal = request.signal
+                    waited, took = fetched - begin, time.perf_counter() - fetched
+                    for stretch in (self.throughput, self._stretch):
+                        stretch.add(config.batch_size, took, waited, batch.seconds)
+                    self._after_step()
             self._settle()
             scoring = self.signal != signal.SIGTERM and self.validated != self.step
             if not scoring:
