@@ -153,7 +153,8 @@ def test_without_vocs_lists_or_sbds_folder_trainaug_is_refused(voc):
     sbd = voc.parent / "benchmark_RELEASE"
     with pytest.raises(InputError, match=r"sbd: .*VOC2012: not the folder of SBD; expected"):
         open_dataset("voc2012", voc, "trainaug", sbd=voc)
-    with pytest.raises(InputError, match=r"no split 'trainaug'.*; trainaug is made with SBD's labels"):
+    made = r"no split 'trainaug'.*; trainaug is made with SBD's labels"
+    with pytest.raises(InputError, match=made):
         open_dataset("voc2012", voc, "trainaug")
     (voc / "ImageSets" / "Segmentation" / "val.txt").unlink()
     with pytest.raises(InputError, match=r"no list of split 'val' in ImageSets/Segmentation"):
