@@ -22,6 +22,7 @@ interrupt, logs.
 from __future__ import annotations
 
 import dataclasses
+import os
 import subprocess
 import warnings
 from collections.abc import Mapping, Sequence
@@ -141,7 +142,7 @@ def train(
             names = list(class_names or getattr(dataset, "classes", None) or scenes.CLASSES)
             if palette is None:
                 palette = getattr(dataset, "palette", scenes.PALETTE)
-            _check(config, len(names), group)
+            _check(config, len(names), group, teller)
             facts = {"pictures": len(dataset), "class names": names}
             state = None
             if resume:
@@ -193,6 +194,10 @@ def train(
 
 def _check_files(files: Files, resume: bool, overwrite: bool, first: bool) -> None:
     files.check()
+    if resume and overwrite:
+        raise InputError(
+            "resume and overwrite: a run goes on or starts anew; leave one of them out"
+        )
     if not first:
         return  # which alone writes
     check_writable_file(files.best)  # an older file there is kept until there is better
@@ -238,7 +243,7 @@ def _opened(data: DataConfig, split: str) -> LabelledImages:
     return open_dataset(data.name, data.root or None, split, **data.options)
 
 
-def _check(config: TrainConfig, classes: int, group: Processes) -> None:
+def _check(config: TrainConfig, classes: int, group: Processes, teller: Teller) -> None:
     pieces = config.accumulate * group.world
     if config.batch_size % pieces:
         raise InputError(
@@ -249,6 +254,12 @@ def _check(config: TrainConfig, classes: int, group: Processes) -> None:
         raise InputError(
             f"class_weights: expected {classes}, one for each class, got "
             f"{len(config.class_weights)}"
+        )
+    cores = os.cpu_count() or 1
+    if config.workers > cores:
+        teller.say(
+            f"workers: {config.workers} processes prepare samples, on {cores} processors; "
+            f"--workers {cores} may be as fast"
         )
 
 

@@ -1,6 +1,7 @@
 """Training as a whole: a run learns, starts from weights, and its file says what made it."""
 
 import dataclasses
+import io
 import json
 
 import pytest
@@ -10,6 +11,7 @@ from tiny_training import SHORT, Signalling, run, tiny_pictures
 from deeplab.data.scenes import CLASSES, PALETTE
 from deeplab.engine.refine import CRFSettings
 from deeplab.engine.train import SCENES_CRF, train
+from deeplab.engine.training.logs import _progress_bar
 from deeplab.errors import InputError
 from deeplab.weights import load_model, read_metadata
 
@@ -89,6 +91,21 @@ def test_progress_is_shown_on_standard_error_only(pictures, capsys):
     shown = capsys.readouterr()
     assert shown.out == ""
     assert f"{SHORT.steps}/{SHORT.steps}" in shown.err
+
+
+@pytest.mark.parametrize("columns", [60, 80, 200])
+def test_progress_tells_counts_and_times_whole_however_narrow_the_terminal(columns, monkeypatch):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    bar = _progress_bar()
+    bar.console.file = io.StringIO()
+    state = "loss 2.351  lr 0.0006347  mIoU 4.3%  99.0/s  wait 75%  0.5 GiB"
+    bar.add_task("train", total=20_000, completed=12_345, state=state)
+    bar.console.print(bar.get_renderable())
+    shown = bar.console.file.getvalue()
+    assert "12345/20000" in shown
+    assert shown.count(":") == 4  # two times
+    assert "…" not in shown
+    assert " ".join(state.split()[-2:]) in " ".join(shown.split())
 
 
 def test_place_that_cannot_be_written_is_found_before_training(pictures, tmp_path):

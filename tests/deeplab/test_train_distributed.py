@@ -109,6 +109,18 @@ def test_two_processes_give_the_result_of_one(alone, tmp_path):
 
 
 @pytest.mark.slow
+def test_two_processes_weigh_classes_as_one(tmp_path):
+    weights = [1.0, 0.2, 3.0, 0.5, 2.0, 1.0, 4.0, 1.0, 0.1, 1.0, 2.0]
+    changes = {"class_weights": weights, "loss_stride": 8, "steps": 3}
+    config = dataclasses.replace(FROZEN, batch_size=4, **changes)
+    expected = run(config, tiny_pictures(4), validation=tiny_pictures(3))
+    out = tmp_path / "w.safetensors"
+    said = two_processes(out, changes)
+    assert said[0]["loss"] == pytest.approx(expected.loss, rel=TOLERANCE)
+    assert_same_weights(load_model(Files(out).last).state_dict(), expected.model.state_dict())
+
+
+@pytest.mark.slow
 def test_validation_scores_the_weights_that_are_written_where_batch_norm_is_trained(tmp_path):
     out = tmp_path / "w.safetensors"
     said = two_processes(out, {"model_options": {}, "lr": 0.05})

@@ -132,7 +132,7 @@ def test_resume_needs_a_state(pictures, tmp_path):
     with pytest.raises(InputError, match=r"w.state: no training state to resume; start without"):
         run(TINY, pictures, tmp_path / "w.safetensors", resume=True)
     (tmp_path / "w.state").write_bytes(b"PK nonsense")
-    with pytest.raises(InputError, match="not a readable training state"):
+    with pytest.raises(InputError, match=r"training state: damaged, .* start without --resume$"):
         run(TINY, pictures, tmp_path / "w.safetensors", resume=True)
     write_state(tmp_path / "w.state", {"step": 1})
     with pytest.raises(InputError, match="a training state without its config"):
@@ -158,6 +158,8 @@ def test_a_stopped_run_is_not_started_anew_unless_asked_to(pictures, tmp_path):
     with pytest.raises(InputError, match=r"stopped at step 2 of 6; .* --resume, .* --overwrite"):
         run(TINY, pictures, out)
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+    with pytest.raises(InputError, match="goes on or starts anew; leave one of them out"):
+        run(TINY, pictures, out, resume=True, overwrite=True)
     run(TINY, stop_at(1, pictures), out, overwrite=True)
     assert [row["step"] for row in rows(out)] == ["1"]
     run(TINY, pictures, out, resume=True)

@@ -2,8 +2,10 @@
 
 import dataclasses
 import multiprocessing
+import os
 import signal
 import sys
+import warnings
 
 import numpy as np
 import pytest
@@ -121,6 +123,16 @@ def test_workers_are_forked_on_linux_unless_the_program_has_chosen(monkeypatch):
         assert start_method() == method
     monkeypatch.setattr(multiprocessing, "get_start_method", lambda allow_none: "forkserver")
     assert start_method() == "forkserver"
+
+
+def test_more_workers_than_processors_are_said_in_one_line(pictures, monkeypatch, capfd):
+    monkeypatch.setattr(os, "cpu_count", lambda: 1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        run(dataclasses.replace(SHORT, steps=1, workers=2), pictures)
+    assert capfd.readouterr().err == (
+        "workers: 2 processes prepare samples, on 1 processors; --workers 1 may be as fast\n"
+    )
 
 
 def test_a_worker_that_is_killed_is_said(pictures):

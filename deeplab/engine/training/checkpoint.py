@@ -113,8 +113,10 @@ def read_state(path: Path) -> dict[str, Any]:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # damaged archives raise whatever their parsers meet
-        reason = str(error).strip().partition("\n")[0] or type(error).__name__
-        raise InputError(f"{path}: not a readable training state ({reason:.200})") from error
+        raise InputError(
+            f"{path}: not a readable training state: damaged, cut off, or a file of another kind; "
+            "start without --resume"
+        ) from error
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         found = state.get("format") if isinstance(state, dict) else type(state).__name__
         raise InputError(f"{path}: expected a {FORMAT}, got {found!r:.100}; start without --resume")

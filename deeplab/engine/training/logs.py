@@ -38,6 +38,7 @@ from rich.progress import (
     TimeRemainingColumn,
     track,
 )
+from rich.table import Column
 
 from deeplab.errors import InputError
 
@@ -229,12 +230,13 @@ def _rows(path: Path, through: int) -> list[dict[str, str]]:
 
 
 def _progress_bar() -> Progress:
+    """Times and counts whole, and what is said beside them on a second line where it is narrow."""
+    whole = Column(no_wrap=True)
     return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[state]}"),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
+        MofNCompleteColumn(table_column=whole.copy()),
+        BarColumn(bar_width=16),
+        TimeElapsedColumn(table_column=whole.copy()),
+        TimeRemainingColumn(table_column=whole.copy()),
+        TextColumn("{task.fields[state]}", table_column=Column()),
         console=Console(stderr=True),
     )

@@ -11,8 +11,9 @@ import multiprocessing
 import signal
 import sys
 import time
+import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -214,7 +215,26 @@ def batches(
         config.steps * config.batch_size,
         config.batch_size,
     )
-    loader = DataLoader(
+    with warnings.catch_warnings():
+        # Said in one line where the run starts.
+        warnings.filterwarnings("ignore", message="This DataLoader will create")
+        made = iter(_loader(dataset, config, fill, classes, starts, share, pin))
+    for batch in made:
+        if isinstance(batch, InputError):
+            raise batch
+        yield batch
+
+
+def _loader(
+    dataset: LabelledImages,
+    config: TrainConfig,
+    fill: Sequence[float],
+    classes: int,
+    starts: range,
+    share: int,
+    pin: bool,
+) -> DataLoader[Any]:
+    return DataLoader(
         _Guarded(Samples(dataset, config, fill, classes)),
         batch_sampler=_Shares(starts, share),
         num_workers=config.workers,
@@ -225,10 +245,6 @@ def batches(
         # Samples bring their own chance; without this the loader draws from the global generator.
         generator=torch.Generator().manual_seed(config.seed),
     )
-    for batch in loader:
-        if isinstance(batch, InputError):
-            raise batch
-        yield batch
 
 
 def start_method() -> str:
