@@ -141,7 +141,7 @@ def train(
     deeplab train --config camvid_small --set data.root=/data/camvid --out camvid.safetensors
     deeplab train --out voc.safetensors --resume                    go on after a stop
     deeplab train --out voc.safetensors --resume --workers 2        the same on another machine
-    torchrun --nproc-per-node 4 -m deeplab train --config voc12_resnet101 --weights r101.pth
+    torchrun --nproc-per-node 2 -m deeplab train --config voc12_vgg16 --weights vgg16.caffemodel
     deeplab evaluate --weights mine.safetensors
     ```
     """

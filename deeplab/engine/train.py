@@ -248,8 +248,10 @@ def _check(config: TrainConfig, classes: int, group: Processes, teller: Teller) 
     if config.batch_size % pieces:
         raise InputError(
             f"batch_size: expected a multiple of accumulate x processes = {config.accumulate} x "
-            f"{group.world}, got {config.batch_size}"
+            f"{group.world}, got {config.batch_size}; accumulate less, or change either number"
         )
+    if config.sync_bn and group.device.type != "cuda":
+        raise InputError("sync_bn: BatchNorm is synchronised on GPUs only; leave it out")
     if config.class_weights and len(config.class_weights) != classes:
         raise InputError(
             f"class_weights: expected {classes}, one for each class, got "

@@ -1,6 +1,7 @@
 """Recipes: those that ship are the papers', and what is wrong in one is named with its file."""
 
 import dataclasses
+import re
 
 import pytest
 from typer.testing import CliRunner
@@ -49,9 +50,20 @@ def test_a_recipe_names_a_model_and_data_that_exist_and_says_where_it_comes_from
     assert config.starts_from or config.weights or "small" in config.model
 
 
+def shown_help() -> str:
+    return " ".join(CliRunner().invoke(cli.app, ["train", "--help"]).stdout.split())
+
+
 def test_the_help_names_every_recipe():
-    text = " ".join(CliRunner().invoke(cli.app, ["train", "--help"]).stdout.split())
-    assert not [name for name in shipped_recipes() if name not in text]
+    assert not [name for name in shipped_recipes() if name not in shown_help()]
+
+
+def test_the_example_for_several_processes_shares_the_batch_of_its_recipe():
+    example = shown_help().split("torchrun ")[1].split(" deeplab evaluate")[0]
+    given = dict(re.findall(r"--([a-z-]+) (\S+)", example))
+    assert given.keys() == {"nproc-per-node", "config", "weights"}
+    config = shipped(given["config"])
+    assert config.batch_size % (config.accumulate * int(given["nproc-per-node"])) == 0
 
 
 def test_the_scenes_recipe_is_the_default():

@@ -28,7 +28,7 @@ from deeplab.engine.evaluate import LabelledImages, evaluate
 from deeplab.engine.refine import CRFSettings
 from deeplab.engine.training.checkpoint import Files, write_state
 from deeplab.engine.training.config import TrainConfig
-from deeplab.engine.training.distributed import Processes
+from deeplab.engine.training.distributed import OtherProcessEnded, Processes
 from deeplab.engine.training.interrupt import stop_request
 from deeplab.engine.training.logs import Teller, Throughput, peak_memory_mib
 from deeplab.engine.training.losses import StepLoss, at_least_something, labelled_mass
@@ -277,7 +277,9 @@ class Run:
         if self.scaler.is_enabled() and self.scaler.get_scale() < 1:
             raise self._diverged(f"float16 overflows in every step up to step {self.step - 1}")
 
-    def _diverged(self, what: str) -> FloatingPointError:
+    def _diverged(self, what: str) -> Exception:
+        if not self.processes.first:  # all see the same loss, and the first one says it
+            return OtherProcessEnded()
         wider = ", or take precision=bfloat16" if self.scaler.is_enabled() else ""
         return FloatingPointError(
             f"{what}: training diverged; lower lr (now {self.config.lr}) or lengthen warmup (now "
@@ -364,11 +366,8 @@ class Run:
 
     def _placed(self, model: DeepLab) -> DeepLab:
         config = self.config
-        if config.sync_bn:
-            if self.device.type != "cuda":
-                raise InputError("sync_bn: BatchNorm is synchronised on GPUs only; leave it out")
-            if self.processes.world > 1:
-                nn.SyncBatchNorm.convert_sync_batchnorm(model)
+        if config.sync_bn and self.processes.world > 1:
+            nn.SyncBatchNorm.convert_sync_batchnorm(model)
         model.to(self.device)
         if config.channels_last:  # the type stubs lack this overload
             model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
