@@ -322,7 +322,7 @@ def _write_atomically(path: Path, content: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
             os.replace(file.name, path)
-        _flush_folder(path.parent)
+        flush_folder(path.parent)
     except OSError as error:
         raise InputError(
             f"{path}: cannot write the weights ({error.strerror or error}); "
@@ -360,7 +360,7 @@ def _is_called(path: Path, file: BinaryIO) -> bool:
         return False
 
 
-def _flush_folder(folder: Path) -> None:
+def flush_folder(folder: Path) -> None:
     """The rename itself to the disk, where the system can do that."""
     with suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)

@@ -30,6 +30,7 @@ import torch
 from deeplab.engine.training.config import FREE_ON_RESUME, TrainConfig
 from deeplab.engine.training.recipe import differences
 from deeplab.errors import InputError
+from deeplab.weights.file import flush_folder
 
 FORMAT = "deeplab training state, version 1"
 
@@ -92,7 +93,7 @@ def write_state(path: Path, state: Mapping[str, Any]) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(part, path)
-        _flush_folder(path.parent)
+        flush_folder(path.parent)
     except OSError as error:
         with suppress(OSError):
             part.unlink(missing_ok=True)
@@ -183,13 +184,3 @@ def _table(path: Path, state: Mapping[str, Any], key: str) -> dict[str, Any]:
         raise InputError(
             f"{path}: a training state without its {key}; start without --resume"
         ) from error
-
-
-def _flush_folder(folder: Path) -> None:
-    """The rename itself to the disk, where the system can do that."""
-    with suppress(OSError):
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
