@@ -61,6 +61,24 @@ def test_a_broken_picture_stops_the_run_and_is_named(tmp_path, workers):
         run(dataclasses.replace(SHORT, workers=workers), data, validation=data)
 
 
+class Failing:
+    """A data set with a fault of its own; a class, so that workers can be given it."""
+
+    def __len__(self):
+        return 3
+
+    def __getitem__(self, index):
+        raise KeyError("a fault of its own")
+
+
+def test_workers_end_with_a_run_that_fails_though_its_error_be_kept():
+    before = set(multiprocessing.active_children())
+    with pytest.raises(KeyError, match="a fault of its own") as kept:
+        run(dataclasses.replace(SHORT, workers=1), Failing())
+    assert kept.value is not None
+    assert set(multiprocessing.active_children()) <= before
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_broken_pictures_are_passed_over_on_request_counted_and_said(tmp_path, capfd, workers):
     data = own_data(tmp_path, broken="qr")

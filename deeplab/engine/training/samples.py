@@ -219,10 +219,15 @@ def batches(
         # Said in one line where the run starts.
         warnings.filterwarnings("ignore", message="This DataLoader will create")
         made = iter(_loader(dataset, config, fill, classes, starts, share, pin))
-    for batch in made:
-        if isinstance(batch, InputError):
-            raise batch
-        yield batch
+    try:
+        for batch in made:
+            if isinstance(batch, InputError):
+                raise batch
+            yield batch
+    finally:
+        # An error that someone keeps would keep the workers too, which heed no signal: the program
+        # would wait for them at its end.
+        getattr(made, "_shutdown_workers", lambda: None)()
 
 
 def _loader(
