@@ -13,13 +13,12 @@ A CRF layer is no part of the weights: its settings are chosen where it is built
 the weights, found or learned, stand in the metadata as `crf` (deeplab.engine.refine.CRFSettings).
 """
 
-import fcntl
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -29,6 +28,7 @@ from torch import Tensor
 from deeplab.errors import InputError
 from deeplab.model import DeepLab, build
 from deeplab.weights import foreign
+from deeplab.whole_file import whole_file
 
 SHIPPED = Path(__file__).with_name("deeplab_v2_small_scenes.safetensors")
 FLOATING = ("F16", "BF16", "F32", "F64")  # safetensors' names; converted to the model's dtype
@@ -317,54 +317,10 @@ def _write_atomically(path: Path, content: bytes) -> None:
     if os.path.isdir(path):
         raise InputError(f"{path}: cannot write the weights (it is a folder); name a file in it")
     try:
-        with _written_alone(path.with_name(f".{path.name}.part")) as file:
+        with whole_file(path) as file:
             file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-            os.replace(file.name, path)
-        flush_folder(path.parent)
     except OSError as error:
         raise InputError(
             f"{path}: cannot write the weights ({error.strerror or error}); "
             "choose a file in an existing folder that can be written"
         ) from error
-
-
-@contextmanager
-def _written_alone(part: Path) -> Iterator[BinaryIO]:
-    """An empty file of that name which no one else writes; it is removed where writing fails.
-
-    What a killed writer left is written over. A second writer waits for the first one.
-    """
-    flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-    while True:
-        with open(part, "wb", opener=lambda name, _flags: os.open(name, flags, 0o666)) as file:
-            with suppress(OSError):  # some network file systems have no locks
-                fcntl.flock(file, fcntl.LOCK_EX)
-            if not _is_called(part, file):  # the first writer has renamed it meanwhile
-                continue
-            try:
-                file.truncate(0)
-                yield file
-            except BaseException:
-                with suppress(OSError):
-                    part.unlink(missing_ok=True)
-                raise
-            return
-
-
-def _is_called(path: Path, file: BinaryIO) -> bool:
-    try:
-        return os.path.samestat(os.lstat(path), os.fstat(file.fileno()))
-    except FileNotFoundError:
-        return False
-
-
-def flush_folder(folder: Path) -> None:
-    """The rename itself to the disk, where the system can do that."""
-    with suppress(OSError):
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)

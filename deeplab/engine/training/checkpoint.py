@@ -18,9 +18,7 @@ file.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -30,7 +28,7 @@ import torch
 from deeplab.engine.training.config import FREE_ON_RESUME, TrainConfig
 from deeplab.engine.training.recipe import differences
 from deeplab.errors import InputError
-from deeplab.weights.file import flush_folder
+from deeplab.whole_file import whole_file
 
 FORMAT = "deeplab training state, version 1"
 
@@ -84,19 +82,12 @@ def write_state(path: Path, state: Mapping[str, Any]) -> None:
 
     Tensors go from where they are to the file, one after another.
     """
-    part = path.with_name(f".{path.name}.part")
     try:
-        with part.open("wb") as file:
+        with whole_file(path) as file:
             sink = _Sink(file)
             torch.save({"format": FORMAT, **state}, sink)  # type: ignore[arg-type]
             sink.finish()
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
-        flush_folder(path.parent)
     except OSError as error:
-        with suppress(OSError):
-            part.unlink(missing_ok=True)
         kept = "; the state before it is kept" if path.exists() else ""
         raise InputError(
             f"{path}: cannot write the training state ({error.strerror or error}){kept}; make "

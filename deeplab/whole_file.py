@@ -1,0 +1,57 @@
+"""Writing a file that is needed tomorrow: whole, on the disk, or not there at all."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import BinaryIO
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[BinaryIO]:
+    """A file to fill, which replaces the one at `path` when the block ends, and not if it raises.
+
+    It is written beside `path` as .NAME.part, flushed to the disk and then renamed, so that a
+    reader, or a crash, never meets half a file. Of two writers at once the second waits, and what a
+    killed one leaves the next one writes over. OSError, such as of a full disk, comes through.
+    """
+    part = path.with_name(f".{path.name}.part")
+    flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+    while True:
+        with open(part, "wb", opener=lambda name, _flags: os.open(name, flags, 0o666)) as file:
+            with suppress(OSError):  # some network file systems have no locks
+                fcntl.flock(file, fcntl.LOCK_EX)
+            if not _is_called(part, file):  # the first writer has renamed it meanwhile
+                continue
+            try:
+                file.truncate(0)
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+                os.replace(part, path)
+            except BaseException:
+                with suppress(OSError):
+                    part.unlink(missing_ok=True)
+                raise
+            _flush_folder(path.parent)
+            return
+
+
+def _is_called(path: Path, file: BinaryIO) -> bool:
+    try:
+        return os.path.samestat(os.lstat(path), os.fstat(file.fileno()))
+    except FileNotFoundError:
+        return False
+
+
+def _flush_folder(folder: Path) -> None:
+    """The rename itself to the disk, where the system can do that."""
+    with suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
