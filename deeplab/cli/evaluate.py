@@ -21,6 +21,7 @@ from deeplab.cli import options
 from deeplab.cli.dataset import class_names, open_data
 from deeplab.cli.network import load_network, stored_settings, torch_device
 from deeplab.cli.results import errors_of
+from deeplab.cli.several import said_once
 from deeplab.data import outputs
 from deeplab.errors import InputError
 
@@ -185,7 +186,7 @@ def evaluate(
         assert packed is not None
         packed.add(pictures.names[index], labels)
 
-    with processes(device) as process:
+    with said_once(then="mend that and start again"), processes(device) as process:
         network.to(process.device)
         layer = settings.layer(network.num_classes).to(process.device) if use_crf else None
         progress = sys.stderr.isatty() and process.first

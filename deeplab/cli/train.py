@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperCommand
 
 from deeplab.cli import options
+from deeplab.cli.several import said_once
 from deeplab.data import outputs
-from deeplab.errors import InputError
 
 if TYPE_CHECKING:
     from deeplab.engine.train import TrainConfig, TrainResult
@@ -146,12 +145,12 @@ def train(
     ```
     """
     from deeplab.engine.train import train as run
-    from deeplab.engine.training.distributed import OtherProcessEnded, is_first, started_with_others
+    from deeplab.engine.training.distributed import is_first
 
     recipe = _recipe(ctx, config, settings or [], out if resume else None)
     outputs.check_writable_file(out)
     out.parent.mkdir(parents=True, exist_ok=True)
-    try:
+    with said_once(then="mend that, then go on with --resume"):
         result = run(
             recipe,
             out,
@@ -160,29 +159,10 @@ def train(
             tensorboard=tensorboard,
             progress=sys.stderr.isatty(),
         )
-    except (InputError, FloatingPointError) as error:
-        if started_with_others():
-            _leave(2, f"Error: {error}")
-        raise InputError(str(error)) from error
-    except OtherProcessEnded as error:
-        _leave(1, f"Stopped: {error}" if is_first() else "")  # the one that failed has said more
     if is_first():
         _report(recipe, result, out)
     if result.interrupted:
         raise typer.Exit(128 + (result.signal or 2))
-
-
-def _leave(status: int, message: str) -> NoReturn:
-    """End this process among others at once, with a line on standard error if there is one.
-
-    A usual end takes Python down under the threads of connections that are broken or in use; one of
-    them that wakes up then aborts the process, with its own words behind the message.
-    """
-    if message:
-        typer.echo(message, err=True)
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(status)
 
 
 def _recipe(

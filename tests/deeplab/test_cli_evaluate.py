@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from several_processes import start_two
 from typer.testing import CliRunner
 
 from deeplab import cli
@@ -225,6 +227,19 @@ def test_torchrun_shares_the_pictures_and_prints_the_scores_of_all_once(tmp_path
     assert result.stdout.count("pixel accuracy") == alone.count("pixel accuracy") == 1
     with tarfile.open(tmp_path / "up" / "results.tgz") as packed:
         assert len(packed.getnames()) == 2
+
+
+@pytest.mark.slow
+def test_a_broken_picture_of_one_process_is_said_once_and_the_other_ends(tmp_path, weights, voc):
+    root = shutil.copytree(voc, tmp_path / "VOC2012")
+    broken = root / "JPEGImages" / "2007_000002.jpg"
+    broken.write_bytes(broken.read_bytes()[:400])
+    options = ["--weights", weights, *data(root), "--no-crf", "--device", "cpu"]
+    children = start_two("-m", "deeplab", "evaluate", *map(str, options))
+    errors = [child.communicate(timeout=120)[1] for child in children]
+    assert [child.returncode for child in children] == [1, 2], errors
+    assert re.fullmatch(r"Stopped: another process .*; mend that and start again\n", errors[0])
+    assert re.fullmatch(r"Error: .*2007_000002\.jpg.*\n", errors[1])
 
 
 @pytest.mark.parametrize("name", ["v1.5", "v1.5.csv", "v1.5.png"])

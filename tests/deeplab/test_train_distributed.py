@@ -2,10 +2,8 @@
 
 import dataclasses
 import json
-import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -13,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from several_processes import ROOT, start_two
 from tiny_training import FROZEN, TINY, own_data, run, tiny_pictures
 
 from deeplab.data.scenes import CLASSES
@@ -23,7 +22,6 @@ from deeplab.engine.training.losses import labelled_mass
 from deeplab.errors import InputError
 from deeplab.weights import load_model, read_metadata
 
-ROOT = Path(__file__).resolve().parents[2]
 TOLERANCE = 1e-6
 
 PROGRAM = """
@@ -39,29 +37,6 @@ result = run(config, pictures, out, validation=tiny_pictures(3))
 print(json.dumps({"steps": result.steps, "signal": result.signal, "loss": result.loss,
                   "metrics": result.metrics}))
 """
-
-
-def start_two(*command: str) -> list[subprocess.Popen]:
-    """Python with this command in two processes, as torchrun starts them."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    children = []
-    for rank in range(2):
-        about = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "OMP_NUM_THREADS": 1}
-        about |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        about |= {"PYTHONPATH": f"{ROOT / 'tests' / 'support'}:{ROOT}"}
-        environment = os.environ | {name: str(value) for name, value in about.items()}
-        children.append(
-            subprocess.Popen(
-                [sys.executable, *command],
-                env=environment,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                text=True,
-            )
-        )
-    return children
 
 
 def two_processes(out: Path, changes: dict | None = None, stop: dict | None = None) -> list[dict]:

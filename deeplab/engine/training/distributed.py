@@ -30,8 +30,7 @@ class OtherProcessEnded(RuntimeError):
 
     def __init__(self) -> None:
         super().__init__(
-            "another process of this run has ended before its time: what it said itself tells why; "
-            "mend that, then go on with --resume"
+            "another process of this run has ended before its time: what it said itself tells why"
         )
 
 
