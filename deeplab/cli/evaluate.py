@@ -237,6 +237,8 @@ def evaluate(
             if process.first:
                 table = _score_table(result, f"{pictures.name}, {len(pictures)} pictures")
                 Console(markup=False).print(table)  # a class may be called [/b]
+                if note := result.truth(pictures.name).note():
+                    typer.echo(f"Note: {note}", err=True)
         if not process.first:
             return
     for files in written:
