@@ -90,8 +90,8 @@ class ConfusionMatrix:
         device = "cuda" if dist.get_backend() == "nccl" else "cpu"  # NCCL alone knows no CPU
         total = torch.cat([self.matrix.flatten(), torch.tensor([self.ignored])]).to(device)
         dist.all_reduce(total)
-        *_, self.ignored = total.tolist()
         self.matrix = total[:-1].view_as(self.matrix).cpu()
+        self.ignored = int(total[-1])
 
     def iou(self) -> Tensor:
         """Intersection over union of each class, float64 [C]; an absent class is NaN or 0."""

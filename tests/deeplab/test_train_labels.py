@@ -236,12 +236,18 @@ def test_a_run_in_two_parts_counts_as_one(tmp_path: Path) -> None:
 
 TWO_PROCESSES = """
 import sys
+import numpy as np
 import torch.distributed as dist
+from deeplab.metrics import ConfusionMatrix
 
 sys.path.insert(0, sys.argv[1])
 from test_train_labels import pictures, trained
 
 dist.init_process_group("gloo")
+counts = ConfusionMatrix(2)
+counts.update(np.array([0, 255, 1, 255]), np.array([0, 0, 1, 1]))
+counts.all_reduce()
+print(counts.ignored, counts.matrix.tolist())
 found = trained(pictures(*[(0, 255)] * 3, (1,)), steps=2, batch_size=2)
 print(found.absent["training"])
 try:
@@ -256,9 +262,10 @@ def test_two_processes_count_together_and_say_it_once() -> None:
     """The one picture with the second class is drawn by one of them."""
     children = start_two("-c", TWO_PROCESSES, str(Path(__file__).parent))
     told = [child.communicate(timeout=120)[0].splitlines() for child in children]
-    assert [lines[0] for lines in told] == ["()", "()"]
-    assert told[0][1].startswith("InputError training labels: only back (label 0) and ignored")
-    assert told[1][1].startswith("OtherProcessEnded")
+    assert [lines[0] for lines in told] == ["4 [[2, 0], [0, 2]]"] * 2
+    assert [lines[1] for lines in told] == ["()", "()"]
+    assert told[0][2].startswith("InputError training labels: only back (label 0) and ignored")
+    assert told[1][2].startswith("OtherProcessEnded")
 
 
 def test_a_state_that_counted_nothing_accuses_nothing(tmp_path: Path) -> None:
