@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import warnings
 from collections.abc import Sequence
 from typing import Any, Literal, cast
 
@@ -49,7 +50,7 @@ class DenseCRF(nn.Module):
     The defaults are those of DeepLab v2's script.
 
     Args:
-        num_classes: C.
+        num_classes: C. With 1 every marginal is 1: a UserWarning says so.
         gaussian: the smoothness term, or None to leave it out.
         bilateral: the appearance term, or None to leave it out.
         pairwise: further terms, whose features come with each call.
@@ -121,6 +122,12 @@ class DenseCRF(nn.Module):
         checks.check_number("tolerance", tolerance, *TOLERANCES)
         checks.check_terms(gaussian, bilateral, pairwise)
         _check_options(method, precision, eps, tolerance)
+        if num_classes == 1:
+            warnings.warn(
+                "num_classes=1: with one class every marginal is 1 and the CRF decides nothing; "
+                "two classes, such as background and object, are the fewest to choose between",
+                stacklevel=2,
+            )
         self.num_classes = num_classes
         self.gaussian = gaussian
         self.bilateral = bilateral

@@ -29,6 +29,8 @@ Labels = Tensor | npt.NDArray[Any]
 class ConfusionMatrix:
     """Counts of (true, predicted) pairs, int64 ``[num_classes, num_classes]`` in ``matrix``.
 
+    ``ignored`` counts the pixels with the label ``ignore``, which are not in the matrix.
+
     Args:
         num_classes: labels are 0 .. num_classes - 1.
         ignore: true label of pixels that do not count; None when every pixel counts.
@@ -50,6 +52,7 @@ class ConfusionMatrix:
             raise ValueError(f"absent: expected 'skip' or 'zero', got {absent!r}")
         self.num_classes, self.ignore, self.absent = num_classes, ignore, absent
         self.matrix = torch.zeros(num_classes, num_classes, dtype=torch.int64)
+        self.ignored = 0
 
     def update(self, labels_true: Labels, labels_pred: Labels) -> None:
         """Add pictures: integer labels of equal shape, any number of dimensions.
@@ -64,15 +67,17 @@ class ConfusionMatrix:
                 f"labels_pred: expected the shape of labels_true, {tuple(true.shape)}, "
                 f"got {tuple(pred.shape)}"
             )
-        pred = pred.to(true.device)
+        pred, ignored = pred.to(true.device), 0
         if self.ignore is not None:
             counts = true != self.ignore
+            ignored = int(counts.numel() - counts.sum())
             true, pred = true[counts], pred[counts]
         self._check_range("labels_true", true)
         self._check_range("labels_pred", pred)
         pairs = true.flatten() * self.num_classes + pred.flatten()
         added = torch.bincount(pairs, minlength=self.num_classes**2)
         self.matrix += added.view(self.num_classes, self.num_classes).cpu()
+        self.ignored += ignored
 
     def all_reduce(self) -> None:
         """Sum the counts of all processes of torch.distributed, so that each has the whole.
@@ -83,9 +88,10 @@ class ConfusionMatrix:
         if not (dist.is_available() and dist.is_initialized()):
             return
         device = "cuda" if dist.get_backend() == "nccl" else "cpu"  # NCCL alone knows no CPU
-        total = self.matrix.to(device)
+        total = torch.cat([self.matrix.flatten(), torch.tensor([self.ignored])]).to(device)
         dist.all_reduce(total)
-        self.matrix = total.cpu()
+        self.matrix = total[:-1].view_as(self.matrix).cpu()
+        self.ignored = int(total[-1])
 
     def iou(self) -> Tensor:
         """Intersection over union of each class, float64 [C]; an absent class is NaN or 0."""

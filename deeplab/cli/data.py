@@ -102,8 +102,9 @@ def check(
     """Read every picture and label map of a data set; name what is wrong, count what is there.
 
     Looks for missing and unreadable files, sizes that differ, tiny pictures, label values that are
-    no class, names listed twice, label maps without a picture, and pictures in training and
-    validation both. Then a table of the classes and of the picture sizes.
+    no class, names listed twice, label maps without a picture, pictures in training and validation
+    both, and labels in which fewer than two classes occur. Then a table of the classes, a line that
+    names those without a pixel, and the picture sizes.
 
     Exit status: 0 nothing to mend, 1 findings, 2 it could not be checked.
 
@@ -197,12 +198,9 @@ def _print_contents(report: Report, split: str) -> None:
     Console(markup=False).print(table)  # a class may be called [/b]
     if report.unlabelled:
         typer.echo(f"no pixel counts in {_count(report.unlabelled, 'picture')}")
-    present = [name for name, pixels in zip(report.classes, report.pixels, strict=True) if pixels]
-    if len(present) == 1 < len(report.classes) and report.ignored:
-        typer.echo(
-            f"only {present[0]} and ignored pixels occur; if 255 is a class in these label maps, "
-            "as in masks of black and white, say so in classes.toml: label = 255"
-        )
+    counts = report.labels()
+    if counts.absent and not counts.defect():  # which is a finding
+        typer.echo(counts.note())
     if report.sizes:
         widths, heights = zip(*report.sizes.elements(), strict=True)
         (width, height), count = report.sizes.most_common(1)[0]

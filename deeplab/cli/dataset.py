@@ -23,13 +23,15 @@ def open_data(
     given: Sequence[str] | None,
     scenes: int | None,
     usual: str,
+    labelled: bool = True,
 ) -> tuple[SegmentationData, str]:
     """The split of the data set that the options name, and the split's name.
 
     given: the set's own options as KEY=VALUE; scenes: how many of the generated ones, which have
     `usual` for their split where none is given. Other sets have their only split then, or "val".
+    labelled: whether labels are needed, which a test split may lack.
     """
-    from deeplab.data.datasets import available_splits, open_dataset
+    from deeplab.data.datasets import available_splits, open_dataset, open_pictures
 
     options = data_options(given)
     if name == "scenes":
@@ -45,7 +47,8 @@ def open_data(
     if split is None:
         there = available_splits(name, root, **options)
         split = there[0] if len(there) == 1 else "val"
-    return open_dataset(name, root, split, **options), split
+    opened = open_dataset if labelled else open_pictures
+    return opened(name, root, split, **options), split
 
 
 def class_names(

@@ -28,6 +28,7 @@ from deeplab.errors import InputError
 if TYPE_CHECKING:
     import numpy as np
 
+    from deeplab.data.datasets import PredictionLayout, SegmentationData
     from deeplab.engine.evaluate import Evaluation
 
 
@@ -104,8 +105,17 @@ def evaluate(
         Path | None,
         typer.Option(
             metavar="DIR",
-            help="Write the predictions as the VOC server takes them: palette PNGs under "
-            "DIR/results/VOC2012/Segmentation/comp6_SPLIT_cls, and DIR/results.tgz.",
+            help="Write the predictions as the data set's own server takes them, and the archive "
+            "to upload: of VOC 2012 DIR/results.tgz, of Cityscapes DIR/results.zip.",
+            show_default=False,
+        ),
+    ] = None,
+    predictions: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Write the predictions of any set as DIR/NAME.png, label maps in the values of "
+            "the set's own.",
             show_default=False,
         ),
     ] = None,
@@ -113,7 +123,8 @@ def evaluate(
         bool,
         typer.Option(
             "--score/--no-score",
-            help="Without scores no labels are read: for a test split, with --submission.",
+            help="Without scores no labels are read, which a test split may lack: with "
+            "--submission or --predictions.",
         ),
     ] = True,
     use_crf: options.UseCRF = True,
@@ -142,7 +153,8 @@ def evaluate(
     mIoU is that of one confusion matrix over all pictures. The band mIoU counts only the pixels
     near class boundaries, where thin structures are won or lost; the trimap curve does so for
     bands of many widths. With --scales and --flip the probabilities of several views are averaged.
-    Files of the final labels (--submission, --save-confusion) are the CRF's, unless --no-crf.
+    Files of the final labels (--submission, --predictions, --save-confusion) are the CRF's, unless
+    --no-crf.
     CRF options as in deeplab segment. On several GPUs: torchrun --nproc-per-node 4 -m deeplab
     evaluate ...
 
@@ -156,18 +168,22 @@ def evaluate(
         --scales 0.5,0.75,1 --flip --crf-settings crf.toml
     deeplab evaluate --weights voc.safetensors --data voc2012 --root VOC2012 --split test \\
         --no-score --submission upload
+    deeplab evaluate --weights mine.safetensors --data folder --root mine --split test \\
+        --no-score --predictions found
     ```
     """
     from deeplab.engine.evaluate import evaluate as run
     from deeplab.engine.plots import require_matplotlib
-    from deeplab.engine.submission import Submission
+    from deeplab.engine.submission import PredictionFiles
     from deeplab.engine.training.distributed import processes
 
     views = options.view_scales(scales)
     widths = () if trimap is None else _widths(trimap_widths)
     if not score:
-        _check_without_scores(submission, trimap, out, save_confusion)
-    pictures, split = open_data(data, root, split, data_options, scenes, usual="test")
+        _check_without_scores(submission or predictions, trimap, out, save_confusion)
+    pictures, split = open_data(
+        data, root, split, data_options, scenes, usual="test", labelled=score
+    )
     torch_device(device)  # refuses unknown names
     network, metadata = load_network(weights, model, classes)
     names = class_names(network, pictures, metadata, weights)
@@ -178,13 +194,16 @@ def evaluate(
             outputs.check_writable_file(file)
     if curve is not None and trimap is not None and trimap.suffix == ".png":
         require_matplotlib()
-    packed = None
+    written = []
     if submission is not None:
-        packed = Submission(submission, split, pictures.palette)
+        server = _server(data, pictures)
+        written.append(PredictionFiles(submission, pictures, split, server))
+    if predictions is not None:
+        written.append(PredictionFiles(predictions, pictures, split))
 
     def write(index: int, labels: np.ndarray) -> None:
-        assert packed is not None
-        packed.add(pictures.names[index], labels)
+        for files in written:
+            files.write(index, labels)
 
     with said_once(then="mend that and start again"), processes(device) as process:
         network.to(process.device)
@@ -209,7 +228,7 @@ def evaluate(
                         around=str(around),  # type: ignore[arg-type]
                         scales=views,
                         flip=flip,
-                        on_prediction=write if packed else None,
+                        on_prediction=write if written else None,
                         shard=True,
                         progress=progress,
                     )
@@ -218,13 +237,12 @@ def evaluate(
             if process.first:
                 table = _score_table(result, f"{pictures.name}, {len(pictures)} pictures")
                 Console(markup=False).print(table)  # a class may be called [/b]
+                if note := result.truth(pictures.name).note():
+                    typer.echo(f"Note: {note}", err=True)
         if not process.first:
             return
-    if packed is not None:
-        for name in pictures.names:  # those of other processes too
-            if packed.file(name) not in packed.written:
-                packed.written.append(packed.file(name))
-        typer.echo(f"{len(packed.written)} predictions -> {packed.pack()}")
+    for files in written:
+        typer.echo(f"{len(pictures)} predictions -> {files.pack()}")
     if not score:
         return
     if curve is not None:
@@ -268,9 +286,20 @@ def _predict_all(
                 write(index, predict(network, image, layer, scales=scales, flip=flip).labels)
 
 
-def _check_without_scores(submission: Path | None, *scores: Path | None) -> None:
-    if submission is None:
-        raise InputError("--no-score: leaves nothing to do; give --submission DIR too")
+def _server(name: str, pictures: SegmentationData) -> PredictionLayout:
+    if pictures.server is None:
+        raise InputError(
+            f"--submission: no evaluation server is known for {name}; --predictions DIR writes "
+            "label maps in the values of the set's own"
+        )
+    return pictures.server
+
+
+def _check_without_scores(folder: Path | None, *scores: Path | None) -> None:
+    if folder is None:
+        raise InputError(
+            "--no-score: leaves nothing to do; give --submission DIR or --predictions DIR too"
+        )
     given = zip(("--trimap", "--out", "--save-confusion"), scores, strict=True)
     if unused := [name for name, file in given if file is not None]:
         raise InputError(f"--no-score: leaves nothing for {', '.join(unused)}; leave it out")

@@ -59,8 +59,11 @@ def overlay(image: np.ndarray, labels: np.ndarray, palette: np.ndarray) -> np.nd
     return mixed
 
 
-def write_labels(path: Path, labels: np.ndarray, palette: np.ndarray) -> None:
-    """A label map `[H, W]` as an 8-bit PNG with a palette: pixel values are the class indices."""
+def write_labels(path: Path, labels: np.ndarray, palette: np.ndarray | None) -> None:
+    """A label map `[H, W]` as an 8-bit PNG with a palette: pixel values are the class indices.
+
+    palette: uint8 `[256, 3]`; None writes a grey PNG.
+    """
     outside = labels[(labels < 0) | (labels > 255)]
     if outside.size:
         raise InputError(
@@ -68,7 +71,8 @@ def write_labels(path: Path, labels: np.ndarray, palette: np.ndarray) -> None:
             "save the probabilities instead"
         )
     picture = Image.fromarray(labels.astype(np.uint8))
-    picture.putpalette(palette.astype(np.uint8).tobytes())
+    if palette is not None:
+        picture.putpalette(palette.astype(np.uint8).tobytes())
     _write(path, lambda file: picture.save(file, format="PNG"))
 
 

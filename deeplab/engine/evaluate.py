@@ -24,6 +24,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
+from deeplab.data.datasets.counts import LabelCounts
 from deeplab.engine.predict import as_rgb, check_scales, enough_memory, network_scores
 from deeplab.engine.trimap import Around, TrimapCurve, TrimapTally
 from deeplab.errors import InputError
@@ -67,6 +68,12 @@ class Evaluation:
     crf: Scores | None
     trimap: dict[str, TrimapCurve] | None = None
     confusion: dict[str, ConfusionMatrix] = field(default_factory=dict, repr=False, compare=False)
+
+    def truth(self, where: str) -> LabelCounts:
+        """How many pixels of each class the true labels have; where: what they are called."""
+        confusion = self.confusion["network"]
+        pixels = tuple(confusion.matrix.sum(1).tolist())
+        return LabelCounts(where, tuple(self.network.iou), pixels, confusion.ignored)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain numbers, strings, lists and dictionaries, ready for JSON."""
@@ -162,7 +169,8 @@ def evaluate(
     if not network.all.matrix.any():
         raise InputError(
             f"none of the {len(dataset)} pictures has a labelled pixel, so that there is nothing "
-            "to score; check the labels, and which of them is ignored"
+            "to score; check the labels, and which of them is ignored, or predict a test split "
+            "without scores"
         )
     return Evaluation(
         images=len(dataset),

@@ -1,12 +1,16 @@
-"""Predictions in the layout that the PASCAL VOC evaluation server takes.
+"""Predictions as files: as a data set's evaluation server takes them, or in the set's own values.
 
-    DIR/results/VOC2012/Segmentation/comp6_<split>_cls/<name>.png     palette PNG, original size
-    DIR/results.tgz                                                   the same, to be uploaded
+    voc2012      DIR/results/VOC2012/Segmentation/comp6_<split>_cls/<name>.png, DIR/results.tgz
+    cityscapes   DIR/results/<city>_<sequence>_<frame>_labelIds.png, DIR/results.zip
+    any          DIR/<name>.png, label maps that the set's own labels can be compared with
 
-Pixel values are class indices, colours VOC's. comp6 is the competition for methods that were
-trained on more than VOC's own pictures, such as an ImageNet backbone.
+Each at its picture's own size. What a set's server takes is known to the set
+(`SegmentationData.server`); here the files are written and packed. VOC's hold class indices in
+VOC's colours, and comp6 is the competition for methods that were trained on more than VOC's own
+pictures, such as an ImageNet backbone; Cityscapes' hold its label ids.
 
-Source: the VOC2012 development kit, section "results" of its documentation.
+Sources: the VOC2012 development kit, section "results" of its documentation;
+evalPixelLevelSemanticLabeling.py of cityscapesScripts.
 """
 
 from __future__ import annotations
@@ -14,58 +18,117 @@ from __future__ import annotations
 import io
 import re
 import tarfile
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 
 from deeplab.data import outputs
+from deeplab.data.datasets import PredictionLayout, SegmentationData
 from deeplab.errors import InputError
 
 
-class Submission:
-    """The predictions of a split, written one by one and packed at the end."""
+class PredictionFiles:
+    """The predictions of a split, written one by one and packed at the end.
 
-    def __init__(self, folder: Path, split: str, palette: np.ndarray | None = None) -> None:
-        if not re.fullmatch(r"[\w.-]+", split):
+    folder: where they go; data: the pictures; split: its name, for layouts that have it in a path;
+    layout: `data.server`, or None for label maps in the set's own values.
+
+    Raises InputError: a folder that cannot be written, a name that leads out of it, and files that
+    would replace the set's own.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        data: SegmentationData,
+        split: str,
+        layout: PredictionLayout | None = None,
+    ) -> None:
+        layout = layout or PredictionLayout(data.stored_values())
+        if "{split}" in layout.folder and not re.fullmatch(r"[\w.-]+", split):
             raise InputError(f"split {split!r}: cannot be part of a folder's name")
-        self.folder = folder
-        self.inside = Path("results", "VOC2012", "Segmentation", f"comp6_{split}_cls")
-        self.palette = outputs.full_palette(palette)
-        self.written: list[Path] = []
+        self.folder, self.layout = folder, layout
+        self.inside = Path(layout.folder.format(split=split))
+        self.palette = _colours(layout, data.palette) if layout.coloured else None
+        self.files = [self._file(name) for name in data.names]
+        _keep_the_sets_own(self.files, data)
         outputs.check_writable(folder)
 
-    def file(self, name: str) -> Path:
-        """Where the prediction of that picture goes."""
+    def _file(self, name: str) -> Path:
         inside = Path(name)
         if inside.is_absolute() or ".." in inside.parts:
             raise InputError(f"{name}: the name of a picture would lead out of {self.folder}")
-        return self.folder / self.inside / f"{name}.png"
+        return self.folder / self.inside / f"{name}{self.layout.ending}"
 
-    def add(self, name: str, labels: np.ndarray) -> None:
-        """The labels `[H, W]` of one picture, at its own size."""
-        path = self.file(name)
-        outputs.write_labels(path, labels, self.palette)
-        self.written.append(path)
+    def write(self, index: int, labels: np.ndarray) -> None:
+        """The labels `[H, W]` of one picture, class indices, at its own size."""
+        outputs.write_labels(self.files[index], self.layout.values[labels], self.palette)
 
     def pack(self) -> Path:
-        """`results.tgz` of what was added, in order of names; earlier files are left out.
+        """The files of all pictures in the layout's archive, in order of names; or their folder.
 
-        InputError where a file is gone, such as one that another machine wrote to its own disk.
+        InputError where one is not there, such as one that another machine wrote to its own disk.
         """
-        content = io.BytesIO()
-        with tarfile.open(fileobj=content, mode="w:gz") as archive:
-            for path in sorted(self.written):
-                name = path.relative_to(self.folder).as_posix()
-                try:
-                    archive.add(path, name, filter=_without_owner)
-                except OSError as error:
-                    raise InputError(
-                        f"{path}: cannot be packed ({error.strerror or error}); all processes must "
-                        "write to one folder"
-                    ) from error
-        target = self.folder / "results.tgz"
-        outputs.write_bytes(target, content.getvalue())
+        if not self.layout.archive:
+            return self.folder
+        start = self.folder / self.inside if self.layout.flat else self.folder
+        target = self.folder / self.layout.archive
+        pack = _tar if target.suffix == ".tgz" else _zip
+        members = {path.relative_to(start).as_posix(): path for path in sorted(set(self.files))}
+        outputs.write_bytes(target, pack(members))
         return target
+
+
+def _colours(layout: PredictionLayout, palette: np.ndarray) -> np.ndarray:
+    """256 colours: each class's at its value."""
+    colours = outputs.voc_palette()
+    colours[layout.values] = palette
+    return colours
+
+
+def _keep_the_sets_own(files: list[Path], data: SegmentationData) -> None:
+    """InputError where a prediction would take the place of a picture or label map of the set."""
+    real = cache(Path.resolve)  # of folders: there are few
+    own = {real(path.parent) / path.name for i in range(len(data)) for path in data.files(i)}
+    for path in files:
+        if real(path.parent) / path.name in own:
+            raise InputError(
+                f"{path}: belongs to {data.name}, and a prediction would overwrite it; choose "
+                "another folder"
+            )
+
+
+def _tar(members: dict[str, Path]) -> bytes:
+    content = io.BytesIO()
+    with tarfile.open(fileobj=content, mode="w:gz") as archive:
+        for name, path in members.items():
+            with _said_of(path):
+                archive.add(path, name, filter=_without_owner)
+    return content.getvalue()
+
+
+def _zip(members: dict[str, Path]) -> bytes:
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w") as archive:  # stored: PNGs are compressed already
+        for name, path in members.items():
+            with _said_of(path):
+                archive.write(path, name)
+    return content.getvalue()
+
+
+@contextmanager
+def _said_of(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise InputError(
+            f"{path}: cannot be packed ({error.strerror or error}); all processes must write to "
+            "one folder"
+        ) from error
 
 
 def _without_owner(entry: tarfile.TarInfo) -> tarfile.TarInfo:

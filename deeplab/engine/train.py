@@ -41,6 +41,7 @@ from deeplab.engine.refine import CRFSettings
 from deeplab.engine.training.checkpoint import Files, check_agreement, read_state
 from deeplab.engine.training.config import SCENES_CRF, DataConfig, TrainConfig
 from deeplab.engine.training.distributed import Processes, processes
+from deeplab.engine.training.labels import look_at_labels
 from deeplab.engine.training.logs import CSVLog, Teller, TensorBoardLog, Throughput
 from deeplab.engine.training.loop import Run
 from deeplab.engine.training.losses import segmentation_loss
@@ -74,6 +75,8 @@ class TrainResult:
     validation: of the refined segmentation where the model ends in a CRF, the network's own under
     "network" then. `best`: step and mIoU of the validation whose weights the weights file has.
     `throughput`: of the steps and workers. `broken`: what is wrong with pictures passed over.
+    `absent`: the classes without a pixel in the labels of the "training" pictures that were drawn,
+    and in those of "validation"; each once that is known.
     """
 
     model: DeepLab
@@ -85,6 +88,7 @@ class TrainResult:
     best: dict[str, Any] = field(default_factory=dict)
     throughput: Throughput = field(default_factory=Throughput)
     broken: tuple[str, ...] = ()
+    absent: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 def train(
@@ -128,7 +132,8 @@ def train(
         ValueError: an empty data set. FloatingPointError: the loss is not finite any more.
         InputError: `out` cannot be written (found before training starts) or the disk is full; data
             or weights cannot be read; the state to resume is of another run; a run that was stopped
-            would be lost; memory is not enough.
+            would be lost; memory is not enough; labels from which nothing can be learned (no two
+            classes that count), at the start, after the first epoch or at the end.
         OtherProcessEnded: of several processes another one has failed, and says why itself.
     """
     with processes(config.device) as group:
@@ -147,6 +152,8 @@ def train(
             state = None
             if resume:
                 state = _state(files, config, facts)
+            elif group.first:  # which alone speaks; the others wait for its verdict
+                look_at_labels(dataset, validation, names, config.class_weights, teller.say)
             model = _model(config, len(names), known, teller, resumed=resume)
         run = Run(
             config,
@@ -189,6 +196,7 @@ def train(
         best=run.best,
         throughput=run.throughput,
         broken=tuple(sorted(run.broken)),
+        absent=run.absent,
     )
 
 

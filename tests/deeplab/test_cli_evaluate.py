@@ -200,7 +200,8 @@ def test_classes_in_another_order_are_refused_and_other_names_told(tmp_path, voc
     save_weights(deeplab_v2_small(21), path, {"class_names": ["ground", *classes[1:]]})
     assert "name classes differently (1 of 21), such as ground and" in done(*given).stderr
     save_weights(deeplab_v2_small(21), path, {"class_names": classes})
-    assert done(*given).stderr == ""
+    told = done(*given).stderr.splitlines()
+    assert [line.split(":")[:2] for line in told] == [["Note", " voc2012 val"]]  # what is absent
 
 
 def test_a_curve_without_void_labels_says_so(tmp_path):
@@ -208,7 +209,7 @@ def test_a_curve_without_void_labels_says_so(tmp_path):
     given = ["evaluate", "--scenes", 1, "--data-option", "size=65", "--no-crf", *curve]
     assert "curve is empty" in done(*given, "--trimap-around", "void").stderr
     assert (tmp_path / "curve.csv").read_text().splitlines()[1] == "2,,"
-    assert done(*given).stderr == ""
+    assert "curve" not in done(*given).stderr
     assert float((tmp_path / "curve.csv").read_text().splitlines()[1].split(",")[1]) > 0
 
 

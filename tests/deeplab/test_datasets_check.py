@@ -130,6 +130,8 @@ def test_the_command_counts_and_exits_with_0(own):
     assert result.exit_code == 0, result.output
     assert "folder, train, val: 6 pictures, nothing to mend" in result.output
     assert "57.14%" in result.output  # left: 240 of 420 labelled pixels
+    for split in ("train", "val"):
+        assert f"{split}: no pixel of never (1 of 3 classes)\n" in result.output
     assert "24 x 20 in 3 pictures" in result.output
     assert "unknown" not in result.output
     report = json.loads((own / "report.json").read_text())
@@ -179,11 +181,20 @@ def test_class_names_are_shown_as_they_are(own):
 def test_masks_of_black_and_white_are_told_apart_from_ignored_pixels(own):
     for path in (own / "labels").rglob("*.png"):
         Image.fromarray((np.indices((20, 24))[1] > 9).astype(np.uint8) * 255).save(path)
-    assert "only left and ignored pixels occur; if 255" in run("check", "folder", own).output
+    result = run("check", "folder", own)
+    assert result.exit_code == 1
+    assert "Labels from which nothing can be learned (2):" in result.output
+    told = "only left (label 0) and ignored pixels (255) occur, of 3 classes; if 255 is a class"
+    assert result.output.count(told) == 2
+    for path in (own / "labels").rglob("*.png"):
+        Image.new("L", (24, 20), 255).save(path)
+    assert "no pixel is labelled, all are ignored (255)" in run("check", "folder", own).output
+    for path in (own / "labels").rglob("*.png"):
+        Image.fromarray((np.indices((20, 24))[1] > 9).astype(np.uint8) * 255).save(path)
     text = "[[class]]\nname = 'back'\n[[class]]\nname = 'front'\nlabel = 255\n"
     (own / "classes.toml").write_text(text)
     result = run("check", "folder", own)
-    assert "ignored pixels occur" not in result.output
+    assert result.exit_code == 0, result.output
     assert "58.33%" in result.output  # front: 14 of 24 columns
 
 
@@ -252,10 +263,11 @@ def test_an_unknown_split_and_a_negative_number_of_workers_exit_with_2(own):
 
 
 def test_options_are_read_as_toml_or_as_text(own):
-    (own / "names.txt").write_text("left\n")
+    (own / "names.txt").write_text("left\n")  # alone: there is nothing to tell it from
     options = ["--data-option", f"classes={own / 'names.txt'}", "--data-option", "ignore=[1, 7]"]
     result = run("check", "folder", own, *options, "--split", "val")
-    assert result.exit_code == 0, result.output
+    assert "left is the only class, so that every pixel is it" in result.output
+    assert result.output.endswith("folder, val: 3 pictures, 1 finding\n")
     assert "never" not in result.output
 
 

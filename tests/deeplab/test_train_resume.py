@@ -27,6 +27,7 @@ from deeplab.engine.training import loop
 from deeplab.engine.training.checkpoint import FORMAT, Files, read_state, write_state
 from deeplab.engine.training.logs import COLUMNS, Throughput
 from deeplab.errors import InputError
+from deeplab.metrics import ConfusionMatrix
 from deeplab.model import DeepLab
 from deeplab.weights import load_model, read_metadata
 
@@ -291,7 +292,9 @@ def test_the_weights_file_keeps_the_best_and_last_the_last(pictures, tmp_path, m
 
     def scripted(*args, **kwargs):
         miou = next(scores)
-        return Evaluation(1, 4, Scores(miou, miou, miou, None, {}), None)
+        found = Scores(miou, miou, miou, None, dict.fromkeys(scenes.CLASSES))
+        confusion = {"network": ConfusionMatrix(len(scenes.CLASSES))}
+        return Evaluation(1, 4, found, None, confusion=confusion)
 
     monkeypatch.setattr(loop, "evaluate", scripted)
     out = tmp_path / "w.safetensors"

@@ -20,16 +20,19 @@ from typing import Any, get_args, get_origin, get_type_hints
 from deeplab.data.datasets import camvid, cityscapes, coco, folder, generated, voc
 from deeplab.data.datasets.base import SegmentationData
 from deeplab.data.datasets.labels import IGNORE, UnknownLabels
+from deeplab.data.datasets.layouts import PredictionLayout
 from deeplab.errors import InputError
 
 __all__ = [
     "DATASETS",
     "IGNORE",
     "DatasetInfo",
+    "PredictionLayout",
     "SegmentationData",
     "UnknownLabels",
     "available_splits",
     "open_dataset",
+    "open_pictures",
 ]
 
 
@@ -195,6 +198,19 @@ def open_dataset(
 
     Raises InputError: unknown set, split or option, a folder that cannot be read, or that is not
     laid out like the set.
+    """
+    data = open_pictures(name, root, split, **options)
+    if data.unlabelled:
+        raise InputError(data.unlabelled)
+    return data
+
+
+def open_pictures(
+    name: str, root: str | Path | None, split: str, **options: Any
+) -> SegmentationData:
+    """`open_dataset` of a split whose labels may be missing, as of a test split: to be predicted.
+
+    Where they are, `unlabelled` of the result says so, and only `image(index)` can be read.
     """
     with _readable():
         info, root = _known(name, root, options)

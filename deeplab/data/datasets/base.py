@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from deeplab.data.datasets.labels import LabelReader
+from deeplab.data.datasets.layouts import PredictionLayout
 from deeplab.data.images import SUFFIXES, read_image
 from deeplab.errors import InputError
 
@@ -35,6 +36,8 @@ class SegmentationData(ABC):
         names: of the pictures, without folder and suffix where that is enough to tell them apart.
         classes: names of the classes, in the order of their indices.
         palette: a colour for each class, uint8 `[C, 3]` RGB.
+        unlabelled: why no labels can be read, in one line; empty where they can.
+        server: how the set's own evaluation server takes predictions; None where there is none.
     """
 
     def __init__(
@@ -43,11 +46,14 @@ class SegmentationData(ABC):
         names: Sequence[str],
         classes: Sequence[str],
         palette: npt.ArrayLike,
+        unlabelled: str = "",
+        server: PredictionLayout | None = None,
     ) -> None:
         self.name = name
         self.names = list(names)
         self.classes = tuple(classes)
         self.palette = np.array(palette, np.uint8)[: len(self.classes)]
+        self.unlabelled, self.server = unlabelled, server
 
     def __len__(self) -> int:
         return len(self.names)
@@ -84,6 +90,10 @@ class SegmentationData(ABC):
         """Label maps that belong to no picture, where a folder is taken whole."""
         return []
 
+    def stored_values(self) -> npt.NDArray[np.uint8]:
+        """The value of each class in the set's own label maps: uint8 `[C]`."""
+        return np.arange(len(self.classes), dtype=np.uint8)
+
 
 def size_message(image: Image, labels: Labels) -> str:
     """What is wrong when a picture and its labels are of two sizes."""
@@ -115,8 +125,11 @@ class PairedFiles(SegmentationData):
         palette: npt.ArrayLike,
         reader: LabelReader,
         unpaired: Sequence[Path] = (),
+        unlabelled: str = "",
+        server: PredictionLayout | None = None,
     ) -> None:
-        super().__init__(name, [pair.name for pair in pairs], classes, palette)
+        names = [pair.name for pair in pairs]
+        super().__init__(name, names, classes, palette, unlabelled, server)
         self.pairs = list(pairs)
         self.reader = reader
         self._unpaired = list(unpaired)
@@ -125,6 +138,8 @@ class PairedFiles(SegmentationData):
         return read_image(self.pairs[index].image)[0]
 
     def labels(self, index: int) -> Labels:
+        if self.unlabelled:
+            raise InputError(self.unlabelled)
         return self.reader.read(self.pairs[index].labels)
 
     def file(self, index: int) -> str:
@@ -136,21 +151,30 @@ class PairedFiles(SegmentationData):
     def unpaired(self) -> list[Path]:
         return self._unpaired
 
+    def stored_values(self) -> npt.NDArray[np.uint8]:
+        return self.reader.stored_values(len(self.classes))
+
 
 def pair_folders(images: Path, labels: Path) -> tuple[list[Pair], list[Path]]:
     """Pairs of the files in two folders and their subfolders, by name; label maps left over.
 
-    A picture without labels is paired with the PNG that should be there. Raises InputError where a
-    folder is missing or empty, or two pictures have one name.
+    A picture without labels is paired with the PNG that should be there, also where the folder of
+    labels is missing. Raises InputError where that of the pictures is missing or empty, or two
+    pictures have one name.
     """
     found = files_by_name(images, SUFFIXES)
     if not found:
         raise InputError(f"{images}: no picture there ({', '.join(SUFFIXES)})")
-    maps = files_by_name(labels, LABEL_SUFFIXES)
+    maps = files_by_name(labels, LABEL_SUFFIXES) if labels.is_dir() else {}
     pairs = [
         Pair(name, image, maps.get(name, labels / f"{name}.png")) for name, image in found.items()
     ]
     return pairs, [path for name, path in maps.items() if name not in found]
+
+
+def missing_folder(folder: Path) -> str:
+    """What `SegmentationData.unlabelled` says where the folder of labels is missing, else ""."""
+    return "" if folder.is_dir() else f"{folder}: no such folder"
 
 
 def files_by_name(folder: Path, suffixes: Sequence[str]) -> dict[str, Path]:

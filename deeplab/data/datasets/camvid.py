@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from deeplab.data.datasets.base import PairedFiles, pair_folders, unknown_split
+from deeplab.data.datasets.base import PairedFiles, missing_folder, pair_folders, unknown_split
 from deeplab.data.datasets.classes import CAMVID, CAMVID_PALETTE, CAMVID_VOID
 from deeplab.data.datasets.labels import LabelReader, label_table
 from deeplab.errors import InputError
@@ -21,9 +21,11 @@ def open_camvid(root: Path, split: str) -> PairedFiles:
     folders = _folders(root)
     if split not in folders:
         raise unknown_split(root, split, folders)
-    pairs, unpaired = pair_folders(*folders[split])
+    images, labels = folders[split]
+    pairs, unpaired = pair_folders(images, labels)
     reader = LabelReader(label_table(len(CAMVID), [CAMVID_VOID]))
-    return PairedFiles(f"camvid {split}", pairs, CAMVID, CAMVID_PALETTE, reader, unpaired)
+    name, unlabelled = f"camvid {split}", missing_folder(labels)
+    return PairedFiles(name, pairs, CAMVID, CAMVID_PALETTE, reader, unpaired, unlabelled)
 
 
 def camvid_splits(root: Path) -> list[str]:

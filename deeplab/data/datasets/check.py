@@ -23,6 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from deeplab.data.datasets.base import SegmentationData, size_message
+from deeplab.data.datasets.counts import LabelCounts, histogram
 from deeplab.data.datasets.labels import IGNORE, UnknownLabels
 from deeplab.errors import InputError
 
@@ -34,6 +35,7 @@ KINDS = {
     "duplicate": "Pictures listed more than once",
     "unpaired": "Label maps without a picture",
     "shared": "Pictures in both training and validation",
+    "classes": "Labels from which nothing can be learned",
 }
 """The kinds of findings, and what they are."""
 
@@ -70,6 +72,10 @@ class Report:
     unknown: int = 0
     unlabelled: int = 0
     sizes: Counter[tuple[int, int]] = field(default_factory=Counter)
+
+    def labels(self) -> LabelCounts:
+        """What occurs in the labels that could be read."""
+        return LabelCounts(self.name, self.classes, tuple(self.pixels), self.ignored)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain numbers, strings, lists and dictionaries, ready for JSON."""
@@ -134,11 +140,14 @@ def check(
             report.unknown += examined.unknown
             report.unlabelled += examined.unknown == 0 and not examined.pixels[:IGNORE].any()
         advance()
-    order = list(KINDS)
-    report.findings.sort(key=lambda finding: order.index(finding.kind))  # stable within a kind
     report.pixels = pixels[: len(data.classes)].tolist()
     report.images = images[: len(data.classes)].tolist()
     report.ignored = int(pixels[IGNORE])
+    defect = report.labels().defect()
+    if defect and (pixels.any() or len(data.classes) == 1):  # labels that nobody could read aside
+        report.findings.append(_finding("classes", defect))
+    order = list(KINDS)
+    report.findings.sort(key=lambda finding: order.index(finding.kind))  # stable within a kind
     return report
 
 
@@ -191,7 +200,7 @@ def _examine(data: SegmentationData, index: int) -> _Examined:
         if labels is not None and labels.shape != image.shape[:2]:
             line = f"{data.file(index)}: {size_message(image, labels)}"
             findings.append(_finding("size", line))
-    counts = None if labels is None else np.bincount(labels.ravel(), minlength=256)
+    counts = None if labels is None else histogram(labels)
     if counts is not None:
         counts[IGNORE] -= unknown
     return _Examined(tuple(findings), size, counts, unknown)

@@ -5,14 +5,26 @@
 
 Label maps hold ids from 0 to 33 (and -1, license plates, which 8 bits store as 255); 19 of them
 count, the others are ignored. Files of train ids, made by the authors' scripts, hold 0-18 and 255.
-Source: Cordts et al., CVPR 2016; labels.py of cityscapesScripts.
+The label maps of the test split have no class in them, and can be missing.
+
+The evaluation server, and the authors' script evalPixelLevelSemanticLabeling, take grey PNGs of
+label ids (not train ids), CITY_000000_000019*.png, one for each picture, the server in a zip file.
+Source: Cordts et al., CVPR 2016; labels.py and that script of cityscapesScripts.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from deeplab.data.datasets.base import Pair, PairedFiles, files_by_name, unknown_split
+import numpy as np
+
+from deeplab.data.datasets.base import (
+    Pair,
+    PairedFiles,
+    files_by_name,
+    missing_folder,
+    unknown_split,
+)
 from deeplab.data.datasets.classes import (
     CITYSCAPES,
     CITYSCAPES_IDS,
@@ -20,6 +32,7 @@ from deeplab.data.datasets.classes import (
     CITYSCAPES_VOID_IDS,
 )
 from deeplab.data.datasets.labels import LabelReader, label_table
+from deeplab.data.datasets.layouts import PredictionLayout
 from deeplab.errors import InputError
 
 _IMAGE_END = "_leftImg8bit"
@@ -27,6 +40,14 @@ _TABLES = {
     "labelIds": label_table(CITYSCAPES_IDS, CITYSCAPES_VOID_IDS),
     "labelTrainIds": label_table(len(CITYSCAPES)),
 }
+_SERVER = PredictionLayout(
+    values=np.array(list(CITYSCAPES_IDS), np.uint8),
+    folder="results",
+    ending="_labelIds.png",
+    coloured=False,
+    archive="results.zip",
+    flat=True,
+)
 
 
 def open_cityscapes(root: Path, split: str, labels: str | None = None) -> PairedFiles:
@@ -45,13 +66,13 @@ def open_cityscapes(root: Path, split: str, labels: str | None = None) -> Paired
     if not pictures:
         raise InputError(f"{root / 'leftImg8bit' / split}: no file CITY/*{_IMAGE_END}.png there")
     truth = root / "gtFine" / split
-    maps = files_by_name(truth, (".png",))
+    maps = files_by_name(truth, (".png",)) if truth.is_dir() else {}
+    unlabelled = missing_folder(truth)
     if labels is None:
         labels = next((k for k in _TABLES if any(m.endswith(f"_gtFine_{k}") for m in maps)), None)
     if labels is None:
-        raise InputError(
-            f"{truth}: no file CITY/*_gtFine_labelIds.png or *_gtFine_labelTrainIds.png there"
-        )
+        labels, missing = "labelIds", "*_gtFine_labelIds.png or *_gtFine_labelTrainIds.png"
+        unlabelled = unlabelled or f"{truth}: no file CITY/{missing} there"
     end = f"_gtFine_{labels}"
     pairs = []
     for name, path in pictures.items():
@@ -63,7 +84,16 @@ def open_cityscapes(root: Path, split: str, labels: str | None = None) -> Paired
         if name.endswith(end) and name.removesuffix(end) + _IMAGE_END not in pictures
     ]
     reader = LabelReader(_TABLES[labels])
-    return PairedFiles(f"cityscapes {split}", pairs, CITYSCAPES, CITYSCAPES_PALETTE, reader, alone)
+    return PairedFiles(
+        f"cityscapes {split}",
+        pairs,
+        CITYSCAPES,
+        CITYSCAPES_PALETTE,
+        reader,
+        alone,
+        unlabelled,
+        _SERVER,
+    )
 
 
 def cityscapes_splits(root: Path, labels: str | None = None) -> list[str]:

@@ -37,6 +37,7 @@ from deeplab.data.datasets.base import (
     PairedFiles,
     composed,
     files_in,
+    missing_folder,
     pair_folders,
     read_lines,
     read_text,
@@ -95,6 +96,7 @@ def open_folder(
         described.palette,
         described.reader,
         unpaired,
+        missing_folder(root / labels),
     )
 
 

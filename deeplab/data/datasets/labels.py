@@ -51,6 +51,10 @@ class LabelReader:
     table: npt.NDArray[np.int16]
     colours: Mapping[tuple[int, int, int], int] = field(default_factory=dict)
 
+    def stored_values(self, classes: int) -> npt.NDArray[np.uint8]:
+        """The value of each class in a label map, the first where it has several: uint8 `[C]`."""
+        return np.array([np.flatnonzero(self.table == c)[0] for c in range(classes)], np.uint8)
+
     def read(self, path: Path) -> npt.NDArray[np.uint8]:
         """The classes in a label map; InputError, UnknownLabels as `SegmentationData.labels`."""
         stored = read_values(path, allow_colours=bool(self.colours))

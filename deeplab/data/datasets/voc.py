@@ -41,6 +41,7 @@ from deeplab.data.datasets.base import (
     unknown_split,
 )
 from deeplab.data.datasets.labels import LabelReader, label_table
+from deeplab.data.datasets.layouts import PredictionLayout
 from deeplab.errors import InputError
 
 _IMAGES = "JPEGImages"
@@ -66,6 +67,11 @@ _VOC = _Kind(
     ("SegmentationClass",),
     ("ImageSets/Segmentation", "ImageSets/SegmentationAug"),
     only_usual=False,
+)
+_SERVER = PredictionLayout(
+    values=np.arange(len(known.VOC), dtype=np.uint8),
+    folder="results/VOC2012/Segmentation/comp6_{split}_cls",
+    archive="results.tgz",
 )
 _CONTEXT = _Kind(
     "pascal_context",
@@ -102,7 +108,7 @@ def open_voc(root: Path, split: str, sbd: str | Path | None = None) -> PairedFil
     """
     table = label_table(len(known.VOC))
     maps = {} if sbd is None else _sbd_maps(Path(sbd))
-    return _open(_VOC, root, split, known.VOC, known.VOC_PALETTE, table, maps)
+    return _open(_VOC, root, split, known.VOC, known.VOC_PALETTE, table, maps, _SERVER)
 
 
 def voc_splits(root: Path, sbd: str | Path | None = None) -> list[str]:
@@ -121,7 +127,8 @@ def open_context(root: Path, split: str, order: str | None = None) -> PairedFile
         raise InputError(f"order: expected 'alphabetical' or '59_labels', got {order!r}")
     if order is None:
         folder = _label_folder(_CONTEXT, _find_root(_CONTEXT, root))
-        order = "59_labels" if folder.name == "59_context_labels" else "alphabetical"
+        authors = folder is not None and folder.name == "59_context_labels"
+        order = "59_labels" if authors else "alphabetical"
     stored = known.CONTEXT if order == "alphabetical" else known.CONTEXT_59_LABELS
     table = label_table({value: known.CONTEXT.index(name) for value, name in enumerate(stored)})
     return _open(_CONTEXT, root, split, known.CONTEXT, known.CONTEXT_PALETTE, table)
@@ -149,16 +156,21 @@ def _open(
     palette: npt.NDArray[np.uint8],
     table: npt.NDArray[np.int16],
     sbd: Mapping[str, Path] | None = None,
+    server: PredictionLayout | None = None,
 ) -> PairedFiles:
     base = _find_root(kind, root)
     lists = _lists(kind, base)
     path = lists.get(_normal(split))
     augmented = kind is _VOC and _normal(split).endswith("aug")
+    labels = _label_folder(kind, base)
     if split == "all":
-        maps = files_by_name(_label_folder(kind, base), (".png",))
+        if labels is None:
+            raise InputError(_no_label_maps(kind, base))
+        maps = files_by_name(labels, (".png",))
         pairs = [Pair(name, base / _IMAGES / f"{name}.jpg", file) for name, file in maps.items()]
     elif path is not None:
-        pairs = _listed(base, path, base / _AUG_LABELS if augmented else _label_folder(kind, base))
+        usual = labels or base / kind.labels[0]
+        pairs = _listed(base, path, base / _AUG_LABELS if augmented else usual)
     elif sbd and _normal(split) == _AUGMENTED:
         pairs = _merged(base, lists, sbd)
     else:
@@ -169,11 +181,25 @@ def _open(
     if augmented:
         maps = {**(sbd or {}), **_maps(base / "SegmentationClass"), **_maps(base / _AUG_LABELS)}
         pairs = [replace(pair, labels=maps.get(pair.name, pair.labels)) for pair in pairs]
-    for folder in sorted({pair.labels.parent for pair in pairs}):
-        if not folder.is_dir():
-            hint = _SBD_HINT if folder.name == _AUG_LABELS else ""
-            raise InputError(f"{folder}: no such folder, split {split!r} needs it{hint}")
-    return PairedFiles(f"{kind.name} {split}", pairs, classes, palette, LabelReader(table))
+    return PairedFiles(
+        f"{kind.name} {split}",
+        pairs,
+        classes,
+        palette,
+        LabelReader(table),
+        unlabelled=_unlabelled(kind, base, split, {pair.labels.parent for pair in pairs}),
+        server=server,
+    )
+
+
+def _unlabelled(kind: _Kind, base: Path, split: str, folders: set[Path]) -> str:
+    """What is missing of the folders of labels, in one line; empty where none is."""
+    missing = next((folder for folder in sorted(folders) if not folder.is_dir()), None)
+    if missing is None:
+        return ""
+    if missing.name == _AUG_LABELS:
+        return f"{missing}: no such folder, split {split!r} needs it{_SBD_HINT}"
+    return _no_label_maps(kind, base)
 
 
 def _merged(base: Path, lists: Mapping[str, Path], sbd: Mapping[str, Path]) -> list[Pair]:
@@ -215,13 +241,14 @@ def _find_root(kind: _Kind, root: Path) -> Path:
     raise InputError(f"{root}: no pictures of {kind.name}; looked for the folders {looked}")
 
 
-def _label_folder(kind: _Kind, base: Path) -> Path:
-    for folder in kind.labels:
-        if (base / folder).is_dir():
-            return base / folder
-    raise InputError(
-        f"{base}: no label maps of {kind.name}; looked for the folders {', '.join(kind.labels)}"
-    )
+def _label_folder(kind: _Kind, base: Path) -> Path | None:
+    folders = (base / folder for folder in kind.labels)
+    return next((folder for folder in folders if folder.is_dir()), None)
+
+
+def _no_label_maps(kind: _Kind, base: Path) -> str:
+    looked = ", ".join(kind.labels)
+    return f"{base}: no label maps of {kind.name}; looked for the folders {looked}"
 
 
 def _lists(kind: _Kind, base: Path) -> dict[str, Path]:

@@ -24,12 +24,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from deeplab.data.datasets.counts import LabelCounts
 from deeplab.engine.evaluate import LabelledImages, evaluate
 from deeplab.engine.refine import CRFSettings
 from deeplab.engine.training.checkpoint import Files, write_state
 from deeplab.engine.training.config import TrainConfig
 from deeplab.engine.training.distributed import OtherProcessEnded, Processes
 from deeplab.engine.training.interrupt import stop_request
+from deeplab.engine.training.labels import TRAINING, VALIDATION, DrawnLabels
 from deeplab.engine.training.logs import Teller, Throughput, peak_memory_mib
 from deeplab.engine.training.losses import StepLoss, at_least_something, labelled_mass
 from deeplab.engine.training.samples import Batch, SkipBroken, batches
@@ -71,6 +73,8 @@ class Run:
         self.best: dict[str, Any] = {}
         self.validated = -1  # the step of the last validation
         self.broken: set[str] = set()
+        self.drawn = DrawnLabels(class_names, config.class_weights, config.crop)
+        self.absent: dict[str, tuple[str, ...]] = {}  # classes without a pixel, once that is known
         self.throughput, self._stretch = self._measured(), self._measured()
         self._pending: list[Tensor] = []  # losses that are still on their way from the GPU
         self._row_step = -1
@@ -84,8 +88,8 @@ class Run:
     def loop(self, dataset: LabelledImages) -> None:
         """Train from `self.step` to the end, or until Ctrl-C or SIGTERM.
 
-        Raises InputError: a picture, the disk, memory that is not enough, a worker that was killed;
-        FloatingPointError: training diverged.
+        Raises InputError: a picture, the disk, memory that is not enough, a worker that was killed,
+        labels from which nothing can be learned; FloatingPointError: training diverged.
         """
         with _said_clearly(self.config):
             self._loop(dataset)
@@ -122,6 +126,8 @@ class Run:
             if not scoring:
                 self._row()
             self.save()  # before the validation, which another Ctrl-C may end
+        if self.step == config.steps and "training" not in self.absent:
+            self._judge_labels()
         if scoring:  # not after SIGTERM: whoever sends that gives little time
             self._validate()
         self._tell_broken()
@@ -153,6 +159,7 @@ class Run:
             self.step, self.loss = int(state["step"]), float(state["loss"])
             self.validated = int(state["validated"])
             self.metrics, self.best = json.loads(state["metrics"]), json.loads(state["best"])
+            self.drawn.load(state.get("drawn"))
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise InputError(f"{path}: the state does not fit the run: {error}") from error
         self._row_step = self.step - self.awaits_validation
@@ -166,6 +173,7 @@ class Run:
             "validated": self.validated,
             "metrics": json.dumps(self.metrics),
             "best": json.dumps(self.best),
+            "drawn": self.drawn.state(),
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
@@ -195,7 +203,7 @@ class Run:
         rate = learning_rate(config, self.step)
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group["lr_scale"]
-        mass, stop = self._agree(batch.labels, stop)
+        mass, stop = self._agree(batch, stop)
         self.model.train()
         self.optimizer.zero_grad()
         statistics = self._statistics()
@@ -229,18 +237,36 @@ class Run:
         floating = [buffer for buffer in self.model.buffers() if buffer.is_floating_point()]
         return [(buffer, buffer.clone()) for buffer in floating]
 
-    def _agree(self, labels: Tensor, stop: int) -> tuple[Tensor, int]:
+    def _agree(self, batch: Batch, stop: int) -> tuple[Tensor, int]:
         """Denominators of the loss over the whole step, and the signal that any process got."""
         weights = torch.tensor(self.config.class_weights) if self.config.class_weights else None
-        mass = labelled_mass(labels, self._strides, weights, self.model.style == "caffe")
+        mass = labelled_mass(batch.labels, self._strides, weights, self.model.style == "caffe")
         votes = torch.tensor([stop == number for number in SIGNALS], dtype=torch.float64)
-        agreed = self.processes.sum(torch.cat([mass, votes]))
-        stops = [n for n, vote in zip(SIGNALS, agreed[len(mass) :].tolist(), strict=True) if vote]
-        mass = at_least_something(agreed[: len(mass)]).float()
-        return self._moved(mass), stops[-1] if stops else 0
+        parts = [mass, votes, batch.pixels.double()]
+        mass, votes, pixels = self.processes.sum(torch.cat(parts)).split([len(p) for p in parts])
+        self.drawn.add(pixels, float(mass.sum()))
+        stops = [n for n, vote in zip(SIGNALS, votes.tolist(), strict=True) if vote]
+        return self._moved(at_least_something(mass).float()), stops[-1] if stops else 0
+
+    def _judge_labels(self) -> None:
+        """Say which classes no picture has, of those drawn; end a run that can learn nothing."""
+        drawn, pictures = self.step * self.config.batch_size, self.facts["pictures"]
+        part = "" if drawn >= pictures else f" (of {drawn} of {pictures} pictures)"
+        if defect := self.drawn.defect(TRAINING + part):
+            raise InputError(defect) if self.processes.first else OtherProcessEnded()
+        self._tell_absent("training", self.drawn.counts(TRAINING + part))
+
+    def _tell_absent(self, split: str, counts: LabelCounts) -> None:
+        """Once in a run, and with each resume."""
+        if split not in self.absent and (note := counts.note()):
+            self.teller.say(f"Note: {note}")
+        self.absent[split] = counts.absent
 
     def _after_step(self) -> None:
         config, step = self.config, self.step
+        drawn = step * config.batch_size
+        if "training" not in self.absent and drawn >= self.facts["pictures"]:
+            self._judge_labels()
         goes_on = step < config.steps and not self.signal
         scoring = goes_on and step % config.validate_every == 0
         saving = goes_on and step % config.save_every == 0
@@ -301,6 +327,7 @@ class Run:
         self.metrics = {"images": result.images, **dataclasses.asdict(scores)}
         if result.crf is not None:
             self.metrics["network"] = dataclasses.asdict(result.network)
+        self._tell_absent("validation", result.truth(VALIDATION))
         self.validated = self.step
         if better := not self.best or scores.miou > self.best["miou"]:
             self.best = {"step": self.step, "miou": scores.miou}

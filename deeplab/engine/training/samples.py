@@ -22,6 +22,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from deeplab.data.augment import MEAN_RGB, augment
 from deeplab.data.datasets import IGNORE
+from deeplab.data.datasets.counts import histogram
 from deeplab.engine.evaluate import LabelledImages
 from deeplab.engine.training.config import TrainConfig
 from deeplab.errors import InputError
@@ -31,20 +32,23 @@ CHECKED_EVERY = 100  # pictures, between looks at the free memory
 
 
 class Sample(NamedTuple):
-    """image: RGB uint8 [3, crop, crop]; labels: uint8 [crop, crop], 255 ignored; broken: what is
-    wrong with pictures that were passed over; seconds: how long it took to make."""
+    """image: RGB uint8 [3, crop, crop]; labels: uint8 [crop, crop], 255 ignored; pixels: int64
+    [256], of each label in the whole picture; broken: what is wrong with pictures that were passed
+    over; seconds: how long it took to make."""
 
     image: Tensor
     labels: Tensor
+    pixels: Tensor
     broken: tuple[str, ...]
     seconds: float
 
 
 class Batch(NamedTuple):
-    """A process's share of a step: `Sample`'s fields with a batch axis in front."""
+    """A process's share of a step: pictures with a batch axis in front, all else summed."""
 
     image: Tensor
     labels: Tensor
+    pixels: Tensor
     broken: tuple[str, ...]
     seconds: float
 
@@ -88,7 +92,8 @@ class Samples(Dataset[Sample]):
         )
         picture = torch.from_numpy(np.ascontiguousarray(scaled.transpose(2, 0, 1)))
         truth = torch.from_numpy(target.astype(np.uint8))
-        return Sample(picture, truth, broken, time.perf_counter() - start)
+        pixels = torch.from_numpy(histogram(labels))
+        return Sample(picture, truth, pixels, broken, time.perf_counter() - start)
 
     def _picture(self, epoch: int, position: int) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
         if self._order[0] != epoch:
@@ -297,6 +302,7 @@ def _stacked(samples: list[Sample | InputError]) -> Batch | InputError:
     return Batch(
         torch.stack([sample.image for sample in whole]),
         torch.stack([sample.labels for sample in whole]),
+        torch.stack([sample.pixels for sample in whole]).sum(0),
         tuple(message for sample in whole for message in sample.broken),
         sum(sample.seconds for sample in whole),
     )

@@ -1,0 +1,95 @@
+"""Which classes occur in the labels of a set, and whether anything can be learned from them.
+
+One place for the arithmetic and the words, for training, evaluation and the check of a data set.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from deeplab.data.datasets.labels import IGNORE
+
+_NAMED = 12  # classes in one line
+
+
+@dataclass(frozen=True)
+class LabelCounts:
+    """Pixels in the labels of `where`: of each class, and ignored ones.
+
+    where: what the lines below begin with, such as "training labels".
+    """
+
+    where: str
+    classes: tuple[str, ...]
+    pixels: tuple[int, ...]
+    ignored: int
+
+    @classmethod
+    def of(
+        cls, where: str, classes: Sequence[str], histogram: npt.NDArray[np.int64]
+    ) -> LabelCounts:
+        """From the number of pixels of each label, int64 `[256]`: classes first, 255 = ignored."""
+        pixels = tuple(histogram[: len(classes)].tolist())
+        return cls(where, tuple(classes), pixels, int(histogram[IGNORE]))
+
+    @property
+    def absent(self) -> tuple[str, ...]:
+        """The classes without a pixel."""
+        return tuple(c for c, pixels in zip(self.classes, self.pixels, strict=True) if not pixels)
+
+    def note(self) -> str:
+        """A line that names the classes without a pixel, or the `defect`; empty without either."""
+        if defect := self.defect():
+            return defect
+        if not self.absent:
+            return ""
+        share = f"{len(self.absent)} of {len(self.classes)} classes"
+        return f"{self.where}: no pixel of {listed(self.absent)} ({share})"
+
+    def alone(self) -> str:
+        """What is wrong where one class is all that there is, and how to mend it; else empty."""
+        if len(self.classes) > 1:
+            return ""
+        return (
+            f"{self.where}: {self.classes[0]} is the only class, so that every pixel is it "
+            "whatever the picture shows; give what is not it a class of its own too, such as "
+            "background"
+        )
+
+    def defect(self) -> str:
+        """Why nothing is to be told apart in these labels, and how to mend it; empty otherwise.
+
+        That is so where fewer than two classes exist, or occur.
+        """
+        if alone := self.alone():
+            return alone
+        present = [i for i, pixels in enumerate(self.pixels) if pixels]
+        if len(present) > 1:
+            return ""
+        if not present:
+            what = "no pixel is labelled" + (", all are ignored (255)" if self.ignored else "")
+        else:
+            what = f"only {self.classes[present[0]]} (label {present[0]}) "
+            what += "and ignored pixels (255) occur" if self.ignored else "occurs"
+        mend = "check the label maps, and which of their values is which class"
+        if self.ignored:
+            mend = (
+                "if 255 is a class in these label maps, as in masks of black and white, say so in "
+                "classes.toml: label = 255"
+            )
+        return f"{self.where}: {what}, of {len(self.classes)} classes; {mend}"
+
+
+def histogram(labels: npt.NDArray[np.integer]) -> npt.NDArray[np.int64]:
+    """The number of pixels of each label from 0 to 255: int64 `[256]`."""
+    return np.bincount(labels.astype(np.uint8, copy=False).ravel(), minlength=256)
+
+
+def listed(names: Sequence[str]) -> str:
+    """Names with commas, the first dozen of them."""
+    more = len(names) - _NAMED
+    return ", ".join(names[:_NAMED]) + (f" and {more} more" if more > 0 else "")
