@@ -35,6 +35,7 @@ import numpy.typing as npt
 import torch
 
 from deeplab.data import scenes
+from deeplab.data.conversions import Conversion
 from deeplab.data.outputs import check_writable_file
 from deeplab.engine.evaluate import LabelledImages
 from deeplab.engine.refine import CRFSettings
@@ -74,6 +75,7 @@ class TrainResult:
     validation: of the refined segmentation where the model ends in a CRF, the network's own under
     "network" then. `best`: step and mIoU of the validation whose weights the weights file has.
     `throughput`: of the steps and workers. `broken`: what is wrong with pictures passed over.
+    `conversions`: what reading changed in the pictures of both sets.
     """
 
     model: DeepLab
@@ -85,6 +87,7 @@ class TrainResult:
     best: dict[str, Any] = field(default_factory=dict)
     throughput: Throughput = field(default_factory=Throughput)
     broken: tuple[str, ...] = ()
+    conversions: tuple[Conversion, ...] = ()
 
 
 def train(
@@ -189,6 +192,7 @@ def train(
         best=run.best,
         throughput=run.throughput,
         broken=tuple(sorted(run.broken)),
+        conversions=tuple(sorted(run.conversions)),
     )
 
 
