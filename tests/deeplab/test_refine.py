@@ -7,13 +7,15 @@ import pytest
 from PIL import Image
 
 from deeplab.data.images import read_image
-from deeplab.engine.refine import (
-    SCRIBBLES,
+from deeplab.engine.annotations import (
     Annotation,
-    CRFSettings,
     read_colours,
     read_indices,
     read_probabilities,
+)
+from deeplab.engine.refine import (
+    SCRIBBLES,
+    CRFSettings,
     refine_probabilities,
     refine_scribbles,
 )
@@ -227,7 +229,7 @@ def test_probabilities_are_read_in_either_layout(
     given = (np.moveaxis(softmax(), 0, -1) if last else softmax()).astype(dtype)
     path = tmp_path / f"p.{suffix}"
     np.save(path, given) if suffix == "npy" else np.savez(path, anything=given)
-    found = read_probabilities(path, (4, 6))
+    found = read_probabilities(path, (4, 6)).values
     assert found.dtype == np.float32
     assert found.flags.c_contiguous
     np.testing.assert_allclose(found, softmax(), atol=1e-3 if dtype is np.float16 else 1e-7)
@@ -237,19 +239,21 @@ def test_probabilities_are_read_in_either_layout(
 def test_a_cube_of_probabilities_is_told_by_its_sums(tmp_path: Path, last: bool) -> None:
     cube = softmax(5, 5, 5)
     np.save(tmp_path / "p.npy", np.moveaxis(cube, 0, -1) if last else cube)
-    np.testing.assert_array_equal(read_probabilities(tmp_path / "p.npy", (5, 5)), cube)
+    np.testing.assert_array_equal(read_probabilities(tmp_path / "p.npy", (5, 5)).values, cube)
 
 
 def test_probabilities_a_little_below_0_as_resizing_gives_them_count_as_0(tmp_path: Path) -> None:
     given = softmax()
     given[0, 0, 0], given[1, 0, 0] = -0.004, given[1, 0, 0] + given[0, 0, 0]
     np.save(tmp_path / "p.npy", given)
-    np.testing.assert_array_equal(read_probabilities(tmp_path / "p.npy", (4, 6)), given.clip(0))
+    np.testing.assert_array_equal(
+        read_probabilities(tmp_path / "p.npy", (4, 6)).values, given.clip(0)
+    )
 
 
 def test_the_array_named_probabilities_is_taken_of_several(tmp_path: Path) -> None:
     np.savez(tmp_path / "p.npz", other=np.zeros(3), probabilities=softmax())
-    np.testing.assert_array_equal(read_probabilities(tmp_path / "p.npz", (4, 6)), softmax())
+    np.testing.assert_array_equal(read_probabilities(tmp_path / "p.npz", (4, 6)).values, softmax())
 
 
 @pytest.mark.parametrize(
