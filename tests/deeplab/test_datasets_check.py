@@ -43,6 +43,7 @@ def broken(own):
     values = np.zeros((20, 24), np.uint8)
     values[0, 0] = 9
     Image.fromarray(values).save(labels / "c.png")
+    Image.open(images / "c.jpg").convert("L").save(images / "c.jpg")
     Image.new("L", (20, 24)).save(labels / "d.png")
     Image.new("RGB", (24, 20)).save(images / "d.jpg")
     Image.new("L", (9, 8)).save(labels / "e.png")
@@ -75,6 +76,9 @@ def test_everything_that_is_wrong_is_named_by_its_file(broken, workers):
         for message, words in zip(messages, expected, strict=True):
             assert words in message
             assert str(broken) in message
+    assert [str(c) for c in report.conversions] == [
+        f"{broken / 'images' / 'train' / 'c.jpg'}: grey converted to RGB"
+    ]
 
 
 def test_counts_are_of_pixels_and_pictures(own):

@@ -2,11 +2,11 @@
 
 import struct
 import warnings
-import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
+from picture_files import png, save
 from PIL import Image
 
 from deeplab.data import outputs
@@ -18,24 +18,6 @@ from deeplab.errors import InputError
 def gradient(height: int = 6, width: int = 9) -> np.ndarray:
     y, x = np.mgrid[:height, :width]
     return np.stack([25 * x, 40 * y, 10 * (x + y)], axis=-1).astype(np.uint8)
-
-
-def png(width: int, height: int, depth: int, colour_type: int, raw: bytes) -> bytes:
-    """A PNG by hand: Pillow cannot write 16 bits a channel or an empty picture."""
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return (
-            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-        )
-
-    header = struct.pack(">IIBBBBB", width, height, depth, colour_type, 0, 0, 0)
-    body = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(raw)) + chunk(b"IEND", b"")
-    return b"\x89PNG\r\n\x1a\n" + body
-
-
-def save(path: Path, array: np.ndarray, **options: object) -> Path:
-    Image.fromarray(array).save(path, **options)
-    return path
 
 
 def texts(conversions: list[Conversion]) -> list[str]:

@@ -29,8 +29,8 @@ Image = npt.NDArray[np.uint8]
 Labels = npt.NDArray[np.uint8]
 
 
-class Pairs(Protocol):
-    """Any data set of (image, labels)."""
+class LabelledImages(Protocol):
+    """Any data set of (image uint8 [H, W, 3] RGB, labels [H, W]); sizes may differ."""
 
     def __len__(self) -> int: ...
 
@@ -52,8 +52,8 @@ class LabelledPicture(tuple[Image, Labels]):
         pair.conversions = tuple(conversions)
         return pair
 
-    def __getnewargs__(self) -> tuple[Image, Labels, tuple[Conversion, ...]]:  # for pickle
-        return (*self, self.conversions)
+    def __getnewargs__(self) -> tuple[Image, Labels]:  # for pickle, which keeps attributes itself
+        return self[0], self[1]
 
 
 def conversions_of(pair: object) -> tuple[Conversion, ...]:
@@ -64,7 +64,7 @@ def conversions_of(pair: object) -> tuple[Conversion, ...]:
 class Recording:
     """A data set of pairs that remembers what was converted in the pictures it has given."""
 
-    def __init__(self, dataset: Pairs) -> None:
+    def __init__(self, dataset: LabelledImages) -> None:
         self.dataset = dataset
         self.conversions: set[Conversion] = set()
 
