@@ -18,8 +18,9 @@ from rich.table import Table
 
 from deeplab.data import outputs
 from deeplab.data.scenes import CLASSES, PALETTE, TEST_START, scene
+from deeplab.engine.annotations import Annotation
 from deeplab.engine.predict import predict
-from deeplab.engine.refine import Annotation, CRFSettings, refine_scribbles
+from deeplab.engine.refine import CRFSettings, refine_scribbles
 from deeplab.metrics import ConfusionMatrix
 from deeplab.weights import SHIPPED, load_model, read_metadata
 

@@ -13,5 +13,10 @@ class InputError(ValueError):
     """
 
     def __init__(self, message: str) -> None:
-        line = " ".join(message.split())
-        super().__init__("".join(c if c.isprintable() else ascii(c)[1:-1] for c in line))
+        super().__init__(printable(message))
+
+
+def printable(message: str) -> str:
+    """One line: runs of white space become one space, control characters are escaped."""
+    line = " ".join(message.split())
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)

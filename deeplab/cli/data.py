@@ -15,6 +15,7 @@ from rich.table import Table
 
 from deeplab.cli import options
 from deeplab.data import outputs
+from deeplab.data.conversions import counted
 from deeplab.errors import InputError
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ app = typer.Typer(
 )
 
 _SHOWN = 20
+_EXAMPLES = 3
 _FINDINGS = 1
 
 
@@ -101,10 +103,11 @@ def check(
 ) -> None:
     """Read every picture and label map of a data set; name what is wrong, count what is there.
 
-    Looks for missing and unreadable files, sizes that differ, tiny pictures, label values that are
-    no class, names listed twice, label maps without a picture, pictures in training and validation
-    both, and labels in which fewer than two classes occur. Then a table of the classes, a line that
-    names those without a pixel, and the picture sizes.
+    Looks for missing and unreadable files, sizes that differ, tiny pictures, pictures of nearly no
+    contrast, label values that are no class, names listed twice, label maps without a picture,
+    pictures in training and validation both, and labels in which fewer than two classes occur. Then
+    a table of the classes, a line that names those without a pixel, the picture sizes, and what was
+    converted in reading (EXIF turns, 16 bits, alpha).
 
     Exit status: 0 nothing to mend, 1 findings, 2 it could not be checked.
 
@@ -208,6 +211,8 @@ def _print_contents(report: Report, split: str) -> None:
             f"sizes: width {min(widths)} to {max(widths)}, height {min(heights)} to "
             f"{max(heights)}; {width} x {height} in {_count(count, 'picture')}"
         )
+    for line in counted(report.conversions, examples=_EXAMPLES):
+        typer.echo(line)
     typer.echo()
 
 

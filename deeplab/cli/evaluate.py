@@ -20,9 +20,10 @@ from rich.table import Table
 from deeplab.cli import options
 from deeplab.cli.dataset import class_names, open_data
 from deeplab.cli.network import load_network, stored_settings, torch_device
-from deeplab.cli.results import errors_of
+from deeplab.cli.results import errors_of, print_notes
 from deeplab.cli.several import said_once
 from deeplab.data import outputs
+from deeplab.data.conversions import Conversion, counted
 from deeplab.errors import InputError
 
 if TYPE_CHECKING:
@@ -172,6 +173,7 @@ def evaluate(
         --no-score --predictions found
     ```
     """
+    from deeplab.data.datasets.base import Recording
     from deeplab.engine.evaluate import evaluate as run
     from deeplab.engine.plots import require_matplotlib
     from deeplab.engine.submission import PredictionFiles
@@ -194,7 +196,7 @@ def evaluate(
             outputs.check_writable_file(file)
     if curve is not None and trimap is not None and trimap.suffix == ".png":
         require_matplotlib()
-    written = []
+    recorded, written = Recording(pictures), []
     if submission is not None:
         server = _server(data, pictures)
         written.append(PredictionFiles(submission, pictures, split, server))
@@ -213,14 +215,16 @@ def evaluate(
             if process.world > 1:
                 raise InputError("--no-score: one process writes all predictions; start one")
             with errors_of(pictures.name):
-                _predict_all(network, pictures, layer, views, flip, write, progress)
+                recorded.conversions |= _predict_all(
+                    network, pictures, layer, views, flip, write, progress
+                )
         else:
             around = trimap_around or ("void" if data == "voc2012" else "boundary")
             try:
                 with errors_of(pictures.name):
                     result = run(
                         network,
-                        pictures,
+                        recorded,
                         layer,
                         class_names=names,
                         absent=absent.value,
@@ -239,8 +243,10 @@ def evaluate(
                 Console(markup=False).print(table)  # a class may be called [/b]
                 if note := result.truth(pictures.name).note():
                     typer.echo(f"Note: {note}", err=True)
+        conversions = set().union(*process.gather(recorded.conversions))
         if not process.first:
             return
+        print_notes(counted(conversions))
     for files in written:
         typer.echo(f"{len(pictures)} predictions -> {files.pack()}")
     if not score:
@@ -272,18 +278,21 @@ def _predict_all(
     flip: bool,
     write: Callable[[int, np.ndarray], None],
     progress: bool,
-) -> None:
-    """Predictions of a split whose labels are not known."""
+) -> set[Conversion]:
+    """Predictions of a split whose labels are not known; what was converted in its pictures."""
     from deeplab.engine.evaluate import progress_bar
     from deeplab.engine.predict import predict
 
     bar = progress_bar()
     bar.disable = not progress
+    found: set[Conversion] = set()
     with bar:
         for index in bar.track(range(len(pictures)), description="predict"):
-            image = pictures.image(index)
+            image, conversions = pictures.picture(index)
+            found.update(conversions)
             with errors_of(pictures.file(index)):
                 write(index, predict(network, image, layer, scales=scales, flip=flip).labels)
+    return found
 
 
 def _server(name: str, pictures: SegmentationData) -> PredictionLayout:

@@ -11,6 +11,7 @@ import typer
 from deeplab.cli import options
 from deeplab.cli.results import Result, errors_of, print_notes, print_result, refuse_to_overwrite
 from deeplab.data import images, outputs
+from deeplab.data.conversions import counted
 from deeplab.errors import InputError
 
 GT_PROB = 0.7  # as in pydensecrf's example
@@ -40,6 +41,15 @@ def refine(
             metavar="N", help="With --indices: how many classes.", show_default="the highest + 1"
         ),
     ] = None,
+    colours: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            help="Only the N colours that fill the largest areas are labels, the rest is unsure: "
+            "for soft (antialiased) edges.",
+            show_default="all of them",
+        ),
+    ] = None,
     gt_prob: Annotated[
         float | None,
         typer.Option(
@@ -66,15 +76,17 @@ def refine(
     """The dense CRF alone: spread scribbles, or sharpen any network's probabilities.
 
     **Scribbles**: a picture of the photograph's size in which each colour is a label and
-    black (or transparent) is unsure. Draw hard edges, save as PNG. A palette picture counts by its
-    colours; with --indices by its values. Unsure pixels may get any label, and marked ones may
-    change theirs (--gt-prob). CRF options left out: 5 iterations, smoothness 3 / 3 pixels,
-    appearance 10 / 80 pixels / 13 levels, as in pydensecrf's example.
+    black (or transparent) is unsure. Draw hard edges, save as PNG; --colours mends soft ones. A
+    palette picture counts by its colours; with --indices by its values. Black and white alone are a
+    mask: background and foreground. Unsure pixels may get any label, and marked ones may change
+    theirs (--gt-prob). CRF options left out: 5 iterations, smoothness 3 / 3 pixels, appearance
+    10 / 80 pixels / 13 levels, as in pydensecrf's example.
 
     **Probabilities**: float [C, H, W] or [H, W, C], summing to 1 over the classes, as
     .npy, or as .npz with one array or one named 'probabilities' (such as deeplab segment --no-crf
-    --probabilities writes). CRF options left out: 10 iterations, smoothness 3 / 3 pixels,
-    appearance 4 / 49 pixels / 5 levels.
+    --probabilities writes). [H, W] is the probability of foreground: the classes are background and
+    foreground. CRF options left out: 10 iterations, smoothness 3 / 3 pixels, appearance
+    4 / 49 pixels / 5 levels.
 
     The output folder gets NAME_labels.png (values: the labels from 0 on; palette: the annotation's
     colours, or VOC's) and NAME_overlay.png, NAME being the photograph's.
@@ -84,11 +96,13 @@ def refine(
     ```text
     deeplab refine photo.jpg scribbles.png
     deeplab refine photo.jpg scribbles.png --out labels.png
+    deeplab refine photo.jpg soft_scribbles.png --colours 3
     deeplab refine photo.jpg softmax.npz --out refined --iterations 5
     deeplab refine photo.jpg softmax.npz --crf-settings crf.toml
     deeplab refine photo.jpg voc_labels.png --indices --classes 21 --gt-prob 0.9
     ```
     """
+    from deeplab.engine import annotations
     from deeplab.engine import refine as crf_alone
 
     start = time.perf_counter()
@@ -100,6 +114,10 @@ def refine(
             f"--gt-prob {gt_prob:g}: {given} holds probabilities, which are trusted as they are; "
             "it only counts with scribbles, leave it out"
         )
+    if colours is not None and (softmax_given or indices):
+        raise InputError(
+            f"--colours {colours}: only counts with an annotation by colours; leave it out"
+        )
     if classes is not None and not indices:
         raise InputError(f"--classes {classes}: only counts with --indices; leave it out")
     defaults = crf_alone.CRFSettings() if softmax_given else crf_alone.SCRIBBLES
@@ -107,26 +125,24 @@ def refine(
     result = Result.at(out, outputs.output_names([image_file])[0])
     refuse_to_overwrite([image_file, given], [result])
     outputs.check_writable(result.labels.parent)
-    image, notes = images.read_image(image_file, max_megapixels)
-    said = [f"{image_file}: {note}" for note in notes]
+    image, conversions = images.read_image(image_file, max_megapixels)
     size = (image.shape[0], image.shape[1])
-    palette, names = outputs.voc_palette(), None
+    palette = outputs.voc_palette()
+    read: annotations.Annotation | annotations.Probabilities
     if softmax_given:
-        softmax = crf_alone.read_probabilities(given, size)
+        read = annotations.read_probabilities(given, size)
         with errors_of(given):
-            prediction = crf_alone.refine_probabilities(softmax, image, settings)
+            prediction = crf_alone.refine_probabilities(read.values, image, settings)
     else:
         if indices:
-            annotation = crf_alone.read_indices(given, size, classes, max_megapixels)
+            read = annotations.read_indices(given, size, classes, max_megapixels)
         else:
-            annotation = crf_alone.read_colours(given, size, max_megapixels)
-        said += [f"{given}: {note}" for note in annotation.notes]
-        if annotation.colours is not None:
-            palette = outputs.full_palette(annotation.colours)
-            names = [f"#{r:02x}{g:02x}{b:02x}" for r, g, b in annotation.colours.tolist()]
+            read = annotations.read_colours(given, size, max_megapixels, colours)
+        if read.colours is not None:
+            palette = outputs.full_palette(read.colours)
         trust = GT_PROB if gt_prob is None else gt_prob
         with errors_of(given):
-            prediction = crf_alone.refine_scribbles(annotation, image, settings, trust)
-    print_notes(said)
+            prediction = crf_alone.refine_scribbles(read, image, settings, trust)
+    print_notes([*counted(conversions), *(f"{given}: {note}" for note in read.notes)])
     result.write(image, prediction, palette, probabilities)
-    print_result(image_file, prediction, names, result, time.perf_counter() - start)
+    print_result(image_file, prediction, read.names, result, time.perf_counter() - start)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -74,7 +74,7 @@ def errors_of(what: object) -> Iterator[None]:
 def print_result(
     file: Path,
     prediction: Prediction,
-    names: list[str] | None,
+    names: Sequence[str] | None,
     result: Result,
     seconds: float,
 ) -> None:

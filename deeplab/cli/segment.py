@@ -16,6 +16,7 @@ from deeplab.cli import options
 from deeplab.cli.network import load_network, stored_settings, torch_device
 from deeplab.cli.results import Result, errors_of, print_notes, print_result, refuse_to_overwrite
 from deeplab.data import images, outputs
+from deeplab.data.conversions import counted
 
 T = TypeVar("T")
 
@@ -55,8 +56,8 @@ def segment(
 
     For each picture NAME.jpg the output folder gets NAME_labels.png (a palette PNG whose pixel
     values are the class indices) and NAME_overlay.png (the classes laid over the picture). Grey,
-    alpha, palette, CMYK and 16-bit pictures are converted, EXIF rotation is applied; both are said.
-    All inputs are checked before the first result is written.
+    alpha, palette, CMYK and 16-bit pictures are converted, EXIF rotation is applied; each kind of
+    this is said once, counted. All inputs are checked before the first result is written.
 
     With --scales and --flip the network looks at the picture several times; the probabilities are
     averaged before the CRF.
@@ -87,11 +88,11 @@ def segment(
     results = [Result(out, name) for name in outputs.output_names(files)]
     refuse_to_overwrite(files, results)
     outputs.check_writable(out)
-    notes = [
-        f"{file}: {note}"
+    notes = counted(
+        conversion
         for file in _progress(files, "checking")
-        for note in images.read_image(file, max_megapixels)[1]
-    ]
+        for conversion in images.read_image(file, max_megapixels)[1]
+    )
     print_notes([*notes, SHIPPED_NOTE] if weights is None else notes)
 
     palette = outputs.full_palette(metadata.get("palette"))

@@ -17,8 +17,9 @@ from rich.table import Table
 from deeplab.cli import options
 from deeplab.cli.dataset import class_names, open_data
 from deeplab.cli.network import load_network, torch_device
-from deeplab.cli.results import errors_of
+from deeplab.cli.results import errors_of, print_notes
 from deeplab.data import outputs
+from deeplab.data.conversions import counted
 from deeplab.errors import InputError
 
 if TYPE_CHECKING:
@@ -145,6 +146,7 @@ def tune_crf(
     deeplab tune-crf --search tpe --trials 40
     ```
     """
+    from deeplab.data.datasets.base import Recording
     from deeplab.engine.logit_cache import LogitCache
     from deeplab.engine.refine import CRFSettings
     from deeplab.engine.tune_crf import Log, Space, Tuner, log_identity
@@ -190,11 +192,13 @@ def tune_crf(
     class_names(network, pictures, metadata, weights)
     outputs.check_writable(out)
     name = f"{pictures.name}, {len(indices)} of {len(pictures)} pictures"
-    logits = LogitCache(cache or out / "logits", network.to(where), pictures, indices, name)
+    recorded = Recording(pictures)
+    logits = LogitCache(cache or out / "logits", network.to(where), recorded, indices, name)
     try:
         _fill(logits)
     except FloatingPointError as error:
         raise InputError(f"{weights or 'the shipped weights'}: {error}") from error
+    print_notes(counted(recorded.conversions))
     chance = {"seed": seed} if search is Search.tpe else {}
     about = log_identity(name, logits.identity(), fixed, search.value, space, folds=parts, **chance)
     log = Log(out / "results.jsonl", about)

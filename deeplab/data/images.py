@@ -1,7 +1,7 @@
 """Pictures from anywhere, as the 8-bit RGB arrays that the networks and the CRF work on.
 
 Whatever has to be done to a picture on the way (turning it upright, dropping bits or an alpha
-channel) is reported as a note; whatever cannot be read is an InputError that names the file.
+channel) is reported as a `Conversion`; whatever cannot be read is an InputError with its name.
 """
 
 from __future__ import annotations
@@ -13,8 +13,20 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-from PIL import ExifTags, Image, ImageFile, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageFile, ImageOps, TiffImagePlugin, UnidentifiedImageError
 
+from deeplab.data.conversions import (
+    BANDS,
+    DEEP,
+    FRAMES,
+    INVISIBLE,
+    NEAR_ZERO,
+    TRANSPARENT,
+    TURNED,
+    TWELVE_BITS,
+    VEILED,
+    Conversion,
+)
 from deeplab.errors import InputError
 
 MAX_MEGAPIXELS = 100.0
@@ -23,15 +35,21 @@ MAX_MEGAPIXELS = 100.0
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".ppm", ".pgm")
 """The file names that count as pictures when a folder is given."""
 
+NEARLY_BLACK = 4096
+"""16-bit values that all lie below this are those of a sensor of 12 bits or fewer, most likely."""
+
 
 def read_image(
     path: str | Path, max_megapixels: float = MAX_MEGAPIXELS
-) -> tuple[np.ndarray, list[str]]:
-    """Read a picture as RGB: uint8 `[H, W, 3]`, and notes on what was converted.
+) -> tuple[np.ndarray, list[Conversion]]:
+    """Read a picture as RGB: uint8 `[H, W, 3]`, and what was converted; `str(...)` is a line each.
 
     EXIF orientation is applied. Grey, palette, CMYK and other modes become RGB, transparent parts
-    are laid on white, 16 bits a channel become 8 (value / 257), and of several frames or pages
-    the first is taken; each of these adds one note, a plain picture has none.
+    are laid on white, 16 bits a channel become 8 (value / 257), bands of a TIFF that it does not
+    declare as alpha are left out, and of several frames or pages the first is taken; each of these
+    is one conversion, a plain picture has none. Values are never stretched, since a range that a
+    file does not declare would be a guess: 16-bit values below 4096, and alpha that leaves nearly
+    nothing of the picture, are conversions of their own kind that say so.
 
     The size is read from the file's header, before anything is decoded. Above `max_megapixels`
     (10^6 pixels) the picture is refused: segmenting takes from 0.3 KB a pixel upwards (see
@@ -42,15 +60,15 @@ def read_image(
     integer or floating point).
     """
     path = Path(path)
-    image, notes = load_picture(path, max_megapixels)
-    rgb, conversions = _to_rgb(path, image)
-    return np.array(rgb, dtype=np.uint8), notes + conversions
+    image, conversions = load_picture(path, max_megapixels)
+    rgb, more = _to_rgb(path, image, {conversion.kind for conversion in conversions})
+    return np.array(rgb, dtype=np.uint8), conversions + more
 
 
 def load_picture(
     path: str | Path, max_megapixels: float = MAX_MEGAPIXELS
-) -> tuple[Image.Image, list[str]]:
-    """The decoded picture as Pillow has it, in the file's own mode, upright; notes; errors.
+) -> tuple[Image.Image, list[Conversion]]:
+    """The decoded picture as Pillow has it, in the file's own mode, upright; what was converted.
 
     For files whose pixel values mean something other than light, such as label maps; pictures are
     what `read_image` is for, and its errors are these, save for the pixel types.
@@ -65,7 +83,7 @@ def load_picture(
                 if image.format == "EPS":  # Pillow would run Ghostscript on it
                     raise InputError(f"{path}: PostScript, not a picture; save it as PNG or JPEG")
                 _check_size(path, image.size, max_megapixels)
-                return _decode(image)
+                return _decode(path, image)
         except InputError:
             raise
         except UnidentifiedImageError:
@@ -171,43 +189,102 @@ def _pillow_size_guard_off() -> Iterator[None]:
         Image.MAX_IMAGE_PIXELS = limit
 
 
-def _decode(image: ImageFile.ImageFile) -> tuple[Image.Image, list[str]]:
-    notes = []
+def _decode(path: Path, image: ImageFile.ImageFile) -> tuple[Image.Image, list[Conversion]]:
+    said = []
     frames = getattr(image, "n_frames", 1)
     if frames > 1:
         image.seek(0)
-        notes.append(f"the first of {frames} frames is used")
-    deep = any(";16" in str(tile[3]) for tile in image.tile)  # gone once the pixels are loaded
+        said.append((FRAMES, f"the first of {frames} frames is used"))
+    layouts = [str(tile[3]) for tile in image.tile]  # gone once the pixels are loaded
+    deep, twelve = (any(bits in layout for layout in layouts) for bits in (";16", ";12"))
     image.load()
     if deep and not image.mode.startswith("I"):
-        notes.append("16 bits a channel reduced to 8")
+        said.append((DEEP, "16 bits a channel reduced to 8"))
+        said += _near_zero(256 * _brightest(image) + 255)  # at most: the lower bits are gone
+    if twelve:
+        said.append((TWELVE_BITS, "12-bit grey converted to 8-bit RGB (value / 4095 * 255)"))
     orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+    bands, alpha = _bands_beside_colours(image)
+    upright: Image.Image = image
     if orientation in range(2, 9):
-        notes.append(f"turned upright, as its EXIF orientation ({orientation}) says")
-        return ImageOps.exif_transpose(image), notes
-    return image, notes
+        labels = "labels have to fit the turned picture"
+        said.append(
+            (TURNED, f"turned upright, as its EXIF orientation ({orientation}) says; {labels}")
+        )
+        upright = ImageOps.exif_transpose(image)
+    if bands:
+        which = "a band beside its colours is" if bands == 1 else f"{bands} bands of it are"
+        said.append((BANDS, f"{which} left out, not being declared as alpha"))
+        if upright.mode == "RGBA" and not alpha:
+            upright = upright.convert("RGB")
+    return upright, [Conversion(str(path), kind, text) for kind, text in said]
 
 
-def _to_rgb(path: Path, image: Image.Image) -> tuple[Image.Image, list[str]]:
+def _brightest(image: Image.Image) -> int:
+    """The highest value of the colours of an 8-bit picture; 255 where high values are not light."""
+    colours = {"RGB": 3, "RGBA": 3, "L": 1, "LA": 1}.get(image.mode, 0)
+    if not colours:
+        return 255
+    pixels = np.asarray(image).reshape(image.height, image.width, -1)
+    return int(pixels[..., :colours].max())
+
+
+def _near_zero(highest: int) -> list[tuple[str, str]]:
+    """What to say where the highest of a picture's 16-bit values leaves it nearly black."""
+    if not 0 < highest < NEARLY_BLACK:
+        return []
+    bound = 1 << highest.bit_length()
+    return [
+        (
+            NEAR_ZERO,
+            f"its 16-bit values lie below {bound} of 65536, so that it is nearly black; if the "
+            f"file has values of fewer bits, multiply them by {65536 // bound}",
+        )
+    ]
+
+
+def _bands_beside_colours(image: ImageFile.ImageFile) -> tuple[int, bool]:
+    """How many bands of a TIFF are neither colour nor declared as alpha; whether one is alpha.
+
+    Pillow takes a fourth band of which the file says nothing for alpha.
+    """
+    if not isinstance(image, TiffImagePlugin.TiffImageFile):
+        return 0, False
+    tags = image.tag_v2
+    kind = int(tags.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION, 0))
+    colours = {2: 3, 5: 4, 6: 3, 8: 3}.get(kind, 1)  # RGB, CMYK, YCbCr, Lab; else grey or palette
+    beside = int(tags.get(TiffImagePlugin.SAMPLESPERPIXEL, 1)) - colours
+    declared = np.atleast_1d(tags.get(TiffImagePlugin.EXTRASAMPLES, ()))
+    alpha = bool(np.isin(declared, (1, 2)).any())  # premultiplied, or not
+    return max(0, beside - alpha), alpha
+
+
+def _to_rgb(path: Path, image: Image.Image, done: set[str]) -> tuple[Image.Image, list[Conversion]]:
+    """The picture in RGB, and what that took; `done` are the kinds of earlier conversions."""
+    said: list[tuple[str, str]] = []
     if image.mode == "F":
         raise InputError(
             f"{path}: floating-point pixels have no fixed range; scale them to 0-255 and save them "
             "as 8-bit PNG"
         )
     if image.mode.startswith("I"):
-        note = "16-bit grey converted to 8-bit RGB (value / 257)"
-        return _grey_of_16_bits(path, image).convert("RGB"), [note]
-    if image.has_transparency_data:
-        rgba = image.convert("RGBA")
-        white = Image.new("RGBA", rgba.size, "white")
-        note = f"{_name(image.mode)} with transparency laid on white"
-        return Image.alpha_composite(white, rgba).convert("RGB"), [note]
-    if image.mode != "RGB":
-        return image.convert("RGB"), [f"{_name(image.mode)} converted to RGB"]
-    return image, []
+        values = _deep_grey(path, image)
+        if TWELVE_BITS in done:
+            grey = (values * 255 + 2047) // 4095
+        else:
+            grey = (values + 128) // 257
+            said.append((f"{DEEP}, grey", "16-bit grey converted to 8-bit RGB (value / 257)"))
+            said += _near_zero(int(values.max()))
+        rgb = Image.fromarray(grey.astype(np.uint8)).convert("RGB")
+    elif image.has_transparency_data:
+        rgb, said = _on_white(image)
+    else:
+        rgb, said = image.convert("RGB"), _mode_converted(image)
+    return rgb, [Conversion(str(path), kind, text) for kind, text in said]
 
 
-def _grey_of_16_bits(path: Path, image: Image.Image) -> Image.Image:
+def _deep_grey(path: Path, image: Image.Image) -> np.ndarray:
+    """Values of up to 16 bits, int64 `[H, W]`."""
     values = np.asarray(image).astype(np.int64)
     low, high = int(values.min()), int(values.max())
     if low < 0 or high > 65535:
@@ -215,9 +292,37 @@ def _grey_of_16_bits(path: Path, image: Image.Image) -> Image.Image:
             f"{path}: 32-bit integer pixels ({low} to {high}) have no fixed range; scale them to "
             "0-255 and save them as 8-bit PNG"
         )
-    return Image.fromarray(((values + 128) // 257).astype(np.uint8))
+    return values
+
+
+def _on_white(image: Image.Image) -> tuple[Image.Image, list[tuple[str, str]]]:
+    """A picture with transparency as it looks on white, and what to say of it."""
+    straight = image.convert("LA") if image.mode == "La" else image
+    rgba = straight.convert("RGBA")
+    alpha = rgba.getchannel("A").histogram()
+    pixels = sum(alpha)
+    if alpha[255] == pixels:
+        return rgba.convert("RGB"), _mode_converted(image)
+    laid = f"{_name(image.mode)} with transparency laid on white"
+    if alpha[0] == pixels:
+        hint = "save the picture without alpha if its colours count"
+        said = (INVISIBLE, f"alpha is 0 everywhere, so that all of it is white; {hint}")
+    elif alpha[0] + alpha[255] < pixels / 10:
+        hint = "if that band is no alpha (infrared, say), save the picture without it"
+        said = (VEILED, f"{laid}; nearly all of it is neither opaque nor transparent: {hint}")
+    else:
+        said = (TRANSPARENT, laid)
+    white = Image.new("RGBA", rgba.size, "white")
+    return Image.alpha_composite(white, rgba).convert("RGB"), [said]
+
+
+def _mode_converted(image: Image.Image) -> list[tuple[str, str]]:
+    """What to say where the colours alone are converted."""
+    text = f"{_name(image.mode)} converted to RGB"
+    return [] if image.mode == "RGB" else [(text, text)]
 
 
 def _name(mode: str) -> str:
     names = {"1": "black and white", "L": "grey", "LA": "grey", "P": "palette", "PA": "palette"}
+    names |= {"La": "grey", "RGBa": "RGBA"}
     return names.get(mode, mode)

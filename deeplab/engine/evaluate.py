@@ -14,7 +14,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,6 +24,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
+from deeplab.data.datasets.base import LabelledImages as LabelledImages  # for those that train too
 from deeplab.data.datasets.counts import LabelCounts
 from deeplab.engine.predict import as_rgb, check_scales, enough_memory, network_scores
 from deeplab.engine.trimap import Around, TrimapCurve, TrimapTally
@@ -32,14 +33,6 @@ from deeplab.metrics import Absent, ConfusionMatrix
 from deeplab.model import DeepLab
 
 CRF = Callable[[Tensor, Tensor], Tensor]
-
-
-class LabelledImages(Protocol):
-    """Any data set of (image uint8 [H, W, 3] RGB, labels [H, W]); sizes may differ."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: int, /) -> tuple[Any, Any]: ...
 
 
 @dataclass(frozen=True)

@@ -35,6 +35,7 @@ import numpy.typing as npt
 import torch
 
 from deeplab.data import scenes
+from deeplab.data.conversions import Conversion
 from deeplab.data.outputs import check_writable_file
 from deeplab.engine.evaluate import LabelledImages
 from deeplab.engine.refine import CRFSettings
@@ -77,6 +78,7 @@ class TrainResult:
     `throughput`: of the steps and workers. `broken`: what is wrong with pictures passed over.
     `absent`: the classes without a pixel in the labels of the "training" pictures that were drawn,
     and in those of "validation"; each once that is known.
+    `conversions`: what reading changed in the pictures of both sets.
     """
 
     model: DeepLab
@@ -89,6 +91,7 @@ class TrainResult:
     throughput: Throughput = field(default_factory=Throughput)
     broken: tuple[str, ...] = ()
     absent: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    conversions: tuple[Conversion, ...] = ()
 
 
 def train(
@@ -197,6 +200,7 @@ def train(
         throughput=run.throughput,
         broken=tuple(sorted(run.broken)),
         absent=run.absent,
+        conversions=tuple(sorted(run.conversions)),
     )
 
 

@@ -215,7 +215,11 @@ def test_a_curve_without_void_labels_says_so(tmp_path):
 
 @pytest.mark.slow
 def test_torchrun_shares_the_pictures_and_prints_the_scores_of_all_once(tmp_path, weights, voc):
-    options = ["--weights", weights, *data(voc), "--no-crf", "--device", "cpu"]
+    root = shutil.copytree(voc, tmp_path / "VOC2012")
+    for path in (root / "JPEGImages").iterdir():
+        with Image.open(path) as image:
+            image.convert("L").save(path)
+    options = ["--weights", weights, *data(root), "--no-crf", "--device", "cpu"]
     alone = done("evaluate", *options, "--out", tmp_path / "one.json").stdout
     shared = ["--out", tmp_path / "two.json", "--submission", tmp_path / "up"]
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
@@ -226,6 +230,7 @@ def test_torchrun_shares_the_pictures_and_prints_the_scores_of_all_once(tmp_path
     one, two = (json.loads((tmp_path / f"{n}.json").read_text()) for n in ("one", "two"))
     assert one == two
     assert result.stdout.count("pixel accuracy") == alone.count("pixel accuracy") == 1
+    assert len(re.findall("Note: 2 pictures, such as .*: grey converted", result.stderr)) == 1
     with tarfile.open(tmp_path / "up" / "results.tgz") as packed:
         assert len(packed.getnames()) == 2
 

@@ -1,5 +1,6 @@
 """`deeplab refine`: scribbles, class indices and probabilities, and how bad input is refused."""
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from commands import (
     random_weights,
     scribbled,
 )
+from picture_files import save, soft_drawing
 from PIL import Image
 
 EXAMPLES = Path(__file__).parents[3] / "shared" / "data" / "pydensecrf"
@@ -78,6 +80,39 @@ def test_refine_says_how_it_read_a_palette_picture(tmp_path: Path) -> None:
     told = done("refine", photo, marks, "--out", tmp_path / "out").stderr
     assert "marks.png: a palette picture, read by its colours" in told
     assert "--indices" in told
+
+
+def test_refine_takes_a_mask_and_the_probability_of_foreground(tmp_path: Path) -> None:
+    photo, _, truth = scribbled(tmp_path)
+    wrong = np.roll(truth, 2, axis=1)  # the edge is off by two pixels
+    wrong[:, :2] = 0
+    mask, softmax, out = tmp_path / "mask.png", tmp_path / "p.npy", tmp_path / "out"
+    Image.fromarray(wrong * 255).save(mask)
+    np.save(softmax, np.where(wrong, 0.7, 0.3))
+    for given, how in ((mask, "a mask of two labels"), (softmax, "the probability of foreground")):
+        result = done("refine", photo, given, "--out", out, "--probabilities")
+        assert np.array_equal(indices(out / "photo_labels.png"), truth)
+        assert "foreground 60.0%, background 40.0%" in result.stdout
+        assert re.fullmatch(f"Note: {given}: .*read as {how}.*\n", result.stderr)
+        assert np.load(out / "photo_probabilities.npz")["probabilities"].shape == (2, 20, 30)
+
+
+def test_refine_mends_soft_edges_with_the_number_of_colours(tmp_path: Path) -> None:
+    drawn, inside = soft_drawing([(255, 0, 0), (0, 0, 255)], 6)
+    photo, marks = picture(tmp_path / "photo.png", 90, 120), save(tmp_path / "marks.png", drawn)
+    options = ["--out", tmp_path / "out", "--iterations", 0]  # the annotation as it was read
+    told = done("refine", photo, marks, *options).stderr
+    assert re.fullmatch(r"Note: .*marks.png: \d+ of its \d+ colours .* --colours 2\n", told)
+    result = done("refine", photo, marks, *options, "--colours", 2)
+    assert result.stderr == ""
+    labels = indices(tmp_path / "out" / "photo_labels.png")
+    assert set(labels[inside == 1]) == {0}
+    assert set(labels[inside == 2]) == {1}
+    for message, *more in (
+        (r"marks.png: --colours 999: expected 1 to \d+", "--colours", 999),
+        ("--colours 2: only counts with an annotation by colours", "--colours", 2, "--indices"),
+    ):
+        assert_refused(tmp_path, message, "refine", photo, marks, *more)
 
 
 def test_refine_refuses_to_name_a_label_map_other_than_png(tmp_path: Path) -> None:

@@ -121,7 +121,7 @@ def test_pictures_of_other_kinds_are_converted_and_it_is_said(
     exif = Image.Exif()
     exif[0x0112] = 6
     kinds = {
-        "alpha.png": (rgb.convert("RGBA"), {}, "transparency laid on white"),
+        "alpha.png": (rgb.convert("RGBA"), {}, "RGBA converted to RGB"),
         "cmyk.jpg": (rgb.convert("CMYK"), {}, "CMYK converted to RGB"),
         "deep.png": (Image.fromarray(grey16), {}, "16-bit grey converted"),
         "grey.png": (rgb.convert("L"), {}, "grey converted to RGB"),

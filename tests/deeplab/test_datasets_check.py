@@ -43,6 +43,7 @@ def broken(own):
     values = np.zeros((20, 24), np.uint8)
     values[0, 0] = 9
     Image.fromarray(values).save(labels / "c.png")
+    Image.open(images / "c.jpg").convert("L").save(images / "c.jpg")
     Image.new("L", (20, 24)).save(labels / "d.png")
     Image.new("RGB", (24, 20)).save(images / "d.jpg")
     Image.new("L", (9, 8)).save(labels / "e.png")
@@ -59,6 +60,7 @@ EXPECTED = {
     "missing": ["a.png: no such file"],
     "unreadable": ["b.jpg: the image is truncated", "g.png: a picture in colours", "h.png: the"],
     "size": ["d.jpg: the picture has 24 x 20 pixels, its labels 20 x 24", "e.jpg: only 9 x 8"],
+    "contrast": [f"{name}.jpg: nearly one colour, RGB 0, 0, 0" for name in "degh"],
     "labels": ["c.png: label 9 in 1 pixel, first at row 0, column 0"],
     "unpaired": ["f.png: no picture has this name"],
 }
@@ -74,6 +76,9 @@ def test_everything_that_is_wrong_is_named_by_its_file(broken, workers):
         for message, words in zip(messages, expected, strict=True):
             assert words in message
             assert str(broken) in message
+    assert [str(c) for c in report.conversions] == [
+        f"{broken / 'images' / 'train' / 'c.jpg'}: grey converted to RGB"
+    ]
 
 
 def test_counts_are_of_pixels_and_pictures(own):
@@ -146,9 +151,9 @@ def test_the_command_names_findings_and_exits_with_1(broken):
         assert f"{KINDS[kind]} ({len(messages)}):" in result.output
         for words in messages:
             assert words in result.output
-    assert "7 pictures, 8 findings" in result.output
+    assert "7 pictures, 12 findings" in result.output
     found = json.loads((broken / "report.json").read_text())["splits"]["train"]["findings"]
-    assert len(found) == 8
+    assert len(found) == 12
     assert {f["kind"] for f in found} == set(EXPECTED)
 
 

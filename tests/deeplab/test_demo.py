@@ -11,7 +11,8 @@ from rich.console import Console
 
 from deeplab import demo
 from deeplab.data.scenes import CLASSES, PALETTE, TEST_START, scene
-from deeplab.engine.refine import read_colours, refine_scribbles
+from deeplab.engine.annotations import read_colours
+from deeplab.engine.refine import refine_scribbles
 
 
 def case(name: str, before: np.ndarray, after: np.ndarray, size: int = 48) -> demo.Case:

@@ -2,14 +2,15 @@
 
 import struct
 import warnings
-import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
+from picture_files import png, save
 from PIL import Image
 
 from deeplab.data import outputs
+from deeplab.data.conversions import Conversion
 from deeplab.data.images import find_images, read_image
 from deeplab.errors import InputError
 
@@ -19,22 +20,8 @@ def gradient(height: int = 6, width: int = 9) -> np.ndarray:
     return np.stack([25 * x, 40 * y, 10 * (x + y)], axis=-1).astype(np.uint8)
 
 
-def png(width: int, height: int, depth: int, colour_type: int, raw: bytes) -> bytes:
-    """A PNG by hand: Pillow cannot write 16 bits a channel or an empty picture."""
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return (
-            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-        )
-
-    header = struct.pack(">IIBBBBB", width, height, depth, colour_type, 0, 0, 0)
-    body = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(raw)) + chunk(b"IEND", b"")
-    return b"\x89PNG\r\n\x1a\n" + body
-
-
-def save(path: Path, array: np.ndarray, **options: object) -> Path:
-    Image.fromarray(array).save(path, **options)
-    return path
+def texts(conversions: list[Conversion]) -> list[str]:
+    return [conversion.text for conversion in conversions]
 
 
 def test_plain_rgb_is_read_as_it_is_without_a_note(tmp_path: Path) -> None:
@@ -49,7 +36,7 @@ def test_grey_is_repeated_to_three_channels_and_said(tmp_path: Path) -> None:
     grey = gradient()[..., 0]
     image, notes = read_image(save(tmp_path / "a.png", grey))
     assert np.array_equal(image, np.stack([grey] * 3, axis=-1))
-    assert notes == ["grey converted to RGB"]
+    assert texts(notes) == ["grey converted to RGB"]
 
 
 def test_alpha_is_laid_on_white_and_said(tmp_path: Path) -> None:
@@ -59,7 +46,7 @@ def test_alpha_is_laid_on_white_and_said(tmp_path: Path) -> None:
     image, notes = read_image(save(tmp_path / "a.png", rgba))
     assert image[0].tolist() == [[255, 255, 255], [200, 0, 0], [244, 204, 204]]
     assert len(notes) == 1
-    assert "transparency" in notes[0]
+    assert "transparency" in notes[0].text
 
 
 def test_palette_pictures_give_their_colours(tmp_path: Path) -> None:
@@ -68,7 +55,7 @@ def test_palette_pictures_give_their_colours(tmp_path: Path) -> None:
     picture.save(tmp_path / "a.png")
     image, notes = read_image(tmp_path / "a.png")
     assert image[0].tolist() == [[9, 8, 7], [10, 20, 30]]
-    assert notes == ["palette converted to RGB"]
+    assert texts(notes) == ["palette converted to RGB"]
 
 
 def test_cmyk_is_converted_and_said(tmp_path: Path) -> None:
@@ -76,7 +63,7 @@ def test_cmyk_is_converted_and_said(tmp_path: Path) -> None:
     image, notes = read_image(tmp_path / "a.tif")
     assert image.shape == (3, 4, 3)
     assert image[0, 0].tolist() == [0, 255, 255]
-    assert notes == ["CMYK converted to RGB"]
+    assert texts(notes) == ["CMYK converted to RGB"]
 
 
 @pytest.mark.parametrize("suffix", ["png", "tif", "pgm"])
@@ -84,7 +71,7 @@ def test_16_bit_grey_is_scaled_over_its_full_range(tmp_path: Path, suffix: str) 
     values = np.array([[0, 128, 129, 257, 32896, 65535]], np.uint16)
     image, notes = read_image(save(tmp_path / f"a.{suffix}", values))
     assert image[0, :, 0].tolist() == [0, 0, 1, 1, 128, 255]
-    assert notes == ["16-bit grey converted to 8-bit RGB (value / 257)"]
+    assert texts(notes) == ["16-bit grey converted to 8-bit RGB (value / 257)"]
 
 
 def test_16_bits_a_channel_are_reduced_and_said(tmp_path: Path) -> None:
@@ -92,7 +79,7 @@ def test_16_bits_a_channel_are_reduced_and_said(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(png(2, 1, 16, 2, raw))
     image, notes = read_image(tmp_path / "a.png")
     assert image[0].tolist() == [[255, 128, 0], [0x12, 1, 255]]
-    assert notes == ["16 bits a channel reduced to 8"]
+    assert texts(notes) == ["16 bits a channel reduced to 8"]
 
 
 @pytest.mark.parametrize(
@@ -113,7 +100,10 @@ def test_exif_orientation_is_applied_and_said(tmp_path: Path, orientation: int, 
     path = save(tmp_path / "a.png", gradient(), exif=exif)
     image, notes = read_image(path)
     assert np.array_equal(image, upright(gradient()))
-    assert notes == [f"turned upright, as its EXIF orientation ({orientation}) says"]
+    assert [str(note) for note in notes] == [
+        f"{path}: turned upright, as its EXIF orientation ({orientation}) says; labels have to fit "
+        "the turned picture"
+    ]
 
 
 def test_the_first_frame_of_an_animation_is_taken_and_said(tmp_path: Path) -> None:
@@ -121,7 +111,7 @@ def test_the_first_frame_of_an_animation_is_taken_and_said(tmp_path: Path) -> No
     red.save(tmp_path / "a.gif", save_all=True, append_images=[blue, red])
     image, notes = read_image(tmp_path / "a.gif")
     assert (image == [255, 0, 0]).all()
-    assert notes[0] == "the first of 3 frames is used"
+    assert notes[0].text == "the first of 3 frames is used"
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "png", "tif", "gif", "bmp", "webp"])

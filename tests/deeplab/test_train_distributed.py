@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from several_processes import ROOT, start_two
 from tiny_training import FROZEN, TINY, own_data, run, tiny_pictures
 
@@ -121,15 +122,20 @@ def test_a_signal_to_one_stops_all_and_another_world_size_goes_on(alone, tmp_pat
 
 @pytest.mark.slow
 def test_the_command_under_torchrun_prints_once(tmp_path):
-    out = tmp_path / "w.safetensors"
+    """Also what was converted in the pictures, those that the other process has read among them."""
+    out, images = tmp_path / "w.safetensors", tmp_path / "images"
+    own_data(tmp_path)
+    for path in images.iterdir():
+        with Image.open(path) as image:
+            image.convert("L").save(path)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command += ["--nproc-per-node", "2", "-m", "deeplab", "train", "--out", str(out)]
-    command += ["--steps", "2", "--batch-size", "4", "--crop", "33", "--device", "cpu"]
-    command += ["--scenes", "4", "--validation-scenes", "2", "--workers", "0"]
+    command += ["--nproc-per-node", "2", *command_in_two(tmp_path, tmp_path), "--steps", "2"]
     process = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=240)
     assert process.returncode == 0, process.stderr
     assert process.stdout.count("2 of 2 steps") == 1
     assert read_metadata(out)["step"] == 2
+    converted = [line for line in process.stderr.splitlines() if "converted" in line]
+    assert converted == [f"Note: 4 pictures, such as {images / 'p.png'}: grey converted to RGB"]
 
 
 def command_in_two(tmp_path: Path, data: Path, *more: str) -> list[str]:

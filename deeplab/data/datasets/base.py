@@ -12,10 +12,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from deeplab.data.conversions import Conversion
 from deeplab.data.datasets.labels import LabelReader
 from deeplab.data.datasets.layouts import PredictionLayout
 from deeplab.data.images import SUFFIXES, read_image
@@ -26,6 +28,54 @@ LABEL_SUFFIXES = (".png", ".bmp", ".tif", ".tiff", ".pgm", ".jpg", ".jpeg")
 
 Image = npt.NDArray[np.uint8]
 Labels = npt.NDArray[np.uint8]
+
+
+class LabelledImages(Protocol):
+    """Any data set of (image uint8 [H, W, 3] RGB, labels [H, W]); sizes may differ."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> tuple[Any, Any]: ...
+
+
+class LabelledPicture(tuple[Image, Labels]):
+    """The pair (image, labels) that a data set gives; it also knows what was converted in reading.
+
+    A plain pair will do for a data set of one's own: `conversions_of` then finds none.
+    """
+
+    conversions: tuple[Conversion, ...]
+
+    def __new__(
+        cls, image: Image, labels: Labels, conversions: Iterable[Conversion] = ()
+    ) -> LabelledPicture:
+        pair = super().__new__(cls, (image, labels))
+        pair.conversions = tuple(conversions)
+        return pair
+
+    def __getnewargs__(self) -> tuple[Image, Labels]:  # for pickle, which keeps attributes itself
+        return self[0], self[1]
+
+
+def conversions_of(pair: object) -> tuple[Conversion, ...]:
+    """What was converted in the picture of a pair, as far as it tells."""
+    return pair.conversions if isinstance(pair, LabelledPicture) else ()
+
+
+class Recording:
+    """A data set of pairs that remembers what was converted in the pictures it has given."""
+
+    def __init__(self, dataset: LabelledImages) -> None:
+        self.dataset = dataset
+        self.conversions: set[Conversion] = set()
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> tuple[Any, Any]:
+        pair = self.dataset[index]
+        self.conversions.update(conversions_of(pair))
+        return pair
 
 
 class SegmentationData(ABC):
@@ -61,18 +111,24 @@ class SegmentationData(ABC):
     def __getitem__(self, index: int) -> tuple[Image, Labels]:
         """Image uint8 `[H, W, 3]` RGB and labels uint8 `[H, W]`, 255 = ignored.
 
+        From files they are a `LabelledPicture`, which `conversions_of` asks.
+
         Raises InputError that names the file: missing, damaged, of two sizes, with unknown labels.
         """
         if not 0 <= index < len(self):
             raise IndexError(f"picture {index} of {len(self)}")
-        image, labels = self.image(index), self.labels(index)
+        (image, conversions), labels = self.picture(index), self.labels(index)
         if image.shape[:2] != labels.shape:
             raise InputError(f"{self.file(index)}: {size_message(image, labels)}")
-        return image, labels
+        return LabelledPicture(image, labels, conversions)
 
-    @abstractmethod
     def image(self, index: int) -> Image:
         """The picture alone; InputError as for `data[index]`."""
+        return self.picture(index)[0]
+
+    @abstractmethod
+    def picture(self, index: int) -> tuple[Image, Sequence[Conversion]]:
+        """The picture, and what was converted in reading it; InputError as for `data[index]`."""
 
     @abstractmethod
     def labels(self, index: int) -> Labels:
@@ -134,8 +190,8 @@ class PairedFiles(SegmentationData):
         self.reader = reader
         self._unpaired = list(unpaired)
 
-    def image(self, index: int) -> Image:
-        return read_image(self.pairs[index].image)[0]
+    def picture(self, index: int) -> tuple[Image, Sequence[Conversion]]:
+        return read_image(self.pairs[index].image)
 
     def labels(self, index: int) -> Labels:
         if self.unlabelled:

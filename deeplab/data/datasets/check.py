@@ -21,7 +21,9 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from PIL import Image, ImageStat
 
+from deeplab.data.conversions import SPOILING, Conversion, by_kind
 from deeplab.data.datasets.base import SegmentationData, size_message
 from deeplab.data.datasets.counts import LabelCounts, histogram
 from deeplab.data.datasets.labels import IGNORE, UnknownLabels
@@ -31,6 +33,7 @@ KINDS = {
     "missing": "Files that are not there",
     "unreadable": "Files that cannot be used",
     "size": "Sizes that differ, or tiny pictures",
+    "contrast": "Pictures of nearly no contrast",
     "labels": "Label values that are no class",
     "duplicate": "Pictures listed more than once",
     "unpaired": "Label maps without a picture",
@@ -41,6 +44,9 @@ KINDS = {
 
 TINY = 16
 """Pictures with a shorter side than this (pixels) are findings: icons, or cut-off files."""
+
+FLAT = 3.0
+"""Pictures whose every channel has a smaller standard deviation (grey levels) are findings."""
 
 _PICTURES_PER_WORKER = 500  # starting a process takes as long as reading some hundreds
 
@@ -59,7 +65,8 @@ class Report:
 
     `pixels` and `images` count pixels of each class, and pictures that have it; `ignored` pixels
     that are marked so, `unknown` those whose label is no class; `unlabelled` pictures in which all
-    are ignored; `sizes` pictures by (width, height), where they could be read.
+    are ignored; `sizes` pictures by (width, height), where they could be read; `conversions` are
+    what reading changed in pictures.
     """
 
     name: str
@@ -72,6 +79,7 @@ class Report:
     unknown: int = 0
     unlabelled: int = 0
     sizes: Counter[tuple[int, int]] = field(default_factory=Counter)
+    conversions: list[Conversion] = field(default_factory=list)
 
     def labels(self) -> LabelCounts:
         """What occurs in the labels that could be read."""
@@ -91,18 +99,23 @@ class Report:
                 {"width": width, "height": height, "pictures": count}
                 for (width, height), count in self.sizes.most_common()
             ],
+            "conversions": [
+                {"kind": kind, "pictures": len(group), "example": str(group[0])}
+                for kind, group in by_kind(self.conversions).items()
+            ],
         }
 
 
 @dataclass(frozen=True)
 class _Examined:
     """What one picture gave: its findings, size (width, height) and pixels by class, `[256]`,
-    those without a known label counted apart."""
+    those without a known label counted apart; what was converted in reading it."""
 
     findings: tuple[Finding, ...]
     size: tuple[int, int] | None
     pixels: npt.NDArray[np.int64] | None
     unknown: int
+    conversions: tuple[Conversion, ...]
 
 
 def check(
@@ -132,6 +145,7 @@ def check(
         report.findings.append(_finding("unpaired", f"{path}: no picture has this name"))
     for examined in _examine_all(data, workers):
         report.findings += examined.findings
+        report.conversions += examined.conversions
         if examined.size is not None:
             report.sizes[examined.size] += 1
         if examined.pixels is not None:
@@ -175,12 +189,14 @@ def _finding(kind: str, message: str) -> Finding:
 def _examine(data: SegmentationData, index: int) -> _Examined:
     image = labels = None
     unknown = 0
+    conversions: tuple[Conversion, ...] = ()
     missing = [path for path in data.files(index) if _is_missing(path)]
     findings = [_finding("missing", f"{path}: no such file") for path in missing]
     image_file, label_file = (*data.files(index), None, None)[:2]
     if image_file not in missing:
         try:
-            image = data.image(index)
+            image, converted = data.picture(index)
+            conversions = tuple(converted)
         except InputError as error:
             findings.append(Finding("unreadable", str(error)))
     if label_file not in missing:
@@ -197,13 +213,30 @@ def _examine(data: SegmentationData, index: int) -> _Examined:
         if min(size) < TINY:
             line = f"{data.file(index)}: only {size[0]} x {size[1]} pixels"
             findings.append(_finding("size", line))
+        findings += _contrast(data.file(index), image, conversions)
         if labels is not None and labels.shape != image.shape[:2]:
             line = f"{data.file(index)}: {size_message(image, labels)}"
             findings.append(_finding("size", line))
     counts = None if labels is None else histogram(labels)
     if counts is not None:
         counts[IGNORE] -= unknown
-    return _Examined(tuple(findings), size, counts, unknown)
+    return _Examined(tuple(findings), size, counts, unknown, conversions)
+
+
+def _contrast(
+    file: str, image: npt.NDArray[np.uint8], conversions: tuple[Conversion, ...]
+) -> list[Finding]:
+    """Whether a picture is nearly one colour, or reading left little of it; one finding at most."""
+    spoiled = [conversion for conversion in conversions if conversion.kind in SPOILING]
+    if spoiled:
+        return [Finding("contrast", str(spoiled[0]))]
+    statistics = ImageStat.Stat(Image.fromarray(image))
+    deviation = max(statistics.stddev)
+    if deviation >= FLAT:
+        return []
+    colour = ", ".join(f"{mean:.0f}" for mean in statistics.mean)
+    line = f"{file}: nearly one colour, RGB {colour} with a standard deviation of {deviation:.1f}"
+    return [_finding("contrast", line)]
 
 
 def _is_missing(path: Path) -> bool:

@@ -17,12 +17,14 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from deeplab.data.conversions import Conversion
 from deeplab.data.datasets.base import (
     Image,
     Labels,
@@ -54,8 +56,8 @@ class CocoAsVoc(SegmentationData):
         names = [Path(file).with_suffix("").as_posix() for file, *_ in self._pictures]
         super().__init__(f"coco_voc {split}", names, VOC, VOC_PALETTE)
 
-    def image(self, index: int) -> Image:
-        return read_image(self.files(index)[0])[0]
+    def picture(self, index: int) -> tuple[Image, Sequence[Conversion]]:
+        return read_image(self.files(index)[0])
 
     def labels(self, index: int) -> Labels:
         file, height, width, objects = self._pictures[index]

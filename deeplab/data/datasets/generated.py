@@ -26,8 +26,8 @@ class GeneratedScenes(SegmentationData):
     def __getitem__(self, index: int) -> tuple[Image, Labels]:
         return self._scenes[index]  # one drawing for both
 
-    def image(self, index: int) -> Image:
-        return self._scenes[index].image
+    def picture(self, index: int) -> tuple[Image, tuple[()]]:
+        return self._scenes[index].image, ()
 
     def labels(self, index: int) -> Labels:
         return self._scenes[index].labels

@@ -24,6 +24,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from deeplab.data.conversions import Conversion, counted
+from deeplab.data.datasets.base import Recording
 from deeplab.data.datasets.counts import LabelCounts
 from deeplab.engine.evaluate import LabelledImages, evaluate
 from deeplab.engine.refine import CRFSettings
@@ -67,7 +69,8 @@ class Run:
         self.config, self.processes, self.teller = config, processes, teller
         self.files, self.facts, self.metadata = files, facts, metadata
         self.class_names = class_names
-        self.validation = SkipBroken(validation) if config.skip_broken else validation
+        self._scored = Recording(validation)
+        self.validation = SkipBroken(self._scored) if config.skip_broken else self._scored
         self.step, self.loss, self.signal = 0, math.nan, 0
         self.metrics: dict[str, Any] = {}
         self.best: dict[str, Any] = {}
@@ -75,6 +78,8 @@ class Run:
         self.broken: set[str] = set()
         self.drawn = DrawnLabels(class_names, config.class_weights, config.crop)
         self.absent: dict[str, tuple[str, ...]] = {}  # classes without a pixel, once that is known
+        self.conversions: set[Conversion] = set()
+        self._told: set[str] = set()  # the kinds of conversions that have been said
         self.throughput, self._stretch = self._measured(), self._measured()
         self._pending: list[Tensor] = []  # losses that are still on their way from the GPU
         self._row_step = -1
@@ -96,6 +101,7 @@ class Run:
 
     def _loop(self, dataset: LabelledImages) -> None:
         config, processes = self.config, self.processes
+        self._epoch_ends = self.step + math.ceil(len(dataset) / config.batch_size)
         samples = batches(
             dataset,
             config,
@@ -130,6 +136,7 @@ class Run:
             self._judge_labels()
         if scoring:  # not after SIGTERM: whoever sends that gives little time
             self._validate()
+        self._tell_conversions()
         self._tell_broken()
 
     @property
@@ -198,6 +205,7 @@ class Run:
     def _advance(self, batch: Batch, stop: int) -> int:
         """One step; returns the signal on which all processes agree to stop after it, or 0."""
         config, world = self.config, self.processes.world
+        self.conversions.update(batch.conversions)
         self._note_broken(batch.broken)
         torch.manual_seed(_step_seed(config.seed, self.step, self.processes.rank))
         rate = learning_rate(config, self.step)
@@ -280,6 +288,8 @@ class Run:
             self.save()
         if scoring:
             self._validate()
+        if scoring or step == self._epoch_ends:
+            self._tell_conversions()
 
     def _settle(self) -> None:
         """Take the losses of the last steps into the running mean; on a GPU this waits for them.
@@ -374,6 +384,19 @@ class Run:
             f"{self.throughput.images_per_second:.1f}/s  "
             f"wait {self.throughput.wait_share:.0%}  {peak_memory_mib(self.device) / 1024:.1f} GiB"
         )
+
+    def _tell_conversions(self) -> None:
+        """What was converted in the pictures, of all processes: each kind once, counted.
+
+        That is when every picture has been read, or at the first validation if it comes before.
+        """
+        found = self.conversions | self._scored.conversions
+        self.conversions = set().union(*self.processes.gather(found))
+        new = {c for c in self.conversions if c.kind not in self._told}
+        self._told |= {conversion.kind for conversion in new}
+        so_far = " (so far)" if self.step < self._epoch_ends else ""
+        for line in counted(new):
+            self.teller.say(f"Note: {line}{so_far}")
 
     def _note_broken(self, messages: Sequence[str]) -> None:
         for message in messages:

@@ -21,7 +21,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from deeplab.data.augment import MEAN_RGB, augment
+from deeplab.data.conversions import Conversion
 from deeplab.data.datasets import IGNORE
+from deeplab.data.datasets.base import LabelledPicture, conversions_of
 from deeplab.data.datasets.counts import histogram
 from deeplab.engine.evaluate import LabelledImages
 from deeplab.engine.training.config import TrainConfig
@@ -33,12 +35,13 @@ CHECKED_EVERY = 100  # pictures, between looks at the free memory
 
 class Sample(NamedTuple):
     """image: RGB uint8 [3, crop, crop]; labels: uint8 [crop, crop], 255 ignored; pixels: int64
-    [256], of each label in the whole picture; broken: what is wrong with pictures that were passed
-    over; seconds: how long it took to make."""
+    [256], of each label in the whole picture; conversions: what reading changed in the picture;
+    broken: what is wrong with pictures that were passed over; seconds: how long it took to make."""
 
     image: Tensor
     labels: Tensor
     pixels: Tensor
+    conversions: tuple[Conversion, ...]
     broken: tuple[str, ...]
     seconds: float
 
@@ -49,6 +52,7 @@ class Batch(NamedTuple):
     image: Tensor
     labels: Tensor
     pixels: Tensor
+    conversions: tuple[Conversion, ...]
     broken: tuple[str, ...]
     seconds: float
 
@@ -79,7 +83,8 @@ class Samples(Dataset[Sample]):
         start = time.perf_counter()
         config = self.config
         epoch, position = divmod(index, len(self.dataset))
-        image, labels, broken = self._picture(epoch, position)
+        pair, broken = self._picture(epoch, position)
+        image, labels = pair
         scaled, target = augment(
             image,
             labels,
@@ -93,9 +98,10 @@ class Samples(Dataset[Sample]):
         picture = torch.from_numpy(np.ascontiguousarray(scaled.transpose(2, 0, 1)))
         truth = torch.from_numpy(target.astype(np.uint8))
         pixels = torch.from_numpy(histogram(labels))
-        return Sample(picture, truth, pixels, broken, time.perf_counter() - start)
+        seconds = time.perf_counter() - start
+        return Sample(picture, truth, pixels, conversions_of(pair), broken, seconds)
 
-    def _picture(self, epoch: int, position: int) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
+    def _picture(self, epoch: int, position: int) -> tuple[LabelledPicture, tuple[str, ...]]:
         if self._order[0] != epoch:
             rng = np.random.default_rng([self.config.seed, 0, epoch])
             self._order = (epoch, rng.permutation(len(self.dataset)))
@@ -103,14 +109,19 @@ class Samples(Dataset[Sample]):
         for ahead in range(len(self.dataset)):
             place = int(self._order[1][(position + ahead) % len(self.dataset)])
             try:
-                image, labels = (np.asarray(part) for part in self.dataset[place])
-                _require_picture(place, image, labels, self.classes)
-                return image, labels, tuple(broken)
+                pair = _as_arrays(self.dataset[place])
+                _require_picture(place, *pair, self.classes)
+                return pair, tuple(broken)
             except InputError as error:
                 if not self.config.skip_broken:
                     raise InputError(f"{error} (skip_broken = true passes over it)") from error
                 broken.append(str(error))
         raise InputError(f"every picture of the training set is broken, such as: {broken[0]}")
+
+
+def _as_arrays(pair: tuple[Any, Any]) -> LabelledPicture:
+    image, labels = (np.asarray(part) for part in pair)
+    return LabelledPicture(image, labels, conversions_of(pair))
 
 
 def _require_picture(place: int, image: np.ndarray, labels: np.ndarray, classes: int) -> None:
@@ -147,10 +158,10 @@ class InMemory:
         self, dataset: LabelledImages, told: Callable[[Iterable[int]], Iterable[int]] = iter
     ) -> None:
         """told: passes on the numbers that it is given, and may show how far they are."""
-        self._kept: list[tuple[np.ndarray, np.ndarray] | InputError] = []
+        self._kept: list[LabelledPicture | InputError] = []
         for index in told(range(len(dataset))):
             try:
-                image, labels = (np.asarray(part) for part in dataset[index])
+                pair = _as_arrays(dataset[index])
             except InputError as error:
                 self._kept.append(error)
                 continue
@@ -158,14 +169,14 @@ class InMemory:
                 left = len(dataset) - index
                 try:
                     memory.require(
-                        left * (image.nbytes + labels.nbytes),
+                        left * sum(part.nbytes for part in pair),
                         torch.device("cpu"),
                         f"{left} pictures in memory",
                         "set in_memory to false",
                     )
                 except MemoryError as error:
                     raise InputError(str(error)) from error
-            self._kept.append((image, labels))
+            self._kept.append(pair)
 
     def __len__(self) -> int:
         return len(self._kept)
@@ -303,6 +314,7 @@ def _stacked(samples: list[Sample | InputError]) -> Batch | InputError:
         torch.stack([sample.image for sample in whole]),
         torch.stack([sample.labels for sample in whole]),
         torch.stack([sample.pixels for sample in whole]).sum(0),
+        tuple(conversion for sample in whole for conversion in sample.conversions),
         tuple(message for sample in whole for message in sample.broken),
         sum(sample.seconds for sample in whole),
     )
