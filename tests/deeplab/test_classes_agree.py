@@ -11,6 +11,7 @@ from commands import picture as photograph
 from dataset_files import own_data
 from tiny_training import SHORT, Signalling, run, tiny_pictures
 
+from deeplab.data.datasets.classes import CAMVID
 from deeplab.data.scenes import CLASSES
 from deeplab.engine.classes import Classes, agreement
 from deeplab.engine.train import DataConfig, train
@@ -180,6 +181,20 @@ def test_commands_that_score_tell_other_names(tmp_path):
         save_weights(deeplab_v2_small(len(CLASSES)), path, {"class_names": list(names)})
         assert done(*given).stderr.endswith(said)
         assert (said == "") == (done(*given).stderr == "")
+
+
+def test_convert_gives_no_class_the_name_of_another(tmp_path):
+    source, out = tmp_path / "w.safetensors", tmp_path / "out.safetensors"
+    given = ["convert", source, out, "--model", "deeplab_v2_small", "--data", "camvid"]
+    names = list(CAMVID)
+    save_weights(deeplab_v2_small(len(names)), source, {"class_names": names[::-1]})
+    message = (
+        r"has classes of --data camvid in another order: bicyclist is class 0 there and .*; leave"
+    )
+    assert_refused(tmp_path, message, *given)
+    save_weights(deeplab_v2_small(len(names)), source, {"class_names": ["Himmel", *names[1:]]})
+    assert "(Himmel and sky); they are taken for the same" in done(*given).stderr
+    assert read_metadata(out)["class_names"] == names
 
 
 def renamed(path, names) -> None:

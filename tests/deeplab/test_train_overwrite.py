@@ -109,7 +109,7 @@ def test_what_a_failed_start_leaves_is_not_in_the_way(tmp_path):
 @pytest.mark.parametrize("text", ["name,score\na,1\n", "step,loss\n1,2\n", "\xff\xfe"])
 @pytest.mark.parametrize("options", [{}, {"overwrite": True}, {"resume": True}])
 def test_a_table_that_is_no_log_is_never_replaced(runs, pictures, tmp_path, text, options):
-    if "resume" in options:
+    if options:
         shutil.copytree(runs / "stopped", tmp_path, dirs_exist_ok=True)
     (tmp_path / "w.csv").write_bytes(text.encode("latin-1"))
     message = r"w\.csv: not (the log of a run|a readable log).* move it away, or give another --out"
