@@ -16,7 +16,7 @@ from deeplab.data import scenes
 from deeplab.engine.evaluate import Evaluation, Scores
 from deeplab.engine.train import learning_rate
 from deeplab.engine.training import loop
-from deeplab.engine.training.checkpoint import Files, read_state
+from deeplab.engine.training.checkpoint import Files, read_state, stored_steps
 from deeplab.errors import InputError
 from deeplab.weights import load_model, read_metadata
 
@@ -120,6 +120,7 @@ def test_a_stopped_run_may_end_where_it_stands(pictures, tmp_path, capfd):
     ended = run(SHORT, pictures, out, resume=True)
     assert "ends at step 2, where 4 was to be the last" in capfd.readouterr().err
     assert (ended.steps, ended.interrupted) == (2, False)
+    assert stored_steps(out, read_state(Files(out).state)) == 2
     run(SHORT, pictures, out, resume=True)
     assert "the run has finished its 2 steps" in capfd.readouterr().err
 
