@@ -37,8 +37,10 @@ from torch import Tensor, nn
 
 from deeplab import preprocess
 from deeplab.data import outputs
+from deeplab.data.datasets import IGNORE
 from deeplab.errors import InputError
 from deeplab.model import DeepLab
+from deeplab.weights.file import metadata_problem
 from kernels import memory
 
 Format = Literal["export", "onnx", "aoti"]
@@ -256,13 +258,17 @@ def _described(
             "deviation": [1.0, 1.0, 1.0] if caffe else list(preprocess.DEVIATION_RGB),
         },
         "output": {"name": "logits", "shape": ["batch", model.num_classes, "height", "width"]},
+        "ignore_label": IGNORE,  # in label maps to train or score on: pixels that do not count
     }
     try:
-        return json.dumps(facts, indent=2) + "\n"
+        text = json.dumps(facts, indent=2) + "\n"
     except (TypeError, ValueError) as error:
         raise InputError(
             f"metadata: {error}; use numbers, strings, lists and dicts (array.tolist())"
         ) from error
+    if problem := metadata_problem(facts):
+        raise InputError(f"metadata: {problem}")
+    return text
 
 
 def _checked_format(path: Path, format: str | None) -> Format:

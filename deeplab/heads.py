@@ -191,6 +191,11 @@ class DeepLabV3Head(nn.Module):
         x = F.relu(self.conv_bn(self.conv(x)), inplace=True)
         return self.classifier(x)
 
+    @property
+    def least_batch(self) -> int:
+        """Pictures that a forward pass in training needs: each is one value behind the pooling."""
+        return 1 if isinstance(self.pooled_bn, FrozenBatchNorm2d) else 2
+
     def _check_batch(self, features: Tensor) -> None:
         alone = type(self.pooled_bn) is nn.BatchNorm2d and _uses_batch_statistics(self.pooled_bn)
         if alone and features.shape[0] == 1:

@@ -87,6 +87,7 @@ def convert(
     deeplab segment photo.jpg --weights voc.safetensors
     ```
     """  # noqa: E501
+    from deeplab.engine.classes import Classes, agreement
     from deeplab.model import MODELS
     from deeplab.weights import read_metadata, save_weights
 
@@ -110,6 +111,10 @@ def convert(
         stored = read_metadata(checkpoint)
         metadata |= {key: value for key, value in stored.items() if key not in of_model}
     if names:
+        theirs = Classes.stored(checkpoint, metadata, network.num_classes)
+        ours = Classes.of(f"--data {data}", names)
+        if note := agreement(theirs, ours, "leave out --data, the file names its own"):
+            typer.echo(f"Note: {note}", err=True)
         metadata |= {"class_names": names, "palette": palette}
     out.parent.mkdir(parents=True, exist_ok=True)
     save_weights(network, out, metadata)

@@ -56,32 +56,16 @@ def class_names(
 ) -> list[str]:
     """Names for the network's classes: the set's.
 
-    InputError unless both have as many, or if the weights name the same in another order. Other
-    names, such as those of another language, are told on standard error.
+    InputError unless both mean the same by class i. Other names, such as those of another language,
+    are told on standard error.
     """
-    source = weights or "the shipped weights"
-    if network.num_classes != len(data.classes):
-        theirs = metadata.get("class_names")
-        named = f" ({', '.join(theirs[:4])}, ...)" if theirs else ""
-        what = "the scenes have" if data.name.startswith("scenes") else f"{data.name} has"
-        raise InputError(
-            f"{source}: weights for {network.num_classes} classes"
-            f"{named}, {what} {len(data.classes)} ({', '.join(data.classes[:4])}, ...); give "
-            "weights that were trained on these classes, or another data set with --data"
-        )
-    theirs, ours = list(metadata.get("class_names") or data.classes), list(data.classes)
-    differing = [pair for pair in zip(theirs, ours, strict=True) if pair[0] != pair[1]]
-    if differing and sorted(theirs) == sorted(ours):
-        raise InputError(
-            f"{source}: names the classes of {data.name} in another order ({', '.join(theirs[:4])}"
-            f", ... instead of {', '.join(ours[:4])}, ...); bring the data set's classes into the "
-            "order of the weights"
-        )
-    if differing:
-        typer.echo(
-            f"Note: {source} and {data.name} name classes differently ({len(differing)} of "
-            f"{len(ours)}), such as {differing[0][0]} and {differing[0][1]}; they are taken for "
-            "the same",
-            err=True,
-        )
-    return ours
+    from deeplab.engine.classes import Classes, agreement
+
+    theirs = Classes.stored(weights or "the shipped weights", metadata, network.num_classes)
+    mend = (
+        "give weights that were trained on these classes, another data set with --data, or bring "
+        "the data set's classes into the order of the weights"
+    )
+    if note := agreement(theirs, Classes.of(data.name, data.classes), mend):
+        typer.echo(f"Note: {note}", err=True)
+    return list(data.classes)

@@ -21,6 +21,7 @@ def load_network(
     """The model with its weights, and what the weights say about themselves."""
     from deeplab.model import MODELS
     from deeplab.weights import SHIPPED, is_own, load_model, read_metadata
+    from deeplab.weights.file import metadata_problem
 
     if model is not None and model not in MODELS:
         raise InputError(f"--model {model}: unknown; expected one of {', '.join(MODELS)}")
@@ -52,6 +53,8 @@ def load_network(
             f"{path}: {network.num_classes} classes do not fit 8-bit label maps (256 at most); use "
             "deeplab.engine.predict from Python"
         )
+    if problem := metadata_problem(metadata | {"num_classes": network.num_classes}):
+        raise InputError(f"{path}: {problem}; write the file anew with save_weights")
     return network.eval(), metadata
 
 

@@ -58,12 +58,17 @@ def train(
         typer.Option(metavar="FILE", help="Start from these weights, in any format of `convert`."),
     ] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with the run of --out that was stopped.")
+        bool,
+        typer.Option(
+            "--resume",
+            help="Go on with the run of --out that was stopped; with more --steps also with one "
+            "that has finished.",
+        ),
     ] = False,
     overwrite: Annotated[
         bool,
         typer.Option(
-            "--overwrite", help="Start anew where a run of --out was stopped, which is lost then."
+            "--overwrite", help="Start anew in place of what lies at --out, which is lost then."
         ),
     ] = False,
     tensorboard: Annotated[
@@ -129,7 +134,8 @@ def train(
 
     Beside the weights FILE.safetensors, the best by validation mIoU, lie FILE-last.safetensors,
     FILE.state to resume from and the log FILE.csv. Ctrl-C and SIGTERM end after the step at hand,
-    save, and exit with 130 and 143; --resume goes on as if nothing had been.
+    save, and exit with 130 and 143; --resume goes on as if nothing had been. A run or weights that
+    lie at --out already are replaced with --overwrite only.
 
     **Examples**
 
@@ -140,6 +146,7 @@ def train(
     deeplab train --config camvid_small --set data.root=/data/camvid --out camvid.safetensors
     deeplab train --out voc.safetensors --resume                    go on after a stop
     deeplab train --out voc.safetensors --resume --workers 2        the same on another machine
+    deeplab train --out voc.safetensors --resume --steps 30000      longer than it was to be
     torchrun --nproc-per-node 2 -m deeplab train --config voc12_vgg16 --weights vgg16.caffemodel
     deeplab evaluate --weights mine.safetensors
     ```
@@ -176,12 +183,13 @@ def _recipe(
     from deeplab.engine.training import checkpoint, recipe
 
     chosen: recipe.Settings = {}
-    if config is not None:
-        chosen = recipe.read_recipe(config)
-    elif resumed is not None:
+    if resumed is not None:
         state = checkpoint.Files(resumed).state
         stored = checkpoint.stored_config(state, checkpoint.read_state(state))
         chosen = recipe.flat_settings(stored, str(state))
+    if config is not None:
+        steps = {key: value for key, value in chosen.items() if key == "steps"}
+        chosen = steps | recipe.read_recipe(config)  # those of the run unless the recipe says
     for text in settings:
         key, value = options.key_value("--set", text, "data.root=/data/VOC2012")
         chosen |= recipe.one_setting(key, value)

@@ -21,6 +21,7 @@ interrupt, logs.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import os
 import subprocess
@@ -36,10 +37,16 @@ import torch
 
 from deeplab.data import scenes
 from deeplab.data.conversions import Conversion
-from deeplab.data.outputs import check_writable_file
+from deeplab.engine.classes import Classes, agreement
 from deeplab.engine.evaluate import LabelledImages
 from deeplab.engine.refine import CRFSettings
-from deeplab.engine.training.checkpoint import Files, check_agreement, read_state
+from deeplab.engine.training.checkpoint import (
+    GO_ON,
+    Files,
+    check_agreement,
+    read_state,
+    stored_steps,
+)
 from deeplab.engine.training.config import SCENES_CRF, DataConfig, TrainConfig
 from deeplab.engine.training.distributed import Processes, processes
 from deeplab.engine.training.labels import look_at_labels
@@ -49,8 +56,9 @@ from deeplab.engine.training.losses import segmentation_loss
 from deeplab.engine.training.samples import InMemory, Samples
 from deeplab.engine.training.schedule import learning_rate, parameter_groups, poly_lr, step_lr
 from deeplab.errors import InputError
+from deeplab.heads import DeepLabV3Head
 from deeplab.model import DeepLab, build
-from deeplab.weights import load_weights
+from deeplab.weights import is_own, load_weights, read_metadata
 
 __all__ = [
     "SCENES_CRF",
@@ -127,16 +135,20 @@ def train(
             `SCENES_CRF` unless given here; a CRF that learns (`config.crf`) replaces it.
         resume: go on from FILE.state, with the same configuration up to what does not change the
             result (`deeplab.engine.training.config.FREE_ON_RESUME`). Every process reads the file.
-        overwrite: start anew even where a run that was stopped has left its FILE.state.
+            Other `steps` than the run was to have, more than it has done, give the rest of it
+            another schedule, which is said; so a finished run trains on. Without more steps a
+            finished run stays as it is.
+        overwrite: start anew in place of the run or the weights that lie at `out`.
         tensorboard: log for TensorBoard too.
         progress: show loss, learning rate, last mIoU, speed and time left, on standard error.
 
     Raises:
         ValueError: an empty data set. FloatingPointError: the loss is not finite any more.
         InputError: `out` cannot be written (found before training starts) or the disk is full; data
-            or weights cannot be read; the state to resume is of another run; a run that was stopped
-            would be lost; memory is not enough; labels from which nothing can be learned (no two
-            classes that count), at the start, after the first epoch or at the end.
+            or weights cannot be read; the state to resume is of another run; weights, a run or its
+            log would be lost; weights or validation have the classes in another order; memory is
+            not enough; labels from which nothing can be learned (no two classes that count), at the
+            start, after the first epoch or at the end.
         OtherProcessEnded: of several processes another one has failed, and says why itself.
     """
     with processes(config.device) as group:
@@ -152,12 +164,16 @@ def train(
                 palette = getattr(dataset, "palette", scenes.PALETTE)
             _check(config, len(names), group, teller)
             facts = {"pictures": len(dataset), "class names": names}
-            state = None
-            if resume:
-                state = _state(files, config, facts)
-            elif group.first:  # which alone speaks; the others wait for its verdict
+            state = _state(files, config, facts) if resume else None
+            named = "class_names" if class_names else getattr(dataset, "name", "the data set")
+            classes = Classes.of(named, names)
+            _check_classes(classes, dataset, validation)
+            if not resume:
+                _check_classes_of_weights(config, classes, teller)
+            if not resume and group.first:  # which alone speaks; the others wait for its verdict
                 look_at_labels(dataset, validation, names, config.class_weights, teller.say)
             model = _model(config, len(names), known, teller, resumed=resume)
+            _check_batch(config, model, group)
         run = Run(
             config,
             model,
@@ -175,17 +191,22 @@ def train(
             processes=group,
             teller=teller,
         )
+        idle = False
         try:
             with group.together():
                 if state is not None and files is not None:
                     run.resume(state, files.state)
+                    idle = run.finished and stored_steps(files.state, state) == config.steps
                     del state  # as large as the model and its optimiser
-                if files is not None and group.first:
-                    _open_logs(teller, files, run, tensorboard)
+                if files is not None and group.first and not idle:
+                    _open_logs(teller, files, run, resume, tensorboard)
                 if config.in_memory and run.step < config.steps:
                     dataset = InMemory(dataset, teller.counted)
-            teller.start(run.step)
-            run.loop(dataset)
+            if idle:
+                teller.say(f"{out}: the run has finished its {run.step} steps; {GO_ON}")
+            else:
+                teller.start(run.step)
+                run.loop(dataset)
         finally:
             teller.close()
             run.release_group()
@@ -205,18 +226,16 @@ def train(
 
 
 def _check_files(files: Files, resume: bool, overwrite: bool, first: bool) -> None:
-    files.check()
+    files.check_name()
     if resume and overwrite:
         raise InputError(
             "resume and overwrite: a run goes on or starts anew; leave one of them out"
         )
     if not first:
         return  # which alone writes
-    check_writable_file(files.best)  # an older file there is kept until there is better
-    if not files.best.parent.is_dir():
-        raise InputError(f"{files.best}: cannot write, there is no such folder; create it first")
+    files.check_writable()
     if not resume and not overwrite:
-        files.check_unfinished()
+        files.check_free()
 
 
 def _state(files: Files | None, config: TrainConfig, facts: Mapping[str, Any]) -> dict[str, Any]:
@@ -277,6 +296,48 @@ def _check(config: TrainConfig, classes: int, group: Processes, teller: Teller) 
         )
 
 
+def _check_classes(ours: Classes, dataset: LabelledImages, validation: LabelledImages) -> None:
+    """InputError unless the pictures to train and to validate on have the run's classes."""
+    mend = "give class_names and both sets the same classes, in one order"
+    for pictures, owner in ((dataset, "the training set"), (validation, "the validation set")):
+        if names := getattr(pictures, "classes", None):
+            agreement(Classes.of(owner, names), ours, mend)
+
+
+def _check_classes_of_weights(config: TrainConfig, ours: Classes, teller: Teller) -> None:
+    """InputError where the weights to start from have the run's classes in another order.
+
+    Of other counts nothing is said here: `load_weights` leaves the classifier to chance then.
+    """
+    if config.new_classifier or not (config.weights and is_own(config.weights)):
+        return
+    names = read_metadata(config.weights).get("class_names") or ()
+    if len(names) != ours.count:
+        return
+    mend = (
+        "bring the data set's classes into the order of the weights, or let the classifier start "
+        "from random numbers with --set new_classifier=true"
+    )
+    if note := agreement(Classes.of(config.weights, names), ours, mend):
+        teller.say(note)
+
+
+def _check_batch(config: TrainConfig, model: DeepLab, group: Processes) -> None:
+    """InputError where a forward pass has fewer pictures than BatchNorm has to have."""
+    least = model.head.least_batch if isinstance(model.head, DeepLabV3Head) else 1
+    together = 1 if config.sync_bn else group.world
+    pictures = config.batch_size // (config.accumulate * together)
+    if pictures < least:
+        raise InputError(
+            f"batch_size: {config.model} trains BatchNorm behind its image pooling, which takes "
+            f"{least} pictures at a time, and gets {pictures}: batch_size {config.batch_size} / "
+            f"(accumulate {config.accumulate} x {together} "
+            f"{'process' if together == 1 else 'processes'}); raise batch_size, lower accumulate "
+            "or start fewer processes, or keep BatchNorm as it is with "
+            "model_options.frozen_bn=true"
+        )
+
+
 def _model(
     config: TrainConfig, classes: int, metadata: Mapping[str, Any], teller: Teller, resumed: bool
 ) -> DeepLab:
@@ -293,6 +354,7 @@ def _model(
     if resumed:
         return model
     if config.weights:
+        drawn = copy.deepcopy(model.state_dict()) if config.new_classifier else {}
         with warnings.catch_warnings():
             # Said below, by one process, beside the progress bar.
             warnings.filterwarnings("ignore", message=".*has no weights for")
@@ -302,6 +364,9 @@ def _model(
                 f"{config.weights}: has no weights for {', '.join(skipped)}, which start from "
                 "random numbers"
             )
+        if config.new_classifier:
+            anew = {name: tensor for name, tensor in drawn.items() if ".classifier." in name}
+            model.load_state_dict(anew, strict=False)
     elif config.starts_from:
         raise InputError(
             f"weights: this recipe starts from {config.starts_from}; name the file with "
@@ -310,11 +375,11 @@ def _model(
     return model
 
 
-def _open_logs(teller: Teller, files: Files, run: Run, tensorboard: bool) -> None:
-    if not run.step:
-        files.state.unlink(missing_ok=True)  # of an earlier run, which ends here
+def _open_logs(teller: Teller, files: Files, run: Run, resumed: bool, tensorboard: bool) -> None:
     kept = run.step - run.awaits_validation
     teller.logs.append(CSVLog(files.log, kept))
+    if not resumed:
+        files.state.unlink(missing_ok=True)  # of an earlier run, which ends here
     if tensorboard:
         teller.logs.append(TensorBoardLog(files.tensorboard, kept))
 

@@ -59,7 +59,7 @@ def save_weights(model: DeepLab, path: StrPath, metadata: Mapping[str, Any] | No
     clash = [key for key, value in _describe(model).items() if described[key] != value]
     if clash:
         raise InputError(f"metadata: {', '.join(clash)} comes from the model; leave it out")
-    if problem := _metadata_problem(described):
+    if problem := metadata_problem(described):
         raise InputError(f"metadata: {problem}")
     try:
         texts = {str(key): json.dumps(value) for key, value in described.items()}
@@ -273,7 +273,7 @@ def _open(path: Path) -> Iterator[Any]:
 
 def _metadata(file: Any, path: Path) -> dict[str, Any]:
     metadata = {key: _from_json(text) for key, text in (file.metadata() or {}).items()}
-    if problem := _metadata_problem(metadata):
+    if problem := metadata_problem(metadata):
         raise InputError(f"{path}: bad metadata: {problem}; use a file written by save_weights")
     return metadata
 
@@ -285,7 +285,7 @@ def _from_json(text: str) -> Any:
         return text
 
 
-def _metadata_problem(metadata: Mapping[str, Any]) -> str:
+def metadata_problem(metadata: Mapping[str, Any]) -> str:
     """What is wrong with class count, names and palette, in a phrase; empty where nothing is."""
     classes = metadata.get("num_classes")
     if classes is not None and (isinstance(classes, bool) or not isinstance(classes, int)):

@@ -67,7 +67,7 @@ def test_train_and_evaluate_refuse_what_makes_no_sense(tmp_path: Path) -> None:
     assert_refused(
         tmp_path, "--model: expected one of deeplab_v1_7x7, ", "train", "--model=unet", *out
     )
-    message = "weights for 3 classes, the scenes have 11"
+    message = "has 3 classes, scenes test has 11 classes"
     assert_refused(tmp_path, message, "evaluate", "--weights", path)
     for count in (0, 1_000_001):  # the validation scenes end where the test scenes start
         assert_refused(tmp_path, "--scenes: expected 1 to 1000000", "evaluate", "--scenes", count)

@@ -110,6 +110,7 @@ def test_the_description_preprocesses_as_the_model_does(kind, tmp_path):
     described = json.loads(written.description.read_text())
     assert described["class_names"] == names
     assert described["palette"] == palette
+    assert described["ignore_label"] == 255
     image = np.random.default_rng(0).integers(0, 256, (4, 5, 3), dtype=np.uint8)
     how = described["preprocessing"]
     channels = ["RGB".index(letter) for letter in how["channels"]]

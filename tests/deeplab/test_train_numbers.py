@@ -31,10 +31,10 @@ def test_diverging_run_says_so_and_keeps_the_last_good_file(pictures, tmp_path):
     diverging = dataclasses.replace(SHORT, lr=1e30, steps=20)
     for good in (None, dataclasses.replace(SHORT, steps=2)):
         if good is not None:
-            run(good, pictures, out)
+            run(good, pictures, out, overwrite=True)
         before = out.read_bytes() if out.exists() else None
         with pytest.raises(FloatingPointError, match=r"training diverged; lower lr"):
-            run(diverging, pictures, out)
+            run(diverging, pictures, out, overwrite=True)
         assert (out.read_bytes() if out.exists() else None) == before
     load_model(out)
 
@@ -44,7 +44,7 @@ def test_weights_that_overflow_in_the_last_step_never_reach_a_file(pictures, tmp
     run(dataclasses.replace(frozen, steps=1), pictures, out)
     before = {path: path.read_bytes() for path in tmp_path.glob("*.safetensors")}
     with pytest.raises(FloatingPointError, match="weights are NaN or Inf after step 0: training"):
-        run(dataclasses.replace(frozen, steps=1, lr=3e38), pictures, out)
+        run(dataclasses.replace(frozen, steps=1, lr=3e38), pictures, out, overwrite=True)
     assert {path: path.read_bytes() for path in before} == before
     assert not Files(out).state.exists()
 

@@ -1,6 +1,5 @@
 """Runs that stop and go on: bit for bit, after signals, kills and full disks; and their logs."""
 
-import csv
 import dataclasses
 import errno
 import json
@@ -17,7 +16,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_training import FROZEN, TINY, Signalling, run, tiny_pictures
+from tiny_training import FROZEN, TINY, Signalling, equal, rows, run, stop_at, tiny_pictures
 from typer.testing import CliRunner
 
 from deeplab import cli
@@ -28,28 +27,12 @@ from deeplab.engine.training.checkpoint import FORMAT, Files, read_state, write_
 from deeplab.engine.training.logs import COLUMNS, Throughput
 from deeplab.errors import InputError
 from deeplab.metrics import ConfusionMatrix
-from deeplab.model import DeepLab
 from deeplab.weights import load_model, read_metadata
 
 
 @pytest.fixture(scope="module")
 def pictures():
     return tiny_pictures()
-
-
-def equal(a: DeepLab, b: DeepLab) -> bool:
-    theirs = b.state_dict()
-    return all(torch.equal(tensor, theirs[name]) for name, tensor in a.state_dict().items())
-
-
-def rows(out: Path) -> list[dict[str, str]]:
-    with Files(out).log.open(newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def stop_at(step: int, pictures: list, number: int = signal.SIGTERM) -> Signalling:
-    """Pictures that stop a run of TINY after `step` steps."""
-    return Signalling(pictures, TINY.batch_size * step, number)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -95,16 +78,6 @@ def test_dropout_is_drawn_anew_for_each_step_and_process(pictures):
     assert loop._step_seed(0, 3, 1) == loop._step_seed(0, 3, 1) != loop._step_seed(1, 3, 1)
 
 
-def test_a_finished_run_resumes_to_itself(pictures, tmp_path):
-    out = tmp_path / "w.safetensors"
-    first = run(TINY, pictures, out)
-    before = rows(out)
-    again = run(TINY, Signalling(pictures, 1, signal.SIGKILL), out, resume=True)
-    assert equal(first.model, again.model)
-    assert again.metrics == first.metrics
-    assert rows(out) == before
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -129,54 +102,10 @@ def test_other_data_are_refused_and_other_places_are_not(pictures, tmp_path):
     assert run(free, pictures, out, resume=True).steps == 6
 
 
-def test_resume_needs_a_state(pictures, tmp_path):
-    with pytest.raises(InputError, match=r"w.state: no training state to resume; start without"):
-        run(TINY, pictures, tmp_path / "w.safetensors", resume=True)
-    (tmp_path / "w.state").write_bytes(b"PK nonsense")
-    with pytest.raises(InputError, match=r"training state: damaged, .* start without --resume$"):
-        run(TINY, pictures, tmp_path / "w.safetensors", resume=True)
-    write_state(tmp_path / "w.state", {"step": 1})
-    with pytest.raises(InputError, match="a training state without its config"):
-        run(TINY, pictures, tmp_path / "w.safetensors", resume=True)
-
-
 def test_a_state_that_would_run_code_is_refused(tmp_path):
     torch.save({"format": FORMAT, "code": os.system}, tmp_path / "w.state")
     with pytest.raises(InputError, match="not a readable training state"):
         read_state(tmp_path / "w.state")
-
-
-@pytest.mark.parametrize("name", ["w.state", "w.csv", "w.pth", "w"])
-def test_weights_of_another_name_than_safetensors_are_refused(pictures, tmp_path, name):
-    with pytest.raises(InputError, match=rf"{name}: expected a name that ends in \.safetensors"):
-        run(TINY, pictures, tmp_path / name)
-
-
-def test_a_stopped_run_is_not_started_anew_unless_asked_to(pictures, tmp_path):
-    out = tmp_path / "w.safetensors"
-    run(TINY, stop_at(2, pictures), out)
-    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
-    with pytest.raises(InputError, match=r"stopped at step 2 of 6; .* --resume, .* --overwrite"):
-        run(TINY, pictures, out)
-    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
-    with pytest.raises(InputError, match="goes on or starts anew; leave one of them out"):
-        run(TINY, pictures, out, resume=True, overwrite=True)
-    run(TINY, stop_at(1, pictures), out, overwrite=True)
-    assert [row["step"] for row in rows(out)] == ["1"]
-    run(TINY, pictures, out, resume=True)
-    run(TINY, pictures, out)  # a finished run may be made again
-    Files(out).state.write_bytes(b"PK nonsense")
-    run(TINY, pictures, out)  # what cannot go on is not in the way
-
-
-def test_a_run_that_fails_before_its_first_state_does_not_leave_that_of_an_earlier_one(
-    pictures, tmp_path
-):
-    out = tmp_path / "w.safetensors"
-    run(TINY, pictures, out)
-    with pytest.raises(FloatingPointError):
-        run(dataclasses.replace(TINY, lr=1e30), pictures, out)
-    assert not Files(out).state.exists()
 
 
 def test_a_state_is_written_without_a_copy_of_it_in_memory(tmp_path):

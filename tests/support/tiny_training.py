@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import csv
 import dataclasses
 import os
+import signal
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 
 from deeplab.data.datasets import open_dataset
 from deeplab.data.scenes import ScenesDataset
 from deeplab.engine.evaluate import LabelledImages
 from deeplab.engine.train import TrainConfig, TrainResult, train
+from deeplab.engine.training.checkpoint import Files
+from deeplab.model import DeepLab
 
 TINY = TrainConfig(
     steps=6,
@@ -61,8 +66,8 @@ def own_data(folder: Path, broken: str = "") -> LabelledImages:
 class Signalling:
     """Pictures of which the `at`-th that is asked for sends this process a signal."""
 
-    def __init__(self, pictures: Sequence[Any], at: int, signal: int) -> None:
-        self.pictures, self.at, self.signal, self.calls = pictures, at, signal, 0
+    def __init__(self, pictures: Sequence[Any], at: int, number: int) -> None:
+        self.pictures, self.at, self.number, self.calls = pictures, at, number, 0
 
     def __len__(self) -> int:
         return len(self.pictures)
@@ -70,5 +75,22 @@ class Signalling:
     def __getitem__(self, index: int) -> Any:
         self.calls += 1
         if self.calls == self.at:
-            os.kill(os.getpid(), self.signal)
+            os.kill(os.getpid(), self.number)
         return self.pictures[index]
+
+
+def stop_at(step: int, pictures: Sequence[Any], number: int = signal.SIGTERM) -> Signalling:
+    """Pictures that stop a run of TINY after `step` steps."""
+    return Signalling(pictures, TINY.batch_size * step, number)
+
+
+def equal(a: DeepLab, b: DeepLab) -> bool:
+    """Whether two models are the same bit for bit."""
+    theirs = b.state_dict()
+    return all(torch.equal(tensor, theirs[name]) for name, tensor in a.state_dict().items())
+
+
+def rows(out: Path) -> list[dict[str, str]]:
+    """The log of the run at `out`."""
+    with Files(out).log.open(newline="") as file:
+        return list(csv.DictReader(file))

@@ -86,6 +86,7 @@ def scene(seed: int, size: int | tuple[int, int] = DEFAULT_SIZE) -> Scene:
 class ScenesDataset(Dataset[tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]]):
     """Scenes ``start .. start + length - 1`` as (image uint8 [H, W, 3], labels uint8 [H, W])."""
 
+    name = "the generated scenes"
     classes = CLASSES
     palette = PALETTE
 

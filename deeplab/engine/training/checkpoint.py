@@ -7,7 +7,8 @@
 
 A file is written under a temporary name beside its place, flushed to the disk and renamed, so that
 a kill, a full disk or a power cut at any moment leaves the one before. The temporary name is fixed:
-what a killed run leaves is overwritten by the next one.
+what a killed run leaves is overwritten by the next one. A new run takes the place of none of them
+unless it is told to (`Files.check_free`).
 
 The state is a dict of tensors, numbers and texts in torch's format: network and CRF, optimiser,
 loss scale, step, running loss, scores, configuration. Chance needs no state: samples and dropout of
@@ -18,6 +19,7 @@ file.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,11 +27,15 @@ from typing import Any, BinaryIO
 
 import torch
 
+from deeplab.data.outputs import check_writable_file
 from deeplab.engine.training.config import FREE_ON_RESUME, TrainConfig
+from deeplab.engine.training.logs import has_rows
 from deeplab.engine.training.recipe import differences
 from deeplab.errors import InputError
 from deeplab.whole_file import whole_file
 
+ANEW = "start anew in its place with --overwrite, or give another --out"
+GO_ON = "train on with --resume and more --steps"
 FORMAT = "deeplab training state, version 1"
 
 
@@ -55,26 +61,61 @@ class Files:
     def tensorboard(self) -> Path:
         return self.best.with_suffix(".tensorboard")
 
-    def check(self) -> None:
+    def check_name(self) -> None:
         """Raises InputError for another kind of name, which could be that of another of them."""
         if self.best.suffix != ".safetensors":
             raise InputError(f"{self.best}: expected a name that ends in .safetensors")
 
-    def check_unfinished(self) -> None:
-        """Raises InputError where a run was stopped that could go on: a new one would lose it."""
-        if not self.state.is_file():
+    def check_writable(self) -> None:
+        """Raises InputError where the files cannot be written."""
+        for path in (self.best, self.last, self.state, self.log):
+            check_writable_file(path)
+        if not self.best.parent.is_dir():
+            raise InputError(f"{self.best}: cannot write, there is no such folder; create it first")
+
+    def check_free(self) -> None:
+        """Raises InputError where a new run would take the place of anything, and says of what.
+
+        What TensorBoard has is added to, so that it is never in the way; nor is a log without rows,
+        which a run leaves that failed in its first step.
+        """
+        there = [path for path in (self.best, self.last, self.state) if os.path.lexists(path)]
+        there += [self.log] if has_rows(self.log) else []
+        if not there:
             return
+        what, instead = self._found()
+        names = ", ".join(path.name for path in there)
+        raise InputError(f"{self.best}: {what} ({names}); {instead}{ANEW}")
+
+    def instead(self) -> str:
+        """What to do in place of going on, for the end of a message; nothing is lost unasked."""
+        return f"{self._from_weights()}{ANEW}"
+
+    def _found(self) -> tuple[str, str]:
+        """What lies here, and what can be done with it: a phrase that ends with a comma."""
+        if not os.path.lexists(self.state):
+            if not self._from_weights():
+                return "the log of a run that left no weights lies here", ""
+            return "weights lie here, without the state of a run", self._from_weights()
         try:
             state = read_state(self.state)
-            done, steps = int(state["step"]), int(stored_config(self.state, state)["steps"])
-        except (InputError, KeyError, TypeError, ValueError):
-            return  # what cannot be read cannot go on
+            done, steps = steps_done(self.state, state), stored_steps(self.state, state)
+        except InputError:
+            return "a training state that cannot be read lies here", self._from_weights()
         if done < steps:
-            raise InputError(
-                f"{self.state}: here lies a run that was stopped at step {done} of {steps}; go on "
-                "with it by --resume, start anew in its place with --overwrite, or give another "
-                "--out"
-            )
+            found = f"a run that was stopped at step {done} of {steps} lies here"
+            return found, "go on with it by --resume, "
+        return (
+            f"a run that has finished its {steps} steps lies here",
+            f"{GO_ON}, {self._from_weights()}",
+        )
+
+    def _from_weights(self) -> str:
+        """How to start from the weights here, with a comma behind; empty where there are none."""
+        for path in (self.last, self.best):
+            if path.is_file():
+                return f"start from its weights with --weights {path} and another --out, "
+        return ""
 
 
 def write_state(path: Path, state: Mapping[str, Any]) -> None:
@@ -88,30 +129,36 @@ def write_state(path: Path, state: Mapping[str, Any]) -> None:
             torch.save({"format": FORMAT, **state}, sink)  # type: ignore[arg-type]
             sink.finish()
     except OSError as error:
-        kept = "; the state before it is kept" if path.exists() else ""
+        then = "make room, then start again"
+        if path.exists():
+            then = "the state before it is kept: make room, then go on with --resume"
         raise InputError(
-            f"{path}: cannot write the training state ({error.strerror or error}){kept}; make "
-            "room, then go on with --resume"
+            f"{path}: cannot write the training state ({error.strerror or error}); {then}"
         ) from error
 
 
 def read_state(path: Path) -> dict[str, Any]:
     """The training state in a file; InputError where there is none or it cannot be read."""
     if not path.is_file():
+        files = _files_of(path)
+        there = os.path.lexists(files.best) or os.path.lexists(files.last)
+        start = files.instead() if there else "leave out --resume to start one"
         raise InputError(
-            f"{path}: no training state to resume; start without --resume, or give the --out of "
-            "the run that is to go on"
+            f"{path}: no training state to resume; give the --out of the run that is to go on, or "
+            f"{start}"
         )
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # damaged archives raise whatever their parsers meet
         raise InputError(
             f"{path}: not a readable training state: damaged, cut off, or a file of another kind; "
-            "start without --resume"
+            f"{_files_of(path).instead()}"
         ) from error
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         found = state.get("format") if isinstance(state, dict) else type(state).__name__
-        raise InputError(f"{path}: expected a {FORMAT}, got {found!r:.100}; start without --resume")
+        raise InputError(
+            f"{path}: expected a {FORMAT}, got {found!r:.100}; {_files_of(path).instead()}"
+        )
     return state
 
 
@@ -120,14 +167,26 @@ def stored_config(path: Path, state: Mapping[str, Any]) -> dict[str, Any]:
     return _table(path, state, "config")
 
 
+def steps_done(path: Path, state: Mapping[str, Any]) -> int:
+    """How many steps the run that wrote a state had done."""
+    return _whole_number(path, state, "step")
+
+
+def stored_steps(path: Path, state: Mapping[str, Any]) -> int:
+    """How many steps it was to have."""
+    return _whole_number(path, stored_config(path, state), "steps")
+
+
 def check_agreement(
     path: Path, state: Mapping[str, Any], config: TrainConfig, facts: Mapping[str, Any]
 ) -> None:
     """InputError unless the run that wrote the state is the one that `config` describes.
 
-    facts: what else fixes a run (number of pictures, names of classes), stored as "facts".
+    `config.steps` may differ, which gives the rest of the run another schedule, but not be fewer
+    than are done. facts: what else fixes a run (number of pictures, names of classes), stored as
+    "facts".
     """
-    found = differences(stored_config(path, state), config, FREE_ON_RESUME)
+    found = differences(stored_config(path, state), config, FREE_ON_RESUME | {"steps"})
     stored = _table(path, state, "facts")
     found += [
         f"{key} {stored.get(key)} then, {value} now"
@@ -137,8 +196,18 @@ def check_agreement(
     if found:
         raise InputError(
             f"{path}: another run than the one to resume: {'; '.join(found)}; give the same, or "
-            "start without --resume"
+            f"{_files_of(path).instead()}"
         )
+    done = steps_done(path, state)
+    if config.steps < done:
+        raise InputError(
+            f"steps: expected at least {done}, which the run of {path} has done, got "
+            f"{config.steps}; resume it with as many or more, or start another with another --out"
+        )
+
+
+def _files_of(state: Path) -> Files:
+    return Files(state.with_suffix(".safetensors"))
 
 
 class _Sink:
@@ -168,10 +237,16 @@ class _Sink:
             raise self.error
 
 
+def _whole_number(path: Path, table: Mapping[str, Any], key: str) -> int:
+    if type(table.get(key)) is not int:
+        raise InputError(f"{path}: a training state without its {key}; {_files_of(path).instead()}")
+    return table[key]
+
+
 def _table(path: Path, state: Mapping[str, Any], key: str) -> dict[str, Any]:
     try:
         return dict(json.loads(state[key]))
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(
-            f"{path}: a training state without its {key}; start without --resume"
+            f"{path}: a training state without its {key}; {_files_of(path).instead()}"
         ) from error

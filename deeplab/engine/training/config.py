@@ -28,6 +28,7 @@ FREE_ON_RESUME = frozenset(
     {
         "weights",
         "starts_from",
+        "new_classifier",
         "data.root",
         "skip_broken",
         "accumulate",
@@ -41,7 +42,7 @@ FREE_ON_RESUME = frozenset(
         "workers",
     }
 )
-"""What a resumed run may change: where and how it computes, not what.
+"""What a resumed run may change unsaid: where and how it computes, not what.
 
 skip_broken is among them, since a run that met a broken picture could not go on otherwise.
 """
@@ -77,6 +78,7 @@ class TrainConfig:
         model_options: further arguments of its builder, such as scales = [1.0, 0.75, 0.5] (MSC).
         weights: file to start from, of any format that `deeplab.weights.load_weights` reads.
         starts_from: what `weights` should be, in words; a run that has this and no weights stops.
+        new_classifier: draw the classifier anew, though `weights` have one for as many classes.
         data: the pictures.
         steps, batch_size: SGD steps, and samples in each: over all micro-batches and processes.
         accumulate: micro-batches in which a process computes its share of a step, to save memory.
@@ -118,6 +120,7 @@ class TrainConfig:
     model_options: dict[str, Any] = field(default_factory=dict)
     weights: str = ""
     starts_from: str = ""
+    new_classifier: bool = False
     data: DataConfig = field(default_factory=DataConfig)
     steps: int = 6000
     batch_size: int = 8

@@ -106,13 +106,18 @@ def peak_memory_mib(device: torch.device) -> int:
     return peak >> (20 if sys.platform == "darwin" else 10)
 
 
+def has_rows(path: Path) -> bool:
+    """Whether the log of a run has more than its header; InputError where it is none of a run."""
+    return bool(_rows(path))
+
+
 class CSVLog:
     """The log in a file, one row a step at most, each row on the disk when `write` returns."""
 
     def __init__(self, path: Path, keep_through: int = 0) -> None:
         """keep_through: rows up to this step are those of the run that is resumed; 0: afresh."""
         self.path = path
-        kept = _rows(path, keep_through) if keep_through else []
+        kept = [row for row in _rows(path) if int(row["step"]) <= keep_through]
         part = path.with_name(f".{path.name}.part")
         try:
             with part.open("w", newline="", encoding="utf-8") as file:
@@ -214,19 +219,27 @@ class Teller:
             log.close()
 
 
-def _rows(path: Path, through: int) -> list[dict[str, str]]:
-    """The whole rows of a log up to a step; a kill may have left half of the last one."""
+def _rows(path: Path) -> list[dict[str, str]]:
+    """The whole rows of a log; a kill may have left half of the last one.
+
+    Raises InputError where a file of another kind has its name.
+    """
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         return []
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: not a readable log ({error}); move it away") from error
+        raise InputError(
+            f"{path}: not a readable log ({error}), and that of the run would take its place; move "
+            "it away, or give another --out"
+        ) from error
+    if text and not text.startswith(",".join(COLUMNS[:3])):
+        raise InputError(
+            f"{path}: not the log of a run, which would take its place; move it away, or give "
+            "another --out"
+        )
     whole = text[: text.rfind("\n") + 1].splitlines()
-    rows = csv.DictReader(whole)
-    return [
-        row for row in rows if (row.get("step") or "").isdigit() and int(row["step"]) <= through
-    ]
+    return [row for row in csv.DictReader(whole) if (row.get("step") or "").isdigit()]
 
 
 def _progress_bar() -> Progress:

@@ -29,7 +29,7 @@ from deeplab.data.datasets.base import Recording
 from deeplab.data.datasets.counts import LabelCounts
 from deeplab.engine.evaluate import LabelledImages, evaluate
 from deeplab.engine.refine import CRFSettings
-from deeplab.engine.training.checkpoint import Files, write_state
+from deeplab.engine.training.checkpoint import Files, stored_steps, write_state
 from deeplab.engine.training.config import TrainConfig
 from deeplab.engine.training.distributed import OtherProcessEnded, Processes
 from deeplab.engine.training.interrupt import stop_request
@@ -37,7 +37,7 @@ from deeplab.engine.training.labels import TRAINING, VALIDATION, DrawnLabels
 from deeplab.engine.training.logs import Teller, Throughput, peak_memory_mib
 from deeplab.engine.training.losses import StepLoss, at_least_something, labelled_mass
 from deeplab.engine.training.samples import Batch, SkipBroken, batches
-from deeplab.engine.training.schedule import learning_rate, optimizer_of
+from deeplab.engine.training.schedule import learning_rate, optimizer_of, restated
 from deeplab.errors import InputError
 from deeplab.model import DeepLab
 from deeplab.preprocess import MEAN_BGR, MEAN_RGB
@@ -74,6 +74,7 @@ class Run:
         self.step, self.loss, self.signal = 0, math.nan, 0
         self.metrics: dict[str, Any] = {}
         self.best: dict[str, Any] = {}
+        self.restated: list[dict[str, int]] = []  # where the run was given other steps, and which
         self.validated = -1  # the step of the last validation
         self.broken: set[str] = set()
         self.drawn = DrawnLabels(class_names, config.class_weights, config.crop)
@@ -145,6 +146,11 @@ class Run:
         due = self.step > 0 and self.step % self.config.validate_every == 0
         return due and self.step < self.config.steps and self.validated != self.step
 
+    @property
+    def finished(self) -> bool:
+        """Whether nothing is left to do: the last step is done and validated."""
+        return self.step >= self.config.steps and self.validated == self.step
+
     def save(self) -> None:
         """The state and the last weights; the best ones too while there is no validation yet."""
         if self.files is None or not self.processes.first:
@@ -157,7 +163,11 @@ class Run:
             self._save_weights(self.files.best)
 
     def resume(self, state: Mapping[str, Any], path: Path) -> None:
-        """Go on from the state in a file, which `check_agreement` has passed."""
+        """Go on from the state in a file, which `check_agreement` has passed.
+
+        Where the run was to have other steps, the schedule is another from here on, which is said.
+        """
+        before = stored_steps(path, state)
         try:
             self.model.load_state_dict(state["model"])
             self.optimizer.load_state_dict(state["optimizer"])
@@ -167,9 +177,15 @@ class Run:
             self.validated = int(state["validated"])
             self.metrics, self.best = json.loads(state["metrics"]), json.loads(state["best"])
             self.drawn.load(state.get("drawn"))
+            self.restated = json.loads(state.get("restated", "[]"))  # an older state has none
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise InputError(f"{path}: the state does not fit the run: {error}") from error
         self._row_step = self.step - self.awaits_validation
+        if self.files is not None and not self.files.best.is_file():
+            self.best = {}  # moved away: the best from here on are worth keeping
+        if before != self.config.steps:
+            self.restated.append({"step": self.step, "steps_before": before})
+            self.teller.say(f"{path}: {restated(self.config, self.step, before)}")
 
     def _state(self) -> dict[str, Any]:
         return {
@@ -181,6 +197,7 @@ class Run:
             "metrics": json.dumps(self.metrics),
             "best": json.dumps(self.best),
             "drawn": self.drawn.state(),
+            "restated": json.dumps(self.restated),
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
@@ -188,6 +205,8 @@ class Run:
 
     def _save_weights(self, path: Path) -> None:
         known: dict[str, Any] = {"step": self.step, "metrics": self.metrics}
+        if self.restated:
+            known["restated"] = self.restated
         if self.model.crf is not None:
             known["crf"] = dataclasses.asdict(CRFSettings.of(self.model.crf))
         save_weights(self.model, path, dict(self.metadata) | known)

@@ -11,6 +11,7 @@ after it: the same until the rate changes, and close for as slow a change as the
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import torch
@@ -34,6 +35,20 @@ def learning_rate(config: TrainConfig, step: int) -> float:
     if config.policy == "step":
         return step_lr(config.lr, step, config.step_size, config.gamma, config.warmup)
     return poly_lr(config.lr, step, config.steps, config.power, config.warmup)
+
+
+def restated(config: TrainConfig, done: int, before: int) -> str:
+    """What becomes of a run of `before` steps that goes on after `done` with `config.steps`."""
+    if done == config.steps:
+        return f"ends at step {done}, where {before} was to be the last"
+    said = (
+        f"goes on from step {done} to {config.steps}, where {before} was to be the last: the "
+        f"learning rate ({config.policy}) is {learning_rate(config, done):.4g} from here"
+    )
+    if not done:
+        return said
+    earlier = learning_rate(dataclasses.replace(config, steps=before), done - 1)
+    return f"{said}, and was {earlier:.4g} in the last step"
 
 
 def parameter_groups(model: DeepLab, config: TrainConfig) -> list[dict[str, Any]]:
