@@ -50,6 +50,7 @@ def evaluate(
     weights: options.Weights = None,
     model: options.ModelName = None,
     classes: options.NumClasses = None,
+    msc: options.MSC = None,
     data: options.DataName = "scenes",
     root: options.DataRoot = None,
     split: Annotated[
@@ -169,7 +170,7 @@ def evaluate(
         _check_without_scores(submission, trimap, out, save_confusion)
     pictures, split = open_data(data, root, split, data_options, scenes, usual="test")
     torch_device(device)  # refuses unknown names
-    network, metadata = load_network(weights, model, classes)
+    network, metadata = load_network(weights, model, classes, msc)
     names = class_names(network, pictures, metadata, weights)
     settings = options.chosen_settings(ctx, crf_file, stored_settings(weights, metadata))
     curve = None if trimap is None else _curve_file(trimap)

@@ -28,7 +28,7 @@ from checkpoints import (
 from PIL import Image
 
 from deeplab.errors import InputError
-from deeplab.weights import load_weights, style_of
+from deeplab.weights import load_checkpoint, load_weights
 
 MB = 2**20
 
@@ -113,7 +113,7 @@ def test_what_holds_no_weights_is_called_by_its_name(path, content, said):
     assert said in refused(path)
     if said.startswith(("expected", "got")):
         with pytest.raises(InputError, match=re.escape(said)):
-            style_of(path)
+            load_checkpoint(path)
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")

@@ -31,7 +31,7 @@ from deeplab.engine.training.config import TrainConfig
 from deeplab.engine.training.distributed import OtherProcessEnded, Processes
 from deeplab.engine.training.interrupt import stop_request
 from deeplab.engine.training.logs import Teller, Throughput, peak_memory_mib
-from deeplab.engine.training.losses import StepLoss, at_least_something, labelled_mass
+from deeplab.engine.training.losses import Grid, StepLoss, at_least_something, labelled_mass
 from deeplab.engine.training.samples import Batch, SkipBroken, batches
 from deeplab.engine.training.schedule import learning_rate, optimizer_of
 from deeplab.errors import InputError
@@ -232,7 +232,7 @@ class Run:
     def _agree(self, labels: Tensor, stop: int) -> tuple[Tensor, int]:
         """Denominators of the loss over the whole step, and the signal that any process got."""
         weights = torch.tensor(self.config.class_weights) if self.config.class_weights else None
-        mass = labelled_mass(labels, self._strides, weights, self.model.style == "caffe")
+        mass = labelled_mass(labels, self._strides, weights, Grid.of(self.model))
         votes = torch.tensor([stop == number for number in SIGNALS], dtype=torch.float64)
         agreed = self.processes.sum(torch.cat([mass, votes]))
         stops = [n for n, vote in zip(SIGNALS, agreed[len(mass) :].tolist(), strict=True) if vote]
