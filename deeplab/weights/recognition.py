@@ -26,7 +26,7 @@ from deeplab.weights.names import COUNTER, caffe_window
 from deeplab.weights.sources import Checkpoint, Source, check_source, is_own, read_checkpoint
 
 Line = OnVGG16 | OnResNet
-NAMES = {line: name for name, line in MODELS.items()}  # of names for one network the last
+
 PUBLISHED = ("deeplab_v2_resnet101", "deeplab_v2_vgg16")  # of all with several branches
 FROM = {
     "caffemodel": "of Caffe",
@@ -180,9 +180,10 @@ def _fit(checkpoint: Checkpoint, model: str | None) -> Fit:
 def _fits(checkpoint: Checkpoint) -> list[Fit]:
     """All models that fit; of a published file those that its source has published."""
     told = _told_rates(checkpoint)
+    lines = {line: name for name, line in MODELS.items()}  # of names for one network the last
     fits = [
         fit
-        for line, name in NAMES.items()
+        for line, name in lines.items()
         if (fit := _fit_of(line, name, told if told and line.rates else line.rates, checkpoint))
     ]
     if exact := [fit for fit in fits if told and MODELS[fit.name].rates == told]:
