@@ -52,7 +52,8 @@ def load_weights(model: DeepLab, path: file.StrPath, source: Source = "auto") ->
     """Copy the file's tensors into `model`, converted to its dtype and device.
 
     Everything is checked first: on an error the model is unchanged. Nothing in a file is executed,
-    and no size that it claims is allocated.
+    and no size that it claims is allocated. A state dict of this package's models does not tell its
+    style and rates: they are taken to be the model's.
 
     Args:
         path: a file of any source of `deeplab.weights.sources`.
