@@ -135,9 +135,15 @@ def _built(checkpoint: Checkpoint, fit: Fit) -> DeepLab:
     if checkpoint.style is not None:
         options["style"] = checkpoint.style
     try:
-        return build(fit.name, fit.num_classes, rates=fit.rates, **options)
+        with torch.device("meta"):  # random weights would cost a second, to be written over
+            network = build(fit.name, fit.num_classes, rates=fit.rates, **options)
     except ValueError as error:
         raise InputError(f"{checkpoint.path}: makes no {fit.name}: {error}") from error
+    network.to_empty(device="cpu")
+    for name, buffer in network.named_buffers():
+        if name.endswith(COUNTER):  # all else is in the file
+            buffer.zero_()
+    return network
 
 
 def _fit(checkpoint: Checkpoint, model: str | None) -> Fit:
@@ -199,13 +205,12 @@ def _fit_of(line: Line, name: str, rates: tuple[int, ...], checkpoint: Checkpoin
     classifier = tensors.get("head.classifier.weight")
     if classifier is None or classifier.ndim != 4 or not _is_body(line, checkpoint):
         return None
-    of_branches = not (isinstance(line, OnVGG16) and line.kernel != 3) and bool(line.rates)
-    first = "head.fc6.weight" if isinstance(line, OnVGG16) else "head.classifier.weight"
-    if isinstance(line, OnResNet) and line.pyramid:
-        of_branches, first = False, "head.pyramid.weight"
-    if branches.get(first, len(rates) or 1) != (len(rates) or 1):
+    pyramid = isinstance(line, OnResNet) and line.pyramid
+    first = "fc6" if isinstance(line, OnVGG16) else "pyramid" if pyramid else "classifier"
+    count = len(rates) or 1
+    if branches.get(f"head.{first}.weight", count) != count:
         return None
-    classes, rest = divmod(len(classifier), len(rates) if of_branches else 1)
+    classes, rest = divmod(len(classifier), 1 if pyramid else count)  # rows of all branches
     if rest or not classes:
         return None
     theirs = {
