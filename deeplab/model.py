@@ -48,6 +48,7 @@ from deeplab.heads import (
     MultiScaleTaps,
     Pointwise,
 )
+from deeplab.multiscale import Resize
 from deeplab.network import DeepLab, Head
 from deeplab.styles import Style
 
@@ -69,12 +70,14 @@ class Options(TypedDict, total=False):
         the base of ResNet-101.
     style: "caffe" or "torchvision": see `deeplab.styles`. It belongs to the weights.
     scales: None, or (1.0, 0.75, 0.5) for multi-scale input, fused by maximum (MSC).
+    resize: "caffe" or "torch": see `deeplab.multiscale`. It belongs to the weights, too.
     crf: a dense CRF as the last layer.
     """
 
     rates: Sequence[int]
     style: Style
     scales: Sequence[float] | None
+    resize: Resize
     crf: DenseCRF | None
 
 
@@ -293,7 +296,12 @@ def _config(
     name: str, line: OnVGG16 | OnResNet, num_classes: int, options: dict[str, Any]
 ) -> dict[str, Any]:
     """The model's name and options as JSON-able values; raises where they make no model."""
-    defaults: dict[str, Any] = {"rates": line.rates, "style": "caffe", "scales": None}
+    defaults: dict[str, Any] = {
+        "rates": line.rates,
+        "style": "caffe",
+        "scales": None,
+        "resize": "caffe",
+    }
     if isinstance(line, OnResNet):
         defaults |= {"frozen_bn": line.frozen_bn, "style": line.style}
     if unknown := options.keys() - defaults.keys():
@@ -309,6 +317,7 @@ def _config(
     styles.check(chosen["style"])
     chosen["rates"] = _checked_rates(name, line, chosen["rates"])
     chosen["scales"] = multiscale.checked_scales(chosen["scales"])
+    multiscale.check_resize(chosen["resize"])
     return {"model": name, "num_classes": num_classes, **chosen}
 
 

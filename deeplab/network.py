@@ -27,6 +27,7 @@ from deeplab.heads import (
     MultiScaleTaps,
     Pointwise,
 )
+from deeplab.multiscale import Resize
 from deeplab.preprocess import preprocess
 from deeplab.styles import Style
 
@@ -37,9 +38,9 @@ class DeepLab(nn.Module):
     """Backbone, head and, if given, taps and a dense CRF. `deeplab.model` builds the papers' ones.
 
     Attributes: `backbone`, `head`, `taps` (MultiScaleTaps or None), `crf` (a DenseCRF or None; it
-    may be set at any time), `num_classes`, `style`, `scales` (a tuple, or None for one scale) and
-    `config`: the model's name and options as JSON-able values, so that
-    `deeplab.model.build(config["model"], ...)` makes the same model again.
+    may be set at any time), `num_classes`, `style`, `scales` (a tuple, or None for one scale;
+    `set_scales` sets it), `resize` and `config`: the model's name and options as JSON-able values,
+    so that `deeplab.model.build(config["model"], ...)` makes the same model again.
     """
 
     in_channels = 3
@@ -59,6 +60,7 @@ class DeepLab(nn.Module):
         self.style: Style = config.get("style", "caffe")
         scales = config.get("scales")
         self.scales: tuple[float, ...] | None = None if scales is None else tuple(scales)
+        self.resize: Resize = config.get("resize", "caffe")
         self.backbone = backbone
         self.head = head
         self.taps = taps
@@ -79,8 +81,8 @@ class DeepLab(nn.Module):
 
         x: `[B, 3, H, W]`, preprocessed, any size from 1x1 up.
         image: `[B, 3, H, W]`, the same pictures as RGB 0-255: what a CRF layer looks at.
-        upsample: to the input's size, bilinear, with align_corners as in Caffe or, in style
-            "torchvision", without; False leaves the backbone's size, about H/8 x W/8.
+        upsample: to the input's size, as `upsample` does it; False leaves the backbone's size,
+            about H/8 x W/8.
 
         Returns logits `[B, num_classes, H, W]`, whose softmax is the class probabilities; with
         several scales they are the fused ones. With a CRF layer they are the CRF's last field
@@ -95,7 +97,7 @@ class DeepLab(nn.Module):
         if self.scales is None:
             logits = self._scores(x)
         else:
-            logits = multiscale.scores_of_scales(self._scores, x, self.scales)[0]
+            logits = self._scores_of_scales(x)[0]
         if upsample:
             logits = self.upsample(logits, x.shape[2:])
         if self.crf is None:
@@ -106,10 +108,26 @@ class DeepLab(nn.Module):
     def upsample(self, logits: Tensor, size: Sequence[int]) -> Tensor:
         """Scores `[B, C, h, w]` of upsample=False at `size` (H, W) of their input, as `forward`.
 
-        Bilinear; with align_corners in style "caffe", without in style "torchvision".
+        Bilinear; with align_corners where the model is `aligned`.
         """
-        aligned = self.style == "caffe"
-        return F.interpolate(logits, size=list(size), mode="bilinear", align_corners=aligned)
+        return F.interpolate(logits, size=list(size), mode="bilinear", align_corners=self.aligned)
+
+    @property
+    def aligned(self) -> bool:
+        """Whether the corner scores lie on the corner pixels, as in the released Caffe networks.
+
+        In style "torchvision", and with resize "torch", they lie on the middles of their shares.
+        """
+        return self.style == "caffe" and self.resize == "caffe"
+
+    def set_scales(self, scales: Sequence[float] | None) -> None:
+        """See pictures at other scales from now on (MSC), or at one with None.
+
+        Raises ValueError as `deeplab.multiscale.checked_scales` does.
+        """
+        checked = multiscale.checked_scales(scales)
+        self.scales = None if checked is None else tuple(checked)
+        self.config = self.config | {"scales": checked}
 
     def forward_scales(self, x: Tensor) -> tuple[Tensor, ...]:
         """The scores that a model of several scales trains on, one loss each, none upsampled.
@@ -129,7 +147,7 @@ class DeepLab(nn.Module):
                 "forward_scales: this model has one scale; build it with scales=(1.0, 0.75, 0.5), "
                 "or train on model(x)"
             )
-        return multiscale.scores_of_scales(self._scores, x, self.scales)
+        return self._scores_of_scales(x)
 
     def param_groups(self, lr: float, weight_decay: float = 5e-4) -> list[dict[str, Any]]:
         """The papers' groups for an optimiser; every trainable parameter is in exactly one.
@@ -178,6 +196,10 @@ class DeepLab(nn.Module):
         pools: list[Tensor] = []
         scores = self.head(self.backbone(x, pools))
         return scores + self.taps(x, pools)
+
+    def _scores_of_scales(self, x: Tensor) -> tuple[Tensor, ...]:
+        assert self.scales is not None
+        return multiscale.scores_of_scales(self._scores, x, self.scales, self.resize)
 
     def _trainable_parameters(self) -> list[tuple[str, nn.Parameter]]:
         """(group, parameter) for each parameter that takes gradients, in the model's order."""

@@ -5,11 +5,13 @@
     pooling                 rounds up                                 rounds down
     ResNet's stride         on the first 1x1 of a bottleneck          on its 3x3
     first dilated block     has the rate of its stage                 first 3x3 keeps the old rate
-    logits to the image     bilinear, corners aligned                 bilinear, corners not aligned
+    logits to the image     bilinear, corners aligned (*)             bilinear, corners not aligned
 
 Weights of one style load into a network of the other without a word, and lose accuracy: the style
-belongs to the weights. Sources: the released DeepLab prototxts; torchvision's `models.resnet`,
-`models.segmentation` and the transforms of its weights.
+belongs to the weights. (*) With the option resize="torch" not aligned: see `deeplab.multiscale`.
+
+Sources: the released DeepLab prototxts; torchvision's `models.resnet`, `models.segmentation` and
+the transforms of its weights.
 """
 
 from typing import Literal, get_args

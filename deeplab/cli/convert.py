@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections import Counter
 from enum import StrEnum
 from pathlib import Path
@@ -12,6 +11,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from deeplab.cli import options
 from deeplab.data import outputs
 from deeplab.errors import InputError
 
@@ -29,6 +29,7 @@ class From(StrEnum):
     kazuto1011 = "kazuto1011"
     isht7 = "isht7"
     torchvision = "torchvision"
+    state_dict = "state_dict"
 
 
 class Named(StrEnum):
@@ -46,15 +47,17 @@ def convert(
     out: Annotated[
         Path, typer.Argument(metavar="OUT", help="The weights file to write (.safetensors).")
     ],
-    model: Annotated[
-        str, typer.Option(metavar="NAME", help="Which model it is of, such as deeplab_v2_vgg16.")
-    ],
+    model: options.ModelName = None,
     classes: Annotated[
         int | None,
         typer.Option(
-            min=1, metavar="N", help="How many classes.", show_default="those of --data, or 21"
+            min=1,
+            metavar="N",
+            help="How many classes it must be for.",
+            show_default="as many as it is for",
         ),
     ] = None,
+    msc: options.MSC = None,
     data: Annotated[
         Named | None,
         typer.Option(
@@ -69,11 +72,16 @@ def convert(
 ) -> None:
     """Turn a published checkpoint into a weights file, which every other command reads.
 
-    Reads .caffemodel files (old and new form; no Caffe needed) of DeepLab v1 and v2, and the .pth
-    files of kazuto1011/deeplab-pytorch, isht7/pytorch-deeplab-resnet and torchvision's DeepLabV3.
+    Reads .caffemodel files (old and new form; no Caffe needed) of DeepLab v1 and v2, the .pth files
+    of kazuto1011/deeplab-pytorch, isht7/pytorch-deeplab-resnet and torchvision's DeepLabV3, and
+    state dicts of this package's models, also where a wrapper such as DataParallel or a trainer
+    put its name in front (module., model., net., _orig_mod.). Which model it is and for how many
+    classes, its tensors tell; what they do not tell is that of the models published in this form,
+    and is said. Where several fit, --model chooses.
+
     Every tensor must find its place: what is missing, left over or of another shape is listed, and
     nothing is written. Rates, strides and poolings that a .caffemodel says must be the model's.
-    Nothing in a file is executed.
+    Networks trained with several scales (MSC) keep them. Nothing in a file is executed.
 
     Files for ImageNet, and heads for other classes, make no finished model: train from them,
     deeplab train --weights FILE.
@@ -81,18 +89,17 @@ def convert(
     **Examples**
 
     ```text
-    deeplab convert train2_iter_20000.caffemodel voc.safetensors --model deeplab_v2_resnet101 --data voc2012
-    deeplab convert deeplabv2_resnet101_msc-vocaug-20000.pth voc.safetensors --model deeplab_v2_resnet101 --data voc2012
-    deeplab convert deeplabv3_resnet101_coco-586e9e4e.pth v3.safetensors --model deeplab_v3_resnet101 --data voc2012
+    deeplab convert train2_iter_20000.caffemodel voc.safetensors --data voc2012
+    deeplab convert deeplabv2_resnet101_msc-vocaug-20000.pth voc.safetensors --data voc2012
+    deeplab convert deeplabv3_resnet101_coco-586e9e4e.pth v3.safetensors --data voc2012
+    deeplab convert train2_iter_20000.caffemodel quick.safetensors --msc none
     deeplab segment photo.jpg --weights voc.safetensors
     ```
-    """  # noqa: E501
+    """
     from deeplab.engine.classes import Classes, agreement
-    from deeplab.model import MODELS
-    from deeplab.weights import read_metadata, save_weights
+    from deeplab.weights import load_checkpoint, save_weights
 
-    if model not in MODELS:
-        raise InputError(f"--model {model}: unknown; expected one of {', '.join(MODELS)}")
+    scales = None if msc is None else options.msc_scales(msc)
     if out.resolve() == checkpoint.resolve():
         raise InputError(f"{out}: is the checkpoint itself, and would be overwritten; name another")
     if out.suffix != ".safetensors":
@@ -103,13 +110,13 @@ def convert(
         raise InputError(
             f"--classes {classes}: {data} has {len(names)}; leave one of the two options out"
         )
-    count = classes if classes is not None else len(names) or 21
-    network, loaded = read_checkpoint(checkpoint, model, count, source.value)
+    opened = load_checkpoint(checkpoint, model, classes or len(names) or None, source.value)
+    network, loaded = opened.model, opened.loaded
+    if msc is not None:
+        network.set_scales(scales)
     metadata: dict[str, object] = {"converted_from": f"{checkpoint.name} ({loaded.source})"}
-    if loaded.source == "safetensors":  # what it says about its weights stays true
-        of_model = ("model", "num_classes", "options")
-        stored = read_metadata(checkpoint)
-        metadata |= {key: value for key, value in stored.items() if key not in of_model}
+    of_model = ("model", "num_classes", "options")  # what else it says about itself stays true
+    metadata |= {key: value for key, value in opened.metadata.items() if key not in of_model}
     if names:
         theirs = Classes.stored(checkpoint, metadata, network.num_classes)
         ours = Classes.of(f"--data {data}", names)
@@ -118,32 +125,9 @@ def convert(
         metadata |= {"class_names": names, "palette": palette}
     out.parent.mkdir(parents=True, exist_ok=True)
     save_weights(network, out, metadata)
+    if told := opened.taken_for():
+        typer.echo(f"Note: {told}", err=True)
     Console(markup=False).print(_summary(network, loaded, out))
-
-
-def read_checkpoint(path: Path, model: str, classes: int, source: str) -> tuple[DeepLab, Loaded]:
-    """The model of that name with the file's weights, all of them, in the file's style.
-
-    Raises InputError as `load_weights` does, and where the head has no weights in the file.
-    """
-    from deeplab.model import build
-    from deeplab.weights import load_weights, style_of
-
-    style = style_of(path)  # before the try: what is wrong with the file is not --model's fault
-    try:
-        network = build(model, num_classes=classes, style=style)
-    except ValueError as error:
-        raise InputError(f"--model {model}: {error}") from error
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # what is skipped is an error here
-        loaded = load_weights(network, path, source)  # type: ignore[arg-type]
-    if loaded.skipped:
-        raise InputError(
-            f"{path}: has no weights for {', '.join(loaded.skipped)} of {model} with {classes} "
-            "classes; name the model and the number of classes that it was trained for, or train "
-            f"from it: deeplab train --weights {path}"
-        )
-    return network, loaded
 
 
 def _classes_of(data: Named | None) -> tuple[list[str], list[list[int]]]:

@@ -52,6 +52,7 @@ def evaluate(
     weights: options.Weights = None,
     model: options.ModelName = None,
     classes: options.NumClasses = None,
+    msc: options.MSC = None,
     data: options.DataName = "scenes",
     root: options.DataRoot = None,
     split: Annotated[
@@ -187,7 +188,7 @@ def evaluate(
         data, root, split, data_options, scenes, usual="test", labelled=score
     )
     torch_device(device)  # refuses unknown names
-    network, metadata = load_network(weights, model, classes)
+    network, metadata = load_network(weights, model, classes, msc)
     names = class_names(network, pictures, metadata, weights)
     settings = options.chosen_settings(ctx, crf_file, stored_settings(weights, metadata))
     curve = None if trimap is None else _curve_file(trimap)

@@ -21,6 +21,7 @@ def export(
     weights: options.Weights = None,
     model: options.ModelName = None,
     classes: options.NumClasses = None,
+    msc: options.MSC = None,
     format: Annotated[
         str | None,
         typer.Option(
@@ -61,7 +62,7 @@ def export(
 
     chosen: Any = format
     fixed = None if size is None else _parsed(size)
-    network, metadata = load_network(weights, model, classes)
+    network, metadata = load_network(weights, model, classes, msc)
     with Console(stderr=True).status("exporting and comparing"):
         written = write(network, path, chosen, size=fixed, metadata=metadata)
     typer.echo(

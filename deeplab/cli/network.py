@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from deeplab.cli.convert import read_checkpoint
+import typer
+
+from deeplab.cli.options import msc_scales
 from deeplab.errors import InputError
 
 if TYPE_CHECKING:
@@ -16,46 +18,33 @@ if TYPE_CHECKING:
 
 
 def load_network(
-    weights: Path | None, model: str | None, classes: int | None
+    weights: Path | None, model: str | None, classes: int | None, msc: str | None = None
 ) -> tuple[DeepLab, dict[str, Any]]:
-    """The model with its weights, and what the weights say about themselves."""
-    from deeplab.model import MODELS
-    from deeplab.weights import SHIPPED, is_own, load_model, read_metadata
+    """The model with its weights, and what the weights say about themselves.
+
+    weights: a file of any source; None for the shipped one. model, classes: what it must be of.
+    msc: the text of --msc, which sets the model's scales. What a file of another project was taken
+    for is told on standard error.
+    """
+    from deeplab.engine.training.distributed import is_first
+    from deeplab.weights import load_checkpoint
     from deeplab.weights.file import metadata_problem
 
-    if model is not None and model not in MODELS:
-        raise InputError(f"--model {model}: unknown; expected one of {', '.join(MODELS)}")
-    if model is None and classes is not None:
-        raise InputError(f"--classes {classes}: give --model too, or leave it to the weights")
-    path = SHIPPED if weights is None else weights
-    foreign = model is not None and not is_own(path)
-    metadata = {} if foreign else read_metadata(path)
-    if model is not None and foreign:
-        network, _ = read_checkpoint(path, model, 21 if classes is None else classes, "auto")
-    elif model is None or "model" in metadata:
-        network = load_model(weights)
-        if model is not None and network.config["model"] != model:
-            raise InputError(
-                f"{path}: weights of {network.config['model']}, not of --model {model}; leave out "
-                "--model, the file knows its own"
-            )
-        if classes is not None and network.num_classes != classes:
-            raise InputError(
-                f"{path}: weights for {network.num_classes} classes, not for --classes {classes}; "
-                "leave out --classes, the file knows its own"
-            )
-    elif classes is None or not 1 <= classes <= 256:
-        raise InputError(f"{path}: does not say how many classes it has; give --classes, 1 to 256")
-    else:
-        network, _ = read_checkpoint(path, model, classes, "auto")
+    chosen = None if msc is None else msc_scales(msc)
+    opened = load_checkpoint(weights, model, classes)
+    network = opened.model
+    if msc is not None:
+        network.set_scales(chosen)
     if network.num_classes > 256:
         raise InputError(
-            f"{path}: {network.num_classes} classes do not fit 8-bit label maps (256 at most); use "
-            "deeplab.engine.predict from Python"
+            f"{opened.path}: {network.num_classes} classes do not fit 8-bit label maps (256 at "
+            "most); use deeplab.engine.predict from Python"
         )
-    if problem := metadata_problem(metadata | {"num_classes": network.num_classes}):
-        raise InputError(f"{path}: {problem}; write the file anew with save_weights")
-    return network.eval(), metadata
+    if problem := metadata_problem(opened.metadata | {"num_classes": network.num_classes}):
+        raise InputError(f"{opened.path}: {problem}; write the file anew with save_weights")
+    if (told := opened.taken_for()) and is_first():
+        typer.echo(f"Note: {told}", err=True)
+    return network, opened.metadata
 
 
 def torch_device(name: str) -> torch.device:

@@ -17,21 +17,35 @@ if TYPE_CHECKING:
 
 Weights = Annotated[
     Path | None,
-    typer.Option(metavar="FILE", help="Weights (.safetensors).", show_default="the shipped"),
+    typer.Option(
+        metavar="FILE",
+        help="Weights: .safetensors, or any file that `deeplab convert` reads.",
+        show_default="the shipped",
+    ),
 ]
 ModelName = Annotated[
     str | None,
     typer.Option(
         metavar="NAME",
         help="Which model the weights must belong to, such as deeplab_v2_resnet101.",
-        show_default="the one that the weights name",
+        show_default="the one that the weights name or fit",
     ),
 ]
 NumClasses = Annotated[
     int | None,
     typer.Option(
         metavar="N",
-        help="With --model: how many classes.",
+        help="How many classes the weights must be for.",
+        show_default="as the weights say",
+    ),
+]
+MSC = Annotated[
+    str | None,
+    typer.Option(
+        metavar="S,S,...|none",
+        help="Scales at which the model itself sees each picture, as MSC of the papers does: the "
+        "largest logit of 1,0.75,0.5 counts. Networks are trained with it; --scales averages the "
+        "probabilities of views of any network.",
         show_default="as the weights say",
     ),
 ]
@@ -70,7 +84,7 @@ Scales = Annotated[
     str,
     typer.Option(
         metavar="S,S,...",
-        help="Let the network see the picture at these scales and average the probabilities.",
+        help="Let the model see the picture at these scales and average the probabilities.",
     ),
 ]
 Flip = Annotated[bool, typer.Option("--flip", help="Average over the mirrored picture too.")]
@@ -166,6 +180,18 @@ def view_scales(text: str) -> tuple[float, ...]:
     except ValueError as error:
         raise InputError(f"--{error}") from error
     return scales
+
+
+def msc_scales(text: str) -> list[float] | None:
+    """The scales of --msc, None for one."""
+    from deeplab.multiscale import checked_scales
+
+    try:
+        return None if text == "none" else checked_scales(numbers("--msc", text))
+    except ValueError:
+        raise InputError(
+            f"--msc {text}: expected none, or 1 and smaller scales, falling, such as 1,0.75,0.5"
+        ) from None
 
 
 def crf_settings(ctx: typer.Context) -> dict[str, Any]:

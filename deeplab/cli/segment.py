@@ -37,6 +37,7 @@ def segment(
     weights: options.Weights = None,
     model: options.ModelName = None,
     classes: options.NumClasses = None,
+    msc: options.MSC = None,
     use_crf: options.UseCRF = True,
     out: options.OutFolder = Path("out"),
     probabilities: options.SaveProbabilities = False,
@@ -81,7 +82,7 @@ def segment(
 
     files = images.find_images(inputs)
     views = options.view_scales(scales)
-    network, metadata = load_network(weights, model, classes)
+    network, metadata = load_network(weights, model, classes, msc)
     network.to(torch_device(device))
     settings = options.chosen_settings(ctx, crf_file, stored_settings(weights, metadata))
     layer = settings.layer(network.num_classes).to(torch_device(device)) if use_crf else None

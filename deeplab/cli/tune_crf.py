@@ -50,6 +50,7 @@ def tune_crf(
     weights: options.Weights = None,
     model: options.ModelName = None,
     classes: options.NumClasses = None,
+    msc: options.MSC = None,
     data: options.DataName = "scenes",
     root: options.DataRoot = None,
     split: Annotated[
@@ -188,7 +189,7 @@ def tune_crf(
     parts = folds or min(FOLDS, len(indices))
     if folds is None and parts < FOLDS:
         typer.echo(f"Note: {len(indices)} pictures: {parts} folds instead of {FOLDS}", err=True)
-    network, metadata = load_network(weights, model, classes)
+    network, metadata = load_network(weights, model, classes, msc)
     class_names(network, pictures, metadata, weights)
     outputs.check_writable(out)
     name = f"{pictures.name}, {len(indices)} of {len(pictures)} pictures"

@@ -58,7 +58,8 @@ from deeplab.engine.training.schedule import learning_rate, parameter_groups, po
 from deeplab.errors import InputError
 from deeplab.heads import DeepLabV3Head
 from deeplab.model import DeepLab, build
-from deeplab.weights import is_own, load_weights, read_metadata
+from deeplab.weights import load_weights, read_metadata
+from deeplab.weights.sources import is_own
 
 __all__ = [
     "SCENES_CRF",

@@ -2,27 +2,30 @@
 
     save_weights(model, path, metadata)     the network's tensors and what is known about them
     load_model(path)                        the model that such a file describes, to evaluate
+    load_checkpoint(path)                   the model that any known file holds the weights of
     load_weights(model, path)               any known file's tensors into a model made already
     read_metadata(path)                     what a file of save_weights says about itself
 
-Files of `save_weights` are safetensors. `load_weights` also reads `.caffemodel` files and the
-checkpoints of kazuto1011/deeplab-pytorch, isht7/pytorch-deeplab-resnet and torchvision: see
-`deeplab.weights.loading`. Nothing in any file is executed, and no size that it claims is allocated
+Files of `save_weights` are safetensors. `load_checkpoint` and `load_weights` also read those of
+Caffe, kazuto1011/deeplab-pytorch, isht7/pytorch-deeplab-resnet and torchvision: see
+`deeplab.weights.sources`. Nothing in any file is executed, and no size that it claims is allocated
 before it has been checked.
 """
 
 from deeplab.weights.file import SHIPPED, load_model, read_metadata, save_weights
-from deeplab.weights.loading import SOURCES, Loaded, Source, is_own, load_weights, style_of
+from deeplab.weights.loading import Loaded, load_weights
+from deeplab.weights.recognition import Opened, load_checkpoint
+from deeplab.weights.sources import SOURCES, Source
 
 __all__ = [
     "SHIPPED",
     "SOURCES",
     "Loaded",
+    "Opened",
     "Source",
-    "is_own",
+    "load_checkpoint",
     "load_model",
     "load_weights",
     "read_metadata",
     "save_weights",
-    "style_of",
 ]

@@ -26,11 +26,14 @@ from safetensors.torch import save
 from torch import Tensor
 
 from deeplab.errors import InputError
-from deeplab.model import DeepLab, build
+from deeplab.model import DeepLab, ResNetOptions, build
+from deeplab.multiscale import RESIZES
+from deeplab.styles import STYLES
 from deeplab.weights import foreign
 from deeplab.whole_file import whole_file
 
 SHIPPED = Path(__file__).with_name("deeplab_v2_small_scenes.safetensors")
+OPTIONS = tuple(ResNetOptions.__annotations__)  # of any model
 FLOATING = ("F16", "BF16", "F32", "F64")  # safetensors' names; converted to the model's dtype
 
 StrPath = str | os.PathLike[str]
@@ -105,6 +108,12 @@ def load_own(model: DeepLab, path: Path) -> tuple[tuple[str, ...], tuple[str, ..
     return tuple(stored), tuple(skipped)
 
 
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """The file's tensors as they lie there; raises InputError as `read_metadata` does."""
+    with _open(path) as file:
+        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  no mapping
+
+
 def load_model(path: StrPath | None = None) -> DeepLab:
     """The model that the file describes, with its weights: on the CPU, float32, evaluation mode.
 
@@ -113,12 +122,7 @@ def load_model(path: StrPath | None = None) -> DeepLab:
 
     Raises InputError where the file cannot be read or does not describe a model of this package.
     """
-    if path is None and not SHIPPED.is_file():
-        raise InputError(
-            f"the shipped weights {SHIPPED} are missing from this installation; "
-            "reinstall deeplab-triton, or name a weights file"
-        )
-    path = SHIPPED if path is None else Path(path)
+    path = named_path(path)
     with _open(path) as file:
         # Built without memory first: a header that claims a billion classes must cost nothing.
         with torch.device("meta"):
@@ -126,6 +130,16 @@ def load_model(path: StrPath | None = None) -> DeepLab:
         _check_tensors(model, file, path)
         model.load_state_dict(_read_tensors(model, file, path), assign=True)
     return model.eval()
+
+
+def named_path(path: StrPath | None) -> Path:
+    """The path; that of the shipped weights for None, with InputError where they are missing."""
+    if path is None and not SHIPPED.is_file():
+        raise InputError(
+            f"the shipped weights {SHIPPED} are missing from this installation; "
+            "reinstall deeplab-triton, or name a weights file"
+        )
+    return SHIPPED if path is None else Path(path)
 
 
 def _describe(model: DeepLab) -> dict[str, Any]:
@@ -145,6 +159,7 @@ def _build(metadata: dict[str, Any], path: Path) -> DeepLab:
             "missing); build the model yourself and use load_weights(model, path)"
         )
     options = metadata["options"]
+    _check_conventions(metadata, path)
     try:
         if not isinstance(options, dict) or "crf" in options:
             raise ValueError(f"options: expected the arguments of a model, got {options!r:.80}")
@@ -156,8 +171,29 @@ def _build(metadata: dict[str, Any], path: Path) -> DeepLab:
         ) from error
 
 
+def _check_conventions(metadata: dict[str, Any], path: Path) -> None:
+    """Refuse options of a model that this version does not know: to leave one out would be wrong
+    without a word."""
+    options = metadata.get("options")
+    if not isinstance(options, dict):
+        return
+    known: dict[str, Sequence[str]] = {"style": STYLES, "resize": RESIZES}
+    strange = [f"option {key}" for key in options if key not in OPTIONS]
+    strange += [
+        f"{key} {options[key]!r:.40} (known: {', '.join(values)})"
+        for key, values in known.items()
+        if key in options and options[key] not in values
+    ]
+    if strange:
+        raise InputError(
+            f"{path}: its metadata have what this version does not know: {some(strange)}; a newer "
+            "one may have written it: update deeplab-triton"
+        )
+
+
 def _check_same_model(model: DeepLab, metadata: dict[str, Any], path: Path) -> None:
     """Rates and style matter though they change no shape: others lose accuracy without a word."""
+    _check_conventions(metadata, path)
     options = metadata.get("options")
     of_file = {"model": metadata.get("model")}
     for key in ("rates", "style"):

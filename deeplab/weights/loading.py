@@ -1,15 +1,10 @@
 """Weights from any of the files that people have, into a model made already.
 
-    source         what                                                    style of the model
-    safetensors    files of `save_weights`                                 as the file says
-    caffemodel     DeepLab v1 and v2, VGG-16 and ResNet of Caffe           caffe
-    kazuto1011     .pth of kazuto1011/deeplab-pytorch                      caffe
-    isht7          .pth of isht7/pytorch-deeplab-resnet                    caffe
-    torchvision    .pth of resnet*, vgg16 and deeplabv3_resnet*            torchvision
+`deeplab.weights.sources` lists them. Body and head are treated apart: the body must fit to the last
+tensor; of the head, layers that fit are taken and the others, such as a classifier for other
+classes or none at all, stay as they are, which is said aloud.
 
-What a file is follows from its contents, not from its name. Body and head are treated apart: the
-body must fit to the last tensor; of the head, layers that fit are taken and the others, such as a
-classifier for other classes or none at all, stay as they are, which is said aloud.
+The model keeps its own scales and way of resizing: `load_checkpoint` makes one with the file's.
 """
 
 from __future__ import annotations
@@ -18,7 +13,6 @@ import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, cast, get_args
 
 import torch
 from torch import Tensor, nn
@@ -26,19 +20,10 @@ from torch import Tensor, nn
 from deeplab.errors import InputError
 from deeplab.heads import MultiRateConv2d
 from deeplab.model import DeepLab
-from deeplab.styles import STYLES, Style
-from deeplab.weights import caffemodel, file, foreign, names, pickled
+from deeplab.weights import file, names
 from deeplab.weights.caffemodel import Window
-from deeplab.weights.names import TRANSLATIONS, Translated
-
-Source = Literal["auto", "safetensors", "caffemodel", "kazuto1011", "isht7", "torchvision"]
-SOURCES: tuple[Source, ...] = get_args(Source)
-STYLE: dict[str, Style] = {
-    "caffemodel": "caffe",
-    "kazuto1011": "caffe",
-    "isht7": "caffe",
-    "torchvision": "torchvision",
-}
+from deeplab.weights.names import Translated
+from deeplab.weights.sources import Checkpoint, Source, check_source, is_own, read_checkpoint
 
 POOLINGS = nn.MaxPool2d | nn.AvgPool2d
 FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -67,10 +52,11 @@ def load_weights(model: DeepLab, path: file.StrPath, source: Source = "auto") ->
     """Copy the file's tensors into `model`, converted to its dtype and device.
 
     Everything is checked first: on an error the model is unchanged. Nothing in a file is executed,
-    and no size that it claims is allocated.
+    and no size that it claims is allocated. A state dict of this package's models does not tell its
+    style and rates: they are taken to be the model's.
 
     Args:
-        path: a file of one of the sources above.
+        path: a file of any source of `deeplab.weights.sources`.
         source: what it is; "auto" looks inside.
 
     Returns what was loaded. Head tensors left as they were are in `skipped`, and in a warning.
@@ -80,23 +66,13 @@ def load_weights(model: DeepLab, path: file.StrPath, source: Source = "auto") ->
             style, other rates, strides or poolings, or its tensors do not fit: missing, unexpected
             and differently shaped ones are listed.
     """
-    if source not in SOURCES:
-        raise InputError(f"source: expected one of {', '.join(SOURCES)}, got {source!r}")
     path = Path(path)
-    found, state = _identified(path)
-    if source not in ("auto", found):
-        raise InputError(
-            f"{path}: expected a file of source {source}, but it is one of {found}; leave out the "
-            "source, or name that one"
-        )
-    if found == "safetensors":
+    if is_own(path):
+        check_source(path, "safetensors", source)
         initialised, skipped = file.load_own(model, path)
-        loaded = Loaded(found, initialised, skipped, {})
+        loaded = Loaded("safetensors", initialised, skipped, {})
     else:
-        content = caffemodel.read(path) if state is None else state
-        _check_style(model, found, path)
-        windows = caffemodel.windows(path) if state is None else {}
-        loaded = _copy(model, TRANSLATIONS[found](content), windows, found, path)
+        loaded = copy_checkpoint(model, read_checkpoint(path, source))
     if loaded.skipped:
         warnings.warn(
             f"{path}: has no weights for {', '.join(loaded.skipped)} of this model, which stay as "
@@ -106,95 +82,10 @@ def load_weights(model: DeepLab, path: file.StrPath, source: Source = "auto") ->
     return loaded
 
 
-def is_own(path: file.StrPath) -> bool:
-    """Whether it claims to be a file of `save_weights`; raises InputError where it is no file."""
-    path = Path(path)
-    return _claims_safetensors(path, _first_bytes(path))
-
-
-def style_of(path: file.StrPath) -> Style:
-    """The style of model that a weights file is for; raises InputError where it is none."""
-    found, _ = _identified(Path(path))
-    if found != "safetensors":
-        return STYLE[found]
-    options = file.read_metadata(path).get("options")
-    style = options.get("style", "caffe") if isinstance(options, dict) else "caffe"
-    if style not in STYLES:
-        raise InputError(f"{path}: style: expected one of {', '.join(STYLES)}, got {style!r:.80}")
-    return cast(Style, style)
-
-
-def _identified(path: Path) -> tuple[Source, Mapping[str, Tensor] | None]:
-    """The source, and the state dict of a pickle, which had to be read for that.
-
-    What is nothing else is taken for a .caffemodel: to read it will tell.
-    """
-    first = _first_bytes(path)
-    if _claims_safetensors(path, first):
-        return "safetensors", None
-    if what := foreign.kind(path):
-        raise InputError(
-            f"{path}: expected weights, got {what}; known are .safetensors of this package, "
-            f".caffemodel, and .pth of {', '.join(SOURCES[3:])}"
-        )
-    if first[:2] == b"PK" or first[:1] == b"\x80":  # zipped, or a pickle as before PyTorch 1.6
-        state = pickled.read(path)
-        return _source_of(state, path), state
-    return "caffemodel", None
-
-
-def _claims_safetensors(path: Path, first: bytes) -> bool:
-    return first[8:9] == b"{" or path.suffix == ".safetensors"  # behind the length of its header
-
-
-def _first_bytes(path: Path) -> bytes:
-    try:
-        if not path.exists():
-            raise InputError(f"{path}: no such weights file; check the path")
-        if not path.is_file():
-            raise InputError(f"{path}: expected a weights file, got a folder or device")
-        with path.open("rb") as opened:
-            return opened.read(9)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror or error})") from error
-
-
-def _source_of(state: Mapping[str, Tensor], path: Path) -> Source:
-    if any(name.startswith("Scale.") for name in state):
-        return "isht7"
-    if any(".block1.reduce." in f".{name}" for name in state):
-        return "kazuto1011"
-    if "head.classifier.weight" in state:
-        raise InputError(
-            f"{path}: the state dict of a model of this package, which does not say which; load it "
-            "with model.load_state_dict, and keep it with deeplab.weights.save_weights"
-        )
-    if state.keys() & {"features.0.weight", "layer1.0.conv1.weight", "backbone.conv1.weight"}:
-        return "torchvision"
-    raise InputError(
-        f"{path}: a PyTorch checkpoint of unknown origin, with tensors such as "
-        f"{file.some(list(state), 3)}; known are {', '.join(SOURCES[2:])}, and files of "
-        "deeplab.weights.save_weights"
-    )
-
-
-def _check_style(model: DeepLab, source: Source, path: Path) -> None:
-    style = STYLE[source]
-    if model.style != style:
-        raise InputError(
-            f"{path}: weights of style {style} ({source}), and the model is of style "
-            f"{model.style}: shapes agree, but strides, poolings and input differ and accuracy is "
-            f'lost without a word; build the model with style="{style}"'
-        )
-
-
-def _copy(
-    model: DeepLab,
-    translated: Translated,
-    windows: Mapping[str, Window],
-    source: Source,
-    path: Path,
-) -> Loaded:
+def copy_checkpoint(model: DeepLab, checkpoint: Checkpoint) -> Loaded:
+    """As `load_weights`, from a foreign file that has been read, and without a warning."""
+    path, translated = checkpoint.path, checkpoint.translated
+    _check_style(model, checkpoint)
     state = file.network_state(model)
     expected = {name: t for name, t in state.items() if not name.endswith(names.COUNTER)}
     tensors = translated.tensors
@@ -216,10 +107,20 @@ def _copy(
     of_head = (name for name in tensors if not name.startswith("backbone."))
     left = {name: "of a head that does not fit" for name in of_head if name not in fitting}
     chosen = {name: tensors[name] for name in (*body, *fitting)}
-    _check_windows(model, windows, chosen, path)
+    _check_windows(model, checkpoint.windows, chosen, path)
     for name, tensor in _in_dtypes_of(state, chosen, path).items():
         state[name].copy_(tensor)
-    return Loaded(source, tuple(chosen), tuple(skipped), translated.dropped | left)
+    return Loaded(checkpoint.source, tuple(chosen), tuple(skipped), translated.dropped | left)
+
+
+def _check_style(model: DeepLab, checkpoint: Checkpoint) -> None:
+    style = checkpoint.style
+    if style not in (None, model.style):
+        raise InputError(
+            f"{checkpoint.path}: weights of style {style} ({checkpoint.source}), and the model is "
+            f"of style {model.style}: shapes agree, but strides, poolings and input differ and "
+            f'accuracy is lost without a word; build the model with style="{style}"'
+        )
 
 
 def _head(

@@ -8,6 +8,7 @@ dropped with a reason, so that every tensor of a file is accounted for.
     kazuto1011     github.com/kazuto1011/deeplab-pytorch
     isht7          github.com/isht7/pytorch-deeplab-resnet
     torchvision    resnet*, vgg16, deeplabv3_resnet*
+    state_dict     models of this package, saved by torch.save
 
 Branches of a head are stacked in the order of their numbers, which is that of their rates.
 """
@@ -21,6 +22,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from deeplab.multiscale import MSC, Resize
+
 VGG_FEATURES = {  # torchvision's index in `features`
     0: "conv1_1", 2: "conv1_2", 5: "conv2_1", 7: "conv2_2",
     10: "conv3_1", 12: "conv3_2", 14: "conv3_3",
@@ -33,19 +36,25 @@ BRANCHES = {"branch1": ("downsample.0", "downsample.1")} | {
 }
 TAP_LAYERS = {"conv": "conv1", "fc": "conv2", "ms": "classifier"}  # of MSc in Caffe
 COUNTER = "num_batches_tracked"
+COPIES = {"res075": 0.75, "res05": 0.5}  # in the names of Caffe's layers for other scales
 
 
 @dataclass
 class Translated:
     """`tensors` by the names of this package; `dropped`: names there, and why they are not used.
 
-    `branches`: of how many each tensor was put together that has some.
+    `branches`: of how many each tensor was put together that has some. `scales`, `resize`: at which
+    scales the network was trained to see pictures (MSC), and how it resizes them, where the names
+    tell. `of_pictures`: the classifier is fully connected, one for whole pictures.
     """
 
     tensors: dict[str, Tensor] = field(default_factory=dict)
     branches: dict[str, int] = field(default_factory=dict)
     dropped: dict[str, str] = field(default_factory=dict)
     unknown: list[str] = field(default_factory=list)
+    scales: tuple[float, ...] | None = None
+    resize: Resize = "caffe"
+    of_pictures: bool = False
 
     def stack(self, name: str, branches: Mapping[int, Tensor]) -> None:
         """Put the branches of a head together in the order of their numbers, from 0 or 1 on."""
@@ -66,9 +75,12 @@ class Translated:
 def from_kazuto1011(state: Mapping[str, Tensor]) -> Translated:
     """`base.` or `scale.` in front, or nothing: the COCO weights, whose 1x1 classifier is `fc`.
 
+    What has them in front is his MSC: scales 1, 0.75 and 0.5, resized without align_corners.
     Files with `scale.` are older: `proj` for `shortcut`, `aspp.stages.c0` for `aspp.c0`.
     """
     found = Translated()
+    if any(name.startswith(("base.", "scale.")) for name in state):
+        found.scales, found.resize = MSC, "torch"
     branches: dict[str, dict[int, Tensor]] = {"weight": {}, "bias": {}}
     parts = {"reduce": 1, "conv3x3": 2, "increase": 3}
     for name, tensor in state.items():
@@ -89,6 +101,7 @@ def from_kazuto1011(state: Mapping[str, Tensor]) -> Translated:
             continue
         elif m := re.fullmatch(r"fc\.(weight|bias)", short):
             ours = f"head.classifier.{m[1]}"
+            found.of_pictures |= tensor.ndim == 2
         else:
             found.unknown.append(name)
             continue
@@ -99,8 +112,11 @@ def from_kazuto1011(state: Mapping[str, Tensor]) -> Translated:
 
 
 def from_isht7(state: Mapping[str, Tensor]) -> Translated:
-    """`Scale.` in front of Caffe-style ResNet names; the head is `layer5`."""
-    found = Translated()
+    """`Scale.` in front of Caffe-style ResNet names; the head is `layer5`.
+
+    It is MSC. His sides are int(n * s) + 1: Caffe's at 4k + 1, as the 513 of his evaluation.
+    """
+    found = Translated(scales=MSC)
     branches: dict[str, dict[int, Tensor]] = {"weight": {}, "bias": {}}
     for name, tensor in state.items():
         short = name.removeprefix("Scale.")
@@ -129,6 +145,7 @@ def from_torchvision(state: Mapping[str, Tensor]) -> Translated:
                 layer = ("head.pyramid", "head.pyramid_bn")[int(m[2])]
                 rates.setdefault(f"{layer}.{m[3]}", {})[int(m[1])] = tensor
         elif (ours := _torchvision_name(name)) is not None:
+            found.of_pictures |= ours == "head.classifier.weight" and tensor.ndim == 2
             _keep(found, name, ours, _as_convolution(ours, tensor))
         else:
             found.unknown.append(name)
@@ -157,6 +174,19 @@ def _torchvision_name(name: str) -> str | None:
         ours = {**VGG_CLASSIFIER, **of_v3}.get(int(m[1]))
         return ours and f"{ours}.{m[2]}"
     return None
+
+
+def from_state_dict(state: Mapping[str, Tensor]) -> Translated:
+    """The names of this package. A CRF layer's settings are chosen where the layer is built."""
+    found = Translated()
+    for name, tensor in state.items():
+        if name.startswith("crf."):
+            found.dropped[name] = "CRF layer"
+        elif name.startswith(("backbone.", "head.", "taps.")):
+            _keep(found, name, name, tensor)
+        else:
+            found.unknown.append(name)
+    return found
 
 
 def _is_resnet(name: str) -> bool:
@@ -193,14 +223,17 @@ def from_caffe(layers: Mapping[str, list[Tensor]]) -> Translated:
     """Layers by their names in the DeepLab v1 and v2 prototxts and in VGG-16's and ResNet's own.
 
     A BatchNorm layer holds mean * f, variance * f and f; the Scale layer after it has the affine
-    part. A bias in front of a batch normalisation (ResNet-50's conv1) goes into its mean.
+    part. A bias in front of a batch normalisation (ResNet-50's conv1) goes into its mean. Copies of
+    the layers for other scales say that the network is MSC.
     """
     found = Translated()
     biases: dict[str, Tensor] = {}
     branches: dict[str, dict[int, Tensor]] = {}
+    copied: set[float] = set()
     for name, blobs in layers.items():
-        if _caffe_copy(name):
+        if scale := _caffe_copy(name):
             found.dropped[name] = "the same weights for another scale"
+            copied.add(scale)
         elif (norm := _caffe_norm(name)) is not None:
             _keep_norm(found, name, norm, blobs)
         elif (layer := _caffe_resnet(name)) is not None:
@@ -213,9 +246,12 @@ def from_caffe(layers: Mapping[str, list[Tensor]]) -> Translated:
             tap = "image" if m[1] == "data" else m[1]
             _keep_convolution(found, name, f"taps.{tap}.{TAP_LAYERS[m[2]]}", blobs)
         elif (place := _caffe_head(name)) is not None:
+            found.of_pictures |= place[0] == "head.classifier" and _is_flat(blobs[0])
             _keep_branch(found, branches, name, place, blobs)
         else:
             found.unknown.append(name)
+    if copied:
+        found.scales = (1.0, *sorted(copied, reverse=True))
     for ours, tensors in branches.items():
         found.stack(ours, tensors)
     for layer_norm, bias in biases.items():
@@ -227,9 +263,14 @@ def from_caffe(layers: Mapping[str, list[Tensor]]) -> Translated:
     return found
 
 
-def _caffe_copy(name: str) -> bool:
-    """Whether the layer is one of the copies with which Caffe sees other scales (MSC)."""
-    return "res05" in name or "res075" in name
+def _caffe_copy(name: str) -> float | None:
+    """The scale that Caffe sees with this layer, a copy of another (MSC); None where it is none."""
+    return next((scale for part, scale in COPIES.items() if part in name), None)
+
+
+def _is_flat(weight: Tensor) -> bool:
+    """Whether it is that of a fully connected layer: 1 x 1 x rows x columns before 2014-12."""
+    return weight.ndim == 2 or (weight.ndim == 4 and weight.shape[:2] == (1, 1))
 
 
 def _caffe_norm(name: str) -> str | None:
@@ -272,7 +313,7 @@ def caffe_window(name: str) -> tuple[str, int] | None:
     None for the others, the taps of MSc among them: their strides are 8 and 4 in Caffe's training
     network and 1 in its test network, for the same weights.
     """
-    if _caffe_copy(name):
+    if _caffe_copy(name) is not None:
         return None
     if (layer := _caffe_resnet(name)) is not None:
         return layer[0], 0
@@ -316,8 +357,7 @@ def _keep_branch(
         found.unknown.append(f"{name} ({len(blobs)} blobs)")
         return
     weight, bias = blobs
-    # Files before 2014-12 give a fully connected layer as 1 x 1 x rows x columns.
-    if weight.ndim == 4 and weight.shape[:2] == (1, 1):
+    if weight.ndim == 4 and _is_flat(weight):
         weight = weight[0, 0]
     branches.setdefault(f"{layer}.weight", {})[branch] = _as_convolution(f"{layer}.weight", weight)
     branches.setdefault(f"{layer}.bias", {})[branch] = bias.flatten()
@@ -328,4 +368,6 @@ TRANSLATIONS: dict[str, Callable[..., Translated]] = {
     "kazuto1011": from_kazuto1011,
     "isht7": from_isht7,
     "torchvision": from_torchvision,
+    "state_dict": from_state_dict,
+    "safetensors": from_state_dict,
 }

@@ -25,18 +25,20 @@ MOST_SHARED = 4  # how many times over the tensors may hold the numbers of the f
 LARGEST_PICKLE = 2**24  # bytes; a network has some hundred tensors, each takes some hundred bytes
 LARGEST_LIST = 2**22  # bytes of the list of an archive's records, some sixty for each
 SAVE = "save model.state_dict() alone"
-WRAPPERS = ("state_dict", "model_state_dict", "model_state", "model")  # where trainers put it
+WRAPPERS = (  # where trainers put it
+    *("state_dict", "model_state_dict", "model_state", "network_state_dict", "network_state"),
+    *("model", "network", "net"),
+)
 
 
 def read(path: Path) -> dict[str, Tensor]:
-    """The file's state dict on the CPU, without the prefix of DataParallel ("module.").
+    """The file's state dict on the CPU.
 
     Raises InputError where the file is no checkpoint, is cut off, holds code, or no tensors.
     """
     content = _load(path)
-    for wrapper in WRAPPERS:
-        if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
-            content = content[wrapper]
+    for _ in WRAPPERS:  # no deeper: a pickled dict may hold itself
+        content = _wrapped(content) or content
     if not isinstance(content, Mapping):
         raise InputError(
             f"{path}: holds {type(content).__name__}, expected a state dict: tensors by name; "
@@ -60,7 +62,15 @@ def read(path: Path) -> dict[str, Tensor]:
             f"{path}: its tensors claim {claimed} bytes, and the file has {path.stat().st_size}; "
             "it is damaged, or made to fill the memory: fetch it again"
         )
-    return {name.removeprefix("module."): value.detach() for name, value in state.items()}
+    return {name: value.detach() for name, value in state.items()}
+
+
+def _wrapped(content: Any) -> Mapping[Any, Any] | None:
+    """The mapping that a trainer has put its model into, among other things."""
+    if not isinstance(content, Mapping):
+        return None
+    inner = (content.get(wrapper) for wrapper in WRAPPERS)
+    return next((value for value in inner if isinstance(value, Mapping)), None)
 
 
 def _is_plain(name: object, value: Tensor) -> bool:

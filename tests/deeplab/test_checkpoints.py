@@ -18,8 +18,9 @@ from torch import nn
 
 from deeplab.errors import InputError
 from deeplab.model import build
-from deeplab.weights import Loaded, load_model, load_weights, loading, names, save_weights, style_of
+from deeplab.weights import Loaded, load_model, load_weights, loading, names, save_weights
 from deeplab.weights import caffemodel as reader
+from deeplab.weights.sources import read_checkpoint
 
 
 @pytest.fixture
@@ -377,4 +378,4 @@ def test_the_style_follows_from_the_file(theirs, path, kind):
         torch.save(kazuto1011(theirs), path)
     else:
         torch.save({"layer1.0.conv1.weight": torch.ones(1)}, path)
-    assert style_of(path) == ("torchvision" if kind == "torchvision" else "caffe")
+    assert read_checkpoint(path).style == ("torchvision" if kind == "torchvision" else "caffe")

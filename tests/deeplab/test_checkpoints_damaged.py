@@ -28,7 +28,7 @@ from checkpoints import (
 from PIL import Image
 
 from deeplab.errors import InputError
-from deeplab.weights import load_weights, style_of
+from deeplab.weights import load_checkpoint, load_weights
 
 MB = 2**20
 
@@ -68,7 +68,10 @@ def test_a_pickle_with_code_is_refused_and_runs_nothing(path, tmp_path, zipped):
         ([1, 2], "holds list, expected a state dict"),
         ({"epoch": 3}, "holds no tensors by name"),
         ({"some.weight": torch.ones(1)}, "of unknown origin, with tensors such as some.weight"),
-        (small_network(0).state_dict(), "load it with model.load_state_dict, and keep it with"),
+        (
+            {f"{wrapper}some.weight": torch.ones(1) for wrapper in ("module.", "model.net.", "")},
+            "of unknown origin, with tensors such as module.some.weight, model.net.some.weight",
+        ),
     ],
 )
 def test_a_checkpoint_that_is_no_known_state_dict_is_named(path, content, said):
@@ -113,7 +116,7 @@ def test_what_holds_no_weights_is_called_by_its_name(path, content, said):
     assert said in refused(path)
     if said.startswith(("expected", "got")):
         with pytest.raises(InputError, match=re.escape(said)):
-            style_of(path)
+            load_checkpoint(path)
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")

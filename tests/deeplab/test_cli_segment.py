@@ -211,18 +211,21 @@ def test_segment_refuses_weights_that_do_not_fit(tmp_path: Path, weights: Path) 
     small = ["--model", "deeplab_v2_small"]
     for message, *options in (
         ("of deeplab_v2_small, not of --model deeplab_v2_vgg16", "--weights", weights, *vgg),
-        ("for 11 classes, not for --classes 5", "--weights", weights, *small, "--classes", 5),
-        ("--classes 5: give --model", "--weights", weights, "--classes", 5),
+        ("for 11 classes, not for 5; leave the", "--weights", weights, *small, "--classes", 5),
+        ("for 11 classes, not for 5; leave the", "--weights", weights, "--classes", 5),
         ("--model resnet: unknown; expected one of deeplab_v1_7x7, ", "--model", "resnet"),
         ("no such weights file", "--weights", tmp_path / "none.safetensors"),
         ("not a readable safetensors file", "--weights", tmp_path / "text.safetensors"),
-        ("do not say which model", "--weights", bare),
-        ("does not say how many classes", "--weights", bare, *small),
-        ("do not fit deeplab_v2_small with 4", "--weights", bare, *small, "--classes", 4),
+        ("has no weights for deeplab_v2_vgg16: it holds a ResNet", "--weights", bare, *vgg),
+        ("for 3 classes, not for 4", "--weights", bare, *small, "--classes", 4),
+        ("--msc 0.5: expected none, or 1 and smaller", "--weights", weights, "--msc", "0.5"),
+        ("--msc 1,x: expected none, or 1 and", "--weights", weights, "--msc", "1,x"),
     ):
         assert_refused(tmp_path, message, "segment", photo, "--out", tmp_path / "out", *options)
-    with_all = ["--weights", bare, *small, "--classes", 3, "--no-crf"]
-    done("segment", photo, "--out", tmp_path / "out", *with_all)
+    for given in ([*small, "--classes", 3], []):
+        options = ["--weights", bare, *given, "--no-crf"]
+        told = done("segment", photo, "--out", tmp_path / "out", *options).stderr
+        assert "bare.safetensors: without metadata, taken for deeplab_v2_small with 3" in told
 
 
 def test_segment_refuses_weights_that_give_nan_and_names_the_picture(
@@ -231,12 +234,13 @@ def test_segment_refuses_weights_that_give_nan_and_names_the_picture(
     photo = picture(tmp_path / "photo.png")
 
     def diverged(path: Path):
-        model = load_model(path)
+        model = load(path)
         with torch.no_grad():
             model.head.classifier.bias[0] = float("nan")
         return model
 
-    monkeypatch.setattr("deeplab.weights.load_model", diverged)
+    load = load_model
+    monkeypatch.setattr("deeplab.weights.file.load_model", diverged)
     options = ["--weights", weights, "--out", tmp_path / "out"]
     assert_refused(tmp_path, "photo.png: .*NaN or Inf", "segment", photo, *options)
 

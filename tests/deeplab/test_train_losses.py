@@ -9,7 +9,7 @@ from tiny_training import SHORT, run, tiny_pictures
 
 from deeplab.data.scenes import CLASSES
 from deeplab.engine.train import TrainConfig, segmentation_loss
-from deeplab.engine.training.losses import StepLoss, labelled_mass, labels_of_scores
+from deeplab.engine.training.losses import Grid, StepLoss, labelled_mass, labels_of_scores
 from deeplab.errors import InputError
 from deeplab.model import deeplab_v2_small
 from deeplab.multiscale import interp, interp_size
@@ -98,14 +98,16 @@ def test_torchvisions_scores_are_compared_with_the_labels_where_upsampling_puts_
     """The label under the middle of each score's share, where it is upsampled to itself."""
     count = (side - 1) // 8 + 1
     pixels = torch.arange(side).expand(1, side, side)
-    seen = labels_of_scores(pixels, 8, aligned=False)
+    seen = labels_of_scores(pixels, 8, Grid(aligned=False))
     assert seen.shape == (1, count, count)
-    assert torch.equal(labels_of_scores(pixels.mT, 8, aligned=False), seen.mT)
+    assert torch.equal(labels_of_scores(pixels.mT, 8, Grid(aligned=False)), seen.mT)
     position = torch.arange(count).expand(1, 1, count, count).float()
     upsampled = F.interpolate(position, size=(side, side), mode="bilinear")[0, 0, 0]
     off = upsampled[seen[0, 0]] - torch.arange(count)
     assert off.abs().max() <= 0.5 / 8 + 0.01  # half a pixel
-    coarse = labels_of_scores(pixels, 16, aligned=False)  # aligned with the scores of stride 8
+    coarse = labels_of_scores(
+        pixels, 16, Grid(aligned=False)
+    )  # aligned with the scores of stride 8
     assert torch.equal(coarse, seen[:, ::2, ::2])
 
 

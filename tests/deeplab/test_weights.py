@@ -54,7 +54,13 @@ def test_weights_and_metadata_come_back(path):
     assert read_metadata(path) == facts | {
         "model": "deeplab_v2_small",
         "num_classes": 3,
-        "options": {"rates": [2, 5], "style": "caffe", "scales": None, "frozen_bn": False},
+        "options": {
+            "rates": [2, 5],
+            "style": "caffe",
+            "scales": None,
+            "resize": "caffe",
+            "frozen_bn": False,
+        },
     }
     loaded = load_model(path)
     assert isinstance(loaded, DeepLab)
@@ -318,7 +324,6 @@ def test_all_kinds_of_mismatch_come_in_one_error_and_long_lists_are_counted(save
         ({"num_classes": "-1", "class_names": None}, "num_classes: expected an integer from 1 up"),
         ({"options": "[]"}, "options: expected the arguments of a model"),
         ({"options": '{"crf": 1}'}, "options: expected the arguments of a model"),
-        ({"options": '{"depth": 5}'}, "unexpected keyword argument 'depth'"),
         ({"options": '{"rates": 6}'}, "describe no model"),
         ({"options": '{"rates": [6, -1]}'}, "rates: expected at least one integer"),
         ({"class_names": '["sky"]'}, "class_names: expected 2 names"),
@@ -364,3 +369,34 @@ def test_an_installation_without_the_shipped_file_is_told(tmp_path, monkeypatch)
 def test_the_shipped_file_lies_in_the_package():
     assert weights.SHIPPED.name == "deeplab_v2_small_scenes.safetensors"
     assert weights.SHIPPED.parent.samefile(os.path.dirname(weights.__file__))
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ('{"depth": 5, "gates": []}', "option depth, option gates;"),
+        ('{"resize": "lanczos"}', "resize 'lanczos' (known: caffe, torch);"),
+        ('{"style": "tf", "resize": "torch"}', "style 'tf' (known: caffe, torchvision);"),
+    ],
+)
+def test_conventions_of_a_newer_version_are_named_in_one_line(saved, options, said):
+    rewrite(saved, metadata={"options": options})
+    for message in (
+        refused(load_model, saved),
+        assert_unchanged_after(load_weights, small(), saved),
+    ):
+        assert message.startswith(f"{saved}: its metadata have what this version does not know: ")
+        assert said in message
+        assert "update deeplab-triton" in message
+        assert message.isprintable()
+
+
+def test_how_a_model_resizes_comes_back_and_files_before_it_resize_as_caffe(path):
+    save_weights(small(3, scales=(1.0, 0.5), resize="torch"), path)
+    loaded = load_model(path)
+    assert (loaded.resize, loaded.scales, loaded.aligned) == ("torch", (1.0, 0.5), False)
+    rewrite(path, metadata={"options": '{"scales": [1.0, 0.5]}'})
+    loaded = load_model(path)
+    assert (loaded.resize, loaded.scales, loaded.aligned) == ("caffe", (1.0, 0.5), True)
+    with pytest.raises(ValueError, match="resize: expected one of caffe, torch, got 'pil'"):
+        small(3, resize="pil")

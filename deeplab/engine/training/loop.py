@@ -35,7 +35,7 @@ from deeplab.engine.training.distributed import OtherProcessEnded, Processes
 from deeplab.engine.training.interrupt import stop_request
 from deeplab.engine.training.labels import TRAINING, VALIDATION, DrawnLabels
 from deeplab.engine.training.logs import Teller, Throughput, peak_memory_mib
-from deeplab.engine.training.losses import StepLoss, at_least_something, labelled_mass
+from deeplab.engine.training.losses import Grid, StepLoss, at_least_something, labelled_mass
 from deeplab.engine.training.samples import Batch, SkipBroken, batches
 from deeplab.engine.training.schedule import learning_rate, optimizer_of, restated
 from deeplab.errors import InputError
@@ -267,7 +267,7 @@ class Run:
     def _agree(self, batch: Batch, stop: int) -> tuple[Tensor, int]:
         """Denominators of the loss over the whole step, and the signal that any process got."""
         weights = torch.tensor(self.config.class_weights) if self.config.class_weights else None
-        mass = labelled_mass(batch.labels, self._strides, weights, self.model.style == "caffe")
+        mass = labelled_mass(batch.labels, self._strides, weights, Grid.of(self.model))
         votes = torch.tensor([stop == number for number in SIGNALS], dtype=torch.float64)
         parts = [mass, votes, batch.pixels.double()]
         mass, votes, pixels = self.processes.sum(torch.cat(parts)).split([len(p) for p in parts])

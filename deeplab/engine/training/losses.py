@@ -10,9 +10,9 @@ before the first forward pass, so that micro-batches and processes share those o
 and a step cut into pieces has the gradient of the step in one piece.
 
 With logits of output stride 8 and align_corners, n = 8k + 1 pixels meet k + 1 scores on every
-eighth pixel: what Caffe's Interp layer makes of the labels. Style "torchvision" upsamples without
-align_corners, which puts score i of k + 1 on the centre of its share, pixel (i + 1/2) n / (k + 1):
-that pixel's label is the one it is trained on.
+eighth pixel: what Caffe's Interp layer makes of the labels. Style "torchvision" and resize "torch"
+upsample without align_corners, which puts score i of m on the centre of its share, pixel
+(i + 1/2) n / m: that pixel's label is the one it is trained on.
 
 Source: Chen et al., DeepLab v2, section 4.1, and the training prototxt of its ResNet-101.
 """
@@ -20,6 +20,7 @@ Source: Chen et al., DeepLab v2, section 4.1, and the training prototxt of its R
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -30,40 +31,68 @@ from deeplab.data.datasets import IGNORE
 from deeplab.model import DeepLab
 
 
+@dataclass(frozen=True)
+class Grid:
+    """Where a model's scores lie on the pixels of a crop of stride k + 1 pixels a side.
+
+    Attributes:
+        aligned: score i lies on pixel stride i, as upsampling with align_corners has it. Otherwise
+            scores lie on the centres of their shares, and
+        apart: those of a coarser stride than 8 too. Otherwise they lie on every second of the
+            finer ones, to whose map they are brought with align_corners.
+        rounds_up: such a map has k + 1 scores a side as with align_corners; otherwise k.
+    """
+
+    aligned: bool = True
+    apart: bool = False
+    rounds_up: bool = True
+
+    @classmethod
+    def of(cls, model: DeepLab) -> Grid:
+        """floor(n / 2) = 8k pixels give k + 1 scores where poolings round up, k otherwise."""
+        return cls(model.aligned, model.resize == "torch", model.style == "caffe")
+
+    def count(self, side: int, stride: int) -> int:
+        """How many scores there are on a side."""
+        missing = self.apart and stride > 8 and not self.rounds_up
+        return (side - 1) // stride + 1 - missing
+
+
+ALIGNED = Grid()
+
+
 def label_strides(model: DeepLab, stride: int) -> tuple[int, ...]:
     """For each term of the loss, every how many-th pixel's label it looks at."""
     scales = model.config.get("scales")
     return (stride,) if not scales else (8,) * len(scales) + (round(8 / scales[-1]),)
 
 
-def labels_of_scores(labels: Tensor, stride: int, aligned: bool) -> Tensor:
-    """The label that each score is compared with: [B, H, W] -> [B, h, w], sides of stride k + 1.
-
-    aligned: whether the scores are upsampled with align_corners. Scores of a coarser stride than 8
-    are brought to the map of stride 8 with align_corners in any case.
-    """
-    if aligned or stride == 1:
+def labels_of_scores(labels: Tensor, stride: int, grid: Grid) -> Tensor:
+    """The label that each score is compared with: [B, H, W] -> [B, h, w], sides of stride k + 1."""
+    if grid.aligned or stride == 1:
         shrunk: Tensor = shrink_labels(labels, stride)
         return shrunk
+    of_map = stride if grid.apart else 8
     rows, columns = (
         (2 * torch.arange(count, device=labels.device) + 1) * side // (2 * count)
-        for side, count in zip(labels.shape[1:], shrink_labels(labels).shape[1:], strict=True)
+        for side in labels.shape[1:]
+        for count in [grid.count(side, of_map)]
     )
-    every = stride // 8
+    every = stride // of_map
     return labels[:, rows[::every, None], columns[::every]]
 
 
 def labelled_mass(
-    labels: Tensor, strides: Sequence[int], class_weights: Tensor | None, aligned: bool = True
+    labels: Tensor, strides: Sequence[int], class_weights: Tensor | None, grid: Grid = ALIGNED
 ) -> Tensor:
     """The denominators: float64 [terms], the weight of the labelled pixels at each stride.
 
-    labels: integers [B, H, W], 255 ignored; class_weights: [classes], None counts pixels; aligned:
-    see `labels_of_scores`.
+    labels: integers [B, H, W], 255 ignored; class_weights: [classes], None counts pixels; grid:
+    where the scores lie.
     """
     masses = []
     for stride in strides:
-        seen = labels_of_scores(labels, stride, aligned)
+        seen = labels_of_scores(labels, stride, grid)
         seen = seen[seen != IGNORE]
         if class_weights is None:
             masses.append(float(seen.numel()))
@@ -92,7 +121,7 @@ class StepLoss(nn.Module):
         super().__init__()
         self.model = model
         self.strides = label_strides(model, stride)
-        self.aligned = model.style == "caffe"
+        self.grid = Grid.of(model)
         self.format = torch.channels_last if channels_last else torch.contiguous_format
         self.register_buffer("class_weights", class_weights, persistent=False)
 
@@ -100,7 +129,7 @@ class StepLoss(nn.Module):
         sums = [
             F.cross_entropy(
                 logits.float(),
-                labels_of_scores(labels, stride, self.aligned),
+                labels_of_scores(labels, stride, self.grid),
                 weight=self.class_weights,
                 ignore_index=IGNORE,
                 reduction="sum",
@@ -120,7 +149,7 @@ class StepLoss(nn.Module):
 def segmentation_loss(model: DeepLab, rgb: Tensor, labels: Tensor, stride: int) -> Tensor:
     """Mean cross entropy over the labelled pixels of a batch: at full size, or at stride 8."""
     step = StepLoss(model, stride)
-    mass = at_least_something(labelled_mass(labels, step.strides, None, step.aligned))
+    mass = at_least_something(labelled_mass(labels, step.strides, None, step.grid))
     loss: Tensor = step(rgb, labels, mass.to(rgb.device, torch.float32))
     return loss
 

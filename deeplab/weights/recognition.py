@@ -1,0 +1,302 @@
+"""Which model a file of weights is of, where the file does not say: what its tensors tell.
+
+Depth, width and kind of the body, kernels and branches of the head and the number of classes follow
+from names and shapes; a .caffemodel tells rates and poolings too. What is left, the style, rates,
+scales and how pictures are resized, is that of the models that the source has published, and is
+told in one line. Where several models of this package fit all the same, none is chosen.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from deeplab.errors import InputError
+from deeplab.heads import MultiScaleTaps
+from deeplab.model import MODELS, DeepLab, OnResNet, OnVGG16, build
+from deeplab.weights import file
+from deeplab.weights.loading import Loaded, copy_checkpoint
+from deeplab.weights.names import COUNTER, caffe_window
+from deeplab.weights.sources import Checkpoint, Source, check_source, is_own, read_checkpoint
+
+Line = OnVGG16 | OnResNet
+
+PUBLISHED = ("deeplab_v2_resnet101", "deeplab_v2_vgg16")  # of all with several branches
+FROM = {
+    "caffemodel": "of Caffe",
+    "kazuto1011": "of kazuto1011/deeplab-pytorch",
+    "isht7": "of isht7/pytorch-deeplab-resnet",
+    "torchvision": "of torchvision",
+    "state_dict": "a state dict of this package",
+    "safetensors": "without metadata",
+}
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A model with the weights of a file.
+
+    Attributes:
+        model: on the CPU, in evaluation mode.
+        loaded: what was taken from the file.
+        metadata: what the file says about itself; empty where it is another project's.
+    """
+
+    path: Path
+    model: DeepLab
+    loaded: Loaded
+    metadata: dict[str, Any]
+
+    def taken_for(self) -> str:
+        """What the file was taken for, in one line; empty where it says so itself."""
+        if "model" in self.metadata:
+            return ""
+        config = self.model.config
+        facts = [f"rates {_listed(config['rates'])}"] if config["rates"] else []
+        facts.append(f"style {config['style']}")
+        facts.append(f"MSC at {_listed(config['scales'])}" if config["scales"] else "one scale")
+        facts.append(f"resize {config['resize']}")
+        return (
+            f"{self.path}: {FROM[self.loaded.source]}, taken for {config['model']} with "
+            f"{self.model.num_classes} classes, {', '.join(facts)}"
+        )
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A model that the tensors of a file have the names and shapes of."""
+
+    name: str
+    num_classes: int
+    rates: tuple[int, ...]
+
+
+def load_checkpoint(
+    path: file.StrPath | None = None,
+    model: str | None = None,
+    num_classes: int | None = None,
+    source: Source = "auto",
+) -> Opened:
+    """The model that a file of any source holds the weights of, all of them.
+
+    path: None for the weights shipped with this package.
+    model, num_classes: what the file must be of; left out, what it says or what its tensors tell.
+    The model has the scales (MSC) and the way of resizing that the weights are known to be for;
+    `model.set_scales` gives it others.
+
+    Raises InputError as `load_weights` and `load_model` do, and where the tensors fit none or
+    several of the models, or not the one that was named.
+    """
+    path = file.named_path(path)
+    if model is not None and model not in MODELS:
+        raise InputError(f"--model {model}: unknown; expected one of {', '.join(MODELS)}")
+    metadata = file.read_metadata(path) if is_own(path) else {}
+    if "model" in metadata:
+        check_source(path, "safetensors", source)
+        network = file.load_model(path)
+        if model not in (None, network.config["model"]):
+            raise InputError(
+                f"{path}: weights of {network.config['model']}, not of --model {model}; leave out "
+                "--model, the file knows its own"
+            )
+        _check_classes(path, network.num_classes, num_classes)
+        loaded = Loaded("safetensors", tuple(file.network_state(network)), (), {})
+        return Opened(path, network, loaded, metadata)
+    checkpoint = read_checkpoint(path, source)
+    fit = _fit(checkpoint, model)
+    _check_classes(path, fit.num_classes, num_classes)
+    network = _built(checkpoint, fit)
+    if checkpoint.source == "safetensors":
+        loaded = Loaded("safetensors", *file.load_own(network, path), {})
+    else:
+        loaded = copy_checkpoint(network, checkpoint)
+    if loaded.skipped:
+        raise InputError(f"{path}: has no weights for {', '.join(loaded.skipped)} of {fit.name}")
+    return Opened(path, network.eval(), loaded, metadata)
+
+
+def _check_classes(path: Path, found: int, asked: int | None) -> None:
+    if asked not in (None, found):
+        raise InputError(
+            f"{path}: weights for {found} classes, not for {asked}; leave the number (--classes) "
+            "out, the file knows its own"
+        )
+
+
+def _built(checkpoint: Checkpoint, fit: Fit) -> DeepLab:
+    translated = checkpoint.translated
+    options: dict[str, Any] = {"scales": translated.scales, "resize": translated.resize}
+    if checkpoint.style is not None:
+        options["style"] = checkpoint.style
+    try:
+        with torch.device("meta"):  # random weights would cost a second, to be written over
+            network = build(fit.name, fit.num_classes, rates=fit.rates, **options)
+    except ValueError as error:
+        raise InputError(f"{checkpoint.path}: makes no {fit.name}: {error}") from error
+    network.to_empty(device="cpu")
+    for name, buffer in network.named_buffers():
+        if name.endswith(COUNTER):  # all else is in the file
+            buffer.zero_()
+    return network
+
+
+def _fit(checkpoint: Checkpoint, model: str | None) -> Fit:
+    """The model of that name, or the only one that fits; InputError where there is none."""
+    path, translated = checkpoint.path, checkpoint.translated
+    train = f"deeplab train --weights {path}"
+    if translated.of_pictures:
+        raise InputError(
+            f"{path}: has a classifier of whole pictures, such as ImageNet's, and so no weights "
+            f"for the head of a segmentation network; train one from it: {train}"
+        )
+    if not any(name.startswith("head.") for name in translated.tensors):
+        raise InputError(
+            f"{path}: has no weights for the head of a segmentation network{_unknown(checkpoint)}; "
+            f"train one from it: {train}"
+        )
+    fits = _fits(checkpoint)
+    if model is not None:
+        if (fit := _fit_of(MODELS[model], model, MODELS[model].rates, checkpoint)) is not None:
+            return fit
+        instead = f"it fits {_listed(f.name for f in fits)}" if fits else "name another model"
+        raise InputError(
+            f"{path}: has no weights for {model}: it holds {_seen(checkpoint)}; {instead}, or "
+            f"train from it: {train}"
+        )
+    if not fits:
+        raise InputError(
+            f"{path}: fits no model of this package: it holds {_seen(checkpoint)}"
+            f"{_unknown(checkpoint)}; name the model (--model) to see what differs, or train from "
+            f"it: {train}"
+        )
+    if len(fits) > 1:
+        raise InputError(
+            f"{path}: fits {_listed(f.name for f in fits)}, which shapes do not tell apart; name "
+            "the one that it was trained as (--model)"
+        )
+    return fits[0]
+
+
+def _fits(checkpoint: Checkpoint) -> list[Fit]:
+    """All models that fit; of a published file those that its source has published."""
+    told = _told_rates(checkpoint)
+    lines = {line: name for name, line in MODELS.items()}  # of names for one network the last
+    fits = [
+        fit
+        for line, name in lines.items()
+        if (fit := _fit_of(line, name, told if told and line.rates else line.rates, checkpoint))
+    ]
+    if exact := [fit for fit in fits if told and MODELS[fit.name].rates == told]:
+        return exact
+    if checkpoint.style is not None and len(fits) > 1:
+        return [fit for fit in fits if fit.name in PUBLISHED] or fits
+    return fits
+
+
+def _fit_of(line: Line, name: str, rates: tuple[int, ...], checkpoint: Checkpoint) -> Fit | None:
+    """The model of that line with these rates, if the file's tensors are its own."""
+    tensors, branches = checkpoint.translated.tensors, checkpoint.translated.branches
+    classifier = tensors.get("head.classifier.weight")
+    if classifier is None or classifier.ndim != 4 or not _is_body(line, checkpoint):
+        return None
+    pyramid = isinstance(line, OnResNet) and line.pyramid
+    first = "fc6" if isinstance(line, OnVGG16) else "pyramid" if pyramid else "classifier"
+    count = len(rates) or 1
+    if branches.get(f"head.{first}.weight", count) != count:
+        return None
+    classes, rest = divmod(len(classifier), 1 if pyramid else count)  # rows of all branches
+    if rest or not classes:
+        return None
+    theirs = {
+        name: tensor.shape for name, tensor in tensors.items() if not name.startswith("backbone.")
+    }
+    return Fit(name, classes, rates) if theirs == _head_shapes(line, classes, rates) else None
+
+
+def _head_shapes(line: Line, classes: int, rates: Sequence[int]) -> dict[str, torch.Size]:
+    """The tensors of the head, and of the taps of MSc, by their names in the model."""
+    with torch.device("meta"):
+        if isinstance(line, OnVGG16):
+            parts: dict[str, Any] = {"head": line.head(512, classes, rates)}
+            if line.taps:
+                parts["taps"] = MultiScaleTaps(classes)
+        else:
+            channels = 8 * line.width * (4 if line.block == "bottleneck" else 1)
+            parts = {"head": line.head(channels, classes, rates, line.frozen_bn)}
+    return {
+        f"{part}.{name}": tensor.shape
+        for part, module in parts.items()
+        for name, tensor in module.state_dict().items()
+        if not name.endswith(COUNTER)
+    }
+
+
+def _is_body(line: Line, checkpoint: Checkpoint) -> bool:
+    tensors, windows = checkpoint.translated.tensors, checkpoint.windows
+    if isinstance(line, OnVGG16):
+        told = any(name.startswith("pool") for name in windows)
+        return "backbone.conv1_1.weight" in tensors and (
+            not told or line.pool5a == ("pool5a" in windows)
+        )
+    return _resnet(tensors) == (line.blocks, line.width, line.block)
+
+
+def _resnet(tensors: dict[str, Tensor]) -> tuple[tuple[int, ...], int, str] | None:
+    """(blocks of each stage, width, kind of block) of a ResNet; None where the body is none."""
+    first = tensors.get("backbone.conv1.weight")
+    found = {m[0]: m[1] for name in tensors if (m := re.match(r"backbone\.layer(\d)\.\d+", name))}
+    stages = list(found.values())
+    if not stages:
+        return None
+    blocks = tuple(stages.count(stage) for stage in sorted(set(stages)))
+    basic = "backbone.layer1.0.conv3.weight" not in tensors
+    return blocks, 0 if first is None else len(first), "basic" if basic else "bottleneck"
+
+
+def _told_rates(checkpoint: Checkpoint) -> tuple[int, ...]:
+    """The rates of the head's branches, where the file says them: in a .caffemodel whose body has
+    some. A network for whole pictures has none there, and they are the model's to choose."""
+    if not any(window.rate > 1 for window in checkpoint.windows.values()):
+        return ()
+    places = {
+        name: place for name in checkpoint.windows if (place := caffe_window(name)) is not None
+    }
+    heads = [layer for layer, _ in places.values()]
+    of = "head.fc6" if "head.fc6" in heads else "head.classifier"
+    branches = {
+        n: checkpoint.windows[name].rate for name, (layer, n) in places.items() if layer == of
+    }
+    return tuple(branches[n] for n in sorted(branches))
+
+
+def _seen(checkpoint: Checkpoint) -> str:
+    """Body and head as the file has them, in a phrase."""
+    tensors = checkpoint.translated.tensors
+    if "backbone.conv1_1.weight" in tensors:
+        body = "a VGG-16"
+    elif (resnet := _resnet(tensors)) is not None:
+        blocks, width, kind = resnet
+        body = f"a ResNet of {_listed(blocks)} {kind} blocks and width {width}"
+    else:
+        body = "no body that is known"
+    layers = [
+        f"{name.removesuffix('.weight')} {list(tensor.shape)}"
+        for name, tensor in tensors.items()
+        if name.endswith(".weight") and tensor.ndim == 4 and not name.startswith("backbone.")
+    ]
+    return f"{body} with {file.some(layers)}"
+
+
+def _unknown(checkpoint: Checkpoint) -> str:
+    unknown = checkpoint.translated.unknown
+    return f", and {len(unknown)} of no known place: {file.some(unknown, 3)}" if unknown else ""
+
+
+def _listed(values: Iterable[object]) -> str:
+    return ", ".join(f"{value:g}" if isinstance(value, float) else str(value) for value in values)
