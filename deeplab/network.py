@@ -71,10 +71,10 @@ class DeepLab(nn.Module):
 
         Style "caffe": BGR, mean subtracted; "torchvision": RGB, whitened.
         image: NumPy `[H, W, 3]`, or tensor `[3, H, W]` or `[B, 3, H, W]`; uint8 or floating point.
-        Returns `[B, 3, H, W]` float32 on the model's device; raises as
+        Returns `[B, 3, H, W]` on the model's device and in its dtype; raises as
         `deeplab.preprocess.preprocess` does.
         """
-        return preprocess(image, self.style).to(next(self.parameters()).device)
+        return preprocess(image, self.style).to(next(self.parameters()))
 
     def forward(self, x: Tensor, *, image: Tensor | None = None, upsample: bool = True) -> Tensor:
         """Class scores, one tensor in training and in evaluation.

@@ -116,8 +116,8 @@ def build_rates(name):
 
 
 def test_fully_connected_layers_of_vgg_become_convolutions_in_both_forms():
-    weight, bias = torch.rand(6, 512 * 49), torch.rand(6)
-    inner = torch.rand(6, 6)
+    weight = torch.rand(6, 512 * 49, dtype=torch.float64)  # sums of 25,088 terms
+    bias, inner = torch.rand(6, dtype=torch.float64), torch.rand(6, 6, dtype=torch.float64)
     for lead in ((), (1, 1)):  # files before 2014-12 have four sizes
         layers = {
             "fc6": [weight.view(*lead, *weight.shape), bias],
@@ -125,9 +125,9 @@ def test_fully_connected_layers_of_vgg_become_convolutions_in_both_forms():
         }
         found = names.from_caffe(layers).tensors
         # y = W x on the flattened 512 x 7 x 7 map is a 7x7 convolution.
-        x = torch.rand(1, 512, 7, 7)
+        x = torch.rand(1, 512, 7, 7, dtype=torch.float64)
         y = torch.nn.functional.conv2d(x, found["head.fc6.weight"], found["head.fc6.bias"])
-        torch.testing.assert_close(y.flatten(), weight @ x.flatten() + bias)
+        torch.testing.assert_close(y.flatten(), weight @ x.flatten() + bias, rtol=1e-12, atol=0)
         assert found["head.fc7.weight"].shape == (6, 6, 1, 1)
 
 

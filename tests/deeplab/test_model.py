@@ -275,3 +275,12 @@ def test_preprocess_puts_the_batch_on_the_models_device(small):
     with torch.device("meta"):
         elsewhere = deeplab_v2_small(2)
     assert elsewhere.preprocess(torch.zeros(3, 4, 5)).device.type == "meta"
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_preprocess_gives_what_a_model_in_that_dtype_takes(small, dtype):
+    image = torch.full((3, 9, 9), 200, dtype=torch.uint8)
+    expected = small.preprocess(image).to(dtype)
+    x = small.to(dtype).preprocess(image)
+    assert torch.equal(x, expected)
+    assert small(x).dtype == dtype

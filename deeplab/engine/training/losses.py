@@ -104,7 +104,8 @@ def labelled_mass(
 class StepLoss(nn.Module):
     """Network and loss in one module, which torch.compile and DistributedDataParallel can wrap.
 
-    forward(rgb, labels, mass) -> the part that these samples have in the loss, a float32 scalar:
+    forward(rgb, labels, mass) -> the part that these samples have in the loss, a float32 scalar
+    (float64 for a model in float64):
     rgb [B, 3, H, W] uint8 or float in 0-255, labels int64 [B, H, W], mass [terms] the denominators
     of the whole step, not below 1 where nothing is labelled.
     """
@@ -128,7 +129,7 @@ class StepLoss(nn.Module):
     def forward(self, rgb: Tensor, labels: Tensor, mass: Tensor) -> Tensor:
         sums = [
             F.cross_entropy(
-                logits.float(),
+                logits.to(torch.promote_types(logits.dtype, torch.float32)),
                 labels_of_scores(labels, stride, self.grid),
                 weight=self.class_weights,
                 ignore_index=IGNORE,

@@ -115,6 +115,10 @@ def test_pyramid_whose_batchnorms_are_all_frozen_folds_them_in_training(aspp, im
     assert fused_calls[0]["scale"] is not None
     assert_same_state(twin.convs, aspp.convs)
     # The projection sees what the folded constants gave, rounded elsewhere.
+    twin, aspp, image = twin.double(), aspp.double(), image.double()
+    twin.project.load_state_dict(aspp.project.state_dict())
+    twin(image)
+    aspp(image)
     for name, tensor in twin.project.state_dict().items():
         torch.testing.assert_close(tensor, aspp.project.state_dict()[name])
 
@@ -175,7 +179,8 @@ def test_convolution_that_computes_something_else_is_called(aspp, image, fused_c
 
 
 @pytest.mark.parametrize("place", [0, 1, 2], ids=["convolution", "norm", "relu"])
-def test_forward_set_on_a_module_of_a_branch_runs(aspp, image, place):
+def test_forward_set_on_a_module_of_a_branch_runs(in_float64, place):
+    aspp, image = in_float64
     twin = patched_copy(aspp)
     module = twin.convs[2][place]
     ran, forward = [], module.forward
@@ -190,7 +195,8 @@ def test_parametrised_weights_are_followed(aspp, image, fused_calls):
     assert len(fused_calls[0]["rates"]) == 3
 
 
-def test_weights_and_statistics_that_change_after_the_patch_are_followed(aspp, image):
+def test_weights_and_statistics_that_change_after_the_patch_are_followed(in_float64):
+    aspp, image = in_float64
     twin = patched_copy(aspp)
     twin(image)
     other = randomise(copy.deepcopy(aspp))

@@ -30,7 +30,8 @@ def test_parameters_buffers_and_their_names_stay(aspp):
     assert str(aspp.load_state_dict(checkpoint)) == "<All keys matched successfully>"
 
 
-def test_optimizer_that_held_the_parameters_trains_the_patched_model(aspp, image):
+def test_optimizer_that_held_the_parameters_trains_the_patched_model(in_float64):
+    aspp, image = in_float64
     twin = copy.deepcopy(aspp).train()
     steps = []
     for model in (aspp.train(), twin):
@@ -73,7 +74,8 @@ def test_patched_pyramid_is_still_of_its_class(torchvision, aspp):
 
 @pytest.mark.parametrize("place", ["branch", "convolution", "norm", "relu"])
 @pytest.mark.parametrize("kind", ["forward", "forward_pre", "full_backward"])
-def test_hooks_inside_a_branch_run(aspp, image, fused_calls, place, kind):
+def test_hooks_inside_a_branch_run(in_float64, fused_calls, place, kind):
+    aspp, image = in_float64
     twin = patched_copy(aspp)
     branch = twin.convs[2]
     module = {"branch": branch, "convolution": branch[0], "norm": branch[1], "relu": branch[2]}
@@ -84,7 +86,8 @@ def test_hooks_inside_a_branch_run(aspp, image, fused_calls, place, kind):
     assert len(fused_calls[0]["rates"]) == (2 if place in ("branch", "convolution") else 3)
 
 
-def test_pruning_that_computes_the_weight_before_each_call_is_followed(aspp, image):
+def test_pruning_that_computes_the_weight_before_each_call_is_followed(in_float64):
+    aspp, image = in_float64
     prune.random_unstructured(aspp.convs[1][0], "weight", amount=0.5)
     twin = copy.copy(aspp)
     assert patch(twin) == 1
@@ -116,17 +119,19 @@ def test_copies_stay_patched_and_stand_alone(aspp, image, way):
     assert unpatch(twin) == 1
 
 
-def test_state_of_a_patched_model_loads_into_an_unpatched_one(torchvision, aspp, image):
+def test_state_of_a_patched_model_loads_into_an_unpatched_one(torchvision, in_float64):
+    aspp, image = in_float64
     patch(aspp)
     file = io.BytesIO()
     torch.save(aspp.state_dict(), file)
     file.seek(0)
-    fresh = torchvision.deeplabv3.ASPP(32, RATES, 16).eval()
+    fresh = torchvision.deeplabv3.ASPP(32, RATES, 16).eval().double()
     fresh.load_state_dict(torch.load(file, weights_only=True))
     torch.testing.assert_close(fresh(image), aspp(image))
 
 
-def test_functional_call_computes_with_the_tensors_given(aspp, image):
+def test_functional_call_computes_with_the_tensors_given(in_float64):
+    aspp, image = in_float64
     patch(aspp)
     other = {name: torch.randn_like(value) for name, value in aspp.named_parameters()}
     found = torch.func.functional_call(aspp, other, image)
@@ -138,9 +143,10 @@ def test_functional_call_computes_with_the_tensors_given(aspp, image):
 @pytest.mark.parametrize("impl", ["eager", "op"])
 @MODES
 @pytest.mark.usefixtures("fresh_dynamo")
-def test_compile_takes_it_whole(aspp, image, impl, train):
-    patch(aspp.train(train).double(), impl)
-    twin, image = copy.deepcopy(aspp), image.double()
+def test_compile_takes_it_whole(in_float64, impl, train):
+    aspp, image = in_float64
+    patch(aspp.train(train), impl)
+    twin = copy.deepcopy(aspp)
     expected = run(aspp, image)
     found = run(torch.compile(twin, fullgraph=True, backend="aot_eager"), image)
     torch.testing.assert_close(list(found.values()), list(expected.values()))
@@ -148,7 +154,8 @@ def test_compile_takes_it_whole(aspp, image, impl, train):
 
 
 @pytest.mark.usefixtures("fresh_dynamo")
-def test_compiled_model_follows_a_later_patch(aspp, image, fused_calls):
+def test_compiled_model_follows_a_later_patch(in_float64, fused_calls):
+    aspp, image = in_float64
     compiled = torch.compile(aspp, backend="eager")
     expected = compiled(image)
     assert patch(compiled) == 1
@@ -163,13 +170,14 @@ def test_compiled_model_follows_a_later_patch(aspp, image, fused_calls):
     ("impl", "target"),
     [("eager", "aten.conv2d"), ("op", "kernels.multi_rate_atrous_conv2d")],
 )
-def test_export_keeps_batch_and_size_free(aspp, image, impl, target, strict):
+def test_export_keeps_batch_and_size_free(in_float64, impl, target, strict):
+    aspp, image = in_float64
     patch(aspp, impl)
     sizes = {0: torch.export.Dim("batch"), 2: torch.export.Dim("h"), 3: torch.export.Dim("w")}
     program = torch.export.export(aspp, (image,), dynamic_shapes=(sizes,), strict=strict)
     assert any(str(node.target).startswith(target) for node in program.graph.nodes)
     assert set(program.state_dict) == set(aspp.state_dict())
-    other = torch.randn(3, 32, 9, 11)
+    other = torch.randn(3, 32, 9, 11, dtype=image.dtype)
     torch.testing.assert_close(program.module()(other), aspp(other))
 
 
