@@ -1,8 +1,9 @@
 """Tests that compare rounded numbers hold on processors that this machine does not have.
 
-oneDNN, PyTorch and numba choose their instructions by the processor, and with them the order of sums
-and whether a * b + c is rounded once or twice. Environment variables make them choose as on another
-processor. The tests marked `processors` run once more so, each setting in a process of its own.
+oneDNN, PyTorch and numba choose their instructions by the processor, and with them the order of
+sums and whether a * b + c is rounded once or twice. Environment variables make them choose as on
+another processor. The tests marked `processors` run once more so, each setting in a process of its
+own.
 """
 
 from __future__ import annotations

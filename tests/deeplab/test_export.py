@@ -169,7 +169,7 @@ def test_a_full_disk_is_one_clear_error_and_leaves_nothing_behind(suffix, tmp_pa
     command = [sys.executable, "-c", FILLS_THE_DISK, str(path)]
     folder = {"PYTHONPATH": str(Path(__file__).parent)}
     result = subprocess.run(
-        command, capture_output=True, text=True, timeout=120, env=os.environ | folder
+        command, capture_output=True, text=True, timeout=900, env=os.environ | folder
     )
     assert result.returncode == 0, result.stderr
     assert f"model{suffix}: cannot write the program" in result.stdout

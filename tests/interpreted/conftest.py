@@ -1,4 +1,4 @@
-"""What every test of the interpreter tier starts from: memory that holds NaN, a lighter interpreter."""
+"""What every test of the interpreter tier starts from: NaN in new memory, a lighter interpreter."""
 
 from __future__ import annotations
 
