@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 import traceback
+from collections.abc import Mapping
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -40,11 +41,11 @@ def start_two(*command: str) -> list[Started]:
 class Started:
     """A forked process, with the part of subprocess.Popen that tests ask for."""
 
-    def __init__(self, command: tuple[str, ...], about: dict[str, str]) -> None:
+    def __init__(self, command: tuple[str, ...], about: Mapping[str, str] = {}) -> None:
         self._said = [tempfile.NamedTemporaryFile() for _ in range(2)]  # noqa: SIM115
         names = [file.name for file in self._said]
         self.returncode: int | None = None
-        self.pid: int = _ask((command, dict(os.environ) | about, names))
+        self.pid: int = _ask((command, {**os.environ, **about}, names))
 
     def communicate(self, timeout: float = 900) -> tuple[str, str]:
         """What it has said on standard output and standard error, once it has ended."""
