@@ -51,6 +51,13 @@ def preprocess(image: np.ndarray | Tensor, style: Style = "caffe") -> Tensor:
     return (scaled - _channels(MEAN_RGB, batch)) / _channels(DEVIATION_RGB, batch)
 
 
+def mean_colour(style: Style) -> tuple[float, float, float]:
+    """The colour, RGB in 0-255, that `preprocess` turns into zero."""
+    if style == "torchvision":
+        return (255 * MEAN_RGB[0], 255 * MEAN_RGB[1], 255 * MEAN_RGB[2])
+    return (MEAN_BGR[2], MEAN_BGR[1], MEAN_BGR[0])
+
+
 def _channels(values: tuple[float, float, float], like: Tensor) -> Tensor:
     return torch.tensor(values, dtype=torch.float32, device=like.device).view(1, 3, 1, 1)
 

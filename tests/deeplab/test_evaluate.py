@@ -7,9 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 import torch.nn.functional as F
+from several_processes import start_two
 
 from deeplab.data.scenes import CLASSES, PALETTE, TEST_START, VALIDATION_START, ScenesDataset
 from deeplab.engine.evaluate import boundary_band, evaluate
@@ -132,24 +131,28 @@ def test_result_is_json_and_model_is_left_as_it_was(model, pictures):
     assert plain["network"]["iou"] == result.network.iou
 
 
-def evaluate_share(rank, folder, pictures, state):
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
-    model = deeplab_v2_small(len(CLASSES))
-    model.load_state_dict(state)
-    result = evaluate(model, pictures, lambda logits, image: -logits, shard=True)
-    Path(folder, f"{rank}.json").write_text(json.dumps(result.as_dict()))
-    dist.destroy_process_group()
+EVALUATE_SHARE = """
+import json, sys, torch
+import torch.distributed as dist
+from deeplab.engine.evaluate import evaluate
+
+model, pictures = torch.load(sys.argv[1], weights_only=False)
+dist.init_process_group("gloo")
+result = evaluate(model, pictures, lambda logits, image: -logits, shard=True)
+print(json.dumps(result.as_dict()))
+dist.destroy_process_group()
+"""
 
 
 @pytest.mark.slow
 def test_two_processes_with_a_share_each_give_the_scores_of_one(model, pictures, tmp_path):
-    arguments = (str(tmp_path), pictures, model.state_dict())
-    mp.start_processes(evaluate_share, arguments, nprocs=2, start_method="spawn")
+    torch.save((model, pictures), tmp_path / "given")
+    children = start_two("-c", EVALUATE_SHARE, str(tmp_path / "given"))
+    told = [child.communicate() for child in children]
+    assert [child.returncode for child in children] == [0, 0], told
     whole = evaluate(model, pictures, lambda logits, image: -logits, shard=True)
     expected = json.loads(json.dumps(whole.as_dict()))
-    for rank in range(2):
-        assert json.loads((tmp_path / f"{rank}.json").read_text()) == expected
+    assert [json.loads(said) for said, _ in told] == [expected, expected]
 
 
 def test_wrong_arguments_say_what_was_expected(model, pictures):

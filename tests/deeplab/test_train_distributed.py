@@ -44,7 +44,7 @@ print(json.dumps({"steps": result.steps, "signal": result.signal, "loss": result
 def two_processes(out: Path, changes: dict | None = None, stop: dict | None = None) -> list[dict]:
     """`run` in two processes; what each of them says."""
     children = start_two("-c", PROGRAM, str(out), json.dumps(changes or {}), json.dumps(stop or {}))
-    told = [child.communicate(timeout=240) for child in children]
+    told = [child.communicate() for child in children]
     assert [child.returncode for child in children] == [0, 0], told
     return [json.loads(stdout.splitlines()[-1]) for stdout, _ in told]
 
@@ -142,7 +142,7 @@ def test_the_command_under_torchrun_prints_once(tmp_path):
             image.convert("L").save(path)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     command += ["--nproc-per-node", "2", *command_in_two(tmp_path, tmp_path), "--steps", "2"]
-    process = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=240)
+    process = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=900)
     assert process.returncode == 0, process.stderr
     assert process.stdout.count("2 of 2 steps") == 1
     assert read_metadata(out)["step"] == 2
@@ -167,7 +167,7 @@ def test_what_is_wrong_is_said_once_and_the_other_process_ends_quietly(tmp_path,
         data.mkdir()
         own_data(data, broken="r")
     children = start_two(*command_in_two(tmp_path, data))
-    errors = [child.communicate(timeout=240)[1] for child in children]
+    errors = [child.communicate()[1] for child in children]
     assert sorted(child.returncode for child in children) == [1, 2], errors
     said = [line for text in errors for line in text.splitlines() if "Stopped: another" not in line]
     assert len(said) == 1, errors
@@ -179,11 +179,11 @@ def test_what_is_wrong_is_said_once_and_the_other_process_ends_quietly(tmp_path,
 def test_a_process_that_is_killed_ends_the_others_with_one_line(tmp_path):
     own_data(tmp_path)
     children = start_two(*command_in_two(tmp_path, tmp_path, "--set", "log_every=1"))
-    log, deadline = Files(tmp_path / "w.safetensors").log, time.monotonic() + 120
+    log, deadline = Files(tmp_path / "w.safetensors").log, time.monotonic() + 900
     while time.monotonic() < deadline and not (log.is_file() and log.read_text().count("\n") > 2):
         time.sleep(0.05)
     children[1].kill()
-    error = children[0].communicate(timeout=60)[1]
+    error = children[0].communicate()[1]
     children[1].communicate()
     assert children[0].returncode == 1
     assert re.fullmatch(r"Stopped: another process of this run .* --resume\n", error)
@@ -213,7 +213,7 @@ dist.destroy_process_group()
 @pytest.mark.slow
 def test_a_program_whose_group_takes_no_cpu_tensors_gets_one_that_does():
     children = start_two("-c", HOST)
-    told = [child.communicate(timeout=120) for child in children]
+    told = [child.communicate() for child in children]
     assert [child.returncode for child in children] == [0, 0], told
 
 

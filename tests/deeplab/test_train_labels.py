@@ -261,7 +261,7 @@ except Exception as error:
 def test_two_processes_count_together_and_say_it_once() -> None:
     """The one picture with the second class is drawn by one of them."""
     children = start_two("-c", TWO_PROCESSES, str(Path(__file__).parent))
-    told = [child.communicate(timeout=120)[0].splitlines() for child in children]
+    told = [child.communicate()[0].splitlines() for child in children]
     assert [lines[0] for lines in told] == ["4 [[2, 0], [0, 2]]"] * 2
     assert [lines[1] for lines in told] == ["()", "()"]
     assert told[0][2].startswith("InputError training labels: only back (label 0) and ignored")

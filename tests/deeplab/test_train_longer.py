@@ -13,11 +13,13 @@ from commands import assert_refused, done
 from tiny_training import TINY, Signalling, equal, rows, run, stop_at, tiny_pictures
 
 from deeplab.data import scenes
+from deeplab.data.scenes import CLASSES
 from deeplab.engine.evaluate import Evaluation, Scores
 from deeplab.engine.train import learning_rate
 from deeplab.engine.training import loop
 from deeplab.engine.training.checkpoint import Files, read_state, stored_steps
 from deeplab.errors import InputError
+from deeplab.metrics import ConfusionMatrix
 from deeplab.weights import load_model, read_metadata
 
 SHORT = dataclasses.replace(TINY, steps=2)
@@ -133,7 +135,9 @@ def test_the_best_weights_of_a_finished_run_stay_until_there_are_better(
 
     def scripted(*args, **kwargs):
         miou = next(scores)
-        return Evaluation(1, 4, Scores(miou, miou, miou, None, {}), None)
+        confusion = {"network": ConfusionMatrix(len(CLASSES))}
+        found = Scores(miou, miou, miou, None, dict.fromkeys(CLASSES))
+        return Evaluation(1, 4, found, None, confusion=confusion)
 
     monkeypatch.setattr(loop, "evaluate", scripted)
     out = tmp_path / "w.safetensors"

@@ -13,10 +13,10 @@ import torch
 from tiny_training import SHORT, Signalling, own_data, run, tiny_pictures
 
 from deeplab.engine.train import DataConfig, Samples, train
-from deeplab.engine.training.loop import _mean_colour
 from deeplab.engine.training.samples import InMemory, batches, start_method
 from deeplab.errors import InputError
 from deeplab.model import deeplab_v2_small
+from deeplab.preprocess import mean_colour
 from deeplab.weights import load_model, read_metadata
 from kernels import memory
 
@@ -179,7 +179,7 @@ def test_processes_share_the_same_steps(pictures, world):
 def test_beyond_a_picture_lies_what_preprocessing_turns_into_zero(pictures):
     for style in ("caffe", "torchvision"):
         model = deeplab_v2_small(3, style=style)
-        colour = np.broadcast_to(np.float32(_mean_colour(model)), (1, 1, 3))
+        colour = np.broadcast_to(np.float32(mean_colour(model.style)), (1, 1, 3))
         assert model.preprocess(colour).abs().max() < 1e-5
 
 

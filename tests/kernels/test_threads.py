@@ -66,7 +66,7 @@ def test_a_forked_process_gets_threads_of_its_own():
     child = context.Process(target=_square_in_child, args=(queue,))
     child.start()
     try:
-        assert queue.get(timeout=30) == [0, 1, 4, 9]
+        assert queue.get(timeout=900) == [0, 1, 4, 9]
     finally:
-        child.join(timeout=30)
+        child.join(timeout=900)
         assert child.exitcode == 0

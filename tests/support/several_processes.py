@@ -1,18 +1,32 @@
-"""Python in two processes, as torchrun starts them."""
+"""Python in two processes, as torchrun starts them.
+
+They are forked from a process that has imported what they need, since each would take three seconds
+for that: a server of its own, because the one that runs the tests may have threads, which a fork
+does not bring along.
+"""
 
 from __future__ import annotations
 
+import functools
 import os
+import runpy
 import socket
 import subprocess
 import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Mapping
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def start_two(*command: str) -> list[subprocess.Popen]:
-    """Python with this command in two processes, as torchrun starts them."""
+def start_two(*command: str) -> list[Started]:
+    """`python *command` in two processes, which begins with -c PROGRAM or -m MODULE."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -20,15 +34,102 @@ def start_two(*command: str) -> list[subprocess.Popen]:
     for rank in range(2):
         about = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "OMP_NUM_THREADS": 1}
         about |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        about |= {"PYTHONPATH": f"{ROOT / 'tests' / 'support'}:{ROOT}"}
-        environment = os.environ | {name: str(value) for name, value in about.items()}
-        children.append(
-            subprocess.Popen(
-                [sys.executable, *command],
-                env=environment,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                text=True,
-            )
-        )
+        children.append(Started(command, {name: str(value) for name, value in about.items()}))
     return children
+
+
+class Started:
+    """A forked process, with the part of subprocess.Popen that tests ask for."""
+
+    def __init__(self, command: tuple[str, ...], about: Mapping[str, str] = {}) -> None:
+        self._said = [tempfile.NamedTemporaryFile() for _ in range(2)]  # noqa: SIM115
+        names = [file.name for file in self._said]
+        self.returncode: int | None = None
+        self.pid: int = _ask((command, {**os.environ, **about}, names))
+
+    def communicate(self, timeout: float = 900) -> tuple[str, str]:
+        """What it has said on standard output and standard error, once it has ended."""
+        deadline = time.monotonic() + timeout
+        while self.poll() is None:
+            if time.monotonic() > deadline:
+                self.kill()
+                raise TimeoutError(f"no end after {timeout:g} s: {self._texts()}")
+            time.sleep(0.01)
+        out, err = self._texts()
+        return out, err
+
+    def poll(self) -> int | None:
+        if self.returncode is None:
+            self.returncode = _ask(self.pid)
+        return self.returncode
+
+    def kill(self) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, 9)
+
+    def _texts(self) -> list[str]:
+        return [Path(file.name).read_text() for file in self._said]
+
+
+def _ask(request: Any) -> Any:
+    connection = _server()
+    connection.send(request)
+    return connection.recv()
+
+
+@functools.cache
+def _server() -> Connection:
+    """The connection to the server, which ends when this process does."""
+    ours, theirs = Pipe()
+    program = "import sys, several_processes; several_processes.serve(int(sys.argv[1]))"
+    path = os.pathsep.join((str(ROOT / "tests" / "support"), str(ROOT)))
+    subprocess.Popen(
+        [sys.executable, "-c", program, str(theirs.fileno())],
+        env=os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
+        pass_fds=[theirs.fileno()],
+    )
+    theirs.close()
+    return ours
+
+
+def serve(fd: int) -> None:
+    """Fork a process for each command that comes, and tell of each how it ended."""
+    import tiny_training  # noqa: F401
+    import torch
+
+    torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)  # which imports the most
+    connection = Connection(fd)
+    while True:
+        try:
+            request = connection.recv()
+        except EOFError:
+            return
+        if isinstance(request, int):
+            pid, status = os.waitpid(request, os.WNOHANG)
+            connection.send(os.waitstatus_to_exitcode(status) if pid else None)
+        elif pid := os.fork():
+            connection.send(pid)
+        else:
+            connection.close()
+            _run(*request)
+
+
+def _run(command: tuple[str, ...], environment: dict[str, str], said: list[str]) -> None:
+    """Be `python *command`, up to how it ends."""
+    for descriptor, name in zip((1, 2), said, strict=True):
+        file = os.open(name, os.O_WRONLY)
+        os.dup2(file, descriptor)
+        os.close(file)
+    os.environ.clear()
+    os.environ.update(environment)
+    kind, what, *arguments = command
+    sys.argv = [what if kind == "-m" else kind, *arguments]
+    try:
+        if kind == "-m":
+            runpy.run_module(what, run_name="__main__", alter_sys=True)
+        else:
+            exec(what, {"__name__": "__main__"})
+    except Exception:
+        traceback.print_exc()
+        sys.exit(1)
+    sys.exit(0)

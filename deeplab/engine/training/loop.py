@@ -36,11 +36,12 @@ from deeplab.engine.training.interrupt import stop_request
 from deeplab.engine.training.labels import TRAINING, VALIDATION, DrawnLabels
 from deeplab.engine.training.logs import Teller, Throughput, peak_memory_mib
 from deeplab.engine.training.losses import Grid, StepLoss, at_least_something, labelled_mass
+from deeplab.engine.training.precision import autocast_dtype
 from deeplab.engine.training.samples import Batch, SkipBroken, batches
 from deeplab.engine.training.schedule import learning_rate, optimizer_of, restated
 from deeplab.errors import InputError
 from deeplab.model import DeepLab
-from deeplab.preprocess import MEAN_BGR, MEAN_RGB
+from deeplab.preprocess import mean_colour
 from deeplab.weights import save_weights
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -107,7 +108,7 @@ class Run:
             dataset,
             config,
             self.step,
-            fill=_mean_colour(self.model),
+            fill=mean_colour(self.model.style),
             classes=self.model.num_classes,
             rank=processes.rank,
             world=processes.world,
@@ -491,25 +492,6 @@ def _said_clearly(config: TrainConfig) -> Iterator[None]:
                 "goes on with another one), or lower crop or batch_size"
             ) from error
         raise
-
-
-def autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
-    """What autocast computes in on this device; None leaves float32."""
-    if precision != "auto":
-        named = {"bfloat16": torch.bfloat16, "float16": torch.float16}
-        return named.get(precision)
-    if device.type == "cuda":
-        fast = torch.cuda.is_bf16_supported(including_emulation=False)
-    else:
-        fast = bool(torch.cpu._is_avx512_bf16_supported())
-    return torch.bfloat16 if fast else None
-
-
-def _mean_colour(model: DeepLab) -> tuple[float, float, float]:
-    """The colour, RGB in 0-255, that the model's preprocessing turns into zero."""
-    if model.config["style"] == "torchvision":
-        return (255 * MEAN_RGB[0], 255 * MEAN_RGB[1], 255 * MEAN_RGB[2])
-    return (MEAN_BGR[2], MEAN_BGR[1], MEAN_BGR[0])
 
 
 def _step_seed(seed: int, step: int, rank: int) -> int:
