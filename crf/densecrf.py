@@ -475,7 +475,7 @@ def _floats(name: str, value: Any, ndims: tuple[int, ...], copy: bool = False) -
 
 def _integer(name: str, value: Any, least: int) -> int:
     """An integer, or a float without fraction (pydensecrf truncates others)."""
-    if isinstance(value, str | bytes) or not hasattr(value, "__int__"):
+    if isinstance(value, str | bytes) or not hasattr(value, "__int__") or np.ndim(value) > 0:
         raise TypeError(f"{name} must be an integer, not {type(value).__name__}")
     if not float(value).is_integer() or value < least:
         raise ValueError(f"{name} must be an integer of at least {least}, not {value!r}")
@@ -487,6 +487,8 @@ def _sigmas(name: str, value: Any, count: int) -> list[np.float32]:
     if isinstance(value, str | bytes) or value is None:
         raise TypeError(f"{name} must be a number or {count} numbers, not {value!r}")
     values: list[Any] = [value] * count if np.ndim(value) == 0 else list(value)[:count]
+    if any(np.ndim(one) > 0 for one in values):
+        raise ValueError(f"{name} must be a number or {count} numbers, not of {np.ndim(value)} axes")
     sigmas = [np.float32(sigma) for sigma in values]
     if len(sigmas) < count or not all(sigma > 0 for sigma in sigmas):
         raise ValueError(f"{name} must be a positive number or {count} of them, not {value!r}")
@@ -494,7 +496,7 @@ def _sigmas(name: str, value: Any, count: int) -> list[np.float32]:
 
 
 def _member(name: str, value: int, kinds: type[Kind]) -> Kind:
-    if value not in list(kinds):
+    if np.ndim(value) > 0 or value not in list(kinds):
         names = ", ".join(f"{kind.name} ({kind.value})" for kind in kinds)
         raise ValueError(f"{name} must be one of {names}, not {value!r}")
     return kinds(value)

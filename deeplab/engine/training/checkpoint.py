@@ -28,6 +28,7 @@ import torch
 from deeplab.engine.training.config import FREE_ON_RESUME, TrainConfig
 from deeplab.engine.training.recipe import differences
 from deeplab.errors import InputError
+from deeplab.weights.pickled import damaged_record
 from deeplab.whole_file import whole_file
 
 FORMAT = "deeplab training state, version 1"
@@ -103,6 +104,8 @@ def read_state(path: Path) -> dict[str, Any]:
             "the run that is to go on"
         )
     try:
+        if record := damaged_record(path):
+            raise ValueError(f"the checksum of {record} is wrong")
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # damaged archives raise whatever their parsers meet
         raise InputError(

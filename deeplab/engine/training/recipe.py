@@ -15,13 +15,13 @@ A value remembers where it came from, so that an error names the file, or the op
 from __future__ import annotations
 
 import dataclasses
-import tomllib
 import typing
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import deeplab.recipes
+from deeplab import toml
 from deeplab.engine.training.config import DataConfig, TrainConfig
 from deeplab.errors import InputError
 
@@ -50,8 +50,8 @@ def read_recipe(name: str) -> Settings:
                 f"{', '.join(shipped_recipes())}"
             )
     try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        table = toml.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
         raise InputError(f"{path}: not a readable TOML file ({error}); correct it") from error
     return flat_settings(table, str(path))
 

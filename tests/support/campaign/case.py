@@ -108,6 +108,7 @@ class Call:
     call: Callable[[], Any]
     wanted: Outcome | None = None
     check: Callable[[Any], None] = lambda _value: None
+    names: Sequence[str] = ()
 
     def line(self) -> str:
         return self.said
@@ -122,6 +123,8 @@ class Call:
                 outcome: Outcome = "refused"
                 inner = isinstance(error, TypeError) and "unexpected keyword" in str(error)
                 require(not inner, f"the case itself is wrong: {error}")
+                named = not self.names or any(name in str(error) for name in self.names)
+                require(named, f"names none of {list(self.names)}: {error}")
                 said = str(error)
             else:
                 outcome, said = "result", ""

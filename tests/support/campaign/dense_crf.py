@@ -96,7 +96,8 @@ def odd_layer(draw: Any) -> Case:
             arguments["iterations"] = -(2**20)
         return crf.DenseCRF(**arguments)(logits, images)
 
-    return Call(f"DenseCRF with {name} = {value!r}", call, check=sums_to_one(logits.shape))
+    names = [name.split(".")[-1]]
+    return Call(f"DenseCRF with {name} = {value!r}", call, None, sums_to_one(logits.shape), names)
 
 
 LAYER_ARGUMENTS = (
@@ -224,7 +225,11 @@ def odd_drop_in(draw: Any) -> Case:
             model.klDivergence(value)
         return torch.from_numpy(np.array(found)).reshape(1, 3, 4, 5)
 
-    return Call(f"drop-in with {name} = {what} or {value!r:.60}", call, check=sums_to_one((1, 3, 4, 5)))
+    # `f` joins u in a product, and unary energies are what both give
+    names = [name, "unary"] if name in ("u", "f", "nlabels") else [name]
+    names += ["features", "sigma", "pairwise energy"] if name in ("sxy", "features") else []
+    said = f"drop-in with {name} = {what} or {value!r:.60}"
+    return Call(said, call, None, sums_to_one((1, 3, 4, 5)), names)
 
 
 @st.composite
