@@ -59,7 +59,9 @@ def files(name: str, content: bytes) -> dict[str, bytes]:
 
 def gives(probabilities: np.ndarray) -> Any:
     def check(folder: Path, _ended: Ended) -> None:
-        expected = refine_probabilities(probabilities.astype(np.float32).clip(min=0), IMAGE, SETTINGS)
+        expected = refine_probabilities(
+            probabilities.astype(np.float32).clip(min=0), IMAGE, SETTINGS
+        )
         check_labels(folder / "out" / "photo_labels.png", expected.labels)
 
     return check
@@ -77,7 +79,9 @@ def sound(draw: Any) -> Case:
     array = np.asfortranarray(array) if fortran else np.ascontiguousarray(array)
     name = f"p{'.npy' if form == '.npy' else '.npz'}"
     said = f"{classes} classes, {array.dtype.str}, {'[H, W, C]' if last else '[C, H, W]'}, {form}"
-    return Command(said, refine(name), files(name, saved(array, form)), "result", check=gives(stored))
+    return Command(
+        said, refine(name), files(name, saved(array, form)), "result", check=gives(stored)
+    )
 
 
 SHAPES = st.lists(st.sampled_from((0, 1, 2, 3, HEIGHT, WIDTH, 300)), max_size=4).filter(
@@ -89,9 +93,13 @@ SHAPES = st.lists(st.sampled_from((0, 1, 2, 3, HEIGHT, WIDTH, 300)), max_size=4)
 def odd(draw: Any) -> Case:
     """Arrays of any shape, type and value: no probabilities, or hardly."""
     shape = draw(st.one_of(SHAPES, st.just([3, HEIGHT, WIDTH]), st.just([HEIGHT, WIDTH, 3])))
-    dtype = draw(st.sampled_from(("f4", "f8", "i8", "u1", "?", "c8", "U3", "S2", "M8[s]", "O", "f2")))
+    dtype = draw(
+        st.sampled_from(("f4", "f8", "i8", "u1", "?", "c8", "U3", "S2", "M8[s]", "O", "f2"))
+    )
     rng = np.random.default_rng(draw(damage.seeds()))
-    array = np.full(shape, None, object) if dtype == "O" else rng.integers(0, 2, shape).astype(dtype)
+    array = (
+        np.full(shape, None, object) if dtype == "O" else rng.integers(0, 2, shape).astype(dtype)
+    )
     form = draw(st.sampled_from((".npy", "packed", "plain")))
     name = f"p{'.npy' if form == '.npy' else '.npz'}"
     whole = array.dtype.kind == "f" and array.ndim == 3 and np.isfinite(array).all()
@@ -103,7 +111,9 @@ def odd(draw: Any) -> Case:
     )
     wanted = "result" if right else "refused"
     said = f"{array.dtype.str} {list(shape)} in {form}"
-    return Command(said, refine(name), files(name, saved(array, form)), wanted, [name] * (not right))
+    return Command(
+        said, refine(name), files(name, saved(array, form)), wanted, [name] * (not right)
+    )
 
 
 @st.composite
@@ -126,13 +136,18 @@ def poisoned(draw: Any) -> Case:
 @st.composite
 def harmed(draw: Any) -> Case:
     array = softmax(3, 7).astype(np.float32)
-    form, how = draw(st.sampled_from((".npy", "packed", "plain"))), draw(st.sampled_from(sorted(damage.DAMAGES)))
+    form, how = (
+        draw(st.sampled_from((".npy", "packed", "plain"))),
+        draw(st.sampled_from(sorted(damage.DAMAGES))),
+    )
     whole = saved(array, form)
     broken = damage.damaged(whole, how, draw(damage.seeds()))
     name = f"p{'.npy' if form == '.npy' else '.npz'}"
     zipped = form != ".npy"  # whose records have checksums
     check = gives(array) if zipped or how in damage.CUTS else lambda _folder, _ended: None
-    return Command(f"{form} with {how}", refine(name), files(name, broken), names=[name], check=check)
+    return Command(
+        f"{form} with {how}", refine(name), files(name, broken), names=[name], check=check
+    )
 
 
 def cases(_shared: Path) -> st.SearchStrategy[Case]:
@@ -155,24 +170,38 @@ def handmade(_shared: Path) -> list[Case]:
     odd_files["a header that nests"] = _header("(" * 3000 + ")" * 3000)
     odd_files["a header of negative sizes"] = _header("(-3, 9, 12)")
     for what, content in odd_files.items():
-        for name in ("p.npy", "p.npz"):
-            made.append(Command(f"{what} as {name}", refine(name), files(name, content), "refused", [name]))
+        made += [
+            Command(f"{what} as {name}", refine(name), files(name, content), "refused", [name])
+            for name in ("p.npy", "p.npz")
+        ]
     several = saved(array, "plain", other=array)
     right = saved(array, "plain", probabilities=array)
-    made.append(Command("two arrays", refine("p.npz"), files("p.npz", several), "refused", ["p.npz"]))
-    made.append(Command("one named so", refine("p.npz"), files("p.npz", right), "result", check=gives(array)))
+    made.append(
+        Command("two arrays", refine("p.npz"), files("p.npz", several), "refused", ["p.npz"])
+    )
+    made.append(
+        Command(
+            "one named so", refine("p.npz"), files("p.npz", right), "result", check=gives(array)
+        )
+    )
     for member in ("../../up.npy", "/tmp/abs.npy", "probabilities.npy", "probabilities"):
         content = io.BytesIO()
         with zipfile.ZipFile(content, "w") as archive:
             archive.writestr(member, saved(array, ".npy"))
-        made.append(Command(f"member {member}", refine("p.npz"), files("p.npz", content.getvalue())))
+        made.append(
+            Command(f"member {member}", refine("p.npz"), files("p.npz", content.getvalue()))
+        )
     bomb = io.BytesIO()
     with zipfile.ZipFile(bomb, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("probabilities.npy", _header("(3, 20000, 10000)") + bytes(1 << 26))
-    made.append(Command("a packed bomb", refine("p.npz"), files("p.npz", bomb.getvalue()), "refused"))
+    made.append(
+        Command("a packed bomb", refine("p.npz"), files("p.npz", bomb.getvalue()), "refused")
+    )
     for options in (["--indices"], ["--gt-prob", "0.9"], ["--classes", "3"]):
         one = files("p.npy", saved(array, ".npy"))
-        made.append(Command(f"with {options[0]}", refine("p.npy", *options), one, "refused", options[:1]))
+        made.append(
+            Command(f"with {options[0]}", refine("p.npy", *options), one, "refused", options[:1])
+        )
     return made
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import io
 import os
 import shlex
 import sys
-import tempfile
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -162,17 +162,35 @@ def judged(ended: Ended) -> Outcome:
 
 def invoke(args: Sequence[str]) -> Ended:
     """The command in this process, both streams caught below Python, where libraries write too."""
-    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
-        with _streams_in(out, err), warnings.catch_warnings():  # each warning as if for the first time
-            status = _status(args)
-        texts = []
-        for file in (out, err):
-            file.seek(0)
-            texts.append(file.read().decode(errors="replace"))
-    return Ended(status, *texts)
+    out, err = _Pipe(), _Pipe()
+    with _streams_in(out, err), warnings.catch_warnings():  # each warning as if for the first time
+        status = run_command(args)
+    return Ended(status, out.text(), err.text())
 
 
-def _status(args: Sequence[str]) -> int:
+class _Pipe:
+    """Takes words in without a disk, which may be full."""
+
+    def __init__(self) -> None:
+        self._read, self._write = os.pipe2(os.O_CLOEXEC)
+        fcntl.fcntl(self._write, fcntl.F_SETPIPE_SZ, 1 << 20)
+        os.set_blocking(self._read, False)  # a child may hold the other end still
+
+    def fileno(self) -> int:
+        return self._write
+
+    def text(self) -> str:
+        os.close(self._write)
+        parts = []
+        with suppress(BlockingIOError):
+            while part := os.read(self._read, 1 << 16):
+                parts.append(part)
+        os.close(self._read)
+        return b"".join(parts).decode(errors="replace")
+
+
+def run_command(args: Sequence[str]) -> int:
+    """Run a command in this process, and say what it would exit with."""
     try:
         _command().main(args=list(args), prog_name="deeplab")
     except SystemExit as end:
@@ -198,9 +216,9 @@ def _streams_in(out: Any, err: Any) -> Iterator[None]:
     try:
         os.dup2(out.fileno(), 1)
         os.dup2(err.fileno(), 2)
-        sys.stdout = io.TextIOWrapper(open(1, "wb", closefd=False), encoding="utf-8")
+        sys.stdout = io.TextIOWrapper(io.FileIO(1, "w", closefd=False), encoding="utf-8")
         sys.stderr = io.TextIOWrapper(
-            open(2, "wb", closefd=False), encoding="utf-8", errors="backslashreplace"
+            io.FileIO(2, "w", closefd=False), encoding="utf-8", errors="backslashreplace"
         )
         yield
     finally:
@@ -226,4 +244,6 @@ def snapshot(folder: Path) -> dict[str, Any]:
 
 
 def difference(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
-    return sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name))
+    return sorted(
+        name for name in before.keys() | after.keys() if before.get(name) != after.get(name)
+    )

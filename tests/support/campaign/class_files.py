@@ -22,16 +22,22 @@ from campaign.rasters import png, raster
 from campaign.runner import Family
 from campaign.toml_texts import broken_toml
 
-PLAIN = st.text(
-    st.characters(exclude_categories=("Cs", "Cc", "Zl", "Zp")), min_size=1, max_size=12
-).map(str.strip).filter(lambda name: name and not name[-1].isdigit())
+PLAIN = (
+    st.text(st.characters(exclude_categories=("Cs", "Cc", "Zl", "Zp")), min_size=1, max_size=12)
+    .map(str.strip)
+    .filter(lambda name: name and not name[-1].isdigit())
+)
 NAMES = st.lists(PLAIN, min_size=1, max_size=12, unique=True)
 PICTURE = png(raster("noise", HEIGHT, WIDTH, 0), 2)
 
 
 def files(name: str, content: bytes, labels: np.ndarray) -> dict[str, bytes]:
     suffix, stored_labels = stored(labels, "grey")
-    return {f"set/{name}": content, "set/images/0.png": PICTURE, f"set/labels/0{suffix}": stored_labels}
+    return {
+        f"set/{name}": content,
+        "set/images/0.png": PICTURE,
+        f"set/labels/0{suffix}": stored_labels,
+    }
 
 
 def lists(names: list[str], values: list[int], labels: np.ndarray) -> Any:
@@ -68,7 +74,9 @@ def text(draw: Any) -> Case:
 def table(draw: Any) -> Case:
     """classes.toml with values of its own, sometimes with one thing wrong."""
     names = draw(NAMES)
-    values = draw(st.lists(st.integers(0, 254), min_size=len(names), max_size=len(names), unique=True))
+    values = draw(
+        st.lists(st.integers(0, 254), min_size=len(names), max_size=len(names), unique=True)
+    )
     entries: list[dict[str, Any]] = [
         {"name": name, "label": value} for name, value in zip(names, values, strict=True)
     ]
@@ -112,9 +120,13 @@ SLIPS: dict[str, Any] = {
     "ignore that is a text": lambda content, at: content.update({"ignore": "255"}),
     "ignore that is a list of lists": lambda content, at: content.update({"ignore": [[1]]}),
     "an ignored value of 999": lambda content, at: content.update({"ignore": [999]}),
-    "ignored colours without colours": lambda content, at: content.update({"ignore_colours": [[1, 2, 3]]}),
+    "ignored colours without colours": lambda content, at: content.update(
+        {"ignore_colours": [[1, 2, 3]]}
+    ),
     "ignored colours that are none": lambda content, at: content.update({"ignore_colours": [1]}),
-    "a name twice": lambda content, at: content["class"].append({**content["class"][at], "label": 255}),
+    "a name twice": lambda content, at: content["class"].append(
+        {**content["class"][at], "label": 255}
+    ),
     "a value twice": lambda content, at: content["class"].append(
         {"name": "one more", "label": content["class"][at]["label"]}
     ),
@@ -126,7 +138,8 @@ SLIPS: dict[str, Any] = {
 def harmed(draw: Any) -> Case:
     """Text that was cut, flipped or is none."""
     labels = one_of_each([0, 1], 0)
-    content = b'ignore = [9]\n\n[[class]]\nname = "sky"\ncolour = [1, 2, 3]\n\n[[class]]\nname = "tree"\ncolour = [4, 5, 6]\n'
+    entries = [{"name": "sky", "colour": [1, 2, 3]}, {"name": "tree", "colour": [4, 5, 6]}]
+    content = tomli_w.dumps({"ignore": [9], "class": entries}).encode()
     name = draw(st.sampled_from(("classes.toml", "classes.txt")))
     if name == "classes.txt":
         content = b"sky 1 2 3\ntree 4 5 6\n"
@@ -149,8 +162,10 @@ def handmade(_shared: Path) -> list[Case]:
     labels = one_of_each([0, 1], 0)
     made: list[Case] = []
     for what, content in damage.OTHER_FILES.items():
-        for name in ("classes.txt", "classes.toml"):
-            made.append(Command(f"{what} as {name}", CHECK, files(name, content, labels)))
+        made += [
+            Command(f"{what} as {name}", CHECK, files(name, content, labels))
+            for name in ("classes.txt", "classes.toml")
+        ]
     texts = {
         "256 classes": ("\n".join(f"class{i}x" for i in range(256)), "refused"),
         "255 classes": ("\n".join(f"class{i}x" for i in range(255)), "result"),

@@ -1,7 +1,7 @@
 """`crf.DenseCRF`, and `crf.densecrf` as pydensecrf's users call it, with any arguments.
 
-Oracles: marginals are finite, sum to 1 and have the shape of the logits; a permutation of the labels
-permutes them; the drop-in and the layer agree on the same problem. Everything else is a ValueError
+Oracles: marginals are finite, sum to 1 and have the shape of the logits; a permutation of the
+labels permutes them; the drop-in and the layer agree on the same problem. Everything else is a ValueError
 or TypeError.
 """
 
@@ -25,7 +25,9 @@ from campaign.runner import Family
 SIDE = st.integers(1, 14)
 WEIGHT = st.one_of(st.floats(0, 20), st.integers(0, 9))
 SIGMA = st.floats(0.5, 80)
-ODD = st.sampled_from((0, -1, -0.5, float("nan"), float("inf"), None, "3", [3.0], 2**70, 1e-30, 1e38, True))
+ODD = st.sampled_from(
+    (0, -1, -0.5, float("nan"), float("inf"), None, "3", [3.0], 2**70, 1e-30, 1e38, True)
+)
 
 
 def logits_of(shape: tuple[int, ...], seed: int) -> torch.Tensor:
@@ -33,7 +35,9 @@ def logits_of(shape: tuple[int, ...], seed: int) -> torch.Tensor:
 
 
 def images_of(batch: int, height: int, width: int, seed: int) -> torch.Tensor:
-    return torch.from_numpy(np.random.default_rng(seed).integers(0, 256, (batch, 3, height, width), dtype=np.uint8))
+    return torch.from_numpy(
+        np.random.default_rng(seed).integers(0, 256, (batch, 3, height, width), dtype=np.uint8)
+    )
 
 
 def sums_to_one(shape: Any) -> Callable[[Any], None]:
@@ -59,7 +63,10 @@ def layer(draw: Any) -> Case:
         "bilateral": draw(st.one_of(st.none(), st.builds(crf.Bilateral, WEIGHT, SIGMA, SIGMA))),
     }
     made = {"iterations": draw(st.integers(0, 4)), "method": method, "normalization": normalization}
-    logits, images = logits_of((batch, classes, height, width), seed), images_of(batch, height, width, seed)
+    logits, images = (
+        logits_of((batch, classes, height, width), seed),
+        images_of(batch, height, width, seed),
+    )
     order = torch.from_numpy(np.random.default_rng(seed).permutation(classes))
 
     def call() -> torch.Tensor:
@@ -69,7 +76,9 @@ def layer(draw: Any) -> Case:
             turned = layer(logits[:, order], images)
         difference = float((turned - found[:, order]).abs().max())
         # "none" multiplies small differences by the mass of a filter, thousands for a large image
-        require(normalization == "none" or difference < 2e-3, f"labels in another order: {difference}")
+        require(
+            normalization == "none" or difference < 2e-3, f"labels in another order: {difference}"
+        )
         return found
 
     said = f"DenseCRF({classes}, {terms}, {made}) of {batch} x {height} x {width}"
@@ -111,10 +120,26 @@ LAYER_ARGUMENTS = (
 def odd_tensors(draw: Any) -> Case:
     """Logits and images of any shape, type and value."""
     shape = tuple(draw(st.lists(st.sampled_from((0, 1, 3, 4, 6)), min_size=2, max_size=5)))
-    dtype = draw(st.sampled_from((torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.int64, torch.bool, torch.complex64)))
-    pictures = tuple(draw(st.one_of(st.just((1, 3, 4, 6)), st.tuples(*[st.sampled_from((0, 1, 3, 4, 6))] * 4))))
+    dtype = draw(
+        st.sampled_from(
+            (
+                torch.float32,
+                torch.float64,
+                torch.float16,
+                torch.bfloat16,
+                torch.int64,
+                torch.bool,
+                torch.complex64,
+            )
+        )
+    )
+    pictures = tuple(
+        draw(st.one_of(st.just((1, 3, 4, 6)), st.tuples(*[st.sampled_from((0, 1, 3, 4, 6))] * 4)))
+    )
     levels = draw(st.sampled_from((torch.uint8, torch.float32, torch.int64, torch.float16)))
-    poison = draw(st.sampled_from((None, None, float("nan"), float("inf"), -float("inf"), 1e30, -1.0, 300.0)))
+    poison = draw(
+        st.sampled_from((None, None, float("nan"), float("inf"), -float("inf"), 1e30, -1.0, 300.0))
+    )
     given = draw(st.sampled_from(("both", "no images", "a list", "an array")))
     logits, images = torch.zeros(shape, dtype=dtype), torch.full(pictures, 9, dtype=levels)
     if poison is not None and images.numel() and levels.is_floating_point:
@@ -136,7 +161,9 @@ def odd_tensors(draw: Any) -> Case:
     wanted = None if fits else "refused"
     if given == "a list" and shape and shape[0] == 0:
         wanted = None
-    said = f"logits {dtype} {list(shape)}, images {levels} {list(pictures)}, {poison} in them, {given}"
+    said = (
+        f"logits {dtype} {list(shape)}, images {levels} {list(pictures)}, {poison} in them, {given}"
+    )
     return Call(said, call, wanted, sums_to_one(shape))  # type: ignore[arg-type]
 
 
@@ -155,13 +182,20 @@ def drop_in(draw: Any) -> Case:
         model.addPairwiseGaussian(sxy=3, compat=2)
         model.addPairwiseBilateral(sxy=sxy, srgb=srgb, rgbim=image, compat=compat)
         found = torch.from_numpy(np.array(model.inference(steps))).reshape(1, labels, height, width)
-        layer = crf.DenseCRF(labels, gaussian=crf.Gaussian(2, 3), bilateral=crf.Bilateral(compat, sxy, srgb), iterations=steps)
+        layer = crf.DenseCRF(
+            labels,
+            gaussian=crf.Gaussian(2, 3),
+            bilateral=crf.Bilateral(compat, sxy, srgb),
+            iterations=steps,
+        )
         theirs = layer(logits, torch.from_numpy(image).permute(2, 0, 1)[None])
         worst = float((theirs - found).abs().max())
         require(worst < 2e-3, f"drop-in and layer differ by {worst}")
         return found
 
-    said = f"drop-in {width} x {height}, {labels} labels, {steps} steps, {sxy:g} {srgb:g} {compat:g}"
+    said = (
+        f"drop-in {width} x {height}, {labels} labels, {steps} steps, {sxy:g} {srgb:g} {compat:g}"
+    )
     return Call(said, call, "result", sums_to_one(logits.shape))
 
 
@@ -198,11 +232,24 @@ ARRAYS: dict[str, Callable[[], Any]] = {
 @st.composite
 def odd_drop_in(draw: Any) -> Case:
     """One argument of a call of pydensecrf's interface that may be none."""
-    names = ("u", "f", "compat", "features", "rgbim", "kernel", "normalization", "sxy", "niter", "Q", "w", "nlabels")
+    names = (
+        "u",
+        "f",
+        "compat",
+        "features",
+        "rgbim",
+        "kernel",
+        "normalization",
+        "sxy",
+        "niter",
+        "Q",
+        "w",
+        "nlabels",
+    )
     name = draw(st.sampled_from(names))
     what = draw(st.sampled_from(sorted(ARRAYS)))
     value = ARRAYS[what]() if draw(st.booleans()) else draw(ODD)
-    if name in ("niter", "w", "nlabels") and isinstance(value, int) and value > 1000:
+    if name in ("niter", "w", "nlabels") and isinstance(value, int | float) and value > 1000:
         value = -value
 
     def call() -> torch.Tensor:
@@ -226,7 +273,7 @@ def odd_drop_in(draw: Any) -> Case:
         return torch.from_numpy(np.array(found)).reshape(1, 3, 4, 5)
 
     # `f` joins u in a product, and unary energies are what both give
-    names = [name, "unary"] if name in ("u", "f", "nlabels") else [name]
+    names = [name, "unary"] if name in ("u", "f", "w", "nlabels") else [name]
     names += ["features", "sigma", "pairwise energy"] if name in ("sxy", "features") else []
     said = f"drop-in with {name} = {what} or {value!r:.60}"
     return Call(said, call, None, sums_to_one((1, 3, 4, 5)), names)
@@ -252,7 +299,9 @@ def utilities(draw: Any) -> Case:
 
 
 def cases(_shared: Path) -> st.SearchStrategy[Case]:
-    return st.one_of(layer(), odd_layer(), odd_tensors(), drop_in(), odd_drop_in(), odd_drop_in(), utilities())
+    return st.one_of(
+        layer(), odd_layer(), odd_tensors(), drop_in(), odd_drop_in(), odd_drop_in(), utilities()
+    )
 
 
 FAMILY = Family("crf", "the CRF layer and the drop-in", lambda _shared: None, cases)

@@ -73,9 +73,16 @@ def counted(maps: list[np.ndarray]) -> Any:
     def check(folder: Path, ended: Ended) -> None:
         report = json.loads((folder / "found.json").read_text())["splits"]["all"]
         pixels, ignored = counts(maps)
-        require([one["pixels"] for one in report["classes"]] == pixels, f"pixels: {report['classes']}")
-        require(report["ignored_pixels"] == ignored, f"ignored: {report['ignored_pixels']}, are {ignored}")
-        require(ended.status == (1 if report["findings"] else 0), f"status {ended.status} with {report}")
+        require(
+            [one["pixels"] for one in report["classes"]] == pixels, f"pixels: {report['classes']}"
+        )
+        require(
+            report["ignored_pixels"] == ignored,
+            f"ignored: {report['ignored_pixels']}, are {ignored}",
+        )
+        require(
+            ended.status == (1 if report["findings"] else 0), f"status {ended.status} with {report}"
+        )
 
     return check
 
@@ -107,7 +114,10 @@ def sound(draw: Any) -> Case:
     forms = [draw(st.sampled_from(FORMS)) for _ in maps]
     images = [raster("noise", HEIGHT, WIDTH, number) for number in range(pictures)]
     files = one_set(
-        [(png(image, 2), *stored(labels, form)) for image, labels, form in zip(images, maps, forms, strict=True)]
+        [
+            (png(image, 2), *stored(labels, form))
+            for image, labels, form in zip(images, maps, forms, strict=True)
+        ]
     )
     if draw(st.booleans()):
         return Command(f"check {forms}", CHECK, files, "result", check=counted(maps))
@@ -120,7 +130,9 @@ def odd_values(draw: Any) -> Case:
     labels = drawn(3, draw(damage.seeds()))
     value = draw(st.integers(3, 254))
     labels[draw(st.integers(0, HEIGHT - 1)), draw(st.integers(0, WIDTH - 1))] = value
-    files = one_set([(png(raster("noise", HEIGHT, WIDTH, 0), 2), *stored(labels, draw(st.sampled_from(FORMS))))])
+    files = one_set(
+        [(png(raster("noise", HEIGHT, WIDTH, 0), 2), *stored(labels, draw(st.sampled_from(FORMS))))]
+    )
     if draw(st.booleans()):
         return Command(f"evaluate with value {value}", SCORES, files, "refused", ["set/labels/0"])
 
@@ -156,7 +168,9 @@ def harmed(draw: Any) -> Case:
     suffix, whole = stored(labels, form)
     broken = damage.damaged(whole, how, draw(damage.seeds()))
     images = [raster("noise", HEIGHT, WIDTH, n) for n in (0, 1)]
-    files = one_set([(png(images[0], 2), suffix, broken), (png(images[1], 2), *stored(other, "grey"))])
+    files = one_set(
+        [(png(images[0], 2), suffix, broken), (png(images[1], 2), *stored(other, "grey"))]
+    )
     sealed = suffix == ".png" or how in damage.CUTS  # a PNG has checksums
     args = draw(st.sampled_from((CHECK, SCORES)))
 
@@ -214,7 +228,9 @@ def handmade(_shared: Path) -> list[Case]:
     made: list[Case] = []
     for what, (suffix, content) in odd.items():
         files = one_set([(picture, suffix, content)])
-        made.append(Command(f"evaluate, labels are {what}", SCORES, files, "refused", ["set/labels/0"]))
+        made.append(
+            Command(f"evaluate, labels are {what}", SCORES, files, "refused", ["set/labels/0"])
+        )
         made.append(Command(f"check, labels are {what}", CHECK, files, "result", check=_finds))
     whole = one_set([(picture, *stored(labels, "grey"))])
     for what, gone in {"labels": "set/labels/0.png", "picture": "set/images/0.png"}.items():
@@ -232,7 +248,17 @@ def handmade(_shared: Path) -> list[Case]:
     }
     for what, content in lists.items():
         files = whole | {"set/val.txt": content}
-        args = ["evaluate", "--data", "folder", "--root", "set", "--split", "val", "--weights", WEIGHTS]
+        args = [
+            "evaluate",
+            "--data",
+            "folder",
+            "--root",
+            "set",
+            "--split",
+            "val",
+            "--weights",
+            WEIGHTS,
+        ]
         wanted = "result" if what == "a list with a suffix" else None
         made.append(Command(what, [*args, "--no-crf", "--out", "scores.json"], files, wanted))
         made.append(Command(f"check, {what}", [*CHECK, "--split", "val"], files))
@@ -244,7 +270,9 @@ def handmade(_shared: Path) -> list[Case]:
 
 def _finds(folder: Path, ended: Ended) -> None:
     require(ended.status == 1, f"no finding: {ended.stdout[:300]}")
-    require(json.loads((folder / "found.json").read_text())["splits"]["all"]["findings"], "none in JSON")
+    require(
+        json.loads((folder / "found.json").read_text())["splits"]["all"]["findings"], "none in JSON"
+    )
 
 
 def _saved(values: np.ndarray) -> bytes:

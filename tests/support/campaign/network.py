@@ -25,7 +25,11 @@ def write_weights(shared: Path) -> None:
     save_weights(
         network(),
         shared / "weights.safetensors",
-        {"class_names": list(CLASSES), "palette": [[0, 0, 0], [9, 200, 9], [9, 9, 200]], "crf": STORED_CRF},
+        {
+            "class_names": list(CLASSES),
+            "palette": [[0, 0, 0], [9, 200, 9], [9, 9, 200]],
+            "crf": STORED_CRF,
+        },
     )
 
 

@@ -39,16 +39,20 @@ NO_INTEGERS = ("", "x", "1.5", "nan", "1e3", "--", "½", "9" * 30, "-1")
 NO_NUMBERS = ("", "x", "nan", "inf", "-inf", "1e999", "1,5", "-1")
 SHORT = ["--steps=1", "--batch-size=2", "--crop=17", "--scenes=1", "--validation-scenes=1"]
 SHORT += ["--workers=0", "--warmup=0", "--precision=float32"]
+TUNING = ["--images=2", "--rounds=0", "--trials=1", "--iterations=1", "--bilateral-weight=3"]
+TUNING += ["--bilateral-sigma-xy=9", "--bilateral-sigma-rgb=5"]
 DATA = ["--data=folder", "--root=set", "--split=all"]
 
 LINES = {  # the line that options are added to, and the files it needs
     "segment": (["a.png", f"--weights={WEIGHTS}", "--no-crf"], {"a.png": IMAGE}),
-    "refine": (["a.png", "marks.png", "--iterations=1"], {"a.png": IMAGE, "marks.png": png(MARKS, 2)}),
+    "refine": (
+        ["a.png", "marks.png", "--iterations=1"],
+        {"a.png": IMAGE, "marks.png": png(MARKS, 2)},
+    ),
     "train": ([*SHORT, "--out=w.safetensors"], {}),
     "evaluate": ([*DATA, f"--weights={WEIGHTS}", "--no-crf"], SET),
     "tune-crf": (
-        [*DATA, f"--weights={WEIGHTS}", "--out=crf", "--images=2", "--rounds=0", "--trials=1"]
-        + ["--bilateral-weight=3", "--bilateral-sigma-xy=9", "--bilateral-sigma-rgb=5", "--iterations=1"],
+        [*DATA, f"--weights={WEIGHTS}", "--out=crf", *TUNING],
         SET,
     ),
     "convert": ([WEIGHTS, "out.safetensors", "--model=deeplab_v2_small", "--classes=3"], {}),
@@ -60,7 +64,10 @@ POOLS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {  # wrong values, r
     "--model": (("unet", "", "../x"), ("deeplab_v2_small",)),
     "--classes": ((*NO_INTEGERS, "0", "300"), ()),
     "--device": (("cpu ", "gpu", "", "cuda:7", "tpu"), ("cpu", "auto")),
-    "--scales": (("", "x", "0", "-1", "nan", "1,,2", "9", "1;2", "0.01"), ("1", "0.5,1", "1,1.5", "1,1")),
+    "--scales": (
+        ("", "x", "0", "-1", "nan", "1,,2", "9", "1;2", "0.01"),
+        ("1", "0.5,1", "1,1.5", "1,1"),
+    ),
     "--flip": ((), ("",)),
     "--crf-settings": (("nowhere.toml", ".", "a.png", ""), ()),
     "--max-megapixels": (("", "x", "nan", "-1", "0", "0.00001"), ("1", "1e9", "inf")),
@@ -75,7 +82,10 @@ POOLS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {  # wrong values, r
     "--data": (("voc", "", "Folder", "folder "), ()),
     "--root": (("nowhere", "set/classes.txt", "set/images", ""), ()),
     "--split": (("nothing", "../all", ""), ("all",)),
-    "--data-option": (("x", "=", "x=1", "labels=nowhere", "ignore=999", "classes=no"), ("ignore=9",)),
+    "--data-option": (
+        ("x", "=", "x=1", "labels=nowhere", "ignore=999", "classes=no"),
+        ("ignore=9",),
+    ),
     "--scenes": (("0", "x", "-3", "99999999999"), ()),
     "--absent": (("", "none", "Skip"), ("skip", "zero")),
     "--trimap-around": (("", "edge"), ("void", "boundary")),
@@ -104,7 +114,10 @@ POOLS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {  # wrong values, r
     "--validate-every": ((*NO_INTEGERS, "0"), ("1", "100")),
     "--precision": (("", "float64", "bf16", "Float32"), ("float32", "bfloat16")),
     "--config": (("nowhere", "", ".", "a\nb"), ("scenes", "scenes_quick")),
-    "--set": (("crop", "crop=18", "=", "stepz=3", "lr='3'", "data.name=voc2012x"), ("mirror=false",)),
+    "--set": (
+        ("crop", "crop=18", "=", "stepz=3", "lr='3'", "data.name=voc2012x"),
+        ("mirror=false",),
+    ),
     "--resume": ((), ()),
     "--overwrite": ((), ("",)),
     "--tensorboard": ((), ("",)),
@@ -121,8 +134,14 @@ PER_COMMAND = {  # where a name means something else, or a value is right or wro
     ("train", "--crf"): ((), ()),
     ("train", "--resume"): (("",), ()),
     ("train", "--workers"): (("-1", "x", "1.5"), ("0",)),
-    ("tune-crf", "--bilateral-weight"): (("", "x", "3:0:6", "6:1:3", "1:1", "nan", "-1", "1:1e-9:2"), ("3", "0,3", "3:1:4")),
-    ("tune-crf", "--bilateral-sigma-xy"): (("", "x", "0", "9:0:10", "inf", "1:2:3:4"), ("9", "9,12")),
+    ("tune-crf", "--bilateral-weight"): (
+        ("", "x", "3:0:6", "6:1:3", "1:1", "nan", "-1", "1:1e-9:2"),
+        ("3", "0,3", "3:1:4"),
+    ),
+    ("tune-crf", "--bilateral-sigma-xy"): (
+        ("", "x", "0", "9:0:10", "inf", "1:2:3:4"),
+        ("9", "9,12"),
+    ),
     ("tune-crf", "--bilateral-sigma-rgb"): (("", "x", "0", "nan"), ("5", "5:1:6")),
     ("tune-crf", "--cache"): (("set/classes.txt",), ("logits", "new/logits")),
     ("evaluate", "--trimap-widths"): ((), ()),
@@ -146,7 +165,11 @@ def pool(command: str, option: str) -> tuple[tuple[str, ...], tuple[str, ...]] |
 def drawn_line(draw: Any) -> Case:
     command = draw(st.sampled_from(sorted(LINES)))
     base, files = LINES[command]
-    chosen = draw(st.lists(st.sampled_from(options_of(command) or ["--help"]), min_size=1, max_size=3, unique=True))
+    chosen = draw(
+        st.lists(
+            st.sampled_from(options_of(command) or ["--help"]), min_size=1, max_size=3, unique=True
+        )
+    )
     added, wrong, known = [], False, True
     for option in chosen:
         values = pool(command, option)
@@ -163,7 +186,9 @@ def drawn_line(draw: Any) -> Case:
         wrong |= is_bad
         flag = good == ("",) or (command, option) == ("train", "--resume")
         added.append(option if flag else f"{option}={value}")
-    without_later = [part for part in base if part.split("=")[0] not in {a.split("=")[0] for a in added}]
+    without_later = [
+        part for part in base if part.split("=")[0] not in {a.split("=")[0] for a in added}
+    ]
     args = [*command.split(), *without_later, *added]
     if not known and command in ("train", "tune-crf") and not wrong:  # it could take long
         args += ["--seed=-1"]
@@ -203,7 +228,9 @@ def whole_files(folder: Path, _ended: Ended) -> None:
 def words(draw: Any) -> Case:
     """Any words at all behind the name of a command; files of every kind lie about."""
     command = draw(st.sampled_from((*LINES, "export", "demo", "nonsense", "")))
-    names = st.sampled_from(("a.png", "set", ".", "w.pth", "text", "-", "--", "--nonsense", "-x", "--out", "--help=3"))
+    names = st.sampled_from(
+        ("a.png", "set", ".", "w.pth", "text", "-", "--", "--nonsense", "-x", "--out", "--help=3")
+    )
     given = draw(st.lists(st.one_of(names, ANY_TEXT), max_size=4))
     if command in ("train", "demo", "evaluate", "tune-crf") or "export" in command:
         given = ["--nonsense", *given]  # a line that is right here would take long
@@ -216,7 +243,10 @@ def cases(_shared: Path) -> st.SearchStrategy[Case]:
 
 
 def handmade(_shared: Path) -> list[Case]:
-    made: list[Case] = [Command("help", ["--help"], wanted="result"), Command("version", ["--version"], wanted="result")]
+    made: list[Case] = [
+        Command("help", ["--help"], wanted="result"),
+        Command("version", ["--version"], wanted="result"),
+    ]
     for command, (base, files) in LINES.items():
         made.append(Command(f"{command} --help", [*command.split(), "--help"], wanted="result"))
         args = [*command.split(), *base]
@@ -224,10 +254,18 @@ def handmade(_shared: Path) -> list[Case]:
         for option in options_of(command):  # each wrong value of each option, alone
             for value in (pool(command, option) or ((), ()))[0]:
                 line = [part for part in base if part.split("=")[0] != option]
-                line = [*command.split(), *line, option if not value and option == "--resume" else f"{option}={value}"]
+                line = [
+                    *command.split(),
+                    *line,
+                    option if not value and option == "--resume" else f"{option}={value}",
+                ]
                 made.append(Command(f"{command} {option}={value}", line, files, "refused"))
     places = (".", "set", "nowhere/x.onnx", "x.txt", "", "x.pt2/")
-    made += [Command(f"export {place}", ["export", place, f"--weights={WEIGHTS}"], SET, "refused") for place in places if place != "nowhere/x.onnx"]
+    made += [
+        Command(f"export {place}", ["export", place, f"--weights={WEIGHTS}"], SET, "refused")
+        for place in places
+        if place != "nowhere/x.onnx"
+    ]
     for size in ("", "0x0", "x", "33", "33x33x33", "-33x33", "99999x99999"):
         args = ["export", "x.pt2", f"--weights={WEIGHTS}", f"--size={size}"]
         made.append(Command(f"export --size {size}", args, {}, "refused"))

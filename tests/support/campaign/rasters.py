@@ -43,25 +43,47 @@ def raster(kind: str, height: int, width: int, seed: int) -> Raster:
 
 
 def chunk(name: bytes, content: bytes) -> bytes:
-    return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+    return (
+        struct.pack(">I", len(content))
+        + name
+        + content
+        + struct.pack(">I", zlib.crc32(name + content))
+    )
 
 
 def png(
-    samples: np.ndarray, colour: int, depth: int = 8, extra: Sequence[bytes] = (), interlaced: bool = False
+    samples: np.ndarray,
+    colour: int,
+    depth: int = 8,
+    extra: Sequence[bytes] = (),
+    interlaced: bool = False,
 ) -> bytes:
-    """`samples` [H, W, channels] of `depth` bits; colour: 0 grey, 2 RGB, 3 palette, 4 LA, 6 RGBA."""
+    """`samples` [H, W, channels] of `depth` bits; colour: 0 grey, 2 RGB, 3 palette, 6 RGBA."""
     height, width = samples.shape[:2]
     header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, int(interlaced))
     passes = [(0, 0, 1, 1)]
     if interlaced:
-        passes = [(0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4), (2, 0, 4, 2), (0, 1, 2, 2), (1, 0, 2, 1)]
+        passes = [
+            (0, 0, 8, 8),
+            (0, 4, 8, 8),
+            (4, 0, 8, 4),
+            (0, 2, 4, 4),
+            (2, 0, 4, 2),
+            (0, 1, 2, 2),
+            (1, 0, 2, 1),
+        ]
     rows = b"".join(
         b"\0" + _row(line, depth)
         for y, x, down, right in passes
         if samples[y::down, x::right].size
         for line in samples[y::down, x::right]
     )
-    parts = [chunk(b"IHDR", header), *extra, chunk(b"IDAT", zlib.compress(rows)), chunk(b"IEND", b"")]
+    parts = [
+        chunk(b"IHDR", header),
+        *extra,
+        chunk(b"IDAT", zlib.compress(rows)),
+        chunk(b"IEND", b""),
+    ]
     return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
 
 
@@ -177,7 +199,10 @@ def _saved_turned_webp(rgb: Raster) -> bytes:
 
 LOSSY: dict[str, tuple[str, Callable[[Raster], bytes]]] = {
     "jpeg": (".jpg", lambda rgb: _saved(Image.fromarray(rgb), "JPEG")),
-    "jpeg progressive": (".jpg", lambda rgb: _saved(Image.fromarray(rgb), "JPEG", progressive=True)),
+    "jpeg progressive": (
+        ".jpg",
+        lambda rgb: _saved(Image.fromarray(rgb), "JPEG", progressive=True),
+    ),
     "jpeg grey": (".jpeg", lambda rgb: _saved(Image.fromarray(rgb).convert("L"), "JPEG")),
     "webp lossy": (".webp", lambda rgb: _saved(Image.fromarray(rgb), "WEBP")),
 }

@@ -97,9 +97,7 @@ def run_family(
     return tally
 
 
-def _stream(
-    family: Family, shared: Path, seed: int, count: int, tally: Tally
-) -> Iterator[Case]:
+def _stream(family: Family, shared: Path, seed: int, count: int, tally: Tally) -> Iterator[Case]:
     """Hand-made cases in an order of the seed's, at most half of all; then hypothesis's."""
     handmade = family.handmade(shared)
     random.Random(seed).shuffle(handmade)
@@ -130,9 +128,7 @@ def _drawn(strategy: SearchStrategy[Case], seed: int, count: int) -> list[Case]:
     return made[:count]
 
 
-def _run(
-    case: Case, number: int, folder: Path, tally: Tally, seed: int, keep: Path | None
-) -> None:
+def _run(case: Case, number: int, folder: Path, tally: Tally, seed: int, keep: Path | None) -> None:
     folder.mkdir()
     os.chdir(folder)
     peak = _peak()
@@ -165,7 +161,7 @@ def _record(tally: Tally, case: Case, number: int, seed: int, what: str) -> None
 
 @contextmanager
 def _limited_time() -> Iterator[None]:
-    """Processor time, which a loaded machine does not change; and a wall for what waits for ever."""
+    """Processor time, which load does not change; and a wall for what waits for ever."""
 
     def late(_number: int, _frame: object) -> None:
         raise TooLong

@@ -28,12 +28,21 @@ from deeplab.weights import read_metadata
 IMAGE = raster("few", 20, 26, 3)
 PICTURE = {"a.png": png(IMAGE, 2)}
 SEGMENT = ["segment", "a.png", "--weights", WEIGHTS, "--out", "out"]
-FIELDS = ("iterations", "gaussian_weight", "gaussian_sigma", "bilateral_weight", "bilateral_sigma_xy", "bilateral_sigma_rgb")
+FIELDS = (
+    "iterations",
+    "gaussian_weight",
+    "gaussian_sigma",
+    "bilateral_weight",
+    "bilateral_sigma_xy",
+    "bilateral_sigma_rgb",
+)
 
 NUMBERS = st.one_of(
     st.floats(0.5, 60).map(lambda x: round(x, 3)), st.integers(1, 50), st.sampled_from((0, 1, 3.0))
 )
-NONSENSE = st.sampled_from((-1, -0.5, float("nan"), float("inf"), "3", True, [3.0], {"a": 1}, 2**70, -1e300))
+NONSENSE = st.sampled_from(
+    (-1, -0.5, float("nan"), float("inf"), "3", True, [3.0], {"a": 1}, 2**70, -1e300)
+)
 
 
 def sensible(draw: Any) -> dict[str, Any]:
@@ -85,7 +94,9 @@ def wrong_crf(draw: Any) -> Case:
     require(one_type, f"{name} = {chosen[name]}: a truth value taken for a number")
     files = PICTURE | {"crf.toml": dumps({"crf": chosen})}
     args = [*SEGMENT, "--crf-settings", "crf.toml"]
-    return Command(f"{name} = {chosen[name]!r:.60}", args, files, None if wanted == "result" else wanted)
+    return Command(
+        f"{name} = {chosen[name]!r:.60}", args, files, None if wanted == "result" else wanted
+    )
 
 
 @st.composite
@@ -93,12 +104,23 @@ def no_crf_file(draw: Any) -> Case:
     text = broken_toml(random.Random(draw(damage.seeds())))
     if draw(st.booleans()):
         whole = dumps({"crf": {"iterations": 2, "bilateral_weight": 4.0}})
-        text = damage.damaged(whole, draw(st.sampled_from(sorted(damage.DAMAGES))), draw(damage.seeds()))
+        text = damage.damaged(
+            whole, draw(st.sampled_from(sorted(damage.DAMAGES))), draw(damage.seeds())
+        )
     args = [*SEGMENT, "--crf-settings", "crf.toml"]
     return Command("a damaged crf.toml", args, PICTURE | {"crf.toml": text})
 
 
-TINY = {"steps": 1, "batch_size": 1, "crop": 17, "scenes": 1, "validation_scenes": 1, "workers": 0, "warmup": 0, "precision": "float32"}
+TINY = {
+    "steps": 1,
+    "batch_size": 1,
+    "crop": 17,
+    "scenes": 1,
+    "validation_scenes": 1,
+    "workers": 0,
+    "warmup": 0,
+    "precision": "float32",
+}
 HARMLESS = {  # what changes a run of one step without making it longer
     "lr": st.floats(1e-4, 0.01),
     "momentum": st.floats(0, 0.99),
@@ -130,7 +152,10 @@ def given(recipe: dict[str, Any], way: str) -> tuple[list[str], dict[str, bytes]
 @st.composite
 def recipe(draw: Any) -> Case:
     """A recipe that trains: what the weights say of it is what was given."""
-    chosen = TINY | {name: draw(HARMLESS[name]) for name in draw(st.lists(st.sampled_from(sorted(HARMLESS)), max_size=4, unique=True))}
+    chosen = TINY | {
+        name: draw(HARMLESS[name])
+        for name in draw(st.lists(st.sampled_from(sorted(HARMLESS)), max_size=4, unique=True))
+    }
     args, files = given(chosen, draw(st.sampled_from(("file", "--set"))))
 
     def check(folder: Path, _ended: Ended) -> None:
@@ -143,9 +168,13 @@ def recipe(draw: Any) -> Case:
 
 @st.composite
 def wrong_recipe(draw: Any) -> Case:
-    """One field of a recipe with any value at all: refused with the key, unless it is a right one."""
+    """One field of a recipe with any value: refused with the key, unless it is a right one."""
     names = [field.name for field in dataclasses.fields(TrainConfig)]
-    name = draw(st.one_of(st.sampled_from(names), st.sampled_from(("data.root", "data.nam", "stepz", "Steps", ""))))
+    name = draw(
+        st.one_of(
+            st.sampled_from(names), st.sampled_from(("data.root", "data.nam", "stepz", "Steps", ""))
+        )
+    )
     value = draw(st.one_of(VALUES, NONSENSE))
     chosen = TINY | {name: value}
     table = dict(chosen)
@@ -176,8 +205,22 @@ def set_text(draw: Any) -> Case:
     """--set with any text: KEY=VALUE, or what is none."""
     text = draw(
         st.one_of(
-            st.text(st.characters(exclude_categories=("Cs",), exclude_characters="\0"), max_size=30),
-            st.sampled_from(("=", "a=", "=3", "crop=18", "crop=17\nsteps=1", "lr=[" + "[" * 3000, "data=1", "data.options.x=1", "model_options=3")),
+            st.text(
+                st.characters(exclude_categories=("Cs",), exclude_characters="\0"), max_size=30
+            ),
+            st.sampled_from(
+                (
+                    "=",
+                    "a=",
+                    "=3",
+                    "crop=18",
+                    "crop=17\nsteps=1",
+                    "lr=[" + "[" * 3000,
+                    "data=1",
+                    "data.options.x=1",
+                    "model_options=3",
+                )
+            ),
         )
     )
     args = ["train", "--out", "w.safetensors", "--set", "crop=18", "--set", text]
@@ -212,7 +255,15 @@ def handmade(_shared: Path) -> list[Case]:
     for name in ("nowhere.toml", ".", "/", "~", "scenes.", "../recipes/scenes", "", "a\nb"):
         train = ["train", "--out", "w.safetensors", f"--config={name}", "--set", "crop=18"]
         made.append(Command(f"--config {name!a}", train, {}, "refused"))
-    several = ["train", "--out", "w.safetensors", "--set", "crop=17\nsteps=5", "--set", "batch_size=0"]
+    several = [
+        "train",
+        "--out",
+        "w.safetensors",
+        "--set",
+        "crop=17\nsteps=5",
+        "--set",
+        "batch_size=0",
+    ]
     made.append(Command("two settings in one --set", several, {}, "refused", ["crop"]))
     return made
 
