@@ -1,4 +1,4 @@
-"""The campaign in short, and that it finds what it is there to find. `make campaign` runs it whole."""
+"""The campaign in short (`make campaign` runs it whole), and that it finds what it should find."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import strategies as st
-
 from campaign import case, families, runner
 from campaign.case import Call, Command, Wrong
 from campaign.network import check_labels
 from campaign.runner import Family, Tally
+from hypothesis import strategies as st
+
 from deeplab.data import outputs
 
 SUPPORT = Path(__file__).resolve().parent / "support"

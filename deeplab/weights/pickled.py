@@ -114,8 +114,8 @@ def _check_archive(path: Path) -> None:
         raise InputError(f"{path}: more than {LARGEST_PICKLE} bytes in it are no numbers; {SAVE}")
     if record := damaged_record(path):
         raise InputError(
-            f"{path}: damaged: the checksum of its record {record:.120} is wrong; copy or fetch the "
-            "file again"
+            f"{path}: damaged: the checksum of its record {record:.120} is wrong; copy or fetch "
+            "the file again"
         )
 
 

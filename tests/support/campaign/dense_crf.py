@@ -1,8 +1,8 @@
 """`crf.DenseCRF`, and `crf.densecrf` as pydensecrf's users call it, with any arguments.
 
-Oracles: marginals are finite, sum to 1 and have the shape of the logits; a permutation of the
-labels permutes them; the drop-in and the layer agree on the same problem. Everything else is a ValueError
-or TypeError.
+Oracles: marginals are finite, sum to 1 and have the shape of the logits; labels in another order
+give the same in that order; the drop-in and the layer agree on the same problem. Everything else is
+a ValueError or TypeError.
 """
 
 from __future__ import annotations
