@@ -299,10 +299,10 @@ def _model(
 
 
 def _open_logs(teller: Teller, files: Files, run: Run, tensorboard: bool) -> None:
+    kept = run.step - run.awaits_validation
+    teller.logs.append(CSVLog(files.log, kept))  # which no other run is writing
     if not run.step:
         files.state.unlink(missing_ok=True)  # of an earlier run, which ends here
-    kept = run.step - run.awaits_validation
-    teller.logs.append(CSVLog(files.log, kept))
     if tensorboard:
         teller.logs.append(TensorBoardLog(files.tensorboard, kept))
 

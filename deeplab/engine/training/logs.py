@@ -17,6 +17,7 @@ A resumed run drops rows beyond the step where it starts again, so that no step 
 from __future__ import annotations
 
 import csv
+import fcntl
 import os
 import resource
 import sys
@@ -107,7 +108,12 @@ def peak_memory_mib(device: torch.device) -> int:
 
 
 class CSVLog:
-    """The log in a file, one row a step at most, each row on the disk when `write` returns."""
+    """The log in a file, one row a step at most, each row on the disk when `write` returns.
+
+    It is locked while it is open, and with it all files of the run: a second run of the same name
+    would mix its weights, states and rows with those of the first. The lock belongs to the process
+    and not to its workers, so that none outlives a run that is killed.
+    """
 
     def __init__(self, path: Path, keep_through: int = 0) -> None:
         """keep_through: rows up to this step are those of the run that is resumed; 0: afresh."""
@@ -115,15 +121,24 @@ class CSVLog:
         kept = _rows(path, keep_through) if keep_through else []
         part = path.with_name(f".{path.name}.part")
         try:
-            with part.open("w", newline="", encoding="utf-8") as file:
-                writer = csv.DictWriter(file, COLUMNS, extrasaction="ignore")
-                writer.writeheader()
-                writer.writerows(kept)
-            os.replace(part, path)
-            self._file: IO[str] = path.open("a", newline="", encoding="utf-8")
+            self._file: IO[str] = part.open("a", newline="", encoding="utf-8")
+            self._lock(self._file)  # it becomes the log, and stays locked
+            try:
+                if path.exists():
+                    with path.open("r+") as before:
+                        self._lock(before)
+                self._file.truncate(0)
+                self._writer = csv.DictWriter(self._file, COLUMNS, extrasaction="ignore")
+                self._writer.writeheader()
+                self._writer.writerows(kept)
+                self._file.flush()
+                os.replace(part, path)
+            except BaseException:
+                with suppress(OSError):
+                    part.unlink(missing_ok=True)
+                raise
         except OSError as error:
             raise self._error(error) from error
-        self._writer = csv.DictWriter(self._file, COLUMNS)
 
     def write(self, row: Mapping[str, Any]) -> None:
         try:
@@ -135,6 +150,17 @@ class CSVLog:
     def close(self) -> None:
         with suppress(OSError):  # what could not be written has been said already
             self._file.close()
+
+    def _lock(self, file: IO[str]) -> None:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            raise InputError(
+                f"{self.path}: another run is writing here; wait until it ends, or give another "
+                "--out"
+            ) from None
+        except OSError:
+            pass  # some network file systems have no locks
 
     def _error(self, error: OSError) -> InputError:
         return InputError(

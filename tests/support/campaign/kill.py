@@ -23,7 +23,7 @@ import numpy as np
 from campaign.case import Wrong, require
 from campaign.files import content
 from campaign.labels import CLASSES, drawn, stored
-from campaign.processes import Child
+from campaign.processes import Child, warm
 from campaign.rasters import png, raster
 from campaign.runner import Advance, Tally
 
@@ -43,6 +43,7 @@ def run_kills(seed: int, count: int, advance: Advance) -> Tally:
     """`count` kills; each case of the tally is a kill that the run has survived."""
     tally, chance, start = Tally("kill", seed), random.Random(seed), time.perf_counter()
     home = Path.cwd()
+    warm()
     with tempfile.TemporaryDirectory(prefix="campaign-") as name:
         root = Path(name).resolve()
         lay_data(root / "data")
@@ -122,7 +123,7 @@ def _killed_run(
     moments: list[tuple[int, float]] = []
     child = _start(*OPTIONS)
     while len(moments) < kills:
-        row, delay = chance.randint(0, STEPS), chance.uniform(0, 1.5 * seconds / STEPS)
+        row, delay = chance.randrange(STEPS), chance.uniform(0, seconds / STEPS)
         child.wait(lambda row=row: _rows(folder / "w.csv") >= row)
         time.sleep(delay)
         status = child.kill()

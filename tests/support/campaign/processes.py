@@ -18,6 +18,16 @@ from campaign.case import run_command
 PATIENCE = 300.0  # seconds for what takes a few
 
 
+def warm() -> None:
+    """Load what a training loads, so that its forked processes need not."""
+    import torch
+
+    import deeplab.engine.train
+    import deeplab.engine.tune_crf  # noqa: F401
+
+    torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)  # which imports the most
+
+
 class Child:
     """A command in a forked process; what it says goes to a file."""
 
