@@ -21,6 +21,7 @@ import fcntl
 import os
 import resource
 import sys
+import threading
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -163,14 +164,22 @@ class CSVLog:
             pass  # some network file systems have no locks
 
     def _error(self, error: OSError) -> InputError:
-        return InputError(
-            f"{self.path}: cannot write the log ({error.strerror or error}); make room, then go on "
-            "with --resume"
-        )
+        return _no_room(self.path, error)
+
+
+def _no_room(path: Path, error: OSError) -> InputError:
+    return InputError(
+        f"{path}: cannot write the log ({error.strerror or error}); make room, then go on with "
+        "--resume"
+    )
 
 
 class TensorBoardLog:
-    """The same numbers for TensorBoard; what lies beyond the step of a resume is hidden there."""
+    """The same numbers for TensorBoard; what lies beyond the step of a resume is hidden there.
+
+    TensorBoard writes in a thread of its own. What goes wrong there reaches `write`, and would be
+    printed as a traceback too.
+    """
 
     def __init__(self, folder: Path, first_step: int) -> None:
         try:
@@ -179,16 +188,35 @@ class TensorBoardLog:
             raise InputError(
                 "--tensorboard needs the package tensorboard: pip install 'deeplab-triton[logs]'"
             ) from error
-        self._writer: Any = SummaryWriter(str(folder), purge_step=first_step + 1)
+        self.folder = folder
+        self._hook, threading.excepthook = threading.excepthook, self._unless_told
+        try:
+            self._writer: Any = SummaryWriter(str(folder), purge_step=first_step + 1)
+        except OSError as error:
+            threading.excepthook = self._hook
+            raise self._error(error) from error
 
     def write(self, row: Mapping[str, Any]) -> None:
-        for name, value in row.items():
-            if name != "step" and value != "":
-                self._writer.add_scalar(name, value, row["step"])
-        self._writer.flush()
+        try:
+            for name, value in row.items():
+                if name != "step" and value != "":
+                    self._writer.add_scalar(name, value, row["step"])
+            self._writer.flush()
+        except OSError as error:
+            raise self._error(error) from error
 
     def close(self) -> None:
-        self._writer.close()
+        with suppress(OSError):  # what could not be written has been said already
+            self._writer.close()
+        threading.excepthook = self._hook
+
+    def _unless_told(self, failed: threading.ExceptHookArgs) -> None:
+        theirs = type(failed.thread).__module__.startswith("tensorboard")
+        if not (theirs and isinstance(failed.exc_value, OSError)):
+            self._hook(failed)
+
+    def _error(self, error: OSError) -> InputError:
+        return _no_room(self.folder, error)
 
 
 @dataclass
