@@ -1,0 +1,79 @@
+"""The logs of a run: locked against another run, and one line where they cannot be written."""
+
+import csv
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+from tiny_training import SHORT, run, tiny_pictures
+
+from deeplab.engine.training.logs import CSVLog, TensorBoardLog
+from deeplab.errors import InputError
+
+HOLDS = """
+import fcntl, sys
+file = open(sys.argv[1], "a")
+fcntl.lockf(file, fcntl.LOCK_EX)
+print("locked", flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.mark.parametrize("name", ["w.csv", ".w.csv.part"], ids=["running", "starting"])
+def test_a_second_run_of_a_name_is_refused_and_changes_nothing(tmp_path: Path, name: str) -> None:
+    (tmp_path / "w.csv").write_text("step\n")
+    (tmp_path / "w.state").write_text("of the other")
+    command = [sys.executable, "-c", HOLDS, tmp_path / name]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen(command, **pipes) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == b"locked\n"
+        with pytest.raises(InputError, match=r"w\.csv: another run is writing here; wait until"):
+            CSVLog(tmp_path / "w.csv")
+        assert (tmp_path / "w.csv").read_text() == "step\n"
+        other.kill()  # as a run that is killed: its lock goes with it
+    log = CSVLog(tmp_path / "w.csv")
+    log.write({"step": 1})
+    log.close()
+    assert [row["step"] for row in csv.DictReader((tmp_path / "w.csv").open())] == ["1"]
+    assert not (tmp_path / ".w.csv.part").exists()
+
+
+def test_a_log_that_cannot_be_started_leaves_nothing(tmp_path: Path, monkeypatch) -> None:
+    def full(*_paths):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.replace", full)
+    with pytest.raises(InputError, match=r"w\.csv: cannot write the log \(No space left"):
+        CSVLog(tmp_path / "w.csv")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_tensorboard_without_room_is_one_line(tmp_path: Path, monkeypatch, capfd) -> None:
+    writer = pytest.importorskip("tensorboard.summary.writer.record_writer")
+
+    def full(*_data):
+        raise OSError(28, "No space left on device")
+
+    hook = threading.excepthook
+    log = TensorBoardLog(tmp_path / "w.tensorboard", 0)
+    monkeypatch.setattr(writer.RecordWriter, "write", full)
+
+    def write_on() -> None:
+        for step in range(100):  # the thread that writes may notice after the first
+            log.write({"step": step, "loss": 1.0})
+
+    with pytest.raises(InputError, match=r"w\.tensorboard: cannot write the log \(No space left"):
+        write_on()
+    log.close()
+    assert threading.excepthook is hook
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_tensorboard_in_place_of_a_file_is_one_line(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    (tmp_path / "w.tensorboard").write_text("a file")
+    with pytest.raises(InputError, match=r"w\.tensorboard: cannot write the log"):
+        run(SHORT, tiny_pictures(), tmp_path / "w.safetensors", tensorboard=True)
