@@ -484,11 +484,9 @@ def _integer(name: str, value: Any, least: int) -> int:
 
 def _sigmas(name: str, value: Any, count: int) -> list[np.float32]:
     """`count` standard deviations from a number or a sequence; entries beyond are not used."""
-    if isinstance(value, str | bytes) or value is None:
+    if isinstance(value, str | bytes) or value is None or np.ndim(value) > 1:
         raise TypeError(f"{name} must be a number or {count} numbers, not {value!r}")
     values: list[Any] = [value] * count if np.ndim(value) == 0 else list(value)[:count]
-    if any(np.ndim(one) > 0 for one in values):
-        raise ValueError(f"{name} must be a number or {count} numbers, not arrays")
     sigmas = [np.float32(sigma) for sigma in values]
     if len(sigmas) < count or not all(sigma > 0 for sigma in sigmas):
         raise ValueError(f"{name} must be a positive number or {count} of them, not {value!r}")

@@ -188,7 +188,7 @@ BAD: list[tuple[str, str, Callable[[Any, ModuleType], Any], type[Exception], str
     ("here", "no labels", lambda c, m: m.DenseCRF(4, 0), ValueError, "nlabels must be"),
     ("here", "array of sizes", lambda c, m: m.DenseCRF(UNARY, 2), TypeError, "nvar must be"),
     ("here", "array of steps", lambda c, m: c.inference(UNARY), TypeError, "niter must be"),
-    ("here", "2-D sigmas", lambda c, m: c.addPairwiseGaussian(UNARY, 3), ValueError, "sxy must be"),
+    ("here", "2-D sigmas", lambda c, m: c.addPairwiseGaussian(UNARY, 3), TypeError, "sxy must be"),
     (
         "here",
         "array of kernels",
