@@ -21,8 +21,8 @@ from deeplab.data import outputs
 
 SUPPORT = Path(__file__).resolve().parent / "support"
 SHORT = {
-    **{"pictures": 24, "labels": 16, "settings": 12, "checkpoints": 12, "class_files": 16},
-    **{"arrays": 24, "options": 24, "crf": 20, "kernels": 20, "disk": 4},
+    **{"pictures": 14, "labels": 12, "settings": 12, "checkpoints": 12, "class_files": 16},
+    **{"arrays": 20, "options": 16, "crf": 20, "kernels": 20, "disk": 3},
 }
 
 

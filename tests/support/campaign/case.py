@@ -148,6 +148,8 @@ def judged(ended: Ended) -> Outcome:
         require(findings, f"status 1: {ended.stderr[-500:]}")
         return "result"
     require(ended.status == 2, f"status {ended.status}: {ended.stderr[-500:]}")
+    if ended.stdout.strip().startswith("Usage: deeplab") and not ended.stderr:
+        return "refused"  # a command without arguments shows its help
     require(ended.stdout == "", f"status 2, and yet on standard output: {ended.stdout[:300]}")
     if ended.stderr.startswith(("Usage: deeplab", "╭─ Error")):  # typer's own box
         require("Error" in ended.stderr, f"usage without an error: {ended.stderr}")

@@ -44,7 +44,8 @@ def run_writers(seed: int, count: int, advance: Advance) -> Tally:
     """`count` pairs of writers."""
     tally, chance, start = Tally("writers", seed), random.Random(seed), time.perf_counter()
     home, reads = Path.cwd(), 0
-    warm()
+    if count >= len(PAIRS):  # trainings are among them
+        warm()
     with tempfile.TemporaryDirectory(prefix="campaign-") as name:
         root = Path(name).resolve()
         _lay_inputs(root)
