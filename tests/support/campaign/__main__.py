@@ -142,7 +142,8 @@ def _in_process(name: str, seed: int, count: int, tell: Any) -> dict[str, Any]:
     command = [sys.executable, "-m", "campaign", "--worker", "--family", name]
     command += ["--seed", str(seed), "--count", str(count)]
     paths = f"{ROOT / 'tests' / 'support'}:{ROOT}"
-    about = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": paths}
+    threads = "2" if name == "concurrency" else "1"  # a fork wants a parent of one
+    about = {"OMP_NUM_THREADS": threads, "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": paths}
     child = subprocess.Popen(
         command, env=os.environ | about, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
