@@ -142,7 +142,7 @@ HARMLESS = {  # what changes a run of one step without making it longer
 
 def given(recipe: dict[str, Any], way: str) -> tuple[list[str], dict[str, bytes]]:
     """The recipe as a file, or by --set."""
-    args = ["train", "--out", "w.safetensors", "--device", "cpu"]
+    args = ["train", "--out", "w.safetensors"]
     if way == "file":
         return [*args, "--config", "my.toml"], {"my.toml": dumps(recipe)}
     texts = (f"{key}={dumps({'x': value}).decode()[4:].strip()}" for key, value in recipe.items())
