@@ -323,7 +323,11 @@ LARGEST = torch.finfo(torch.float32).max  # beyond it a weight or a sigma would 
 def _check_number(name: str, value: Any) -> None:
     if not isinstance(value, Real) or isinstance(value, bool):
         raise TypeError(f"{name} must be a number, not {value!r}")
-    if not abs(value) <= LARGEST:
+    try:
+        held = abs(float(value)) <= LARGEST
+    except OverflowError:  # an integer of hundreds of digits
+        held = False
+    if not held:
         raise ValueError(f"{name} must be finite in float32, not {value!r:.40}")
 
 

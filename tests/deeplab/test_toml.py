@@ -12,10 +12,16 @@ from deeplab.engine.refine import CRFSettings
 from deeplab.engine.training.recipe import make_config, one_setting, read_recipe
 from deeplab.errors import InputError
 
-NESTED = ["x = " + "[" * 5000, "x = " + "[" * 5000 + "]" * 5000, "x = " + "{a = " * 5000]
+NESTED = {
+    "open lists": "x = " + "[" * 5000,
+    "lists": "x = " + "[" * 5000 + "]" * 5000,
+    "tables": "x = " + "{a = " * 5000,
+    "keys": "x = {" + "a." * 5000 + "b = 1}",
+    "few": "x = " + "[" * 60 + "]" * 60,
+}
 
 
-@pytest.mark.parametrize("text", NESTED, ids=["open", "closed", "tables"])
+@pytest.mark.parametrize("text", NESTED.values(), ids=NESTED)
 def test_a_text_that_nests_without_end_is_no_toml_to_any_reader(tmp_path: Path, text: str) -> None:
     with pytest.raises(tomllib.TOMLDecodeError, match="nested too deeply"):
         toml.loads(text)
