@@ -115,7 +115,7 @@ POOLS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {  # wrong values, r
     "--precision": (("", "float64", "bf16", "Float32"), ("float32", "bfloat16")),
     "--config": (("nowhere", "", ".", "a\nb"), ("scenes", "scenes_quick")),
     "--set": (
-        ("crop", "crop=18", "=", "stepz=3", "lr='3'", "data.name=voc2012x"),
+        ("crop", "lr=0", "=", "stepz=3", "lr='3'", "data.name=voc2012x"),
         ("mirror=false",),
     ),
     "--resume": ((), ()),
