@@ -1,13 +1,14 @@
 """The logs of a run: locked against another run, and one line where they cannot be written."""
 
 import csv
+import dataclasses
 import subprocess
 import sys
 import threading
 from pathlib import Path
 
 import pytest
-from tiny_training import SHORT, run, tiny_pictures
+from tiny_training import SHORT, TINY, run, tiny_pictures
 
 from deeplab.engine.training.logs import CSVLog, TensorBoardLog
 from deeplab.errors import InputError
@@ -39,6 +40,36 @@ def test_a_second_run_of_a_name_is_refused_and_changes_nothing(tmp_path: Path, n
     log.close()
     assert [row["step"] for row in csv.DictReader((tmp_path / "w.csv").open())] == ["1"]
     assert not (tmp_path / ".w.csv.part").exists()
+
+
+@pytest.mark.parametrize("every", [4, 6, 100])
+def test_a_last_validation_that_was_cut_short_has_its_row_in_the_end(
+    tmp_path: Path, every: int
+) -> None:
+    pictures, config = tiny_pictures(), dataclasses.replace(TINY, validate_every=every)
+    first = config.steps // every * len(pictures) if every < config.steps else 0
+
+    class Cut(list):
+        asked = 0
+
+        def __getitem__(self, index):
+            Cut.asked += 1
+            if Cut.asked > first:  # behind the validations on the way
+                raise KeyboardInterrupt
+            return super().__getitem__(index)
+
+    out, whole = tmp_path / "w.safetensors", tmp_path / "whole.safetensors"
+    with pytest.raises(KeyboardInterrupt):
+        run(config, pictures, out, validation=Cut(pictures))
+    run(config, pictures, out, resume=True)
+    run(config, pictures, whole)
+    told = [
+        [(row["step"], row["loss"], row["miou"]) for row in csv.DictReader(path.open())]
+        for path in (out.with_suffix(".csv"), whole.with_suffix(".csv"))
+    ]
+    assert told[0] == told[1]
+    assert told[0][-1][0] == "6"
+    assert told[0][-1][2]
 
 
 def test_a_log_that_cannot_be_started_leaves_nothing(tmp_path: Path, monkeypatch) -> None:

@@ -129,8 +129,9 @@ class Run:
     @property
     def awaits_validation(self) -> bool:
         """Whether the run was stopped between a step and its validation."""
-        due = self.step > 0 and self.step % self.config.validate_every == 0
-        return due and self.step < self.config.steps and self.validated != self.step
+        last = self.step >= self.config.steps
+        due = self.step > 0 and (last or self.step % self.config.validate_every == 0)
+        return due and self.validated != self.step
 
     def save(self) -> None:
         """The state and the last weights; the best ones too while there is no validation yet."""

@@ -141,9 +141,8 @@ def _killed_run(
     )
     for name, wanted in expected.items():
         found = content(folder / name)
-        require(
-            found == wanted, f"{name} differs from that of the run alone, after kills at {moments}"
-        )
+        shown = f": {found} instead of {wanted}" if name == "w.csv" else ""
+        require(found == wanted, f"{name} differs, after kills at {moments}{shown}")
     left = [path.name for path in folder.iterdir() if path.name not in FILES]
     require(not left, f"left behind after kills at {moments}: {left}")
     return moments
