@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup demo test bench clean
+.PHONY: setup demo test campaign bench clean
 
 setup: $(VENV)/.ready
 
@@ -26,6 +26,9 @@ test: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -n auto --maxprocesses 8 tests/
+
+campaign: setup
+	PYTHONPATH=tests/support:. $(BIN)/python -m campaign --out bench/records/campaign.json
 
 bench: setup
 	$(BIN)/python bench/compare.py

@@ -475,7 +475,7 @@ def _floats(name: str, value: Any, ndims: tuple[int, ...], copy: bool = False) -
 
 def _integer(name: str, value: Any, least: int) -> int:
     """An integer, or a float without fraction (pydensecrf truncates others)."""
-    if isinstance(value, str | bytes) or not hasattr(value, "__int__"):
+    if isinstance(value, str | bytes) or not hasattr(value, "__int__") or np.ndim(value) > 0:
         raise TypeError(f"{name} must be an integer, not {type(value).__name__}")
     if not float(value).is_integer() or value < least:
         raise ValueError(f"{name} must be an integer of at least {least}, not {value!r}")
@@ -484,7 +484,7 @@ def _integer(name: str, value: Any, least: int) -> int:
 
 def _sigmas(name: str, value: Any, count: int) -> list[np.float32]:
     """`count` standard deviations from a number or a sequence; entries beyond are not used."""
-    if isinstance(value, str | bytes) or value is None:
+    if isinstance(value, str | bytes) or value is None or np.ndim(value) > 1:
         raise TypeError(f"{name} must be a number or {count} numbers, not {value!r}")
     values: list[Any] = [value] * count if np.ndim(value) == 0 else list(value)[:count]
     sigmas = [np.float32(sigma) for sigma in values]
@@ -494,7 +494,7 @@ def _sigmas(name: str, value: Any, count: int) -> list[np.float32]:
 
 
 def _member(name: str, value: int, kinds: type[Kind]) -> Kind:
-    if value not in list(kinds):
+    if np.ndim(value) > 0 or value not in list(kinds):
         names = ", ".join(f"{kind.name} ({kind.value})" for kind in kinds)
         raise ValueError(f"{name} must be one of {names}, not {value!r}")
     return kinds(value)

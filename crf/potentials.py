@@ -16,7 +16,6 @@ lattice depends on that order a little.
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from numbers import Real
@@ -309,20 +308,27 @@ def penalty(weight: float, compatibility: Tensor | None, like: Tensor) -> Tensor
     the softmax cancels (and as pydensecrf has it, so that the KL divergence agrees).
     """
     if compatibility is None:
-        return like.new_full((like.shape[1],), -weight)
+        return like.new_full((like.shape[1],), -float(weight))
     return weight * compatibility.to(like)
 
 
 def _filled(numbers: Sequence[float], like: Tensor) -> Tensor:
     """A few numbers where `like` is, filled in there: a copy to a GPU would wait for it."""
-    return torch.stack([like.new_full((), number) for number in numbers])
+    return torch.stack([like.new_full((), float(number)) for number in numbers])
+
+
+LARGEST = torch.finfo(torch.float32).max  # beyond it a weight or a sigma would be infinite
 
 
 def _check_number(name: str, value: Any) -> None:
     if not isinstance(value, Real) or isinstance(value, bool):
         raise TypeError(f"{name} must be a number, not {value!r}")
-    if not math.isfinite(value):
-        raise ValueError(f"{name} must be finite, not {value}")
+    try:
+        held = abs(float(value)) <= LARGEST
+    except OverflowError:  # an integer of hundreds of digits
+        held = False
+    if not held:
+        raise ValueError(f"{name} must be finite in float32, not {value!r:.40}")
 
 
 def _check_sigmas(name: str, value: Any, count: int) -> None:

@@ -8,6 +8,8 @@ Everything that computes is imported inside the commands, so that `--help` answe
 
 from __future__ import annotations
 
+import io
+import sys
 from importlib.metadata import version
 from typing import Annotated, Any
 
@@ -22,6 +24,9 @@ class _Commands(TyperGroup):
     """Turns InputError into one line on standard error and status 2, Ctrl-C into status 130."""
 
     def invoke(self, ctx: Any) -> Any:
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            # A file's name may hold bytes that are no text, or letters that a terminal lacks.
+            sys.stdout.reconfigure(errors="backslashreplace")
         try:
             return super().invoke(ctx)
         except InputError as error:

@@ -331,7 +331,7 @@ def _widths(text: str) -> tuple[int, ...]:
 
 
 def _write_curve(path: Path, result: Evaluation, around: str) -> None:
-    from deeplab.engine.plots import plot_trimap
+    from deeplab.engine.plots import plot_trimap, require_matplotlib
     from deeplab.engine.trimap import curves_csv
 
     assert result.trimap is not None
@@ -344,9 +344,11 @@ def _write_curve(path: Path, result: Evaluation, around: str) -> None:
     outputs.write_text(path, curves_csv(result.trimap))
     picture = path.with_suffix(".png")
     try:
-        plot_trimap(picture, result.trimap)
+        require_matplotlib()
     except InputError as error:
         typer.echo(f"Note: {picture} is not drawn: {error}", err=True)
+    else:
+        plot_trimap(picture, result.trimap)
 
 
 def _confusion_csv(result: Evaluation, names: list[str]) -> str:

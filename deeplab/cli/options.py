@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from deeplab import toml
 from deeplab.errors import InputError
 
 if TYPE_CHECKING:
@@ -160,9 +160,10 @@ def key_value(flag: str, text: str, example: str) -> tuple[str, Any]:
     if not key or not equals:
         raise InputError(f"{flag} {text}: expected KEY=VALUE, such as {example}")
     try:
-        return key, tomllib.loads(f"value = {value}")["value"]
-    except tomllib.TOMLDecodeError:
+        table = toml.loads(f"value = {value}")
+    except ValueError:
         return key, value
+    return key, table["value"] if len(table) == 1 else value  # several lines would set more
 
 
 def data_options(given: Sequence[str] | None) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from typer.core import TyperCommand
 from deeplab.cli import options
 from deeplab.cli.several import said_once
 from deeplab.data import outputs
+from deeplab.errors import InputError
 
 if TYPE_CHECKING:
     from deeplab.engine.train import TrainConfig, TrainResult
@@ -193,6 +194,8 @@ def _recipe(
     for text in settings:
         key, value = options.key_value("--set", text, "data.root=/data/VOC2012")
         chosen |= recipe.one_setting(key, value)
+    if ctx.params.get("weights") == "":  # such as a shell's variable that is not set
+        raise InputError("--weights: expected a file, got an empty text; leave it out for none")
     for name in asdict(TrainConfig()):
         if ctx.params.get(name) is not None:
             chosen[name] = (ctx.params[name], f"--{name.replace('_', '-')}")

@@ -331,25 +331,27 @@ def _report(tuning: Tuning, tuner: Tuner, space: Space, out: Path, name: str) ->
 
 def _draw(results: Sequence[Result], space: Space, path: Path) -> None:
     """The plane of the best weight: of the grid, and of the finer rounds where it is another."""
-    from deeplab.engine.plots import HeatMap, plot_heat_maps, plot_scatter
+    from deeplab.engine.plots import HeatMap, plot_heat_maps, plot_scatter, require_matplotlib
     from deeplab.engine.tune_crf import heat_map
 
+    try:
+        require_matplotlib()
+    except InputError as error:
+        typer.echo(f"Note: {path} is not drawn: {error}", err=True)
+        return
     grid = set(space.grid())
     coarse = [result for result in results if result.point in grid]
     best = [max(some, key=lambda r: r.miou()) for some in (coarse, results) if some]
     weights = {result.point[0] for result in best}
-    try:
-        if coarse:
-            some = (coarse, results) if len(weights) == 2 else (results,)
-            planes = [(max(r, key=lambda x: x.miou()).point[0], heat_map(r)) for r in some]
-            plot_heat_maps(path, [HeatMap(f"bilateral weight {w:g}", *p) for w, p in planes])
-        else:
-            points = [result.point for result in results]
-            xy, rgb = [p[1] for p in points], [p[2] for p in points]
-            title = "all settings, at their own weights"
-            plot_scatter(path, xy, rgb, [r.miou() for r in results], title)
-    except InputError as error:
-        typer.echo(f"Note: {path} is not drawn: {error}", err=True)
+    if coarse:
+        some = (coarse, results) if len(weights) == 2 else (results,)
+        planes = [(max(r, key=lambda x: x.miou()).point[0], heat_map(r)) for r in some]
+        plot_heat_maps(path, [HeatMap(f"bilateral weight {w:g}", *p) for w, p in planes])
+    else:
+        points = [result.point for result in results]
+        xy, rgb = [p[1] for p in points], [p[2] for p in points]
+        title = "all settings, at their own weights"
+        plot_scatter(path, xy, rgb, [r.miou() for r in results], title)
 
 
 def _bar() -> Progress:

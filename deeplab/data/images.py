@@ -83,6 +83,8 @@ def load_picture(
                 if image.format == "EPS":  # Pillow would run Ghostscript on it
                     raise InputError(f"{path}: PostScript, not a picture; save it as PNG or JPEG")
                 _check_size(path, image.size, max_megapixels)
+                if image.format == "PNG":
+                    _check_sums(path)
                 return _decode(path, image)
         except InputError:
             raise
@@ -119,8 +121,9 @@ def find_images(inputs: Sequence[str | Path]) -> list[Path]:
         try:
             for file in _expand(item):
                 files.setdefault(file.resolve(), file)
-        except OSError as error:
-            raise InputError(f"{item}: cannot be opened ({error.strerror or error})") from error
+        except (OSError, RuntimeError) as error:  # RuntimeError: links in a circle, before 3.13
+            reason = getattr(error, "strerror", None) or error
+            raise InputError(f"{item}: cannot be opened ({reason})") from error
     return list(files.values())
 
 
@@ -174,6 +177,12 @@ def _check_size(path: Path, size: tuple[int, int], max_megapixels: float) -> Non
             f"of {max_megapixels:g}; make it smaller, or raise the limit where there is an option "
             f"for it and the memory allows (--max-megapixels {int(megapixels) + 1})"
         )
+
+
+def _check_sums(path: Path) -> None:
+    """Raises where a checksum of a PNG is wrong: decoding its pixels looks at none of theirs."""
+    with Image.open(path) as image:
+        image.verify()
 
 
 @contextmanager

@@ -333,8 +333,8 @@ def _load_array(path: Path) -> np.ndarray:
     except MemoryError:
         raise InputError(f"{path}: not enough memory to load it") from None
     except Exception as error:  # damaged archives raise whatever their parsers meet
-        reason = str(error).partition("\n")[0] or type(error).__name__
-        if "pickle" in reason:
+        reason = f"{str(error).partition(chr(10))[0] or type(error).__name__:.200}"
+        if "object at 0x" in reason or "pickle" in reason:
             reason = "it is neither, or holds Python objects"
         raise InputError(
             f"{path}: cannot be read as .npy or .npz ({reason}); save it with "

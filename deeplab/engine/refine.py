@@ -13,7 +13,6 @@ Sources: Krähenbühl and Koltun, NIPS 2011; DeepLab v2, section 3.3; the pydens
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -26,6 +25,7 @@ import torch
 import crf
 from crf import densecrf
 from crf import utils as crf_utils
+from deeplab import toml
 from deeplab.engine.annotations import Annotation
 from deeplab.engine.predict import Prediction
 from deeplab.errors import InputError
@@ -62,7 +62,7 @@ class CRFSettings:
             signed = learned and "weight" in name  # a training may turn the sign
             low = "above 0" if "sigma" in name else "of any sign" if signed else "of 0 or more"
             kind = int if name == "iterations" else int | float
-            number = isinstance(value, kind) and not isinstance(value, bool) and np.isfinite(value)
+            number = isinstance(value, kind) and not isinstance(value, bool) and _is_float32(value)
             if not number or (value < 0 and not signed) or (value == 0 and "sigma" in name):
                 raise InputError(
                     f"CRF {name.replace('_', ' ')}: expected {what} {low}, got {value!r}"
@@ -84,10 +84,10 @@ class CRFSettings:
         Raises InputError: missing or unreadable file, no such table, unknown names, bad values.
         """
         try:
-            stored = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+            stored = toml.loads(Path(path).read_text(encoding="utf-8"))
         except FileNotFoundError:
             raise InputError(f"{path}: no such file; check the name and the folder") from None
-        except (OSError, ValueError, RecursionError) as error:
+        except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or error
             raise InputError(f"{path}: cannot be read as TOML ({reason})") from error
         if not isinstance(stored.get("crf"), dict):
@@ -147,6 +147,11 @@ class CRFSettings:
                 "CRF compatibility: expected a square matrix of finite numbers, one row a class, "
                 f"got {self.compatibility!r:.80}"
             )
+
+
+def _is_float32(value: float) -> bool:
+    """Whether a number is finite in the precision that the CRF computes in."""
+    return abs(value) <= float(np.finfo(np.float32).max)
 
 
 SCRIBBLES = CRFSettings(5, 3.0, 3.0, 10.0, 80.0, 13.0)

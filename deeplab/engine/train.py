@@ -378,7 +378,7 @@ def _model(
 
 def _open_logs(teller: Teller, files: Files, run: Run, resumed: bool, tensorboard: bool) -> None:
     kept = run.step - run.awaits_validation
-    teller.logs.append(CSVLog(files.log, kept))
+    teller.logs.append(CSVLog(files.log, kept))  # which no other run is writing
     if not resumed:
         files.state.unlink(missing_ok=True)  # of an earlier run, which ends here
     if tensorboard:

@@ -122,6 +122,20 @@ def _check_archive(path: Path) -> None:
         )
     if any(record.file_size > LARGEST_PICKLE for record in pickles):
         raise InputError(f"{path}: more than {LARGEST_PICKLE} bytes in it are no numbers; {SAVE}")
+    if record := damaged_record(path):
+        raise InputError(
+            f"{path}: damaged: the checksum of its record {record:.120} is wrong; copy or fetch "
+            "the file again"
+        )
+
+
+def damaged_record(path: Path) -> str | None:
+    """The first record of an archive of torch.save whose checksum is wrong; None: all are right.
+
+    torch.load looks at no checksum, so that a flipped bit would be a wrong weight without a word.
+    """
+    with zipfile.ZipFile(path) as archive:
+        return archive.testzip()
 
 
 def _list_size(path: Path) -> int:

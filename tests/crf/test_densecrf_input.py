@@ -186,6 +186,16 @@ BAD: list[tuple[str, str, Callable[[Any, ModuleType], Any], type[Exception], str
     ("pydensecrf", "no size", lambda c, m: m.DenseCRF(None, 2), TypeError, "nvar|integer"),
     ("here", "no width", lambda c, m: m.DenseCRF2D(0, 3, 2), ValueError, "w must be.*at least 1"),
     ("here", "no labels", lambda c, m: m.DenseCRF(4, 0), ValueError, "nlabels must be"),
+    ("here", "array of sizes", lambda c, m: m.DenseCRF(UNARY, 2), TypeError, "nvar must be"),
+    ("here", "array of steps", lambda c, m: c.inference(UNARY), TypeError, "niter must be"),
+    ("here", "2-D sigmas", lambda c, m: c.addPairwiseGaussian(UNARY, 3), TypeError, "sxy must be"),
+    (
+        "here",
+        "array of kernels",
+        lambda c, m: c.addPairwiseGaussian(3, 3, kernel=UNARY),
+        ValueError,
+        "kernel must be one of",
+    ),
 ]
 SAME = [row for row in BAD if row[0] == "pydensecrf"]
 

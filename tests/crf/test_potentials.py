@@ -55,6 +55,8 @@ def test_one_sigma_stands_for_all_dimensions() -> None:
 @pytest.mark.parametrize(
     ("make", "error", "words"),
     [
+        (lambda: crf.Gaussian(10**400, 3), ValueError, "weight must be finite"),
+        (lambda: crf.Gaussian(3, 1e39), ValueError, "sigma_xy must be finite"),
         (lambda: crf.Gaussian(float("nan"), 3), ValueError, "weight must be finite"),
         (lambda: crf.Gaussian("3", 3), TypeError, "weight must be a number, not '3'"),
         (lambda: crf.Gaussian(True, 3), TypeError, "weight must be a number"),
@@ -172,3 +174,11 @@ def test_a_compatibility_matrix_is_copied_and_keeps_its_entries() -> None:
 def test_a_bad_compatibility_is_named(value: Any, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         potentials.compatibility_matrix(value, 3)
+
+
+def test_weights_and_sigmas_may_be_integers_of_any_length_that_float32_holds() -> None:
+    long, logits = 2**70, torch.randn(1, 3, 4, 5)
+    given = [
+        crf.DenseCRF(3, gaussian=crf.Gaussian(w, long), bilateral=None) for w in (long, 2.0**70)
+    ]
+    assert torch.equal(*(layer(logits) for layer in given))

@@ -23,7 +23,6 @@ Label maps are index maps (grey, or a palette's indices), or RGB pictures in the
 from __future__ import annotations
 
 import re
-import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +31,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from deeplab import toml
 from deeplab.data.datasets.base import (
     Pair,
     PairedFiles,
@@ -178,8 +178,8 @@ def _class_of(path: Path, number: int, line: str) -> dict[str, Any]:
 def _read_toml(path: Path) -> tuple[list[dict[str, Any]], list[int], list[list[int]]]:
     """The classes, the ignored values and the ignored colours."""
     try:
-        content = tomllib.loads(read_text(path))
-    except tomllib.TOMLDecodeError as error:
+        content = toml.loads(read_text(path))
+    except ValueError as error:
         raise InputError(f"{path}: not valid TOML ({error})") from error
     _only(path, content, ("class", "ignore", "ignore_colours"))
     entries = content.get("class", [])

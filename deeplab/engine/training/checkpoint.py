@@ -32,6 +32,7 @@ from deeplab.engine.training.config import FREE_ON_RESUME, TrainConfig
 from deeplab.engine.training.logs import has_rows
 from deeplab.engine.training.recipe import differences
 from deeplab.errors import InputError
+from deeplab.weights.pickled import damaged_record
 from deeplab.whole_file import whole_file
 
 ANEW = "start anew in its place with --overwrite, or give another --out"
@@ -148,6 +149,8 @@ def read_state(path: Path) -> dict[str, Any]:
             f"{start}"
         )
     try:
+        if record := damaged_record(path):
+            raise ValueError(f"the checksum of {record} is wrong")
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # damaged archives raise whatever their parsers meet
         raise InputError(

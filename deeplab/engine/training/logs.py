@@ -17,9 +17,11 @@ A resumed run drops rows beyond the step where it starts again, so that no step 
 from __future__ import annotations
 
 import csv
+import fcntl
 import os
 import resource
 import sys
+import threading
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -112,7 +114,12 @@ def has_rows(path: Path) -> bool:
 
 
 class CSVLog:
-    """The log in a file, one row a step at most, each row on the disk when `write` returns."""
+    """The log in a file, one row a step at most, each row on the disk when `write` returns.
+
+    It is locked while it is open, and with it all files of the run: a second run of the same name
+    would mix its weights, states and rows with those of the first. The lock belongs to the process
+    and not to its workers, so that none outlives a run that is killed.
+    """
 
     def __init__(self, path: Path, keep_through: int = 0) -> None:
         """keep_through: rows up to this step are those of the run that is resumed; 0: afresh."""
@@ -120,15 +127,24 @@ class CSVLog:
         kept = [row for row in _rows(path) if int(row["step"]) <= keep_through]
         part = path.with_name(f".{path.name}.part")
         try:
-            with part.open("w", newline="", encoding="utf-8") as file:
-                writer = csv.DictWriter(file, COLUMNS, extrasaction="ignore")
-                writer.writeheader()
-                writer.writerows(kept)
-            os.replace(part, path)
-            self._file: IO[str] = path.open("a", newline="", encoding="utf-8")
+            self._file: IO[str] = part.open("a", newline="", encoding="utf-8")
+            self._lock(self._file)  # it becomes the log, and stays locked
+            try:
+                if path.exists():
+                    with path.open("r+") as before:
+                        self._lock(before)
+                self._file.truncate(0)
+                self._writer = csv.DictWriter(self._file, COLUMNS, extrasaction="ignore")
+                self._writer.writeheader()
+                self._writer.writerows(kept)
+                self._file.flush()
+                os.replace(part, path)
+            except BaseException:
+                with suppress(OSError):
+                    part.unlink(missing_ok=True)
+                raise
         except OSError as error:
             raise self._error(error) from error
-        self._writer = csv.DictWriter(self._file, COLUMNS)
 
     def write(self, row: Mapping[str, Any]) -> None:
         try:
@@ -141,15 +157,34 @@ class CSVLog:
         with suppress(OSError):  # what could not be written has been said already
             self._file.close()
 
+    def _lock(self, file: IO[str]) -> None:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            raise InputError(
+                f"{self.path}: another run is writing here; wait until it ends, or give another "
+                "--out"
+            ) from None
+        except OSError:
+            pass  # some network file systems have no locks
+
     def _error(self, error: OSError) -> InputError:
-        return InputError(
-            f"{self.path}: cannot write the log ({error.strerror or error}); make room, then go on "
-            "with --resume"
-        )
+        return _no_room(self.path, error)
+
+
+def _no_room(path: Path, error: OSError) -> InputError:
+    return InputError(
+        f"{path}: cannot write the log ({error.strerror or error}); make room, then go on with "
+        "--resume"
+    )
 
 
 class TensorBoardLog:
-    """The same numbers for TensorBoard; what lies beyond the step of a resume is hidden there."""
+    """The same numbers for TensorBoard; what lies beyond the step of a resume is hidden there.
+
+    TensorBoard writes in a thread of its own. What goes wrong there reaches `write`, and would be
+    printed as a traceback too.
+    """
 
     def __init__(self, folder: Path, first_step: int) -> None:
         try:
@@ -158,16 +193,35 @@ class TensorBoardLog:
             raise InputError(
                 "--tensorboard needs the package tensorboard: pip install 'deeplab-triton[logs]'"
             ) from error
-        self._writer: Any = SummaryWriter(str(folder), purge_step=first_step + 1)
+        self.folder = folder
+        self._hook, threading.excepthook = threading.excepthook, self._unless_told
+        try:
+            self._writer: Any = SummaryWriter(str(folder), purge_step=first_step + 1)
+        except OSError as error:
+            threading.excepthook = self._hook
+            raise self._error(error) from error
 
     def write(self, row: Mapping[str, Any]) -> None:
-        for name, value in row.items():
-            if name != "step" and value != "":
-                self._writer.add_scalar(name, value, row["step"])
-        self._writer.flush()
+        try:
+            for name, value in row.items():
+                if name != "step" and value != "":
+                    self._writer.add_scalar(name, value, row["step"])
+            self._writer.flush()
+        except OSError as error:
+            raise self._error(error) from error
 
     def close(self) -> None:
-        self._writer.close()
+        with suppress(OSError):  # what could not be written has been said already
+            self._writer.close()
+        threading.excepthook = self._hook
+
+    def _unless_told(self, failed: threading.ExceptHookArgs) -> None:
+        theirs = type(failed.thread).__module__.startswith("tensorboard")
+        if not (theirs and isinstance(failed.exc_value, OSError)):
+            self._hook(failed)
+
+    def _error(self, error: OSError) -> InputError:
+        return _no_room(self.folder, error)
 
 
 @dataclass

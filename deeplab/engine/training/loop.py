@@ -144,8 +144,9 @@ class Run:
     @property
     def awaits_validation(self) -> bool:
         """Whether the run was stopped between a step and its validation."""
-        due = self.step > 0 and self.step % self.config.validate_every == 0
-        return due and self.step < self.config.steps and self.validated != self.step
+        last = self.step >= self.config.steps
+        due = self.step > 0 and (last or self.step % self.config.validate_every == 0)
+        return due and self.validated != self.step
 
     @property
     def finished(self) -> bool:

@@ -15,13 +15,13 @@ A value remembers where it came from, so that an error names the file, or the op
 from __future__ import annotations
 
 import dataclasses
-import tomllib
 import typing
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import deeplab.recipes
+from deeplab import toml
 from deeplab.engine.training.config import DataConfig, TrainConfig
 from deeplab.errors import InputError
 
@@ -50,8 +50,8 @@ def read_recipe(name: str) -> Settings:
                 f"{', '.join(shipped_recipes())}"
             )
     try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        table = toml.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
         raise InputError(f"{path}: not a readable TOML file ({error}); correct it") from error
     return flat_settings(table, str(path))
 
@@ -86,7 +86,7 @@ def make_config(settings: Settings) -> TrainConfig:
         elif key in hints.keys() - {"model_options", "data"}:
             values[key] = _typed(value, hints[key], where)
         elif key in ("model_options", "data", "data.options"):
-            raise InputError(f"{where}: expected a table, got {value!r}")
+            raise InputError(f"{where}: expected a table, got {value!r:.200}")
         else:
             known = [f"data.{n}" for n in data_hints] if table == "data" else sorted(hints)
             raise InputError(f"{where}: unknown key; expected one of {', '.join(known)}")
@@ -132,18 +132,18 @@ def _typed(value: Any, hint: Any, where: str) -> Any:
     """`value` as the field's type; ints count as floats, lists as tuples."""
     if typing.get_origin(hint) is tuple:
         if not isinstance(value, list | tuple):
-            raise InputError(f"{where}: expected a list of numbers, got {value!r}")
+            raise InputError(f"{where}: expected a list of numbers, got {value!r:.200}")
         return tuple(_typed(part, typing.get_args(hint)[0], where) for part in value)
     if typing.get_origin(hint) is Literal:
         known = typing.get_args(hint)
         if (type(value), value) not in [(type(one), one) for one in known]:
-            raise InputError(f"{where}: expected {_listed(known)}, got {value!r}")
+            raise InputError(f"{where}: expected {_listed(known)}, got {value!r:.200}")
         return value
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if type(value) is not hint:
         words = {int: "an integer", float: "a number", bool: "true or false", str: "a text"}
-        raise InputError(f"{where}: expected {words[hint]}, got {value!r}")
+        raise InputError(f"{where}: expected {words[hint]}, got {value!r:.200}")
     return value
 
 

@@ -1,0 +1,25 @@
+"""Many CRF calls at once, from threads, forks and new processes, with the bits of serial ones."""
+
+from __future__ import annotations
+
+import time
+import traceback
+
+from campaign.runner import Advance, Tally
+
+
+def run_concurrency(seed: int, count: int, advance: Advance) -> Tally:
+    """`count` calls; they hold all together or not at all."""
+    from crf_concurrency import concurrent_crf_calls
+
+    tally, start = Tally("concurrency", seed, cases=count), time.perf_counter()
+    try:
+        tally.facts = concurrent_crf_calls(count, seed)
+        tally.result = count
+    except Exception:  # a result that differs, or a process that failed or hung
+        said = f"{count} CRF calls at once"
+        wrong = traceback.format_exc()[-3000:]
+        tally.failures = [{"case": 0, "said": said, "line": "", "wrong": wrong}]
+    tally.seconds = round(time.perf_counter() - start, 1)
+    advance()
+    return tally

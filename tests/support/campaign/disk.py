@@ -1,0 +1,291 @@
+"""A disk that fills up, at each kind of file that is written and at any byte of it.
+
+By three ways, two of them the kernel's own: a limit on the size of files (EFBIG at byte N of any
+file, whoever writes it, a library in C too), a small file system that is full at byte N of all
+files together (ENOSPC; where this process may mount one), and a flush that finds no room when the
+data reach the disk. After it every file is what it was before, or whole and right, or not there;
+the same command, given room, then does what it would have done.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import random
+import resource
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from campaign import kill
+from campaign.case import Ended, Wrong, invoke, judged, require
+from campaign.files import content, contents
+from campaign.labels import drawn, one_set, stored
+from campaign.network import WEIGHTS, write_weights
+from campaign.options import IMAGE, LINES
+from campaign.rasters import png, raster
+from campaign.runner import Advance, Tally
+from deeplab.model import build
+from deeplab.weights import save_weights
+
+LOGS = ("w.csv", "crf/results.jsonl")  # which grow, and may end in a part of a line
+DRAWN_ANEW = ("events.out",)  # whose names and contents have the time in them
+
+
+@dataclass(frozen=True)
+class Written:
+    """A command line that writes into the folder that it runs in. again: what to
+    run once there is room. share: how often it is taken, of 100."""
+
+    name: str
+    line: str
+    again: str | None = None
+    share: int = 10
+
+
+SET = "../inputs/set"
+IN = "../inputs"
+TRAIN = f"train --steps 3 {kill.RECIPE} --out w.safetensors"
+RESUME = "train --resume --out w.safetensors"
+ON_SET = f"evaluate --data folder --root {SET} --split all --weights {WEIGHTS} --no-crf"
+TUNE = " ".join(LINES["tune-crf"][0]).replace("--root=set", f"--root={SET}")
+COMMANDS = (
+    Written("segment", f"segment {IN}/a.png --weights {WEIGHTS} --probabilities --out out"),
+    Written("refine", f"refine {IN}/a.png {IN}/marks.png --probabilities --out out"),
+    Written("convert", f"convert {WEIGHTS} w.safetensors --model deeplab_v2_small --classes 3"),
+    Written("train", TRAIN, RESUME),
+    Written("train --tensorboard", f"{TRAIN} --tensorboard", RESUME, 6),
+    Written("scores", f"{ON_SET} --out s.json --save-confusion c.csv"),
+    Written("trimap", f"{ON_SET} --trimap curve --trimap-widths 1,2", share=6),
+    Written(
+        "submission",
+        f"evaluate --data voc2012 --root {IN}/voc --split test --no-score --no-crf "
+        f"--submission sub --weights {IN}/voc.safetensors",
+    ),
+    Written("tune-crf", f"tune-crf {TUNE}"),
+    Written("data check", f"data check folder {SET} --workers 0 --json found.json"),
+    Written("demo", "demo --out demo", share=2),
+    Written("export --format export", f"export net.pt2 --weights {WEIGHTS}", share=2),
+    Written("export --format onnx", f"export net.onnx --weights {WEIGHTS}", share=2),
+)
+HEAVY = ("demo", "export --format export", "export --format onnx")
+
+
+def run_disk(seed: int, count: int, advance: Advance, heavy: bool = True) -> Tally:
+    """`count` full disks. heavy: the commands too that take many seconds each."""
+    tally, chance, start = Tally("disk", seed), random.Random(seed), time.perf_counter()
+    home = Path.cwd()
+    ways: dict[str, int] = {}
+    with tempfile.TemporaryDirectory(prefix="campaign-") as name:
+        root = Path(name).resolve()
+        _lay_inputs(root)
+        chosen = [one for one in COMMANDS if heavy or one.name not in HEAVY]
+        turns = chance.choices(chosen, [one.share for one in chosen], k=max(0, count - len(chosen)))
+        expected: dict[str, dict[str, Any]] = {}
+        try:
+            for number, one in enumerate((chosen + turns)[:count]):
+                way = chance.choice(list(WAYS))
+                try:
+                    if one.name not in expected:
+                        expected[one.name] = _undisturbed(root, one)
+                    sizes = [size for size, _ in expected[one.name].values()]
+                    most = sum(sizes) if way == "tmpfs" else max(sizes)
+                    bytes_ = chance.choice(
+                        (0, 1, 4096, most // 2, most - 1, chance.randrange(most + 1))
+                    )
+                    said = f"{one.name}, {way} full at byte {bytes_}"
+                    outcome = _full_disk(root, one, way, bytes_, expected[one.name])
+                    setattr(tally, outcome, getattr(tally, outcome) + 1)
+                    ways[way] = ways.get(way, 0) + 1
+                except (Wrong, OSError, ValueError) as wrong:
+                    tally.failures.append(
+                        {
+                            "case": number,
+                            "said": said,
+                            "line": one.line,
+                            "wrong": f"{wrong!r}"[:1500],
+                        }
+                    )
+                tally.cases += 1
+                advance()
+        finally:
+            os.chdir(home)
+    tally.facts = {"ways": ways, "commands": len(chosen)}
+    tally.seconds = round(time.perf_counter() - start, 1)
+    return tally
+
+
+def _lay_inputs(root: Path) -> None:
+    shared, inputs = root / "shared", root / "inputs"
+    for folder in (
+        shared,
+        inputs,
+        inputs / "voc" / "JPEGImages",
+        inputs / "voc" / "ImageSets" / "Segmentation",
+    ):
+        folder.mkdir(parents=True)
+    write_weights(shared)
+    save_weights(build("deeplab_v2_small", num_classes=21).eval(), inputs / "voc.safetensors")
+    kill.lay_data(root / "data")
+    (inputs / "a.png").write_bytes(png(raster("noise", 24, 32, 1), 2))
+    marks = raster("flat", 24, 32, 1) * 0
+    marks[2:6, 3:9], marks[15:19, 20:28] = (255, 0, 0), (0, 0, 255)
+    (inputs / "marks.png").write_bytes(png(marks, 2))
+    pairs = [(IMAGE, *stored(drawn(3, number), "grey")) for number in (1, 2)]
+    for name, bytes_ in one_set(pairs).items():
+        path = inputs / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(bytes_)
+    (inputs / "voc" / "SegmentationClass").mkdir()
+    (inputs / "voc" / "SegmentationClass" / "two.png").write_bytes(stored(drawn(3, 1), "grey")[1])
+    (inputs / "voc" / "JPEGImages" / "one.jpg").write_bytes(IMAGE)
+    (inputs / "voc" / "ImageSets" / "Segmentation" / "test.txt").write_text("one\n")
+
+
+def _undisturbed(root: Path, one: Written) -> dict[str, Any]:
+    """Size and content of each file that the command leaves on a disk with room."""
+    with _folder(root, "memory") as folder:
+        ended = invoke(one.line.split())
+        require(judged(ended) == "result", f"with room: {ended.stderr[-600:]}")
+        sizes = {
+            p.relative_to(folder).as_posix(): p.stat().st_size
+            for p in folder.rglob("*")
+            if p.is_file()
+        }
+        return {name: (sizes[name], what) for name, what in contents(folder, DRAWN_ANEW).items()}
+
+
+def _full_disk(root: Path, one: Written, way: str, bytes_: int, expected: dict[str, Any]) -> str:
+    with _folder(root, way, bytes_) as folder:
+        with WAYS[way](folder, bytes_):
+            ended = invoke(one.line.split())
+        _judge(ended)
+        for name, found in _found(folder).items():
+            require(name in expected, f"left behind: {name}")
+            if name not in LOGS and not name.endswith(
+                (".state", "w.safetensors", "w-last.safetensors")
+            ):
+                require(found == expected[name][1], f"{name} is whole, and not what it should be")
+        if ended.status != 2:
+            missing = sorted(expected.keys() - _found(folder).keys())
+            require(not missing, f"a result, without {missing}: {ended.stderr[-500:]}")
+        outcome = "refused" if ended.status == 2 else "result"
+        if way == "tmpfs":
+            subprocess.run(["mount", "-o", "remount,size=64m", str(folder)], check=True)
+        again = one.line
+        if one.again is not None:
+            again = one.again if (folder / "w.state").exists() else f"{one.line} --overwrite"
+        after = invoke(again.split())
+        require(judged(after) == "result", f"with room again: {after.stderr[-600:]}")
+        now = _found(folder)
+        for name, (_, wanted) in expected.items():
+            require(name in now, f"with room again, {name} is missing")
+            require(now[name] == wanted, f"with room again, {name} differs")
+        return outcome
+
+
+def _judge(ended: Ended) -> None:
+    require("Traceback (most recent" not in ended.stderr, f"a traceback: {ended.stderr[-1500:]}")
+    require(ended.status in (0, 1, 2), f"status {ended.status}: {ended.stderr[-600:]}")
+    if ended.status == 2:
+        lines = [line for line in ended.stderr.splitlines() if not line.startswith("Note: ")]
+        require(
+            len(lines) == 1 and lines[0].startswith("Error: "),
+            f"not one line: {ended.stderr[-900:]}",
+        )
+        said = any(word in lines[0] for word in ("cannot", "written", "room"))
+        require(said, f"does not say what is wrong: {lines[0]}")
+
+
+def _found(folder: Path) -> dict[str, Any]:
+    """What lies there; a log may be cut, anything else must be whole."""
+    found = {}
+    for path in folder.rglob("*"):
+        name = path.relative_to(folder).as_posix()
+        if path.is_dir() or path.name.startswith(DRAWN_ANEW):
+            continue
+        if name == "crf/results.jsonl":
+            found[name] = path.read_bytes()
+            continue
+        found[name] = content(path)
+    return found
+
+
+@contextmanager
+def _folder(root: Path, way: str, bytes_: int = 0) -> Iterator[Path]:
+    """A folder to work in; in a small file system of its own for "tmpfs"."""
+    folder = root / "case"
+    folder.mkdir()
+    mounted = way == "tmpfs"
+    if mounted:
+        size = max(4096, bytes_ // 4096 * 4096)
+        subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)], check=True
+        )
+    os.chdir(folder)
+    try:
+        yield folder
+    finally:
+        os.chdir(root)
+        if mounted:
+            subprocess.run(["umount", str(folder)], check=True)
+        shutil.rmtree(folder)
+
+
+@contextmanager
+def _limited_files(_folder: Path, bytes_: int) -> Iterator[None]:
+    """No file grows beyond so many bytes: EFBIG, a write before it may be short."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (bytes_, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, before)
+
+
+@contextmanager
+def _late(_folder: Path, bytes_: int) -> Iterator[None]:
+    """Room is missing when data are flushed: at the first, second or third flush."""
+    flush, left = os.fsync, [bytes_ % 3]
+
+    def refuse(descriptor: int) -> None:
+        left[0] -= 1
+        if left[0] < 0:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        flush(descriptor)
+
+    os.fsync = refuse
+    try:
+        yield
+    finally:
+        os.fsync = flush
+
+
+@contextmanager
+def _small(_folder: Path, _bytes: int) -> Iterator[None]:
+    yield  # the folder is it
+
+
+def _may_mount() -> bool:
+    with tempfile.TemporaryDirectory() as name:
+        mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", name]
+        try:
+            if subprocess.run(mount, capture_output=True).returncode:
+                return False
+            return subprocess.run(["umount", name], capture_output=True).returncode == 0
+        except OSError:
+            return False
+
+
+WAYS: dict[str, Callable[[Path, int], Any]] = {"size of files": _limited_files, "flush": _late}
+if os.geteuid() == 0 and _may_mount():
+    WAYS["tmpfs"] = _small

@@ -1,0 +1,60 @@
+"""All families, and how many cases each has at full size."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from campaign import runner
+from campaign.runner import Advance, Tally
+
+Run = Callable[[int, int, Advance], Tally]
+
+
+@dataclass(frozen=True)
+class Part:
+    """A family at full size: how many cases, and which module makes them."""
+
+    module: str
+    count: int
+    run: str = ""  # a function of that module; otherwise its FAMILY, case by case
+
+
+PARTS = {
+    # inputs and files through the command line: 10,000
+    "pictures": Part("pictures", 1900),
+    "labels": Part("labels", 1500),
+    "settings": Part("settings", 1100),
+    "checkpoints": Part("checkpoints", 1200),
+    "class_files": Part("class_files", 1300),
+    "arrays": Part("arrays", 1500),
+    "options": Part("options", 1500),
+    # the other two packages, from Python
+    "crf": Part("dense_crf", 1000),
+    "kernels": Part("filters", 1000),
+    # the world around
+    "kill": Part("kill", 100, "run_kills"),
+    "disk": Part("disk", 200, "run_disk"),
+    "writers": Part("writers", 30, "run_writers"),
+    "concurrency": Part("concurrency", 200, "run_concurrency"),
+}
+INPUTS = ("pictures", "labels", "settings", "checkpoints", "class_files", "arrays", "options")
+
+
+def run(
+    name: str,
+    seed: int,
+    count: int,
+    advance: Advance = lambda: None,
+    only: int | None = None,
+    keep: Path | None = None,
+) -> Tally:
+    """Run a family in this process."""
+    part = PARTS[name]
+    module = importlib.import_module(f"campaign.{part.module}")
+    if part.run:
+        tally: Tally = getattr(module, part.run)(seed, count, advance)
+        return tally
+    return runner.run_family(module.FAMILY, seed, count, only=only, keep=keep, advance=advance)

@@ -1,0 +1,229 @@
+"""`kernels`: atrous convolution, Gaussian filters and mean field with any arguments.
+
+Oracles: every implementation that runs here agrees with the plain one in float64; what cannot be
+computed is a ValueError or TypeError.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from hypothesis import strategies as st
+
+import kernels
+from campaign.case import Call, Case, require
+from campaign.damage import seeds
+from campaign.runner import Family
+
+SIZE = st.integers(1, 9)
+DTYPES = (
+    torch.float32,
+    torch.float64,
+    torch.float16,
+    torch.bfloat16,
+    torch.int32,
+    torch.bool,
+    torch.complex64,
+)
+ODD = st.sampled_from((0, -1, 1.5, float("nan"), None, "auto", (), [1], "x", True, 2**70))
+
+
+def randn(shape: tuple[int, ...], seed: int, dtype: torch.dtype = torch.float64) -> torch.Tensor:
+    return torch.from_numpy(np.random.default_rng(seed).normal(0, 1, shape)).to(dtype)
+
+
+def near(expected: torch.Tensor, share: float) -> Any:
+    def check(found: torch.Tensor) -> None:
+        require(
+            found.shape == expected.shape,
+            f"shape {tuple(found.shape)}, expected {tuple(expected.shape)}",
+        )
+        if expected.numel():
+            worst = float((found.double() - expected).abs().max()) / (
+                float(expected.abs().max()) + 1e-6
+            )
+            require(worst < share, f"off by {worst:.1e} of the largest value")
+
+    return check
+
+
+@st.composite
+def convolution(draw: Any) -> Case:
+    """All rates in one call against one convolution a rate, in float64."""
+    batch, cin, cout, height, width = (
+        draw(st.integers(0, 2)),
+        draw(SIZE),
+        draw(SIZE),
+        draw(SIZE),
+        draw(SIZE),
+    )
+    rates = draw(st.lists(st.integers(1, 30), min_size=1, max_size=4))
+    kernel, fuse = draw(st.sampled_from((1, 3, 5))), draw(st.sampled_from(("sum", "concat")))
+    impl, seed = draw(st.sampled_from(("auto", "eager", "op"))), draw(seeds())
+    dtype, last = draw(st.sampled_from((torch.float32, torch.float64))), draw(st.booleans())
+    x, w = (
+        randn((batch, cin, height, width), seed),
+        randn((len(rates), cout, cin, kernel, kernel), seed + 1),
+    )
+    bias = randn((len(rates), cout), seed + 2) if draw(st.booleans()) else None
+    parts = [
+        F.conv2d(x, w[i], None if bias is None else bias[i], padding=r * (kernel // 2), dilation=r)
+        for i, r in enumerate(rates)
+    ]
+    expected = torch.stack(parts).sum(0) if fuse == "sum" else torch.cat(parts, 1)
+    given = x.to(dtype)
+    given = given.to(memory_format=torch.channels_last) if last else given
+
+    def call() -> torch.Tensor:
+        b = None if bias is None else bias.to(dtype)
+        return kernels.multi_rate_atrous_conv2d(
+            given, w.to(dtype), b, rates=rates, fuse=fuse, impl=impl
+        )
+
+    said = f"rates {rates}, kernel {kernel}, {fuse}, {impl}, {dtype}, {list(x.shape)} -> {cout}"
+    return Call(said, call, "result", near(expected, 1e-4))
+
+
+@st.composite
+def odd_convolution(draw: Any) -> Case:
+    shape = tuple(draw(st.lists(st.sampled_from((0, 1, 2, 5)), min_size=1, max_size=5)))
+    weight = tuple(
+        draw(
+            st.one_of(
+                st.just((2, 3, 2, 3, 3)),
+                st.lists(st.sampled_from((0, 1, 2, 3)), min_size=2, max_size=6),
+            )
+        )
+    )
+    a, b = draw(st.sampled_from(DTYPES)), draw(st.sampled_from(DTYPES))
+    name, value = (
+        draw(st.sampled_from(("rates", "fuse", "impl", "activation", "bias", "scale", "shift"))),
+        draw(ODD),
+    )
+
+    def call() -> torch.Tensor:
+        arguments: dict[str, Any] = {"rates": (1, 2)} | {name: value}
+        return kernels.multi_rate_atrous_conv2d(
+            torch.zeros(shape, dtype=a), torch.zeros(weight, dtype=b), **arguments
+        )
+
+    return Call(f"input {a} {shape}, weight {b} {weight}, {name} = {value!r}", call)
+
+
+@st.composite
+def filtering(draw: Any) -> Case:
+    """A Gaussian filter over all pairs by its formula in float64; the lattice by its plain form."""
+    count, channels, dims, seed = (
+        draw(st.integers(1, 60)),
+        draw(st.integers(1, 4)),
+        draw(st.integers(1, 6)),
+        draw(seeds()),
+    )
+    values, points = (
+        randn((1, count, channels), seed).abs(),
+        randn((1, count, dims), seed + 1) * draw(st.sampled_from((0.1, 1.0, 10.0))),
+    )
+    kernel = torch.exp(-0.5 * torch.cdist(points, points) ** 2)
+    expected = kernel @ values
+    method = draw(st.sampled_from(("exact", "permutohedral", "permutohedral")))
+    impl = draw(st.sampled_from(("auto", "eager")))
+    dtype = draw(st.sampled_from((torch.float32, torch.float64)))
+
+    def call() -> torch.Tensor:
+        found = kernels.gaussian_filter(
+            values.to(dtype), points.to(dtype), method=method, impl=impl
+        )
+        if method == "permutohedral":
+            plain = kernels.gaussian_filter(
+                values.to(dtype), points.to(dtype), method=method, impl="eager"
+            )
+            near(plain.double(), 1e-4)(found)
+            require(bool((found >= -1e-6).all()), "a filter of positive values is negative")
+        else:
+            near(expected, 1e-4)(found)
+        return found
+
+    return Call(f"{method}, {impl}, {dtype}, {count} points in {dims} dimensions", call, "result")
+
+
+@st.composite
+def odd_filter(draw: Any) -> Case:
+    a = tuple(draw(st.lists(st.sampled_from((0, 1, 2, 7)), min_size=1, max_size=4)))
+    b = draw(
+        st.one_of(
+            st.just(a), st.lists(st.sampled_from((0, 1, 2, 7)), min_size=1, max_size=4).map(tuple)
+        )
+    )
+    one, other = draw(st.sampled_from(DTYPES)), draw(st.sampled_from(DTYPES))
+    name, value = (
+        draw(
+            st.sampled_from(
+                ("method", "impl", "precision", "eps", "spatial_dims", "tolerance", "max_landmarks")
+            )
+        ),
+        draw(ODD),
+    )
+    method = draw(st.sampled_from(("permutohedral", "exact", "separable")))
+    poison = draw(st.sampled_from((None, float("nan"), float("inf"), 1e30, -1e30)))
+
+    def call() -> torch.Tensor:
+        features = torch.ones(b, dtype=other)
+        if poison is not None and features.numel() and other.is_floating_point:
+            features.flatten()[0] = poison
+        arguments: dict[str, Any] = {"method": method} | {name: value}
+        return kernels.gaussian_filter(torch.zeros(a, dtype=one), features, **arguments)
+
+    return Call(
+        f"values {one} {a}, features {other} {b} with {poison}, {method}, {name} = {value!r}", call
+    )
+
+
+@st.composite
+def mean_field(draw: Any) -> Case:
+    """numba and plain PyTorch agree; what makes no sense is refused."""
+    count, labels, seed = draw(st.integers(1, 50)), draw(st.integers(1, 5)), draw(seeds())
+    steps = draw(st.sampled_from((0, 1, 3, 3, -1, 1.5, None)))
+    wrong = draw(
+        st.sampled_from(("nothing", "nothing", "nothing", "NaN", "forbidden", "points", "penalty"))
+    )
+    unary = randn((count, labels), seed, torch.float32)
+    points = randn((count, 3), seed + 1, torch.float32)
+    if wrong == "NaN":
+        unary[0, 0] = torch.nan
+    elif wrong == "forbidden":
+        unary[0] = torch.inf
+    elif wrong == "points":
+        points = torch.cat([points, points])
+    penalty = torch.zeros(labels + 1, labels) if wrong == "penalty" else -torch.ones(labels)
+
+    def call() -> torch.Tensor:
+        lattice = kernels.build_lattice(points)
+        term = kernels.Term(lattice, penalty, None, None)
+        found = kernels.mean_field(unary, [term], steps)
+        plain = kernels.mean_field(unary, [term], steps, impl="eager")
+        near(plain.double(), 2e-3)(found)
+        require(float((found.sum(1) - 1).abs().max()) < 1e-4, "rows do not sum to 1")
+        return found
+
+    right = wrong == "nothing" and steps in (0, 1, 3)
+    said = f"mean field of {count} points, {labels} labels, {steps} steps, wrong: {wrong}"
+    return Call(
+        said,
+        call,
+        "result"
+        if right
+        else "refused"
+        if wrong != "nothing" or steps in (-1, 1.5, None)
+        else None,
+    )
+
+
+def cases(_shared: Path) -> st.SearchStrategy[Case]:
+    return st.one_of(convolution(), odd_convolution(), filtering(), odd_filter(), mean_field())
+
+
+FAMILY = Family("kernels", "atrous convolution, filters, mean field", lambda _shared: None, cases)
