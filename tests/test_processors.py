@@ -36,7 +36,16 @@ def test_rounded_numbers_agree_as_another_processor_computes_them(processor):
         pytest.skip(f"this whole run computes as {processor} does")
     if torch.backends.cpu.get_cpu_capability() == "DEFAULT" and processor == "AVX2":
         pytest.skip("this processor has no AVX2")
-    command = [sys.executable, "-m", "pytest", "-q", "-m", "processors", "--tb=short", *_files()]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-m",
+        "processors and not slow",
+        "--tb=short",
+        *_files(),
+    ]
     about = {
         name: value
         for name, value in os.environ.items()

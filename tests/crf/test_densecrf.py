@@ -15,6 +15,8 @@ from densecrf_problems import Array, kl_per_step, noisy_image
 import crf.densecrf as dcrf
 import crf.utils
 
+pytestmark = pytest.mark.processors
+
 GOLDENS = (
     "anisotropic",
     "diagonal",

@@ -22,6 +22,8 @@ from deeplab.weights import Loaded, load_model, load_weights, loading, names, sa
 from deeplab.weights import caffemodel as reader
 from deeplab.weights.sources import read_checkpoint
 
+pytestmark = pytest.mark.processors
+
 
 @pytest.fixture
 def theirs():

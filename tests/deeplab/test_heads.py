@@ -6,6 +6,8 @@ import torch.nn.functional as F
 
 from deeplab.heads import ASPP, FullyConnectedASPP
 
+pytestmark = pytest.mark.processors
+
 RATES = (6, 12, 18, 24)
 
 

@@ -9,6 +9,8 @@ from deeplab.heads import MultiScaleTaps
 from deeplab.model import DeepLab, build
 from deeplab.multiscale import interp_size
 
+pytestmark = pytest.mark.processors
+
 
 def single(model):
     """The same network at one scale."""

@@ -38,6 +38,7 @@ def ours(theirs, tmp_path_factory):
 SIZES = [(2, 2), (33, 47), (40, 64), (63, 31), (65, 81), (97, 50)]
 
 
+@pytest.mark.processors
 @pytest.mark.parametrize("size", SIZES)
 def test_logits_are_those_of_his_msc_and_predictions_those_of_his_evaluation(theirs, ours, size):
     x = torch.randn(2, 3, *size, dtype=torch.float64)

@@ -68,6 +68,7 @@ def assert_same_weights(state, expected) -> None:
         torch.testing.assert_close(state[name], tensor, rtol=0, atol=ROUNDING, msg=name)
 
 
+@pytest.mark.processors
 @pytest.mark.usefixtures("_in_float64")
 def test_pieces_of_a_step_have_the_gradient_of_one_piece():
     """Twice one sample equals two samples, also where one of them has few labels."""

@@ -20,6 +20,7 @@ def pictures():
     return tiny_pictures()
 
 
+@pytest.mark.processors
 @pytest.mark.parametrize("stride", [1, 8])
 def test_loss_is_the_mean_cross_entropy_of_labelled_pixels(stride):
     torch.manual_seed(0)
@@ -55,6 +56,7 @@ def test_labels_of_the_scales_lie_on_the_grid_of_caffes_interp(side):
     assert sizes == [(side - 1) // 8 + 1, (side - 1) // 16 + 1]
 
 
+@pytest.mark.processors
 def test_several_scales_have_four_losses_of_equal_weight():
     torch.manual_seed(0)
     model = deeplab_v2_small(4, scales=(1.0, 0.75, 0.5)).eval()
@@ -77,6 +79,7 @@ def test_several_scales_have_four_losses_of_equal_weight():
     assert loss.item() == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.processors
 @pytest.mark.parametrize("stride", [1, 8])
 def test_class_weights_make_a_weighted_mean(stride):
     model = deeplab_v2_small(4).eval()
@@ -111,6 +114,7 @@ def test_torchvisions_scores_are_compared_with_the_labels_where_upsampling_puts_
     assert torch.equal(coarse, seen[:, ::2, ::2])
 
 
+@pytest.mark.processors
 def test_a_loss_at_stride_8_looks_at_the_labels_of_the_models_style():
     torch.manual_seed(0)
     model = deeplab_v2_small(4, style="torchvision").eval()

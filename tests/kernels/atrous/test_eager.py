@@ -7,6 +7,8 @@ from hypothesis import strategies as st
 
 from kernels.atrous import eager
 
+pytestmark = pytest.mark.processors
+
 RAGGED = [  # shape, channels, kernel, rates
     ((1, 1, 1, 1), 1, 1, (1,)),
     ((2, 3, 5, 7), 4, 3, (1, 2)),

@@ -15,6 +15,8 @@ from torch import Tensor
 from kernels.gaussian.permutohedral import eager
 from kernels.gaussian.permutohedral.lattice import Lattice
 
+pytestmark = pytest.mark.processors
+
 EPS = torch.finfo(torch.float32).eps
 
 

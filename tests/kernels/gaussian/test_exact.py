@@ -12,6 +12,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from kernels.gaussian.exact import eager as exact
 
+pytestmark = pytest.mark.processors
+
 Oracle = Callable[[Tensor, Tensor], Tensor]
 SHAPES = [(1, 1, 1, 1), (2, 37, 3, 5), (1, 64, 21, 2), (3, 5, 1, 7), (0, 4, 2, 2), (2, 0, 3, 2)]
 

@@ -22,6 +22,8 @@ from torch.nn.utils import fusion, parametrizations
 
 from kernels.patch import patch
 
+pytestmark = pytest.mark.processors
+
 IMPLS = ("eager", "op", "auto")
 
 

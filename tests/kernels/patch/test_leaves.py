@@ -72,6 +72,7 @@ def test_patched_pyramid_is_still_of_its_class(torchvision, aspp):
     assert isinstance(aspp, torchvision.deeplabv3.ASPP)
 
 
+@pytest.mark.processors
 @pytest.mark.parametrize("place", ["branch", "convolution", "norm", "relu"])
 @pytest.mark.parametrize("kind", ["forward", "forward_pre", "full_backward"])
 def test_hooks_inside_a_branch_run(in_float64, fused_calls, place, kind):
