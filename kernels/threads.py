@@ -10,11 +10,14 @@ import os
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import pairwise
 from queue import SimpleQueue
 from typing import Any, TypeAlias
 
 import torch
+
+from kernels.jit import Kernel
 
 Job: TypeAlias = tuple[Callable[[], None], "SimpleQueue[BaseException | None]"]
 
@@ -32,16 +35,20 @@ def run(kernel: Callable[..., Any], ranges: Sequence[tuple[Any, ...]], *args: ob
 
     An exception of a call is raised here, after all threads have stopped.
     """
-    waiting = deque(enumerate(ranges))
+    if isinstance(kernel, Kernel):
+        calls = kernel.calls(ranges, args)
+    else:
+        calls = [partial(kernel, *each, *args) for each in ranges]
+    waiting = deque(enumerate(calls))
     results: list[Any] = [None] * len(ranges)
 
     def work() -> None:
         while waiting:
             try:
-                index, arguments = waiting.popleft()
+                index, call = waiting.popleft()
             except IndexError:  # another thread took the last one
                 return
-            results[index] = kernel(*arguments, *args)
+            results[index] = call()
 
     helpers = max(0, min(len(ranges), num_threads()) - 1)
     done: SimpleQueue[BaseException | None] = SimpleQueue()
