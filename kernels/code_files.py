@@ -46,14 +46,19 @@ def read_or_make(name: str, kinds: str, make: Callable[[], bytes]) -> bytes:
         with contextlib.suppress(OSError):
             _write(folder / file, code)
             return code
+    _tell_that_nothing_is_kept()
+    return code
+
+
+@cache  # once: numba resets what Python has shown
+def _tell_that_nothing_is_kept() -> None:
     warnings.warn(
         "no writable folder is found to keep compiled kernels in, so that each process compiles "
         "them anew, for some seconds. Set the environment variable NUMBA_CACHE_DIR to a writable "
         "folder",
         RuntimeWarning,
-        stacklevel=1,  # one place for all kernels: shown once
+        stacklevel=2,
     )
-    return code
 
 
 def folders() -> Iterator[Path]:

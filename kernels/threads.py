@@ -36,11 +36,14 @@ def run(kernel: Callable[..., Any], ranges: Sequence[tuple[Any, ...]], *args: ob
     An exception of a call is raised here, after all threads have stopped.
     """
     if isinstance(kernel, Kernel):
-        calls = kernel.calls(ranges, args)
-    else:
-        calls = [partial(kernel, *each, *args) for each in ranges]
+        return run_calls(kernel.calls(ranges, args))
+    return run_calls([partial(kernel, *each, *args) for each in ranges])
+
+
+def run_calls(calls: Sequence[Callable[[], Any]]) -> list[Any]:
+    """`run` for calls that have their arguments already."""
     waiting = deque(enumerate(calls))
-    results: list[Any] = [None] * len(ranges)
+    results: list[Any] = [None] * len(calls)
 
     def work() -> None:
         while waiting:
@@ -50,7 +53,7 @@ def run(kernel: Callable[..., Any], ranges: Sequence[tuple[Any, ...]], *args: ob
                 return
             results[index] = call()
 
-    helpers = max(0, min(len(ranges), num_threads()) - 1)
+    helpers = max(0, min(len(calls), num_threads()) - 1)
     done: SimpleQueue[BaseException | None] = SimpleQueue()
     for _ in range(helpers):
         _inbox().put((work, done))

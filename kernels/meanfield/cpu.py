@@ -13,14 +13,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 
 from kernels import threads
-from kernels.gaussian.permutohedral.cpu import aligned_rows, blur, lanes_for, part_ranges
-from kernels.jit import Kernel
+from kernels.gaussian.permutohedral.cpu import aligned_rows, blur_calls, lanes_for, part_ranges
+from kernels.jit import Call, Kernel
 from kernels.meanfield.term import Term
 
 Array: TypeAlias = np.ndarray[Any, Any]
@@ -63,6 +64,14 @@ def mean_field(
     return marginals
 
 
+@dataclass
+class _Calls:
+    """What an iteration runs on one of the two buffers of rows, made once."""
+
+    update: list[Call] = field(default_factory=list)
+    blur: list[list[Call]] = field(default_factory=list)
+
+
 class _Stack:
     """All terms side by side: corners, folded weights, and the buffers of rows."""
 
@@ -74,6 +83,7 @@ class _Stack:
         self.offsets = np.cumsum([0, *sizes])
         self.rows = aligned_rows(int(self.offsets[-1]), self.lanes)
         self.next_rows = aligned_rows(len(self.rows), self.lanes)
+        self.calls, self.next_calls = _Calls(), _Calls()
         self.ahead = AHEAD if self.rows.nbytes > LARGE else 0
         for none in self.offsets[1:] - 1:
             self.rows[none] = self.next_rows[none] = 0
@@ -139,24 +149,34 @@ class _Stack:
 
     def start(self, source: Array, softmax: bool) -> None:
         """Splat the first Q: `source`, or the softmax of it."""
-        self._pass(source, self.slicing[:, :0], softmax)
+        threads.run_calls(self._pass(source, self.slicing[:, :0], softmax))
+        self._swap()
 
     def update(self, logits: Array) -> None:
         """From blurred rows to the next splatted rows: slice, softmax, splat."""
-        self._pass(logits, self.slicing, True)
+        if not self.calls.update:
+            self.calls.update = self._pass(logits, self.slicing, True)
+        threads.run_calls(self.calls.update)
+        self._swap()
 
-    def _pass(self, source: Array, slicing: Array, softmax: bool) -> None:
-        threads.run(
-            UPDATE, self.parts, BLOCK, source, self.corners, slicing, self.splatting, self.rows,
-            self.next_rows, softmax, self.ahead, self.lanes,
-        )  # fmt: skip
+    def _pass(self, source: Array, slicing: Array, softmax: bool) -> list[Call]:
+        return UPDATE.calls(self.parts, (
+            BLOCK, source, self.corners, slicing, self.splatting, self.rows, self.next_rows,
+            softmax, self.ahead, self.lanes,
+        ))  # fmt: skip
+
+    def _swap(self) -> None:
         self.rows, self.next_rows = self.next_rows, self.rows
+        self.calls, self.next_calls = self.next_calls, self.calls
 
     def blur(self) -> None:
         """Filter what was splatted, and apply the penalties that differ between labels."""
         bounds = zip(self.offsets[:-1], self.offsets[1:], strict=True)
         blocks = [self.rows[first:last] for first, last in bounds]
-        blur(self.lattices, blocks, self.lanes, reverse=False)
+        if not self.calls.blur:
+            self.calls.blur = blur_calls(self.lattices, blocks, self.lanes, reverse=False)
+        for calls in self.calls.blur:
+            threads.run_calls(calls)
         for block, penalty in zip(blocks, self.penalties, strict=True):
             if penalty is not None:
                 values = torch.from_numpy(block)[:, : self.labels]

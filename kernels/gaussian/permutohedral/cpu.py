@@ -31,7 +31,7 @@ import torch
 
 from kernels import threads
 from kernels.gaussian.permutohedral.lattice import Lattice
-from kernels.jit import Kernel
+from kernels.jit import Call, Kernel
 
 Array: TypeAlias = np.ndarray[Any, Any]
 
@@ -110,7 +110,8 @@ def filter(lattice: Lattice, values: torch.Tensor, reverse: bool = False) -> tor
         rows = aligned_rows(lattice.num_rows + 1, lanes)
         rows[-1] = 0
         threads.run(SPLAT_POINTS, parts, source[:, channels], corners, weights, rows, lanes)
-        blur([lattice], [rows], lanes, reverse)
+        for calls in blur_calls([lattice], [rows], lanes, reverse):
+            threads.run_calls(calls)
         points = [(start, stop) for start, stop, _, _ in parts]
         threads.run(
             SLICE_POINTS, points, rows, corners, weights, lattice.scale, output[:, channels], lanes
@@ -140,41 +141,49 @@ def part_ranges(lattice: Lattice) -> list[tuple[int, int, int, int]]:
     return [(a[0], b[0], a[1], b[1]) for a, b in pairwise(parts)]
 
 
-def blur(
+def blur_calls(
     lattices: Sequence[Lattice], blocks: Sequence[Array], lanes: tuple[int, ...], reverse: bool
-) -> None:
-    """Blur the splatted rows `[R+1, width]` of each lattice in place.
+) -> list[list[Call]]:
+    """What blurs the splatted rows `[R+1, width]` of each lattice in place: call after call.
 
-    Afterwards ghosts equal their owners. Several lattices together cost one start of the threads.
+    The calls of one list run in parallel. Afterwards ghosts equal their owners. Several lattices
+    together cost one start of the threads.
     """
     ghosts = [lattice.ghosts.numpy() for lattice in lattices]
     bounds = [lattice.parts[:, 2].tolist() for lattice in lattices]
-    for part in range(1, max(map(len, bounds)) - 1):  # an owner occurs once a part
-        threads.run(ADD_GHOSTS, [
+    chains = [chains_of(lattice).numpy() for lattice in lattices]
+
+    def add_ghosts(part: int) -> list[Call]:
+        """From a part to the owners of its ghosts; an owner occurs once a part."""
+        return ADD_GHOSTS.calls([
             (bound[part] + start, bound[part] + stop, pairs, rows)
             for bound, pairs, rows in zip(bounds, ghosts, blocks, strict=True)
             if part + 1 < len(bound)
             for start, stop in _pieces(bound[part + 1] - bound[part])
-        ], lanes)  # fmt: skip
-    chains = [chains_of(lattice).numpy() for lattice in lattices]
-    for step in range(max(map(len, chains))):
-        threads.run(BLUR_CHAINS, [
+        ], [lanes])  # fmt: skip
+
+    def along(step: int) -> list[Call]:
+        return BLUR_CHAINS.calls([
             (start, stop, chain[len(chain) - 1 - step if reverse else step], rows)
             for chain, rows in zip(chains, blocks, strict=True)
             if step < len(chain)
             for start, stop in _pieces(chain.shape[1])
-        ], lanes)  # fmt: skip
-    threads.run(COPY_GHOSTS, [
+        ], [lanes])  # fmt: skip
+
+    copy_ghosts = COPY_GHOSTS.calls([
         (start, stop, pairs, rows)
         for pairs, rows in zip(ghosts, blocks, strict=True)
         for start, stop in _pieces(len(pairs))
-    ], lanes)  # fmt: skip
+    ], [lanes])  # fmt: skip
+    parts, directions = max(map(len, bounds)) - 1, max(map(len, chains))
+    return [*map(add_ghosts, range(1, parts)), *map(along, range(directions)), copy_ghosts]
 
 
 def _pieces(count: int) -> list[tuple[int, int]]:
     """range(count) in more pieces than threads, so that whoever is done early takes another."""
     pieces = threads.num_threads()
-    return threads.split(count, max(pieces, min(8 * pieces, count // MIN_PIECE)))
+    pieces = max(pieces, min(8 * pieces, count // MIN_PIECE))
+    return threads.split(count, pieces) if count else []
 
 
 # Building
@@ -190,7 +199,9 @@ def chains_of(lattice: Lattice) -> torch.Tensor:
 def _link_all(neighbours: Array) -> Array:
     none = neighbours.shape[2]
     lists = [np.empty(none + none // 2 + 1, np.int32) for _ in neighbours]
-    counts = threads.run(LINK, [(*pair, chain) for pair, chain in zip(neighbours, lists, strict=True)])
+    counts = threads.run(
+        LINK, [(*pair, chain) for pair, chain in zip(neighbours, lists, strict=True)]
+    )
     chains = np.full((len(lists), max(counts)), none, np.int32)
     for row, chain, count in zip(chains, lists, counts, strict=True):
         row[:count] = chain[:count]
