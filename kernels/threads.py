@@ -23,6 +23,12 @@ Job: TypeAlias = tuple[Callable[[], None], "SimpleQueue[BaseException | None]"]
 
 _inboxes: dict[int, SimpleQueue[Job]] = {}  # by process: threads do not live through a fork
 _starting = threading.Lock()
+if hasattr(os, "register_at_fork"):  # in the child nobody would release what another thread holds
+    os.register_at_fork(
+        before=_starting.acquire,
+        after_in_parent=_starting.release,
+        after_in_child=_starting.release,
+    )
 
 
 def num_threads() -> int:

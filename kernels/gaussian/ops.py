@@ -52,8 +52,9 @@ def permutohedral_apply(
     """`[N, C]` -> `[N, C]`; the tensors of a `Lattice`."""
     tables = chains, entries, pieces, sums
     lattice = Lattice(corners, weights, neighbours, ghosts, parts, *tables)
-    lattices = permutohedral.implementation(_chosen(impl, values))
-    filtered: Tensor = lattices.filter(lattice, values.contiguous(), reverse)
+    name = _chosen(impl, values)
+    values = values if name == "cpu" else values.contiguous()
+    filtered: Tensor = permutohedral.implementation(name).filter(lattice, values, reverse)
     return filtered
 
 

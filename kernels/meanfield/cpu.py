@@ -179,8 +179,8 @@ class _Stack:
             threads.run_calls(calls)
         for block, penalty in zip(blocks, self.penalties, strict=True):
             if penalty is not None:
-                values = torch.from_numpy(block)[:, : self.labels]
-                values.copy_(values @ -penalty.T if penalty.ndim == 2 else values * -penalty)
+                ranges = threads.split(len(block), threads.num_threads())
+                threads.run(_reward, ranges, block[:, : self.labels], -penalty.numpy())
 
     def finish(self, logits: Array, visits: Array, output: torch.Tensor) -> None:
         """Slice and softmax into `output` `[N, C]`, back in its own order."""
@@ -189,6 +189,15 @@ class _Stack:
             FINISH, ranges, logits, self.corners, self.slicing, self.rows, visits, output.numpy(),
             self.lanes,
         )  # fmt: skip
+
+
+def _reward(first: int, last: int, values: Array, reward: Array) -> None:
+    """values @ reward^T in place, or values * reward for a diagonal.
+
+    By NumPy: in a process that was forked after torch had run in parallel, torch would hang.
+    """
+    rows = values[first:last]
+    rows[...] = rows @ reward.T if reward.ndim == 2 else rows * reward
 
 
 def _fold_penalty(penalty: torch.Tensor) -> tuple[float, torch.Tensor | None]:

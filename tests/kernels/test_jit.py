@@ -124,9 +124,7 @@ def test_without_a_writable_folder_a_kernel_still_runs_and_a_warning_says_once_h
     assert ["NUMBA_CACHE_DIR" in str(warning.message) for warning in shown] == [True]
 
 
-def test_a_package_that_cannot_be_written_uses_a_folder_of_the_user(
-    doubles, tmp_path, monkeypatch
-):
+def test_a_package_that_cannot_be_written_uses_a_folder_of_the_user(doubles, tmp_path, monkeypatch):
     (tmp_path / "__pycache__").write_text("no folder")
     monkeypatch.delenv("NUMBA_CACHE_DIR")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "user"))
@@ -143,7 +141,7 @@ def _folders_at(here, folders=code_files.folders):
 
 @pytest.mark.parametrize("name", ["allocate", "fail"])
 def test_a_kernel_that_needs_numba_at_run_time_is_refused(doubles, tmp_path, name):
-    with pytest.raises(Exception, match="neither allocate nor raise|NRT required"):
+    with pytest.raises(Exception, match=r"neither allocate nor raise|NRT required"):
         doubles(name)(np.ones(3))
     assert not list(tmp_path.rglob("*.o"))
 
@@ -151,9 +149,7 @@ def test_a_kernel_that_needs_numba_at_run_time_is_refused(doubles, tmp_path, nam
 def test_threads_that_need_a_kernel_at_once_compile_it_once(doubles, monkeypatch):
     made = []
     compiling = jit.Kernel._compile
-    monkeypatch.setattr(
-        jit.Kernel, "_compile", lambda *args: made.append(1) or compiling(*args)
-    )
+    monkeypatch.setattr(jit.Kernel, "_compile", lambda *args: made.append(1) or compiling(*args))
     kernel = doubles()
     with ThreadPoolExecutor(4) as pool:
         assert list(pool.map(_doubled, [kernel] * 8)) == [[2, 4, 6]] * 8
