@@ -204,7 +204,9 @@ class DenseCRF(nn.Module):
 
             `torch.compile(fullgraph=True)` takes the call whole, except with `return_kl`. On a GPU
             the host waits for the lattice of each term, which as many images of a batch share as
-            fit, and for the checks of the arguments.
+            fit, and for the checks of the arguments. A process that was forked after torch had
+            computed in parallel calls torch.set_num_threads(1) first, as data loaders do: with more
+            threads torch itself hangs there.
 
         Raises:
             TypeError: a dtype that does not fit.

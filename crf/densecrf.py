@@ -35,6 +35,8 @@ What differs from pydensecrf:
   an unknown kernel or normalisation. Small sigmas do not overflow (pydensecrf's keys are 16-bit).
 - It runs on `torch.get_num_threads()` threads. Results are the same, bit for bit, from run to run
   with one number of threads; another number changes the last bits, as the order of sums does.
+- Forked processes may call it, also where torch has computed in parallel before, which makes torch
+  itself hang in them.
 - The kernel type only matters for learning, which pydensecrf does not wrap: it is checked, and
   changes nothing.
 """

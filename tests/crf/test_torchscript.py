@@ -8,6 +8,11 @@ from networks import tiny
 
 import crf
 
+pytestmark = [
+    pytest.mark.filterwarnings(f"ignore::{category}")
+    for category in ("DeprecationWarning", "torch.jit.TracerWarning")
+]
+
 LOGITS = torch.zeros(1, 3, 4, 5)
 IMAGES = torch.zeros(1, 3, 4, 5)
 
