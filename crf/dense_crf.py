@@ -328,7 +328,7 @@ class DenseCRF(nn.Module):
 
         A trace would hold the lattices of its example, and use them for every other image.
         """
-        if torch.jit.is_tracing():
+        if torch.jit.is_tracing():  # type: ignore[attr-defined]
             raise RuntimeError(NO_TORCHSCRIPT.format("trace"))
 
     def __prepare_scriptable__(self) -> None:

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
 from crf.potentials import Bilateral, Gaussian, Pairwise
@@ -31,7 +32,7 @@ class Divisor:
 
     name: str
     value: Any
-    sigmas: Sequence[float]
+    sigmas: Sequence[float | np.float32]
     reaches: Sequence[float]
 
     @property

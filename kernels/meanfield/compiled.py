@@ -91,6 +91,16 @@ def finish(first, last, marginals, logits, corners, slicing, rows, visits, outpu
         begin += count
 
 
+@njit(forceinline=True)
+def mix_labels(first, last, rows, matrix, lanes):
+    """rows = rows @ matrix in place, `matrix` `[labels, width]`."""
+    for row in range(first, last):
+        mixed = simd.zero(lanes)
+        for c in range(len(matrix)):
+            mixed = simd.add_scaled(mixed, rows[row, c], simd.load(matrix, c, lanes))
+        simd.store(rows, row, mixed)
+
+
 @njit(inline="always")
 def slice_point(i, logits, corners, slicing, rows, lanes):
     """logits + the weighted sum of the corners' rows."""

@@ -37,6 +37,7 @@ FOLD_CORNERS = Kernel(COMPILED, "fold_corners")
 LOAD = Kernel(COMPILED, "load")
 UPDATE = Kernel(COMPILED, "update")
 FINISH = Kernel(COMPILED, "finish")
+MIX_LABELS = Kernel(COMPILED, "mix_labels")
 
 
 def mean_field(
@@ -178,9 +179,15 @@ class _Stack:
         for calls in self.calls.blur:
             threads.run_calls(calls)
         for block, penalty in zip(blocks, self.penalties, strict=True):
-            if penalty is not None:
-                ranges = threads.split(len(block), threads.num_threads())
-                threads.run(_reward, ranges, block[:, : self.labels], -penalty.numpy())
+            if penalty is None:
+                continue
+            ranges = threads.split(len(block), threads.num_threads())
+            if penalty.ndim == 1:
+                threads.run(_scale_labels, ranges, block[:, : self.labels], -penalty.numpy())
+            else:
+                matrix = np.zeros((self.labels, len(self.lanes)), np.float32)
+                matrix[:, : self.labels] = -penalty.numpy().T
+                threads.run(MIX_LABELS, ranges, block, matrix, self.lanes)
 
     def finish(self, logits: Array, visits: Array, output: torch.Tensor) -> None:
         """Slice and softmax into `output` `[N, C]`, back in its own order."""
@@ -191,13 +198,12 @@ class _Stack:
         )  # fmt: skip
 
 
-def _reward(first: int, last: int, values: Array, reward: Array) -> None:
-    """values @ reward^T in place, or values * reward for a diagonal.
+def _scale_labels(first: int, last: int, rows: Array, factors: Array) -> None:
+    """Multiply by a factor a label, in place.
 
-    By NumPy: in a process that was forked after torch had run in parallel, torch would hang.
+    Not by torch, which would hang in a process that was forked after it had run in parallel.
     """
-    rows = values[first:last]
-    rows[...] = rows @ reward.T if reward.ndim == 2 else rows * reward
+    rows[first:last] *= factors
 
 
 def _fold_penalty(penalty: torch.Tensor) -> tuple[float, torch.Tensor | None]:
