@@ -81,6 +81,18 @@ def check_number(name: str, value: Any, low: float, high: float) -> None:
         raise ValueError(f"{name} must be a number from {low:g} to {high:g}, not {value!r}")
 
 
+def check_learn_sigmas(learn_sigmas: Any, learnable: bool, method: str) -> None:
+    """Refuse an option that would change nothing, or promise what a method cannot do."""
+    if learn_sigmas is not None and not isinstance(learn_sigmas, bool):
+        raise ValueError(f"learn_sigmas must be True, False or None, not {learn_sigmas!r}")
+    if learn_sigmas is not None and not learnable:
+        raise ValueError("learn_sigmas is an option of learnable=True; leave it out")
+    if learn_sigmas and method != "exact":
+        raise ValueError(
+            f'learn_sigmas=True needs method="exact", not {method!r}: only it has gradients to them'
+        )
+
+
 def check_terms(gaussian: Any, bilateral: Any, pairwise: Any) -> None:
     if not isinstance(pairwise, Sequence):
         raise TypeError(

@@ -34,6 +34,7 @@ from crf.potentials import (
     compatibility_matrix,
     penalty,
 )
+from crf.sigmas import naming_sigmas
 from crf.terms import Settings
 from kernels.gaussian import PRECISIONS, TOLERANCE, TOLERANCES, Precision
 from kernels.runtime import Choice
@@ -41,6 +42,11 @@ from kernels.runtime import Choice
 Method = Literal["permutohedral", "exact", "separable", "auto"]
 METHODS: tuple[Method, ...] = ("permutohedral", "exact", "separable", "auto")
 SMALL = 64 * 64  # pixels: all their pairs are less work for a GPU than building a lattice
+NO_TORCHSCRIPT = (
+    "torch.jit.{} cannot take crf.DenseCRF: what it filters on depends on each image. Use "
+    "torch.export or torch.compile, which take it whole, or take the network without its CRF "
+    "(`deeplab export`) and run the CRF on its logits"
+)
 FEW_LANDMARKS = 10.0  # grey levels of sigma_rgb from which on a few hundred landmarks are enough
 
 
@@ -88,10 +94,17 @@ class DenseCRF(nn.Module):
             which then enter the state_dict; otherwise the layer has none. Weights and compatibility
             take gradients with every method, sigmas with `"exact"` only: with the others they
             are parameters that stay as they are.
+        learn_sigmas: of a learnable layer, whether the sigmas train: True asks for
+            `method="exact"`, False keeps them as they are with any method. None: with `"exact"`
+            they train, and with another method a warning says that they do not.
 
     Raises:
         TypeError: a term of another type.
-        ValueError: a number out of range, an unknown name, two terms of one name.
+        ValueError: a number out of range, an unknown name, two terms of one name, `learn_sigmas`
+            where they cannot be learned.
+
+    Warns:
+        UserWarning: the layer is learnable, its sigmas are not, and `learn_sigmas` is None.
     """
 
     compatibility: Tensor | None
@@ -111,6 +124,7 @@ class DenseCRF(nn.Module):
         eps: float = 0.0,
         tolerance: float = TOLERANCE,
         learnable: bool = False,
+        learn_sigmas: bool | None = None,
     ) -> None:
         super().__init__()
         checks.check_integer("num_classes", num_classes, least=1)
@@ -128,6 +142,7 @@ class DenseCRF(nn.Module):
                 "two classes, such as background and object, are the fewest to choose between",
                 stacklevel=2,
             )
+        checks.check_learn_sigmas(learn_sigmas, learnable, method)
         self.num_classes = num_classes
         self.gaussian = gaussian
         self.bilateral = bilateral
@@ -144,7 +159,15 @@ class DenseCRF(nn.Module):
         if learnable:
             matrix = 1 - torch.eye(num_classes) if matrix is None else matrix
             self.learned = LearnedTerms(self._given_terms(), matrix)
-            self.learned.raw_sigmas.requires_grad_(method == "exact")
+            trains = method == "exact" if learn_sigmas is None else learn_sigmas
+            self.learned.raw_sigmas.requires_grad_(trains)
+            if learn_sigmas is None and not trains and len(self.learned.raw_sigmas):
+                warnings.warn(
+                    f"learnable=True with method={method!r} trains the weights and the "
+                    'compatibility; the sigmas stay as they are: only method="exact" has gradients '
+                    "to them. learn_sigmas=False says that this is meant",
+                    stacklevel=2,
+                )
 
     @property
     def terms(self) -> list[Term]:
@@ -187,7 +210,9 @@ class DenseCRF(nn.Module):
 
             `torch.compile(fullgraph=True)` takes the call whole, except with `return_kl`. On a GPU
             the host waits for the lattice of each term, which as many images of a batch share as
-            fit, and for the checks of the arguments.
+            fit, and for the checks of the arguments. A process that was forked after torch had
+            computed in parallel calls torch.set_num_threads(1) first, as data loaders do: with more
+            threads torch itself hangs there.
 
         Raises:
             TypeError: a dtype that does not fit.
@@ -196,6 +221,7 @@ class DenseCRF(nn.Module):
                 or a gradient to images, features or sigmas, which only `"exact"` has. A compiled
                 call looks at logits, but not at images and features.
         """
+        self.refuse_tracing()
         if not isinstance(logits, Tensor):
             return [
                 _of_one(self(*one, return_kl)) for one in checks.ragged(logits, images, features)
@@ -208,9 +234,10 @@ class DenseCRF(nn.Module):
         with torch.autocast(logits.device.type, enabled=False):
             unary, points, penalties = self.potentials(logits, images, features)
             settings = self.settings(logits, points, marginals=True)
-            marginals, divergence = inference.infer_with_divergence(
-                unary, points, penalties, settings
-            )
+            with naming_sigmas(lambda: self.terms, logits, images, points):
+                marginals, divergence = inference.infer_with_divergence(
+                    unary, points, penalties, settings
+                )
             return marginals.reshape(logits.shape), divergence
 
     def field(
@@ -224,6 +251,7 @@ class DenseCRF(nn.Module):
         What a loss wants, as logits of the refined segmentation; without iterations it is
         log softmax(logits). Arguments and errors as of `forward`.
         """
+        self.refuse_tracing()
         if not isinstance(logits, Tensor):
             return [self.field(*one)[0] for one in checks.ragged(logits, images, features)]
         features = cast(Features, features or {})
@@ -297,7 +325,21 @@ class DenseCRF(nn.Module):
                 term.name if isinstance(term, Pairwise) else type(term).__name__.lower()
                 for term in self._given_terms()
             ]
-            return diagnose(points, names, len(logits), settings, reason)
+            with naming_sigmas(lambda: self.terms, logits, images, points):
+                return diagnose(points, names, len(logits), settings, reason)
+
+    @staticmethod
+    def refuse_tracing() -> None:
+        """Raise RuntimeError under torch.jit.trace.
+
+        A trace would hold the lattices of its example, and use them for every other image.
+        """
+        if torch.jit.is_tracing():  # type: ignore[attr-defined]
+            raise RuntimeError(NO_TORCHSCRIPT.format("trace"))
+
+    def __prepare_scriptable__(self) -> None:
+        """What torch.jit.script asks a module for first."""
+        raise RuntimeError(NO_TORCHSCRIPT.format("script"))
 
     def extra_repr(self) -> str:
         terms = [f"gaussian={self.gaussian}", f"bilateral={self.bilateral}"]
@@ -321,11 +363,14 @@ class DenseCRF(nn.Module):
         with torch.autocast(logits.device.type, enabled=False):
             unary, points, penalties = self.potentials(logits, images, features)
             settings = self.settings(logits, points, marginals)
-            if torch.compiler.is_compiling() and not _wants_gradient(points):
+            if not torch.compiler.is_compiling():
+                with naming_sigmas(lambda: self.terms, logits, images, points):
+                    found = inference.infer(unary, points, penalties, settings)
+            elif _wants_gradient(points):
+                found = inference.infer(unary, points, penalties, settings)
+            else:
                 numbers = vars(settings).values()
                 found = inference.mean_field_operator(unary, points, penalties, *numbers)
-            else:
-                found = inference.infer(unary, points, penalties, settings)
             return found.reshape(logits.shape)
 
     def settings(self, logits: Tensor, points: Sequence[Tensor], marginals: bool) -> Settings:

@@ -35,22 +35,35 @@ What differs from pydensecrf:
   an unknown kernel or normalisation. Small sigmas do not overflow (pydensecrf's keys are 16-bit).
 - It runs on `torch.get_num_threads()` threads. Results are the same, bit for bit, from run to run
   with one number of threads; another number changes the last bits, as the order of sums does.
+- Forked processes may call it, also where torch has computed in parallel before, which makes torch
+  itself hang in them.
 - The kernel type only matters for learning, which pydensecrf does not wrap: it is checked, and
   changes nothing.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import IntEnum
 from numbers import Real
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from crf.arguments import (
+    FloatArray,
+    array_of,
+    floats,
+    integer,
+    member,
+    standard_deviations,
+)
 from crf.potentials import Normalization, normalizers, pixel_order, reference_lattice
-from kernels.gaussian import apply_lattice
+from crf.sigmas import Divisor, too_large, too_small
+from kernels.gaussian import Lattice, apply_lattice
+from kernels.gaussian.permutohedral import UnplaceableError
 from kernels.meanfield import Term, mean_field
 
 __all__ = [
@@ -69,9 +82,6 @@ __all__ = [
     "NormalizationType",
     "Unary",
 ]
-
-FloatArray = NDArray[np.float32]
-Kind = TypeVar("Kind", bound=IntEnum)
 
 
 class KernelType(IntEnum):
@@ -116,7 +126,7 @@ class ConstUnary(Unary):
     """
 
     def __init__(self, u: Any) -> None:
-        self._energy = _checked_unary(_floats("u", u, ndims=(2,), copy=True))
+        self._energy = _checked_unary(floats("u", u, ndims=(2,), copy=True))
 
 
 class LogisticUnary(Unary):
@@ -131,7 +141,7 @@ class LogisticUnary(Unary):
     """
 
     def __init__(self, L: Any, f: Any) -> None:
-        weights, features = _floats("L", L, ndims=(2,)), _floats("f", f, ndims=(2,))
+        weights, features = floats("L", L, ndims=(2,)), floats("f", f, ndims=(2,))
         if weights.shape[1] != features.shape[0]:
             raise ValueError(
                 f"L [nlabels, D] and f [D, nvar] do not fit: {weights.shape} and {features.shape}"
@@ -151,8 +161,8 @@ class DenseCRF:
     """
 
     def __init__(self, nvar: int, nlabels: int) -> None:
-        self._nvar = _integer("nvar", nvar, least=1)
-        self._nlabels = _integer("nlabels", nlabels, least=1)
+        self._nvar = integer("nvar", nvar, least=1)
+        self._nlabels = integer("nlabels", nlabels, least=1)
         self._shape = self._nlabels, self._nvar
         self._unary: FloatArray | None = None
         self._terms: list[Term] = []
@@ -215,13 +225,13 @@ class DenseCRF:
             ValueError: wrong shape or dtype, NaN or Inf, an unknown kernel or normalisation, or
                 features so large that their lattice cannot be indexed.
         """
-        table = _floats("features", features, ndims=(2,))
+        table = floats("features", features, ndims=(2,))
         if table.shape[1] != self._nvar or table.shape[0] == 0:
             raise ValueError(
                 f"Bad shape for pairwise energy (Need (?, {self._nvar}), got {table.shape})"
             )
         ordered = table if self._order is None else table[:, self._order.numpy()]
-        self._add_term(ordered, compat, kernel, normalization)
+        self._add_term(ordered, compat, kernel, normalization, ())
 
     def inference(self, niter: int) -> FloatArray:
         """Marginals after `niter` mean-field updates, float32 `[nlabels, nvar]`.
@@ -231,7 +241,7 @@ class DenseCRF:
         Raises:
             ValueError: `niter` is negative or no integer.
         """
-        return self._mean_field(_integer("niter", niter, least=0), None)
+        return self._mean_field(integer("niter", niter, least=0), None)
 
     def startInference(self) -> tuple[FloatArray, FloatArray, FloatArray]:
         """Q before the first `stepInference`, and two empty arrays in place of scratch buffers.
@@ -273,16 +283,26 @@ class DenseCRF:
         if self._unary is not None:
             np.add(energy, self._unary, out=energy, where=marginals > np.finfo(np.float32).tiny)
         for term in self._terms:
-            self._add_energy(term, torch.from_numpy(marginals).T, torch.from_numpy(energy).T)
+            self._add_energy(term, marginals.T, energy.T)
         energy *= marginals
         return float(energy.sum(dtype=np.float64))
 
-    def _add_term(self, features: FloatArray, compat: Any, kernel: int, normalization: int) -> None:
-        """Add a term of features `[D, nvar]` in the order of the lattices."""
+    def _add_term(
+        self,
+        features: FloatArray,
+        compat: Any,
+        kernel: int,
+        normalization: int,
+        divisors: Sequence[Divisor],
+    ) -> None:
+        """Add a term of features `[D, nvar]` in the order of the lattices.
+
+        divisors: the arguments that they were divided by; none: the caller divided them.
+        """
         penalty = _penalty(compat, self._nlabels)
-        _member("kernel", kernel, KernelType)
-        side = _member("normalization", normalization, NormalizationType)
-        lattice = reference_lattice(torch.from_numpy(np.ascontiguousarray(features.T)))
+        member("kernel", kernel, KernelType)
+        side = member("normalization", normalization, NormalizationType)
+        lattice = _lattice(features, divisors)
         ones = np.ones((self._nvar, 1), np.float32)
         mass = apply_lattice(lattice, torch.from_numpy(ones))[:, 0]
         before, after = normalizers(mass, SIDES[side])
@@ -302,24 +322,25 @@ class DenseCRF:
         return marginals.T.numpy()
 
     def _marginals(self, Q: Any) -> FloatArray:
-        marginals = _floats("Q", Q, ndims=(2,))
+        marginals = floats("Q", Q, ndims=(2,))
         if marginals.shape != self._shape:
             raise ValueError(f"Bad shape for Q (Need {self._shape}, got {marginals.shape})")
         return marginals
 
-    def _add_energy(self, term: Term, marginals: torch.Tensor, energy: torch.Tensor) -> None:
-        """energy += compat(F(marginals)), both `[nvar, nlabels]`."""
-        values = marginals if self._order is None else marginals[self._order]
+    def _add_energy(self, term: Term, marginals: FloatArray, energy: FloatArray) -> None:
+        """energy += compat(F(marginals)), both `[nvar, nlabels]`.
+
+        By NumPy, as all here: in a process forked after torch had run in parallel, torch hangs.
+        """
+        order = slice(None) if self._order is None else self._order.numpy()
+        values = marginals[order]
         if term.before is not None:
-            values = values * term.before[:, None]
-        values = apply_lattice(term.lattice, values)
+            values = values * term.before.numpy()[:, None]
+        values = apply_lattice(term.lattice, torch.from_numpy(values)).numpy()
         if term.after is not None:
-            values *= term.after[:, None]
-        values = values @ term.penalty.T if term.penalty.ndim == 2 else values.mul_(term.penalty)
-        if self._order is None:
-            energy += values
-        else:
-            energy.index_add_(0, self._order, values)
+            values *= term.after.numpy()[:, None]
+        penalty = term.penalty.numpy()
+        energy[order] += values @ penalty.T if penalty.ndim == 2 else values * penalty
 
 
 class DenseCRF2D(DenseCRF):
@@ -335,8 +356,8 @@ class DenseCRF2D(DenseCRF):
     """
 
     def __init__(self, w: int, h: int, nlabels: int) -> None:
-        self._w = _integer("w", w, least=1)
-        self._h = _integer("h", h, least=1)
+        self._w = integer("w", w, least=1)
+        self._h = integer("h", h, least=1)
         super().__init__(self._w * self._h, nlabels)
         self._order = pixel_order(self._h, self._w)  # tiles: near pixels share lattice vertices
         self._visited: NDArray[np.int64] = self._order.numpy()
@@ -358,9 +379,11 @@ class DenseCRF2D(DenseCRF):
             TypeError: `compat` is no array (a list, None), or `sxy` no number or sequence.
             ValueError: a sigma that is not positive, and as `addPairwiseEnergy`.
         """
+        scales = standard_deviations("sxy", sxy, 2)
         features = np.empty((2, self._nvar), np.float32)
-        self._set_positions(features, _sigmas("sxy", sxy, 2))
-        self._add_term(features, compat, kernel, normalization)
+        self._set_positions(features, scales)
+        divisors = [Divisor("sxy", sxy, scales, (self._w - 1, self._h - 1))]
+        self._add_term(features, compat, kernel, normalization, divisors)
 
     def addPairwiseBilateral(
         self,
@@ -384,20 +407,25 @@ class DenseCRF2D(DenseCRF):
             ValueError: an image of another dtype or shape, a sigma that is not positive, and as
                 `addPairwiseEnergy`.
         """
-        positions, colours = _sigmas("sxy", sxy, 2), _sigmas("srgb", srgb, 3)
+        positions = standard_deviations("sxy", sxy, 2)
+        colours = standard_deviations("srgb", srgb, 3)
         pixels = self._image(rgbim).reshape(-1, 3)[self._visited]
         features = np.empty((5, self._nvar), np.float32)
         self._set_positions(features, positions)
         features[2:] = pixels.T
-        features[2:] /= np.array(colours)[:, None]
-        self._add_term(features, compat, kernel, normalization)
+        divisors = [
+            Divisor("sxy", sxy, positions, (self._w - 1, self._h - 1)),
+            Divisor("srgb", srgb, colours, pixels.max(0).tolist()),
+        ]
+        _divide(features[2:], colours)
+        self._add_term(features, compat, kernel, normalization, divisors)
 
-    def _set_positions(self, features: FloatArray, sigmas: list[np.float32]) -> None:
+    def _set_positions(self, features: FloatArray, scales: list[np.float32]) -> None:
         np.divmod(self._visited, self._w, out=(features[1], features[0]), casting="unsafe")
-        features[:2] /= np.array(sigmas)[:, None]
+        _divide(features[:2], scales)
 
     def _image(self, rgbim: Any) -> NDArray[np.uint8]:
-        image = _array("rgbim", rgbim)
+        image = array_of("rgbim", rgbim)
         if image.dtype != np.uint8:
             raise ValueError(
                 f"rgbim must be uint8 with values 0 ... 255, not {image.dtype}; convert it on "
@@ -418,11 +446,28 @@ class DenseCRF2D(DenseCRF):
         return image
 
 
+def _divide(features: FloatArray, scales: list[np.float32]) -> None:
+    with np.errstate(over="ignore"):  # a lattice refuses it, and names the sigma
+        features /= np.array(scales)[:, None]
+
+
+def _lattice(features: FloatArray, divisors: Sequence[Divisor]) -> Lattice:
+    try:
+        return reference_lattice(torch.from_numpy(np.ascontiguousarray(features.T)))
+    except UnplaceableError as error:
+        found = too_small(divisors, error.limit)
+        if not divisors:
+            reach = float(np.abs(features).max(axis=1).sum(dtype=np.float64))
+            hint = " (sdims and schan of crf.utils.create_pairwise_bilateral are sigmas)"
+            found = too_large("features", reach, error.limit, hint)
+        raise found or error from None
+
+
 def _penalty(compat: Any, nlabels: int) -> torch.Tensor:
     """What labels pay, `[nlabels]` for a diagonal or `[nlabels, nlabels]`."""
     if isinstance(compat, Real):
         compat = np.full(nlabels, compat, np.float32) * np.float32(-1)
-    penalty = _floats("compat", compat, ndims=(1, 2), copy=True)
+    penalty = floats("compat", compat, ndims=(1, 2), copy=True)
     if set(penalty.shape) != {nlabels}:
         shapes = f"({nlabels},) or ({nlabels}, {nlabels})"
         raise ValueError(f"compat must be a number or have shape {shapes}, not {penalty.shape}")
@@ -445,56 +490,3 @@ def _checked_unary(energy: FloatArray) -> FloatArray:
     if energy.max() == np.inf and np.isposinf(energy).all(axis=0).any():
         raise ValueError("unary energies are +inf for all labels of a variable: none is possible")
     return energy
-
-
-def _array(name: str, value: Any) -> NDArray[Any]:
-    """`value` as an array, if it is one: not a list, None or a string."""
-    if isinstance(value, torch.Tensor):
-        value = value.detach().cpu()
-        return (value.float() if value.dtype == torch.bfloat16 else value).numpy()
-    if not isinstance(value, np.ndarray | memoryview) and not hasattr(value, "__array__"):
-        raise TypeError(
-            f"{name} must be an array (NumPy, torch, or with __array__), not "
-            f"{type(value).__name__}; np.array(...) makes one"
-        )
-    return np.asarray(value)
-
-
-def _floats(name: str, value: Any, ndims: tuple[int, ...], copy: bool = False) -> FloatArray:
-    """An array of real numbers as contiguous float32: the array itself if it is, or a copy."""
-    array = _array(name, value)
-    if array.dtype.kind not in "fiu":
-        raise ValueError(f"{name} must hold real numbers (float32), not {array.dtype}")
-    if array.ndim not in ndims:
-        wanted = " or ".join(map(str, ndims))
-        raise ValueError(f"{name} must have {wanted} dimensions, not {array.ndim}: {array.shape}")
-    if copy:
-        return np.array(array, np.float32, order="C")
-    return np.require(array, np.float32, ["C", "W"])  # torch warns about read-only arrays
-
-
-def _integer(name: str, value: Any, least: int) -> int:
-    """An integer, or a float without fraction (pydensecrf truncates others)."""
-    if isinstance(value, str | bytes) or not hasattr(value, "__int__") or np.ndim(value) > 0:
-        raise TypeError(f"{name} must be an integer, not {type(value).__name__}")
-    if not float(value).is_integer() or value < least:
-        raise ValueError(f"{name} must be an integer of at least {least}, not {value!r}")
-    return int(value)
-
-
-def _sigmas(name: str, value: Any, count: int) -> list[np.float32]:
-    """`count` standard deviations from a number or a sequence; entries beyond are not used."""
-    if isinstance(value, str | bytes) or value is None or np.ndim(value) > 1:
-        raise TypeError(f"{name} must be a number or {count} numbers, not {value!r}")
-    values: list[Any] = [value] * count if np.ndim(value) == 0 else list(value)[:count]
-    sigmas = [np.float32(sigma) for sigma in values]
-    if len(sigmas) < count or not all(sigma > 0 for sigma in sigmas):
-        raise ValueError(f"{name} must be a positive number or {count} of them, not {value!r}")
-    return sigmas
-
-
-def _member(name: str, value: int, kinds: type[Kind]) -> Kind:
-    if np.ndim(value) > 0 or value not in list(kinds):
-        names = ", ".join(f"{kind.name} ({kind.value})" for kind in kinds)
-        raise ValueError(f"{name} must be one of {names}, not {value!r}")
-    return kinds(value)

@@ -27,6 +27,7 @@ from crf.terms import PairwiseTerm, Settings, lattice_groups, require_finite, te
 from kernels import memory
 from kernels.gaussian import Precision
 from kernels.meanfield import Term, mean_field
+from kernels.operators import opaque_operator
 from kernels.runtime import WAITS
 
 
@@ -201,7 +202,7 @@ def _flat_term(term: PairwiseTerm, batch: int) -> Term:
 # The operator
 
 
-@torch.library.custom_op("crf::mean_field", mutates_args=(), tags=WAITS)
+@opaque_operator("crf::mean_field", tags=WAITS)
 def mean_field_operator(
     unary: Tensor,
     features: Sequence[Tensor],
@@ -245,7 +246,7 @@ def _(
     return unary.new_empty(unary.shape)
 
 
-@torch.library.custom_op("crf::mean_field_backward", mutates_args=(), tags=WAITS)
+@opaque_operator("crf::mean_field_backward", tags=WAITS)
 def mean_field_backward_operator(
     grad: Tensor,
     unary: Tensor,

@@ -221,7 +221,13 @@ def reference_lattice(features: Tensor) -> Lattice:
     if count % 4 == 0:
         return build_lattice(features)
     origin = features.new_zeros(*batch, 1, dims)  # one has the vertices of several
-    return _without_last_points(build_lattice(torch.cat([features, origin], -2)), *batch)
+    if features.device.type == "cpu" and not features.requires_grad:
+        # In NumPy: torch would hang in a process that was forked after it had run in parallel.
+        arrays = features.numpy(), origin.numpy()
+        padded = torch.from_numpy(np.concatenate(arrays, -2))
+    else:
+        padded = torch.cat([features, origin], -2)
+    return _without_last_points(build_lattice(padded), *batch)
 
 
 def _without_last_points(lattice: Lattice, images: int = 1) -> Lattice:

@@ -239,6 +239,7 @@ class DeepLab(nn.Module):
                     "or build the model with crf=crf.DenseCRF(...)"
                 )
             return
+        self.crf.refuse_tracing()  # torch.jit.trace could not even pass `image`
         if image is None:
             raise ValueError(
                 "image: this model ends in a CRF, which needs the pictures as RGB 0-255 "

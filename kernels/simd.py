@@ -21,7 +21,9 @@ from typing import Any
 
 from llvmlite import ir
 from numba import types
+from numba.core import cgutils
 from numba.extending import intrinsic, models, register_model
+from numba.np.arrayobj import populate_array
 
 CHUNK = 8
 CACHE_LINE = 64  # bytes
@@ -38,6 +40,26 @@ class Vector(types.Type):
     def __init__(self, lanes: int) -> None:
         self.chunks = lanes // CHUNK
         super().__init__(name=f"float32x{lanes}")
+
+
+@intrinsic
+def scratch(typingctx: Any, dtype: Any, lanes: Any) -> Any:
+    """An unset array of `len(lanes)` numbers, on the stack until the compiled function returns."""
+    array = types.Array(dtype.dtype, 1, "C")
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        number = context.get_data_type(array.dtype)
+        start = cgutils.alloca_once(builder, ir.ArrayType(number, lanes.count))
+        count, size = [
+            context.get_constant(types.intp, value)
+            for value in (lanes.count, context.get_abi_sizeof(number))
+        ]
+        made = context.make_array(array)(context, builder)
+        data = builder.bitcast(start, number.as_pointer())
+        populate_array(made, data, shape=[count], strides=[size], itemsize=size, meminfo=None)
+        return made._getvalue()
+
+    return array(dtype, lanes), generate
 
 
 @register_model(Vector)

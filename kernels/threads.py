@@ -10,16 +10,25 @@ import os
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import pairwise
 from queue import SimpleQueue
 from typing import Any, TypeAlias
 
 import torch
 
+from kernels.jit import Kernel
+
 Job: TypeAlias = tuple[Callable[[], None], "SimpleQueue[BaseException | None]"]
 
 _inboxes: dict[int, SimpleQueue[Job]] = {}  # by process: threads do not live through a fork
 _starting = threading.Lock()
+if hasattr(os, "register_at_fork"):  # in the child nobody would release what another thread holds
+    os.register_at_fork(
+        before=_starting.acquire,
+        after_in_parent=_starting.release,
+        after_in_child=_starting.release,
+    )
 
 
 def num_threads() -> int:
@@ -32,18 +41,25 @@ def run(kernel: Callable[..., Any], ranges: Sequence[tuple[Any, ...]], *args: ob
 
     An exception of a call is raised here, after all threads have stopped.
     """
-    waiting = deque(enumerate(ranges))
-    results: list[Any] = [None] * len(ranges)
+    if isinstance(kernel, Kernel):
+        return run_calls(kernel.calls(ranges, args))
+    return run_calls([partial(kernel, *each, *args) for each in ranges])
+
+
+def run_calls(calls: Sequence[Callable[[], Any]]) -> list[Any]:
+    """`run` for calls that have their arguments already."""
+    waiting = deque(enumerate(calls))
+    results: list[Any] = [None] * len(calls)
 
     def work() -> None:
         while waiting:
             try:
-                index, arguments = waiting.popleft()
+                index, call = waiting.popleft()
             except IndexError:  # another thread took the last one
                 return
-            results[index] = kernel(*arguments, *args)
+            results[index] = call()
 
-    helpers = max(0, min(len(ranges), num_threads()) - 1)
+    helpers = max(0, min(len(calls), num_threads()) - 1)
     done: SimpleQueue[BaseException | None] = SimpleQueue()
     for _ in range(helpers):
         _inbox().put((work, done))

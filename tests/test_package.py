@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.machinery
+import importlib.util
 import os
+import runpy
 import shutil
 import subprocess
 import sys
@@ -10,6 +13,7 @@ import sysconfig
 import venv
 import zipfile
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -60,6 +64,29 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     here = dict.fromkeys(sysconfig.get_path(name) for name in ("purelib", "platlib"))
     (site_packages / "dependencies.pth").write_text("\n".join(here) + "\n")
     return folder
+
+
+@pytest.mark.parametrize(("package", "needed"), [("crf", "kernels"), ("deeplab", "crf")])
+def test_a_folder_that_hides_a_package_is_named(
+    package: str, needed: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Python takes it where the packages are installed as links to a checkout."""
+    (tmp_path / needed).mkdir()
+    spec = importlib.machinery.PathFinder.find_spec(needed, [str(tmp_path)])
+    assert spec is not None
+    monkeypatch.setitem(sys.modules, needed, importlib.util.module_from_spec(spec))
+    with pytest.raises(ImportError, match=f"'{needed}' of deeplab-triton.*{tmp_path / needed}"):
+        runpy.run_path(str(ROOT / package / "__init__.py"))
+
+
+def test_another_package_named_kernels_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = ModuleType("kernels")
+    other.__file__ = str(tmp_path / "kernels/__init__.py")
+    monkeypatch.setitem(sys.modules, "kernels", other)
+    with pytest.raises(ImportError, match=f"{tmp_path}.*Hugging Face.*uninstall"):
+        runpy.run_path(str(ROOT / "crf" / "__init__.py"))
 
 
 def test_the_wheel_holds_the_packages_with_their_data_and_nothing_else(wheel: Path) -> None:

@@ -140,8 +140,8 @@ def tune_crf(
     **Examples**
 
     ```text
-    deeplab tune-crf --weights voc.safetensors --data voc2012 --root VOCdevkit/VOC2012 --out crf
-    deeplab segment photo.jpg --weights voc.safetensors --crf-settings crf/crf.toml
+    deeplab tune-crf --weights voc.safetensors --data voc2012 --root VOCdevkit/VOC2012
+    deeplab segment photo.jpg --weights voc.safetensors --crf-settings out/crf/crf.toml
     deeplab tune-crf --images 20 --bilateral-weight 6:2:12 --bilateral-sigma-xy 60,90,120 \\
         --gaussian-weight 1 --gaussian-sigma 1
     deeplab tune-crf --search tpe --trials 40

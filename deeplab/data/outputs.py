@@ -20,6 +20,8 @@ from PIL import Image
 
 from deeplab.errors import InputError
 
+PACKAGES = ("kernels", "crf", "deeplab")
+
 
 def voc_palette() -> np.ndarray:
     """The colours of PASCAL VOC's label maps, uint8 `[256, 3]`, for models that bring none.
@@ -109,6 +111,7 @@ def check_writable(folder: Path) -> None:
     so read-only disks are found too; nothing stays behind.
     """
     with _as_input_error(folder):
+        _check_hides_no_package(folder)
         existing = folder.absolute()
         while not existing.exists() and existing != existing.parent:
             existing = existing.parent
@@ -119,6 +122,16 @@ def check_writable(folder: Path) -> None:
             )
         with tempfile.TemporaryFile(dir=existing):
             pass
+
+
+def _check_hides_no_package(folder: Path) -> None:
+    """Refuse a new folder that Python, run where it lies, would take for one of our packages."""
+    here = folder.name in PACKAGES and folder.absolute().parent == Path.cwd()
+    if here and not folder.exists():
+        raise InputError(
+            f"{folder}: Python, run in this folder, would take it for the package {folder.name} of "
+            f"deeplab-triton; choose another name, such as out/{folder.name}"
+        )
 
 
 def check_writable_file(path: Path) -> None:

@@ -134,6 +134,7 @@ class CRFSettings:
             iterations=self.iterations,
             compatibility="potts" if self.compatibility is None else self.compatibility,
             learnable=learnable,
+            learn_sigmas=False if learnable else None,
         )
 
     def _check_compatibility(self) -> None:

@@ -27,9 +27,10 @@ from torch import Tensor
 from kernels import runtime
 from kernels.atrous import cost
 from kernels.atrous.packing import empty_weight_gradient
+from kernels.operators import opaque_operator
 
 
-@torch.library.custom_op("kernels::multi_rate_atrous_conv2d", mutates_args=())
+@opaque_operator("kernels::multi_rate_atrous_conv2d")
 def multi_rate_atrous_conv2d(
     input: Tensor,
     weight: Tensor,
@@ -82,7 +83,7 @@ def _(
     return _empty_output(input, weight, fuse)
 
 
-@torch.library.custom_op("kernels::multi_rate_atrous_conv2d_backward", mutates_args=())
+@opaque_operator("kernels::multi_rate_atrous_conv2d_backward")
 def multi_rate_atrous_conv2d_backward(
     grad: Tensor,
     input: Tensor,

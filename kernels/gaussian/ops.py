@@ -20,12 +20,12 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from kernels import runtime
 from kernels.gaussian import permutohedral
 from kernels.gaussian.permutohedral.lattice import Lattice
+from kernels.operators import opaque_operator
 from kernels.runtime import WAITS
 
 NO_FEATURE_GRADIENT = (
@@ -34,7 +34,7 @@ NO_FEATURE_GRADIENT = (
 )
 
 
-@torch.library.custom_op("kernels::permutohedral_apply", mutates_args=())
+@opaque_operator("kernels::permutohedral_apply")
 def permutohedral_apply(
     values: Tensor,
     corners: Tensor,
@@ -52,8 +52,9 @@ def permutohedral_apply(
     """`[N, C]` -> `[N, C]`; the tensors of a `Lattice`."""
     tables = chains, entries, pieces, sums
     lattice = Lattice(corners, weights, neighbours, ghosts, parts, *tables)
-    lattices = permutohedral.implementation(_chosen(impl, values))
-    filtered: Tensor = lattices.filter(lattice, values.contiguous(), reverse)
+    name = _chosen(impl, values)
+    values = values if name == "cpu" else values.contiguous()
+    filtered: Tensor = permutohedral.implementation(name).filter(lattice, values, reverse)
     return filtered
 
 
@@ -90,7 +91,7 @@ def _apply_adjoint(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
 permutohedral_apply.register_autograd(_apply_adjoint, setup_context=_save_lattice)
 
 
-@torch.library.custom_op("kernels::permutohedral_filter", mutates_args=(), tags=WAITS)
+@opaque_operator("kernels::permutohedral_filter", tags=WAITS)
 def permutohedral_filter(
     values: Tensor, features: Tensor, reverse: bool, impl: str = "auto"
 ) -> Tensor:

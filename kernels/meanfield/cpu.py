@@ -13,20 +13,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 
-from kernels import simd, threads
-from kernels.gaussian.permutohedral.cpu import (
-    add_to_row,
-    aligned_rows,
-    blur,
-    lanes_for,
-    part_ranges,
-)
-from kernels.jit import kernel
+from kernels import threads
+from kernels.gaussian.permutohedral.cpu import aligned_rows, blur_calls, lanes_for, part_ranges
+from kernels.jit import Call, Kernel
 from kernels.meanfield.term import Term
 
 Array: TypeAlias = np.ndarray[Any, Any]
@@ -36,6 +31,13 @@ OFF = -3e38  # the logit of a padding lane
 LARGE = 2**23  # bytes of rows from which on a pass waits for memory
 AHEAD = 6  # points whose rows it then asks for in advance
 BLOCK = 256  # points between two looks at which rows come into use
+
+COMPILED = "kernels.meanfield.compiled"
+FOLD_CORNERS = Kernel(COMPILED, "fold_corners")
+LOAD = Kernel(COMPILED, "load")
+UPDATE = Kernel(COMPILED, "update")
+FINISH = Kernel(COMPILED, "finish")
+MIX_LABELS = Kernel(COMPILED, "mix_labels")
 
 
 def mean_field(
@@ -63,6 +65,14 @@ def mean_field(
     return marginals
 
 
+@dataclass
+class _Calls:
+    """What an iteration runs on one of the two buffers of rows, made once."""
+
+    update: list[Call] = field(default_factory=list)
+    blur: list[list[Call]] = field(default_factory=list)
+
+
 class _Stack:
     """All terms side by side: corners, folded weights, and the buffers of rows."""
 
@@ -74,6 +84,7 @@ class _Stack:
         self.offsets = np.cumsum([0, *sizes])
         self.rows = aligned_rows(int(self.offsets[-1]), self.lanes)
         self.next_rows = aligned_rows(len(self.rows), self.lanes)
+        self.calls, self.next_calls = _Calls(), _Calls()
         self.ahead = AHEAD if self.rows.nbytes > LARGE else 0
         for none in self.offsets[1:] - 1:
             self.rows[none] = self.next_rows[none] = 0
@@ -82,7 +93,10 @@ class _Stack:
         parts = self._parts(count)
         self.points = [part[:2] for part in parts] or threads.split(count, threads.num_threads())
         limits = self._fold(terms, [factor for factor, _ in folded], count)
-        self.parts = [(*part, limit) for part, limit in zip(parts, limits, strict=True)]
+        self.parts = [
+            (*part, np.empty_like(part[2]), limit)
+            for part, limit in zip(parts, limits, strict=True)
+        ]
 
     def _parts(self, count: int) -> list[tuple[int, int, Array, Array]]:
         """Ranges of points, each with the ranges of rows, one a term, that only they splat to."""
@@ -115,13 +129,13 @@ class _Stack:
             before = (ones if term.before is None else term.before).numpy()
             after = (ones if term.after is None else term.after).numpy()
             gain_in, gain_out = (math.sqrt(gain), math.sqrt(gain)) if shared else (1.0, gain)
-            limits.append(
-                threads.run(
-                    _fold_corners, self.points, term.lattice.corners.numpy(),
-                    term.lattice.weights.numpy(), before, after, np.float32(gain_in),
-                    np.float32(gain_out), column, offset, self.corners, self.splatting,
-                    self.slicing,
-                )
+            ends = [np.empty(-(-(last - first) // BLOCK), np.int64) for first, last in self.points]
+            limits.append(ends)
+            threads.run(
+                FOLD_CORNERS, [(*r, end) for r, end in zip(self.points, ends, strict=True)], BLOCK,
+                term.lattice.corners.numpy(), term.lattice.weights.numpy(), before, after,
+                np.float32(gain_in), np.float32(gain_out), column, offset, self.corners,
+                self.splatting, self.slicing,
             )  # fmt: skip
             column += term.lattice.corners.shape[1]
         return [np.stack(part) for part in zip(*limits, strict=True)]
@@ -131,40 +145,65 @@ class _Stack:
         loaded = aligned_rows(len(visits), self.lanes)
         source = values.detach().numpy()
         scalars = np.float32(factor), np.float32(padding)
-        threads.run(_load, self.points, source, visits, *scalars, loaded)
+        threads.run(LOAD, self.points, source, visits, *scalars, loaded)
         return loaded
 
     def start(self, source: Array, softmax: bool) -> None:
         """Splat the first Q: `source`, or the softmax of it."""
-        self._pass(source, self.slicing[:, :0], softmax)
+        threads.run_calls(self._pass(source, self.slicing[:, :0], softmax))
+        self._swap()
 
     def update(self, logits: Array) -> None:
         """From blurred rows to the next splatted rows: slice, softmax, splat."""
-        self._pass(logits, self.slicing, True)
+        if not self.calls.update:
+            self.calls.update = self._pass(logits, self.slicing, True)
+        threads.run_calls(self.calls.update)
+        self._swap()
 
-    def _pass(self, source: Array, slicing: Array, softmax: bool) -> None:
-        threads.run(
-            _update, self.parts, source, self.corners, slicing, self.splatting, self.rows,
-            self.next_rows, softmax, self.ahead, self.lanes,
-        )  # fmt: skip
+    def _pass(self, source: Array, slicing: Array, softmax: bool) -> list[Call]:
+        return UPDATE.calls(self.parts, (
+            BLOCK, source, self.corners, slicing, self.splatting, self.rows, self.next_rows,
+            softmax, self.ahead, self.lanes,
+        ))  # fmt: skip
+
+    def _swap(self) -> None:
         self.rows, self.next_rows = self.next_rows, self.rows
+        self.calls, self.next_calls = self.next_calls, self.calls
 
     def blur(self) -> None:
         """Filter what was splatted, and apply the penalties that differ between labels."""
         bounds = zip(self.offsets[:-1], self.offsets[1:], strict=True)
         blocks = [self.rows[first:last] for first, last in bounds]
-        blur(self.lattices, blocks, self.lanes, reverse=False)
+        if not self.calls.blur:
+            self.calls.blur = blur_calls(self.lattices, blocks, self.lanes, reverse=False)
+        for calls in self.calls.blur:
+            threads.run_calls(calls)
         for block, penalty in zip(blocks, self.penalties, strict=True):
-            if penalty is not None:
-                values = torch.from_numpy(block)[:, : self.labels]
-                values.copy_(values @ -penalty.T if penalty.ndim == 2 else values * -penalty)
+            if penalty is None:
+                continue
+            ranges = threads.split(len(block), threads.num_threads())
+            if penalty.ndim == 1:
+                threads.run(_scale_labels, ranges, block[:, : self.labels], -penalty.numpy())
+            else:
+                matrix = np.zeros((self.labels, len(self.lanes)), np.float32)
+                matrix[:, : self.labels] = -penalty.numpy().T
+                threads.run(MIX_LABELS, ranges, block, matrix, self.lanes)
 
     def finish(self, logits: Array, visits: Array, output: torch.Tensor) -> None:
         """Slice and softmax into `output` `[N, C]`, back in its own order."""
+        ranges = [(*points, aligned_rows(BLOCK, self.lanes)) for points in self.points]
         threads.run(
-            _finish, self.points, logits, self.corners, self.slicing, self.rows, visits,
-            output.numpy(), self.lanes,
+            FINISH, ranges, logits, self.corners, self.slicing, self.rows, visits, output.numpy(),
+            self.lanes,
         )  # fmt: skip
+
+
+def _scale_labels(first: int, last: int, rows: Array, factors: Array) -> None:
+    """Multiply by a factor a label, in place.
+
+    Not by torch, which would hang in a process that was forked after it had run in parallel.
+    """
+    rows[first:last] *= factors
 
 
 def _fold_penalty(penalty: torch.Tensor) -> tuple[float, torch.Tensor | None]:
@@ -182,87 +221,3 @@ def _fold_penalty(penalty: torch.Tensor) -> tuple[float, torch.Tensor | None]:
     if torch.equal(penalty, penalty[:1].expand_as(penalty)):
         return -float(penalty[0]), None
     return 1.0, penalty
-
-
-@kernel()
-def _fold_corners(
-    first, last, corners, weights, before, after, gain_in, gain_out, column, offset, all_corners,
-    splatting, slicing,
-):  # fmt: skip
-    """Put one term's corners beside the others'; return the end of rows in use by each block."""
-    limits = np.zeros(-(-(last - first) // BLOCK), np.int64)
-    for block in range(len(limits)):
-        begin = first + block * BLOCK
-        limit = 0
-        for i in range(begin, min(begin + BLOCK, last)):
-            entering, leaving = before[i] * gain_in, after[i] * gain_out
-            for k in range(corners.shape[1]):
-                row = corners[i, k] + offset
-                limit = max(limit, row + 1)
-                all_corners[i, column + k] = row
-                slicing[i, column + k] = weights[i, k] * leaving
-                splatting[i, column + k] = weights[i, k] * entering
-        limits[block] = limit
-    return limits
-
-
-@kernel()
-def _load(first, last, values, visits, factor, padding, output):
-    labels = values.shape[1]
-    for i in range(first, last):
-        for c in range(labels):
-            output[i, c] = factor * values[visits[i], c]
-        output[i, labels:] = padding
-
-
-@kernel()
-def _update(
-    first, last, first_rows, last_rows, limits, source, corners, slicing, splatting, rows,
-    next_rows, softmax, ahead, lanes,
-):  # fmt: skip
-    """One pass over the points of a part: slice, softmax, splat into the part's own rows.
-
-    Those rows are unset before: each is zeroed when the first block that needs it begins.
-    """
-    zeroed = first_rows.copy()
-    for block in range(limits.shape[1]):
-        for t in range(len(zeroed)):
-            while zeroed[t] < limits[t, block]:
-                simd.store(next_rows, zeroed[t], simd.zero(lanes))
-                zeroed[t] += 1
-        begin = first + block * BLOCK
-        for i in range(begin, min(begin + BLOCK, last)):
-            if ahead > 0:
-                soon = min(i + ahead, last - 1)
-                for k in range(slicing.shape[1]):
-                    simd.prefetch(rows, corners[soon, k], lanes)
-            point = _slice_point(i, source, corners, slicing, rows, lanes)
-            if softmax:
-                point = simd.softmax2(point)
-            for k in range(corners.shape[1]):
-                add_to_row(next_rows, corners[i, k], splatting[i, k], point, lanes)
-    for t in range(len(zeroed)):
-        next_rows[zeroed[t] : last_rows[t]] = 0
-
-
-@kernel()
-def _finish(first, last, logits, corners, slicing, rows, visits, output, lanes):
-    """The last pass: slice, softmax, write the marginals."""
-    marginals = np.empty((BLOCK, logits.shape[1]), np.float32)
-    for begin in range(first, last, BLOCK):
-        count = min(BLOCK, last - begin)
-        for i in range(count):
-            point = _slice_point(begin + i, logits, corners, slicing, rows, lanes)
-            simd.store(marginals, i, simd.softmax2(point))
-        for c in range(output.shape[1]):
-            for i in range(count):
-                output[visits[begin + i], c] = marginals[i, c]
-
-
-@kernel(inline="always")
-def _slice_point(i, logits, corners, slicing, rows, lanes):
-    """logits + the weighted sum of the corners' rows."""
-    point = simd.load(logits, i, lanes)
-    for k in range(slicing.shape[1]):
-        point = simd.add_scaled(point, slicing[i, k], simd.load(rows, corners[i, k], lanes))
-    return point

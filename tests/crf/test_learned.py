@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from typing import Any
 
 import pytest
@@ -20,6 +21,8 @@ TERMS: dict[str, Any] = {
 
 
 def layer(method: Any, **options: Any) -> crf.DenseCRF:
+    if options.get("learnable") and method != "exact":
+        options["learn_sigmas"] = False  # cannot, and need not say so
     return crf.DenseCRF(3, **{**TERMS, "iterations": 2, **options}, method=method)
 
 
@@ -136,3 +139,36 @@ def test_other_methods_refuse_sigmas_that_want_a_gradient() -> None:
         ValueError, match='no gradient to images, features or sigmas: use method="ex'
     ):
         model(*inputs())
+
+
+@pytest.mark.parametrize("method", ["permutohedral", "separable", "auto"])
+def test_sigmas_that_do_not_train_are_told_at_construction(method: Any) -> None:
+    with pytest.warns(UserWarning, match='sigmas stay as they are: only method="exact"') as told:
+        model = crf.DenseCRF(3, method=method, learnable=True)
+    assert [warning.filename for warning in told] == [__file__]
+    assert model.learned is not None
+    assert not any(raw.requires_grad for raw in model.learned.raw_sigmas.parameters())
+
+
+def test_who_has_chosen_is_told_nothing() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        frozen = crf.DenseCRF(3, learnable=True, learn_sigmas=False)
+        kept = crf.DenseCRF(3, method="exact", learnable=True, learn_sigmas=False)
+        trained = crf.DenseCRF(3, method="exact", learnable=True, learn_sigmas=True)
+        crf.DenseCRF(3, method="exact", learnable=True)
+        crf.DenseCRF(3)
+        without = {"gaussian": None, "bilateral": None, "pairwise": [crf.Pairwise("depth", 1.0)]}
+        crf.DenseCRF(3, learnable=True, **without)  # has no sigma
+    for model, trains in ((frozen, False), (kept, False), (trained, True)):
+        assert model.learned is not None
+        assert {raw.requires_grad for raw in model.learned.raw_sigmas.values()} == {trains}
+
+
+def test_learn_sigmas_is_refused_where_it_would_change_nothing_or_cannot_hold() -> None:
+    with pytest.raises(ValueError, match='learn_sigmas=True needs method="exact", not \'auto'):
+        crf.DenseCRF(3, method="auto", learnable=True, learn_sigmas=True)
+    with pytest.raises(ValueError, match="learn_sigmas is an option of learnable=True"):
+        crf.DenseCRF(3, learn_sigmas=False)
+    with pytest.raises(ValueError, match="learn_sigmas must be True, False or None, not 1"):
+        crf.DenseCRF(3, method="exact", learnable=True, learn_sigmas=1)  # type: ignore[arg-type]

@@ -317,6 +317,19 @@ def test_output_folders_are_tried_out_without_a_trace(tmp_path: Path) -> None:
             outputs.check_writable(folder)
 
 
+@pytest.mark.parametrize("name", ["kernels", "crf", "deeplab"])
+def test_a_new_folder_that_would_hide_a_package_is_refused(tmp_path, monkeypatch, name) -> None:
+    monkeypatch.chdir(tmp_path)
+    for folder in (Path(name), tmp_path / name):
+        with pytest.raises(InputError, match=f"the package {name} .*such as out/{name}"):
+            outputs.check_writable(folder)
+    with pytest.raises(InputError, match=f"the package {name}"):
+        outputs.check_writable_file(Path(name) / "x.json")
+    outputs.check_writable(Path("out") / name)
+    (tmp_path / name).mkdir()  # of an earlier run, which goes on; or the checkout's own
+    outputs.check_writable(Path(name))
+
+
 def test_an_output_file_must_not_be_a_folder(tmp_path: Path) -> None:
     outputs.check_writable_file(tmp_path / "new" / "a.json")
     with pytest.raises(InputError, match="is a folder"):

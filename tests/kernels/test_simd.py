@@ -48,6 +48,26 @@ def test_zero_clears_a_row(width):
     assert np.isnan(output[1]).all()
 
 
+@njit
+def _reversed_twice(output, rows, lanes):
+    """Through two arrays on the stack, one a call of a loop."""
+    kept = simd.scratch(np.float32, lanes)
+    counts = simd.scratch(np.int64, lanes)
+    for i in range(len(rows)):
+        for c in range(len(lanes)):
+            kept[len(lanes) - 1 - c] = rows[i, c]
+            counts[c] = i
+        for c in range(len(lanes)):
+            output[i, c] = kept[len(lanes) - 1 - c] + counts[c]
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_arrays_on_the_stack_hold_what_is_put_there(width):
+    rows, output = _rows(width), np.empty((3, width), np.float32)
+    _reversed_twice(output, rows, (0,) * width)
+    np.testing.assert_allclose(output, rows + np.arange(3)[:, None], rtol=1e-6)
+
+
 @pytest.mark.parametrize("spread", [0.1, 10, 100, 1e4])
 @pytest.mark.parametrize("width", WIDTHS)
 def test_softmax2_is_as_accurate_as_torch(width, spread):

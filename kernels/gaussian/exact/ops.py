@@ -17,9 +17,10 @@ import torch
 from torch import Tensor
 
 from kernels.gaussian.exact import eager, implementation, tiles
+from kernels.operators import opaque_operator
 
 
-@torch.library.custom_op("kernels::exact_filter", mutates_args=())
+@opaque_operator("kernels::exact_filter")
 def exact_filter(values: Tensor, features: Tensor) -> Tensor:
     """`[B, N, C]`, `[B, N, D]` -> `[B, N, C]`."""
     return eager.forward(values, features)
@@ -30,7 +31,7 @@ def _(values: Tensor, features: Tensor) -> Tensor:
     return values.new_empty(values.shape)
 
 
-@torch.library.custom_op("kernels::exact_filter_backward", mutates_args=())
+@opaque_operator("kernels::exact_filter_backward")
 def exact_filter_backward(grad: Tensor, values: Tensor, features: Tensor) -> Tensor:
     """Gradient to the features, `[B, N, D]`; that to the values is `exact_filter(grad)`."""
     return eager.feature_gradient(grad, values, features)
@@ -57,7 +58,7 @@ def _exact_gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | No
 exact_filter.register_autograd(_exact_gradients, setup_context=_save_both)
 
 
-@torch.library.custom_op("kernels::exact_build_tiles", mutates_args=())
+@opaque_operator("kernels::exact_build_tiles")
 def exact_build_tiles(
     features: Tensor, eps: float, impl: str
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -89,7 +90,7 @@ def _tiles_like(features: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     )
 
 
-@torch.library.custom_op("kernels::exact_apply_tiles", mutates_args=())
+@opaque_operator("kernels::exact_apply_tiles")
 def exact_apply_tiles(
     values: Tensor,
     features: Tensor,
@@ -119,7 +120,7 @@ def _(
     return values.new_empty(values.shape)
 
 
-@torch.library.custom_op("kernels::exact_apply_tiles_backward", mutates_args=())
+@opaque_operator("kernels::exact_apply_tiles_backward")
 def exact_apply_tiles_backward(
     grad: Tensor,
     values: Tensor,

@@ -8,6 +8,18 @@ from types import ModuleType
 import torch
 
 
+class UnplaceableError(ValueError):
+    """Features that a lattice cannot hold.
+
+    Attributes:
+        limit: what their largest magnitudes may add up to over the dimensions.
+    """
+
+    def __init__(self, message: str, limit: float) -> None:
+        super().__init__(message)
+        self.limit = limit
+
+
 def implementation(name: str) -> ModuleType:
     """The module `eager`, `cpu` or `triton`, with `build` and `filter`.
 
@@ -54,16 +66,17 @@ def refuse_unplaceable(reach: float, dims: int, dtype: torch.dtype) -> None:
     """Refuse features whose largest magnitudes add up to `reach` over the dimensions.
 
     Raises:
-        ValueError: NaN, Inf, or too large for a lattice in this dtype.
+        UnplaceableError: NaN, Inf, or too large for a lattice in this dtype.
     """
-    if not reach < float("inf"):  # NaN too
-        raise ValueError("features must be finite, but hold NaN or Inf")
     limit = _limit(dims, dtype)
+    if not reach < float("inf"):  # NaN too
+        raise UnplaceableError("features must be finite, but hold NaN or Inf", limit)
     if reach > limit:
-        raise ValueError(
+        raise UnplaceableError(
             f"features are too large for a lattice in {dtype}: their largest magnitudes "
             f"add up to {reach:.3g} over {dims} dimensions, {limit:.3g} at most. Use a larger "
-            "sigma (features are divided by it), move them towards zero, or use float64."
+            "sigma (features are divided by it), move them towards zero, or use float64.",
+            limit,
         )
 
 

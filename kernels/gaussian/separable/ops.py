@@ -23,6 +23,7 @@ from torch import Tensor
 from kernels import runtime
 from kernels.gaussian.separable import eager, factors
 from kernels.gaussian.separable.factors import Separable
+from kernels.operators import opaque_operator
 from kernels.runtime import WAITS
 
 NO_FEATURE_GRADIENT = (
@@ -74,7 +75,7 @@ def filter(
     return torch.stack(filtered)
 
 
-@torch.library.custom_op("kernels::separable_apply", mutates_args=(), tags=WAITS)
+@opaque_operator("kernels::separable_apply", tags=WAITS)
 def separable_apply(
     values: Tensor,
     landmarks: Tensor,
@@ -130,7 +131,7 @@ def _apply_again(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
 separable_apply.register_autograd(_apply_again, setup_context=_save_factors)
 
 
-@torch.library.custom_op("kernels::separable_filter", mutates_args=(), tags=WAITS)
+@opaque_operator("kernels::separable_filter", tags=WAITS)
 def separable_filter(
     values: Tensor,
     features: Tensor,

@@ -1,0 +1,110 @@
+"""What `cpu.py` runs of a mean field: the functions that numba compiles.
+
+They obey the contract of `kernels.jit`: no allocation, no exception, tuples last. Of `lanes` only
+the length counts, the width of a row.
+"""
+
+from __future__ import annotations
+
+from numba import njit
+
+from kernels import simd
+from kernels.gaussian.permutohedral.compiled import add_to_row
+
+
+@njit(forceinline=True)
+def fold_corners(
+    first, last, limits, block_size, corners, weights, before, after, gain_in, gain_out, column,
+    offset, all_corners, splatting, slicing,
+):  # fmt: skip
+    """Put one term's corners beside the others'; write the end of rows in use by each block."""
+    for block in range(len(limits)):
+        begin = first + block * block_size
+        limit = 0
+        for i in range(begin, min(begin + block_size, last)):
+            entering, leaving = before[i] * gain_in, after[i] * gain_out
+            for k in range(corners.shape[1]):
+                row = corners[i, k] + offset
+                limit = max(limit, row + 1)
+                all_corners[i, column + k] = row
+                slicing[i, column + k] = weights[i, k] * leaving
+                splatting[i, column + k] = weights[i, k] * entering
+        limits[block] = limit
+
+
+@njit(forceinline=True)
+def load(first, last, values, visits, factor, padding, output):
+    """output = factor * values in the order of the visits, its further columns padded."""
+    labels = values.shape[1]
+    for i in range(first, last):
+        for c in range(labels):
+            output[i, c] = factor * values[visits[i], c]
+        for c in range(labels, output.shape[1]):
+            output[i, c] = padding
+
+
+@njit(forceinline=True)
+def update(
+    first, last, first_rows, last_rows, zeroed, limits, block_size, source, corners, slicing,
+    splatting, rows, next_rows, softmax, ahead, lanes,
+):  # fmt: skip
+    """One pass over the points of a part: slice, softmax, splat into the part's own rows.
+
+    Those rows are unset before: each is zeroed when the first block that needs it begins.
+    `zeroed` is room to count them, one number a term.
+    """
+    for t in range(len(zeroed)):
+        zeroed[t] = first_rows[t]
+    for block in range(limits.shape[1]):
+        for t in range(len(zeroed)):
+            while zeroed[t] < limits[t, block]:
+                simd.store(next_rows, zeroed[t], simd.zero(lanes))
+                zeroed[t] += 1
+        begin = first + block * block_size
+        for i in range(begin, min(begin + block_size, last)):
+            if ahead > 0:
+                soon = min(i + ahead, last - 1)
+                for k in range(slicing.shape[1]):
+                    simd.prefetch(rows, corners[soon, k], lanes)
+            point = slice_point(i, source, corners, slicing, rows, lanes)
+            if softmax:
+                point = simd.softmax2(point)
+            for k in range(corners.shape[1]):
+                add_to_row(next_rows, corners[i, k], splatting[i, k], point, lanes)
+    for t in range(len(zeroed)):
+        for row in range(zeroed[t], last_rows[t]):
+            simd.store(next_rows, row, simd.zero(lanes))
+
+
+@njit(forceinline=True)
+def finish(first, last, marginals, logits, corners, slicing, rows, visits, output, lanes):
+    """The last pass: slice, softmax, write the marginals, by blocks as long as `marginals`."""
+    begin = first
+    while begin < last:
+        count = min(len(marginals), last - begin)
+        for i in range(count):
+            point = slice_point(begin + i, logits, corners, slicing, rows, lanes)
+            simd.store(marginals, i, simd.softmax2(point))
+        for c in range(output.shape[1]):
+            for i in range(count):
+                output[visits[begin + i], c] = marginals[i, c]
+        begin += count
+
+
+@njit(forceinline=True)
+def mix_labels(first, last, rows, matrix, lanes):
+    """rows = rows @ matrix in place, `matrix` `[labels, width]`."""
+    for row in range(first, last):
+        mixed = simd.zero(lanes)
+        for c in range(len(matrix)):
+            mixed = simd.add_scaled(mixed, rows[row, c], simd.load(matrix, c, lanes))
+        simd.store(rows, row, mixed)
+
+
+@njit(inline="always")
+def slice_point(i, logits, corners, slicing, rows, lanes):
+    """logits + the weighted sum of the corners' rows."""
+    point = simd.load(logits, i, lanes)
+    for k in range(slicing.shape[1]):
+        point = simd.add_scaled(point, slicing[i, k], simd.load(rows, corners[i, k], lanes))
+    return point

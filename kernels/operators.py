@@ -1,0 +1,40 @@
+"""Define an operator that `torch.compile` and `torch.export` take whole.
+
+`torch.library.custom_op` hides a function from Dynamo, and imports Dynamo to do so at the first
+call, for over a second. On a CPU, where a first call costs little else, the function is called as
+it is for as long as nobody else has imported Dynamo.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+
+def opaque_operator(
+    name: str, tags: Sequence[torch.Tag] = ()
+) -> Callable[[Callable[..., Any]], Any]:
+    """Decorator: the function as the operator `name`, "namespace::name".
+
+    It mutates none of its arguments. The result is what `torch.library.custom_op` returns.
+    """
+
+    def define(function: Callable[..., Any]) -> Any:
+        defined = torch.library.custom_op(name, mutates_args=(), tags=tags)(function)
+
+        @functools.cache
+        def hidden() -> Callable[..., Any]:
+            return torch.compiler.disable(function)
+
+        @torch.library.impl(name, "cpu")
+        def on_cpu(*args: Any, **kwargs: Any) -> Any:
+            known = "torch._dynamo" in sys.modules
+            return (hidden() if known else function)(*args, **kwargs)
+
+        return defined
+
+    return define

@@ -1,0 +1,48 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import child
+import first_call
+import pytest
+
+SAMPLE = {
+    "seconds": {
+        "import the library": {"cpu": 0.07, "wall": 0.1},
+        "first call": {"cpu": 0.2, "wall": 0.3},
+        "second call": {"cpu": 0.01, "wall": 0.02},
+    },
+    "compilers": [],
+}
+
+
+def test_a_sample_tells_each_step_and_that_the_calls_imported_no_compiler() -> None:
+    child.call("first_call:sample", {"library": "crf.densecrf"})  # from here on its code is on disk
+    found = child.call("first_call:sample", {"library": "crf.densecrf"})
+    assert tuple(found["seconds"]) == first_call.STEPS
+    assert all(set(seconds) == {"cpu", "wall"} for seconds in found["seconds"].values())
+    assert found["compilers"] == []
+
+
+@pytest.mark.parametrize(("first", "status"), [(0.2, 0), (0.5, 1)])
+def test_the_record_holds_every_sample_and_the_status_whether_the_bar_is_met(
+    first: float, status: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def call(function: str, arguments: Any, environment: Any = None) -> Any:
+        if function == "first_call:import_of_numba":
+            return {"cpu": 0.25, "wall": 0.3}
+        assert function == "first_call:sample"
+        assert "NUMBA_CACHE_DIR" in environment
+        seconds = {**SAMPLE["seconds"], "first call": {"cpu": first, "wall": first}}
+        return {**SAMPLE, "seconds": seconds}
+
+    monkeypatch.setattr(child, "call", call)
+    assert first_call.main(["--samples", "3", "--out", str(tmp_path)]) == status
+    (path,) = tmp_path.iterdir()
+    (report,) = json.loads(path.read_text())["comparisons"]
+    assert len(report["samples"]["crf.densecrf"]) == 3
+    above = report["crf.densecrf"]["cpu"]["first above second"]
+    assert above == pytest.approx(first - 0.01)
+    assert report["passed"] == (status == 0)
