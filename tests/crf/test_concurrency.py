@@ -69,7 +69,10 @@ def _every_call_of_the_drop_in() -> list[Any]:
     dense.addPairwiseEnergy(draw.random((2, height * width)), compat=3)
     marginals, *scratch = dense.startInference()
     dense.stepInference(marginals, *scratch)
-    return [marginals.tobytes(), dense.inference(2).tobytes(), dense.klDivergence(marginals)]
+    plain = dcrf.DenseCRF(height * width, labels)
+    plain.addPairwiseEnergy(draw.random((2, height * width)), compat=3)
+    divergences = [each.klDivergence(marginals) for each in (dense, plain)]
+    return [marginals.tobytes(), dense.inference(2).tobytes(), divergences]
 
 
 def test_the_drop_in_works_in_a_child_forked_after_torch_ran_in_parallel() -> None:

@@ -29,14 +29,17 @@ def _factor(error: pytest.ExceptionInfo[ValueError]) -> float:
     return float(found[1])
 
 
+@pytest.mark.parametrize("sxy", [40, 3.5e-5])  # positions take hardly anything, or 0.4, of the room
 @pytest.mark.parametrize("small", [1e-4, 3e-5, 1e-40])
-def test_a_small_srgb_is_named_and_the_factor_asked_for_is_enough_and_needed(small: float) -> None:
+def test_a_small_srgb_is_named_and_the_factor_asked_for_is_enough_and_needed(
+    small: float, sxy: float
+) -> None:
     with pytest.raises(ValueError, match=f"^srgb={small!r} is too small") as error:
-        _bilateral(40, small)
+        _bilateral(sxy, small)
     assert "float64" not in str(error.value)  # the drop-in computes in float32
-    assert np.isfinite(_bilateral(40, small * _factor(error)).inference(1)).all()
+    assert np.isfinite(_bilateral(sxy, small * _factor(error)).inference(1)).all()
     with pytest.raises(ValueError, match="too small"):
-        _bilateral(40, small * _factor(error) * 0.9)
+        _bilateral(sxy, small * _factor(error) * 0.9)
 
 
 def test_no_warning_comes_before_the_error() -> None:
