@@ -14,6 +14,20 @@ from crf.potentials import Bilateral, Gaussian, Pairwise
 from crf.terms import not_finite
 
 Features = Mapping[str, Tensor]
+NO_TORCHSCRIPT = (
+    "torch.jit.{} cannot take crf.DenseCRF: what it filters on depends on each image. Use "
+    "torch.export or torch.compile, which take it whole, or take the network without its CRF "
+    "(`deeplab export`) and run the CRF on its logits"
+)
+
+
+def refuse_tracing() -> None:
+    """Raise RuntimeError under torch.jit.trace.
+
+    A trace would hold the lattices of its example, and use them for every other image.
+    """
+    if torch.jit.is_tracing():  # type: ignore[attr-defined]
+        raise RuntimeError(NO_TORCHSCRIPT.format("trace"))
 
 
 def check_inputs(

@@ -42,11 +42,6 @@ from kernels.runtime import Choice
 Method = Literal["permutohedral", "exact", "separable", "auto"]
 METHODS: tuple[Method, ...] = ("permutohedral", "exact", "separable", "auto")
 SMALL = 64 * 64  # pixels: all their pairs are less work for a GPU than building a lattice
-NO_TORCHSCRIPT = (
-    "torch.jit.{} cannot take crf.DenseCRF: what it filters on depends on each image. Use "
-    "torch.export or torch.compile, which take it whole, or take the network without its CRF "
-    "(`deeplab export`) and run the CRF on its logits"
-)
 FEW_LANDMARKS = 10.0  # grey levels of sigma_rgb from which on a few hundred landmarks are enough
 
 
@@ -221,7 +216,7 @@ class DenseCRF(nn.Module):
                 or a gradient to images, features or sigmas, which only `"exact"` has. A compiled
                 call looks at logits, but not at images and features.
         """
-        self.refuse_tracing()
+        checks.refuse_tracing()
         if not isinstance(logits, Tensor):
             return [
                 _of_one(self(*one, return_kl)) for one in checks.ragged(logits, images, features)
@@ -251,7 +246,7 @@ class DenseCRF(nn.Module):
         What a loss wants, as logits of the refined segmentation; without iterations it is
         log softmax(logits). Arguments and errors as of `forward`.
         """
-        self.refuse_tracing()
+        checks.refuse_tracing()
         if not isinstance(logits, Tensor):
             return [self.field(*one)[0] for one in checks.ragged(logits, images, features)]
         features = cast(Features, features or {})
@@ -328,18 +323,9 @@ class DenseCRF(nn.Module):
             with naming_sigmas(lambda: self.terms, logits, images, points):
                 return diagnose(points, names, len(logits), settings, reason)
 
-    @staticmethod
-    def refuse_tracing() -> None:
-        """Raise RuntimeError under torch.jit.trace.
-
-        A trace would hold the lattices of its example, and use them for every other image.
-        """
-        if torch.jit.is_tracing():  # type: ignore[attr-defined]
-            raise RuntimeError(NO_TORCHSCRIPT.format("trace"))
-
     def __prepare_scriptable__(self) -> None:
         """What torch.jit.script asks a module for first."""
-        raise RuntimeError(NO_TORCHSCRIPT.format("script"))
+        raise RuntimeError(checks.NO_TORCHSCRIPT.format("script"))
 
     def extra_repr(self) -> str:
         terms = [f"gaussian={self.gaussian}", f"bilateral={self.bilateral}"]

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from crf import DenseCRF
+from crf.checks import refuse_tracing
 from deeplab import multiscale
 from deeplab.backbones import VGG16, ResNet
 from deeplab.backbones.batch_norm import FrozenBatchNorm2d
@@ -239,7 +240,7 @@ class DeepLab(nn.Module):
                     "or build the model with crf=crf.DenseCRF(...)"
                 )
             return
-        self.crf.refuse_tracing()  # torch.jit.trace could not even pass `image`
+        refuse_tracing()  # torch.jit.trace could not even pass `image`
         if image is None:
             raise ValueError(
                 "image: this model ends in a CRF, which needs the pictures as RGB 0-255 "

@@ -52,9 +52,8 @@ def permutohedral_apply(
     """`[N, C]` -> `[N, C]`; the tensors of a `Lattice`."""
     tables = chains, entries, pieces, sums
     lattice = Lattice(corners, weights, neighbours, ghosts, parts, *tables)
-    name = _chosen(impl, values)
-    values = values if name == "cpu" else values.contiguous()
-    filtered: Tensor = permutohedral.implementation(name).filter(lattice, values, reverse)
+    lattices = permutohedral.implementation(_chosen(impl, values))
+    filtered: Tensor = lattices.filter(lattice, values.contiguous(), reverse)
     return filtered
 
 
