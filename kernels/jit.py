@@ -18,12 +18,14 @@ What that asks of a compiled function:
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import importlib
+import operator
 import os
 import struct
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cache, partial
 from typing import Any, TypeAlias
 
@@ -37,6 +39,7 @@ _Described: TypeAlias = tuple[tuple[Kind, ...], tuple[Any, ...]]
 
 _pointer_at = ctypes.c_void_p.from_address
 _Function = ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_char_p)
+_FLOATS: dict[type, str] = {float: "d", np.float64: "d", np.float32: "f"}
 _SYMBOL = "kernel"  # what the function is called in its machine code
 _compiling = threading.RLock()
 if hasattr(os, "register_at_fork"):  # a forked process must not find it held by a thread of another
@@ -114,7 +117,6 @@ class Kernel:
             dtype, axes, order = kind
             return types.Array(from_dtype(np.dtype(dtype)), axes, order)
 
-        function = getattr(importlib.import_module(self.module), self.name)
         constants = tuple((0,) * kind for kind in kinds if isinstance(kind, int))
         given = types.Tuple([numba_type(kind) for kind in kinds if not isinstance(kind, int)])
 
@@ -123,7 +125,9 @@ class Kernel:
 
         result = types.int64 if self.returns else types.void
         signature = result(types.CPointer(given))
-        compiled = cfunc(signature, _nrt=False, error_model="numpy")(entry)
+        with _compiled_without_checks():
+            function = getattr(importlib.import_module(self.module), self.name)
+            compiled = cfunc(signature, _nrt=False, error_model="numpy")(entry)
         return _machine_code(compiled.inspect_llvm(), compiled.native_name, self.name)
 
 
@@ -141,19 +145,19 @@ def _described(values: Sequence[Any], known: dict[int, _Described]) -> _Describe
             numbers += array[1]
         elif kind is tuple:
             kinds.append(len(value))
-        elif kind is float or kind is np.float32:
-            kinds.append("d" if kind is float else "f")
+        elif kind in _FLOATS:
+            kinds.append(_FLOATS[kind])
             numbers.append(value)
         else:
             kinds.append("q")
-            numbers.append(int(value))
+            numbers.append(operator.index(value))
     return tuple(kinds), tuple(numbers)
 
 
 def _array(array: np.ndarray[Any, Any]) -> _Described:
     flags = array.flags
     order = "C" if flags.c_contiguous else "F" if flags.f_contiguous else "A"
-    kind = array.dtype.char, array.ndim, order
+    kind = array.dtype.str, array.ndim, order  # with the byte order
     # As numba lays out an array: two owners (none here), size, bytes an item, data.
     numbers = 0, 0, array.size, array.itemsize, _address(array), *array.shape, *array.strides
     return (kind,), numbers
@@ -171,6 +175,26 @@ def _format(kind: Kind) -> str:
     if isinstance(kind, int):
         return ""
     return kind if isinstance(kind, str) else "qqqqP" + 2 * kind[1] * "q"
+
+
+@contextlib.contextmanager
+def _compiled_without_checks() -> Iterator[None]:
+    """numba without the settings for debugging that a kernel cannot have.
+
+    NUMBA_BOUNDSCHECK makes every function raise, NUMBA_DISABLE_JIT leaves it to Python. They may be
+    set for other code than this, which waits meanwhile.
+    """
+    from numba.core import config
+    from numba.core.compiler_lock import global_compiler_lock
+
+    with global_compiler_lock:
+        config.reload_config()  # here, so that the compiler does not
+        kept = config.BOUNDSCHECK, config.DISABLE_JIT
+        config.BOUNDSCHECK, config.DISABLE_JIT = 0, 0
+        try:
+            yield
+        finally:
+            config.BOUNDSCHECK, config.DISABLE_JIT = kept
 
 
 def _linked(code: bytes) -> Callable[[bytes], int]:
@@ -200,7 +224,7 @@ def _machine_code(assembly: str, symbol: str, name: str) -> bytes:
     if unknown:
         raise RuntimeError(
             f"the kernel {name} would call numba and Python at run time ({', '.join(unknown)}): "
-            "it must neither allocate nor raise"
+            "it must neither allocate nor raise, and NUMBA_OPT must not be 0"
         )
     module.get_function(symbol).name = _SYMBOL
     x86 = llvm.Target.from_default_triple().name.startswith("x86")

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from numba.core import config
 
 import kernels
 from kernels import code_files, jit
@@ -54,6 +55,11 @@ def doubles(tmp_path, monkeypatch):
             return len(numbers)
 
         @njit(forceinline=True)
+        def scale(numbers, factor):
+            for i in range(len(numbers)):
+                numbers[i] *= factor
+
+        @njit(forceinline=True)
         def allocate(numbers):
             for i in range(len(numbers)):
                 numbers[i] = len(str(i))
@@ -87,6 +93,22 @@ def test_a_kernel_computes_on_arrays_of_any_layout_and_type(doubles):
     assert kernel(np.empty(0), (0,)) == 0
 
 
+def test_a_number_keeps_its_value_and_what_is_no_number_is_refused(doubles):
+    kernel = doubles("scale")
+    for factor in (0.5, np.float32(0.5), np.float64(0.5)):
+        numbers = np.ones(3)
+        kernel(numbers, factor)
+        assert numbers.tolist() == [0.5] * 3
+    for factor in ("2", None, np.ma.array([2]), 2j):
+        with pytest.raises(TypeError):
+            kernel(numbers, factor)
+
+
+def test_an_array_of_another_byte_order_is_refused_and_not_read_as_if_it_had_this_one(doubles):
+    with pytest.raises(Exception, match=r"[<>]f8"):
+        doubles()(np.ones(3, np.dtype(np.float64).newbyteorder()), (0, 0))
+
+
 def test_the_machine_code_of_a_kernel_is_kept_and_read_again(doubles, tmp_path, monkeypatch):
     assert _doubled(doubles()) == [2, 4, 6]
     (kept,) = (tmp_path / "cache").iterdir()
@@ -111,6 +133,20 @@ def test_numbas_settings_have_machine_code_of_their_own(doubles, tmp_path, monke
     monkeypatch.setenv("NUMBA_CPU_NAME", "generic")
     _doubled(doubles())
     assert len(list((tmp_path / "cache").iterdir())) == 2
+
+
+@pytest.mark.parametrize("setting", ["NUMBA_BOUNDSCHECK", "NUMBA_DISABLE_JIT"])
+def test_settings_to_debug_other_code_leave_kernels_compiled_and_that_code_as_it_is(
+    doubles, monkeypatch, setting
+):
+    monkeypatch.setenv(setting, "1")
+    config.reload_config()
+    try:
+        assert _doubled(doubles()) == [2, 4, 6]
+        assert getattr(config, setting.removeprefix("NUMBA_")) == 1
+    finally:
+        monkeypatch.delenv(setting)
+        config.reload_config()
 
 
 def test_without_a_writable_folder_a_kernel_still_runs_and_a_warning_says_once_how_to_mend(
