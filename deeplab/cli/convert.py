@@ -110,7 +110,7 @@ def convert(
         raise InputError(
             f"--classes {classes}: {data} has {len(names)}; leave one of the two options out"
         )
-    opened = load_checkpoint(checkpoint, model, classes or len(names) or None, source.value)
+    opened = load_checkpoint(checkpoint, model, classes, source.value)
     network, loaded = opened.model, opened.loaded
     if msc is not None:
         network.set_scales(scales)
@@ -120,7 +120,7 @@ def convert(
     if names:
         theirs = Classes.stored(checkpoint, metadata, network.num_classes)
         ours = Classes.of(f"--data {data}", names)
-        if note := agreement(theirs, ours, "leave out --data, the file names its own"):
+        if note := agreement(theirs, ours, "leave out --data, or give the set that it is for"):
             typer.echo(f"Note: {note}", err=True)
         metadata |= {"class_names": names, "palette": palette}
     out.parent.mkdir(parents=True, exist_ok=True)

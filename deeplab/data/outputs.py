@@ -125,13 +125,17 @@ def check_writable(folder: Path) -> None:
 
 
 def _check_hides_no_package(folder: Path) -> None:
-    """Refuse a new folder that Python, run where it lies, would take for one of our packages."""
-    here = folder.name in PACKAGES and folder.absolute().parent == Path.cwd()
-    if here and not folder.exists():
-        raise InputError(
-            f"{folder}: Python, run in this folder, would take it for the package {folder.name} of "
-            f"deeplab-triton; choose another name, such as out/{folder.name}"
-        )
+    """Refuse to make a folder that Python, run in this one, would take for one of our packages.
+
+    That of `folder` itself, or the one that it would be made in.
+    """
+    for new in (folder, *folder.parents):
+        here = new.name in PACKAGES and new.absolute().parent == Path.cwd()
+        if here and not new.exists():
+            raise InputError(
+                f"{folder}: Python, run in this folder, would take {new} for the package "
+                f"{new.name} of deeplab-triton; choose another name, such as out/{new.name}"
+            )
 
 
 def check_writable_file(path: Path) -> None:

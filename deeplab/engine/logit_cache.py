@@ -168,7 +168,7 @@ def network_hash(model: DeepLab) -> str:
 def _refuse_difference(folder: Path, stored: dict[str, Any], wanted: dict[str, Any]) -> None:
     said = {
         "format": "another version of this program",
-        "network": "other weights",
+        "network": "other weights, or of these at other scales (MSC)",
         "data": f"another data set, {stored.get('data')!s:.80} instead of {wanted['data']}",
         "indices": "other pictures of it",
     }

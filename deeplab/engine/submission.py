@@ -91,14 +91,21 @@ def _colours(layout: PredictionLayout, palette: np.ndarray) -> np.ndarray:
 
 
 def _keep_the_sets_own(files: list[Path], data: SegmentationData) -> None:
-    """InputError where a prediction would take the place of a picture or label map of the set."""
+    """InputError where a prediction would replace a picture or label map, or lie among them."""
     real = cache(Path.resolve)  # of folders: there are few
     own = {real(path.parent) / path.name for i in range(len(data)) for path in data.files(i)}
+    folders = {path.parent for path in own}
     for path in files:
-        if real(path.parent) / path.name in own:
+        place = real(path.parent)
+        if place / path.name in own:
             raise InputError(
                 f"{path}: belongs to {data.name}, and a prediction would overwrite it; choose "
                 "another folder"
+            )
+        if not folders.isdisjoint((place, *place.parents)):
+            raise InputError(
+                f"{path}: would lie among the files of {data.name}, and be taken for one of them; "
+                "choose another folder"
             )
 
 

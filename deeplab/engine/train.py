@@ -58,7 +58,7 @@ from deeplab.engine.training.schedule import learning_rate, parameter_groups, po
 from deeplab.errors import InputError
 from deeplab.heads import DeepLabV3Head
 from deeplab.model import DeepLab, build
-from deeplab.weights import load_weights, read_metadata
+from deeplab.weights import Loaded, load_weights, read_metadata
 from deeplab.weights.sources import is_own
 
 __all__ = [
@@ -335,7 +335,7 @@ def _check_batch(config: TrainConfig, model: DeepLab, group: Processes) -> None:
             f"(accumulate {config.accumulate} x {together} "
             f"{'process' if together == 1 else 'processes'}); raise batch_size, lower accumulate "
             "or start fewer processes, or keep BatchNorm as it is with "
-            "model_options.frozen_bn=true"
+            "--set model_options.frozen_bn=true"
         )
 
 
@@ -359,12 +359,14 @@ def _model(
         with warnings.catch_warnings():
             # Said below, by one process, beside the progress bar.
             warnings.filterwarnings("ignore", message=".*has no weights for")
-            skipped = load_weights(model, config.weights).skipped
-        if skipped:
+            loaded = load_weights(model, config.weights)
+        if loaded.skipped:
             teller.say(
-                f"{config.weights}: has no weights for {', '.join(skipped)}, which start from "
-                "random numbers"
+                f"{config.weights}: has no weights for {', '.join(loaded.skipped)}, which start "
+                "from random numbers"
             )
+        if note := _other_scales(model, loaded):
+            teller.say(f"{config.weights}: {note}")
         if config.new_classifier:
             anew = {name: tensor for name, tensor in drawn.items() if ".classifier." in name}
             model.load_state_dict(anew, strict=False)
@@ -374,6 +376,26 @@ def _model(
             "--weights, or start from random numbers with --set starts_from="
         )
     return model
+
+
+def _other_scales(model: DeepLab, loaded: Loaded) -> str:
+    """What to say where the weights were trained at other scales (MSC), or resized otherwise.
+
+    Several scales that start from weights of one are the papers' own recipe.
+    """
+    scales, resize = loaded.scales or model.scales, loaded.resize or model.resize
+    if (scales, resize) == (model.scales, model.resize):
+        return ""
+    theirs, ours = (f"scales {_listed(s)}" for s in (scales, model.scales))
+    keep = f"--set 'model_options.scales={_listed(scales)}' " if scales else ""
+    return (
+        f"trained with {theirs} and resize {resize}, and trained on here with {ours} and resize "
+        f"{model.resize}; to keep theirs: {keep}--set model_options.resize={resize}"
+    )
+
+
+def _listed(scales: Sequence[float] | None) -> str:
+    return "none" if scales is None else f"[{', '.join(f'{scale:g}' for scale in scales)}]"
 
 
 def _open_logs(teller: Teller, files: Files, run: Run, resumed: bool, tensorboard: bool) -> None:

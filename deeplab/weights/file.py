@@ -27,7 +27,7 @@ from torch import Tensor
 
 from deeplab.errors import InputError
 from deeplab.model import DeepLab, ResNetOptions, build
-from deeplab.multiscale import RESIZES
+from deeplab.multiscale import RESIZES, Resize, checked_scales
 from deeplab.styles import STYLES
 from deeplab.weights import foreign
 from deeplab.whole_file import whole_file
@@ -106,6 +106,24 @@ def load_own(model: DeepLab, path: Path) -> tuple[tuple[str, ...], tuple[str, ..
     for name, tensor in stored.items():
         state[name].copy_(tensor)
     return tuple(stored), tuple(skipped)
+
+
+def stored_scales(path: Path) -> tuple[tuple[float, ...] | None, Resize | None]:
+    """The scales (MSC) of the model that the file describes, and how it resizes; None as there, or
+    where the file does not say. Raises InputError where they make no sense."""
+    with _open(path) as file:
+        metadata = _metadata(file, path)
+    _check_conventions(metadata, path)
+    options = metadata.get("options")
+    if not isinstance(options, dict):
+        return None, None
+    try:
+        scales = checked_scales(options.get("scales"))
+    except ValueError as error:
+        raise InputError(
+            f"{path}: bad metadata: {error}; use a file written by save_weights"
+        ) from error
+    return None if scales is None else tuple(scales), options.get("resize")
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from deeplab.errors import InputError
 from deeplab.heads import MultiRateConv2d
 from deeplab.model import DeepLab
+from deeplab.multiscale import Resize
 from deeplab.weights import file, names
 from deeplab.weights.caffemodel import Window
 from deeplab.weights.names import Translated
@@ -40,12 +41,16 @@ class Loaded:
             they were.
         dropped: what of the file has no use here, and why: counters, auxiliary classifiers and
             copies by the file's names, layers of another head by this package's.
+        scales, resize: at which scales the weights were trained (MSC), and how those are resized;
+            None where they are of one scale, or the file does not tell.
     """
 
     source: Source
     initialised: tuple[str, ...]
     skipped: tuple[str, ...]
     dropped: Mapping[str, str]
+    scales: tuple[float, ...] | None = None
+    resize: Resize | None = None
 
 
 def load_weights(model: DeepLab, path: file.StrPath, source: Source = "auto") -> Loaded:
@@ -70,7 +75,7 @@ def load_weights(model: DeepLab, path: file.StrPath, source: Source = "auto") ->
     if is_own(path):
         check_source(path, "safetensors", source)
         initialised, skipped = file.load_own(model, path)
-        loaded = Loaded("safetensors", initialised, skipped, {})
+        loaded = Loaded("safetensors", initialised, skipped, {}, *file.stored_scales(path))
     else:
         loaded = copy_checkpoint(model, read_checkpoint(path, source))
     if loaded.skipped:
@@ -110,7 +115,15 @@ def copy_checkpoint(model: DeepLab, checkpoint: Checkpoint) -> Loaded:
     _check_windows(model, checkpoint.windows, chosen, path)
     for name, tensor in _in_dtypes_of(state, chosen, path).items():
         state[name].copy_(tensor)
-    return Loaded(checkpoint.source, tuple(chosen), tuple(skipped), translated.dropped | left)
+    resize = translated.resize if translated.scales else None
+    return Loaded(
+        checkpoint.source,
+        tuple(chosen),
+        tuple(skipped),
+        translated.dropped | left,
+        translated.scales,
+        resize,
+    )
 
 
 def _check_style(model: DeepLab, checkpoint: Checkpoint) -> None:

@@ -145,6 +145,8 @@ def test_a_checkpoint_of_kazuto1011_gives_the_same_network(theirs, path, prefix,
         tuple(n for n in ours.state_dict() if not n.endswith("num_batches_tracked")),
         (),
         {n.removeprefix("module."): "counter" for n in kazuto1011(theirs, prefix) if "num_b" in n},
+        (1.0, 0.75, 0.5),
+        "torch",
     )
     assert torch.equal(output(ours), output(theirs))
 

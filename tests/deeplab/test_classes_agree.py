@@ -185,6 +185,15 @@ def test_commands_that_score_tell_other_names(tmp_path):
         assert (said == "") == (told == [])
 
 
+def test_convert_tells_which_classes_a_set_of_another_count_has(tmp_path):
+    source = tmp_path / "w.safetensors"
+    save_weights(deeplab_v2_small(3), source)
+    message = r"w.safetensors: has 3 classes, --data camvid has 11 classes .*; leave out --data"
+    assert_refused(
+        tmp_path, message, "convert", source, tmp_path / "o.safetensors", "--data", "camvid"
+    )
+
+
 def test_convert_gives_no_class_the_name_of_another(tmp_path):
     source, out = tmp_path / "w.safetensors", tmp_path / "out.safetensors"
     given = ["convert", source, out, "--model", "deeplab_v2_small", "--data", "camvid"]

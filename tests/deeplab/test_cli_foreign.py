@@ -1,5 +1,6 @@
 """Every command that takes weights takes those of other projects, and their MSC with them."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -8,12 +9,14 @@ import torch
 from commands import done, picture, run
 from msc_by_areas import random_msc
 from PIL import Image
+from tiny_training import SHORT, tiny_pictures
+from tiny_training import run as train_shortly
 
 from deeplab import model as models
 from deeplab.data.scenes import CLASSES
 from deeplab.errors import InputError
 from deeplab.model import ASPP_L, OnResNet, deeplab_v2_small
-from deeplab.weights import load_model, read_metadata
+from deeplab.weights import load_model, read_metadata, save_weights
 
 TAKEN = "of kazuto1011/deeplab-pytorch, taken for little with 11 classes, rates 6, 12, 18, 24"
 
@@ -113,3 +116,26 @@ def test_a_contradiction_is_one_line_and_writes_nothing(path, tmp_path):
         assert message in result.stderr
         assert len(result.stderr.splitlines()) == 1
         assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({}, "scales [1, 0.5] and resize torch, and trained on here with scales none and resize"),
+        ({"scales": [1, 0.5]}, "here with scales [1, 0.5] and resize caffe; to keep theirs: --set"),
+        ({"scales": [1, 0.5], "resize": "torch"}, ""),
+    ],
+)
+def test_training_tells_that_it_drops_the_scales_of_its_weights(tmp_path, capfd, options, said):
+    path = tmp_path / "w.safetensors"
+    scaled = deeplab_v2_small(len(CLASSES), scales=(1.0, 0.5), resize="torch")
+    save_weights(scaled, path, {"class_names": CLASSES})
+    config = dataclasses.replace(
+        SHORT, steps=1, crop=33, loss_stride=8, weights=str(path), model_options=options
+    )
+    train_shortly(config, tiny_pictures())
+    told = capfd.readouterr().err
+    assert said in told
+    assert ("trained with" in told) == bool(said)
+    keep = "--set 'model_options.scales=[1, 0.5]' --set model_options.resize=torch\n"
+    assert told.endswith(keep) == bool(said)

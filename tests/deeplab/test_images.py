@@ -325,9 +325,12 @@ def test_a_new_folder_that_would_hide_a_package_is_refused(tmp_path, monkeypatch
             outputs.check_writable(folder)
     with pytest.raises(InputError, match=f"the package {name}"):
         outputs.check_writable_file(Path(name) / "x.json")
+    with pytest.raises(InputError, match=f"would take {name} for the package {name}"):
+        outputs.check_writable(Path(name) / "deep" / "er")
     outputs.check_writable(Path("out") / name)
     (tmp_path / name).mkdir()  # of an earlier run, which goes on; or the checkout's own
     outputs.check_writable(Path(name))
+    outputs.check_writable(Path(name) / "deep")
 
 
 def test_an_output_file_must_not_be_a_folder(tmp_path: Path) -> None:

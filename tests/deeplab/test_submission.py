@@ -141,4 +141,7 @@ def test_predictions_do_not_take_the_place_of_the_sets_own_files(tmp_path: Path)
     for folder in ("labels", "images/../labels", "link"):
         with pytest.raises(InputError, match=r"c\.png: belongs to .* choose another folder"):
             PredictionFiles(tmp_path / folder, data, "val")
+    for folder in ("labels/val", "images/val/new"):
+        with pytest.raises(InputError, match=r"c\.png: would lie among the files of .* val, and"):
+            PredictionFiles(tmp_path / folder, data, "val")
     PredictionFiles(tmp_path / "labels" / "new", data, "val")

@@ -28,12 +28,14 @@ def pictures():
 
 @pytest.fixture(scope="module")
 def runs(pictures, tmp_path_factory) -> Path:
-    """A folder with a finished run and one that was stopped after the first of two steps."""
+    """A folder with a finished run, one that was stopped after the first of two steps, and one
+    after the second, before the validation."""
     folder = tmp_path_factory.mktemp("runs")
-    for name in ("finished", "stopped"):
+    for name in ("finished", "stopped", "unscored"):
         (folder / name).mkdir()
     run(SHORT, pictures, folder / "finished" / "w.safetensors")
     run(SHORT, stop_at(1, pictures), folder / "stopped" / "w.safetensors")
+    run(SHORT, stop_at(2, pictures), folder / "unscored" / "w.safetensors")
     return folder
 
 
@@ -61,6 +63,7 @@ def refused(folder: Path, message: str, pictures, **options) -> None:
             rf"w-last\.safetensors, w\.state, w\.csv\); go on with it by --resume, {ANEW}",
         ),
         ("stopped", ["w.state"], r"stopped at step 1 of 2 lies here \(w\.state\); .* --resume, "),
+        ("unscored", ["w.state"], r"stopped at step 2 of 2, before its validation, .* --resume, "),
         (
             "finished",
             ["w.safetensors", "w-last.safetensors", "w.state", "w.csv"],

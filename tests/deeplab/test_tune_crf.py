@@ -320,7 +320,12 @@ def test_stale_caches_are_refused_and_the_difference_named(tmp_path, model):
     other.load_state_dict(model.state_dict())
     with torch.no_grad():
         other.head.classifier.bias[3] += 1e-3
-    with pytest.raises(InputError, match="holds the logits of other weights; remove it"):
+    with pytest.raises(InputError, match="holds the logits of other weights, or of these at "):
+        filled(tmp_path / "c", other)
+    other.load_state_dict(model.state_dict())
+    assert filled(tmp_path / "c", other)[1] == [False, False]
+    other.set_scales((1.0, 0.5))
+    with pytest.raises(InputError, match=r"or of these at other scales \(MSC\); remove it"):
         filled(tmp_path / "c", other)
     changed = list(DATA)
     changed[2] = (DATA[2][0], DATA[2][1] ^ 1)

@@ -201,7 +201,10 @@ def open_dataset(
     """
     data = open_pictures(name, root, split, **options)
     if data.unlabelled:
-        raise InputError(data.unlabelled)
+        raise InputError(
+            f"{data.unlabelled}; without labels a split can be predicted only: deeplab evaluate "
+            "--no-score"
+        )
     return data
 
 

@@ -103,8 +103,9 @@ class Files:
             done, steps = steps_done(self.state, state), stored_steps(self.state, state)
         except InputError:
             return "a training state that cannot be read lies here", self._from_weights()
-        if done < steps:
-            found = f"a run that was stopped at step {done} of {steps} lies here"
+        if done < steps or state.get("validated") != done:
+            before = "" if done < steps else ", before its validation,"
+            found = f"a run that was stopped at step {done} of {steps}{before} lies here"
             return found, "go on with it by --resume, "
         return (
             f"a run that has finished its {steps} steps lies here",
