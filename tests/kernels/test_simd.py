@@ -7,6 +7,8 @@ from numba import njit
 
 from kernels import simd
 
+pytestmark = pytest.mark.processors
+
 WIDTHS = [8, 24, 64, 136]
 
 
