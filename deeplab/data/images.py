@@ -6,6 +6,7 @@ channel) is reported as a `Conversion`; whatever cannot be read is an InputError
 
 from __future__ import annotations
 
+import ctypes
 import glob
 import warnings
 from collections.abc import Iterator, Sequence
@@ -13,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+import PIL._imaging
 from PIL import ExifTags, Image, ImageFile, ImageOps, TiffImagePlugin, UnidentifiedImageError
 
 from deeplab.data.conversions import (
@@ -77,7 +79,7 @@ def load_picture(
     if not max_megapixels > 0:
         raise InputError(f"max_megapixels: expected a number above 0, got {max_megapixels}")
     _check_file(path)
-    with _pillow_size_guard_off():
+    with _pillow_size_guard_off(), _libtiff_quiet():
         try:
             with Image.open(path) as image:
                 if image.format == "EPS":  # Pillow would run Ghostscript on it
@@ -183,6 +185,22 @@ def _check_sums(path: Path) -> None:
     """Raises where a checksum of a PNG is wrong: decoding its pixels looks at none of theirs."""
     with Image.open(path) as image:
         image.verify()
+
+
+@contextmanager
+def _libtiff_quiet() -> Iterator[None]:
+    """libtiff prints what is wrong with a file, beside what Pillow raises and this module says."""
+    library = ctypes.CDLL(PIL._imaging.__file__)
+    set_handler = getattr(library, "TIFFSetErrorHandler", None)
+    if set_handler is None:  # built without libtiff, or with its names hidden
+        yield
+        return
+    set_handler.argtypes, set_handler.restype = [ctypes.c_void_p], ctypes.c_void_p
+    handler = set_handler(None)
+    try:
+        yield
+    finally:
+        set_handler(handler)
 
 
 @contextmanager

@@ -204,6 +204,7 @@ def train(
                 if config.in_memory and run.step < config.steps:
                     dataset = InMemory(dataset, teller.counted)
             if idle:
+                run.complete()
                 teller.say(f"{out}: the run has finished its {run.step} steps; {GO_ON}")
             else:
                 teller.start(run.step)

@@ -170,3 +170,17 @@ def test_a_damaged_tiff_is_one_clear_error_whatever_is_damaged(
     assert min(len(read), len(refused)) > 5
     assert all(image.dtype == np.uint8 and image.shape[2] == 3 for image in read)
     assert all(message.startswith(f"{path}: ") for message in refused)
+
+
+def test_the_library_below_prints_nothing_of_its_own(tmp_path: Path, capfd) -> None:
+    path = tmp_path / "a.tif"
+    Image.new("RGB", (50, 50)).save(path, compression="tiff_lzw")
+    content = bytearray(path.read_bytes())
+    content[20:60] = bytes(byte ^ 0x5A for byte in content[20:60])
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=r"a\.tif: the image is truncated or damaged"):
+        read_image(path)
+    assert capfd.readouterr().err == ""
+    with pytest.raises(OSError, match="decoder error"), Image.open(path) as image:
+        image.load()
+    assert capfd.readouterr().err != ""  # others hear it as before

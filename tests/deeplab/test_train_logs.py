@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from tiny_training import SHORT, TINY, run, tiny_pictures
 
-from deeplab.engine.training.logs import CSVLog, TensorBoardLog
+from deeplab.engine.training.logs import COLUMNS, CSVLog, TensorBoardLog
 from deeplab.errors import InputError
 
 HOLDS = """
@@ -22,9 +22,12 @@ sys.stdin.read()
 """
 
 
+HEADER = ",".join(COLUMNS) + "\n"
+
+
 @pytest.mark.parametrize("name", ["w.csv", ".w.csv.part"], ids=["running", "starting"])
 def test_a_second_run_of_a_name_is_refused_and_changes_nothing(tmp_path: Path, name: str) -> None:
-    (tmp_path / "w.csv").write_text("step\n")
+    (tmp_path / "w.csv").write_text(HEADER)
     (tmp_path / "w.state").write_text("of the other")
     command = [sys.executable, "-c", HOLDS, tmp_path / name]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
@@ -33,7 +36,7 @@ def test_a_second_run_of_a_name_is_refused_and_changes_nothing(tmp_path: Path, n
         assert other.stdout.readline() == b"locked\n"
         with pytest.raises(InputError, match=r"w\.csv: another run is writing here; wait until"):
             CSVLog(tmp_path / "w.csv")
-        assert (tmp_path / "w.csv").read_text() == "step\n"
+        assert (tmp_path / "w.csv").read_text() == HEADER
         other.kill()  # as a run that is killed: its lock goes with it
     log = CSVLog(tmp_path / "w.csv")
     log.write({"step": 1})

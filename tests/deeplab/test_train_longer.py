@@ -20,7 +20,7 @@ from deeplab.engine.training import loop
 from deeplab.engine.training.checkpoint import Files, read_state, stored_steps
 from deeplab.errors import InputError
 from deeplab.metrics import ConfusionMatrix
-from deeplab.weights import load_model, read_metadata
+from deeplab.weights import load_model, read_metadata, save_weights
 
 SHORT = dataclasses.replace(TINY, steps=2)
 LONGER = dataclasses.replace(TINY, steps=4)
@@ -125,6 +125,21 @@ def test_a_stopped_run_may_end_where_it_stands(pictures, tmp_path, capfd):
     assert stored_steps(out, read_state(Files(out).state)) == 2
     run(SHORT, pictures, out, resume=True)
     assert "the run has finished its 2 steps" in capfd.readouterr().err
+
+
+def test_a_run_killed_between_its_last_state_and_its_last_weights_gets_them(pictures, tmp_path):
+    out = tmp_path / "w.safetensors"
+    run(SHORT, pictures, out)
+    last = Files(out).last
+    told, weights = read_metadata(last), load_model(last).state_dict()
+    for there in (True, False):
+        if there:  # the weights as they were before the last validation
+            save_weights(load_model(last), last, read_metadata(last) | {"metrics": {}})
+        else:
+            last.unlink()
+        run(SHORT, pictures, out, resume=True)
+        assert read_metadata(last) == told
+        assert all(map(torch.equal, load_model(last).state_dict().values(), weights.values()))
 
 
 @pytest.mark.parametrize(("moved", "best"), [(False, (2, 0.5)), (True, (4, 0.3))])

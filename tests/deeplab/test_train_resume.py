@@ -25,6 +25,7 @@ from deeplab.engine.evaluate import Evaluation, Scores
 from deeplab.engine.training import loop
 from deeplab.engine.training.checkpoint import FORMAT, Files, read_state, write_state
 from deeplab.engine.training.logs import COLUMNS, Throughput
+from deeplab.engine.training.samples import step_seed
 from deeplab.errors import InputError
 from deeplab.metrics import ConfusionMatrix
 from deeplab.weights import load_model, read_metadata
@@ -72,10 +73,10 @@ def test_sigterm_saves_without_a_validation_and_ctrl_c_with_one(pictures, tmp_pa
 
 def test_dropout_is_drawn_anew_for_each_step_and_process(pictures):
     run(TINY, pictures)
-    assert torch.initial_seed() == loop._step_seed(TINY.seed, TINY.steps - 1, 0)
-    draws = {loop._step_seed(0, step, rank) for step in range(50) for rank in range(4)}
+    assert torch.initial_seed() == step_seed(TINY.seed, TINY.steps - 1, 0)
+    draws = {step_seed(0, step, rank) for step in range(50) for rank in range(4)}
     assert len(draws) == 200
-    assert loop._step_seed(0, 3, 1) == loop._step_seed(0, 3, 1) != loop._step_seed(1, 3, 1)
+    assert step_seed(0, 3, 1) == step_seed(0, 3, 1) != step_seed(1, 3, 1)
 
 
 @pytest.mark.parametrize(

@@ -14,12 +14,11 @@ import json
 import math
 import signal
 import time
-from collections.abc import Generator, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager, nullcontext
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import closing, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -32,17 +31,18 @@ from deeplab.engine.refine import CRFSettings
 from deeplab.engine.training.checkpoint import Files, stored_steps, write_state
 from deeplab.engine.training.config import TrainConfig
 from deeplab.engine.training.distributed import OtherProcessEnded, Processes
+from deeplab.engine.training.failures import clear_errors
 from deeplab.engine.training.interrupt import stop_request
 from deeplab.engine.training.labels import TRAINING, VALIDATION, DrawnLabels
 from deeplab.engine.training.logs import Teller, Throughput, peak_memory_mib
 from deeplab.engine.training.losses import Grid, StepLoss, at_least_something, labelled_mass
 from deeplab.engine.training.precision import autocast_dtype
-from deeplab.engine.training.samples import Batch, SkipBroken, batches
+from deeplab.engine.training.samples import Batch, SkipBroken, batches, step_seed
 from deeplab.engine.training.schedule import learning_rate, optimizer_of, restated
 from deeplab.errors import InputError
 from deeplab.model import DeepLab
 from deeplab.preprocess import mean_colour
-from deeplab.weights import save_weights
+from deeplab.weights import read_metadata, save_weights
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -98,7 +98,7 @@ class Run:
         Raises InputError: a picture, the disk, memory that is not enough, a worker that was killed,
         labels from which nothing can be learned; FloatingPointError: training diverged.
         """
-        with _said_clearly(self.config):
+        with clear_errors(self.config):
             self._loop(dataset)
 
     def _loop(self, dataset: LabelledImages) -> None:
@@ -164,6 +164,16 @@ class Run:
         if not self.best:
             self._save_weights(self.files.best)
 
+    def complete(self) -> None:
+        """Write the last weights of a finished run, if it was killed between its state and them."""
+        if self.files is None or not self.processes.first:
+            return
+        with suppress(InputError):
+            stored = read_metadata(self.files.last)
+            if (stored.get("step"), stored.get("metrics")) == (self.step, self.metrics):
+                return
+        self._save_weights(self.files.last)
+
     def resume(self, state: Mapping[str, Any], path: Path) -> None:
         """Go on from the state in a file, which `check_agreement` has passed.
 
@@ -228,7 +238,7 @@ class Run:
         config, world = self.config, self.processes.world
         self.conversions.update(batch.conversions)
         self._note_broken(batch.broken)
-        torch.manual_seed(_step_seed(config.seed, self.step, self.processes.rank))
+        torch.manual_seed(step_seed(config.seed, self.step, self.processes.rank))
         rate = learning_rate(config, self.step)
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group["lr_scale"]
@@ -472,29 +482,3 @@ class Run:
 
     def _measured(self) -> Throughput:
         return Throughput(self.config.workers)
-
-
-@contextmanager
-def _said_clearly(config: TrainConfig) -> Iterator[None]:
-    """What PyTorch says in many lines, or in few words, of memory and of workers: InputError."""
-    try:
-        yield
-    except (MemoryError, RuntimeError) as error:
-        text = str(error)
-        if "DataLoader worker (pid" in text:
-            raise InputError(
-                "a process that prepares samples was killed from outside, perhaps for want of "
-                f"memory; lower workers (now {config.workers}), then go on with --resume"
-            ) from error
-        if isinstance(error, MemoryError) or "out of memory" in text or "allocate memory" in text:
-            raise InputError(
-                f"not enough memory for steps of {config.batch_size} samples of {config.crop} x "
-                f"{config.crop} pixels in {config.accumulate} pieces: raise accumulate (--resume "
-                "goes on with another one), or lower crop or batch_size"
-            ) from error
-        raise
-
-
-def _step_seed(seed: int, step: int, rank: int) -> int:
-    """For dropout: another stream than the samples', another in each process."""
-    return int(np.random.SeedSequence([seed, 2, step, rank]).generate_state(1, np.uint64)[0])

@@ -325,3 +325,8 @@ def _prepare_worker(_: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     torch.set_num_threads(1)
+
+
+def step_seed(seed: int, step: int, rank: int) -> int:
+    """For dropout: another stream than the samples', another in each process."""
+    return int(np.random.SeedSequence([seed, 2, step, rank]).generate_state(1, np.uint64)[0])

@@ -35,7 +35,7 @@ from campaign.runner import Advance, Tally
 from deeplab.model import build
 from deeplab.weights import save_weights
 
-LOGS = ("w.csv", "crf/results.jsonl")  # which grow, and may end in a part of a line
+LOGS = ("w.csv", "tuned/results.jsonl")  # which grow, and may end in a part of a line
 DRAWN_ANEW = ("events.out",)  # whose names and contents have the time in them
 
 
@@ -211,7 +211,7 @@ def _found(folder: Path) -> dict[str, Any]:
         name = path.relative_to(folder).as_posix()
         if path.is_dir() or path.name.startswith(DRAWN_ANEW):
             continue
-        if name == "crf/results.jsonl":
+        if name == "tuned/results.jsonl":
             found[name] = path.read_bytes()
             continue
         found[name] = content(path)

@@ -52,7 +52,7 @@ LINES = {  # the line that options are added to, and the files it needs
     "train": ([*SHORT, "--out=w.safetensors"], {}),
     "evaluate": ([*DATA, f"--weights={WEIGHTS}", "--no-crf"], SET),
     "tune-crf": (
-        [*DATA, f"--weights={WEIGHTS}", "--out=crf", *TUNING],
+        [*DATA, f"--weights={WEIGHTS}", "--out=tuned", *TUNING],
         SET,
     ),
     "convert": ([WEIGHTS, "out.safetensors", "--model=deeplab_v2_small", "--classes=3"], {}),
@@ -260,7 +260,7 @@ def handmade(_shared: Path) -> list[Case]:
                     option if not value and option == "--resume" else f"{option}={value}",
                 ]
                 made.append(Command(f"{command} {option}={value}", line, files, "refused"))
-    places = (".", "set", "nowhere/x.onnx", "x.txt", "", "x.pt2/")
+    places = (".", "set", "nowhere/x.onnx", "x.txt", "")
     made += [
         Command(f"export {place}", ["export", place, f"--weights={WEIGHTS}"], SET, "refused")
         for place in places

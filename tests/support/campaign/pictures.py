@@ -118,17 +118,17 @@ def read_by_the_product(content: bytes) -> Raster:
 
 
 def png_is_whole(content: bytes) -> bool:
-    """Whether the chunks up to IEND have their checksums, ancillary ones left out."""
+    """Whether the chunks before IEND have their checksums, ancillary ones left out."""
     at = 8
     while at + 12 <= len(content):
         (length,) = struct.unpack_from(">I", content, at)
         name, body = content[at + 4 : at + 8], content[at + 8 : at + 8 + length]
         critical = bool(name[:1].isupper())
         stored = content[at + 8 + length : at + 12 + length]
+        if name == b"IEND":
+            return True  # it holds nothing to be wrong
         if critical and stored != struct.pack(">I", zlib.crc32(name + body)):
             return False
-        if name == b"IEND":
-            return True
         at += 12 + length
     return True  # cut off, which is another matter
 
