@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 # Each name is a module compare_NAME.py beside this file.
 COMPARISONS = {
-    "crf": "dense CRF inference: crf.densecrf and crf.DenseCRF beside pydensecrf2",
+    "crf": "dense CRF inference: crf.pydensecrf.densecrf and crf.DenseCRF beside pydensecrf2",
     "aspp": "multi-rate atrous convolution: kernels beside one F.conv2d a rate",
 }
 RECORDS = Path(__file__).resolve().parent / "records"

@@ -24,7 +24,7 @@ from torch import Tensor
 import crf
 import kernels
 from crf import inference, terms
-from crf.dense_crf import FEW_LANDMARKS, Method
+from crf.layer import FEW_LANDMARKS, Method
 
 PEER = "pydensecrf2"
 EXACT = "exact in full"
@@ -249,7 +249,7 @@ def prepare_filter(points: int = 200_000, device: str = "cuda") -> Prepared:
     features = torch.randn(points, 6, generator=generator).mul(3).to(device)
     values = torch.rand(points, 3, generator=generator).to(device)
     lattice = kernels.build_lattice(features)
-    oracle = kernels.apply_lattice(lattice, values, impl="eager")
+    oracle = kernels.apply_lattice(lattice, values, impl="reference")
     return Prepared(
         candidates={"kernels": lambda: kernels.apply_lattice(lattice, values)},
         gate=lambda outputs: [

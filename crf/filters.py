@@ -17,9 +17,8 @@ import torch
 from torch import Tensor
 
 from crf.potentials import reference_lattice
-from kernels.gaussian import (
+from kernels import (
     Lattice,
-    Precision,
     Separable,
     Tiles,
     apply_lattice,
@@ -30,6 +29,7 @@ from kernels.gaussian import (
     gaussian_filter,
     repeat_lattice,
 )
+from kernels.validate import Precision
 
 
 class Filter(Protocol):

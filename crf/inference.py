@@ -25,10 +25,10 @@ from crf.filters import LatticeFilter
 from crf.potentials import Normalization
 from crf.terms import PairwiseTerm, Settings, lattice_groups, require_finite, terms_of
 from kernels import memory
-from kernels.gaussian import Precision
+from kernels.dispatch import WAITS
 from kernels.meanfield import Term, mean_field
 from kernels.operators import opaque_operator
-from kernels.runtime import WAITS
+from kernels.validate import Precision
 
 
 def composed_field(unary: Tensor, terms: Sequence[PairwiseTerm], iterations: int) -> Tensor:

@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kernels.gaussian import Lattice, build_lattice
+from kernels import Lattice, build_lattice
 
 Normalization = Literal["symmetric", "before", "after", "none"]
 NORMALIZATIONS: tuple[Normalization, ...] = ("symmetric", "before", "after", "none")

@@ -16,7 +16,7 @@ import numpy as np
 from torch import Tensor
 
 from crf.potentials import Bilateral, Gaussian, Pairwise
-from kernels.gaussian.permutohedral import UnplaceableError
+from kernels.permutohedral import UnplaceableError
 
 
 @dataclass(frozen=True)

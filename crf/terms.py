@@ -24,8 +24,8 @@ from crf.filters import (
     TileFilter,
 )
 from crf.potentials import Normalization, normalizers, pixel_order
-from kernels import memory
-from kernels.gaussian import NotSeparable, Precision
+from kernels import NotSeparable, memory
+from kernels.validate import Precision
 
 logger = logging.getLogger(__name__)
 

@@ -17,11 +17,11 @@ from rich.console import Console
 from rich.table import Table
 
 from deeplab.data import outputs
+from deeplab.data.annotations import Annotation
 from deeplab.data.scenes import CLASSES, PALETTE, TEST_START, scene
-from deeplab.engine.annotations import Annotation
-from deeplab.engine.predict import predict
-from deeplab.engine.refine import CRFSettings, refine_scribbles
-from deeplab.metrics import ConfusionMatrix
+from deeplab.evaluation.metrics import ConfusionMatrix
+from deeplab.predict import predict
+from deeplab.refine import CRFSettings, refine_scribbles
 from deeplab.weights import SHIPPED, load_model, read_metadata
 
 SCENES = tuple(range(TEST_START, TEST_START + 3))

@@ -22,7 +22,7 @@ from typing import Any
 import pytest
 import torch
 
-from kernels import runtime
+from kernels import dispatch
 
 TIERS = {  # folder by name
     "interpreter": Path(__file__).parent / "interpreted",
@@ -65,7 +65,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 @pytest.fixture(params=TIERS)
 def tier(request: pytest.FixtureRequest) -> tuple[str, Path]:
     """The name and the folder of a tier."""
-    if not runtime.TRITON_INSTALLED:
+    if not dispatch.TRITON_INSTALLED:
         pytest.skip("Triton is not installed: pip install triton")
     return request.param, TIERS[request.param]
 
@@ -123,9 +123,9 @@ def _tier_of_run(config: pytest.Config) -> str | None:
 
 def _prepare(tier: str) -> None:
     """Make this process one of the tier: whether Triton interprets, its import decides."""
-    if not runtime.TRITON_INSTALLED:
+    if not dispatch.TRITON_INSTALLED:
         raise pytest.UsageError(f"the {tier} tier needs Triton: pip install triton")
     wanted = str(int(tier == "interpreter"))
-    if "triton" in sys.modules and runtime.interpreting() != bool(int(wanted)):
+    if "triton" in sys.modules and dispatch.interpreting() != bool(int(wanted)):
         raise pytest.UsageError(f"the {tier} tier needs TRITON_INTERPRET={wanted} from the start")
     os.environ["TRITON_INTERPRET"] = wanted

@@ -17,7 +17,7 @@ import torch
 
 import crf
 import kernels
-from crf import densecrf
+from crf.pydensecrf import densecrf
 from deeplab.data.scenes import scene
 from deeplab.model import deeplab_v2_small
 

@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from deeplab.cli import options
+from deeplab.cli.shared import options
 from deeplab.data import outputs
 from deeplab.errors import InputError
 
@@ -96,7 +96,7 @@ def convert(
     deeplab segment photo.jpg --weights voc.safetensors
     ```
     """
-    from deeplab.engine.classes import Classes, agreement
+    from deeplab.data.agreement import Classes, agreement
     from deeplab.weights import load_checkpoint, save_weights
 
     scales = None if msc is None else options.msc_scales(msc)

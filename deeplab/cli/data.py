@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from deeplab.cli import options
+from deeplab.cli.shared import options
 from deeplab.data import outputs
 from deeplab.data.conversions import counted
 from deeplab.errors import InputError
@@ -123,7 +123,7 @@ def check(
     from deeplab.data.datasets import DATASETS, available_splits, open_dataset
     from deeplab.data.datasets.check import check as run
     from deeplab.data.datasets.check import shared_pictures
-    from deeplab.engine.evaluate import progress_bar
+    from deeplab.evaluation.evaluate import progress_bar
 
     if json_file is not None:
         outputs.check_writable_file(json_file)

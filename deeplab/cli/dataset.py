@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from deeplab.cli.options import data_options
+from deeplab.cli.shared.options import data_options
 from deeplab.errors import InputError
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def class_names(
     InputError unless both mean the same by class i. Other names, such as those of another language,
     are told on standard error.
     """
-    from deeplab.engine.classes import Classes, agreement
+    from deeplab.data.agreement import Classes, agreement
 
     theirs = Classes.stored(weights or "the shipped weights", metadata, network.num_classes)
     mend = (

@@ -17,11 +17,11 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from deeplab.cli import options
 from deeplab.cli.dataset import class_names, open_data
-from deeplab.cli.network import load_network, stored_settings, torch_device
-from deeplab.cli.results import errors_of, print_notes
-from deeplab.cli.several import said_once
+from deeplab.cli.shared import options
+from deeplab.cli.shared.network import load_network, stored_settings, torch_device
+from deeplab.cli.shared.results import errors_of, print_notes
+from deeplab.cli.shared.several import said_once
 from deeplab.data import outputs
 from deeplab.data.conversions import Conversion, counted
 from deeplab.errors import InputError
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from deeplab.data.datasets import PredictionLayout, SegmentationData
-    from deeplab.engine.evaluate import Evaluation
+    from deeplab.evaluation.evaluate import Evaluation
 
 
 class Absent(StrEnum):
@@ -175,10 +175,10 @@ def evaluate(
     ```
     """
     from deeplab.data.datasets.base import Recording
-    from deeplab.engine.evaluate import evaluate as run
-    from deeplab.engine.plots import require_matplotlib
-    from deeplab.engine.submission import PredictionFiles
-    from deeplab.engine.training.distributed import processes
+    from deeplab.evaluation.evaluate import evaluate as run
+    from deeplab.evaluation.plots import require_matplotlib
+    from deeplab.evaluation.submission import PredictionFiles
+    from deeplab.training.distributed import processes
 
     views = options.view_scales(scales)
     widths = () if trimap is None else _widths(trimap_widths)
@@ -281,8 +281,8 @@ def _predict_all(
     progress: bool,
 ) -> set[Conversion]:
     """Predictions of a split whose labels are not known; what was converted in its pictures."""
-    from deeplab.engine.evaluate import progress_bar
-    from deeplab.engine.predict import predict
+    from deeplab.evaluation.evaluate import progress_bar
+    from deeplab.predict import predict
 
     bar = progress_bar()
     bar.disable = not progress
@@ -331,8 +331,8 @@ def _widths(text: str) -> tuple[int, ...]:
 
 
 def _write_curve(path: Path, result: Evaluation, around: str) -> None:
-    from deeplab.engine.plots import plot_trimap, require_matplotlib
-    from deeplab.engine.trimap import curves_csv
+    from deeplab.evaluation.plots import plot_trimap, require_matplotlib
+    from deeplab.evaluation.trimap import curves_csv
 
     assert result.trimap is not None
     if all(value is None for value in result.trimap["network"].miou):

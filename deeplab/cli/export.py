@@ -9,8 +9,8 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from deeplab.cli import options
-from deeplab.cli.network import load_network
+from deeplab.cli.shared import options
+from deeplab.cli.shared.network import load_network
 from deeplab.errors import InputError
 
 

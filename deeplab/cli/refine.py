@@ -8,8 +8,14 @@ from typing import Annotated
 
 import typer
 
-from deeplab.cli import options
-from deeplab.cli.results import Result, errors_of, print_notes, print_result, refuse_to_overwrite
+from deeplab.cli.shared import options
+from deeplab.cli.shared.results import (
+    Result,
+    errors_of,
+    print_notes,
+    print_result,
+    refuse_to_overwrite,
+)
 from deeplab.data import images, outputs
 from deeplab.data.conversions import counted
 from deeplab.errors import InputError
@@ -102,8 +108,8 @@ def refine(
     deeplab refine photo.jpg voc_labels.png --indices --classes 21 --gt-prob 0.9
     ```
     """
-    from deeplab.engine import annotations
-    from deeplab.engine import refine as crf_alone
+    from deeplab import refine as crf_alone
+    from deeplab.data import annotations
 
     start = time.perf_counter()
     softmax_given = given.suffix.lower() in (".npy", ".npz")

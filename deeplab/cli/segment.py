@@ -12,9 +12,15 @@ import typer
 from rich.console import Console
 from rich.progress import Progress
 
-from deeplab.cli import options
-from deeplab.cli.network import load_network, stored_settings, torch_device
-from deeplab.cli.results import Result, errors_of, print_notes, print_result, refuse_to_overwrite
+from deeplab.cli.shared import options
+from deeplab.cli.shared.network import load_network, stored_settings, torch_device
+from deeplab.cli.shared.results import (
+    Result,
+    errors_of,
+    print_notes,
+    print_result,
+    refuse_to_overwrite,
+)
 from deeplab.data import images, outputs
 from deeplab.data.conversions import counted
 
@@ -78,7 +84,7 @@ def segment(
     deeplab segment photo.jpg --scales 0.5,0.75,1 --flip --crf-settings crf.toml
     ```
     """
-    from deeplab.engine.predict import predict
+    from deeplab.predict import predict
 
     files = images.find_images(inputs)
     views = options.view_scales(scales)

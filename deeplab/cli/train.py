@@ -10,20 +10,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperCommand
 
-from deeplab.cli import options
-from deeplab.cli.several import said_once
+from deeplab.cli.shared import options
+from deeplab.cli.shared.several import said_once
 from deeplab.data import outputs
 from deeplab.errors import InputError
 
 if TYPE_CHECKING:
-    from deeplab.engine.train import TrainConfig, TrainResult
+    from deeplab.training.train import TrainConfig, TrainResult
 
 
 class ShowsRecipe(TyperCommand):
     """Shows the defaults of TrainConfig in the help: options left out are left to it."""
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
-        from deeplab.engine.train import TrainConfig
+        from deeplab.training.train import TrainConfig
 
         recipe = asdict(TrainConfig())
         for option in self.params:
@@ -152,8 +152,8 @@ def train(
     deeplab evaluate --weights mine.safetensors
     ```
     """
-    from deeplab.engine.train import train as run
-    from deeplab.engine.training.distributed import is_first
+    from deeplab.training.distributed import is_first
+    from deeplab.training.train import train as run
 
     recipe = _recipe(ctx, config, settings or [], out if resume else None)
     outputs.check_writable_file(out)
@@ -180,8 +180,8 @@ def _recipe(
     resumed: Path | None,
 ) -> TrainConfig:
     """The recipe, of --config or else of the run to resume, with the options' changes."""
-    from deeplab.engine.train import TrainConfig
-    from deeplab.engine.training import checkpoint, recipe
+    from deeplab.training import checkpoint, recipe
+    from deeplab.training.train import TrainConfig
 
     chosen: recipe.Settings = {}
     if resumed is not None:

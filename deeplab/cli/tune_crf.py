@@ -14,10 +14,10 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from deeplab.cli import options
 from deeplab.cli.dataset import class_names, open_data
-from deeplab.cli.network import load_network, torch_device
-from deeplab.cli.results import errors_of, print_notes
+from deeplab.cli.shared import options
+from deeplab.cli.shared.network import load_network, torch_device
+from deeplab.cli.shared.results import errors_of, print_notes
 from deeplab.data import outputs
 from deeplab.data.conversions import counted
 from deeplab.errors import InputError
@@ -25,8 +25,8 @@ from deeplab.errors import InputError
 if TYPE_CHECKING:
     from rich.progress import Progress
 
-    from deeplab.engine.logit_cache import LogitCache
-    from deeplab.engine.tune_crf import Point, Result, Space, Tuner, Tuning
+    from deeplab.evaluation.logit_cache import LogitCache
+    from deeplab.evaluation.tune_crf import Point, Result, Space, Tuner, Tuning
 
 
 FOLDS = 5
@@ -148,9 +148,9 @@ def tune_crf(
     ```
     """
     from deeplab.data.datasets.base import Recording
-    from deeplab.engine.logit_cache import LogitCache
-    from deeplab.engine.refine import CRFSettings
-    from deeplab.engine.tune_crf import Log, Space, Tuner, log_identity
+    from deeplab.evaluation.logit_cache import LogitCache
+    from deeplab.evaluation.tune_crf import Log, Space, Tuner, log_identity
+    from deeplab.refine import CRFSettings
 
     space = Space(
         axis("--bilateral-weight", bilateral_weight, zero=True),
@@ -250,7 +250,7 @@ def _fill(logits: LogitCache) -> None:
 def _search(
     tuner: Tuner, space: Space, search: Search, rounds: int, trials: int, seed: int
 ) -> None:
-    from deeplab.engine.tune_crf import RANDOM
+    from deeplab.evaluation.tune_crf import RANDOM
 
     count, seconds = len(tuner.pictures), 0.0
     with _bar() as bar:
@@ -331,8 +331,8 @@ def _report(tuning: Tuning, tuner: Tuner, space: Space, out: Path, name: str) ->
 
 def _draw(results: Sequence[Result], space: Space, path: Path) -> None:
     """The plane of the best weight: of the grid, and of the finer rounds where it is another."""
-    from deeplab.engine.plots import HeatMap, plot_heat_maps, plot_scatter, require_matplotlib
-    from deeplab.engine.tune_crf import heat_map
+    from deeplab.evaluation.plots import HeatMap, plot_heat_maps, plot_scatter, require_matplotlib
+    from deeplab.evaluation.tune_crf import heat_map
 
     try:
         require_matplotlib()
@@ -356,7 +356,7 @@ def _draw(results: Sequence[Result], space: Space, path: Path) -> None:
 
 def _bar() -> Progress:
     """A bar with the time left, on standard error where it is seen."""
-    from deeplab.engine.evaluate import progress_bar
+    from deeplab.evaluation.evaluate import progress_bar
 
     bar = progress_bar()
     bar.disable = not sys.stderr.isatty()

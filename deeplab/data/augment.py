@@ -24,7 +24,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from deeplab.data.datasets.labels import IGNORE
-from deeplab.preprocess import MEAN_BGR
+from deeplab.model.preprocess import MEAN_BGR
 
 CAFFE_SCALES = (0.5, 0.75, 1.0, 1.25, 1.5)
 """The scales of the released Caffe training networks, for mode "discrete"."""

@@ -55,7 +55,7 @@ def read_image(
 
     The size is read from the file's header, before anything is decoded. Above `max_megapixels`
     (10^6 pixels) the picture is refused: segmenting takes from 0.3 KB a pixel upwards (see
-    `deeplab.engine.predict`), so a huge picture is more likely a mistake than a wish.
+    `deeplab.predict`), so a huge picture is more likely a mistake than a wish.
 
     Raises InputError: the file is missing, a folder, unreadable, empty, truncated, damaged, of no
     known format, without pixels, above the limit, or of a pixel type without a fixed range (32-bit

@@ -10,7 +10,7 @@ and two more have a meaning where they are present: `class_names` (a string for 
 `palette` (an [r, g, b] in 0-255 for each class, and more rows if wanted).
 
 A CRF layer is no part of the weights: its settings are chosen where it is built. Those that suit
-the weights, found or learned, stand in the metadata as `crf` (deeplab.engine.refine.CRFSettings).
+the weights, found or learned, stand in the metadata as `crf` (deeplab.refine.CRFSettings).
 """
 
 import json
@@ -26,9 +26,10 @@ from safetensors.torch import save
 from torch import Tensor
 
 from deeplab.errors import InputError
-from deeplab.model import DeepLab, ResNetOptions, build
-from deeplab.multiscale import RESIZES, Resize, checked_scales
-from deeplab.styles import STYLES
+from deeplab.model import DeepLab, build
+from deeplab.model.multiscale import RESIZES, Resize, checked_scales
+from deeplab.model.styles import STYLES
+from deeplab.model.table import ResNetOptions
 from deeplab.weights import foreign
 from deeplab.whole_file import whole_file
 

@@ -18,9 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from deeplab.errors import InputError
-from deeplab.heads import MultiRateConv2d
 from deeplab.model import DeepLab
-from deeplab.multiscale import Resize
+from deeplab.model.heads import MultiRateConv2d
+from deeplab.model.multiscale import Resize
 from deeplab.weights import file, names
 from deeplab.weights.caffemodel import Window
 from deeplab.weights.names import Translated

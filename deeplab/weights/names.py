@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from deeplab.multiscale import MSC, Resize
+from deeplab.model.multiscale import MSC, Resize
 
 VGG_FEATURES = {  # torchvision's index in `features`
     0: "conv1_1", 2: "conv1_2", 5: "conv2_1", 7: "conv2_2",

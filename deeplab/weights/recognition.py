@@ -18,8 +18,9 @@ import torch
 from torch import Tensor
 
 from deeplab.errors import InputError
-from deeplab.heads import MultiScaleTaps
-from deeplab.model import MODELS, DeepLab, OnResNet, OnVGG16, build
+from deeplab.model import MODELS, DeepLab, build
+from deeplab.model.heads import MultiScaleTaps
+from deeplab.model.table import OnResNet, OnVGG16
 from deeplab.weights import file
 from deeplab.weights.loading import Loaded, copy_checkpoint
 from deeplab.weights.names import COUNTER, caffe_window

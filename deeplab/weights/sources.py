@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from deeplab.errors import InputError
-from deeplab.styles import Style
+from deeplab.model.styles import Style
 from deeplab.weights import caffemodel, file, foreign, pickled
 from deeplab.weights.caffemodel import Window
 from deeplab.weights.names import TRANSLATIONS, Translated

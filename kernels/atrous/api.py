@@ -8,8 +8,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from kernels import runtime
-from kernels.atrous import eager, ops
+from kernels import dispatch
+from kernels.atrous import ops, reference
 from kernels.atrous.packing import PackedWeight
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -47,14 +47,14 @@ def multi_rate_atrous_conv2d(
         scale: `[R*Cout]`, for `"concat"` only. Like shift, it may have gradients.
         shift: `[R*Cout]`, for `"concat"` only.
         activation: `"relu"`, for `"concat"` only, or None.
-        impl: `"eager"` is plain PyTorch, one convolution a rate, differentiable any number of
+        impl: `"reference"` is plain PyTorch, one convolution a rate, differentiable any number of
             times. `"triton:shift"` (one product for all taps, then a gather: few outputs) and
             `"triton:implicit"` (one implicit product over all rates: many outputs) are Triton
             kernels for float16, bfloat16 and float32 on CUDA, differentiable once; float32 is
             computed in TF32 where `torch.backends.cudnn.allow_tf32` lets convolutions do so.
-            `"auto"` is the one of these two that should be faster, and `"eager"` on a CPU or in
+            `"auto"` is the one of these two that should be faster, and `"reference"` on a CPU or in
             float64; `kernels.atrous.choose` tells which, and why. `"op"` is the operator
-            `kernels::multi_rate_atrous_conv2d` around the convolutions of `"eager"`.
+            `kernels::multi_rate_atrous_conv2d` around the convolutions of `"reference"`.
 
     Returns:
         y in input's dtype (under autocast, in autocast's unless input is float64), channels_last
@@ -73,10 +73,10 @@ def multi_rate_atrous_conv2d(
     _check_shapes(input, weight, bias)
     _check_rates(rates, weight.shape[0])
     _check_fusion(fuse, weight.shape[0] * weight.shape[1], scale, shift, activation)
-    choice = runtime.choose("atrous", impl, device=input.device, dtype=_computed_in(input))
+    choice = dispatch.choose("atrous", impl, device=input.device, dtype=_computed_in(input))
     arguments = input, weight, bias, rates, fuse, scale, shift, activation
-    if choice.impl == "eager":
-        return eager.multi_rate_atrous_conv2d(*arguments)
+    if choice.impl == "reference":
+        return reference.multi_rate_atrous_conv2d(*arguments)
     output: Tensor = ops.multi_rate_atrous_conv2d(*arguments, impl, rows)
     return output
 
@@ -88,7 +88,7 @@ def choose(
     rates: Sequence[int],
     fuse: Literal["sum", "concat"] = "sum",
     impl: str = "auto",
-) -> runtime.Choice:
+) -> dispatch.Choice:
     """Which implementation `multi_rate_atrous_conv2d` runs for these arguments, and why.
 
     Raises:
@@ -96,7 +96,7 @@ def choose(
     """
     weight = weight.weight if isinstance(weight, PackedWeight) else weight
     dtype = _computed_in(input)
-    choice = runtime.choose("atrous", impl, device=input.device, dtype=dtype)
+    choice = dispatch.choose("atrous", impl, device=input.device, dtype=dtype)
     return ops.choose(input, weight, rates, fuse, impl) if "triton" in choice.impl else choice
 
 

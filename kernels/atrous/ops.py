@@ -1,7 +1,7 @@
 """Multi-rate atrous convolution as one custom operator, `kernels::multi_rate_atrous_conv2d`.
 
 The operator is opaque: `torch.compile` and `torch.export` take it whole. The equation is that of
-kernels/atrous/eager.py. `impl` says what runs inside: "op", one convolution a rate, on any device;
+kernels/atrous/reference.py. `impl` says what runs inside: "op", one convolution a rate, any device;
 "triton:shift" or "triton:implicit" (kernels/atrous/triton), on CUDA or in Triton's interpreter; or
 "auto", whichever of these two kernels/atrous/cost.py expects to be faster for the sizes at hand.
 The backward is a second operator. With g the gradient of y, zero where the ReLU gave zero:
@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kernels import runtime
+from kernels import dispatch
 from kernels.atrous import cost
 from kernels.atrous.packing import empty_weight_gradient
 from kernels.operators import opaque_operator
@@ -211,9 +211,9 @@ for _device, _key in [("cpu", "AutocastCPU"), ("cuda", "AutocastCUDA"), ("xpu", 
 
 def choose(
     input: Tensor, weight: Tensor, rates: Sequence[int], fuse: str, impl: str
-) -> runtime.Choice:
+) -> dispatch.Choice:
     """Which Triton algorithm runs for these sizes, and why; `impl` "auto" or one of them."""
-    tf32 = input.element_size() == 4 and runtime.convolutions_allow_tf32()
+    tf32 = input.element_size() == 4 and dispatch.convolutions_allow_tf32()
     sizes = *input.shape, *weight.shape[1:4:2]
     return _choose(input.device, input.dtype, sizes, tuple(rates), fuse, impl, tf32)
 
@@ -227,14 +227,14 @@ def _choose(
     fuse: str,
     impl: str,
     tf32: bool,
-) -> runtime.Choice:
+) -> dispatch.Choice:
     batch, inputs, height, width, outputs, kernel = sizes
     kind = "half" if dtype.itemsize == 2 else "tf32" if tf32 else "ieee"
     problem = cost.Problem(
         batch, inputs, height, width, rates, outputs, kernel, fuse == "sum", dtype.itemsize, kind
     )
     estimates = cost.estimates(problem) if impl == "auto" else None
-    return runtime.choose("atrous", impl, device=device, dtype=dtype, estimates=estimates)
+    return dispatch.choose("atrous", impl, device=device, dtype=dtype, estimates=estimates)
 
 
 def _memory_format(x: Tensor) -> torch.memory_format:

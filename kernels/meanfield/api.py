@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kernels import runtime
+from kernels import dispatch
 from kernels.meanfield.term import Term
 
 
@@ -42,8 +42,8 @@ def mean_field(
         start: the first Q, `[N, C]`; None: softmax(-unary).
         order: int64 `[N]`, a permutation: point i of the lattices is row order[i] of unary, start
             and result. Lattices over points visited tile by tile use the caches better.
-        impl: `"cpu"` (numba, float32), `"triton"` (CUDA, float32), `"eager"` (any device and
-            dtype) or `"auto"` (`kernels.runtime.choose("mean_field", ...)` tells its choice).
+        impl: `"cpu"` (numba, float32), `"triton"` (CUDA, float32), `"reference"` (any device and
+            dtype) or `"auto"` (`kernels.dispatch.choose("meanfield", ...)` tells its choice).
 
     Returns:
         `[N, C]` with the memory layout of `unary`; rows sum to 1.
@@ -73,7 +73,7 @@ def mean_field(
         _check_like(unary, f"terms[{k}].after", term.after, (count,))
     _check_order_shape(unary, order)
     _check_values(unary, order)
-    choice = runtime.choose("mean_field", impl, device=unary.device, dtype=unary.dtype)
+    choice = dispatch.choose("meanfield", impl, device=unary.device, dtype=unary.dtype)
     if choice.impl == "cpu":
         from kernels.meanfield import cpu
 
@@ -82,9 +82,9 @@ def mean_field(
         from kernels.meanfield import triton
 
         return triton.mean_field(unary, terms, iterations, start, order)
-    from kernels.meanfield import eager
+    from kernels.meanfield import reference
 
-    return eager.mean_field(unary, terms, iterations, start, order)
+    return reference.mean_field(unary, terms, iterations, start, order)
 
 
 def _check_unary_shape(unary: Tensor) -> None:

@@ -1,15 +1,15 @@
 """What `cpu.py` runs of a mean field: the functions that numba compiles.
 
-They obey the contract of `kernels.jit`: no allocation, no exception, tuples last. Of `lanes` only
-the length counts, the width of a row.
+They obey the contract of `kernels._numba.jit`: no allocation, no exception, tuples last. Of
+`lanes` only the length counts, the width of a row.
 """
 
 from __future__ import annotations
 
 from numba import njit
 
-from kernels import simd
-from kernels.gaussian.permutohedral.compiled import add_to_row
+from kernels._numba import simd
+from kernels.permutohedral.compiled import add_to_row
 
 
 @njit(forceinline=True)

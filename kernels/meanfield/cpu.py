@@ -19,10 +19,10 @@ from typing import Any, TypeAlias
 import numpy as np
 import torch
 
-from kernels import threads
-from kernels.gaussian.permutohedral.cpu import aligned_rows, blur_calls, lanes_for, part_ranges
-from kernels.jit import Call, Kernel
+from kernels._numba import threads
+from kernels._numba.jit import Call, Kernel
 from kernels.meanfield.term import Term
+from kernels.permutohedral.cpu import aligned_rows, blur_calls, lanes_for, part_ranges
 
 Array: TypeAlias = np.ndarray[Any, Any]
 

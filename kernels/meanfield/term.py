@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from kernels.gaussian.permutohedral.lattice import Lattice
+from kernels.permutohedral.lattice import Lattice
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,10 @@ SAMPLE = {
 
 
 def test_a_sample_tells_each_step_and_that_the_calls_imported_no_compiler() -> None:
-    child.call("first_call:sample", {"library": "crf.densecrf"})  # from here on its code is on disk
-    found = child.call("first_call:sample", {"library": "crf.densecrf"})
+    child.call(
+        "first_call:sample", {"library": "crf.pydensecrf.densecrf"}
+    )  # from here on its code is on disk
+    found = child.call("first_call:sample", {"library": "crf.pydensecrf.densecrf"})
     assert tuple(found["seconds"]) == first_call.STEPS
     assert all(set(seconds) == {"cpu", "wall"} for seconds in found["seconds"].values())
     assert found["compilers"] == []
@@ -42,7 +44,7 @@ def test_the_record_holds_every_sample_and_the_status_whether_the_bar_is_met(
     assert first_call.main(["--samples", "3", "--out", str(tmp_path)]) == status
     (path,) = tmp_path.iterdir()
     (report,) = json.loads(path.read_text())["comparisons"]
-    assert len(report["samples"]["crf.densecrf"]) == 3
-    above = report["crf.densecrf"]["cpu"]["first above second"]
+    assert len(report["samples"]["crf.pydensecrf.densecrf"]) == 3
+    above = report["crf.pydensecrf.densecrf"]["cpu"]["first above second"]
     assert above == pytest.approx(first - 0.01)
     assert report["passed"] == (status == 0)

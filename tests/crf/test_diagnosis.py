@@ -13,7 +13,7 @@ import kernels
 from crf import terms
 from crf.diagnosis import Diagnosis, TermDiagnosis
 from crf.potentials import reference_lattice
-from kernels.runtime import Choice
+from kernels.dispatch import Choice
 
 
 def problem(batch: int = 2, height: int = 12, width: int = 13) -> tuple[Tensor, Tensor]:
@@ -70,7 +70,7 @@ def test_separable_is_told_by_its_landmarks_and_residual() -> None:
     assert noise.landmarks is not None
     assert 0 < plain.landmarks < noise.landmarks
     assert noise.residual is not None
-    assert 0 < noise.residual <= kernels.gaussian.TOLERANCE
+    assert 0 < noise.residual <= kernels.separable.TOLERANCE
 
 
 def test_a_gradient_to_features_takes_all_pairs() -> None:
@@ -150,7 +150,7 @@ def test_exact_with_a_gradient_looks_at_its_features_once(
         terms, "require_finite", lambda name, tensor: (looked.append(name), plain(name, tensor))
     )
     monkeypatch.setattr(
-        kernels.gaussian.api, "_check_finite", lambda features: looked.append("kernels")
+        kernels.gaussian, "_check_finite", lambda features: looked.append("kernels")
     )
     logits, images = problem()
     model = layer("exact", gaussian=None, iterations=iterations)

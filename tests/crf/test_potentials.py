@@ -11,7 +11,7 @@ import torch
 
 import crf
 from crf import potentials
-from kernels.gaussian import apply_lattice, build_lattice
+from kernels import apply_lattice, build_lattice
 
 SIZES = [(1, 1), (1, 7), (5, 1), (4, 6), (33, 17), (40, 48)]
 

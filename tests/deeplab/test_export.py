@@ -15,11 +15,11 @@ from typer.testing import CliRunner
 from crf import DenseCRF
 from deeplab import cli
 from deeplab import export as module
-from deeplab.backbones import ResNet
 from deeplab.errors import InputError
 from deeplab.export import export
-from deeplab.heads import ASPP, DeepLabV3Head
 from deeplab.model import DeepLab
+from deeplab.model.heads import ASPP, DeepLabV3Head
+from deeplab.model.resnet import ResNet
 from deeplab.weights import load_model
 
 

@@ -13,9 +13,9 @@ import torch
 import torch.nn.functional as F
 
 import crf
-from deeplab.engine.predict import Prediction, network_scores, predict
 from deeplab.errors import InputError
 from deeplab.model import DeepLab, deeplab_v2_small
+from deeplab.predict import Prediction, network_scores, predict
 from kernels import memory
 
 
@@ -159,7 +159,7 @@ def test_a_picture_that_cannot_fit_into_memory_is_refused_before_any_work(
 
 MEASURE = """
 import json, numpy as np, os, sys
-from deeplab.engine.predict import predict
+from deeplab.predict import predict
 from deeplab.model import deeplab_v2_small
 from kernels import memory
 status = lambda key: next(int(l.split()[1]) for l in open("/proc/self/status") if l.startswith(key))

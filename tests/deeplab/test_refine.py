@@ -7,15 +7,15 @@ import pytest
 from picture_files import save
 from PIL import Image
 
+from deeplab.data.annotations import Annotation, read_colours
 from deeplab.data.images import read_image
-from deeplab.engine.annotations import Annotation, read_colours
-from deeplab.engine.refine import (
+from deeplab.errors import InputError
+from deeplab.refine import (
     SCRIBBLES,
     CRFSettings,
     refine_probabilities,
     refine_scribbles,
 )
-from deeplab.errors import InputError
 
 EXAMPLES = Path(__file__).parents[3] / "shared" / "data" / "pydensecrf"
 SMALL = CRFSettings(4, 3.0, 2.0, 5.0, 12.0, 10.0)

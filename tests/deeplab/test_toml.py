@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 
 from deeplab import toml
-from deeplab.cli.options import key_value
+from deeplab.cli.shared.options import key_value
 from deeplab.data.datasets.folder import read_class_file
-from deeplab.engine.refine import CRFSettings
-from deeplab.engine.training.recipe import make_config, one_setting, read_recipe
 from deeplab.errors import InputError
+from deeplab.refine import CRFSettings
+from deeplab.training.recipe import make_config, one_setting, read_recipe
 
 NESTED = {
     "open lists": "x = " + "[" * 5000,

@@ -45,11 +45,11 @@ def _poisoned_memory() -> Iterator[None]:
 @pytest.fixture
 def large_lattice_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     """A few programs a launch, as the interpreter takes as long for any tile; short pieces."""
-    from kernels.gaussian.permutohedral.triton import (
+    from kernels.permutohedral.triton import (
         building,
         filtering,
-        segments,
-    )  # once configured
+        segments,  # once configured
+    )
 
     monkeypatch.setattr(building, "SEARCH_BLOCK", 1024)
     monkeypatch.setattr(building, "PLACE_TILE", 2**11)

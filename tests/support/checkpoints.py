@@ -14,11 +14,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from deeplab.backbones import ResNet
 from deeplab.errors import InputError
-from deeplab.heads import ASPP, Pointwise
 from deeplab.model import DeepLab
-from deeplab.styles import Style
+from deeplab.model.heads import ASPP, Pointwise
+from deeplab.model.resnet import ResNet
+from deeplab.model.styles import Style
 from deeplab.weights import Source, load_weights
 
 State = Mapping[str, Tensor]

@@ -14,8 +14,8 @@ from typer.testing import CliRunner
 
 from deeplab import cli
 from deeplab.data.scenes import CLASSES, PALETTE, scene
-from deeplab.engine.refine import CRFSettings
 from deeplab.model import deeplab_v2_small
+from deeplab.refine import CRFSettings
 from deeplab.weights import save_weights
 
 STORED_CRF = dataclasses.asdict(CRFSettings(2, 2.0, 2.0, 3.0, 20.0, 8.0))

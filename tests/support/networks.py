@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from deeplab.backbones import ResNet
-from deeplab.heads import ASPP, DeepLabV3Head
-from deeplab.network import DeepLab, Head
-from deeplab.styles import Style
+from deeplab.model.heads import ASPP, DeepLabV3Head
+from deeplab.model.network import DeepLab, Head
+from deeplab.model.resnet import ResNet
+from deeplab.model.styles import Style
 
 SCALES = (1.0, 0.75, 0.5)
 

@@ -1,4 +1,4 @@
-"""Training runs of a second or less: what the tests of deeplab.engine.train start from."""
+"""Training runs of a second or less: what the tests of deeplab.training.train start from."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from PIL import Image
 
 from deeplab.data.datasets import open_dataset
 from deeplab.data.scenes import ScenesDataset
-from deeplab.engine.evaluate import LabelledImages
-from deeplab.engine.train import TrainConfig, TrainResult, train
-from deeplab.engine.training.checkpoint import Files
+from deeplab.evaluation.evaluate import LabelledImages
 from deeplab.model import DeepLab
+from deeplab.training.checkpoint import Files
+from deeplab.training.train import TrainConfig, TrainResult, train
 
 TINY = TrainConfig(
     steps=6,

@@ -8,8 +8,8 @@
     layout.py       how tensors lie in memory
     configs.py      tile sizes, from configs/*.json
 
-The equation is that of kernels/atrous/eager.py, its backward that of kernels/atrous/ops.py. Sums
-are in float32 and in a fixed order: two runs give the same bits.
+The equation is that of kernels/atrous/reference.py, its backward that of kernels/atrous/ops.py.
+Sums are in float32 and in a fixed order: two runs give the same bits.
 """
 
 from __future__ import annotations

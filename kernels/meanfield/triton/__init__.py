@@ -25,16 +25,16 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.gaussian.permutohedral.triton.filtering import (
+from kernels.meanfield.term import Term
+from kernels.meanfield.triton.stack import Stack
+from kernels.permutohedral.triton.filtering import (
     blur,
     buffers,
     load_rows,
     splat_rows,
     width_of,
 )
-from kernels.gaussian.permutohedral.triton.segments import require_memory
-from kernels.meanfield.term import Term
-from kernels.meanfield.triton.stack import Stack
+from kernels.permutohedral.triton.segments import require_memory
 
 TILE = 1024  # elements: points x labels
 

@@ -20,10 +20,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.gaussian.permutohedral.lattice import Lattice
-from kernels.gaussian.permutohedral.triton.filtering import Splat, fold, width_of
-from kernels.gaussian.permutohedral.triton.segments import completed, num_partials
 from kernels.meanfield.term import Term
+from kernels.permutohedral.lattice import Lattice
+from kernels.permutohedral.triton.filtering import Splat, fold, width_of
+from kernels.permutohedral.triton.segments import completed, num_partials
 
 BLOCK = 512  # points, pieces or rows a program
 

@@ -11,15 +11,15 @@ def _as_on_a_gpu(large_lattice_tiles: None, monkeypatch: pytest.MonkeyPatch) -> 
     import torch
 
     from crf import terms
-    from kernels import runtime
+    from kernels import dispatch
     from kernels.meanfield import triton  # once configured
     from kernels.meanfield.triton import stack
 
-    kernels = runtime.Implementation(
+    kernels = dispatch.Implementation(
         "triton", "Triton's interpreter", device="cpu", dtypes=(torch.float32,), triton=True
     )
     for operation in ("permutohedral", "mean_field"):
-        monkeypatch.setitem(runtime.OPERATIONS, operation, (kernels,))
+        monkeypatch.setitem(dispatch.OPERATIONS, operation, (kernels,))
     monkeypatch.setattr(terms, "images_together", lambda features, batch, labels: max(1, batch))
     monkeypatch.setattr(triton, "TILE", 2**12)
     monkeypatch.setattr(stack, "BLOCK", 1024)

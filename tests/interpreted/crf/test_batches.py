@@ -11,8 +11,8 @@ from torch.overrides import TorchFunctionMode
 
 import crf
 from crf import terms
-from kernels.gaussian.permutohedral import triton as lattices
 from kernels.meanfield import triton as updates
+from kernels.permutohedral import triton as lattices
 
 READS = {"tolist", "item", "__bool__", "__int__", "__float__", "__index__", "nonzero"}
 

@@ -5,10 +5,10 @@ import torch
 from atrous_problems import Pyramid
 
 import kernels
-from kernels.atrous import eager
+from kernels.atrous import reference
 
 RELU = {"fuse": "concat", "scale": True, "shift": True, "activation": "relu"}
-IMPLS = ("eager", "op", "auto")
+IMPLS = ("reference", "op", "auto")
 
 any_impl = pytest.mark.parametrize("impl", IMPLS)
 sum_and_concat = pytest.mark.parametrize("options", [{}, RELU], ids=["sum", "concat"])
@@ -45,7 +45,7 @@ def test_autocast_gives_its_dtype_whatever_the_impl(problem, options, dtype, imp
     with torch.autocast("cpu", dtype):
         output = call(p, impl=impl)
     assert output.dtype == dtype
-    assert torch.equal(output, eager.multi_rate_atrous_conv2d(*p.to(dtype).args))
+    assert torch.equal(output, reference.multi_rate_atrous_conv2d(*p.to(dtype).args))
 
 
 @any_impl
@@ -84,10 +84,10 @@ def test_compile_takes_forward_and_backward_whole(problem, options, impl, dynami
         expected, found = layer(input), compiled(input)
         assert torch.equal(found, expected)
         ours = torch.autograd.grad(found.sin().sum(), leaves)
-        for grad, reference in zip(
+        for grad, expected_grad in zip(
             ours, torch.autograd.grad(expected.sin().sum(), leaves), strict=True
         ):
-            assert torch.equal(grad, reference)
+            assert torch.equal(grad, expected_grad)
 
 
 @pytest.mark.usefixtures("fresh_dynamo")
@@ -113,7 +113,7 @@ def test_compile_under_autocast_gives_its_dtype(problem):
 @pytest.mark.parametrize("strict", [False, True])
 @pytest.mark.parametrize(
     ("impl", "target"),
-    [("eager", "aten.conv2d"), ("op", "kernels.multi_rate_atrous_conv2d")],
+    [("reference", "aten.conv2d"), ("op", "kernels.multi_rate_atrous_conv2d")],
 )
 def test_export_keeps_batch_and_size_free(problem, options, impl, target, strict):
     layer = Pyramid(problem(**options), impl).eval()

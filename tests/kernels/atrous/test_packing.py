@@ -33,7 +33,7 @@ def test_centres_are_added_up_in_float32():
 
 
 @pytest.mark.parametrize("fuse", ["sum", "concat"])
-@pytest.mark.parametrize("impl", ["eager", "op", "auto"])
+@pytest.mark.parametrize("impl", ["reference", "op", "auto"])
 def test_a_packed_weight_gives_what_the_weight_gives(problem, fuse, impl):
     p = problem(fuse=fuse, integers=True)
     packed = pack(p.weight, fuse=fuse)

@@ -6,9 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import kernels
-from kernels.gaussian.permutohedral import cpu as lattice_cpu
-from kernels.gaussian.permutohedral import eager as lattice_eager
-from kernels.meanfield import cpu, eager
+from kernels.meanfield import cpu, reference
+from kernels.permutohedral import cpu as lattice_cpu
+from kernels.permutohedral import reference as lattice_eager
 
 EPS = torch.finfo(torch.float32).eps
 
@@ -45,10 +45,10 @@ def _double(term):
 
 def _assert_agrees(unary, terms, iterations, **options):
     ours = cpu.mean_field(unary, terms, iterations, **options)
-    single = eager.mean_field(unary, terms, iterations, **options)
+    single = reference.mean_field(unary, terms, iterations, **options)
     if options.get("start") is not None:
         options["start"] = options["start"].double()
-    exact = eager.mean_field(unary.double(), [_double(t) for t in terms], iterations, **options)
+    exact = reference.mean_field(unary.double(), [_double(t) for t in terms], iterations, **options)
     budget = 2 * (single - exact).abs().max() + 16 * EPS * max(1, iterations)
     assert (ours - exact).abs().max() <= budget
     assert ours.stride() == unary.stride()

@@ -21,7 +21,7 @@ from campaign.case import Case, Command, Ended
 from campaign.network import check_labels
 from campaign.rasters import png, raster
 from campaign.runner import Family
-from deeplab.engine.refine import CRFSettings, refine_probabilities
+from deeplab.refine import CRFSettings, refine_probabilities
 
 HEIGHT, WIDTH = 9, 12
 IMAGE = raster("few", HEIGHT, WIDTH, 5)

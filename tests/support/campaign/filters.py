@@ -63,7 +63,7 @@ def convolution(draw: Any) -> Case:
     )
     rates = draw(st.lists(st.integers(1, 30), min_size=1, max_size=4))
     kernel, fuse = draw(st.sampled_from((1, 3, 5))), draw(st.sampled_from(("sum", "concat")))
-    impl, seed = draw(st.sampled_from(("auto", "eager", "op"))), draw(seeds())
+    impl, seed = draw(st.sampled_from(("auto", "reference", "op"))), draw(seeds())
     dtype, last = draw(st.sampled_from((torch.float32, torch.float64))), draw(st.booleans())
     x, w = (
         randn((batch, cin, height, width), seed),
@@ -130,7 +130,7 @@ def filtering(draw: Any) -> Case:
     kernel = torch.exp(-0.5 * torch.cdist(points, points) ** 2)
     expected = kernel @ values
     method = draw(st.sampled_from(("exact", "permutohedral", "permutohedral")))
-    impl = draw(st.sampled_from(("auto", "eager")))
+    impl = draw(st.sampled_from(("auto", "reference")))
     dtype = draw(st.sampled_from((torch.float32, torch.float64)))
 
     def call() -> torch.Tensor:
@@ -139,7 +139,7 @@ def filtering(draw: Any) -> Case:
         )
         if method == "permutohedral":
             plain = kernels.gaussian_filter(
-                values.to(dtype), points.to(dtype), method=method, impl="eager"
+                values.to(dtype), points.to(dtype), method=method, impl="reference"
             )
             near(plain.double(), 1e-4)(found)
             require(bool((found >= -1e-6).all()), "a filter of positive values is negative")
@@ -204,7 +204,7 @@ def mean_field(draw: Any) -> Case:
         lattice = kernels.build_lattice(points)
         term = kernels.Term(lattice, penalty, None, None)
         found = kernels.mean_field(unary, [term], steps)
-        plain = kernels.mean_field(unary, [term], steps, impl="eager")
+        plain = kernels.mean_field(unary, [term], steps, impl="reference")
         near(plain.double(), 2e-3)(found)
         require(float((found.sum(1) - 1).abs().max()) < 1e-4, "rows do not sum to 1")
         return found

@@ -11,9 +11,9 @@ from commands import STORED_CRF
 from PIL import Image
 
 from campaign.case import require
-from deeplab.engine.predict import predict
-from deeplab.engine.refine import CRFSettings
 from deeplab.model import DeepLab, build
+from deeplab.predict import predict
+from deeplab.refine import CRFSettings
 from deeplab.weights import save_weights
 
 CLASSES = ("ground", "tree", "water")

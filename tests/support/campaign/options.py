@@ -25,7 +25,7 @@ from campaign.network import WEIGHTS, label_map, write_weights
 from campaign.rasters import png, raster
 from campaign.runner import Family
 from deeplab import cli
-from deeplab.engine.refine import CRFSettings
+from deeplab.refine import CRFSettings
 from deeplab.weights import load_model
 
 IMAGE = png(raster("few", 12, 16, 3), 2)

@@ -20,9 +20,9 @@ from campaign.network import WEIGHTS, check_labels, labels_of, stored_crf, write
 from campaign.rasters import png, raster
 from campaign.runner import Family
 from campaign.toml_texts import VALUES, broken_toml, dumps
-from deeplab.engine.refine import CRFSettings
-from deeplab.engine.train import TrainConfig
 from deeplab.errors import InputError
+from deeplab.refine import CRFSettings
+from deeplab.training.train import TrainConfig
 from deeplab.weights import read_metadata
 
 IMAGE = raster("few", 20, 26, 3)
@@ -179,7 +179,7 @@ def wrong_recipe(draw: Any) -> Case:
     chosen = TINY | {name: value}
     table = dict(chosen)
     try:
-        from deeplab.engine.training.recipe import flat_settings, make_config
+        from deeplab.training.recipe import flat_settings, make_config
 
         make_config(flat_settings(table, "x"))
     except InputError:

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 import kernels
-from kernels.gaussian.permutohedral.triton import segments
 from kernels.meanfield import triton
+from kernels.permutohedral.triton import segments
 
 KB = 1024
 SHARED_MEMORY = {"sm_80": 163 * KB, "sm_90": 227 * KB, "gfx942": 64 * KB}  # of one program

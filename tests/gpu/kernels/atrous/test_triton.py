@@ -261,8 +261,8 @@ def test_saved_activations_are_not_above_those_of_eager(problem, name):
         del output
         return held
 
-    held("auto"), held("eager")
-    assert held("auto") <= held("eager")
+    held("auto"), held("reference")
+    assert held("auto") <= held("reference")
 
 
 @any_impl
@@ -278,7 +278,7 @@ def test_inputs_beyond_2_31_elements_are_addressed_right(impl):
     found = kernels.multi_rate_atrous_conv2d(x, weight, rates=(2, 5), impl=impl)
     corner = x[:, :, -40:, -40:]
     expected = kernels.multi_rate_atrous_conv2d(
-        corner.double(), weight.double(), rates=(2, 5), impl="eager"
+        corner.double(), weight.double(), rates=(2, 5), impl="reference"
     )
     error = (found[:, :, -30:, -30:].double() - expected[:, :, -30:, -30:]).abs().max()
     assert error <= 4 * torch.finfo(torch.bfloat16).eps * expected.abs().max()

@@ -15,10 +15,10 @@ from torch import Tensor
 
 import kernels
 from kernels import memory
-from kernels.gaussian.permutohedral import cpu as lattice_cpu
-from kernels.gaussian.permutohedral import eager as lattice_eager
-from kernels.gaussian.permutohedral import triton as lattice_triton
-from kernels.meanfield import eager, triton
+from kernels.meanfield import reference, triton
+from kernels.permutohedral import cpu as lattice_cpu
+from kernels.permutohedral import reference as lattice_eager
+from kernels.permutohedral import triton as lattice_triton
 
 EPS = torch.finfo(torch.float32).eps
 
@@ -46,10 +46,10 @@ def assert_agrees(
 ) -> Tensor:
     """Error at most twice that of the eager update, both against float64."""
     ours = triton.mean_field(unary, terms, iterations, **options)
-    single = eager.mean_field(unary, terms, iterations, **options)
+    single = reference.mean_field(unary, terms, iterations, **options)
     if options.get("start") is not None:
         options["start"] = options["start"].double()
-    exact = eager.mean_field(unary.double(), [doubled(t) for t in terms], iterations, **options)
+    exact = reference.mean_field(unary.double(), [doubled(t) for t in terms], iterations, **options)
     budget = 2 * (single - exact).abs().max() + 16 * EPS * max(1, iterations)
     assert (ours - exact).abs().max() <= budget
     assert ours.stride() == unary.stride()
@@ -133,7 +133,7 @@ def test_arguments_of_any_strides_are_read_right() -> None:
     start = torch.softmax(normal(labels, count), 0).T
     dense = kernels.Term(term.lattice, term.penalty.contiguous(), scale.contiguous(), term.after)
     found = triton.mean_field(both, [term], 2, start, order)
-    expected = eager.mean_field(both, [dense], 2, start, order)
+    expected = reference.mean_field(both, [dense], 2, start, order)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
@@ -176,7 +176,7 @@ def test_points_that_carry_no_values_take_part_in_the_blur_alone() -> None:
         implementation.mean_field(unary, [kernels.Term(without_last(build(features)), weight)], 3)
         for implementation, build in (
             (triton, lattice_triton.build),
-            (eager, lattice_eager.build),
+            (reference, lattice_eager.build),
         )
     )
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)

@@ -1,0 +1,1 @@
+"""Training a network: `deeplab.training.train` puts the parts together."""
