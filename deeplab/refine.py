@@ -104,7 +104,7 @@ class CRFSettings:
     @classmethod
     def of(cls, layer: crf.DenseCRF) -> CRFSettings:
         """The settings of a layer that `layer` made, with what it has learned since."""
-        gaussian, bilateral = layer.terms
+        gaussian, bilateral = layer.potentials
         assert isinstance(gaussian, crf.Gaussian)
         assert isinstance(bilateral, crf.Bilateral)
         matrix = layer.learned.compatibility if layer.learned else layer.compatibility

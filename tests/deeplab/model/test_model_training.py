@@ -184,7 +184,7 @@ def test_a_crf_layer_gives_the_field_of_the_upsampled_logits():
     x, image = torch.randn(2, 3, 17, 20), torch.rand(2, 3, 17, 20) * 255
     logits = model(x)
     model.crf = crf
-    torch.testing.assert_close(model(x, image=image), crf.field(logits, image))
+    torch.testing.assert_close(model(x, image=image), crf.refine_logits(logits, image))
 
 
 def test_the_softmax_of_the_field_of_a_dense_crf_is_its_marginals():
