@@ -7,6 +7,7 @@ Krähenbühl and Koltun, "Efficient Inference in Fully Connected CRFs with Gauss
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -63,6 +64,8 @@ def mean_field(
     choice = dispatch.choose("meanfield", impl, device=unary.device, dtype=unary.dtype)
     refusal = _why_not_fused(unary, terms, start)
     if choice.impl == "reference" or (impl == "auto" and refusal is not None):
+        if impl == "reference":
+            terms = [_plain(term) for term in terms]
         found = reference.mean_field(unary, terms, iterations, start, marginals)
         return torch.empty_like(unary).copy_(found)
     if refusal is not None:
@@ -106,6 +109,13 @@ def _why_not_fused(unary: Tensor, terms: Sequence[Term], start: Tensor | None) -
     if wanted and torch.is_grad_enabled():
         return "it has no gradients; use impl='reference', or detach the tensors"
     return None
+
+
+def _plain(term: Term) -> Term:
+    """The term with nothing but plain PyTorch in its filter."""
+    if not isinstance(term.filter, LatticeFilter):
+        return term
+    return replace(term, filter=replace(term.filter, impl="reference"))
 
 
 def _on_lattice(term: Term, images: int) -> LatticeTerm:

@@ -46,6 +46,7 @@ class LatticeFilter:
     lattices: Sequence[Lattice]
     order: Tensor | None = None
     reverse: bool = False  # blur in reverse
+    impl: str = "auto"  # of `apply_lattice`
 
     @classmethod
     def over(cls, features: Tensor, together: int, order: Tensor | None = None) -> LatticeFilter:
@@ -66,7 +67,7 @@ class LatticeFilter:
         ordered = in_order(values, self.order)
         groups = ordered.flatten(0, 1).split([lattice.num_points for lattice in self.lattices])
         filtered = [
-            apply_lattice(lattice, group, reverse=self.reverse)
+            apply_lattice(lattice, group, reverse=self.reverse, impl=self.impl)
             for lattice, group in zip(self.lattices, groups, strict=True)
         ]
         whole = filtered[0] if len(filtered) == 1 else torch.cat(filtered)

@@ -31,7 +31,7 @@ def test_inference_without_gradients_equals_the_differentiable_one(
         compatibility=torch.rand(5, 5) if compatibility == "matrix" else "potts",
     )
     features = {"depth": torch.rand(3, 460, 2)}
-    for method in (model.forward, model.field):
+    for method in (model.forward, model.refine_logits):
         fast = method(logits, images, features)
         composed = method(logits.clone().requires_grad_(), images, features)
         assert not fast.requires_grad
@@ -87,7 +87,7 @@ def test_the_lattice_refuses_gradients_to_images_and_features() -> None:
 
 
 @pytest.mark.parametrize("method", ["permutohedral", "exact"])
-def test_cross_entropy_on_the_field_trains_the_logits(method: Any) -> None:
+def test_cross_entropy_on_refined_logits_trains_the_logits(method: Any) -> None:
     _, images = problem(2, 3, 8, 9)
     truth = (images[:, 0] > 128).long()
     logits = torch.zeros(2, 3, 8, 9, requires_grad=True)
@@ -107,13 +107,13 @@ def test_cross_entropy_on_the_field_trains_the_logits(method: Any) -> None:
 
 
 @pytest.mark.parametrize("method", ["permutohedral", "exact"])
-def test_softmax_of_the_field_gives_the_marginals(method: Any) -> None:
+def test_softmax_of_refined_logits_gives_the_marginals(method: Any) -> None:
     logits, images = problem()
     model = crf.DenseCRF(4, method=method)
-    field, marginals = model.refine_logits(logits, images), model(logits, images)
-    torch.testing.assert_close(field.softmax(1), marginals, rtol=1e-4, atol=1e-5)
+    refined, marginals = model.refine_logits(logits, images), model(logits, images)
+    torch.testing.assert_close(refined.softmax(1), marginals, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(marginals.sum(1), torch.ones(2, 6, 7))
-    assert field.is_contiguous()
+    assert refined.is_contiguous()
     assert marginals.is_contiguous()
 
 
@@ -314,7 +314,7 @@ def test_bad_input_is_named(
     logits: Any, images: Any, features: Any, error: type[Exception], words: str, method: Any
 ) -> None:
     model = crf.DenseCRF(4, pairwise=[crf.Pairwise("depth", 1.0)], method=method)
-    for call in (model, model.field):
+    for call in (model, model.refine_logits):
         with pytest.raises(error, match=words):
             call(logits, images, features)
 
