@@ -105,7 +105,7 @@ def prepare(head: Head, device: str, with_compiled: bool = False) -> Prepared:
     around = switches.tuned if on_gpu else nullcontext
     stacked = operands(head, device)
     apart = stacked.apart()
-    candidates = {
+    candidates: dict[str, Candidate] = {
         OURS: call(head, ours(head), stacked),
         PEER: call(head, one_convolution_a_rate(head), apart),
     }
