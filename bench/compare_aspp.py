@@ -138,8 +138,7 @@ def _failure(candidate: Candidate) -> str | None:
     try:
         candidate()
     except Exception as error:
-        lines = str(error).splitlines() or [""]
-        return f"{type(error).__name__}: {lines[0]}"
+        return f"{type(error).__name__}: {''.join(str(error).splitlines()[:1])}"
     return None
 
 

@@ -127,9 +127,9 @@ def iterations(inputs: Inputs, library: ModuleType) -> Candidate:
 def cost(problem: Problem, spatial_vertices: int, bilateral_vertices: int) -> Cost:
     """The least work of a mean field that never stores Q.
 
-    Bytes of an iteration: the unary, each point's corners and weights (8 bytes a corner) and its two
-    norms are read once; lattice values are written by the splat, read and written by the blur once
-    a direction, and read by the slice; neighbours are read once.
+    Bytes of an iteration: the unary, each point's corners and weights (8 bytes a corner) and its
+    two norms are read once; lattice values are written by the splat, read and written by the blur
+    once a direction, and read by the slice; neighbours are read once.
 
     Operations of an iteration: splat and slice, a multiply-add a corner; the blur, three a
     direction; the update, for each label a scale and an add for each kernel, and four for the

@@ -65,7 +65,7 @@ def cpu_cases(settings: Settings) -> list[Case]:
         for xy, rgb in (SIGMAS[:1] if settings.quick else SIGMAS)
     }
     return [
-        Case(name, partial(prepare, problem, methods), memory=False)
+        Case(name, partial(prepare, problem, methods, "cpu", True), memory=False)
         for name, problem in problems.items()
     ]
 
@@ -104,7 +104,7 @@ def _cases_of(name: str, problem: Problem, method: Method) -> list[Case]:
     """One method: whole, one update, and a batch. The peer takes a second a call, so it runs once
     for each problem, and where a bar asks."""
     beside_peer = method == "permutohedral" or name in TIMES_AS_FAST
-    one_update = partial(prepare, replace(problem, iterations=1), [method], beside_peer=False)
+    one_update = partial(prepare, replace(problem, iterations=1), [method], "cuda", False)
     listed = [
         _gpu_case(name, problem, method, beside_peer),
         Case(f"{name} one update", one_update, memory=False),
@@ -115,20 +115,18 @@ def _cases_of(name: str, problem: Problem, method: Method) -> list[Case]:
 
 
 def _gpu_case(name: str, problem: Problem, method: Method, beside_peer: bool = False) -> Case:
-    prepared = partial(prepare, problem, [method], beside_peer)
+    prepared = partial(prepare, problem, [method], "cuda", beside_peer)
     bar, most_seconds = TIMES_AS_FAST.get(name), MOST_SECONDS.get(name)
     return Case(name, prepared, bar=bar, most_seconds=most_seconds)
 
 
 def prepare(
-    problem: Problem, methods: Sequence[Method], beside_peer: bool = True, device: str | None = None
+    problem: Problem, methods: Sequence[Method], device: str, beside_peer: bool
 ) -> Prepared:
-    """The methods in one case, beside pydensecrf2 if it is installed and wanted.
+    """The methods in one case, beside pydensecrf2 if it is wanted and installed.
 
-    The device is the GPU where a single method is asked for, else the CPU. Of several methods,
-    separable is left out where it would take too many landmarks.
+    Of several methods, separable is left out where it would take too many landmarks.
     """
-    device = device or ("cuda" if len(methods) == 1 else "cpu")
     logits, images, source = inputs(problem, device)
     candidates: dict[str, Candidate] = {}
     notes, chosen = [], {}

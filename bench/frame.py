@@ -1,4 +1,4 @@
-"""What a comparison declares: its cases, their candidates, and the gate that comes before the clock.
+"""What a comparison declares: its cases, their candidates, and the gate before the clock.
 
 A comparison is a module `compare_NAME.py` that holds one `COMPARISON`, and a line in the table of
 `compare.py`. `runner.py` measures every comparison in the same way.
@@ -117,9 +117,9 @@ class Case:
 class Comparison:
     """Ours beside what people use today, on one task.
 
-    `devices` are the kinds it runs on ("cpu", "cuda"); `cases` lists what to measure, without making
-    any input yet. `most_seconds` is, by kind of device, the time after which no further case is
-    started: list those first that matter most.
+    `devices` are the kinds it runs on ("cpu", "cuda"); `cases` lists what to measure, without
+    making any input yet. `most_seconds` is, by kind of device, the time after which no further case
+    is started: list those first that matter most.
     """
 
     name: str

@@ -1,8 +1,8 @@
 """Time candidates in turn with torch.utils.benchmark, so that noise falls on all of them alike.
 
-A round gives every candidate one `Timer.blocked_autorange`, in an order that turns around from round
-to round. Percentiles are taken over the blocks of all rounds; a ratio is the median of the ratios
-within rounds, which what slows a whole round does not change.
+A round gives every candidate one `Timer.blocked_autorange`, in an order that turns around from
+round to round. Percentiles are taken over the blocks of all rounds; a ratio is the median of the
+ratios within rounds, which do not change when something slows a whole round.
 """
 
 from __future__ import annotations
