@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import cache, partial
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import numpy as np
 import torch
@@ -38,7 +38,7 @@ import crf
 import kernels
 
 Method = Literal["permutohedral", "exact", "separable", "exact in full"]
-EXACT: Method = "exact in full"
+EXACT: Final = "exact in full"
 SEPARABLE_FROM = 10.0  # sigma_rgb below which these photographs need too many landmarks
 
 # On a GPU: precision and what may be left out of a sum, for labels equal in 99.9% of pixels.

@@ -32,12 +32,13 @@ STEPS = ("import the library", "first call", "second call")
 Seconds = dict[str, float]  # "cpu" and "wall"
 
 
-def sample(library: str, cache: str) -> dict[str, Any]:
+def sample(library: str, cache: str | None = None) -> dict[str, Any]:
     """In a fresh process: the seconds of each step, and which compilers the calls imported.
 
-    `cache` is the folder of numba's compiled code.
+    `cache` is a folder for compiled code; None: the one that is used anyhow.
     """
-    os.environ["NUMBA_CACHE_DIR"] = cache
+    if cache is not None:
+        os.environ["NUMBA_CACHE_DIR"] = cache
     import numpy as np
     import torch
 

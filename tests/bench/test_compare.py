@@ -185,7 +185,7 @@ def test_help_names_every_comparison_and_explains_the_table(
     shown = capsys.readouterr().out
     for name in compare.COMPARISONS:
         assert f"  {name} " in shown
-    for column in ("p20 p50 p80", "ours x", "peak MB", "x floor", "exit code"):
+    for column in ("p20 p50 p80", "ours x", "peak MB", "x floor", "exit code", "first_call.py"):
         assert column in shown
 
 
