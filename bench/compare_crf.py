@@ -12,10 +12,9 @@ on a CPU, and all those on a GPU.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from functools import partial
-from types import ModuleType
 from typing import Any
 
 import crf_methods
@@ -36,6 +35,7 @@ from crf_problem import (
     unary_energies,
 )
 from frame import Candidate, Case, Check, Comparison, Cost, Prepared, Settings
+from torch import Tensor
 
 import crf
 import kernels
@@ -45,17 +45,9 @@ LIBRARIES = {OURS: OURS, PEER: PEER_MODULE}
 SPEED_BAR = 3.0
 
 
-@dataclass(frozen=True)
-class Inputs:
-    """A problem with its arrays: energies float32 `[labels, H * W]`, image uint8 `[H, W, 3]`."""
-
-    problem: Problem
-    energies: npt.NDArray[np.float32]
-    image: npt.NDArray[np.uint8]
-    source: str
-
-
-Part = Callable[[Inputs, ModuleType], Candidate]
+Program = Callable[[], Any]  # makes a DenseCRF2D with everything set
+Part = Callable[[Program, int], Candidate]  # of a program and a number of iterations
+Array = npt.NDArray[np.float32]
 
 
 def cases(settings: Settings) -> list[Case]:
@@ -91,37 +83,39 @@ def prepare(problem: Problem, part: Part) -> Prepared:
     """Inputs, candidates and gate of one case."""
     image, source = photograph(problem.height, problem.width)
     energies = unary_energies(problem.labels, problem.height, problem.width)
-    inputs = Inputs(problem, energies, image, source)
-    found = {name: installed(module) for name, module in LIBRARIES.items()}
-    libraries = {name: library for name, library in found.items() if library is not None}
-    vertices = [kernels.build_lattice(features).num_vertices for features in _features(inputs)]
+    features = _features(problem, image)
+    vertices = [kernels.build_lattice(each).num_vertices for each in features]
+    candidates, notes = {}, []
+    for name, module in LIBRARIES.items():
+        library = installed(module)
+        if library is None:
+            notes.append(f"{name} is not installed: mean field in PyTorch judges ours")
+        else:
+            program = partial(dense_crf_2d, library, problem, energies, image)
+            candidates[name] = part(program, problem.iterations)
     return Prepared(
-        candidates={name: part(inputs, library) for name, library in libraries.items()},
-        gate=partial(_gate, inputs),
+        candidates=candidates,
+        gate=partial(_gate, partial(mean_field, energies, features), problem.iterations),
         cost=cost(problem, *vertices) if part is whole else None,
         facts={**asdict(problem), "photograph": source, "vertices": vertices},
-        notes=[
-            f"{name} is not installed: no peer is timed, and mean field in PyTorch judges ours"
-            for name in found.keys() - libraries.keys()
-        ],
+        notes=notes,
     )
 
 
-def whole(inputs: Inputs, library: ModuleType) -> Candidate:
+def whole(program: Program, iterations: int) -> Candidate:
     """From NumPy to marginals."""
-    ready = set_up(inputs, library)
-    return lambda: np.asarray(ready().inference(inputs.problem.iterations))
+    return lambda: np.asarray(program().inference(iterations))
 
 
-def set_up(inputs: Inputs, library: ModuleType) -> Candidate:
+def set_up(program: Program, iterations: int) -> Candidate:
     """From NumPy to an object that is ready to iterate."""
-    return lambda: dense_crf_2d(library, inputs.problem, inputs.energies, inputs.image)
+    return program
 
 
-def iterations(inputs: Inputs, library: ModuleType) -> Candidate:
+def iterations(program: Program, iterations: int) -> Candidate:
     """The inference alone, again and again on one object."""
-    dense = set_up(inputs, library)()
-    return lambda: np.asarray(dense.inference(inputs.problem.iterations))
+    dense = program()
+    return lambda: np.asarray(dense.inference(iterations))
 
 
 def cost(problem: Problem, spatial_vertices: int, bilateral_vertices: int) -> Cost:
@@ -147,47 +141,46 @@ def cost(problem: Problem, spatial_vertices: int, bilateral_vertices: int) -> Co
     )
 
 
-def _gate(inputs: Inputs, outputs: Mapping[str, Any]) -> list[Check]:
-    """The drop-in's promise: 99.9% of marginals within 2e-3 and 99.9% of labels equal."""
-    ours = _marginals(outputs[OURS])
-    if PEER in outputs:
-        theirs = _marginals(outputs[PEER])
-    else:
-        done = isinstance(outputs[OURS], np.ndarray)
-        theirs = mean_field(inputs, inputs.problem.iterations if done else 1)
-    strays = float(np.mean(np.abs(ours - theirs) > 2e-3))
-    others = float(np.mean(ours.argmax(axis=0) != theirs.argmax(axis=0)))
+def _gate(
+    truth: Callable[[int], Array], iterations: int, outputs: Mapping[str, Any]
+) -> list[Check]:
+    """The drop-in's promise: 99.9% of marginals within 2e-3 and 99.9% of labels equal.
+
+    An object that was only set up iterates once. Without the peer, `truth` of so many iterations
+    stands in for it.
+    """
+    done = isinstance(outputs[OURS], np.ndarray)
+    found = {
+        name: each if done else np.asarray(each.inference(1)) for name, each in outputs.items()
+    }
+    theirs = found[PEER] if PEER in found else truth(iterations if done else 1)
+    strays = float(np.mean(np.abs(found[OURS] - theirs) > 2e-3))
+    others = float(np.mean(found[OURS].argmax(axis=0) != theirs.argmax(axis=0)))
     return [
         Check("share of marginals further than 2e-3 apart", strays, 1e-3),
         Check("share of pixels with another label", others, 1e-3),
     ]
 
 
-def _marginals(output: Any) -> npt.NDArray[np.float32]:
-    """What a candidate gave, as marginals; an object that was only set up iterates once."""
-    return output if isinstance(output, np.ndarray) else np.asarray(output.inference(1))
-
-
-def mean_field(inputs: Inputs, iterations: int) -> npt.NDArray[np.float32]:
+def mean_field(energies: Array, features: Sequence[Tensor], iterations: int) -> Array:
     """The marginals `[labels, H * W]` in plain PyTorch: Q <- softmax(-U + sum_k w_k n_k F_k n_k Q),
     where F_k is a lattice filter by its reference and n_k = 1 / sqrt(F_k 1)."""
-    unary = torch.from_numpy(inputs.energies).T.contiguous()
+    unary = torch.from_numpy(energies).T.contiguous()
     filters = []
-    for features, weight in zip(_features(inputs), (SPATIAL_WEIGHT, BILATERAL_WEIGHT), strict=True):
-        lattice = kernels.build_lattice(features, impl="reference")
+    for points, weight in zip(features, (SPATIAL_WEIGHT, BILATERAL_WEIGHT), strict=True):
+        lattice = kernels.build_lattice(points, impl="reference")
         apply = partial(kernels.apply_lattice, lattice, impl="reference")
         filters.append((weight, apply(torch.ones(len(unary), 1)).add(1e-20).rsqrt(), apply))
     marginals = (-unary).softmax(1)
     for _ in range(iterations):
         messages = sum(weight * norm * apply(norm * marginals) for weight, norm, apply in filters)
         marginals = (messages - unary).softmax(1)
-    found: npt.NDArray[np.float32] = marginals.T.numpy()
+    found: Array = marginals.T.numpy()
     return found
 
 
-def _features(inputs: Inputs) -> list[torch.Tensor]:
+def _features(problem: Problem, image: npt.NDArray[np.uint8]) -> list[Tensor]:
     """The spatial and the bilateral features, `[N, 2]` and `[N, 5]`."""
-    problem, shape = inputs.problem, inputs.image.shape[:2]
-    image = torch.from_numpy(inputs.image).permute(2, 0, 1)[None].float()
-    bilateral = crf.grid_features(shape, problem.sigma_xy, image, problem.sigma_rgb)
+    shape, pixels = image.shape[:2], torch.from_numpy(image).permute(2, 0, 1)[None].float()
+    bilateral = crf.grid_features(shape, problem.sigma_xy, pixels, problem.sigma_rgb)
     return [crf.grid_features(shape, SPATIAL_SIGMA)[0], bilateral[0]]

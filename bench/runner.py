@@ -26,7 +26,7 @@ from timing import Budget, clock_for, percentiles, ratio, samples, time_in_turn
 Report = dict[str, Any]
 Say = Callable[[str], object]
 
-FULL, QUICK = Budget(rounds=5, seconds=0.4), Budget(rounds=3, seconds=0.1)
+FULL, QUICK = Budget(rounds=5, seconds=0.2), Budget(rounds=3, seconds=0.1)
 # A GPU runs many more cases, each far shorter.
 GPU_FULL, GPU_QUICK = Budget(rounds=5, seconds=0.03), Budget(rounds=3, seconds=0.02)
 
