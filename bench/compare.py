@@ -83,6 +83,8 @@ def main(arguments: Sequence[str]) -> int:
         parser.error("--device cuda: torch sees no CUDA device here; leave the option out")
     comparisons = [importlib.import_module(f"compare_{name}").COMPARISON for name in names]
     devices = [options.device] if options.device else _devices()
+    if options.clock == "cpu" and "cuda" in devices:
+        parser.error("--clock cpu: a GPU is timed by its own events; add --device cpu")
     pairs = [(c, device) for c in comparisons for device in devices if device in c.devices]
     left_out = [c.name for c in comparisons if c.name not in {chosen.name for chosen, _ in pairs}]
     if options.names and left_out:

@@ -145,6 +145,16 @@ def test_a_wrong_argument_is_refused_before_anything_runs(
     assert message in capsys.readouterr().err
 
 
+def test_a_clock_of_the_processor_is_refused_for_a_gpu(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    with pytest.raises(SystemExit) as stop:
+        compare.main(["aspp", "--clock", "cpu"])
+    assert stop.value.code == 2
+    assert "add --device cpu" in capsys.readouterr().err
+
+
 def test_help_names_every_comparison_and_explains_the_table(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
