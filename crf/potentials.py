@@ -8,7 +8,7 @@
 p is a position in pixels, I a colour in grey levels 0-255, f any features of one's own.
 
 Source: Krähenbühl and Koltun, "Efficient Inference in Fully Connected CRFs with Gaussian Edge
-Potentials" (2011), equation 3; Chen et al., "DeepLab", TPAMI 2018, equation 4. Features come in
+Potentials" (2011), equation 3; Chen et al., "DeepLab", TPAMI 2018, equation 3. Features come in
 the order of pydensecrf's DenseCRF2D, (x, y, r, g, b), one row a pixel, pixel y * width + x: a
 lattice depends on that order a little.
 """

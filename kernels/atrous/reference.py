@@ -5,7 +5,7 @@
     concat: y = act(scale * [z_1, ..., z_R] + shift)
 
 p is a pixel, t a tap in {-(k-1)/2, ..., (k-1)/2}^2, and the input is zero outside the map.
-Source: Chen et al., "DeepLab", TPAMI 2018, equation 2 and figure 7.
+Source: Chen et al., "DeepLab", TPAMI 2018, equation 1 and figure 7.
 """
 
 from __future__ import annotations

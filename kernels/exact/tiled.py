@@ -2,7 +2,7 @@
 
 A row of tiles at a time, its columns in parts that stay in a cache. On a CPU skipped tiles cost
 nothing; elsewhere they are multiplied by zero, since to look at how many there are would wait for
-the device. The equations are those of eager.py, the sums over j those of tiles.py.
+the device. The equations are those of reference.py, the sums over j those of tiles.py.
 """
 
 from __future__ import annotations

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import child
 import first_call
+import fresh_process
 import pytest
+from fresh_process import in_fresh_process
 
 SAMPLE = {
     "seconds": {
@@ -19,10 +21,8 @@ SAMPLE = {
 
 
 def test_a_sample_tells_each_step_and_that_the_calls_imported_no_compiler() -> None:
-    child.call(
-        "first_call:sample", {"library": "crf.pydensecrf.densecrf"}
-    )  # from here on its code is on disk
-    found = child.call("first_call:sample", {"library": "crf.pydensecrf.densecrf"})
+    for _ in range(2):  # after the first its code is on disk
+        found = in_fresh_process(first_call.sample, first_call.OURS)
     assert tuple(found["seconds"]) == first_call.STEPS
     assert all(set(seconds) == {"cpu", "wall"} for seconds in found["seconds"].values())
     assert found["compilers"] == []
@@ -32,15 +32,17 @@ def test_a_sample_tells_each_step_and_that_the_calls_imported_no_compiler() -> N
 def test_the_record_holds_every_sample_and_the_status_whether_the_bar_is_met(
     first: float, status: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def call(function: str, arguments: Any, environment: Any = None) -> Any:
-        if function == "first_call:import_of_numba":
+    caches = set()
+
+    def made_up(function: Callable[..., Any], *arguments: str) -> Any:
+        if function is first_call.import_of_numba:
             return {"cpu": 0.25, "wall": 0.3}
-        assert function == "first_call:sample"
-        assert "NUMBA_CACHE_DIR" in environment
+        assert function is first_call.sample
+        caches.add(Path(arguments[1]))
         seconds = {**SAMPLE["seconds"], "first call": {"cpu": first, "wall": first}}
         return {**SAMPLE, "seconds": seconds}
 
-    monkeypatch.setattr(child, "call", call)
+    monkeypatch.setattr(fresh_process, "in_fresh_process", made_up)
     assert first_call.main(["--samples", "3", "--out", str(tmp_path)]) == status
     (path,) = tmp_path.iterdir()
     (report,) = json.loads(path.read_text())["comparisons"]
@@ -48,3 +50,4 @@ def test_the_record_holds_every_sample_and_the_status_whether_the_bar_is_met(
     above = report["crf.pydensecrf.densecrf"]["cpu"]["first above second"]
     assert above == pytest.approx(first - 0.01)
     assert report["passed"] == (status == 0)
+    assert len(caches) == 1, "every process finds the code that the first has compiled"

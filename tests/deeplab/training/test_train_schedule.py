@@ -8,7 +8,7 @@ from tiny_training import SHORT, run, tiny_pictures
 
 from deeplab.model import deeplab_v2_small
 from deeplab.training import train as training
-from deeplab.training.schedule import optimizer_of
+from deeplab.training.schedule import optimizer_of, step_lr
 from deeplab.training.train import parameter_groups, poly_lr
 
 
@@ -22,6 +22,12 @@ def test_poly_schedule_has_the_papers_values():
     assert poly_lr(0.1, 500, 1000) == pytest.approx(0.1 * 0.535886731)
     assert poly_lr(0.1, 999, 1000) == pytest.approx(0.1 * 0.001995262)
     assert poly_lr(0.1, 250, 1000, power=1) == pytest.approx(0.075)
+
+
+def test_step_schedule_is_a_tenth_after_every_2000_iterations():
+    assert [step_lr(1e-3, step, 2000) for step in (0, 1999)] == [1e-3, 1e-3]
+    assert step_lr(1e-3, 2000, 2000) == pytest.approx(1e-4)
+    assert step_lr(1e-3, 4500, 2000) == pytest.approx(1e-5)
 
 
 def test_warmup_rises_linearly_and_then_leaves_the_schedule_alone():
