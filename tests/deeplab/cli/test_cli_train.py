@@ -62,7 +62,7 @@ def test_train_and_evaluate_refuse_what_makes_no_sense(tmp_path: Path) -> None:
     path = tmp_path / "w.safetensors"
     save_weights(deeplab_v2_small(num_classes=3), path)
     out = ["--out", tmp_path / "new.safetensors"]
-    assert_refused(tmp_path, "--lr: expected a positive number, got -1", "train", "--lr=-1", *out)
+    assert_refused(tmp_path, "--lr: expected a number above 0, got -1", "train", "--lr=-1", *out)
     assert_refused(tmp_path, "--batch-size: expected", "train", "--batch-size=0", *out)
     assert_refused(
         tmp_path, "--model: expected one of deeplab_v1_7x7, ", "train", "--model=unet", *out

@@ -155,7 +155,7 @@ def test_a_recipe_that_is_nowhere_lists_those_that_are():
     ("text", "message"),
     [
         ("step = 3", "mine.toml: step: unknown key; expected one of .*steps"),
-        ("[data]\nfolder = 'x'", r"mine.toml: data.folder: unknown key; .* data.root"),
+        ("[data]\nfolder = 'x'", r"mine.toml: data.folder: unknown key; .* root, "),
         ("data = 'x'", "mine.toml: data: expected a table"),
         ("steps = 3.5", "mine.toml: steps: expected an integer, got 3.5"),
         ("steps = true", "mine.toml: steps: expected an integer, got True"),
@@ -164,7 +164,11 @@ def test_a_recipe_that_is_nowhere_lists_those_that_are():
         ("mirror = 1", "mine.toml: mirror: expected true or false, got 1"),
         ("scales = 2", "mine.toml: scales: expected a list of numbers, got 2"),
         ("scales = [1.5, 0.5]", "mine.toml: scales: expected 0 < smallest <= largest"),
-        ("loss_stride = 8.0", "mine.toml: loss_stride: expected 1 or 8, got 8.0"),
+        ("loss_stride = 8.0", "mine.toml: loss_stride: expected an integer, got 8.0"),
+        ("loss_stride = 4", "mine.toml: loss_stride: expected 1 or 8, got 4"),
+        ("class_weights = [1, -1]", "mine.toml: class_weights: expected at least 0, got -1"),
+        ("scales = [1, '2']", "mine.toml: scales: expected a number, got '2'"),
+        ("[data]\nname = 3", "mine.toml: data.name: expected a text, got 3"),
         ("[data]\noptions = 3", "mine.toml: data.options: expected a table, got 3"),
         ("[data]\nroot = 'x'", "mine.toml: data.root: expected none for generated scenes; name"),
         (
@@ -172,7 +176,7 @@ def test_a_recipe_that_is_nowhere_lists_those_that_are():
             "mine.toml: model_options.crf: expected none",
         ),
         ("policy = 'cosine'", "mine.toml: policy: expected poly or step, got 'cosine'"),
-        ("class_weights = [0, 0]", "mine.toml: class_weights: expected numbers of 0 or more"),
+        ("class_weights = [0, 0]", "mine.toml: class_weights: expected at least one above 0"),
         (
             "[model_options]\nscales = [1.0, 0.5]",
             "^loss_stride: expected 8 with a model of several",
