@@ -62,7 +62,7 @@ class Processes:
             dist.all_reduce(values, group=self.host)
         return values
 
-    def share(self, values: Tensor) -> None:
+    def broadcast(self, values: Tensor) -> None:
         """Overwrite a tensor on `device` with that of the first process."""
         if self.world > 1:
             dist.broadcast(values, 0, group=self.group)

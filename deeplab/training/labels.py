@@ -1,10 +1,10 @@
-"""Whether the labels of a run can teach anything: some looked at before it, all counted in it.
+"""Whether anything can be learned from a run's labels: some are read before it, all counted in it.
 
 A run learns nothing where no pixel counts in its loss, and the same answer everywhere where all
 that count are of one class. Both end with a loss near 0, and a mIoU of 100 on labels of that kind.
 
 Before the first step label maps are read until two classes have occurred, which the first one or
-two of a sound set show, and at most `LOOKED_AT`. It is an error only where all have been read. For
+two of a sound set show, and at most `MOST_READ`. It is an error only where all have been read. For
 the rest, each sample brings the number of pixels of each label in its whole picture: after the
 first epoch it is known which classes never occur, and whether anything can be learned.
 """
@@ -24,21 +24,21 @@ from deeplab.data.datasets.counts import LabelCounts, histogram, listed
 from deeplab.errors import InputError
 from deeplab.evaluation.evaluate import LabelledImages
 
-LOOKED_AT = 1000  # label maps: seconds, in a set in which none of them shows two classes
+MOST_READ = 1000  # label maps: seconds, in a set in which none of them shows two classes
 
 TRAINING, VALIDATION = "training labels", "validation labels"
 
 
-def look_at_labels(
+def check_labels(
     dataset: LabelledImages,
     validation: LabelledImages,
     names: Sequence[str],
     class_weights: Sequence[float],
-    say: Callable[[str], object],
+    info: Callable[[str], object],
 ) -> None:
     """Read a few label maps of both sets before the first step.
 
-    names, class_weights: of the classes, the latter empty where all count alike. say: takes a line
+    names, class_weights: of the classes, the latter empty where all count alike. info: takes a line
     where the labels that were read teach nothing, but not all were read. Only sets whose labels
     can be read alone are looked at (`SegmentationData`).
 
@@ -59,7 +59,7 @@ def look_at_labels(
     ):
         if not isinstance(data, SegmentationData):
             continue
-        pixels, read = _look(data, counting, enough)
+        pixels, read = _sample_labels(data, counting, enough)
         if read is None:
             continue
         part = "" if read == len(data) else f" ({read} of {len(data)} label maps looked at)"
@@ -67,10 +67,10 @@ def look_at_labels(
         if not part:
             raise InputError(defect)
         if read:
-            say(f"Note: {defect}")
+            info(f"Note: {defect}")
 
 
-def _look(
+def _sample_labels(
     data: SegmentationData, counting: npt.NDArray[np.bool_], enough: int
 ) -> tuple[npt.NDArray[np.int64], int | None]:
     """Pixels by label in label maps spread over the set, and how many were read.
@@ -80,7 +80,7 @@ def _look(
     """
     classes = len(counting)
     pixels, read = np.zeros(256, np.int64), 0
-    for index in np.random.default_rng(0).permutation(len(data))[:LOOKED_AT].tolist():
+    for index in np.random.default_rng(0).permutation(len(data))[:MOST_READ].tolist():
         try:
             pixels += histogram(data.labels(index))
             read += 1

@@ -19,13 +19,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import deeplab.training.recipes
 from deeplab import toml
 from deeplab.errors import InputError
 from deeplab.training.config import TrainConfig
 from deeplab.training.config_errors import ConfigError
 
-RECIPES = Path(deeplab.training.recipes.__file__).parent
+RECIPES = Path(__file__).parent / "recipes"
 
 Settings = dict[str, tuple[Any, str]]
 """Values by key, each with where it comes from; tables are flat: "data.root"."""

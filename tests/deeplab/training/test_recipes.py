@@ -11,6 +11,7 @@ from deeplab.cli.shared.options import key_value
 from deeplab.data.datasets import DATASETS
 from deeplab.errors import InputError
 from deeplab.model import MODELS, build
+from deeplab.training import TrainConfig
 from deeplab.training.recipe import (
     RECIPES,
     make_config,
@@ -18,7 +19,7 @@ from deeplab.training.recipe import (
     read_recipe,
     shipped_recipes,
 )
-from deeplab.training.train import TrainConfig, learning_rate, parameter_groups
+from deeplab.training.schedule import learning_rate, make_optimizer
 
 
 def shipped(name: str) -> TrainConfig:
@@ -95,7 +96,8 @@ def test_groups_have_the_papers_multipliers_and_decay(name):
     config = shipped(name)
     model = build(config.model, num_classes=21, **config.model_options)
     groups = {
-        g["name"]: (g["lr_scale"], g["weight_decay"]) for g in parameter_groups(model, config)
+        g["name"]: (g["lr_scale"], g["weight_decay"])
+        for g in make_optimizer(model, config).param_groups
     }
     expected = {"body_weight": (1, 5e-4), "head_weight": (10, 5e-4), "head_bias": (20, 0)}
     if "vgg" in name:  # ResNet's convolutions have no bias, and its BatchNorm is frozen
@@ -205,7 +207,7 @@ def test_options_and_set_override_a_recipe_and_are_named_when_wrong(tmp_path, mo
         seen.append(config)
         raise Stop
 
-    monkeypatch.setattr("deeplab.training.train.train", stop)
+    monkeypatch.setattr("deeplab.training.train", stop)
     given = ["train", "--config", "voc12_resnet101", "--out", str(tmp_path / "w.safetensors")]
     changes = ["--lr", "0.1", "--set", "data.root=/data/voc", "--set", "scales=[1.0, 2.0]"]
     result = CliRunner().invoke(cli.app, [*given, *changes, "--weights", "init.pth"])
@@ -238,7 +240,7 @@ def test_values_of_set_are_toml_or_text():
 
 
 def test_a_recipe_that_starts_from_weights_does_not_start_without(tmp_path):
-    from deeplab.training.train import train
+    from deeplab.training import train
 
     config = dataclasses.replace(shipped("camvid_small"), starts_from="ImageNet weights")
     picture = ()  # of any kind: the run does not get so far

@@ -2,7 +2,7 @@
 
 import pytest
 
-from deeplab.training.train import DataConfig, TrainConfig
+from deeplab.training import DataConfig, TrainConfig
 
 
 @pytest.mark.parametrize(
