@@ -231,11 +231,6 @@ def test_processes_that_do_not_find_each_other_are_one_clear_error(monkeypatch):
         run(TINY, tiny_pictures())
 
 
-def test_a_batch_that_cannot_be_shared_is_refused():
-    with pytest.raises(ValueError, match="batch_size: expected a multiple of accumulate = 2"):
-        dataclasses.replace(TINY, batch_size=3, accumulate=2)
-
-
 def test_a_gpu_that_is_not_there_is_said(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(InputError, match="device: cuda, but torch sees no GPU"), processes("cuda"):

@@ -240,7 +240,7 @@ import torch.distributed as dist
 from deeplab.evaluation.metrics import ConfusionMatrix
 
 sys.path.insert(0, sys.argv[1])
-from test_train_labels import pictures, trained
+from test_labels import pictures, trained
 
 dist.init_process_group("gloo")
 counts = ConfusionMatrix(2)
