@@ -95,26 +95,27 @@ def _sample_labels(
 class DrawnLabels:
     """The labels of all pictures that a run has drawn, in all its processes.
 
-    pixels: int64 `[256]`, of each label in whole pictures, as often as they were drawn; mass: the
-    weight of the labelled pixels in the samples that were cut out of them, as the loss counts it.
+    pixels: int64 `[256]`, of each label in whole pictures, as often as they were drawn.
+    loss_weight: the weight of the labelled pixels in the samples that were cut out of them, as the
+    loss counts it.
     """
 
     def __init__(self, names: Sequence[str], class_weights: Sequence[float], crop: int) -> None:
         self.names, self.weights, self.crop = names, _weights(names, class_weights), crop
         self.pixels = torch.zeros(256, dtype=torch.int64)
-        self.mass = 0.0
+        self.loss_weight = 0.0
 
-    def add(self, pixels: Tensor, mass: float) -> None:
+    def add(self, pixels: Tensor, loss_weight: float) -> None:
         self.pixels += pixels.long()
-        self.mass += mass
+        self.loss_weight += loss_weight
 
     def state(self) -> dict[str, Any]:
-        return {"pixels": self.pixels, "mass": self.mass}
+        return {"pixels": self.pixels, "mass": self.loss_weight}
 
     def load(self, state: Mapping[str, Any] | None) -> None:
         """None is of a run that did not count yet: all classes are taken to have occurred in it."""
         self.pixels = torch.ones(256, dtype=torch.int64) if state is None else state["pixels"]
-        self.mass = 1.0 if state is None else float(state["mass"])
+        self.loss_weight = 1.0 if state is None else float(state["mass"])
 
     def counts(self, where: str) -> LabelCounts:
         return LabelCounts.of(where, self.names, self.pixels.numpy())
@@ -123,7 +124,7 @@ class DrawnLabels:
         """Why nothing could be learned from what was drawn, and how to mend it; empty otherwise."""
         if defect := _defect(self.counts(where), self.weights):
             return defect
-        if self.mass > 0:
+        if self.loss_weight > 0:
             return ""
         return (
             f"{where}: pictures have labelled pixels, but no sample of {self.crop} x {self.crop} "

@@ -96,13 +96,17 @@ def set_up(
 
 
 def check_files(files: Files, resume: bool, overwrite: bool, first: bool) -> None:
+    """InputError where the files of the run cannot be written, or would replace those there.
+
+    first: whether this is the first process, which alone writes.
+    """
     files.check_name()
     if resume and overwrite:
         raise InputError(
             "resume and overwrite: a run goes on or starts anew; leave one of them out"
         )
     if not first:
-        return  # which alone writes
+        return
     files.check_writable()
     if not resume and not overwrite:
         files.check_free()
@@ -226,27 +230,31 @@ def _make_model(
     if resumed:
         return model
     if config.weights:
-        drawn = copy.deepcopy(model.state_dict()) if config.new_classifier else {}
-        with warnings.catch_warnings():
-            # One process says it below, beside the progress bar.
-            warnings.filterwarnings("ignore", message=".*has no weights for")
-            loaded = load_weights(model, config.weights)
-        if loaded.skipped:
-            logger.info(
-                f"{config.weights}: has no weights for {', '.join(loaded.skipped)}, which start "
-                "from random numbers"
-            )
-        if note := _other_scales(model, loaded):
-            logger.info(f"{config.weights}: {note}")
-        if config.new_classifier:
-            anew = {name: tensor for name, tensor in drawn.items() if ".classifier." in name}
-            model.load_state_dict(anew, strict=False)
+        _load_weights(model, config, logger)
     elif config.starts_from:
         raise InputError(
             f"weights: this recipe starts from {config.starts_from}; name the file with "
             "--weights, or start from random numbers with --set starts_from="
         )
     return model
+
+
+def _load_weights(model: DeepLab, config: TrainConfig, logger: Logger) -> None:
+    drawn = copy.deepcopy(model.state_dict()) if config.new_classifier else {}
+    with warnings.catch_warnings():
+        # One process says it below, beside the progress bar.
+        warnings.filterwarnings("ignore", message=".*has no weights for")
+        loaded = load_weights(model, config.weights)
+    if loaded.skipped:
+        logger.info(
+            f"{config.weights}: has no weights for {', '.join(loaded.skipped)}, which start "
+            "from random numbers"
+        )
+    if note := _other_scales(model, loaded):
+        logger.info(f"{config.weights}: {note}")
+    if config.new_classifier:
+        anew = {name: tensor for name, tensor in drawn.items() if ".classifier." in name}
+        model.load_state_dict(anew, strict=False)
 
 
 def _other_scales(model: DeepLab, loaded: Loaded) -> str:
