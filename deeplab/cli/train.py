@@ -16,14 +16,14 @@ from deeplab.data import outputs
 from deeplab.errors import InputError
 
 if TYPE_CHECKING:
-    from deeplab.training.train import TrainConfig, TrainResult
+    from deeplab.training import TrainConfig, TrainResult
 
 
 class ShowsRecipe(TyperCommand):
     """Shows the defaults of TrainConfig in the help: options left out are left to it."""
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
-        from deeplab.training.train import TrainConfig
+        from deeplab.training import TrainConfig
 
         recipe = asdict(TrainConfig())
         for option in self.params:
@@ -152,8 +152,8 @@ def train(
     deeplab evaluate --weights mine.safetensors
     ```
     """
+    from deeplab.training import train as run
     from deeplab.training.distributed import is_first
-    from deeplab.training.train import train as run
 
     recipe = _recipe(ctx, config, settings or [], out if resume else None)
     outputs.check_writable_file(out)
@@ -180,8 +180,7 @@ def _recipe(
     resumed: Path | None,
 ) -> TrainConfig:
     """The recipe, of --config or else of the run to resume, with the options' changes."""
-    from deeplab.training import checkpoint, recipe
-    from deeplab.training.train import TrainConfig
+    from deeplab.training import TrainConfig, checkpoint, recipe
 
     chosen: recipe.Settings = {}
     if resumed is not None:

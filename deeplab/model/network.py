@@ -151,29 +151,31 @@ class DeepLab(nn.Module):
             )
         return self._scores_of_scales(x)
 
-    def param_groups(self, lr: float, weight_decay: float = 5e-4) -> list[dict[str, Any]]:
+    def param_groups(
+        self, lr: float, weight_decay: float = 5e-4, head_lr_scale: float = 10.0
+    ) -> list[dict[str, Any]]:
         """The papers' groups for an optimiser; every trainable parameter is in exactly one.
 
-            name           lr times   weight decay
-            body_weight        1          yes
-            body_bias          2          no
-            body_norm          1          no          BatchNorm, where it is trained
-            head_weight       10          yes         layers called `classifier`
-            head_bias         20          no
-            crf                1          no
+            name             lr times          weight decay
+            body_weight          1                 yes
+            body_bias            2                 no
+            body_norm            1                 no          BatchNorm, where it is trained
+            head_weight    head_lr_scale           yes         layers called `classifier`
+            head_bias    2 head_lr_scale           no
+            crf                  1                 no
 
         The classifiers are the layers that give scores: the last of the head, as in the released
         prototxts, and the last of each tap of MSc. The other layers of a head or tap (fc6 and fc7,
-        the pyramid of v3) are body, as fc6 and fc7 are in the prototxts. Each group is a dict with
-        "params", "lr" (multiplied already), "weight_decay", "name" and "lr_scale" (the factor, for
-        schedules). Empty groups are left out.
+        the pyramid of v3) are body, as fc6 and fc7 are in the prototxts. head_lr_scale is 10 in the
+        papers. Each group is a dict with "params", "lr" (multiplied already), "weight_decay",
+        "name" and "lr_scale" (the factor, for schedules). Empty groups are left out.
         """
         groups = {
             "body_weight": (1.0, weight_decay),
             "body_bias": (2.0, 0.0),
             "body_norm": (1.0, 0.0),
-            "head_weight": (10.0, weight_decay),
-            "head_bias": (20.0, 0.0),
+            "head_weight": (head_lr_scale, weight_decay),
+            "head_bias": (2 * head_lr_scale, 0.0),
             "crf": (1.0, 0.0),
         }
         params: dict[str, list[nn.Parameter]] = {name: [] for name in groups}

@@ -1,18 +1,23 @@
-"""What fixes a training run: `TrainConfig`, its defaults, and what makes no sense.
+"""The configuration of a training run: `TrainConfig`, its defaults, and the values it refuses.
 
-The defaults are the recipe of the weights that the package ships: trained from scratch on the
-generated scenes, so the rate is higher and the head is not favoured as it is over a pretrained
-body. The papers' recipes are TOML files beside `deeplab.training.recipes`.
+pydantic checks types strictly (an integer counts as a number, a list as a tuple, and nothing else
+is converted), ranges, and unknown keys. The defaults are the recipe of the weights that the package
+ships: trained from scratch on the generated scenes, so the learning rate is higher and the head's
+is lower than over a pretrained body. The papers' recipes are TOML files in
+`deeplab.training.recipes`.
 """
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass, field
-from typing import Any, Literal
+import dataclasses
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic.dataclasses import dataclass
 
 from deeplab.data import scenes
 from deeplab.model import MODELS
+from deeplab.training.config_errors import ConfigError, one_line_errors
 
 SCENES_CRF: dict[str, Any] = {
     "iterations": 10,
@@ -42,7 +47,7 @@ FREE_ON_RESUME = frozenset(
         "workers",
     }
 )
-"""What a resumed run may change unsaid: where and how it computes, not what.
+"""The fields that a resumed run may change: where and how it computes, not what.
 
 skip_broken is among them, since a run that met a broken picture could not go on otherwise.
 """
@@ -51,7 +56,31 @@ MOST_INTEGER = 2**31 - 1
 MOST_FLOAT = 3.4e38  # float32's
 
 
-@dataclass(frozen=True)
+def _known_model(name: str) -> str:
+    if name not in MODELS:
+        raise ValueError(f"one of {', '.join(MODELS)}")
+    return name
+
+
+def _one_or_eight(stride: int) -> int:
+    if stride not in (1, 8):  # Literal[1, 8] would take True and 8.0 too
+        raise ValueError("1 or 8")
+    return stride
+
+
+STRICT = ConfigDict(strict=True, extra="forbid")
+Count = Annotated[int, Field(ge=1, le=MOST_INTEGER)]
+CountOrZero = Annotated[int, Field(ge=0, le=MOST_INTEGER)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+# Each split of the generated scenes ends where the next one starts.
+TrainScenes = Annotated[int, Field(ge=1, le=scenes.VALIDATION_START - scenes.TRAIN_START)]
+ValidationScenes = Annotated[int, Field(ge=1, le=scenes.TEST_START - scenes.VALIDATION_START)]
+Numbers = BeforeValidator(lambda value: tuple(value) if isinstance(value, list) else value)
+
+
+@one_line_errors
+@dataclass(frozen=True, config=STRICT)
 class DataConfig:
     """Which pictures: `deeplab.data.datasets.open_dataset(name, root, split, **options)`.
 
@@ -66,12 +95,17 @@ class DataConfig:
     root: str = ""
     train: str = "train"
     validation: str = "val"
-    options: dict[str, Any] = field(default_factory=dict)
+    options: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
-@dataclass(frozen=True)
+def _data(value: Any) -> Any:
+    return DataConfig(**value) if isinstance(value, dict) else value
+
+
+@one_line_errors
+@dataclass(frozen=True, config=STRICT)
 class TrainConfig:
-    """What fixes a training run; ValueError on construction where a value makes no sense.
+    """What fixes a training run. Construction raises ConfigError, a ValueError of one line.
 
     Attributes:
         model: name in `deeplab.model.MODELS`.
@@ -116,77 +150,61 @@ class TrainConfig:
         seed: of initialisation, samples and dropout.
     """
 
-    model: str = "deeplab_v2_small"
-    model_options: dict[str, Any] = field(default_factory=dict)
+    model: Annotated[str, AfterValidator(_known_model)] = "deeplab_v2_small"
+    model_options: dict[str, Any] = dataclasses.field(default_factory=dict)
     weights: str = ""
     starts_from: str = ""
     new_classifier: bool = False
-    data: DataConfig = field(default_factory=DataConfig)
-    steps: int = 6000
-    batch_size: int = 8
-    accumulate: int = 1
+    data: Annotated[DataConfig, BeforeValidator(_data)] = dataclasses.field(
+        default_factory=DataConfig
+    )
+    steps: Count = 6000
+    batch_size: Count = 8
+    accumulate: Count = 1
     optimizer: Literal["sgd", "adamw"] = "sgd"
-    lr: float = 0.05
+    lr: Positive = 0.05
     policy: Literal["poly", "step"] = "poly"
-    power: float = 0.9
-    step_size: int = 2000
-    gamma: float = 0.1
-    warmup: int = 100
-    head_lr_scale: float = 0.2
-    momentum: float = 0.9
-    weight_decay: float = 5e-4
-    crop: int = 193
-    scales: tuple[float, ...] = (0.5, 1.5)
+    power: Positive = 0.9
+    step_size: Count = 2000
+    gamma: Positive = 0.1
+    warmup: CountOrZero = 100
+    head_lr_scale: Positive = 0.2
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    weight_decay: NotNegative = 5e-4
+    crop: Count = 193
+    scales: Annotated[tuple[float, ...], Numbers] = (0.5, 1.5)
     scale_mode: Literal["continuous", "discrete"] = "continuous"
     mirror: bool = True
-    loss_stride: Literal[1, 8] = 1
-    class_weights: tuple[float, ...] = ()
-    scenes: int = 4000
-    validation_scenes: int = 50
+    loss_stride: Annotated[int, AfterValidator(_one_or_eight)] = 1
+    class_weights: Annotated[tuple[NotNegative, ...], Numbers] = ()
+    scenes: TrainScenes = 4000
+    validation_scenes: ValidationScenes = 50
     in_memory: bool = False
     skip_broken: bool = False
-    validate_every: int = 500
-    save_every: int = 500
-    log_every: int = 20
+    validate_every: Count = 500
+    save_every: Count = 500
+    log_every: Count = 20
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     compile: bool = False
     channels_last: bool = True
     sync_bn: bool = False
     device: Literal["auto", "cpu", "cuda"] = "auto"
     crf: bool = False
-    workers: int = 1
-    seed: int = 0
+    workers: CountOrZero = 1
+    seed: CountOrZero = 0
 
-    def __post_init__(self) -> None:
-        _require(self.model in MODELS, "model", f"one of {', '.join(MODELS)}", self.model)
-        for name in (
-            *("steps", "batch_size", "accumulate", "step_size", "scenes", "validation_scenes"),
-            *("validate_every", "save_every", "log_every"),
-        ):
-            _require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
-        most = {  # each split ends where the next one starts
-            "scenes": scenes.VALIDATION_START - scenes.TRAIN_START,
-            "validation_scenes": scenes.TEST_START - scenes.VALIDATION_START,
-        }
-        for name, limit in most.items():
-            _require(getattr(self, name) <= limit, name, f"at most {limit}", getattr(self, name))
-        for name in ("warmup", "workers", "seed"):
-            _require(getattr(self, name) >= 0, name, "0 or more", getattr(self, name))
-        for name, value in vars(self).items():
-            if isinstance(value, int):
-                _require(value <= MOST_INTEGER, name, f"at most {MOST_INTEGER}", value)
-        decays = math.isfinite(self.weight_decay) and self.weight_decay >= 0
-        _require(decays, "weight_decay", "a finite number, 0 or more", self.weight_decay)
-        for name in ("lr", "power", "gamma", "head_lr_scale"):
-            value = getattr(self, name)
-            _require(math.isfinite(value) and value > 0, name, "a positive number", value)
+    @model_validator(mode="after")
+    def _check(self) -> TrainConfig:
         fastest = self.lr * max(1.0, 2 * self.head_lr_scale)
         _require(fastest <= MOST_FLOAT, "lr", f"rates of at most {MOST_FLOAT:g}", self.lr)
-        _require(0 <= self.momentum < 1, "momentum", "a number in [0, 1)", self.momentum)
         shared = f"a multiple of accumulate = {self.accumulate}"
         _require(self.batch_size % self.accumulate == 0, "batch_size", shared, self.batch_size)
+        stride = "1 with crf: a CRF works on pixels"
+        _require(not self.crf or self.loss_stride == 1, "loss_stride", stride, self.loss_stride)
         self._check_samples()
-        self._check_choices()
+        self._check_data()
+        self._check_model_options()
+        return self
 
     def _check_samples(self) -> None:
         _require(self.crop >= 9 and self.crop % 8 == 1, "crop", "8k + 1, such as 321", self.crop)
@@ -195,30 +213,11 @@ class TrainConfig:
             ordered = inside and len(self.scales) == 2 and self.scales[0] <= self.scales[1]
             _require(ordered, "scales", "0 < smallest <= largest <= 4", self.scales)
         _require(inside, "scales", "at least one number, each above 0 and up to 4", self.scales)
-        weights = self.class_weights
-        positive = all(math.isfinite(w) and w >= 0 for w in weights) and (
-            not weights or any(weights)
-        )
-        _require(positive, "class_weights", "numbers of 0 or more, not all 0", weights)
-
-    def _check_choices(self) -> None:
-        _one_of(self.loss_stride, "loss_stride", (1, 8))
-        _one_of(self.optimizer, "optimizer", ("sgd", "adamw"))
-        _one_of(self.policy, "policy", ("poly", "step"))
-        _one_of(self.scale_mode, "scale_mode", ("continuous", "discrete"))
-        _one_of(self.precision, "precision", ("auto", "float32", "bfloat16", "float16"))
-        _one_of(self.device, "device", ("auto", "cpu", "cuda"))
-        stride = "1 with crf: a CRF works on pixels"
-        _require(not self.crf or self.loss_stride == 1, "loss_stride", stride, self.loss_stride)
-        self._check_data()
-        for name, origin in (("num_classes", "the data set"), ("crf", "the field crf")):
-            key, given = f"model_options.{name}", self.model_options.get(name)
-            _require(name not in self.model_options, key, f"none: {origin} says it", given)
-        if self.model_options.get("scales"):
-            self._check_scales(self.model_options["scales"])
+        weighed = not self.class_weights or any(self.class_weights)
+        _require(weighed, "class_weights", "at least one above 0", self.class_weights)
 
     def _check_data(self) -> None:
-        """Generated scenes have neither folder nor splits: what asks for such means other data."""
+        """Generated scenes have neither folder nor splits."""
         if self.data.name != "scenes":
             return
         none = "none for generated scenes; name other data with data.name"
@@ -227,8 +226,14 @@ class TrainConfig:
                 given = getattr(self.data, name)
                 _require(given == default, f"data.{name}", none, given)
 
-    def _check_scales(self, scales: Any) -> None:
+    def _check_model_options(self) -> None:
         """Several scales have losses at the sizes of the logits, the smallest at its own."""
+        for name, origin in (("num_classes", "the data set"), ("crf", "the field crf")):
+            key, given = f"model_options.{name}", self.model_options.get(name)
+            _require(name not in self.model_options, key, f"none: {origin} says it", given)
+        scales = self.model_options.get("scales")
+        if not scales:
+            return
         last = scales[-1] if isinstance(scales, list | tuple) else scales
         _require(last in (0.5, 0.25), "model_options.scales", "a last one of 0.5 or 0.25", scales)
         size = "8 with a model of several scales, whose losses are taken at the logits' size"
@@ -238,11 +243,6 @@ class TrainConfig:
         _require(self.crop % stride == 1, "crop", whole, self.crop)
 
 
-def _one_of(value: object, name: str, known: tuple[object, ...]) -> None:
-    *first, last = map(str, known)
-    _require(value in known, name, f"{', '.join(first)} or {last}", value)
-
-
-def _require(holds: bool, name: str, expected: str, value: object) -> None:
+def _require(holds: bool, key: str, expected: str, value: object) -> None:
     if not holds:
-        raise ValueError(f"{name}: expected {expected}, got {value!r}")
+        raise ConfigError(key, f"expected {expected}, got {value!r:.200}")

@@ -62,7 +62,7 @@ class Processes:
             dist.all_reduce(values, group=self.host)
         return values
 
-    def share(self, values: Tensor) -> None:
+    def broadcast(self, values: Tensor) -> None:
         """Overwrite a tensor on `device` with that of the first process."""
         if self.world > 1:
             dist.broadcast(values, 0, group=self.group)
@@ -116,7 +116,7 @@ def processes(device: str) -> Iterator[Processes]:
     try:
         yield group
     except RuntimeError as error:
-        if group.world > 1 and _tells_a_lost_connection(error):
+        if group.world > 1 and _is_lost_connection(error):
             raise OtherProcessEnded from error
         raise
     finally:
@@ -156,7 +156,7 @@ def _processes(device: torch.device, started: bool) -> Processes:
     return Processes(dist.get_rank(), world, device, host)
 
 
-def _tells_a_lost_connection(error: RuntimeError) -> bool:
+def _is_lost_connection(error: RuntimeError) -> bool:
     """Gloo raises RuntimeErrors that name its own source files; NCCL and the store have a class."""
     return isinstance(error, dist.DistError) or "gloo" in str(error)
 

@@ -1,10 +1,10 @@
-"""Whether the labels of a run can teach anything: some looked at before it, all counted in it.
+"""Whether anything can be learned from a run's labels: some are read before it, all counted in it.
 
 A run learns nothing where no pixel counts in its loss, and the same answer everywhere where all
 that count are of one class. Both end with a loss near 0, and a mIoU of 100 on labels of that kind.
 
 Before the first step label maps are read until two classes have occurred, which the first one or
-two of a sound set show, and at most `LOOKED_AT`. It is an error only where all have been read. For
+two of a sound set show, and at most `MOST_READ`. It is an error only where all have been read. For
 the rest, each sample brings the number of pixels of each label in its whole picture: after the
 first epoch it is known which classes never occur, and whether anything can be learned.
 """
@@ -24,21 +24,21 @@ from deeplab.data.datasets.counts import LabelCounts, histogram, listed
 from deeplab.errors import InputError
 from deeplab.evaluation.evaluate import LabelledImages
 
-LOOKED_AT = 1000  # label maps: seconds, in a set in which none of them shows two classes
+MOST_READ = 1000  # label maps: seconds, in a set in which none of them shows two classes
 
 TRAINING, VALIDATION = "training labels", "validation labels"
 
 
-def look_at_labels(
+def check_labels(
     dataset: LabelledImages,
     validation: LabelledImages,
     names: Sequence[str],
     class_weights: Sequence[float],
-    say: Callable[[str], object],
+    info: Callable[[str], object],
 ) -> None:
     """Read a few label maps of both sets before the first step.
 
-    names, class_weights: of the classes, the latter empty where all count alike. say: takes a line
+    names, class_weights: of the classes, the latter empty where all count alike. info: takes a line
     where the labels that were read teach nothing, but not all were read. Only sets whose labels
     can be read alone are looked at (`SegmentationData`).
 
@@ -59,7 +59,7 @@ def look_at_labels(
     ):
         if not isinstance(data, SegmentationData):
             continue
-        pixels, read = _look(data, counting, enough)
+        pixels, read = _sample_labels(data, counting, enough)
         if read is None:
             continue
         part = "" if read == len(data) else f" ({read} of {len(data)} label maps looked at)"
@@ -67,10 +67,10 @@ def look_at_labels(
         if not part:
             raise InputError(defect)
         if read:
-            say(f"Note: {defect}")
+            info(f"Note: {defect}")
 
 
-def _look(
+def _sample_labels(
     data: SegmentationData, counting: npt.NDArray[np.bool_], enough: int
 ) -> tuple[npt.NDArray[np.int64], int | None]:
     """Pixels by label in label maps spread over the set, and how many were read.
@@ -80,7 +80,7 @@ def _look(
     """
     classes = len(counting)
     pixels, read = np.zeros(256, np.int64), 0
-    for index in np.random.default_rng(0).permutation(len(data))[:LOOKED_AT].tolist():
+    for index in np.random.default_rng(0).permutation(len(data))[:MOST_READ].tolist():
         try:
             pixels += histogram(data.labels(index))
             read += 1
@@ -95,26 +95,27 @@ def _look(
 class DrawnLabels:
     """The labels of all pictures that a run has drawn, in all its processes.
 
-    pixels: int64 `[256]`, of each label in whole pictures, as often as they were drawn; mass: the
-    weight of the labelled pixels in the samples that were cut out of them, as the loss counts it.
+    pixels: int64 `[256]`, of each label in whole pictures, as often as they were drawn.
+    loss_weight: the weight of the labelled pixels in the samples that were cut out of them, as the
+    loss counts it.
     """
 
     def __init__(self, names: Sequence[str], class_weights: Sequence[float], crop: int) -> None:
         self.names, self.weights, self.crop = names, _weights(names, class_weights), crop
         self.pixels = torch.zeros(256, dtype=torch.int64)
-        self.mass = 0.0
+        self.loss_weight = 0.0
 
-    def add(self, pixels: Tensor, mass: float) -> None:
+    def add(self, pixels: Tensor, loss_weight: float) -> None:
         self.pixels += pixels.long()
-        self.mass += mass
+        self.loss_weight += loss_weight
 
     def state(self) -> dict[str, Any]:
-        return {"pixels": self.pixels, "mass": self.mass}
+        return {"pixels": self.pixels, "mass": self.loss_weight}
 
     def load(self, state: Mapping[str, Any] | None) -> None:
         """None is of a run that did not count yet: all classes are taken to have occurred in it."""
         self.pixels = torch.ones(256, dtype=torch.int64) if state is None else state["pixels"]
-        self.mass = 1.0 if state is None else float(state["mass"])
+        self.loss_weight = 1.0 if state is None else float(state["mass"])
 
     def counts(self, where: str) -> LabelCounts:
         return LabelCounts.of(where, self.names, self.pixels.numpy())
@@ -123,7 +124,7 @@ class DrawnLabels:
         """Why nothing could be learned from what was drawn, and how to mend it; empty otherwise."""
         if defect := _defect(self.counts(where), self.weights):
             return defect
-        if self.mass > 0:
+        if self.loss_weight > 0:
             return ""
         return (
             f"{where}: pictures have labelled pixels, but no sample of {self.crop} x {self.crop} "

@@ -1,4 +1,4 @@
-"""What a run tells: a progress bar, a CSV file, TensorBoard, and how fast it was.
+"""What a run shows: a progress bar, a CSV file, TensorBoard, and how fast it was.
 
 One row of the log for each `log_every` steps and each validation:
 
@@ -144,17 +144,17 @@ class CSVLog:
                     part.unlink(missing_ok=True)
                 raise
         except OSError as error:
-            raise self._error(error) from error
+            raise _write_error(self.path, error) from error
 
     def write(self, row: Mapping[str, Any]) -> None:
         try:
             self._writer.writerow(row)
             self._file.flush()
         except OSError as error:
-            raise self._error(error) from error
+            raise _write_error(self.path, error) from error
 
     def close(self) -> None:
-        with suppress(OSError):  # what could not be written has been said already
+        with suppress(OSError):  # `write` has raised it already
             self._file.close()
 
     def _lock(self, file: IO[str]) -> None:
@@ -168,11 +168,8 @@ class CSVLog:
         except OSError:
             pass  # some network file systems have no locks
 
-    def _error(self, error: OSError) -> InputError:
-        return _no_room(self.path, error)
 
-
-def _no_room(path: Path, error: OSError) -> InputError:
+def _write_error(path: Path, error: OSError) -> InputError:
     return InputError(
         f"{path}: cannot write the log ({error.strerror or error}); make room, then go on with "
         "--resume"
@@ -194,12 +191,12 @@ class TensorBoardLog:
                 "--tensorboard needs the package tensorboard: pip install 'deeplab-triton[logs]'"
             ) from error
         self.folder = folder
-        self._hook, threading.excepthook = threading.excepthook, self._unless_told
+        self._hook, threading.excepthook = threading.excepthook, self._unless_raised
         try:
             self._writer: Any = SummaryWriter(str(folder), purge_step=first_step + 1)
         except OSError as error:
             threading.excepthook = self._hook
-            raise self._error(error) from error
+            raise _write_error(self.folder, error) from error
 
     def write(self, row: Mapping[str, Any]) -> None:
         try:
@@ -208,53 +205,53 @@ class TensorBoardLog:
                     self._writer.add_scalar(name, value, row["step"])
             self._writer.flush()
         except OSError as error:
-            raise self._error(error) from error
+            raise _write_error(self.folder, error) from error
 
     def close(self) -> None:
-        with suppress(OSError):  # what could not be written has been said already
+        with suppress(OSError):  # `write` has raised it already
             self._writer.close()
         threading.excepthook = self._hook
 
-    def _unless_told(self, failed: threading.ExceptHookArgs) -> None:
+    def _unless_raised(self, failed: threading.ExceptHookArgs) -> None:
         theirs = type(failed.thread).__module__.startswith("tensorboard")
         if not (theirs and isinstance(failed.exc_value, OSError)):
             self._hook(failed)
 
-    def _error(self, error: OSError) -> InputError:
-        return _no_room(self.folder, error)
-
 
 @dataclass
-class Teller:
-    """Progress and notes on standard error, rows in the logs; silent in all but one process."""
+class Logger:
+    """Progress and notes on standard error, rows in the logs; silent in all but one process.
 
-    total: int
-    shows: bool
-    speaks: bool = True
+    steps: of the run; shows_progress: with a bar; enabled: whether this is the one process.
+    """
+
+    steps: int
+    shows_progress: bool
+    enabled: bool = True
     logs: list[CSVLog | TensorBoardLog] = field(default_factory=list)
     _bar: Progress | None = None
     _task: TaskID | None = None
 
     def start(self, step: int) -> None:
-        if self.shows and self.speaks:
+        if self.shows_progress and self.enabled:
             self._bar = _progress_bar()
-            self._task = self._bar.add_task("train", total=self.total, completed=step, state="")
+            self._task = self._bar.add_task("train", total=self.steps, completed=step, status="")
             self._bar.start()
 
-    def counted(self, indices: Iterable[int]) -> Iterable[int]:
+    def reading(self, indices: Iterable[int]) -> Iterable[int]:
         """The same numbers, with a bar for pictures that are read before the first step."""
-        if not (self.shows and self.speaks):
+        if not (self.shows_progress and self.enabled):
             return indices
         return track(indices, "reading", console=Console(stderr=True), transient=True)
 
-    def step(self, step: int, state: str) -> None:
-        """Move the bar; `state` is what stands beside it."""
+    def progress(self, step: int, status: str) -> None:
+        """Move the bar; `status` stands beside it."""
         if self._bar is not None and self._task is not None:
-            self._bar.update(self._task, completed=step, state=state)
+            self._bar.update(self._task, completed=step, status=status)
 
-    def say(self, text: str) -> None:
+    def info(self, text: str) -> None:
         """A line for people, whether or not there is a bar."""
-        if not self.speaks:
+        if not self.enabled:
             return
         if self._bar is not None:
             self._bar.console.print(text, highlight=False, markup=False, soft_wrap=True)
@@ -304,6 +301,6 @@ def _progress_bar() -> Progress:
         BarColumn(bar_width=16),
         TimeElapsedColumn(table_column=whole.copy()),
         TimeRemainingColumn(table_column=whole.copy()),
-        TextColumn("{task.fields[state]}", table_column=Column()),
+        TextColumn("{task.fields[status]}", table_column=Column()),
         console=Console(stderr=True),
     )

@@ -82,32 +82,32 @@ def labels_of_scores(labels: Tensor, stride: int, grid: Grid) -> Tensor:
     return labels[:, rows[::every, None], columns[::every]]
 
 
-def labelled_mass(
+def loss_denominators(
     labels: Tensor, strides: Sequence[int], class_weights: Tensor | None, grid: Grid = ALIGNED
 ) -> Tensor:
-    """The denominators: float64 [terms], the weight of the labelled pixels at each stride.
+    """float64 [terms]: the weight of the labelled pixels at each stride.
 
     labels: integers [B, H, W], 255 ignored; class_weights: [classes], None counts pixels; grid:
     where the scores lie.
     """
-    masses = []
+    weights = []
     for stride in strides:
         seen = labels_of_scores(labels, stride, grid)
         seen = seen[seen != IGNORE]
         if class_weights is None:
-            masses.append(float(seen.numel()))
+            weights.append(float(seen.numel()))
         else:
-            masses.append(float(class_weights.double()[seen.long()].sum()))
-    return torch.tensor(masses, dtype=torch.float64)
+            weights.append(float(class_weights.double()[seen.long()].sum()))
+    return torch.tensor(weights, dtype=torch.float64)
 
 
 class StepLoss(nn.Module):
     """Network and loss in one module, which torch.compile and DistributedDataParallel can wrap.
 
-    forward(rgb, labels, mass) -> the part that these samples have in the loss, a float32 scalar
-    (float64 for a model in float64):
-    rgb [B, 3, H, W] uint8 or float in 0-255, labels int64 [B, H, W], mass [terms] the denominators
-    of the whole step, not below 1 where nothing is labelled.
+    forward(rgb, labels, denominators) -> the part that these samples have in the loss, a float32
+    scalar (float64 for a model in float64):
+    rgb [B, 3, H, W] uint8 or float in 0-255, labels int64 [B, H, W], denominators [terms] of the
+    whole step (`loss_denominators`), none of them 0.
     """
 
     class_weights: Tensor | None
@@ -126,7 +126,7 @@ class StepLoss(nn.Module):
         self.format = torch.channels_last if channels_last else torch.contiguous_format
         self.register_buffer("class_weights", class_weights, persistent=False)
 
-    def forward(self, rgb: Tensor, labels: Tensor, mass: Tensor) -> Tensor:
+    def forward(self, rgb: Tensor, labels: Tensor, denominators: Tensor) -> Tensor:
         sums = [
             F.cross_entropy(
                 logits.to(torch.promote_types(logits.dtype, torch.float32)),
@@ -137,7 +137,7 @@ class StepLoss(nn.Module):
             )
             for logits, stride in zip(self._logits(rgb), self.strides, strict=True)
         ]
-        return (torch.stack(sums) / mass).sum()
+        return (torch.stack(sums) / denominators).sum()
 
     def _logits(self, rgb: Tensor) -> tuple[Tensor, ...]:
         x = self.model.preprocess(rgb).contiguous(memory_format=self.format)
@@ -150,11 +150,6 @@ class StepLoss(nn.Module):
 def segmentation_loss(model: DeepLab, rgb: Tensor, labels: Tensor, stride: int) -> Tensor:
     """Mean cross entropy over the labelled pixels of a batch: at full size, or at stride 8."""
     step = StepLoss(model, stride)
-    mass = at_least_something(labelled_mass(labels, step.strides, None, step.grid))
-    loss: Tensor = step(rgb, labels, mass.to(rgb.device, torch.float32))
+    denominators = loss_denominators(labels, step.strides, None, step.grid).clamp(min=1)
+    loss: Tensor = step(rgb, labels, denominators.to(rgb.device, torch.float32))
     return loss
-
-
-def at_least_something(mass: Tensor) -> Tensor:
-    """1 instead of 0, so that a batch without labels has the loss 0 and not NaN."""
-    return torch.where(mass > 0, mass, torch.ones_like(mass))

@@ -15,17 +15,16 @@ A value remembers where it came from, so that an error names the file, or the op
 from __future__ import annotations
 
 import dataclasses
-import typing
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import deeplab.training.recipes
 from deeplab import toml
 from deeplab.errors import InputError
-from deeplab.training.config import DataConfig, TrainConfig
+from deeplab.training.config import TrainConfig
+from deeplab.training.config_errors import ConfigError
 
-RECIPES = Path(deeplab.training.recipes.__file__).parent
+RECIPES = Path(__file__).parent / "recipes"
 
 Settings = dict[str, tuple[Any, str]]
 """Values by key, each with where it comes from; tables are flat: "data.root"."""
@@ -71,32 +70,21 @@ def make_config(settings: Settings) -> TrainConfig:
 
     Raises InputError: an unknown key, a wrong type, a value without sense. Each names its origin.
     """
-    hints = typing.get_type_hints(TrainConfig)
-    data_hints = typing.get_type_hints(DataConfig)
     values: dict[str, Any] = {}
-    data: dict[str, Any] = {}
     for key, (value, where) in settings.items():
-        table, _, name = key.partition(".")
-        if table == "model_options" and name:
-            values.setdefault(table, {})[name] = value
-        elif table == "data" and name.startswith("options."):
-            data.setdefault("options", {})[name.removeprefix("options.")] = value
-        elif table == "data" and name in data_hints and name != "options":
-            data[name] = _typed(value, data_hints[name], where)
-        elif key in hints.keys() - {"model_options", "data"}:
-            values[key] = _typed(value, hints[key], where)
-        elif key in ("model_options", "data", "data.options"):
-            raise InputError(f"{where}: expected a table, got {value!r:.200}")
-        else:
-            known = [f"data.{n}" for n in data_hints] if table == "data" else sorted(hints)
-            raise InputError(f"{where}: unknown key; expected one of {', '.join(known)}")
+        *tables, name = key.split(".")
+        table = values
+        for inner in tables:
+            table = table.setdefault(inner, {})
+            if not isinstance(table, dict):
+                raise InputError(f"{where}: {inner} is a table, but was given {table!r:.200}")
+        table[name] = value
     try:
-        return TrainConfig(**values, data=DataConfig(**data))
-    except ValueError as error:
-        name, _, expected = str(error).partition(":")
-        inside = [key for key in settings if key == name or key.startswith(f"{name}.")]
-        where = settings[inside[0]][1] if inside else name
-        raise InputError(f"{where}:{expected}") from error
+        return TrainConfig(**values)
+    except ConfigError as error:
+        inside = [key for key in settings if key == error.key or key.startswith(f"{error.key}.")]
+        where = settings[inside[0]][1] if inside else error.key
+        raise InputError(f"{where}: {error.problem}") from error
 
 
 def differences(stored: Mapping[str, Any], now: TrainConfig, free: frozenset[str]) -> list[str]:
@@ -126,27 +114,3 @@ def _plain(value: Any) -> Any:
 
 def _shown(value: Any) -> str:
     return "absent" if value is None else repr(_plain(value))
-
-
-def _typed(value: Any, hint: Any, where: str) -> Any:
-    """`value` as the field's type; ints count as floats, lists as tuples."""
-    if typing.get_origin(hint) is tuple:
-        if not isinstance(value, list | tuple):
-            raise InputError(f"{where}: expected a list of numbers, got {value!r:.200}")
-        return tuple(_typed(part, typing.get_args(hint)[0], where) for part in value)
-    if typing.get_origin(hint) is Literal:
-        known = typing.get_args(hint)
-        if (type(value), value) not in [(type(one), one) for one in known]:
-            raise InputError(f"{where}: expected {_listed(known)}, got {value!r:.200}")
-        return value
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if type(value) is not hint:
-        words = {int: "an integer", float: "a number", bool: "true or false", str: "a text"}
-        raise InputError(f"{where}: expected {words[hint]}, got {value!r:.200}")
-    return value
-
-
-def _listed(known: tuple[object, ...]) -> str:
-    *first, last = map(str, known)
-    return f"{', '.join(first)} or {last}"

@@ -47,7 +47,10 @@ class Sample(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """A process's share of a step: pictures with a batch axis in front, all else summed."""
+    """A process's share of a step: pictures with a batch axis in front, all else summed.
+
+    waited: seconds that the step waited for it.
+    """
 
     image: Tensor
     labels: Tensor
@@ -55,6 +58,7 @@ class Batch(NamedTuple):
     conversions: tuple[Conversion, ...]
     broken: tuple[str, ...]
     seconds: float
+    waited: float = 0.0
 
 
 class Samples(Dataset[Sample]):
@@ -110,7 +114,7 @@ class Samples(Dataset[Sample]):
             place = int(self._order[1][(position + ahead) % len(self.dataset)])
             try:
                 pair = _as_arrays(self.dataset[place])
-                _require_picture(place, *pair, self.classes)
+                _check_picture(place, *pair, self.classes)
                 return pair, tuple(broken)
             except InputError as error:
                 if not self.config.skip_broken:
@@ -124,7 +128,7 @@ def _as_arrays(pair: tuple[Any, Any]) -> LabelledPicture:
     return LabelledPicture(image, labels, conversions_of(pair))
 
 
-def _require_picture(place: int, image: np.ndarray, labels: np.ndarray, classes: int) -> None:
+def _check_picture(place: int, image: np.ndarray, labels: np.ndarray, classes: int) -> None:
     """InputError where a data set gives what no picture and no labels are."""
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
         raise InputError(
@@ -155,11 +159,11 @@ class InMemory:
     """
 
     def __init__(
-        self, dataset: LabelledImages, told: Callable[[Iterable[int]], Iterable[int]] = iter
+        self, dataset: LabelledImages, progress: Callable[[Iterable[int]], Iterable[int]] = iter
     ) -> None:
-        """told: passes on the numbers that it is given, and may show how far they are."""
+        """progress: passes on the numbers that it is given, and may show how far they are."""
         self._kept: list[LabelledPicture | InputError] = []
-        for index in told(range(len(dataset))):
+        for index in progress(range(len(dataset))):
             try:
                 pair = _as_arrays(dataset[index])
             except InputError as error:
@@ -232,7 +236,7 @@ def batches(
         config.batch_size,
     )
     with warnings.catch_warnings():
-        # Said in one line where the run starts.
+        # The run says it in one line at its start.
         warnings.filterwarnings("ignore", message="This DataLoader will create")
         made = iter(_loader(dataset, config, fill, classes, starts, share, pin))
     try:
@@ -256,12 +260,12 @@ def _loader(
     pin: bool,
 ) -> DataLoader[Any]:
     return DataLoader(
-        _Guarded(Samples(dataset, config, fill, classes)),
-        batch_sampler=_Shares(starts, share),
+        _WithErrors(Samples(dataset, config, fill, classes)),
+        batch_sampler=_StepSampler(starts, share),
         num_workers=config.workers,
         multiprocessing_context=start_method() if config.workers else None,
-        collate_fn=_stacked,
-        worker_init_fn=_prepare_worker,
+        collate_fn=_collate,
+        worker_init_fn=_start_worker,
         pin_memory=pin,
         # Samples bring their own chance; without this the loader draws from the global generator.
         generator=torch.Generator().manual_seed(config.seed),
@@ -278,7 +282,7 @@ def start_method() -> str:
     return multiprocessing.get_start_method(allow_none=True) or default
 
 
-class _Shares:
+class _StepSampler:
     """The numbers of the samples of each step: `share` of them from each of `starts` on."""
 
     def __init__(self, starts: range, share: int) -> None:
@@ -291,7 +295,7 @@ class _Shares:
         return (list(range(start, start + self.share)) for start in self.starts)
 
 
-class _Guarded(Dataset[Sample | InputError]):
+class _WithErrors(Dataset[Sample | InputError]):
     """Hands an InputError over as a value: raised in a worker it would arrive as a traceback."""
 
     def __init__(self, samples: Samples) -> None:
@@ -304,7 +308,7 @@ class _Guarded(Dataset[Sample | InputError]):
             return error
 
 
-def _stacked(samples: list[Sample | InputError]) -> Batch | InputError:
+def _collate(samples: list[Sample | InputError]) -> Batch | InputError:
     whole: list[Sample] = []
     for sample in samples:
         if isinstance(sample, InputError):
@@ -320,7 +324,7 @@ def _stacked(samples: list[Sample | InputError]) -> Batch | InputError:
     )
 
 
-def _prepare_worker(_: int) -> None:
+def _start_worker(_: int) -> None:
     """Signals that stop a run reach its workers too: they go on, so that the step can end."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)

@@ -1,8 +1,11 @@
-"""Learning rates: poly or step, a linear warm-up in front, times each parameter group's factor.
+"""The optimiser and its learning rate: poly or step, behind a linear warm-up.
 
     poly    lr(i) = lr_0 (1 - i / steps)^power
     step    lr(i) = lr_0 gamma^floor(i / step_size)
-    both times min(1, (i + 1) / (warmup + 1))
+    both times min(1, (i + 1) / (warmup + 1)), and times the factor of each parameter group
+
+`DeepLab.param_groups` says which parameters a group has, and its factor; the rate of a step is
+set here.
 
 Sources: Chen et al., DeepLab v1 (step: a tenth every 2000 iterations) and v2, section 4.1 (poly,
 power 0.9); Caffe's `lr_policy`. Caffe multiplies the gradient by the rate before momentum, PyTorch
@@ -12,7 +15,6 @@ after it: the same until the rate changes, and close for as slow a change as the
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 import torch
 
@@ -37,37 +39,34 @@ def learning_rate(config: TrainConfig, step: int) -> float:
     return poly_lr(config.lr, step, config.steps, config.power, config.warmup)
 
 
-def restated(config: TrainConfig, done: int, before: int) -> str:
-    """What becomes of a run of `before` steps that goes on after `done` with `config.steps`."""
-    if done == config.steps:
-        return f"ends at step {done}, where {before} was to be the last"
-    said = (
-        f"goes on from step {done} to {config.steps}, where {before} was to be the last: the "
-        f"learning rate ({config.policy}) is {learning_rate(config, done):.4g} from here"
-    )
-    if not done:
-        return said
-    earlier = learning_rate(dataclasses.replace(config, steps=before), done - 1)
-    return f"{said}, and was {earlier:.4g} in the last step"
-
-
-def parameter_groups(model: DeepLab, config: TrainConfig) -> list[dict[str, Any]]:
-    """The model's groups, with the head's factors (10 and 20) put to `head_lr_scale` (twice it)."""
-    groups = model.param_groups(config.lr, config.weight_decay)
-    for group in groups:
-        if group["name"].startswith("head"):
-            group["lr_scale"] *= config.head_lr_scale / 10
-            group["lr"] = config.lr * group["lr_scale"]
-    return groups
-
-
-def optimizer_of(model: DeepLab, config: TrainConfig) -> torch.optim.Optimizer:
-    """SGD with momentum, or AdamW, over the model's parameter groups."""
-    groups = parameter_groups(model, config)
+def make_optimizer(model: DeepLab, config: TrainConfig) -> torch.optim.Optimizer:
+    """SGD with momentum, or AdamW, over `DeepLab.param_groups`."""
+    groups = model.param_groups(config.lr, config.weight_decay, config.head_lr_scale)
     if config.optimizer == "sgd":
         return torch.optim.SGD(groups, momentum=config.momentum)
     # The squares of 100 steps, not of 1000: runs from scratch on a CPU are a few thousand long.
     return torch.optim.AdamW(groups, betas=(config.momentum, 0.99))
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, config: TrainConfig, step: int) -> None:
+    """Give each parameter group its rate of `step`: the body's, times the group's factor."""
+    rate = learning_rate(config, step)
+    for group in optimizer.param_groups:
+        group["lr"] = rate * group["lr_scale"]
+
+
+def changed_steps_note(config: TrainConfig, done: int, before: int) -> str:
+    """What becomes of a run of `before` steps that goes on after `done` with `config.steps`."""
+    if done == config.steps:
+        return f"ends at step {done}, where {before} was to be the last"
+    note = (
+        f"goes on from step {done} to {config.steps}, where {before} was to be the last: the "
+        f"learning rate ({config.policy}) is {learning_rate(config, done):.4g} from here"
+    )
+    if not done:
+        return note
+    earlier = learning_rate(dataclasses.replace(config, steps=before), done - 1)
+    return f"{note}, and was {earlier:.4g} in the last step"
 
 
 def _warm(step: int, warmup: int) -> float:

@@ -1,4 +1,4 @@
-"""Training runs of a second or less: what the tests of deeplab.training.train start from."""
+"""Training runs of a second or less: what the tests of deeplab.training start from."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from deeplab.data.datasets import open_dataset
 from deeplab.data.scenes import ScenesDataset
 from deeplab.evaluation.evaluate import LabelledImages
 from deeplab.model import DeepLab
+from deeplab.training import TrainConfig, TrainResult, train
 from deeplab.training.checkpoint import Files
-from deeplab.training.train import TrainConfig, TrainResult, train
 
 TINY = TrainConfig(
     steps=6,

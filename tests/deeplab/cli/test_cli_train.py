@@ -8,7 +8,7 @@ import pytest
 from commands import assert_refused, done, run
 
 from deeplab.model import deeplab_v2_small
-from deeplab.training.train import TrainConfig
+from deeplab.training import TrainConfig
 from deeplab.weights import read_metadata, save_weights
 
 TINY = ["--steps", 2, "--batch-size", 2, "--crop", 33, "--scenes", 2, "--validation-scenes", 1]
@@ -43,7 +43,7 @@ def test_train_without_options_is_the_recipe_of_the_shipped_weights(
         assert config == TrainConfig()
         raise Stop
 
-    monkeypatch.setattr("deeplab.training.train.train", stop)
+    monkeypatch.setattr("deeplab.training.train", stop)
     with pytest.raises(Stop):
         run("train", "--out", tmp_path / "w.safetensors")
 
@@ -62,7 +62,7 @@ def test_train_and_evaluate_refuse_what_makes_no_sense(tmp_path: Path) -> None:
     path = tmp_path / "w.safetensors"
     save_weights(deeplab_v2_small(num_classes=3), path)
     out = ["--out", tmp_path / "new.safetensors"]
-    assert_refused(tmp_path, "--lr: expected a positive number, got -1", "train", "--lr=-1", *out)
+    assert_refused(tmp_path, "--lr: expected a number above 0, got -1", "train", "--lr=-1", *out)
     assert_refused(tmp_path, "--batch-size: expected", "train", "--batch-size=0", *out)
     assert_refused(
         tmp_path, "--model: expected one of deeplab_v1_7x7, ", "train", "--model=unet", *out
@@ -76,11 +76,11 @@ def test_train_and_evaluate_refuse_what_makes_no_sense(tmp_path: Path) -> None:
 def test_interrupted_training_exits_with_130_and_says_where_it_is(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from deeplab.training.train import TrainResult
+    from deeplab.training import TrainResult
 
     model = deeplab_v2_small(num_classes=3)
     stopped = TrainResult(model, 7, True, 1.5, {"miou": 0.25})
-    monkeypatch.setattr("deeplab.training.train.train", lambda *args, **kwargs: stopped)
+    monkeypatch.setattr("deeplab.training.train", lambda *args, **kwargs: stopped)
     result = run("train", "--out", tmp_path / "w.safetensors")
     assert result.exit_code == 130
     assert f"7 of {TrainConfig().steps} steps, loss 1.500, mIoU 25.00" in result.stdout
@@ -90,6 +90,6 @@ def test_diverged_training_is_one_line(tmp_path: Path, monkeypatch: pytest.Monke
     def diverge(*args: object, **kwargs: object) -> None:
         raise FloatingPointError("the loss is nan at step 3: training diverged; lower lr")
 
-    monkeypatch.setattr("deeplab.training.train.train", diverge)
+    monkeypatch.setattr("deeplab.training.train", diverge)
     out = ["--out", tmp_path / "w.safetensors"]
     assert_refused(tmp_path, "the loss is nan at step 3", "train", *out)

@@ -17,7 +17,7 @@ from deeplab.data.scenes import CLASSES
 from deeplab.errors import InputError
 from deeplab.export import export
 from deeplab.model import deeplab_v2_small
-from deeplab.training.train import DataConfig, train
+from deeplab.training import DataConfig, train
 from deeplab.weights import load_model, read_metadata, save_weights
 
 ONE_STEP = dataclasses.replace(SHORT, steps=1, lr=1e-30)

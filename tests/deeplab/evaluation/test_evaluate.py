@@ -16,7 +16,8 @@ from deeplab.evaluation.evaluate import boundary_band, evaluate
 from deeplab.evaluation.metrics import ConfusionMatrix
 from deeplab.model import deeplab_v2_small
 from deeplab.refine import CRFSettings
-from deeplab.training.train import SCENES_CRF, TrainConfig
+from deeplab.training import TrainConfig
+from deeplab.training.config import SCENES_CRF
 from deeplab.weights import SHIPPED, load_model, read_metadata
 from kernels import memory
 

@@ -15,7 +15,7 @@ from torch import nn
 from deeplab import export
 from deeplab.model import DeepLab, build
 from deeplab.model.multiscale import shrink
-from deeplab.training.train import segmentation_loss
+from deeplab.training.losses import segmentation_loss
 from deeplab.weights import load_weights
 
 

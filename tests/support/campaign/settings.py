@@ -22,7 +22,7 @@ from campaign.runner import Family
 from campaign.toml_texts import VALUES, broken_toml, dumps
 from deeplab.errors import InputError
 from deeplab.refine import CRFSettings
-from deeplab.training.train import TrainConfig
+from deeplab.training import TrainConfig
 from deeplab.weights import read_metadata
 
 IMAGE = raster("few", 20, 26, 3)

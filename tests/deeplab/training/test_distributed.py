@@ -20,7 +20,7 @@ from deeplab.errors import InputError
 from deeplab.evaluation.evaluate import evaluate
 from deeplab.training.checkpoint import Files, read_state
 from deeplab.training.distributed import processes
-from deeplab.training.losses import labelled_mass
+from deeplab.training.losses import loss_denominators
 from deeplab.weights import load_model, read_metadata
 
 ROUNDING = 1e-10  # of float64 runs: losses near 10, a few steps, another order of the sums
@@ -200,7 +200,7 @@ with processes("cpu") as group:
     assert group.sum(torch.tensor([1.0 + group.rank])).item() == 3
     assert group.gather(group.rank) == [0, 1]
     tensor = torch.full((3,), float(group.rank))
-    group.share(tensor)
+    group.broadcast(tensor)
     assert not tensor.any()
     linear = torch.nn.Linear(1, 1)
     parallel = torch.nn.parallel.DistributedDataParallel(linear, process_group=group.group)
@@ -231,11 +231,6 @@ def test_processes_that_do_not_find_each_other_are_one_clear_error(monkeypatch):
         run(TINY, tiny_pictures())
 
 
-def test_a_batch_that_cannot_be_shared_is_refused():
-    with pytest.raises(ValueError, match="batch_size: expected a multiple of accumulate = 2"):
-        dataclasses.replace(TINY, batch_size=3, accumulate=2)
-
-
 def test_a_gpu_that_is_not_there_is_said(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(InputError, match="device: cuda, but torch sees no GPU"), processes("cuda"):
@@ -254,6 +249,6 @@ def test_denominators_of_shares_add_up_to_those_of_the_step():
     labels[1, :20] = 255
     weights = torch.tensor([1.0, 0.5, 2.0, 0.0])
     for w in (None, weights):
-        whole = labelled_mass(labels, (8, 8, 8, 16), w)
-        parts = [labelled_mass(part, (8, 8, 8, 16), w) for part in labels.chunk(2)]
+        whole = loss_denominators(labels, (8, 8, 8, 16), w)
+        parts = [loss_denominators(part, (8, 8, 8, 16), w) for part in labels.chunk(2)]
         torch.testing.assert_close(sum(parts), whole)

@@ -11,8 +11,9 @@ from tiny_training import SHORT, Signalling, run, tiny_pictures
 from deeplab.data.scenes import CLASSES, PALETTE
 from deeplab.errors import InputError
 from deeplab.refine import CRFSettings
+from deeplab.training import train
+from deeplab.training.config import SCENES_CRF
 from deeplab.training.logs import _progress_bar
-from deeplab.training.train import SCENES_CRF, train
 from deeplab.weights import load_model, read_metadata
 
 
@@ -99,7 +100,7 @@ def test_progress_tells_counts_and_times_whole_however_narrow_the_terminal(colum
     bar = _progress_bar()
     bar.console.file = io.StringIO()
     state = "loss 2.351  lr 0.0006347  mIoU 4.3%  99.0/s  wait 75%  0.5 GiB"
-    bar.add_task("train", total=20_000, completed=12_345, state=state)
+    bar.add_task("train", total=20_000, completed=12_345, status=state)
     bar.console.print(bar.get_renderable())
     shown = bar.console.file.getvalue()
     assert "12345/20000" in shown

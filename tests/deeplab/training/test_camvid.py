@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from deeplab.data.datasets import IGNORE, open_dataset
+from deeplab.training import train
 from deeplab.training.recipe import make_config, read_recipe
-from deeplab.training.train import train
 
 CAMVID = Path(__file__).resolve().parents[4] / "shared" / "data" / "camvid"
 

@@ -8,7 +8,7 @@ import torch
 from tiny_training import FROZEN, SHORT, run, tiny_pictures
 
 from deeplab.errors import InputError
-from deeplab.training import loop
+from deeplab.training import trainer
 from deeplab.training.checkpoint import Files, read_state
 from deeplab.training.losses import StepLoss
 from deeplab.weights import load_model
@@ -119,14 +119,14 @@ def test_a_run_that_overflows_float16_in_every_step_ends(pictures, monkeypatch, 
 
 @pytest.mark.parametrize(("precision", "dtype"), [("bfloat16", torch.bfloat16), ("float32", None)])
 def test_validation_computes_in_the_precision_of_the_run(pictures, monkeypatch, precision, dtype):
-    seen, evaluate = [], loop.evaluate
+    seen, evaluate = [], trainer.evaluate
 
     def watched(*args, **kwargs):
         enabled = torch.is_autocast_enabled("cpu")
         seen.append(torch.get_autocast_dtype("cpu") if enabled else None)
         return evaluate(*args, **kwargs)
 
-    monkeypatch.setattr(loop, "evaluate", watched)
+    monkeypatch.setattr(trainer, "evaluate", watched)
     run(dataclasses.replace(SHORT, precision=precision), pictures)
     assert seen == [dtype]
 

@@ -17,9 +17,9 @@ from deeplab.data.scenes import CLASSES
 from deeplab.errors import InputError
 from deeplab.evaluation.evaluate import Evaluation, Scores
 from deeplab.evaluation.metrics import ConfusionMatrix
-from deeplab.training import loop
+from deeplab.training import trainer
 from deeplab.training.checkpoint import Files, read_state, stored_steps
-from deeplab.training.train import learning_rate
+from deeplab.training.schedule import learning_rate
 from deeplab.weights import load_model, read_metadata, save_weights
 
 SHORT = dataclasses.replace(TINY, steps=2)
@@ -154,7 +154,7 @@ def test_the_best_weights_of_a_finished_run_stay_until_there_are_better(
         found = Scores(miou, miou, miou, None, dict.fromkeys(CLASSES))
         return Evaluation(1, 4, found, None, confusion=confusion)
 
-    monkeypatch.setattr(loop, "evaluate", scripted)
+    monkeypatch.setattr(trainer, "evaluate", scripted)
     out = tmp_path / "w.safetensors"
     run(SHORT, pictures, out)
     if moved:  # then those that follow are worth keeping

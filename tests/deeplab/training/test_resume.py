@@ -24,7 +24,7 @@ from deeplab.data import scenes
 from deeplab.errors import InputError
 from deeplab.evaluation.evaluate import Evaluation, Scores
 from deeplab.evaluation.metrics import ConfusionMatrix
-from deeplab.training import loop
+from deeplab.training import trainer
 from deeplab.training.checkpoint import FORMAT, Files, read_state, write_state
 from deeplab.training.logs import COLUMNS, Throughput
 from deeplab.training.samples import step_seed
@@ -226,7 +226,7 @@ def test_the_weights_file_keeps_the_best_and_last_the_last(pictures, tmp_path, m
         confusion = {"network": ConfusionMatrix(len(scenes.CLASSES))}
         return Evaluation(1, 4, found, None, confusion=confusion)
 
-    monkeypatch.setattr(loop, "evaluate", scripted)
+    monkeypatch.setattr(trainer, "evaluate", scripted)
     out = tmp_path / "w.safetensors"
     result = run(dataclasses.replace(TINY, validate_every=2), pictures, out)
     assert result.best == {"step": 4, "miou": 0.5}

@@ -10,7 +10,7 @@ from deeplab.errors import InputError
 from deeplab.model import DeepLab
 from deeplab.model.heads import DeepLabV3Head
 from deeplab.model.resnet import ResNet
-from deeplab.training import train as training
+from deeplab.training import setup
 from deeplab.training.distributed import Processes
 
 
@@ -25,7 +25,7 @@ def small_v3(name: str, num_classes: int, crf=None, frozen_bn: bool = False) -> 
 
 @pytest.fixture
 def v3(monkeypatch):
-    monkeypatch.setattr(training, "build", small_v3)
+    monkeypatch.setattr(setup, "build", small_v3)
     return dataclasses.replace(TINY, model="deeplab_v3_resnet50", steps=1)
 
 
@@ -65,9 +65,9 @@ def test_pictures_are_counted_in_each_process_unless_batch_norm_is_synchronised(
     model = small_v3(v3.model, 3)
     two = Processes(0, 2, torch.device("cpu"))
     with pytest.raises(InputError, match=r"batch_size 2 / \(accumulate 1 x 2 processes\)"):
-        training._check_batch(v3, model, two)
-    training._check_batch(dataclasses.replace(v3, batch_size=4), model, two)
-    training._check_batch(dataclasses.replace(v3, sync_bn=True), model, two)
+        setup.check_batch(v3, model, two)
+    setup.check_batch(dataclasses.replace(v3, batch_size=4), model, two)
+    setup.check_batch(dataclasses.replace(v3, sync_bn=True), model, two)
 
 
 def test_a_model_in_training_says_so_itself():

@@ -19,9 +19,8 @@ from deeplab.data.datasets import SegmentationData, open_dataset
 from deeplab.data.scenes import CLASSES
 from deeplab.errors import InputError
 from deeplab.model import deeplab_v2_small
-from deeplab.training import labels
+from deeplab.training import TrainResult, labels
 from deeplab.training.checkpoint import Files, read_state, write_state
-from deeplab.training.train import TrainResult
 from deeplab.weights import save_weights
 
 TWO = {"class_names": ["back", "front"]}
@@ -95,7 +94,7 @@ def test_one_label_map_of_a_sound_set_is_read_and_none_of_a_run_that_goes_on(
     genuine = type(train).labels
     monkeypatch.setattr(type(train), "labels", lambda self, i: read.append(i) or genuine(self, i))
     out = tmp_path / "w.safetensors"
-    labels.look_at_labels(train, val, TWO["class_names"], (), pytest.fail)
+    labels.check_labels(train, val, TWO["class_names"], (), pytest.fail)
     assert len(read) == 2
     run(dataclasses.replace(FAST, steps=1, batch_size=1), train, out, validation=many)
     del read[:]
@@ -106,18 +105,18 @@ def test_one_label_map_of_a_sound_set_is_read_and_none_of_a_run_that_goes_on(
 def test_a_set_of_which_only_a_part_was_looked_at_is_not_refused_but_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(labels, "LOOKED_AT", 3)
+    monkeypatch.setattr(labels, "MOST_READ", 3)
     order = np.random.default_rng(0).permutation(5).tolist()
     values = [(0, 255)] * 5
     values[order[3]] = (0, 1)  # the only picture of its kind, beyond those looked at
     train, val = opened(on_disk(tmp_path / "data", pictures(*values), GOOD))
     said: list[str] = []
-    labels.look_at_labels(train, val, TWO["class_names"], (), said.append)
+    labels.check_labels(train, val, TWO["class_names"], (), said.append)
     assert len(said) == 1
     assert said[0].startswith("Note: training labels (3 of 5 label maps looked at): only back (")
     (tmp_path / "data" / "labels" / "train" / f"{order[3]}.png").write_bytes(b"broken")
-    monkeypatch.setattr(labels, "LOOKED_AT", 9)
-    labels.look_at_labels(train, val, TWO["class_names"], (), said.append)
+    monkeypatch.setattr(labels, "MOST_READ", 9)
+    labels.check_labels(train, val, TWO["class_names"], (), said.append)
     assert "(4 of 5 label maps looked at)" in said[1]
 
 
@@ -241,7 +240,7 @@ import torch.distributed as dist
 from deeplab.evaluation.metrics import ConfusionMatrix
 
 sys.path.insert(0, sys.argv[1])
-from test_train_labels import pictures, trained
+from test_labels import pictures, trained
 
 dist.init_process_group("gloo")
 counts = ConfusionMatrix(2)
@@ -283,7 +282,7 @@ def test_a_state_that_counted_nothing_accuses_nothing(tmp_path: Path) -> None:
 
 def test_generated_scenes_are_not_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
     scenes = tiny_pictures()
-    monkeypatch.setattr(labels, "_look", None)
+    monkeypatch.setattr(labels, "_sample_labels", None)
     result = run(dataclasses.replace(TINY, steps=1), scenes)
     seen = {CLASSES[label] for _, truth in scenes for label in np.unique(truth)}
     assert set(result.absent["training"]) == set(CLASSES) - seen

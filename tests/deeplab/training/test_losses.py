@@ -11,8 +11,14 @@ from deeplab.data.scenes import CLASSES
 from deeplab.errors import InputError
 from deeplab.model import deeplab_v2_small
 from deeplab.model.multiscale import interp, interp_size
-from deeplab.training.losses import Grid, StepLoss, labelled_mass, labels_of_scores
-from deeplab.training.train import TrainConfig, segmentation_loss
+from deeplab.training import TrainConfig
+from deeplab.training.losses import (
+    Grid,
+    StepLoss,
+    labels_of_scores,
+    loss_denominators,
+    segmentation_loss,
+)
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +71,7 @@ def test_several_scales_have_four_losses_of_equal_weight():
     labels[0, :30] = 255
     step = StepLoss(model, stride=8)
     with torch.no_grad():
-        loss = step(rgb, labels, labelled_mass(labels, step.strides, None).float())
+        loss = step(rgb, labels, loss_denominators(labels, step.strides, None).float())
         x = model.preprocess(rgb)
         full, middle, half = (
             model.head(model.backbone(interp(x, [size, size]))) for size in (65, 49, 33)
@@ -89,7 +95,7 @@ def test_class_weights_make_a_weighted_mean(stride):
     weights = torch.tensor([0.5, 2.0, 0.0, 1.0])
     step = StepLoss(model, stride, weights)
     with torch.no_grad():
-        loss = step(rgb, labels, labelled_mass(labels, step.strides, weights).float())
+        loss = step(rgb, labels, loss_denominators(labels, step.strides, weights).float())
         logits = model(model.preprocess(rgb), upsample=stride == 1)
     truth = labels[:, ::stride, ::stride]
     expected = mean_cross_entropy(logits, truth, weights.double())

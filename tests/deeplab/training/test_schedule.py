@@ -7,9 +7,7 @@ import torch
 from tiny_training import SHORT, run, tiny_pictures
 
 from deeplab.model import deeplab_v2_small
-from deeplab.training import train as training
-from deeplab.training.schedule import optimizer_of, step_lr
-from deeplab.training.train import parameter_groups, poly_lr
+from deeplab.training.schedule import make_optimizer, poly_lr, step_lr
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +43,7 @@ def test_group_factors_and_schedule_reach_the_optimizer(pictures, monkeypatch):
             )
             return super().step(closure)
 
-    monkeypatch.setattr(training.torch.optim, "SGD", Recorder)
+    monkeypatch.setattr(torch.optim, "SGD", Recorder)
     config = dataclasses.replace(SHORT, steps=2, lr=0.01, head_lr_scale=10, weight_decay=0.003)
     run(config, pictures)
     second = 0.01 * 0.5**0.9
@@ -63,7 +61,9 @@ def test_group_factors_and_schedule_reach_the_optimizer(pictures, monkeypatch):
 
 @pytest.mark.parametrize("scale", [0.2, 1.0, 10.0])
 def test_head_lr_scale_is_relative_to_the_body(scale):
-    groups = parameter_groups(deeplab_v2_small(5), dataclasses.replace(SHORT, head_lr_scale=scale))
+    groups = make_optimizer(
+        deeplab_v2_small(5), dataclasses.replace(SHORT, head_lr_scale=scale)
+    ).param_groups
     rates = {group["name"]: group["lr"] for group in groups}
     assert rates["head_weight"] / rates["body_weight"] == pytest.approx(scale)
     assert rates["head_bias"] / rates["body_weight"] == pytest.approx(2 * scale)
@@ -71,7 +71,7 @@ def test_head_lr_scale_is_relative_to_the_body(scale):
 
 def test_adamw_takes_the_same_groups(pictures):
     config = dataclasses.replace(SHORT, optimizer="adamw", lr=1e-3, weight_decay=0.05)
-    optimizer = optimizer_of(deeplab_v2_small(5), config)
+    optimizer = make_optimizer(deeplab_v2_small(5), config)
     assert isinstance(optimizer, torch.optim.AdamW)
     decays = {group["name"]: group["weight_decay"] for group in optimizer.param_groups}
     assert decays["body_weight"] == decays["head_weight"] == 0.05

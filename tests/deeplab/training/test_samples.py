@@ -15,8 +15,8 @@ from tiny_training import SHORT, Signalling, own_data, run, tiny_pictures
 from deeplab.errors import InputError
 from deeplab.model import deeplab_v2_small
 from deeplab.model.preprocess import mean_colour
-from deeplab.training.samples import InMemory, batches, start_method
-from deeplab.training.train import DataConfig, Samples, train
+from deeplab.training import DataConfig, train
+from deeplab.training.samples import InMemory, Samples, batches, start_method
 from deeplab.weights import load_model, read_metadata
 from kernels import memory
 
