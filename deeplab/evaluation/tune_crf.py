@@ -26,7 +26,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
 from typing import Any, Protocol
@@ -35,10 +35,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from deeplab.crf_settings import CRFSettings, renamed
 from deeplab.errors import InputError
 from deeplab.evaluation.logit_cache import Cached
 from deeplab.evaluation.metrics import ConfusionMatrix
-from deeplab.refine import CRFSettings
 
 TUNED = ("bilateral_weight", "bilateral_sigma_xy", "bilateral_sigma_rgb")
 
@@ -196,7 +196,7 @@ class Log:
     def _read(self, content: bytes, about: dict[str, Any]) -> None:
         try:
             first, *lines = (json.loads(line) for line in content.splitlines())
-            stored = first["tuning"]
+            stored = renamed(first["tuning"])
             for line in lines:
                 point = (float(line[TUNED[0]]), float(line[TUNED[1]]), float(line[TUNED[2]]))
                 self.results[point] = np.array(line["folds"], np.int64)
@@ -381,7 +381,7 @@ def log_identity(
     data: str, cache: str, fixed: CRFSettings, search: str, space: Space, **rest: Any
 ) -> dict[str, Any]:
     """What must be equal for a log to be resumed. The number of rounds and trials may grow."""
-    stays = {k: v for k, v in asdict(fixed).items() if k not in TUNED}
+    stays = {k: v for k, v in fixed.as_dict().items() if k not in TUNED}
     return {
         "data": data,
         "weights or pictures, by their hash": cache,

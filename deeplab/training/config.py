@@ -17,7 +17,7 @@ from deeplab.model import MODELS
 SCENES_CRF: dict[str, Any] = {
     "iterations": 10,
     "gaussian_weight": 1.0,
-    "gaussian_sigma": 1.0,
+    "gaussian_sigma_xy": 1.0,
     "bilateral_weight": 10.0,
     "bilateral_sigma_xy": 120.0,
     "bilateral_sigma_rgb": 8.0,

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from deeplab.crf_settings import CRFSettings
 from deeplab.data.conversions import Conversion, counted
 from deeplab.data.datasets.base import Recording
 from deeplab.data.datasets.counts import LabelCounts
@@ -30,7 +31,6 @@ from deeplab.errors import InputError
 from deeplab.evaluation.evaluate import LabelledImages, evaluate
 from deeplab.model import DeepLab
 from deeplab.model.preprocess import mean_colour
-from deeplab.refine import CRFSettings
 from deeplab.training.checkpoint import Files, stored_steps, write_state
 from deeplab.training.config import TrainConfig
 from deeplab.training.distributed import OtherProcessEnded, Processes
@@ -220,7 +220,7 @@ class Run:
         if self.restated:
             known["restated"] = self.restated
         if self.model.crf is not None:
-            known["crf"] = dataclasses.asdict(CRFSettings.of(self.model.crf))
+            known["crf"] = CRFSettings.of(self.model.crf).as_dict()
         save_weights(self.model, path, dict(self.metadata) | known)
 
     def _next(self, samples: Generator[Batch, None, None]) -> Batch:

@@ -35,6 +35,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from deeplab.crf_settings import CRFSettings
 from deeplab.data import scenes
 from deeplab.data.agreement import Classes, agreement
 from deeplab.data.conversions import Conversion
@@ -42,7 +43,6 @@ from deeplab.errors import InputError
 from deeplab.evaluation.evaluate import LabelledImages
 from deeplab.model import DeepLab, build
 from deeplab.model.heads import DeepLabV3Head
-from deeplab.refine import CRFSettings
 from deeplab.training.checkpoint import (
     GO_ON,
     Files,

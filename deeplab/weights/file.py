@@ -10,7 +10,7 @@ and two more have a meaning where they are present: `class_names` (a string for 
 `palette` (an [r, g, b] in 0-255 for each class, and more rows if wanted).
 
 A CRF layer is no part of the weights: its settings are chosen where it is built. Those that suit
-the weights, found or learned, stand in the metadata as `crf` (deeplab.refine.CRFSettings).
+the weights, found or learned, stand in the metadata as `crf` (deeplab.crf_settings.CRFSettings).
 """
 
 import json
