@@ -21,8 +21,8 @@ from deeplab.cli.shared import options
 from deeplab.cli.shared.dataset import class_names, open_data
 from deeplab.cli.shared.groups import takes_options
 from deeplab.cli.shared.network import load_network, named_weights, torch_device
-from deeplab.cli.shared.results import errors_of, print_notes
-from deeplab.cli.shared.several import said_once
+from deeplab.cli.shared.results import named_errors, print_notes
+from deeplab.cli.shared.several import reported_once
 from deeplab.data import outputs
 from deeplab.data.conversions import Conversion, counted
 from deeplab.errors import InputError
@@ -261,12 +261,12 @@ def evaluate(
         for each in written:
             each.write(index, labels)
 
-    with said_once(then="mend that and start again"), processes(device) as process:
+    with reported_once(then="mend that and start again"), processes(device) as process:
         network.to(process.device)
         layer = settings.layer(network.num_classes).to(process.device) if use_crf else None
         progress = sys.stderr.isatty() and process.first
         if files.score:
-            with errors_of(pictures.name), named_weights(weights):
+            with named_errors(pictures.name), named_weights(weights):
                 result = score(
                     network,
                     recorded,
@@ -284,7 +284,7 @@ def evaluate(
         elif process.world > 1:
             raise InputError("--no-score: one process writes all predictions; start one")
         else:
-            with errors_of(pictures.name):
+            with named_errors(pictures.name):
                 recorded.conversions |= _predict_all(
                     network, pictures, layer, scales, views.flip, write, progress
                 )
@@ -335,7 +335,7 @@ def _predict_all(
         for index in bar.track(range(len(pictures)), description="predict"):
             image, conversions = pictures.picture(index)
             found.update(conversions)
-            with errors_of(pictures.file(index)):
+            with named_errors(pictures.file(index)):
                 write(index, predict(network, image, layer, scales=scales, flip=flip).labels)
     return found
 

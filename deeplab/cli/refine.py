@@ -12,7 +12,7 @@ from deeplab.cli.shared import options
 from deeplab.cli.shared.groups import takes_options
 from deeplab.cli.shared.results import (
     Result,
-    errors_of,
+    named_errors,
     print_notes,
     print_result,
     refuse_to_overwrite,
@@ -133,7 +133,7 @@ def refine(
     read: annotations.Annotation | annotations.Probabilities
     if softmax_given:
         read = annotations.read_probabilities(given, size)
-        with errors_of(given):
+        with named_errors(given):
             prediction = crf_alone.refine_probabilities(read.values, image, settings)
     else:
         if indices:
@@ -143,7 +143,7 @@ def refine(
         if read.colours is not None:
             palette = outputs.full_palette(read.colours)
         trust = GT_PROB if gt_prob is None else gt_prob
-        with errors_of(given):
+        with named_errors(given):
             prediction = crf_alone.refine_scribbles(read, image, settings, trust)
     print_notes([*counted(conversions), *(f"{given}: {note}" for note in read.notes)])
     result.write(image, prediction, palette, probabilities)

@@ -17,7 +17,7 @@ from deeplab.cli.shared.groups import takes_options
 from deeplab.cli.shared.network import load_network, torch_device
 from deeplab.cli.shared.results import (
     Result,
-    errors_of,
+    named_errors,
     print_notes,
     print_result,
     refuse_to_overwrite,
@@ -102,7 +102,7 @@ def segment(
     for file, result in _progress(list(zip(files, results, strict=True)), "segmenting"):
         start = time.perf_counter()
         image = checked[file] if file in checked else images.read_image(file, max_megapixels)[0]
-        with errors_of(file):
+        with named_errors(file):
             prediction = predict(network, image, layer, scales=scales, flip=views.flip)
         result.write(image, prediction, palette, probabilities)
         print_result(file, prediction, names, result, time.perf_counter() - start)

@@ -18,7 +18,7 @@ from deeplab.cli.shared import options
 from deeplab.cli.shared.dataset import class_names, open_data
 from deeplab.cli.shared.groups import takes_options
 from deeplab.cli.shared.network import load_network, named_weights, torch_device
-from deeplab.cli.shared.results import errors_of, print_notes
+from deeplab.cli.shared.results import named_errors, print_notes
 from deeplab.data import outputs
 from deeplab.data.conversions import counted
 from deeplab.errors import InputError
@@ -193,7 +193,7 @@ def tune_crf(
     log = Log(out / "results.jsonl", about)
     if log.results:
         typer.echo(f"Note: {len(log.results)} settings are known from {log.path}", err=True)
-    with errors_of(pictures.name):
+    with named_errors(pictures.name):
         tuner = Tuner(logits, network.num_classes, fixed, log, folds=parts, device=where)
         _search(tuner, space, search, rounds, trials, seed)
         tuning = tuner.tuning()
@@ -252,13 +252,13 @@ def _search(
             if most > 0:
                 seconds = _seconds_of_one(tuner, space.grid()[0])
                 what = f"at most {most} settings, {trials} in each search"
-                _tell(bar, what, most, count, seconds)
+                _print_estimate(bar, what, most, count, seconds)
         for stage in stages:
             waiting = len(stage.waiting)
             bar.update(task, description=stage.name, completed=0, total=waiting * count)
             if waiting and search is Search.grid:
                 seconds = seconds or _seconds_of_one(tuner, stage.waiting[0])
-                _tell(bar, f"{stage.name}: {waiting} settings", waiting, count, seconds)
+                _print_estimate(bar, f"{stage.name}: {waiting} settings", waiting, count, seconds)
 
 
 def _seconds_of_one(tuner: Tuner, point: Point) -> float:
@@ -276,7 +276,7 @@ def _seconds_of_one(tuner: Tuner, point: Point) -> float:
     return taken
 
 
-def _tell(bar: Progress, what: str, settings: int, pictures: int, seconds: float) -> None:
+def _print_estimate(bar: Progress, what: str, settings: int, pictures: int, seconds: float) -> None:
     minutes = settings * pictures * seconds / 60
     bar.console.print(
         f"Note: {what}, {pictures} pictures, {seconds:.2f} s each: about {minutes:.1f} minutes",

@@ -275,7 +275,7 @@ class Tuner:
             for k in range(1, rounds + 1):
                 best = self._best(without).point
                 finer = [p for p in space.around(best, 0.5**k) if p not in tried]
-                yield Stage(f"finer, {k} of {rounds}{_said(without)}", self._unknown(finer))
+                yield Stage(f"finer, {k} of {rounds}{_without_fold(without)}", self._unknown(finer))
                 for point in finer:
                     self.score(point)
                 tried += finer
@@ -301,7 +301,9 @@ class Tuner:
                 trial = study.ask(distributions)
                 w, xy, rgb = (_rounded(trial.params[name]) for name in TUNED)
                 tried.append((w, xy, rgb))
-                yield Stage(f"trial {k + 1} of {trials}{_said(without)}", self._unknown(tried[-1:]))
+                yield Stage(
+                    f"trial {k + 1} of {trials}{_without_fold(without)}", self._unknown(tried[-1:])
+                )
                 study.tell(trial, self.score(tried[-1]).miou(self._seen(without)))
 
     def tuning(self) -> Tuning:
@@ -368,7 +370,10 @@ class Tuner:
         if self.device.type != "cpu" or torch.get_num_threads() == 1:
             yield from ((position, one(position)) for position in range(count))
             return
-        with _one_thread_each() as workers, ThreadPoolExecutor(workers, initializer=_alone) as pool:
+        with (
+            _restored_threads() as workers,
+            ThreadPoolExecutor(workers, initializer=_use_one_thread) as pool,
+        ):
             futures: list[Future[np.ndarray]] = [pool.submit(one, k) for k in range(count)]
             try:
                 yield from ((k, future.result()) for k, future in enumerate(futures))
@@ -401,12 +406,12 @@ def heat_map(results: Sequence[Result]) -> tuple[list[float], list[float], np.nd
     return rows, columns, np.array(values)
 
 
-def _said(without: int | None) -> str:
+def _without_fold(without: int | None) -> str:
     return "" if without is None else f", without fold {without + 1}"
 
 
 @contextmanager
-def _one_thread_each() -> Iterator[int]:
+def _restored_threads() -> Iterator[int]:
     """How many workers there are for torch's threads; torch's setting is restored afterwards."""
     threads = torch.get_num_threads()
     try:
@@ -415,7 +420,7 @@ def _one_thread_each() -> Iterator[int]:
         torch.set_num_threads(threads)
 
 
-def _alone() -> None:
+def _use_one_thread() -> None:
     torch.set_num_threads(1)
 
 

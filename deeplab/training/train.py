@@ -37,7 +37,7 @@ import torch
 
 from deeplab.crf_settings import CRFSettings
 from deeplab.data import scenes
-from deeplab.data.agreement import Classes, agreement
+from deeplab.data.agreement import Classes, compare_classes
 from deeplab.data.conversions import Conversion
 from deeplab.errors import InputError
 from deeplab.evaluation.evaluate import LabelledImages
@@ -303,7 +303,7 @@ def _check_classes(ours: Classes, dataset: LabelledImages, validation: LabelledI
     mend = "give class_names and both sets the same classes, in one order"
     for pictures, owner in ((dataset, "the training set"), (validation, "the validation set")):
         if names := getattr(pictures, "classes", None):
-            agreement(Classes.of(owner, names), ours, mend)
+            compare_classes(Classes.of(owner, names), ours, mend)
 
 
 def _check_classes_of_weights(config: TrainConfig, ours: Classes, teller: Teller) -> None:
@@ -320,7 +320,7 @@ def _check_classes_of_weights(config: TrainConfig, ours: Classes, teller: Teller
         "bring the data set's classes into the order of the weights, or let the classifier start "
         "from random numbers with --set new_classifier=true"
     )
-    if note := agreement(Classes.of(config.weights, names), ours, mend):
+    if note := compare_classes(Classes.of(config.weights, names), ours, mend):
         teller.say(note)
 
 

@@ -125,7 +125,7 @@ def _check_archive(path: Path) -> None:
 def damaged_record(path: Path) -> str | None:
     """The first record of an archive of torch.save whose checksum is wrong; None: all are right.
 
-    torch.load looks at no checksum, so that a flipped bit would be a wrong weight without a word.
+    torch.load looks at no checksum, so that a flipped bit would be a wrong weight.
     """
     with zipfile.ZipFile(path) as archive:
         return archive.testzip()

@@ -62,13 +62,13 @@ def class_names(
     InputError unless both mean the same by class i. Other names, such as those of another language,
     are told on standard error.
     """
-    from deeplab.data.agreement import Classes, agreement
+    from deeplab.data.agreement import Classes, compare_classes
 
     theirs = Classes.stored(weights or "the shipped weights", metadata, network.num_classes)
-    mend = (
+    advice = (
         "give weights that were trained on these classes, another data set with --data, or bring "
         "the data set's classes into the order of the weights"
     )
-    if note := agreement(theirs, Classes.of(data.name, data.classes), mend):
+    if note := compare_classes(theirs, Classes.of(data.name, data.classes), advice):
         typer.echo(f"Note: {note}", err=True)
     return list(data.classes)

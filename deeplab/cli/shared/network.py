@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 def load_network(weights: WeightsOptions) -> tuple[DeepLab, dict[str, Any]]:
     """The model with its weights, and what the weights say about themselves.
 
-    What a file of another project was taken for is told on standard error.
+    The model that a file of another project was taken for is printed on standard error.
     """
     from deeplab.training.distributed import is_first
     from deeplab.weights import load_checkpoint
