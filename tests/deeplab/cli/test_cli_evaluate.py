@@ -10,12 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from commands import done, run
 from PIL import Image
 from several_processes import start_two
-from typer.testing import CliRunner
 
 from crf import Bilateral, Gaussian
-from deeplab import cli
 from deeplab.crf_settings import CRFSettings
 from deeplab.data.datasets import open_dataset
 from deeplab.data.outputs import voc_palette
@@ -28,19 +27,6 @@ from deeplab.weights import load_model, save_weights
 
 SETTINGS = CRFSettings(2, Gaussian(2.0, 1.5), Bilateral(3.0, 20.0, 8.0))
 SHARED = Path(__file__).parents[4] / "shared" / "data"
-
-
-def run(*args):
-    result = CliRunner().invoke(cli.app, [str(arg) for arg in args])
-    if result.exception is not None and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    return result
-
-
-def done(*args):
-    result = run(*args)
-    assert result.exit_code == 0, result.output
-    return result
 
 
 def refused(message, *args):
@@ -235,16 +221,8 @@ def test_a_broken_picture_of_one_process_is_said_once_and_the_other_ends(tmp_pat
 
 @pytest.mark.parametrize("name", ["v1.5", "v1.5.csv", "v1.5.png"])
 def test_a_curve_keeps_its_name_up_to_the_suffix(tmp_path, name):
-    done(
-        "evaluate",
-        "--scenes",
-        1,
-        "--data-option",
-        "size=33",
-        "--no-crf",
-        "--trimap",
-        tmp_path / name,
-    )
+    curve = ["--trimap", tmp_path / name]
+    done("evaluate", "--scenes", 1, "--data-option", "size=33", "--no-crf", *curve)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["v1.5.csv", "v1.5.png"]
 
 

@@ -12,6 +12,7 @@ from commands import STORED_CRF, assert_refused, done, files, indices, picture, 
 from PIL import Image
 
 from deeplab.crf_settings import CRFSettings
+from deeplab.data.images import read_image
 from deeplab.data.scenes import CLASSES, PALETTE
 from deeplab.model import deeplab_v2_small
 from deeplab.predict import predict
@@ -157,19 +158,21 @@ def test_the_shipped_weights_say_that_they_know_generated_scenes_only(tmp_path: 
     assert indices(tmp_path / "photo_labels.png").shape == (65, 65)
 
 
-def test_segment_refuses_pictures_that_cannot_be_read(tmp_path: Path, weights: Path) -> None:
-    whole = picture(tmp_path / "whole.png").read_bytes()
-    bad = {
-        "cut.png": (whole[: len(whole) // 2], "truncated or damaged"),
-        "empty.png": (b"", "is empty"),
-        "text.png": (b"no picture at all", "no picture could be recognised"),
-        "zero.ppm": (b"P6 0 0 255\n", "zero size"),
-    }
-    options = ["--weights", weights, "--out", tmp_path / "out"]
-    for name, (content, message) in bad.items():
-        (tmp_path / name).write_bytes(content)
-        assert_refused(tmp_path, f"{name}: .*{message}", "segment", tmp_path / name, *options)
-    assert_refused(tmp_path, "none.png: no such file", "segment", tmp_path / "none.png", *options)
+def test_a_single_picture_is_decoded_once_and_several_are_all_checked_first(
+    tmp_path: Path, weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    photos = [picture(tmp_path / name) for name in ("a.png", "b.png")]
+    decoded: list[str] = []
+
+    def counted(path: Path, most: float) -> object:
+        decoded.append(path.stem)
+        return read_image(path, most)
+
+    monkeypatch.setattr("deeplab.data.images.read_image", counted)
+    options = ["--weights", weights, "--out", tmp_path / "out", "--no-crf"]
+    done("segment", photos[0], *options)
+    done("segment", *photos, *options)
+    assert "".join(decoded) == "a" + "abab"
 
 
 def test_one_bad_picture_among_good_ones_stops_before_anything_is_written(
@@ -193,11 +196,17 @@ def test_segment_refuses_pictures_above_the_limit_which_can_be_raised(
     assert_refused(tmp_path, "huge.png: .*truncated or damaged", "segment", huge, *raised)
 
 
-def test_segment_refuses_inputs_that_hold_no_picture(tmp_path: Path, weights: Path) -> None:
+def test_segment_refuses_inputs_that_are_no_picture(tmp_path: Path, weights: Path) -> None:
     (tmp_path / "empty").mkdir()
+    (tmp_path / "text.png").write_text("no picture at all")
     options = ["--weights", weights, "--out", tmp_path / "out"]
-    assert_refused(tmp_path, "holds no picture", "segment", tmp_path / "empty", *options)
-    assert_refused(tmp_path, "no file matches", "segment", tmp_path / "*.jpg", *options)
+    for given, message in {
+        "none.png": "none.png: no such file",
+        "text.png": "text.png: no picture could be recognised",
+        "empty": "holds no picture",
+        "*.jpg": "no file matches",
+    }.items():
+        assert_refused(tmp_path, message, "segment", tmp_path / given, *options)
 
 
 def test_segment_refuses_weights_that_do_not_fit(tmp_path: Path, weights: Path) -> None:
