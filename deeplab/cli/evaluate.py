@@ -266,7 +266,7 @@ def evaluate(
         layer = settings.layer(network.num_classes).to(process.device) if use_crf else None
         progress = sys.stderr.isatty() and process.first
         if files.score:
-            with named_errors(pictures.name), named_weights(weights):
+            with named_weights(weights), named_errors(pictures.name):
                 result = score(
                     network,
                     recorded,

@@ -98,7 +98,7 @@ class DataOptions:
             "--data",
             metavar="NAME",
             rich_help_panel="Data",
-            help="Which data set; `deeplab data list` tells those there are.",
+            help="Which data set; `deeplab data list` names them.",
         ),
     ] = "scenes"
     data_root: Annotated[

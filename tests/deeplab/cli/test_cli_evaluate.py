@@ -18,7 +18,7 @@ from crf import Bilateral, Gaussian
 from deeplab.crf_settings import CRFSettings
 from deeplab.data.datasets import open_dataset
 from deeplab.data.outputs import voc_palette
-from deeplab.data.scenes import scene
+from deeplab.data.scenes import CLASSES, scene
 from deeplab.errors import InputError
 from deeplab.evaluation.evaluate import evaluate
 from deeplab.model import deeplab_v2_small
@@ -174,6 +174,17 @@ def test_options_without_sense_are_one_line(tmp_path, weights, voc):
         bad.write_text(text)
         refused(message, *here, "--crf-settings", bad)
     refused("none.toml: no such file", *here, "--crf-settings", tmp_path / "none.toml")
+
+
+def test_weights_whose_logits_overflow_are_named(tmp_path):
+    model = deeplab_v2_small(len(CLASSES))
+    torch.nn.init.constant_(model.head.classifier.weight, 3e38)
+    path = tmp_path / "w.safetensors"
+    save_weights(model, path)
+    given = ["--weights", path, "--data-option", "size=33"]
+    message = f"^Error: {path}: the network's output for picture 0 has NaN or Inf"
+    refused(message, "evaluate", *given, "--scenes", 1, "--no-crf")
+    refused(message, "tune-crf", *given, "--images", 2, "--folds", 2, "--out", tmp_path / "crf")
 
 
 def test_a_curve_without_void_labels_says_so(tmp_path):

@@ -93,6 +93,14 @@ def test_tpe_closes_in_on_the_planted_settings_and_resumes_as_if_never_stopped(t
     assert found == expected
 
 
+def test_a_log_with_the_names_of_an_earlier_version_goes_on(tmp_path):
+    path = tmp_path / "r.jsonl"
+    Log(path, {"gaussian_sigma": 1.0}).add(PLANTED, np.ones((2, 3, 3), np.int64))
+    assert list(Log(path, {"gaussian_sigma_xy": 1.0}).results) == [PLANTED]
+    with pytest.raises(InputError, match="another tuning: gaussian_sigma_xy"):
+        Log(path, {"gaussian_sigma_xy": 2.0})
+
+
 def test_scores_are_those_of_an_independent_count_over_all_pictures(tmp_path):
     pictures = planted(count=4)
     point = (6.0, 4.0, 6.0)
