@@ -21,22 +21,22 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor, nn
 
-from crf import checks, inference
+from crf import checks
 from crf.checks import Features
 from crf.diagnosis import Diagnosis, diagnose
-from crf.learned import LearnedTerms, Term
+from crf.learned import LearnedPotentials
 from crf.potentials import (
-    NORMALIZATIONS,
     Bilateral,
     Gaussian,
-    Normalization,
     Pairwise,
+    Potential,
     compatibility_matrix,
-    penalty,
+    weighted_compatibility,
 )
 from crf.sigmas import naming_sigmas
-from crf.terms import Settings
 from kernels.dispatch import Choice
+from kernels.meanfield import NORMALIZATIONS, Normalization, ops
+from kernels.meanfield.build import Settings
 from kernels.separable import TOLERANCE, TOLERANCES
 from kernels.validate import PRECISIONS, Precision
 
@@ -78,7 +78,7 @@ class DenseCRF(nn.Module):
             without error; as matrix products, these follow torch.set_float32_matmul_precision.
         normalization: of each filter by its mass n: `"symmetric"`, 1 / sqrt(n) before and after
             (as pydensecrf); `"after"`, 1 / n (as DeepLab's own code); `"before"`; `"none"`.
-        compatibility: `"potts"`, a penalty where labels differ, or a matrix mu of penalties
+        compatibility: `"potts"`, a penalty where labels differ, or a matrix mu of compatibilities
             `[C, C]`, used as it is (pydensecrf takes the mean with its transpose).
         precision: of the products of `"exact"` and `"separable"` on a GPU: `"ieee"` float32,
             `"tf32"` or `"bf16"`.
@@ -130,7 +130,7 @@ class DenseCRF(nn.Module):
         checks.check_option("precision", precision, PRECISIONS)
         checks.check_number("eps", eps, 0.0, 0.5)
         checks.check_number("tolerance", tolerance, *TOLERANCES)
-        checks.check_terms(gaussian, bilateral, pairwise)
+        checks.check_potentials(gaussian, bilateral, pairwise)
         _check_options(method, precision, eps, tolerance)
         if num_classes == 1:
             warnings.warn(
@@ -151,10 +151,10 @@ class DenseCRF(nn.Module):
         self.tolerance = tolerance
         matrix = compatibility_matrix(compatibility, num_classes)
         self.register_buffer("compatibility", None if learnable else matrix, persistent=False)
-        self.learned: LearnedTerms | None = None
+        self.learned: LearnedPotentials | None = None
         if learnable:
             matrix = 1 - torch.eye(num_classes) if matrix is None else matrix
-            self.learned = LearnedTerms(self._given_terms(), matrix)
+            self.learned = LearnedPotentials(self._given_potentials(), matrix)
             trains = method == "exact" if learn_sigmas is None else learn_sigmas
             self.learned.raw_sigmas.requires_grad_(trains)
             if learn_sigmas is None and not trains and len(self.learned.raw_sigmas):
@@ -166,9 +166,9 @@ class DenseCRF(nn.Module):
                 )
 
     @property
-    def terms(self) -> list[Term]:
-        """The terms, smoothness and appearance first, with the numbers learned so far."""
-        given = self._given_terms()
+    def potentials(self) -> list[Potential]:
+        """Smoothness and appearance first, then the others, with the numbers learned so far."""
+        given = self._given_potentials()
         if self.learned is None:
             return given
         return [self.learned.current(term, k) for k, term in enumerate(given)]
@@ -224,35 +224,35 @@ class DenseCRF(nn.Module):
             ]
         features = cast(Features, features or {})
         images = cast(Tensor | None, images)
-        checks.check_inputs(logits, images, features, self.num_classes, self._given_terms())
+        checks.check_inputs(logits, images, features, self.num_classes, self._given_potentials())
         if not return_kl:
             return self._infer(logits, images, features, marginals=True)
         with torch.autocast(logits.device.type, enabled=False):
-            unary, points, penalties = self.potentials(logits, images, features)
-            settings = self.settings(logits, points, marginals=True)
-            with naming_sigmas(lambda: self.terms, logits, images, points):
-                marginals, divergence = inference.infer_with_divergence(
-                    unary, points, penalties, settings
+            unary, points, compatibilities = self._energies(logits, images, features)
+            settings = self._settings(logits, points, marginals=True)
+            with naming_sigmas(lambda: self.potentials, logits, images, points):
+                marginals, divergence = ops.infer_with_divergence(
+                    unary, points, compatibilities, settings
                 )
             return marginals.reshape(logits.shape), divergence
 
-    def field(
+    def refine_logits(
         self,
         logits: Tensor | Sequence[Tensor],
         images: Tensor | Sequence[Tensor] | None = None,
         features: Features | Sequence[Features] | None = None,
     ) -> Any:
-        """The last field before the softmax, `[B, C, H, W]`: softmax(field) are the marginals.
+        """Logits of the refined segmentation, `[B, C, H, W]`: their softmax are the marginals.
 
-        What a loss wants, as logits of the refined segmentation; without iterations it is
-        log softmax(logits). Arguments and errors as of `forward`.
+        What a loss wants; without iterations they are log softmax(logits). Arguments and errors as
+        of `forward`.
         """
         checks.refuse_tracing()
         if not isinstance(logits, Tensor):
-            return [self.field(*one)[0] for one in checks.ragged(logits, images, features)]
+            return [self.refine_logits(*one)[0] for one in checks.ragged(logits, images, features)]
         features = cast(Features, features or {})
         images = cast(Tensor | None, images)
-        checks.check_inputs(logits, images, features, self.num_classes, self._given_terms())
+        checks.check_inputs(logits, images, features, self.num_classes, self._given_potentials())
         return self._infer(logits, images, features, marginals=False)
 
     def choose(
@@ -311,17 +311,17 @@ class DenseCRF(nn.Module):
             )
         features = cast(Features, features or {})
         images = cast(Tensor | None, images)
-        checks.check_inputs(logits, images, features, self.num_classes, self._given_terms())
+        checks.check_inputs(logits, images, features, self.num_classes, self._given_potentials())
         with torch.autocast(logits.device.type, enabled=False):
-            _, points, _ = self.potentials(logits, images, features)
-            settings = self.settings(logits, points, marginals=True)
+            _, points, _ = self._energies(logits, images, features)
+            settings = self._settings(logits, points, marginals=True)
             pixels = math.prod(logits.shape[2:])
             reason = self.choose(logits.device, pixels, _wants_gradient(points)).reason
             names = [
                 term.name if isinstance(term, Pairwise) else type(term).__name__.lower()
-                for term in self._given_terms()
+                for term in self._given_potentials()
             ]
-            with naming_sigmas(lambda: self.terms, logits, images, points):
+            with naming_sigmas(lambda: self.potentials, logits, images, points):
                 return diagnose(points, names, len(logits), settings, reason)
 
     def __prepare_scriptable__(self) -> None:
@@ -341,26 +341,26 @@ class DenseCRF(nn.Module):
             f"compatibility={compatibility}"
         )
 
-    def _given_terms(self) -> list[Term]:
+    def _given_potentials(self) -> list[Potential]:
         return [term for term in (self.gaussian, self.bilateral, *self.pairwise) if term]
 
     def _infer(
         self, logits: Tensor, images: Tensor | None, features: Features, marginals: bool
     ) -> Tensor:
         with torch.autocast(logits.device.type, enabled=False):
-            unary, points, penalties = self.potentials(logits, images, features)
-            settings = self.settings(logits, points, marginals)
+            unary, points, compatibilities = self._energies(logits, images, features)
+            settings = self._settings(logits, points, marginals)
             if not torch.compiler.is_compiling():
-                with naming_sigmas(lambda: self.terms, logits, images, points):
-                    found = inference.infer(unary, points, penalties, settings)
+                with naming_sigmas(lambda: self.potentials, logits, images, points):
+                    found = ops.infer(unary, points, compatibilities, settings)
             elif _wants_gradient(points):
-                found = inference.infer(unary, points, penalties, settings)
+                found = ops.infer(unary, points, compatibilities, settings)
             else:
                 numbers = vars(settings).values()
-                found = inference.mean_field_operator(unary, points, penalties, *numbers)
+                found = ops.mean_field_operator(unary, points, compatibilities, *numbers)
             return found.reshape(logits.shape)
 
-    def settings(self, logits: Tensor, points: Sequence[Tensor], marginals: bool) -> Settings:
+    def _settings(self, logits: Tensor, points: Sequence[Tensor], marginals: bool) -> Settings:
         """What a call runs with: the method for these features, and all that it needs to know."""
         needs = _wants_gradient(points)
         method = self.choose(logits.device, math.prod(logits.shape[2:]), needs).impl
@@ -384,14 +384,14 @@ class DenseCRF(nn.Module):
             marginals=marginals,
         )
 
-    def potentials(
+    def _energies(
         self, logits: Tensor, images: Tensor | None, features: Features
     ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-        """Unary energies `[B, C, N]`; features and the penalty of each term, in their order."""
+        """Unary energies `[B, C, N]`; features and compatibility of each term, in their order."""
         dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
         unary = -logits.to(dtype).log_softmax(1).flatten(2)
-        points, penalties = [], []
-        for k, term in enumerate(self._given_terms()):
+        points, compatibilities = [], []
+        for k, term in enumerate(self._given_potentials()):
             if isinstance(term, Pairwise):
                 points.append(features[term.name].to(dtype))
             else:
@@ -400,10 +400,14 @@ class DenseCRF(nn.Module):
                 assert maps is not None  # a bilateral term without images was refused
                 points.append(term.features(maps.to(dtype), sigmas))
             if self.learned is None:
-                penalties.append(penalty(term.weight, self.compatibility, like=unary))
+                compatibilities.append(
+                    weighted_compatibility(term.weight, self.compatibility, like=unary)
+                )
             else:
-                penalties.append((self.learned.weights[k] * self.learned.compatibility).to(dtype))
-        return unary, points, penalties
+                compatibilities.append(
+                    (self.learned.weights[k] * self.learned.compatibility).to(dtype)
+                )
+        return unary, points, compatibilities
 
 
 def _check_options(method: Method, precision: Precision, eps: float, tolerance: float) -> None:

@@ -133,7 +133,7 @@ class CRFSettings:
     def of(cls, layer: crf.DenseCRF) -> CRFSettings:
         """The settings of a layer that `layer` made, with what it has learned since."""
         terms: dict[str, Any] = dict.fromkeys(TERMS)
-        terms |= {type(term).__name__.lower(): term for term in layer.terms}
+        terms |= {type(term).__name__.lower(): term for term in layer.potentials}
         matrix = layer.learned.compatibility if layer.learned else layer.compatibility
         penalties = None if matrix is None else matrix.tolist()
         return cls(layer.iterations, **terms, compatibility=penalties)

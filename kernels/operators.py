@@ -16,15 +16,17 @@ import torch
 
 
 def opaque_operator(
-    name: str, tags: Sequence[torch.Tag] = ()
+    name: str, *, schema: str | None = None, tags: Sequence[torch.Tag] = ()
 ) -> Callable[[Callable[..., Any]], Any]:
     """Decorator: the function as the operator `name`, "namespace::name".
+
+    schema: "(Tensor a, int b) -> Tensor", where the function's own signature does not say it.
 
     It mutates none of its arguments. The result is what `torch.library.custom_op` returns.
     """
 
     def define(function: Callable[..., Any]) -> Any:
-        defined = torch.library.custom_op(name, mutates_args=(), tags=tags)(function)
+        defined = torch.library.custom_op(name, mutates_args=(), schema=schema, tags=tags)(function)
 
         @functools.cache
         def hidden() -> Callable[..., Any]:

@@ -52,7 +52,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from crf.potentials import Normalization, normalizers, pixel_order, reference_lattice
 from crf.pydensecrf.arguments import (
     FloatArray,
     array_of,
@@ -62,9 +61,9 @@ from crf.pydensecrf.arguments import (
     standard_deviations,
 )
 from crf.sigmas import Divisor, too_large, too_small
-from kernels import Lattice, apply_lattice
-from kernels.meanfield import Term, mean_field
-from kernels.permutohedral import UnplaceableError
+from kernels.meanfield import LatticeFilter, Normalization, Term, mean_field
+from kernels.meanfield.filters import pixel_order, reference_lattice
+from kernels.permutohedral import Lattice, UnplaceableError
 
 __all__ = [
     "CONST_KERNEL",
@@ -279,13 +278,12 @@ class DenseCRF:
             ValueError: another shape.
         """
         marginals = self._marginals(Q)
-        energy = np.log(np.maximum(marginals, np.float32(1e-20)))
-        if self._unary is not None:
-            np.add(energy, self._unary, out=energy, where=marginals > np.finfo(np.float32).tiny)
-        for term in self._terms:
-            self._add_energy(term, marginals.T, energy.T)
-        energy *= marginals
-        return float(energy.sum(dtype=np.float64))
+        # By NumPy, as all here: in a process forked after torch had run in parallel, torch hangs.
+        cost = np.log(np.maximum(marginals, np.float32(1e-20)))
+        logits = self._mean_field(1, marginals, logits=True)  # -U - sum_k compat_k(F_k(Q))
+        np.subtract(cost, logits, out=cost, where=marginals > np.finfo(np.float32).tiny)
+        cost *= marginals
+        return float(cost.sum(dtype=np.float64))
 
     def _add_term(
         self,
@@ -299,48 +297,31 @@ class DenseCRF:
 
         divisors: the arguments that they were divided by; none: the caller divided them.
         """
-        penalty = _penalty(compat, self._nlabels)
+        compatibility = _compatibility(compat, self._nlabels)
         member("kernel", kernel, KernelType)
         side = member("normalization", normalization, NormalizationType)
-        lattice = _lattice(features, divisors)
-        ones = np.ones((self._nvar, 1), np.float32)
-        mass = apply_lattice(lattice, torch.from_numpy(ones))[:, 0]
-        before, after = normalizers(mass, SIDES[side])
-        self._terms.append(Term(lattice, penalty, before, after))
+        filter = LatticeFilter([_lattice(features, divisors)], self._order)
+        ones = torch.from_numpy(np.ones((1, self._nvar, 1), np.float32))
+        self._terms.append(Term.normalized(filter, compatibility, SIDES[side], ones))
 
-    def _mean_field(self, niter: int, start: FloatArray | None) -> FloatArray:
+    def _mean_field(self, niter: int, start: FloatArray | None, logits: bool = False) -> FloatArray:
         unary = self._unary
         if unary is None:
             unary = np.zeros(self._shape, np.float32)
-        marginals = mean_field(
-            torch.from_numpy(unary).T,
+        found = mean_field(
+            torch.from_numpy(unary).T[None],
             self._terms,
             niter,
-            start=None if start is None else torch.from_numpy(start).T,
-            order=self._order,
+            start=None if start is None else torch.from_numpy(start).T[None],
+            marginals=not logits,
         )
-        return marginals.T.numpy()
+        return found[0].T.numpy()
 
     def _marginals(self, Q: Any) -> FloatArray:
         marginals = floats("Q", Q, ndims=(2,))
         if marginals.shape != self._shape:
             raise ValueError(f"Bad shape for Q (Need {self._shape}, got {marginals.shape})")
         return marginals
-
-    def _add_energy(self, term: Term, marginals: FloatArray, energy: FloatArray) -> None:
-        """energy += compat(F(marginals)), both `[nvar, nlabels]`.
-
-        By NumPy, as all here: in a process forked after torch had run in parallel, torch hangs.
-        """
-        order = slice(None) if self._order is None else self._order.numpy()
-        values = marginals[order]
-        if term.before is not None:
-            values = values * term.before.numpy()[:, None]
-        values = apply_lattice(term.lattice, torch.from_numpy(values)).numpy()
-        if term.after is not None:
-            values *= term.after.numpy()[:, None]
-        penalty = term.penalty.numpy()
-        energy[order] += values @ penalty.T if penalty.ndim == 2 else values * penalty
 
 
 class DenseCRF2D(DenseCRF):
@@ -463,19 +444,21 @@ def _lattice(features: FloatArray, divisors: Sequence[Divisor]) -> Lattice:
         raise found or error from None
 
 
-def _penalty(compat: Any, nlabels: int) -> torch.Tensor:
+def _compatibility(compat: Any, nlabels: int) -> torch.Tensor:
     """What labels pay, `[nlabels]` for a diagonal or `[nlabels, nlabels]`."""
     if isinstance(compat, Real):
         compat = np.full(nlabels, compat, np.float32) * np.float32(-1)
-    penalty = floats("compat", compat, ndims=(1, 2), copy=True)
-    if set(penalty.shape) != {nlabels}:
+    compatibility = floats("compat", compat, ndims=(1, 2), copy=True)
+    if set(compatibility.shape) != {nlabels}:
         shapes = f"({nlabels},) or ({nlabels}, {nlabels})"
-        raise ValueError(f"compat must be a number or have shape {shapes}, not {penalty.shape}")
-    if not np.isfinite(penalty).all():
+        raise ValueError(
+            f"compat must be a number or have shape {shapes}, not {compatibility.shape}"
+        )
+    if not np.isfinite(compatibility).all():
         raise ValueError("compat must be finite, but holds NaN or Inf")
-    if penalty.ndim == 2:
-        penalty = np.float32(0.5) * (penalty + penalty.T)
-    return torch.from_numpy(penalty)
+    if compatibility.ndim == 2:
+        compatibility = np.float32(0.5) * (compatibility + compatibility.T)
+    return torch.from_numpy(compatibility)
 
 
 def _checked_unary(energy: FloatArray) -> FloatArray:

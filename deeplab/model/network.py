@@ -3,7 +3,7 @@
     scores = head( backbone(x) )  [ + taps(x, pools) ]         MSc, DeepLab v1
     scores = max over scales of those                          MSC, DeepLab v2
     logits = upsample(scores)
-    field  = crf.field(logits, image)                          with a CRF layer
+    logits = crf.refine_logits(logits, image)                  with a CRF layer
 
 `deeplab.model` builds the papers' networks from it.
 """
@@ -105,7 +105,7 @@ class DeepLab(nn.Module):
         if self.crf is None:
             return logits
         assert image is not None  # _check_image has seen to it
-        return self.crf.field(logits, image)
+        return self.crf.refine_logits(logits, image)
 
     def upsample(self, logits: Tensor, size: Sequence[int]) -> Tensor:
         """Scores `[B, C, h, w]` of upsample=False at `size` (H, W) of their input, as `forward`.

@@ -71,7 +71,7 @@ def _layer(**terms: Any) -> crf.DenseCRF:
     return crf.DenseCRF(2, iterations=1, **{"gaussian": None, "bilateral": None, **terms})
 
 
-@pytest.mark.parametrize("call", ["forward", "field", "diagnose", "return_kl"])
+@pytest.mark.parametrize("call", ["forward", "refine_logits", "diagnose", "return_kl"])
 def test_the_layer_names_the_term_and_its_sigma(call: str) -> None:
     layer = _layer(gaussian=crf.Gaussian(3, 3.0), bilateral=crf.Bilateral(4, 49.0, 1e-4))
     given = torch.zeros(1, 2, 6, 8), torch.from_numpy(IMAGE).permute(2, 0, 1)[None]

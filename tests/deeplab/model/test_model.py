@@ -9,7 +9,7 @@ import torch
 from networks import tiny
 from torch import nn
 
-import deeplab.model
+import deeplab.model.table
 from deeplab.model import MODELS, build, deeplab_v2_small
 from deeplab.model.heads import FullyConnected
 
@@ -52,7 +52,7 @@ def test_parameters_with_21_classes(name):
 
 def test_every_model_of_the_table_is_counted_here_and_in_its_docstring():
     assert set(MODELS) == set(PARAMETERS)
-    documented = re.findall(r"^    (deeplab_\w+) .* ([\d,]+)$", deeplab.model.__doc__, re.MULTILINE)
+    documented = re.findall(r"^    (deeplab_\w+) .* ([\d,]+)$", deeplab.model.table.__doc__, re.MULTILINE)
     assert {name: int(count.replace(",", "")) for name, count in documented} == PARAMETERS
 
 

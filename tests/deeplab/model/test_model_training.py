@@ -167,24 +167,24 @@ def test_bfloat16_autocast_stays_within_its_rounding_and_trains():
 
 
 class SharpenByImage(nn.Module):
-    """Stands for a CRF layer: a field that depends on the logits, on the image and a weight."""
+    """Stands for a CRF layer: refined logits that depend on the logits, on the image and a weight."""
 
     def __init__(self):
         super().__init__()
         self.weight = nn.Parameter(torch.tensor(2.0))
 
-    def field(self, logits, images):
+    def refine_logits(self, logits, images):
         assert logits.shape[2:] == images.shape[2:]
         return self.weight * logits + images.mean(1, keepdim=True)
 
 
-def test_a_crf_layer_gives_the_field_of_the_upsampled_logits():
+def test_a_crf_layer_refines_the_upsampled_logits():
     crf = SharpenByImage()
     model = tiny()
     x, image = torch.randn(2, 3, 17, 20), torch.rand(2, 3, 17, 20) * 255
     logits = model(x)
     model.crf = crf
-    torch.testing.assert_close(model(x, image=image), crf.field(logits, image))
+    torch.testing.assert_close(model(x, image=image), crf.refine_logits(logits, image))
 
 
 def test_the_softmax_of_the_field_of_a_dense_crf_is_its_marginals():

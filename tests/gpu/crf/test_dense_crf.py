@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 import crf
-from crf import terms
 from deeplab.model import deeplab_v2_small
+from kernels.meanfield import build
 
 pytestmark = pytest.mark.gpu
 
@@ -134,8 +134,8 @@ def test_a_batch_in_groups_has_the_same_bits_and_less_memory(
     logits, images = (t.cuda() for t in problem(8, 21, 180, 200))
     model = layer(21, "permutohedral", SIGMAS[1])
     peaks, found = [], []
-    for most in (terms.MOST_POINTS, 3 * 180 * 200):
-        monkeypatch.setattr(terms, "MOST_POINTS", most)
+    for most in (build.MOST_POINTS, 3 * 180 * 200):
+        monkeypatch.setattr(build, "MOST_POINTS", most)
         torch.cuda.reset_peak_memory_stats()
         found.append(model(logits, images))
         peaks.append(torch.cuda.max_memory_allocated())
@@ -216,7 +216,7 @@ def test_a_crf_trains_on_the_gpu() -> None:
     optimizer = torch.optim.Adam(model.parameters(), lr=0.1)
     losses = []
     for _ in range(10):
-        loss = torch.nn.functional.cross_entropy(model.field(logits, images), truth)
+        loss = torch.nn.functional.cross_entropy(model.refine_logits(logits, images), truth)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -10,16 +10,15 @@ def _as_on_a_gpu(large_lattice_tiles: None, monkeypatch: pytest.MonkeyPatch) -> 
     """Lattices and mean field by Triton wherever "auto" chooses, images of a batch together."""
     import torch
 
-    from crf import terms
     from kernels import dispatch
-    from kernels.meanfield import triton  # once configured
+    from kernels.meanfield import build, triton  # once configured
     from kernels.meanfield.triton import stack
 
     kernels = dispatch.Implementation(
         "triton", "Triton's interpreter", device="cpu", dtypes=(torch.float32,), triton=True
     )
-    for operation in ("permutohedral", "mean_field"):
+    for operation in ("permutohedral", "meanfield"):
         monkeypatch.setitem(dispatch.OPERATIONS, operation, (kernels,))
-    monkeypatch.setattr(terms, "images_together", lambda features, batch, labels: max(1, batch))
+    monkeypatch.setattr(build, "images_together", lambda features, batch, labels: max(1, batch))
     monkeypatch.setattr(triton, "TILE", 2**12)
     monkeypatch.setattr(stack, "BLOCK", 1024)

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 import crf
-from crf import terms
+from kernels.meanfield import build
 from kernels.meanfield import triton as updates
 from kernels.permutohedral import triton as lattices
 
@@ -55,7 +55,7 @@ def counted(monkeypatch: pytest.MonkeyPatch, module: Any, name: str) -> list[Non
 
 
 @pytest.mark.parametrize(("height", "width"), [(4, 5), (3, 5), (1, 1)])  # N % 4: 0, 3, 1
-@pytest.mark.parametrize("call", ["forward", "field"])
+@pytest.mark.parametrize("call", ["forward", "refine_logits"])
 def test_a_batch_is_its_images_one_by_one_bit_for_bit(call: str, height: int, width: int) -> None:
     logits, images = problem(3, height, width)
     compute = getattr(layer(), call)
@@ -67,7 +67,7 @@ def test_a_batch_is_its_images_one_by_one_bit_for_bit(call: str, height: int, wi
 def test_groups_of_a_batch_give_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:
     logits, images = problem(3, 3, 5)
     expected = layer()(logits, images)
-    monkeypatch.setattr(terms, "images_together", lambda features, batch, labels: 2)
+    monkeypatch.setattr(build, "images_together", lambda features, batch, labels: 2)
     assert torch.equal(layer()(logits, images), expected)
 
 

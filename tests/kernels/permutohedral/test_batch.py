@@ -71,27 +71,6 @@ def test_a_repeated_lattice_is_that_of_images_with_the_same_points(impl: str, im
         assert (found is None and wanted is None) or torch.equal(found, wanted), name
 
 
-@any_impl
-def test_mean_field_of_images_on_one_lattice_is_that_of_each(impl: str) -> None:
-    features, unary = features_of(3, 40, 3), torch.randn(120, 4)
-    scale = torch.rand(120) + 0.5
-    lattice = kernels.build_lattice(features, impl=impl)
-    shared = kernels.build_lattice(features[0, :, :2], impl=impl)
-    terms = [
-        kernels.Term(lattice, torch.full((4,), -2.0), scale, scale),
-        kernels.Term(kernels.repeat_lattice(shared, 3), torch.rand(4, 4)),
-    ]
-    found = kernels.mean_field(unary, terms, 3, impl=impl)
-    for b, image in enumerate(torch.arange(120).split(40)):
-        own = scale[image]
-        one = kernels.build_lattice(features[b], impl=impl)
-        of_image = [
-            kernels.Term(one, terms[0].penalty, own, own),
-            kernels.Term(shared, terms[1].penalty),
-        ]
-        assert torch.equal(found[image], kernels.mean_field(unary[image], of_image, 3, impl=impl))
-
-
 def test_joined_lattices_need_not_be_alike() -> None:
     """Of different sizes, with and without ghosts; chains only where all have them."""
     pieces = [features_of(1, count, 3, seed=count)[0] for count in (40, 3, 0, 17)]

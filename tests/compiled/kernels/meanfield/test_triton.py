@@ -8,6 +8,7 @@ from torch import Tensor
 
 import kernels
 from kernels.meanfield import triton
+from kernels.meanfield.term import LatticeTerm
 from kernels.permutohedral.triton import segments
 
 KB = 1024
@@ -22,7 +23,7 @@ def meta(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
     return torch.empty(shape, dtype=dtype, device="meta")
 
 
-def term(dims: int, rows: int, penalty: Tensor) -> kernels.Term:
+def term(dims: int, rows: int, compatibility: Tensor) -> LatticeTerm:
     entries = COUNT * (dims + 1)
     lattice = kernels.Lattice(
         meta(COUNT, dims + 1, dtype=torch.int32),
@@ -35,16 +36,16 @@ def term(dims: int, rows: int, penalty: Tensor) -> kernels.Term:
         meta(3, rows + entries // segments.PIECE, dtype=torch.int32),
         meta(3, entries // segments.PIECE, dtype=torch.int32),
     )
-    return kernels.Term(lattice, penalty, meta(COUNT), meta(COUNT))
+    return LatticeTerm(lattice, compatibility, meta(COUNT), meta(COUNT))
 
 
 def infer(labels: int, transposed: bool = True, matrix: bool = False, ordered: bool = True) -> None:
     """Two updates of a Gaussian and a bilateral term."""
     unary = meta(labels, COUNT).T if transposed else meta(COUNT, labels)
-    penalty = meta(labels, labels) if matrix else meta(labels)
+    compatibility = meta(labels, labels) if matrix else meta(labels)
     order = meta(COUNT, dtype=torch.int64) if ordered else None
-    terms = [term(2, 24_500, penalty), term(5, 224_001, penalty)]
-    triton.mean_field(unary, terms, 2, None, order)
+    terms = [term(2, 24_500, compatibility), term(5, 224_001, compatibility)]
+    triton.mean_field(unary, terms, 2, None, order, True, torch.empty_like(unary))
 
 
 @pytest.mark.parametrize("target", SHARED_MEMORY)

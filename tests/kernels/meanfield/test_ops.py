@@ -11,9 +11,9 @@ from torch import Tensor
 
 import crf
 import kernels
-from crf import inference
-from crf.potentials import normalizers
-from crf.terms import Settings
+from kernels.meanfield import ops
+from kernels.meanfield.build import Settings
+from kernels.meanfield.term import normalizers
 
 METHODS = ("permutohedral", "exact", "separable", "auto")
 
@@ -21,12 +21,12 @@ any_method = pytest.mark.parametrize("method", METHODS)
 
 
 def problem(matrix: bool = True) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-    """Unary energies, features and penalties of two images of 5 x 4 pixels and 3 labels."""
+    """Unary energies, features and compatibilities of two images of 5 x 4 pixels and 3 labels."""
     images = 255 * torch.rand(2, 3, 5, 4)
     terms = [crf.Gaussian(3.0, 3.0), crf.Bilateral(4.0, 9.0, 90.0)]
     features = [term.features(images) for term in terms]
-    penalties = [torch.full((3,), -3.0), 4 * torch.rand(3, 3) if matrix else torch.rand(3)]
-    return -torch.randn(2, 3, 20).log_softmax(1), features, penalties
+    compatibilities = [torch.full((3,), -3.0), 4 * torch.rand(3, 3) if matrix else torch.rand(3)]
+    return -torch.randn(2, 3, 20).log_softmax(1), features, compatibilities
 
 
 def settings(method: str, **changed: Any) -> Settings:
@@ -45,15 +45,15 @@ def numbers(of: Settings) -> tuple[Any, ...]:
 @any_method
 @pytest.mark.parametrize("marginals", [False, True])
 def test_opchecks_of_the_operators_pass(method: str, marginals: bool) -> None:
-    unary, features, penalties = problem()
-    rest = features, penalties, *numbers(settings(method, marginals=marginals))
+    unary, features, compatibilities = problem()
+    rest = features, compatibilities, *numbers(settings(method, marginals=marginals))
     grad = torch.randn_like(unary)
     torch.library.opcheck(
-        inference.mean_field_backward_operator, (grad, unary, *rest), test_utils=OPCHECKS
+        ops.mean_field_backward_operator, (grad, unary, *rest), test_utils=OPCHECKS
     )
-    for tensor in (unary, *penalties):
+    for tensor in (unary, *compatibilities):
         tensor.requires_grad_()
-    torch.library.opcheck(inference.mean_field_operator, (unary, *rest), test_utils=OPCHECKS)
+    torch.library.opcheck(ops.mean_field_operator, (unary, *rest), test_utils=OPCHECKS)
 
 
 @any_method
@@ -62,13 +62,11 @@ def test_the_fake_of_the_operator_has_its_strides_for_any_layout(
     method: str, iterations: int
 ) -> None:
     unary = torch.randn(2, 20, 3).transpose(1, 2)  # as of logits in channels_last
-    _, features, penalties = problem()
+    _, features, compatibilities = problem()
     for marginals in (False, True):
         how = numbers(settings(method, iterations=iterations, marginals=marginals))
-        arguments = unary, features, penalties, *how
-        torch.library.opcheck(
-            inference.mean_field_operator, arguments, test_utils="test_faketensor"
-        )
+        arguments = unary, features, compatibilities, *how
+        torch.library.opcheck(ops.mean_field_operator, arguments, test_utils="test_faketensor")
 
 
 @any_method
@@ -78,13 +76,13 @@ def test_the_fake_of_the_operator_has_its_strides_for_any_layout(
 def test_gradients_of_the_operator_are_those_of_composed_filters(
     method: str, matrix: bool, normalization: str, marginals: bool
 ) -> None:
-    unary, features, penalties = (
+    unary, features, compatibilities = (
         (t.double() if isinstance(t, Tensor) else [x.double() for x in t]) for t in problem(matrix)
     )
     how = settings(method, normalization=normalization, marginals=marginals)
-    wanted = [unary.requires_grad_(), *(p.requires_grad_() for p in penalties)]
-    composed = inference.infer(unary, features, penalties, how)
-    operator = inference.mean_field_operator(unary, features, penalties, *numbers(how))
+    wanted = [unary.requires_grad_(), *(p.requires_grad_() for p in compatibilities)]
+    composed = ops.infer(unary, features, compatibilities, how)
+    operator = ops.mean_field_operator(unary, features, compatibilities, *numbers(how))
     torch.testing.assert_close(operator, composed)
     grad = torch.randn_like(composed)
     expected = torch.autograd.grad(composed, wanted, grad)
@@ -107,8 +105,8 @@ def test_exact_that_leaves_out_a_ten_millionth_is_within_a_hundred_thousandth(
             "exact", iterations=iterations, eps=1e-7, width=20, has_gaussian=False,
             normalization=normalization,
         )  # fmt: skip
-        penalty = torch.full((3,), -0.5)
-        found = inference.infer(unary, [term.features(images)], [penalty], how)
+        compatibility = torch.full((3,), -0.5)
+        found = ops.infer(unary, [term.features(images)], [compatibility], how)
         features = term.features(images.double())[0]
         kernel = (features[:, None] - features).square().sum(2).mul(-0.5).exp()
         mass = kernel.sum(1, keepdim=True)
@@ -129,13 +127,13 @@ def test_auto_decides_for_each_image_and_runs_the_lattice_as_the_lattice_runs() 
     terms = [crf.Gaussian(3.0, 3.0), crf.Bilateral(4.0, 9.0, 2.0)]
     features = [term.features(images) for term in terms]
     unary = -torch.randn(2, 3, 1600, generator=generator).log_softmax(1)
-    penalties = [torch.full((3,), -3.0), torch.full((3,), -4.0)]
+    compatibilities = [torch.full((3,), -3.0), torch.full((3,), -4.0)]
 
     def run(method: str, b: int | slice, **changed: Any) -> Tensor:
         b = slice(b, b + 1) if isinstance(b, int) else b
         points = [features[0], features[1][b]]
         how = settings(method, tolerance=0.1, width=40, **changed)
-        return inference.infer(unary[b], points, penalties, how)
+        return ops.infer(unary[b], points, compatibilities, how)
 
     found = run("auto", slice(0, 2))
     assert torch.equal(found[:1], run("separable", 0))
@@ -149,11 +147,11 @@ def test_auto_decides_for_each_image_and_runs_the_lattice_as_the_lattice_runs() 
     grad = torch.randn_like(both)
     (expected,) = torch.autograd.grad(both, unary, grad)
     how = numbers(settings("auto", tolerance=0.1, width=40))
-    operator = inference.mean_field_operator(unary, features, penalties, *how)
+    operator = ops.mean_field_operator(unary, features, compatibilities, *how)
     (gradient,) = torch.autograd.grad(operator, unary, grad)
     torch.testing.assert_close(gradient, expected, rtol=1e-4, atol=1e-5)
-    marginals, divergence = inference.infer_with_divergence(
-        unary.detach(), features, penalties, settings("auto", tolerance=0.1, width=40)
+    marginals, divergence = ops.infer_with_divergence(
+        unary.detach(), features, compatibilities, settings("auto", tolerance=0.1, width=40)
     )
     torch.testing.assert_close(marginals, found)
     assert divergence.shape == (3, 2)

@@ -1,4 +1,4 @@
-"""The pairwise terms of a mean field: how each filters, how it is normalised, what it costs.
+"""The pairwise terms of a batch, made from features: filters, normalisation, shared lattices.
 
 On a GPU the images of a batch share lattices, as many as fit: one build and one wait for the host a
 term, and launches of a single image. On a CPU each image has its own: threads keep both cores busy
@@ -15,16 +15,17 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from crf.filters import (
+from kernels import NotSeparable, memory
+from kernels.meanfield.filters import (
     Filter,
     GridFilter,
     LatticeFilter,
     PairFilter,
     SeparableFilter,
     TileFilter,
+    pixel_order,
 )
-from crf.potentials import Normalization, normalizers, pixel_order
-from kernels import NotSeparable, memory
+from kernels.meanfield.term import Normalization, Term
 from kernels.validate import Precision
 
 logger = logging.getLogger(__name__)
@@ -42,7 +43,7 @@ class Settings:
         width: of the images in pixels; 0: the points are no image's.
         has_gaussian: whether the first term is the smoothness of a grid of that width.
         spatial_dims: how many of a term's features are positions, for the separable filter.
-        marginals: whether the softmax of the last field is wanted, or that field.
+        marginals: whether the softmax of the last logits is wanted, or these.
     """
 
     method: str
@@ -57,70 +58,21 @@ class Settings:
     marginals: bool
 
 
-@dataclass(frozen=True)
-class PairwiseTerm:
-    """One pairwise term of a batch.
-
-    Attributes:
-        filter: the Gaussian filter F.
-        penalty: `[C]`, a diagonal, or `[C, C]`.
-        before: `[B, N, 1]`, what Q is multiplied by before the filter; None: 1.
-        after: `[B, N, 1]`, what the result is multiplied by; None: 1. B may be 1 for all images.
-    """
-
-    filter: Filter
-    penalty: Tensor
-    before: Tensor | None
-    after: Tensor | None
-
-    @classmethod
-    def normalized(
-        cls, filter: Filter, penalty: Tensor, normalization: Normalization, ones: Tensor
-    ) -> PairwiseTerm:
-        """A term whose filter is normalised by its own mass, F(`ones` `[B, N, 1]`)."""
-        if normalization == "none":
-            return cls(filter, penalty, None, None)
-        known = isinstance(filter, TileFilter) and len(filter.tiles) > 0
-        mass = cast(TileFilter, filter).mass if known else filter(ones)
-        return cls(filter, penalty, *normalizers(mass, normalization))
-
-    def energy(self, marginals: Tensor) -> Tensor:
-        """What each label of each pixel pays, `[B, N, C]`."""
-        values = self.filtered(marginals)
-        return values @ self.penalty.T if self.penalty.ndim == 2 else values * self.penalty
-
-    def filtered(self, values: Tensor) -> Tensor:
-        """The normalised filter of `values` `[B, N, C]`."""
-        values = values if self.before is None else values * self.before
-        values = self.filter(values)
-        return values if self.after is None else values * self.after
-
-    def transposed(self) -> PairwiseTerm:
-        """The term whose energy is the transpose of this one's."""
-        penalty = self.penalty.T if self.penalty.ndim == 2 else self.penalty
-        return PairwiseTerm(self.filter.transposed(), penalty, self.after, self.before)
-
-    def repeated(self, batch: int, together: int) -> PairwiseTerm:
-        """This term of one image for each image of a batch; see `LatticeFilter`."""
-        filter = cast(LatticeFilter, self.filter).repeated(batch, together)
-        return replace(self, filter=filter)
-
-
 def terms_of(
-    features: Sequence[Tensor], penalties: Sequence[Tensor], batch: int, settings: Settings
-) -> list[PairwiseTerm]:
+    features: Sequence[Tensor], compatibilities: Sequence[Tensor], batch: int, settings: Settings
+) -> list[Term]:
     """Differentiable terms of `features`, `[batch, N, D]` or `[1, N, D]` for all images."""
     if not features:
         return []
-    together = images_together(features, batch, labels=len(penalties[0]))
+    together = images_together(features, batch, labels=len(compatibilities[0]))
     filters, _ = filters_of(features, batch, settings, together)
     terms = []
-    for filter, points, penalty in zip(filters, features, penalties, strict=True):
+    for filter, points, compatibility in zip(filters, features, compatibilities, strict=True):
         images = len(points) if isinstance(filter, LatticeFilter | GridFilter) else batch
         ones = points.new_ones(images, points.shape[1], 1)
-        term = PairwiseTerm.normalized(filter, penalty, settings.normalization, ones)
+        term = Term.normalized(filter, compatibility, settings.normalization, ones)
         on_lattices = isinstance(filter, LatticeFilter)
-        terms.append(term.repeated(batch, together) if on_lattices and images != batch else term)
+        terms.append(_repeated(term, batch, together) if on_lattices and images != batch else term)
     return terms
 
 
@@ -165,8 +117,8 @@ def _filter(points: Tensor, batch: int, settings: Settings, together: int, is_gr
 
 
 def lattice_groups(
-    unary: Tensor, features: Sequence[Tensor], penalties: Sequence[Tensor], settings: Settings
-) -> Iterator[tuple[slice, list[PairwiseTerm]]]:
+    unary: Tensor, features: Sequence[Tensor], compatibilities: Sequence[Tensor], settings: Settings
+) -> Iterator[tuple[slice, list[Term]]]:
     """Images that share lattices, and their terms with one lattice each, for `kernels.mean_field`.
 
     A CPU visits the pixels of an image tile by tile, for its caches. Only the lattices of one group
@@ -179,12 +131,12 @@ def lattice_groups(
         order = pixel_order(count // settings.width, settings.width)
         features = [points[:, order] for points in features]
 
-    def term(points: Tensor, penalty: Tensor) -> PairwiseTerm:
+    def term(points: Tensor, compatibility: Tensor) -> Term:
         filter = LatticeFilter.over(points, together, order)
         ones = points.new_ones(*points.shape[:2], 1)
-        return PairwiseTerm.normalized(filter, penalty, settings.normalization, ones)
+        return Term.normalized(filter, compatibility, settings.normalization, ones)
 
-    pairs = list(zip(features, penalties, strict=True))
+    pairs = list(zip(features, compatibilities, strict=True))
     shared = [term(points, p) if len(points) == 1 and batch else None for points, p in pairs]
     for first in range(0, batch, together):
         images = slice(first, min(first + together, batch))
@@ -192,10 +144,16 @@ def lattice_groups(
         yield (
             images,
             [
-                of_all.repeated(size, together) if of_all else term(points[images], penalty)
-                for of_all, (points, penalty) in zip(shared, pairs, strict=True)
+                _repeated(of_all, size, together) if of_all else term(points[images], compatibility)
+                for of_all, (points, compatibility) in zip(shared, pairs, strict=True)
             ],
         )
+
+
+def _repeated(term: Term, batch: int, together: int) -> Term:
+    """The term of one image for each image of a batch; see `LatticeFilter.repeated`."""
+    filter = cast(LatticeFilter, term.filter).repeated(batch, together)
+    return replace(term, filter=filter)
 
 
 def images_together(features: Sequence[Tensor], batch: int, labels: int) -> int:
@@ -205,7 +163,7 @@ def images_together(features: Sequence[Tensor], batch: int, labels: int) -> int:
     count = features[0].shape[1]
     corners = sum(points.shape[2] + 1 for points in features)
     # Bytes, rather too many: a corner is sorted, kept and moved among those of all terms, and half
-    # of the corners are vertices with two rows of labels; a point has unary energies, Q and fields.
+    # of the corners are vertices with two rows of labels; a point has unary energies, Q and logits.
     each = count * (72 * corners + 4 * labels * (6 + corners))
     # One more point an image may fill up a block of pydensecrf's.
     most = min(batch, MOST_POINTS // count, MOST_ENTRIES // (corners * (count + 1)))
