@@ -17,10 +17,10 @@ import torch
 
 import crf
 import kernels
-from kernels.meanfield import LatticeFilter
 from crf.pydensecrf import densecrf
 from deeplab.data.scenes import scene
 from deeplab.model import deeplab_v2_small
+from kernels.meanfield import LatticeFilter
 
 HEIGHT, WIDTH, LABELS = 120, 160, 21
 RATES = (6, 12, 18, 24)

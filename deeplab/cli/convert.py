@@ -96,7 +96,7 @@ def convert(
     deeplab segment photo.jpg --weights voc.safetensors
     ```
     """
-    from deeplab.data.agreement import Classes, agreement
+    from deeplab.data.agreement import Classes, compare_classes
     from deeplab.weights import load_checkpoint, save_weights
 
     scales = None if msc is None else options.msc_scales(msc)
@@ -120,7 +120,9 @@ def convert(
     if names:
         theirs = Classes.stored(checkpoint, metadata, network.num_classes)
         ours = Classes.of(f"--data {data}", names)
-        if note := agreement(theirs, ours, "leave out --data, or give the set that it is for"):
+        if note := compare_classes(
+            theirs, ours, "leave out --data, or give the set that it is for"
+        ):
             typer.echo(f"Note: {note}", err=True)
         metadata |= {"class_names": names, "palette": palette}
     out.parent.mkdir(parents=True, exist_ok=True)

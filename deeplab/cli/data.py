@@ -14,6 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from deeplab.cli.shared import options
+from deeplab.cli.shared.dataset import parsed
 from deeplab.data import outputs
 from deeplab.data.conversions import counted
 from deeplab.errors import InputError
@@ -91,7 +92,7 @@ def check(
         list[str] | None,
         typer.Option(metavar="NAME", help="A split; repeatable.", show_default="the usual ones"),
     ] = None,
-    data_options: options.DataOptions = None,
+    data_option: options.DataOption = None,
     json_file: Annotated[
         Path | None,
         typer.Option("--json", metavar="FILE", help="Write all of it there.", show_default=False),
@@ -127,7 +128,7 @@ def check(
 
     if json_file is not None:
         outputs.check_writable_file(json_file)
-    chosen = options.data_options(data_options)
+    chosen = parsed(data_option)
     found = available_splits(name, root, **chosen)
     splits = split or [s for s in DATASETS[name].usual if s in found] or found
     if not splits:

@@ -10,18 +10,18 @@ import typer
 from rich.console import Console
 
 from deeplab.cli.shared import options
+from deeplab.cli.shared.groups import takes_options
 from deeplab.cli.shared.network import load_network
 from deeplab.errors import InputError
 
 
+@takes_options
 def export(
+    *,
     path: Annotated[
         Path, typer.Argument(metavar="FILE", help="The program to write: NAME.onnx or NAME.pt2.")
     ],
-    weights: options.Weights = None,
-    model: options.ModelName = None,
-    classes: options.NumClasses = None,
-    msc: options.MSC = None,
+    weights: options.WeightsOptions,
     format: Annotated[
         str | None,
         typer.Option(
@@ -62,7 +62,7 @@ def export(
 
     chosen: Any = format
     fixed = None if size is None else _parsed(size)
-    network, metadata = load_network(weights, model, classes, msc)
+    network, metadata = load_network(weights)
     with Console(stderr=True).status("exporting and comparing"):
         written = write(network, path, chosen, size=fixed, metadata=metadata)
     typer.echo(

@@ -11,7 +11,7 @@ import typer
 from typer.core import TyperCommand
 
 from deeplab.cli.shared import options
-from deeplab.cli.shared.several import said_once
+from deeplab.cli.shared.several import reported_once
 from deeplab.data import outputs
 from deeplab.errors import InputError
 
@@ -158,7 +158,7 @@ def train(
     recipe = _recipe(ctx, config, settings or [], out if resume else None)
     outputs.check_writable_file(out)
     out.parent.mkdir(parents=True, exist_ok=True)
-    with said_once(then="mend that, then go on with --resume"):
+    with reported_once(then="mend that, then go on with --resume"):
         result = run(
             recipe,
             out,

@@ -46,10 +46,10 @@ class Classes:
         return cls(str(weights), count, tuple(metadata.get("class_names") or ()))
 
 
-def agreement(theirs: Classes, ours: Classes, mend: str) -> str:
+def compare_classes(theirs: Classes, ours: Classes, advice: str) -> str:
     """A note on classes that are named differently; empty where they agree, or are not named.
 
-    mend: what to do where they do not fit, for the errors' end.
+    advice: what to do where they do not fit, the end of the error.
 
     Raises InputError where the counts differ, or a name of both stands at two places.
     """
@@ -63,7 +63,7 @@ def agreement(theirs: Classes, ours: Classes, mend: str) -> str:
         shared = f"; {', '.join(alone)}" if set(left) & set(right) else ""
         raise InputError(
             f"{theirs.owner}: has {_counted(theirs)}, {ours.owner} has {_counted(ours)}{shared}; "
-            f"{mend}"
+            f"{advice}"
         )
     if not left or not right:
         return ""
@@ -74,7 +74,8 @@ def agreement(theirs: Classes, ours: Classes, mend: str) -> str:
     ]
     if moved:
         raise InputError(
-            f"{theirs.owner}: has classes of {ours.owner} in another order: {_some(moved)}; {mend}"
+            f"{theirs.owner}: has classes of {ours.owner} in another order: {_some(moved)}; "
+            f"{advice}"
         )
     pairs = zip(theirs.names, ours.names, left, right, strict=True)
     differing = [f"{theirs} and {ours}" for theirs, ours, key, other in pairs if key != other]

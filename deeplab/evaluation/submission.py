@@ -113,7 +113,7 @@ def _tar(members: dict[str, Path]) -> bytes:
     content = io.BytesIO()
     with tarfile.open(fileobj=content, mode="w:gz") as archive:
         for name, path in members.items():
-            with _said_of(path):
+            with _named_errors(path):
                 archive.add(path, name, filter=_without_owner)
     return content.getvalue()
 
@@ -122,13 +122,13 @@ def _zip(members: dict[str, Path]) -> bytes:
     content = io.BytesIO()
     with zipfile.ZipFile(content, "w") as archive:  # stored: PNGs are compressed already
         for name, path in members.items():
-            with _said_of(path):
+            with _named_errors(path):
                 archive.write(path, name)
     return content.getvalue()
 
 
 @contextmanager
-def _said_of(path: Path) -> Iterator[None]:
+def _named_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:

@@ -26,7 +26,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
 from typing import Any, Protocol
@@ -35,10 +35,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from deeplab.crf_settings import CRFSettings, renamed
 from deeplab.errors import InputError
 from deeplab.evaluation.logit_cache import Cached
 from deeplab.evaluation.metrics import ConfusionMatrix
-from deeplab.refine import CRFSettings
 
 TUNED = ("bilateral_weight", "bilateral_sigma_xy", "bilateral_sigma_rgb")
 
@@ -196,7 +196,7 @@ class Log:
     def _read(self, content: bytes, about: dict[str, Any]) -> None:
         try:
             first, *lines = (json.loads(line) for line in content.splitlines())
-            stored = first["tuning"]
+            stored = renamed(first["tuning"])
             for line in lines:
                 point = (float(line[TUNED[0]]), float(line[TUNED[1]]), float(line[TUNED[2]]))
                 self.results[point] = np.array(line["folds"], np.int64)
@@ -275,7 +275,7 @@ class Tuner:
             for k in range(1, rounds + 1):
                 best = self._best(without).point
                 finer = [p for p in space.around(best, 0.5**k) if p not in tried]
-                yield Stage(f"finer, {k} of {rounds}{_said(without)}", self._unknown(finer))
+                yield Stage(f"finer, {k} of {rounds}{_without_fold(without)}", self._unknown(finer))
                 for point in finer:
                     self.score(point)
                 tried += finer
@@ -301,7 +301,9 @@ class Tuner:
                 trial = study.ask(distributions)
                 w, xy, rgb = (_rounded(trial.params[name]) for name in TUNED)
                 tried.append((w, xy, rgb))
-                yield Stage(f"trial {k + 1} of {trials}{_said(without)}", self._unknown(tried[-1:]))
+                yield Stage(
+                    f"trial {k + 1} of {trials}{_without_fold(without)}", self._unknown(tried[-1:])
+                )
                 study.tell(trial, self.score(tried[-1]).miou(self._seen(without)))
 
     def tuning(self) -> Tuning:
@@ -368,7 +370,10 @@ class Tuner:
         if self.device.type != "cpu" or torch.get_num_threads() == 1:
             yield from ((position, one(position)) for position in range(count))
             return
-        with _one_thread_each() as workers, ThreadPoolExecutor(workers, initializer=_alone) as pool:
+        with (
+            _restored_threads() as workers,
+            ThreadPoolExecutor(workers, initializer=_use_one_thread) as pool,
+        ):
             futures: list[Future[np.ndarray]] = [pool.submit(one, k) for k in range(count)]
             try:
                 yield from ((k, future.result()) for k, future in enumerate(futures))
@@ -381,7 +386,7 @@ def log_identity(
     data: str, cache: str, fixed: CRFSettings, search: str, space: Space, **rest: Any
 ) -> dict[str, Any]:
     """What must be equal for a log to be resumed. The number of rounds and trials may grow."""
-    stays = {k: v for k, v in asdict(fixed).items() if k not in TUNED}
+    stays = {k: v for k, v in fixed.as_dict().items() if k not in TUNED}
     return {
         "data": data,
         "weights or pictures, by their hash": cache,
@@ -401,12 +406,12 @@ def heat_map(results: Sequence[Result]) -> tuple[list[float], list[float], np.nd
     return rows, columns, np.array(values)
 
 
-def _said(without: int | None) -> str:
+def _without_fold(without: int | None) -> str:
     return "" if without is None else f", without fold {without + 1}"
 
 
 @contextmanager
-def _one_thread_each() -> Iterator[int]:
+def _restored_threads() -> Iterator[int]:
     """How many workers there are for torch's threads; torch's setting is restored afterwards."""
     threads = torch.get_num_threads()
     try:
@@ -415,7 +420,7 @@ def _one_thread_each() -> Iterator[int]:
         torch.set_num_threads(threads)
 
 
-def _alone() -> None:
+def _use_one_thread() -> None:
     torch.set_num_threads(1)
 
 

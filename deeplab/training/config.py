@@ -22,7 +22,7 @@ from deeplab.training.config_errors import ConfigError, one_line_errors
 SCENES_CRF: dict[str, Any] = {
     "iterations": 10,
     "gaussian_weight": 1.0,
-    "gaussian_sigma": 1.0,
+    "gaussian_sigma_xy": 1.0,
     "bilateral_weight": 10.0,
     "bilateral_sigma_xy": 120.0,
     "bilateral_sigma_rgb": 8.0,

@@ -19,13 +19,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from deeplab.crf_settings import CRFSettings
 from deeplab.data import scenes
-from deeplab.data.agreement import Classes, agreement
+from deeplab.data.agreement import Classes, compare_classes
 from deeplab.errors import InputError
 from deeplab.evaluation.evaluate import LabelledImages
 from deeplab.model import DeepLab, build
 from deeplab.model.heads import DeepLabV3Head
-from deeplab.refine import CRFSettings
 from deeplab.training.checkpoint import Files, check_agreement, read_state
 from deeplab.training.config import SCENES_CRF, DataConfig, TrainConfig
 from deeplab.training.distributed import Processes
@@ -177,7 +177,7 @@ def _check_classes(ours: Classes, dataset: LabelledImages, validation: LabelledI
     mend = "give class_names and both sets the same classes, in one order"
     for pictures, owner in ((dataset, "the training set"), (validation, "the validation set")):
         if names := getattr(pictures, "classes", None):
-            agreement(Classes.of(owner, names), ours, mend)
+            compare_classes(Classes.of(owner, names), ours, mend)
 
 
 def _check_classes_of_weights(config: TrainConfig, ours: Classes, logger: Logger) -> None:
@@ -194,7 +194,7 @@ def _check_classes_of_weights(config: TrainConfig, ours: Classes, logger: Logger
         "bring the data set's classes into the order of the weights, or let the classifier start "
         "from random numbers with --set new_classifier=true"
     )
-    if note := agreement(Classes.of(config.weights, names), ours, mend):
+    if note := compare_classes(Classes.of(config.weights, names), ours, mend):
         logger.info(note)
 
 

@@ -19,11 +19,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from deeplab.crf_settings import CRFSettings
 from deeplab.errors import InputError
 from deeplab.evaluation.evaluate import LabelledImages, evaluate
 from deeplab.model import DeepLab
 from deeplab.model.preprocess import mean_colour
-from deeplab.refine import CRFSettings
 from deeplab.training.checkpoint import Files, stored_steps, write_state
 from deeplab.training.config import TrainConfig
 from deeplab.training.distributed import OtherProcessEnded, Processes
@@ -343,7 +343,7 @@ class Trainer:
         if self.restated:
             known["restated"] = self.restated
         if self.model.crf is not None:
-            known["crf"] = dataclasses.asdict(CRFSettings.of(self.model.crf))
+            known["crf"] = CRFSettings.of(self.model.crf).as_dict()
         save_weights(self.model, path, dict(self.metadata) | known)
 
     def _write_row(self) -> None:

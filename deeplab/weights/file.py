@@ -10,7 +10,7 @@ and two more have a meaning where they are present: `class_names` (a string for 
 `palette` (an [r, g, b] in 0-255 for each class, and more rows if wanted).
 
 A CRF layer is no part of the weights: its settings are chosen where it is built. Those that suit
-the weights, found or learned, stand in the metadata as `crf` (deeplab.refine.CRFSettings).
+the weights, found or learned, stand in the metadata as `crf` (deeplab.crf_settings.CRFSettings).
 """
 
 import json
@@ -191,8 +191,8 @@ def _build(metadata: dict[str, Any], path: Path) -> DeepLab:
 
 
 def _check_conventions(metadata: dict[str, Any], path: Path) -> None:
-    """Refuse options of a model that this version does not know: to leave one out would be wrong
-    without a word."""
+    """Refuse options of a model that this version does not know; without them it would be another
+    model."""
     options = metadata.get("options")
     if not isinstance(options, dict):
         return
@@ -211,7 +211,7 @@ def _check_conventions(metadata: dict[str, Any], path: Path) -> None:
 
 
 def _check_same_model(model: DeepLab, metadata: dict[str, Any], path: Path) -> None:
-    """Rates and style matter though they change no shape: others lose accuracy without a word."""
+    """Refuse weights for other rates or another style, which no shape shows."""
     _check_conventions(metadata, path)
     options = metadata.get("options")
     of_file = {"model": metadata.get("model")}
@@ -341,7 +341,7 @@ def _from_json(text: str) -> Any:
 
 
 def metadata_problem(metadata: Mapping[str, Any]) -> str:
-    """What is wrong with class count, names and palette, in a phrase; empty where nothing is."""
+    """What is wrong with the class count, names or palette, in a phrase; empty if nothing is."""
     classes = metadata.get("num_classes")
     if classes is not None and (isinstance(classes, bool) or not isinstance(classes, int)):
         return f"num_classes: expected an integer, got {classes!r:.80}"

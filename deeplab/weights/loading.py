@@ -2,7 +2,7 @@
 
 `deeplab.weights.sources` lists them. Body and head are treated apart: the body must fit to the last
 tensor; of the head, layers that fit are taken and the others, such as a classifier for other
-classes or none at all, stay as they are, which is said aloud.
+classes or none at all, stay as they are, with a warning.
 
 The model keeps its own scales and way of resizing: `load_checkpoint` makes one with the file's.
 """
@@ -131,8 +131,8 @@ def _check_style(model: DeepLab, checkpoint: Checkpoint) -> None:
     if style not in (None, model.style):
         raise InputError(
             f"{checkpoint.path}: weights of style {style} ({checkpoint.source}), and the model is "
-            f"of style {model.style}: shapes agree, but strides, poolings and input differ and "
-            f'accuracy is lost without a word; build the model with style="{style}"'
+            f"of style {model.style}: shapes agree, but strides, poolings and input differ, which "
+            f'costs accuracy; build the model with style="{style}"'
         )
 
 
@@ -206,8 +206,8 @@ def _check_windows(
     if differing:
         raise InputError(
             f"{path}: of another network than {model.config['model']}, though shapes agree: "
-            f"{file.some(differing)}; accuracy would be lost without a word: choose the model, or "
-            "give the rates, that these weights were trained with"
+            f"{file.some(differing)}; choose the model, or give the rates, that these weights were "
+            "trained with"
         )
 
 

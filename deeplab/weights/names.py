@@ -1,4 +1,4 @@
-"""What the layers of other people's checkpoints are called here.
+"""Names of the layers of other projects' checkpoints, translated to those of this package.
 
 Each translation takes the tensors of one source by their names there and gives them by the names of
 this package; the first part of a name is `backbone`, `head` or `taps`. Tensors with another use are

@@ -55,7 +55,7 @@ class Opened:
     metadata: dict[str, Any]
 
     def taken_for(self) -> str:
-        """What the file was taken for, in one line; empty where it says so itself."""
+        """The model that the file was taken for, in one line; empty where its metadata name it."""
         if "model" in self.metadata:
             return ""
         config = self.model.config

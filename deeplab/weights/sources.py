@@ -1,4 +1,4 @@
-"""What a file of weights is: its source, its tensors by the names of this package.
+"""The source of a file of weights, and its tensors by the names of this package.
 
     source         what                                                    style of the model
     safetensors    files of `save_weights`                                 as the file says
@@ -8,9 +8,9 @@
     torchvision    .pth of resnet*, vgg16 and deeplabv3_resnet*            torchvision
     state_dict     .pth of a model of this package                         not told
 
-That follows from the contents, not from the file's name. A state dict may lie within those of
-wrappers, whose names stand in front of every tensor's: "module." of DataParallel, "_orig_mod." of
-torch.compile, "model." and "net." of trainers, several of them in any order.
+The source is recognised by the contents, not by the file's name. Wrappers put their names in front
+of every tensor's: "module." of DataParallel, "_orig_mod." of torch.compile, "model." and "net." of
+trainers, several of them in any order.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ def is_own(path: file.StrPath) -> bool:
 
 
 def _form(path: Path) -> Literal["safetensors", "pickle", "caffemodel"]:
-    """What is nothing else is taken for a .caffemodel: to read it will tell."""
+    """The form of a file; one that matches no other form is read as a .caffemodel."""
     first = _first_bytes(path)
     if _claims_safetensors(path, first):
         return "safetensors"

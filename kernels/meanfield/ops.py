@@ -89,8 +89,7 @@ def infer_with_divergence(
             infer_with_divergence(u, f, compatibilities, settings)
             for u, f in _images(unary, features)
         ]
-        marginals, divergences = zip(*found, strict=True)
-        return torch.cat(marginals), torch.cat(divergences, dim=1)
+        return torch.cat([q for q, _ in found]), torch.cat([kl for _, kl in found], dim=1)
     terms = terms_of(features, compatibilities, len(unary), settings)
     marginals, divergence = reference.mean_field_and_divergence(
         unary.transpose(1, 2).contiguous(), terms, settings.iterations

@@ -9,11 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from commands import assert_refused, done
 from several_processes import Started
-from typer.testing import CliRunner
 
 from crf import DenseCRF
-from deeplab import cli
 from deeplab import export as module
 from deeplab.errors import InputError
 from deeplab.export import export
@@ -246,8 +245,7 @@ def test_a_compiler_that_fails_is_named_with_its_reason(tmp_path, monkeypatch):
 
 def test_the_command_writes_the_shipped_network_and_says_how_close_it_is(tmp_path):
     path = tmp_path / "scenes.pt2"
-    result = CliRunner().invoke(cli.app, ["export", str(path), "--size", "40x48"])
-    assert result.exit_code == 0, result.output
+    result = done("export", path, "--size", "40x48")
     assert f"{path}  differs from the model by" in result.stdout.replace("\n", "")
     described = json.loads((tmp_path / "scenes.pt2.json").read_text())
     assert described["model"] == "deeplab_v2_small"
@@ -257,6 +255,5 @@ def test_the_command_writes_the_shipped_network_and_says_how_close_it_is(tmp_pat
 
 
 def test_the_command_refuses_a_size_that_is_none(tmp_path):
-    result = CliRunner().invoke(cli.app, ["export", str(tmp_path / "m.pt2"), "--size", "40"])
-    assert result.exit_code == 2
-    assert "--size 40: expected HEIGHTxWIDTH" in result.output
+    message = "--size 40: expected HEIGHTxWIDTH"
+    assert_refused(tmp_path, message, "export", tmp_path / "m.pt2", "--size", "40")

@@ -7,9 +7,9 @@ import pytest
 
 from deeplab import toml
 from deeplab.cli.shared.options import key_value
+from deeplab.crf_settings import CRFSettings
 from deeplab.data.datasets.folder import read_class_file
 from deeplab.errors import InputError
-from deeplab.refine import CRFSettings
 from deeplab.training.recipe import make_config, one_setting, read_recipe
 
 NESTED = {
@@ -44,5 +44,5 @@ def test_a_value_of_several_lines_sets_nothing_else() -> None:
 
 @pytest.mark.parametrize("value", [2**70 * 10**20, -(2**200), 10**400, 1e39, float("inf")])
 def test_crf_settings_are_numbers_that_the_crf_can_compute_with(value: float) -> None:
-    with pytest.raises(InputError, match="CRF bilateral weight: expected a number of 0 or more"):
-        CRFSettings(bilateral_weight=value)
+    with pytest.raises(InputError, match="CRF bilateral_weight must be"):
+        CRFSettings().changed({"bilateral_weight": value})

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from pathlib import Path
 from typing import Any
@@ -12,13 +11,14 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
+from crf import Bilateral, Gaussian
 from deeplab import cli
+from deeplab.crf_settings import CRFSettings
 from deeplab.data.scenes import CLASSES, PALETTE, scene
 from deeplab.model import deeplab_v2_small
-from deeplab.refine import CRFSettings
 from deeplab.weights import save_weights
 
-STORED_CRF = dataclasses.asdict(CRFSettings(2, 2.0, 2.0, 3.0, 20.0, 8.0))
+STORED_CRF = CRFSettings(2, Gaussian(2.0, 2.0), Bilateral(3.0, 20.0, 8.0)).as_dict()
 
 
 def random_weights(path: Path) -> Path:

@@ -1,9 +1,8 @@
-"""Options that several commands share, and the CRF settings that they choose."""
+"""Options that several commands share, stated once, and what their texts mean."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,30 +12,14 @@ from deeplab import toml
 from deeplab.errors import InputError
 
 if TYPE_CHECKING:
-    from deeplab.refine import CRFSettings
+    from deeplab.crf_settings import CRFSettings
 
-Weights = Annotated[
-    Path | None,
-    typer.Option(
-        metavar="FILE",
-        help="Weights: .safetensors, or any file that `deeplab convert` reads.",
-        show_default="the shipped",
-    ),
-]
 ModelName = Annotated[
     str | None,
     typer.Option(
         metavar="NAME",
         help="Which model the weights must belong to, such as deeplab_v2_resnet101.",
         show_default="the one that the weights name or fit",
-    ),
-]
-NumClasses = Annotated[
-    int | None,
-    typer.Option(
-        metavar="N",
-        help="How many classes the weights must be for.",
-        show_default="as the weights say",
     ),
 ]
 MSC = Annotated[
@@ -49,26 +32,7 @@ MSC = Annotated[
         show_default="as the weights say",
     ),
 ]
-DataName = Annotated[
-    str,
-    typer.Option(
-        "--data",
-        metavar="NAME",
-        rich_help_panel="Data",
-        help="Which data set; `deeplab data list` tells those there are.",
-    ),
-]
-DataRoot = Annotated[
-    Path | None,
-    typer.Option(
-        "--root",
-        metavar="DIR",
-        rich_help_panel="Data",
-        help="Its folder.",
-        show_default="none: scenes are generated",
-    ),
-]
-DataOptions = Annotated[
+DataOption = Annotated[
     list[str] | None,
     typer.Option(
         "--data-option",
@@ -79,24 +43,6 @@ DataOptions = Annotated[
 ]
 Device = Annotated[
     str, typer.Option(metavar="NAME", help="cpu, cuda, or auto: a GPU where there is one.")
-]
-Scales = Annotated[
-    str,
-    typer.Option(
-        metavar="S,S,...",
-        help="Let the model see the picture at these scales and average the probabilities.",
-    ),
-]
-Flip = Annotated[bool, typer.Option("--flip", help="Average over the mirrored picture too.")]
-CRFFile = Annotated[
-    Path | None,
-    typer.Option(
-        "--crf-settings",
-        metavar="FILE.toml",
-        rich_help_panel="CRF",
-        help="Settings that deeplab tune-crf found; the options below change them.",
-        show_default="none",
-    ),
 ]
 UseCRF = Annotated[bool, typer.Option("--crf/--no-crf", help="Refine with the dense CRF.")]
 OutFolder = Annotated[
@@ -111,37 +57,136 @@ SaveProbabilities = Annotated[
         "--probabilities", help="Save the class probabilities too: float32 [C, H, W] as .npz."
     ),
 ]
-Iterations = Annotated[
-    int | None,
-    typer.Option(metavar="N", rich_help_panel="CRF", help="Mean-field iterations."),
-]
-GaussianWeight = Annotated[
-    float | None,
-    typer.Option(metavar="W", rich_help_panel="CRF", help="Weight of the smoothness kernel."),
-]
-GaussianSigma = Annotated[
-    float | None,
-    typer.Option(metavar="PIXELS", rich_help_panel="CRF", help="Its width."),
-]
-BilateralWeight = Annotated[
-    float | None,
-    typer.Option(metavar="W", rich_help_panel="CRF", help="Weight of the appearance kernel."),
-]
-BilateralSigmaXY = Annotated[
-    float | None,
-    typer.Option(
-        "--bilateral-sigma-xy", metavar="PIXELS", rich_help_panel="CRF", help="Its width in space."
-    ),
-]
-BilateralSigmaRGB = Annotated[
-    float | None,
-    typer.Option(
-        "--bilateral-sigma-rgb",
-        metavar="LEVELS",
-        rich_help_panel="CRF",
-        help="Its width in colour, grey levels of 0-255.",
-    ),
-]
+
+
+def _crf_number(metavar: str, text: str, *names: str) -> Any:
+    return typer.Option(*names, metavar=metavar, rich_help_panel="CRF", help=text)
+
+
+@dataclass(frozen=True)
+class WeightsOptions:
+    """The network: which weights, and what they must be of."""
+
+    weights_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--weights",
+            metavar="FILE",
+            help="Weights: .safetensors, or any file that `deeplab convert` reads.",
+            show_default="the shipped",
+        ),
+    ] = None
+    model: ModelName = None
+    classes: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            help="How many classes the weights must be for.",
+            show_default="as the weights say",
+        ),
+    ] = None
+    msc: MSC = None
+
+
+@dataclass(frozen=True)
+class DataOptions:
+    """The data set."""
+
+    data_name: Annotated[
+        str,
+        typer.Option(
+            "--data",
+            metavar="NAME",
+            rich_help_panel="Data",
+            help="Which data set; `deeplab data list` names them.",
+        ),
+    ] = "scenes"
+    data_root: Annotated[
+        Path | None,
+        typer.Option(
+            "--root",
+            metavar="DIR",
+            rich_help_panel="Data",
+            help="Its folder.",
+            show_default="none: scenes are generated",
+        ),
+    ] = None
+    data_option: DataOption = None
+
+
+@dataclass(frozen=True)
+class ViewOptions:
+    """The views of a picture whose probabilities are averaged."""
+
+    scales: Annotated[
+        str,
+        typer.Option(
+            metavar="S,S,...",
+            help="Let the model see the picture at these scales and average the probabilities.",
+        ),
+    ] = "1"
+    flip: Annotated[bool, typer.Option("--flip", help="Average over the mirrored picture too.")] = (
+        False
+    )
+
+    def numbers(self) -> tuple[float, ...]:
+        """The scales; InputError names the option."""
+        from deeplab.predict import check_scales
+
+        scales = numbers("--scales", self.scales)
+        try:
+            check_scales(scales)
+        except ValueError as error:
+            raise InputError(f"--{error}") from error
+        return scales
+
+
+@dataclass(frozen=True)
+class SmoothnessOptions:
+    """The iterations and the smoothness term of a CRF, named as in `deeplab.crf_settings`."""
+
+    iterations: Annotated[int | None, _crf_number("N", "Mean-field iterations.")] = None
+    gaussian_weight: Annotated[
+        float | None, _crf_number("W", "Weight of the smoothness kernel.")
+    ] = None
+    gaussian_sigma_xy: Annotated[
+        float | None,
+        _crf_number("PIXELS", "Its width.", "--gaussian-sigma-xy", "--gaussian-sigma"),
+    ] = None
+
+    def change(self, settings: CRFSettings) -> CRFSettings:
+        """The settings with what the options say."""
+        return settings.changed(asdict(self))
+
+
+@dataclass(frozen=True)
+class CRFOptions(SmoothnessOptions):
+    """All numbers of a CRF, one by one or from a file."""
+
+    bilateral_weight: Annotated[
+        float | None, _crf_number("W", "Weight of the appearance kernel.")
+    ] = None
+    bilateral_sigma_xy: Annotated[float | None, _crf_number("PIXELS", "Its width in space.")] = None
+    bilateral_sigma_rgb: Annotated[
+        float | None, _crf_number("LEVELS", "Its width in colour, grey levels of 0-255.")
+    ] = None
+    crf_settings: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE.toml",
+            rich_help_panel="CRF",
+            help="Settings that deeplab tune-crf found; the other options change them.",
+            show_default="none",
+        ),
+    ] = None
+
+    def change(self, settings: CRFSettings) -> CRFSettings:
+        """The settings of --crf-settings, or else those given, with what the options say."""
+        from deeplab.crf_settings import CRFSettings
+
+        numbers = asdict(self)
+        file = numbers.pop("crf_settings")
+        return (settings if file is None else CRFSettings.from_toml(file)).changed(numbers)
 
 
 def numbers(name: str, text: str) -> tuple[float, ...]:
@@ -166,23 +211,6 @@ def key_value(flag: str, text: str, example: str) -> tuple[str, Any]:
     return key, table["value"] if len(table) == 1 else value  # several lines would set more
 
 
-def data_options(given: Sequence[str] | None) -> dict[str, Any]:
-    """What --data-option gives a data set."""
-    return dict(key_value("--data-option", text, "ignore=11") for text in given or ())
-
-
-def view_scales(text: str) -> tuple[float, ...]:
-    """The scales of --scales."""
-    from deeplab.predict import check_scales
-
-    scales = numbers("--scales", text)
-    try:
-        check_scales(scales)
-    except ValueError as error:
-        raise InputError(f"--{error}") from error
-    return scales
-
-
 def msc_scales(text: str) -> list[float] | None:
     """The scales of --msc, None for one."""
     from deeplab.model.multiscale import checked_scales
@@ -193,19 +221,3 @@ def msc_scales(text: str) -> list[float] | None:
         raise InputError(
             f"--msc {text}: expected none, or 1 and smaller scales, falling, such as 1,0.75,0.5"
         ) from None
-
-
-def crf_settings(ctx: typer.Context) -> dict[str, Any]:
-    """The command's CRF options, named as the fields of CRFSettings; None where left out."""
-    from deeplab.refine import CRFSettings
-
-    names = (field.name for field in fields(CRFSettings))
-    return {name: ctx.params[name] for name in names if name in ctx.params}
-
-
-def chosen_settings(ctx: typer.Context, file: Path | None, otherwise: CRFSettings) -> CRFSettings:
-    """The settings of --crf-settings, or else `otherwise`, changed by the command's options."""
-    from deeplab.refine import CRFSettings
-
-    settings = otherwise if file is None else CRFSettings.from_toml(file)
-    return settings.changed(crf_settings(ctx))

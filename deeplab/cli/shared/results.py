@@ -1,4 +1,4 @@
-"""What becomes of a picture's prediction: its files, and the lines that say so."""
+"""The files that a prediction is written to, and the lines printed about it."""
 
 from __future__ import annotations
 
@@ -63,8 +63,8 @@ def refuse_to_overwrite(files: Iterable[Path], results: Iterable[Result]) -> Non
 
 
 @contextmanager
-def errors_of(what: object) -> Iterator[None]:
-    """What the CRF or the network cannot compute with these numbers, in one line with a name."""
+def named_errors(what: object) -> Iterator[None]:
+    """A ValueError of the CRF or the network as an InputError that begins with a name."""
     try:
         yield
     except ValueError as error:

@@ -1,4 +1,4 @@
-"""Commands that torchrun may start in several processes: what is wrong is said once."""
+"""Commands that torchrun may start in several processes: an error is printed once."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from deeplab.errors import InputError
 
 
 @contextmanager
-def said_once(then: str) -> Iterator[None]:
+def reported_once(then: str) -> Iterator[None]:
     """Errors as one line of the process that has them; the processes beside it end quietly.
 
     then: what to do once it is mended, for the first process to say where another one failed.

@@ -44,18 +44,18 @@ def test_crf_options_without_sense_are_refused_by_name(tmp_path: Path, weights: 
     options = ["--weights", weights, "--out", tmp_path / "out"]
     for option, name in {
         "--iterations": "iterations",
-        "--gaussian-weight": "gaussian weight",
-        "--gaussian-sigma": "gaussian sigma",
-        "--bilateral-weight": "bilateral weight",
-        "--bilateral-sigma-xy": "bilateral sigma xy",
-        "--bilateral-sigma-rgb": "bilateral sigma rgb",
+        "--gaussian-weight": "gaussian_weight",
+        "--gaussian-sigma-xy": "gaussian_sigma_xy",
+        "--bilateral-weight": "bilateral_weight",
+        "--bilateral-sigma-xy": "bilateral_sigma_xy",
+        "--bilateral-sigma-rgb": "bilateral_sigma_rgb",
     }.items():
-        assert_refused(tmp_path, f"CRF {name}: ", "segment", photo, *options, f"{option}=-1")
+        assert_refused(tmp_path, f"CRF {name} must be ", "segment", photo, *options, f"{option}=-1")
 
 
 def test_widths_that_a_lattice_cannot_hold_are_one_line(tmp_path: Path, weights: Path) -> None:
     photo, marks, _ = scribbled(tmp_path)
-    narrow = ["--gaussian-sigma", "1e-9"]
+    narrow = ["--gaussian-sigma-xy", "1e-9"]
     message = r"gaussian\.sigma_xy=1e-09 is too small.*Make it at least"
     of_features = "features are too large.*larger sigma"
     options = ["--weights", weights, *narrow]

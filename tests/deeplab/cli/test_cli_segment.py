@@ -11,10 +11,11 @@ import torch
 from commands import STORED_CRF, assert_refused, done, files, indices, picture, random_weights, run
 from PIL import Image
 
+from deeplab.crf_settings import CRFSettings
+from deeplab.data.images import read_image
 from deeplab.data.scenes import CLASSES, PALETTE
 from deeplab.model import deeplab_v2_small
 from deeplab.predict import predict
-from deeplab.refine import CRFSettings
 from deeplab.weights import load_model, save_weights
 
 
@@ -59,10 +60,10 @@ def test_segment_writes_labels_overlay_and_probabilities_and_a_line(
 @pytest.mark.parametrize(
     ("options", "settings"),
     [
-        ([], CRFSettings(**STORED_CRF)),
+        ([], CRFSettings().changed(STORED_CRF)),
         (
             ["--iterations", "1", "--bilateral-sigma-rgb", "20"],
-            CRFSettings(**STORED_CRF | {"iterations": 1, "bilateral_sigma_rgb": 20.0}),
+            CRFSettings().changed(STORED_CRF | {"iterations": 1, "bilateral_sigma_rgb": 20.0}),
         ),
         (["--no-crf"], None),
     ],
@@ -157,19 +158,21 @@ def test_the_shipped_weights_say_that_they_know_generated_scenes_only(tmp_path: 
     assert indices(tmp_path / "photo_labels.png").shape == (65, 65)
 
 
-def test_segment_refuses_pictures_that_cannot_be_read(tmp_path: Path, weights: Path) -> None:
-    whole = picture(tmp_path / "whole.png").read_bytes()
-    bad = {
-        "cut.png": (whole[: len(whole) // 2], "truncated or damaged"),
-        "empty.png": (b"", "is empty"),
-        "text.png": (b"no picture at all", "no picture could be recognised"),
-        "zero.ppm": (b"P6 0 0 255\n", "zero size"),
-    }
-    options = ["--weights", weights, "--out", tmp_path / "out"]
-    for name, (content, message) in bad.items():
-        (tmp_path / name).write_bytes(content)
-        assert_refused(tmp_path, f"{name}: .*{message}", "segment", tmp_path / name, *options)
-    assert_refused(tmp_path, "none.png: no such file", "segment", tmp_path / "none.png", *options)
+def test_a_single_picture_is_decoded_once_and_several_are_all_checked_first(
+    tmp_path: Path, weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    photos = [picture(tmp_path / name) for name in ("a.png", "b.png")]
+    decoded: list[str] = []
+
+    def counted(path: Path, most: float) -> object:
+        decoded.append(path.stem)
+        return read_image(path, most)
+
+    monkeypatch.setattr("deeplab.data.images.read_image", counted)
+    options = ["--weights", weights, "--out", tmp_path / "out", "--no-crf"]
+    done("segment", photos[0], *options)
+    done("segment", *photos, *options)
+    assert "".join(decoded) == "a" + "abab"
 
 
 def test_one_bad_picture_among_good_ones_stops_before_anything_is_written(
@@ -193,11 +196,17 @@ def test_segment_refuses_pictures_above_the_limit_which_can_be_raised(
     assert_refused(tmp_path, "huge.png: .*truncated or damaged", "segment", huge, *raised)
 
 
-def test_segment_refuses_inputs_that_hold_no_picture(tmp_path: Path, weights: Path) -> None:
+def test_segment_refuses_inputs_that_are_no_picture(tmp_path: Path, weights: Path) -> None:
     (tmp_path / "empty").mkdir()
+    (tmp_path / "text.png").write_text("no picture at all")
     options = ["--weights", weights, "--out", tmp_path / "out"]
-    assert_refused(tmp_path, "holds no picture", "segment", tmp_path / "empty", *options)
-    assert_refused(tmp_path, "no file matches", "segment", tmp_path / "*.jpg", *options)
+    for given, message in {
+        "none.png": "none.png: no such file",
+        "text.png": "text.png: no picture could be recognised",
+        "empty": "holds no picture",
+        "*.jpg": "no file matches",
+    }.items():
+        assert_refused(tmp_path, message, "segment", tmp_path / given, *options)
 
 
 def test_segment_refuses_weights_that_do_not_fit(tmp_path: Path, weights: Path) -> None:
@@ -258,8 +267,11 @@ def test_bad_crf_settings_in_the_weights_are_refused(tmp_path: Path) -> None:
     for stored, message in (
         ([1, 2], "w.safetensors: .*expected settings by name"),
         ({"s": 1}, "w.safetensors: .*unknown s;"),
-        ({"iterations": 2.5}, "w.safetensors: .*iterations: expected an integer"),
-        ({"gaussian_weight": True}, "w.safetensors: .*expected a number of 0 or more, got True"),
+        ({"iterations": 2.5}, "w.safetensors: .*CRF iterations must be an integer"),
+        (
+            {"gaussian_weight": True},
+            "w.safetensors: .*CRF gaussian_weight must be a number, not True",
+        ),
     ):
         path = tmp_path / "w.safetensors"
         save_weights(deeplab_v2_small(num_classes=3), path, {"crf": stored})

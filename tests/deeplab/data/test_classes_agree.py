@@ -11,7 +11,7 @@ from commands import picture as photograph
 from dataset_files import own_data
 from tiny_training import SHORT, Signalling, run, tiny_pictures
 
-from deeplab.data.agreement import Classes, agreement
+from deeplab.data.agreement import Classes, compare_classes
 from deeplab.data.datasets.classes import CAMVID
 from deeplab.data.scenes import CLASSES
 from deeplab.errors import InputError
@@ -24,7 +24,7 @@ ONE_STEP = dataclasses.replace(SHORT, steps=1, lr=1e-30)
 
 
 def agree(theirs, ours) -> str:
-    return agreement(Classes.of("w", theirs), Classes.of("set", ours), "mend it")
+    return compare_classes(Classes.of("w", theirs), Classes.of("set", ours), "mend it")
 
 
 @pytest.mark.parametrize(
@@ -39,7 +39,7 @@ def agree(theirs, ours) -> str:
 )
 def test_the_same_names_agree_however_they_are_written(theirs, ours):
     known = Classes("w", len(ours), tuple(theirs))
-    assert agreement(known, Classes.of("set", ours), "mend it") == ""
+    assert compare_classes(known, Classes.of("set", ours), "mend it") == ""
 
 
 @pytest.mark.parametrize(
@@ -81,7 +81,7 @@ def test_another_count_names_what_only_one_side_has():
         "mend it"
     )
     with pytest.raises(InputError, match=r"w: has 1 class, set has 2 classes \(a, b\); mend it"):
-        agreement(Classes("w", 1), Classes.of("set", ["a", "b"]), "mend it")
+        compare_classes(Classes("w", 1), Classes.of("set", ["a", "b"]), "mend it")
 
 
 @pytest.fixture(scope="module")

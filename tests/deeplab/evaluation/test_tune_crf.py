@@ -15,17 +15,18 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
+from crf import Bilateral, Gaussian
 from deeplab import cli
 from deeplab.cli.tune_crf import axis, draw
+from deeplab.crf_settings import CRFSettings
 from deeplab.data.scenes import CLASSES, VALIDATION_START, ScenesDataset
 from deeplab.errors import InputError
 from deeplab.evaluation.logit_cache import Cached, LogitCache
 from deeplab.evaluation.tune_crf import RANDOM, Log, Result, Space, Tuner, Tuning, heat_map, miou_of
 from deeplab.model import deeplab_v2_small
-from deeplab.refine import CRFSettings
 from deeplab.weights import save_weights
 
-FIXED = CRFSettings(iterations=3, gaussian_weight=1.0, gaussian_sigma=1.0)
+FIXED = CRFSettings(iterations=3, gaussian=Gaussian(1.0, 1.0))
 SPACE = Space((2.0, 4.0, 6.0), (4.0, 8.0, 12.0), (6.0, 12.0, 18.0))
 PLANTED = (4.0, 8.0, 12.0)
 ABOUT = {"data": "planted"}
@@ -34,8 +35,7 @@ ABOUT = {"data": "planted"}
 def planted(point=PLANTED, count=2):
     """Noisy pictures whose truth is what the CRF says with the planted settings."""
     rng = np.random.default_rng(0)
-    weight, sigma_xy, sigma_rgb = point
-    layer = CRFSettings(3, 1.0, 1.0, weight, sigma_xy, sigma_rgb).layer(3)
+    layer = CRFSettings(3, Gaussian(1.0, 1.0), Bilateral(*point)).layer(3)
     pictures = []
     for _ in range(count):
         blocks = np.kron(rng.integers(0, 3, (4, 5)), np.ones((6, 6), int))
@@ -93,11 +93,19 @@ def test_tpe_closes_in_on_the_planted_settings_and_resumes_as_if_never_stopped(t
     assert found == expected
 
 
+def test_a_log_with_the_names_of_an_earlier_version_goes_on(tmp_path):
+    path = tmp_path / "r.jsonl"
+    Log(path, {"gaussian_sigma": 1.0}).add(PLANTED, np.ones((2, 3, 3), np.int64))
+    assert list(Log(path, {"gaussian_sigma_xy": 1.0}).results) == [PLANTED]
+    with pytest.raises(InputError, match="another tuning: gaussian_sigma_xy"):
+        Log(path, {"gaussian_sigma_xy": 2.0})
+
+
 def test_scores_are_those_of_an_independent_count_over_all_pictures(tmp_path):
     pictures = planted(count=4)
     point = (6.0, 4.0, 6.0)
     result = tuner(tmp_path / "r.jsonl", pictures).score(point)
-    layer = CRFSettings(3, 1.0, 1.0, *point).layer(3)
+    layer = CRFSettings(3, Gaussian(1.0, 1.0), Bilateral(*point)).layer(3)
     true = np.concatenate([p.labels.numpy().ravel() for p in pictures])
     pred = np.concatenate([layer(p.logits, p.image).argmax(1).numpy().ravel() for p in pictures])
     iou = [((true == c) & (pred == c)).sum() / ((true == c) | (pred == c)).sum() for c in range(3)]
@@ -401,9 +409,8 @@ def test_the_command_writes_settings_heat_map_and_results_and_goes_on(tmp_path, 
     assert len(lines) == 1 + 4
     best = max((json.loads(line) for line in lines[1:]), key=lambda line: line["miou"])
     found = CRFSettings.from_toml(out / "crf.toml")
-    assert found == CRFSettings(
-        1, 3.0, 3.0, 3.0, best["bilateral_sigma_xy"], best["bilateral_sigma_rgb"]
-    )
+    bilateral = Bilateral(3.0, best["bilateral_sigma_xy"], best["bilateral_sigma_rgb"])
+    assert found == CRFSettings(1, bilateral=bilateral)
     with Image.open(out / "heatmap.png") as picture:
         assert len(np.unique(np.asarray(picture.convert("RGB")).reshape(-1, 3), axis=0)) > 20
     again = run("tune-crf", *options, *values, "--rounds", 0)

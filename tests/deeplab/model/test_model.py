@@ -52,7 +52,9 @@ def test_parameters_with_21_classes(name):
 
 def test_every_model_of_the_table_is_counted_here_and_in_its_docstring():
     assert set(MODELS) == set(PARAMETERS)
-    documented = re.findall(r"^    (deeplab_\w+) .* ([\d,]+)$", deeplab.model.table.__doc__, re.MULTILINE)
+    documented = re.findall(
+        r"^    (deeplab_\w+) .* ([\d,]+)$", deeplab.model.table.__doc__, re.MULTILINE
+    )
     assert {name: int(count.replace(",", "")) for name, count in documented} == PARAMETERS
 
 

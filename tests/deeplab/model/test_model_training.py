@@ -167,7 +167,7 @@ def test_bfloat16_autocast_stays_within_its_rounding_and_trains():
 
 
 class SharpenByImage(nn.Module):
-    """Stands for a CRF layer: refined logits that depend on the logits, on the image and a weight."""
+    """Stands for a CRF layer: what it gives depends on the logits, the image and a weight."""
 
     def __init__(self):
         super().__init__()

@@ -8,9 +8,9 @@ import pytest
 import torch
 from tiny_training import SHORT, Signalling, run, tiny_pictures
 
+from deeplab.crf_settings import CRFSettings
 from deeplab.data.scenes import CLASSES, PALETTE
 from deeplab.errors import InputError
-from deeplab.refine import CRFSettings
 from deeplab.training import train
 from deeplab.training.config import SCENES_CRF
 from deeplab.training.logs import _progress_bar
@@ -81,7 +81,7 @@ def test_a_crf_trains_with_the_network_and_comes_back_with_its_weights(pictures,
 
     stored = CRFSettings().changed(read_metadata(out)["crf"])
     assert stored == CRFSettings.of(result.model.crf)
-    assert stored.bilateral_sigma_xy == pytest.approx(20.0)
+    assert stored.bilateral.sigma_xy == pytest.approx(20.0)
     logits, image = torch.randn(1, len(CLASSES), 9, 9), torch.zeros(1, 3, 9, 9)
     again = stored.layer(len(CLASSES))(logits, image)
     torch.testing.assert_close(again, result.model.crf(logits, image).detach())
@@ -120,4 +120,4 @@ def test_scenes_come_with_their_crf_settings(tmp_path, pictures):
     out = tmp_path / "w.safetensors"
     config = dataclasses.replace(SHORT, steps=1, scenes=1, validation_scenes=1)
     train(config, out, validation=pictures, progress=False)
-    assert CRFSettings().changed(read_metadata(out)["crf"]) == CRFSettings(**SCENES_CRF)
+    assert CRFSettings().changed(read_metadata(out)["crf"]) == CRFSettings().changed(SCENES_CRF)

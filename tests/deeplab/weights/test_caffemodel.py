@@ -90,7 +90,6 @@ import resource, sys
 from pathlib import Path
 from deeplab.errors import InputError
 from deeplab.weights import caffemodel
-caffemodel._messages()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 for path in sorted(Path(sys.argv[1]).iterdir()):
     try:

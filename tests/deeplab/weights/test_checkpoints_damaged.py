@@ -7,8 +7,6 @@ import pickle
 import random
 import re
 import resource
-import subprocess
-import sys
 import warnings
 import zipfile
 
@@ -145,46 +143,17 @@ def test_a_blob_that_claims_more_than_it_holds_allocates_nothing(path):
     assert "2 numbers do not fill the shape" in refused(path)
 
 
-def torch_archive(records, packing=zipfile.ZIP_STORED):
-    content = io.BytesIO()
-    with zipfile.ZipFile(content, "w", packing) as archive:
-        for name, record in {"data.pkl": b"", "version": b"3\n", **records}.items():
-            archive.writestr(f"archive/{name}", record)
-    return content.getvalue()
-
-
-BOMBS = {
-    "a packed record": torch_archive(
-        {"data.pkl": b"\x80\x02X\0\0\0\x10" + b"a" * 2**28 + b"."}, zipfile.ZIP_DEFLATED
-    ),
-    "a pickle of empty dicts": torch_archive({"data.pkl": b"\x80\x02" + b"}" * (17 * MB)}),
-    "many records": torch_archive({f"data/{i}": b"" for i in range(99_999)}),
-}
-MEASURE = """
-import resource, sys
-from pathlib import Path
-from deeplab.errors import InputError
-from deeplab.weights import pickled
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-for path in sorted(Path(sys.argv[1]).iterdir()):
-    try:
-        pickled.read(path)
-    except InputError as error:
-        now = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        print(path.name, (now - before) // 1024, error, sep=": ")
-"""
-
-
-def test_an_archive_that_unpacks_to_more_than_itself_costs_no_memory(tmp_path):
-    """Unpacked, the first takes 256 MB and the second a gigabyte."""
-    for name, content in BOMBS.items():
-        (tmp_path / name).write_bytes(content)
-    done = subprocess.run(
-        [sys.executable, "-c", MEASURE, tmp_path], capture_output=True, text=True, check=True
-    )
-    grown = dict(line.split(": ")[:2] for line in done.stdout.splitlines())
-    assert grown.keys() == BOMBS.keys()
-    assert all(int(megabytes) < 60 for megabytes in grown.values()), grown
+def test_an_archive_of_compressed_records_is_refused_before_they_are_unpacked(path):
+    """This one would take 256 MB."""
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with (
+        zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive,
+        archive.open("archive/data.pkl", "w") as record,
+    ):
+        for _ in range(256):
+            record.write(bytes(MB))
+    assert "its records are compressed, which torch.save never does" in refused(path)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100 * 1024  # KiB
 
 
 def layouts(theirs):

@@ -20,8 +20,8 @@ from campaign.network import WEIGHTS, check_labels, labels_of, stored_crf, write
 from campaign.rasters import png, raster
 from campaign.runner import Family
 from campaign.toml_texts import VALUES, broken_toml, dumps
+from deeplab.crf_settings import CRFSettings
 from deeplab.errors import InputError
-from deeplab.refine import CRFSettings
 from deeplab.training import TrainConfig
 from deeplab.weights import read_metadata
 
@@ -31,7 +31,7 @@ SEGMENT = ["segment", "a.png", "--weights", WEIGHTS, "--out", "out"]
 FIELDS = (
     "iterations",
     "gaussian_weight",
-    "gaussian_sigma",
+    "gaussian_sigma_xy",
     "bilateral_weight",
     "bilateral_sigma_xy",
     "bilateral_sigma_rgb",

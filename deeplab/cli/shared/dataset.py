@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 
-from deeplab.cli.shared.options import data_options
+from deeplab.cli.shared.options import DataOptions, key_value
 from deeplab.errors import InputError
 
 if TYPE_CHECKING:
@@ -17,23 +16,21 @@ if TYPE_CHECKING:
 
 
 def open_data(
-    name: str,
-    root: Path | None,
+    data: DataOptions,
     split: str | None,
-    given: Sequence[str] | None,
     scenes: int | None,
     usual: str,
     labelled: bool = True,
 ) -> tuple[SegmentationData, str]:
     """The split of the data set that the options name, and the split's name.
 
-    given: the set's own options as KEY=VALUE; scenes: how many of the generated ones, which have
-    `usual` for their split where none is given. Other sets have their only split then, or "val".
-    labelled: whether labels are needed, which a test split may lack.
+    scenes: how many of the generated ones, which have `usual` for their split where none is given.
+    Other sets have their only split then, or "val". labelled: whether labels are needed, which a
+    test split may lack.
     """
     from deeplab.data.datasets import available_splits, open_dataset, open_pictures
 
-    options = data_options(given)
+    name, root, options = data.data_name, data.data_root, parsed(data.data_option)
     if name == "scenes":
         from deeplab.data import scenes as generated
 
@@ -51,6 +48,12 @@ def open_data(
     return opened(name, root, split, **options), split
 
 
+def parsed(data_option: Sequence[str] | None) -> dict[str, Any]:
+    """What --data-option gives a data set."""
+    texts = data_option or ()
+    return dict(key_value("--data-option", text, "ignore=11") for text in texts)
+
+
 def class_names(
     network: DeepLab, data: SegmentationData, metadata: dict[str, Any], weights: object
 ) -> list[str]:
@@ -59,13 +62,13 @@ def class_names(
     InputError unless both mean the same by class i. Other names, such as those of another language,
     are told on standard error.
     """
-    from deeplab.data.agreement import Classes, agreement
+    from deeplab.data.agreement import Classes, compare_classes
 
     theirs = Classes.stored(weights or "the shipped weights", metadata, network.num_classes)
-    mend = (
+    advice = (
         "give weights that were trained on these classes, another data set with --data, or bring "
         "the data set's classes into the order of the weights"
     )
-    if note := agreement(theirs, Classes.of(data.name, data.classes), mend):
+    if note := compare_classes(theirs, Classes.of(data.name, data.classes), advice):
         typer.echo(f"Note: {note}", err=True)
     return list(data.classes)
