@@ -23,10 +23,14 @@ def check_tensor(name: str, value: object, dtypes: Sequence[torch.dtype]) -> Non
         raise TypeError(f"{name} must be {', '.join(most)} or {last}, not {value.dtype}")
 
 
-def check_shape(name: str, tensor: Tensor, layout: str, fits: bool) -> None:
-    """`layout` is what the shape must be, in words; `fits` whether it is."""
+def check_shape(name: str, tensor: Tensor, layout: str, fits: bool, **sizes: object) -> None:
+    """`layout` is what the shape must be, in words, with places for `sizes`; `fits` whether it is.
+
+    Sizes are filled in where the shape is refused: compilers cannot trace them into a text.
+    """
     if not fits:
-        raise ValueError(f"{name} must have shape {layout}, not {list(tensor.shape)}")
+        wanted = layout.format(**sizes)
+        raise ValueError(f"{name} must have shape {wanted}, not {list(tensor.shape)}")
 
 
 def _dtype(tensor: Tensor) -> torch.dtype:
@@ -73,16 +77,16 @@ def check_points(name: str, points: Tensor, ndim: int) -> None:
 def check_pair(values: Tensor, features: Tensor, ndim: int) -> None:
     check_points("values", values, ndim)
     check_points("features", features, ndim)
-    layout = ", ".join([*map(str, values.shape[:-1]), "D"])
     fits = features.shape[:-1] == values.shape[:-1]
-    check_shape("features", features, f"[{layout}], one row a point, as values have", fits)
+    layout = "[..., D] with one row a point, as values {points} have"
+    check_shape("features", features, layout, fits, points=list(values.shape))
     check_alike("features", features, "values", values)
 
 
 def check_rows(values: Tensor, count: int, of: str) -> None:
     """One row of values for each of the `count` points of what filters them."""
-    layout = f"[{count}, C], one row for each point of {of}"
-    check_shape("values", values, layout, len(values) == count)
+    layout = "[{count}, C], one row for each point of {of}"
+    check_shape("values", values, layout, len(values) == count, count=count, of=of)
 
 
 def check_finite(features: Tensor) -> None:

@@ -121,11 +121,13 @@ def _check_shapes(input: Tensor, weight: Tensor, bias: Tensor | None) -> None:
     rates, channels, in_channels, height, width = weight.shape
     fits = height == width and height % 2 == 1
     validate.check_shape("weight", weight, "[R, Cout, Cin, k, k] with one odd k", fits)
-    layout = f"[R, Cout, {input.shape[1]}, k, k] for the channels of input"
-    validate.check_shape("weight", weight, layout, in_channels == input.shape[1])
+    fits = in_channels == input.shape[1]
+    layout = "[R, Cout, {inputs}, k, k] for the channels of input"
+    validate.check_shape("weight", weight, layout, fits, inputs=input.shape[1])
     if bias is not None:
-        layout = f"[R, Cout] = {[rates, channels]}"
-        validate.check_shape("bias", bias, layout, bias.shape == (rates, channels))
+        fits = bias.shape == (rates, channels)
+        wanted = [rates, channels]
+        validate.check_shape("bias", bias, "[R, Cout] = {wanted}", fits, wanted=wanted)
 
 
 def _check_rates(rates: Sequence[int], expected: int) -> None:
@@ -148,5 +150,5 @@ def _check_fusion(
         if value is not None and fuse == "sum":
             raise ValueError(f"{name} must be None with fuse='sum': it goes with fuse='concat'")
         if isinstance(value, Tensor):
-            layout = f"[R*Cout] = {[channels]}"
-            validate.check_shape(name, value, layout, value.shape == (channels,))
+            fits = value.shape == (channels,)
+            validate.check_shape(name, value, "[R*Cout] = [{channels}]", fits, channels=channels)

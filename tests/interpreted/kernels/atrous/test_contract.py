@@ -155,18 +155,6 @@ def test_a_patched_pyramid_compiles_and_exports_with_the_operator(torchvision):
     torch.testing.assert_close(program.module()(image), expected)
 
 
-@any_impl
-def test_autocast_computes_in_its_dtype(problem, impl):
-    p = problem(dtype=torch.float32, **RELU)
-    with torch.autocast("cpu", torch.float16):
-        output = kernels.multi_rate_atrous_conv2d(**vars(p), impl=impl)
-    assert output.dtype == torch.float16
-    halves = vars(p.to(torch.float16))
-    assert torch.equal(output, kernels.multi_rate_atrous_conv2d(**halves, impl=impl))
-    grads = torch.autograd.grad(output.float().sum(), list(p.tensors.values()))
-    assert all(grad.dtype == torch.float32 for grad in grads)
-
-
 def test_autocast_around_the_backward_alone_changes_nothing(problem, with_gradients):
     p = problem(dtype=torch.float32, **RELU)
 
