@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kernels import dispatch
+from kernels import dispatch, validate
 from kernels.atrous import multi_rate_atrous_conv2d
 
 _PACKAGES = ("torchvision", "segmentation_models_pytorch")
@@ -300,8 +300,7 @@ def _check_model(model: nn.Module) -> None:
 def _check_impl(impl: str) -> None:
     # By name only: whether it runs is for each call to say, the model may be moved before.
     names = ["auto", *(implementation.name for implementation in dispatch.OPERATIONS["atrous"])]
-    if impl not in names:
-        raise ValueError(f"impl must be one of {names}, not {impl!r}")
+    validate.check_option("impl", impl, names)
 
 
 def _check_pyramid(name: str, module: Any) -> None:

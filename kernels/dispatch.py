@@ -11,9 +11,7 @@ import functools
 import importlib
 import importlib.util
 import logging
-import math
 import os
-from collections.abc import Mapping
 from dataclasses import dataclass
 from types import ModuleType
 
@@ -72,7 +70,7 @@ class Implementation:
 
     def fits(self, device: torch.device) -> bool:
         """Whether `impl="auto"` may choose it on this device; never for the interpreter."""
-        return self.automatic and self.device in (None, device.type)
+        return self.device in (None, device.type)
 
 
 def interpreting() -> bool:
@@ -104,9 +102,9 @@ def register(operation: str, *implementations: Implementation) -> None:
 def implementation(operation: str, name: str) -> ModuleType:
     """The module of an implementation, `kernels.<operation>.<name>`, imported when first used.
 
-    Of a name such as "triton:shift" the part before the colon is the module.
+    "triton:shift" is one of several algorithms: the module `kernels.<operation>.triton.shift`.
     """
-    return importlib.import_module(f"kernels.{operation}.{name.partition(':')[0]}")
+    return importlib.import_module(f"kernels.{operation}.{name.replace(':', '.')}")
 
 
 def choose(
@@ -115,7 +113,6 @@ def choose(
     *,
     device: torch.device,
     dtype: torch.dtype,
-    estimates: Mapping[str, float] | None = None,
 ) -> Choice:
     """The implementation of `operation` for tensors of this device and dtype, and why.
 
@@ -126,31 +123,23 @@ def choose(
         impl: the name of an implementation, or `"auto"`.
         device: where the tensors are.
         dtype: what is computed in (under autocast, the dtype that it casts to).
-        estimates: seconds that implementations should take, by name. `"auto"` takes the least of
-            those that run; without estimates, the first of the table.
 
     Raises:
         ValueError: no such operation or implementation, or an explicit `impl` that cannot run
             on this device or dtype. An explicit name never falls back to another.
     """
-    choice = _choose(operation, impl, device, dtype, estimates or {})
+    choice = _choose(operation, impl, device, dtype)
     if not torch.compiler.is_compiling():
         _log_once(operation, impl, choice)
     return choice
 
 
-def _choose(
-    operation: str,
-    impl: str,
-    device: torch.device,
-    dtype: torch.dtype,
-    estimates: Mapping[str, float],
-) -> Choice:
+def _choose(operation: str, impl: str, device: torch.device, dtype: torch.dtype) -> Choice:
     if operation not in OPERATIONS:
         raise ValueError(f"operation must be one of {sorted(OPERATIONS)}, not {operation!r}")
     table = OPERATIONS[operation]
     if impl == "auto":
-        return _automatic(table, device, dtype, estimates)
+        return _automatic(table, device, dtype)
     for candidate in table:
         if candidate.name == impl:
             refusal = candidate.refusal(device, dtype)
@@ -162,31 +151,16 @@ def _choose(
 
 
 def _automatic(
-    table: tuple[Implementation, ...],
-    device: torch.device,
-    dtype: torch.dtype,
-    estimates: Mapping[str, float],
+    table: tuple[Implementation, ...], device: torch.device, dtype: torch.dtype
 ) -> Choice:
-    runs: list[Implementation] = []
     refusals: list[str] = []
-    for candidate in table:
+    for candidate in (each for each in table if each.automatic):
         refusal = candidate.refusal(device, dtype)
         if refusal is not None:
             refusals.append(refusal)
         elif candidate.fits(device):
-            runs.append(candidate)
-    if not runs:
-        raise ValueError(f"no implementation runs here: {'; '.join(refusals)}")
-    best = runs[0]
-    for candidate in runs[1:]:
-        if estimates.get(candidate.name, math.inf) < estimates.get(best.name, math.inf):
-            best = candidate
-    expected = [
-        f"{c.name} expected to take {1e6 * estimates[c.name]:.3g} us"
-        for c in runs
-        if c.name in estimates
-    ]
-    return Choice(best.name, "; ".join([f"auto: {best.about}", *expected, *refusals]))
+            return Choice(candidate.name, "; ".join([f"auto: {candidate.about}", *refusals]))
+    raise ValueError(f"no implementation runs here: {'; '.join(refusals)}")
 
 
 @functools.cache

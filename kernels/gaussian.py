@@ -11,7 +11,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from kernels import exact, permutohedral, separable
+from kernels import exact, permutohedral, separable, validate
 from kernels.separable import landmarks
 from kernels.validate import Precision
 
@@ -69,8 +69,7 @@ def gaussian_filter(
             with `eps` above 0, more points than its tables have room for.
         NotSeparable: (a ValueError) what `build_separable` cannot factor.
     """
-    if method not in METHODS:
-        raise ValueError(f"method must be one of {list(METHODS)}, not {method!r}")
+    validate.check_option("method", method, METHODS)
     exact.check_eps(eps)
     if method == "exact":
         return exact.filter(

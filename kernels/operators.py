@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
 
 def opaque_operator(
@@ -40,3 +41,8 @@ def opaque_operator(
         return defined
 
     return define
+
+
+def like_first(first: Tensor, *_: Any) -> Tensor:
+    """For `register_fake`: what an operator gives is contiguous, and else like its first input."""
+    return first.new_empty(first.shape)

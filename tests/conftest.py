@@ -7,6 +7,10 @@ folder, or part of it, and nothing else:
 
     pytest tests/interpreted
     pytest tests/compiled -k weight_grad
+
+tests/triton holds what Triton kernels do on a GPU and in the interpreter alike. Its tests are GPU
+tests as a rule; a run of tests/interpreted, or of a folder in it, takes those of the folder of that
+name in tests/triton along. `TRITON_INTERPRET=1 pytest tests/triton` interprets them alone.
 """
 
 from __future__ import annotations
@@ -24,6 +28,7 @@ import torch
 
 from kernels import dispatch
 
+ALIKE = Path(__file__).parent / "triton"  # on a GPU and in the interpreter
 TIERS = {  # folder by name
     "interpreter": Path(__file__).parent / "interpreted",
     "compile-only": Path(__file__).parent / "compiled",
@@ -37,6 +42,8 @@ def pytest_configure(config: pytest.Config) -> None:
     tier = _tier_of_run(config)
     if tier is not None:
         _prepare(tier)
+    if tier == "interpreter":
+        config.args += [folder for folder in _alike(config) if folder not in config.args]
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
@@ -45,7 +52,12 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     return True if tier is not None and tier != _tier_of_run(config) else None
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest looks for the mark
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if not dispatch.interpreting():
+        for item in items:
+            if ALIKE in item.path.parents:
+                item.add_marker(pytest.mark.gpu)
     if torch.cuda.is_available():
         return
     for item in items:
@@ -111,14 +123,26 @@ def _tier_of_run(config: pytest.Config) -> str | None:
     Raises:
         pytest.UsageError: tests of a tier are asked for beside others.
     """
-    start = config.invocation_params.dir
-    named = {_tier_of((start / arg.partition("::")[0]).resolve()) for arg in config.args}
+    named = {_tier_of(path) for path in _paths(config) if ALIKE not in (path, *path.parents)}
     if len(named) > 1:
         folders = ", ".join(folder.name for name, folder in TIERS.items() if name in named)
         raise pytest.UsageError(
             f"each of these folders runs in a process of its own, name it alone: {folders}"
         )
     return named.pop() if named else None
+
+
+def _paths(config: pytest.Config) -> list[Path]:
+    start = config.invocation_params.dir
+    return [(start / arg.partition("::")[0]).resolve() for arg in config.args]
+
+
+def _alike(config: pytest.Config) -> list[str]:
+    """The folders of ALIKE for those of the interpreter tier that this run names."""
+    folder = TIERS["interpreter"]
+    inside = [path for path in _paths(config) if folder in (path, *path.parents)]
+    found = [ALIKE / path.relative_to(folder) for path in inside]
+    return [str(path) for path in found if path.is_dir()]
 
 
 def _prepare(tier: str) -> None:

@@ -69,8 +69,7 @@ def build_tiles(features: Tensor, *, eps: float = 0.0, impl: str = "auto") -> Ti
             require a gradient, which tiles do not have.
     """
     validate.check_points("features", features, ndim=2)
-    if len(features) == 0:
-        raise ValueError("features must have at least one point")
+    validate.check_shape("features", features, "[N, D] with N at least 1", len(features) > 0)
     if features.requires_grad and torch.is_grad_enabled():
         raise ValueError(
             "tiles have gradients to the values only, not to the features: use "
@@ -112,11 +111,7 @@ def apply_tiles(
             `precision` that it cannot compute in.
     """
     validate.check_points("values", values, ndim=2)
-    if len(values) != tiles.num_points:
-        raise ValueError(
-            f"values must have one row for each of the tiles' {tiles.num_points} points, "
-            f"not shape {tuple(values.shape)}"
-        )
+    validate.check_rows(values, tiles.num_points, "the tiles")
     validate.check_alike("values", values, "tiles.features", tiles.features)
     choice = dispatch.choose("exact", impl, device=values.device, dtype=values.dtype)
     validate.check_precision(precision, choice.impl, values.device)

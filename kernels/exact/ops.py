@@ -19,12 +19,7 @@ from torch import Tensor
 
 from kernels import dispatch
 from kernels.exact import reference, tiled, tiles
-from kernels.operators import opaque_operator
-
-
-def over_tiles(impl: str) -> ModuleType:
-    """The module that computes over tiles: `masses`, `apply` and `feature_gradient`."""
-    return tiled if impl == "reference" else dispatch.implementation("exact", impl)
+from kernels.operators import like_first, opaque_operator
 
 
 @opaque_operator("kernels::exact_filter")
@@ -33,9 +28,7 @@ def exact_filter(values: Tensor, features: Tensor) -> Tensor:
     return reference.forward(values, features)
 
 
-@exact_filter.register_fake
-def _(values: Tensor, features: Tensor) -> Tensor:
-    return values.new_empty(values.shape)
+exact_filter.register_fake(like_first)
 
 
 @opaque_operator("kernels::exact_filter_backward")
@@ -46,7 +39,7 @@ def exact_filter_backward(grad: Tensor, values: Tensor, features: Tensor) -> Ten
 
 @exact_filter_backward.register_fake
 def _(grad: Tensor, values: Tensor, features: Tensor) -> Tensor:
-    return features.new_empty(features.shape)
+    return like_first(features)
 
 
 def _save_both(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -63,6 +56,11 @@ def _exact_gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | No
 
 
 exact_filter.register_autograd(_exact_gradients, setup_context=_save_both)
+
+
+def over_tiles(impl: str) -> ModuleType:
+    """The module that computes over tiles: `masses`, `apply` and `feature_gradient`."""
+    return tiled if impl == "reference" else dispatch.implementation("exact", impl)
 
 
 @opaque_operator("kernels::exact_build_tiles")
@@ -82,7 +80,7 @@ def exact_build_tiles(
 
 
 @exact_build_tiles.register_fake
-def _(features: Tensor, eps: float, impl: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _(features: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return _tiles_like(features)
 
 
@@ -115,16 +113,7 @@ def exact_apply_tiles(
     return output
 
 
-@exact_apply_tiles.register_fake
-def _(
-    values: Tensor,
-    features: Tensor,
-    order: Tensor | None,
-    kept: Tensor | None,
-    impl: str,
-    precision: str,
-) -> Tensor:
-    return values.new_empty(values.shape)
+exact_apply_tiles.register_fake(like_first)
 
 
 @opaque_operator("kernels::exact_apply_tiles_backward")
@@ -148,16 +137,8 @@ def exact_apply_tiles_backward(
 
 
 @exact_apply_tiles_backward.register_fake
-def _(
-    grad: Tensor,
-    values: Tensor,
-    features: Tensor,
-    order: Tensor | None,
-    kept: Tensor | None,
-    impl: str,
-    precision: str,
-) -> Tensor:
-    return features.new_empty(features.shape)
+def _(grad: Tensor, values: Tensor, features: Tensor, *_: Any) -> Tensor:
+    return like_first(features)
 
 
 def _of_image(index: int, *tensors: Tensor | None) -> list[Tensor | None]:

@@ -72,10 +72,10 @@ def repeat_lattice(lattice: Lattice, images: int) -> Lattice:
     It is `build_lattice(features.expand(images, -1, -1))`, if `lattice` is that of `features`.
 
     Raises:
+        TypeError: `images` is no integer.
         ValueError: `images` is not positive, or more points than 32-bit indices can name.
     """
-    if images < 1:
-        raise ValueError(f"images must be at least 1, not {images}")
+    validate.check_integer("images", images, least=1)
     corners = lattice.num_dims + 1
     entries = lattice.corners.numel() if lattice.entries is None else len(lattice.entries)
     require_indexable(images * (entries // corners), lattice.num_dims)
@@ -102,11 +102,7 @@ def apply_lattice(
         ValueError: values that do not fit the lattice, or an `impl` that cannot run here.
     """
     validate.check_points("values", values, ndim=2)
-    if len(values) != lattice.num_points:
-        raise ValueError(
-            f"values must have one row for each of the lattice's {lattice.num_points} points, "
-            f"not shape {tuple(values.shape)}"
-        )
+    validate.check_rows(values, lattice.num_points, "the lattice")
     validate.check_alike("values", values, "lattice.weights", lattice.weights)
     choice = dispatch.choose("permutohedral", impl, device=values.device, dtype=values.dtype)
     if choice.impl in ("cpu", "triton"):

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from kernels import dispatch
 from kernels.dispatch import WAITS
-from kernels.operators import opaque_operator
+from kernels.operators import like_first, opaque_operator
 from kernels.permutohedral.lattice import Lattice
 from kernels.permutohedral.limits import require_placeable
 
@@ -57,22 +57,7 @@ def permutohedral_apply(
     return filtered
 
 
-@permutohedral_apply.register_fake
-def _(
-    values: Tensor,
-    corners: Tensor,
-    weights: Tensor,
-    neighbours: Tensor,
-    ghosts: Tensor,
-    parts: Tensor,
-    chains: Tensor | None,
-    reverse: bool,
-    entries: Tensor | None = None,
-    pieces: Tensor | None = None,
-    sums: Tensor | None = None,
-    impl: str = "auto",
-) -> Tensor:
-    return values.new_empty(values.shape)
+permutohedral_apply.register_fake(like_first)
 
 
 def _save_lattice(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -109,9 +94,7 @@ def permutohedral_filter(
     return output
 
 
-@permutohedral_filter.register_fake
-def _(values: Tensor, features: Tensor, reverse: bool, impl: str = "auto") -> Tensor:
-    return values.new_empty(values.shape)
+permutohedral_filter.register_fake(like_first)
 
 
 def _save_features(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

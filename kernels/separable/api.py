@@ -63,7 +63,7 @@ def build_separable(
         max_landmarks: how many landmarks may be taken, at least 1.
 
     Raises:
-        TypeError: a dtype other than float32 and float64.
+        TypeError: a dtype other than float32 and float64, or an option that is no integer.
         ValueError: another shape, an option out of its range, features that hold NaN or Inf, or
             that require a gradient, which the separable filter does not have.
         NotSeparable: (a ValueError) the tolerance takes more than `max_landmarks`, or the grid more
@@ -95,11 +95,7 @@ def apply_separable(
             `precision` that it cannot compute in.
     """
     validate.check_points("values", values, ndim=2)
-    if len(values) != separable.num_points:
-        raise ValueError(
-            f"values must have one row for each of the {separable.num_points} points, "
-            f"not shape {tuple(values.shape)}"
-        )
+    validate.check_rows(values, separable.num_points, "separable")
     validate.check_alike("values", values, "separable.landmarks", separable.landmarks)
     choice = dispatch.choose("separable", impl, device=values.device, dtype=values.dtype)
     validate.check_precision(precision, choice.impl, values.device)
@@ -128,8 +124,8 @@ def separable_error(
         TypeError, ValueError: as `apply_separable`; features that do not fit the values, or none.
     """
     validate.check_pair(values, features, ndim=2)
-    if sample < 1 or not len(values):
-        raise ValueError(f"sample and points must be at least 1, not {sample} of {len(values)}")
+    validate.check_integer("sample", sample, least=1)
+    validate.check_shape("values", values, "[N, C] with N at least 1", len(values) > 0)
     with torch.no_grad():
         filtered = apply_separable(separable, values, precision=precision, impl=impl)
         return error.measure(filtered, values, features, sample)
@@ -140,14 +136,8 @@ def _check_factors(
 ) -> None:
     if features.requires_grad and torch.is_grad_enabled():
         raise ValueError(ops.NO_FEATURE_GRADIENT)
-    most = min(3, features.shape[-1])
-    if not 1 <= spatial_dims <= most:
-        raise ValueError(
-            f"spatial_dims must be 1 to {most} of the {features.shape[-1]} features, "
-            f"not {spatial_dims}"
-        )
+    validate.check_integer("spatial_dims", spatial_dims, least=1, most=min(3, features.shape[-1]))
     least, largest = landmarks.TOLERANCES
     if not least <= tolerance <= largest:
         raise ValueError(f"tolerance must be from {least:g} to {largest:g}, not {tolerance!r}")
-    if max_landmarks < 1:
-        raise ValueError(f"max_landmarks must be at least 1, not {max_landmarks}")
+    validate.check_integer("max_landmarks", max_landmarks, least=1)

@@ -12,9 +12,7 @@ the values is the same filter.
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Sequence
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -22,7 +20,7 @@ from torch import Tensor
 
 from kernels import dispatch
 from kernels.dispatch import WAITS
-from kernels.operators import opaque_operator
+from kernels.operators import like_first, opaque_operator
 from kernels.separable import factors, reference
 from kernels.separable.factors import Separable
 
@@ -41,9 +39,9 @@ def build(
         ValueError: they hold NaN or Inf.
     """
     choice = dispatch.choose("separable", impl, device=features.device, dtype=features.dtype)
-    own_weights = factors.own_weights if choice.impl == "reference" else _triton().own_weights
+    of = factors if choice.impl == "reference" else dispatch.implementation("separable", "triton")
     with torch.autocast(features.device.type, enabled=False):
-        return factors.build(features, spatial_dims, tolerance, max_landmarks, own_weights)
+        return factors.build(features, spatial_dims, tolerance, max_landmarks, of.own_weights)
 
 
 def apply(separable: Separable, values: Tensor, impl: str, precision: str) -> Tensor:
@@ -97,22 +95,7 @@ def separable_apply(
     return _filter(separable, values, impl, precision)
 
 
-@separable_apply.register_fake
-def _(
-    values: Tensor,
-    landmarks: Tensor,
-    mixing: Tensor,
-    axes: Sequence[Tensor],
-    order: Tensor,
-    colours: Tensor,
-    fractions: Tensor,
-    diagonal: Tensor,
-    pieces: Tensor,
-    starts: Tensor,
-    impl: str,
-    precision: str,
-) -> Tensor:
-    return values.new_empty(values.shape)
+separable_apply.register_fake(like_first)
 
 
 def _save_factors(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -149,17 +132,7 @@ def separable_filter(
     return output
 
 
-@separable_filter.register_fake
-def _(
-    values: Tensor,
-    features: Tensor,
-    spatial_dims: int,
-    tolerance: float,
-    max_landmarks: int,
-    impl: str,
-    precision: str,
-) -> Tensor:
-    return values.new_empty(values.shape)
+separable_filter.register_fake(like_first)
 
 
 def _save_features(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -181,9 +154,6 @@ def _filter(separable: Separable, values: Tensor, impl: str, precision: str) -> 
     with torch.autocast(values.device.type, enabled=False):
         if impl == "reference":
             return reference.filter(separable, values)
-        filtered: Tensor = _triton().filter(separable, values.contiguous(), precision)
+        triton = dispatch.implementation("separable", impl)
+        filtered: Tensor = triton.filter(separable, values.contiguous(), precision)
         return filtered
-
-
-def _triton() -> ModuleType:
-    return importlib.import_module("kernels.separable.triton")

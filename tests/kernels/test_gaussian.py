@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 import kernels
-from kernels import permutohedral
-from kernels.permutohedral import reference
+from kernels import dispatch
+from kernels.permutohedral import limits, reference
 
 Oracle = Callable[[Tensor, Tensor], Tensor]
 
@@ -112,13 +112,13 @@ def test_auto_takes_numba_for_float32_on_a_cpu_and_torch_elsewhere(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     chosen = []
-    implementation = permutohedral.implementation
+    implementation = dispatch.implementation
 
-    def spy(name: str) -> ModuleType:
+    def spy(operation: str, name: str) -> ModuleType:
         chosen.append(name)
-        return implementation(name)
+        return implementation(operation, name)
 
-    monkeypatch.setattr(permutohedral, "implementation", spy)
+    monkeypatch.setattr(dispatch, "implementation", spy)
     for dtype in (torch.float32, torch.float64):
         values, features = inputs(dtype=dtype)
         kernels.gaussian_filter(values, features)
@@ -142,12 +142,12 @@ def test_an_explicit_implementation_that_cannot_run_is_refused() -> None:
     [
         (torch.zeros(2, 5, 3).half(), torch.zeros(2, 5, 4).half(), TypeError, "values must be fl"),
         (torch.zeros(2, 5, 3), torch.zeros(2, 5, 4).int(), TypeError, "features must be float32"),
-        ([[1.0]], torch.zeros(1, 1, 1), TypeError, "values must be a tensor, not list"),
+        ([[1.0]], torch.zeros(1, 1, 1), TypeError, "values must be a torch.Tensor, not list"),
         (torch.zeros(5, 3), torch.zeros(2, 5, 4), ValueError, r"values must have shape \[B, N, C"),
         (torch.zeros(2, 5, 3), torch.zeros(5, 4), ValueError, r"features must have shape \[B, N"),
         (torch.zeros(2, 5, 3), torch.zeros(2, 5, 0), ValueError, "last dimension of at least 1"),
-        (torch.zeros(2, 5, 3), torch.zeros(2, 6, 4), ValueError, "features must have one row a"),
-        (torch.zeros(2, 5, 3), torch.zeros(1, 5, 4), ValueError, "features must have one row a"),
+        (torch.zeros(2, 5, 3), torch.zeros(2, 6, 4), ValueError, "one row a point"),
+        (torch.zeros(2, 5, 3), torch.zeros(1, 5, 4), ValueError, "one row a point"),
         (torch.zeros(2, 5, 3), torch.zeros(2, 5, 4).double(), ValueError, "dtype and device of v"),
         (
             torch.zeros(2, 5, 3),
@@ -189,7 +189,7 @@ def test_features_too_large_for_the_lattice_are_refused_with_the_mend(impl: str)
 def test_features_just_below_the_limit_are_still_placed(dims: int) -> None:
     limit = 0.5 / torch.finfo(torch.float32).eps / ((2 / 3) ** 0.5 * (dims + 1))
     features = (torch.rand(500, dims) * 2 - 1) * (0.999 * limit / dims)
-    permutohedral.require_placeable(features)
+    limits.require_placeable(features)
     ones = torch.ones(500, 1)
     for impl in ("cpu", "reference"):
         lattice = kernels.build_lattice(features, impl=impl)
@@ -220,7 +220,7 @@ def test_a_gradient_to_features_is_refused_by_the_lattice_only() -> None:
 
 def test_values_that_do_not_fit_the_lattice_are_refused() -> None:
     lattice = kernels.build_lattice(torch.randn(9, 2))
-    with pytest.raises(ValueError, match="lattice's 9 points"):
+    with pytest.raises(ValueError, match=r"shape \[9, C\], one row for each point of the lattice"):
         kernels.apply_lattice(lattice, torch.zeros(8, 3))
     with pytest.raises(ValueError, match=r"dtype and device of lattice\.weights"):
         kernels.apply_lattice(lattice, torch.zeros(9, 3, dtype=torch.float64))

@@ -4,14 +4,28 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import pytest
 import torch
 from torch import Tensor
+
+from kernels import dispatch
+from kernels.exact import tiles
+
+
+@pytest.fixture(autouse=True)
+def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tiles so small in the interpreter that there are several."""
+    if dispatch.interpreting():
+        monkeypatch.setattr(tiles, "TILE", 16)  # the least that tl.dot takes
 
 
 @dataclass(frozen=True)
 class Problem:
     values: Tensor
     features: Tensor
+
+    def to(self, device: torch.device) -> Problem:
+        return Problem(self.values.to(device), self.features.to(device))
 
     @property
     def kernel(self) -> Tensor:

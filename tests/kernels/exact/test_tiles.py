@@ -330,14 +330,14 @@ def test_options_that_cannot_be_honoured_are_refused() -> None:
     p = problem(10)
     pair = p.values[None], p.features[None]
     built = kernels.build_tiles(p.features, eps=1e-3)
-    with pytest.raises(ValueError, match="precision='tf32' needs impl='triton'"):
+    with pytest.raises(ValueError, match=r"'ieee' with impl='reference'.*not 'tf32'"):
         kernels.gaussian_filter(*pair, method="exact", precision="tf32")
-    with pytest.raises(ValueError, match="precision='bf16' needs impl='triton'"):
+    with pytest.raises(ValueError, match=r"'ieee' with impl='reference'.*not 'bf16'"):
         kernels.apply_tiles(built, p.values, precision="bf16", impl="reference")
     with pytest.raises(ValueError, match=r"precision must be one of \['ieee', 'tf32', 'bf16'\]"):
         kernels.apply_tiles(built, p.values, precision="fp8")  # type: ignore[arg-type]
     for option in ({"eps": 1e-3}, {"precision": "tf32"}):
-        with pytest.raises(ValueError, match='options of method="exact"'):
+        with pytest.raises(ValueError, match="is an option of"):
             kernels.gaussian_filter(*pair, **option)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="'triton' runs on cuda only"):
         kernels.build_tiles(p.features, impl="triton")
@@ -345,7 +345,7 @@ def test_options_that_cannot_be_honoured_are_refused() -> None:
 
 def test_features_that_tiles_cannot_take_are_refused() -> None:
     features = problem(10).features
-    with pytest.raises(ValueError, match="at least one point"):
+    with pytest.raises(ValueError, match="N at least 1"):
         kernels.build_tiles(features[:0])
     with pytest.raises(ValueError, match=r"features must have shape \[N, D\]"):
         kernels.build_tiles(features[None])
@@ -360,7 +360,7 @@ def test_features_that_tiles_cannot_take_are_refused() -> None:
 
 def test_values_that_do_not_fit_the_tiles_are_refused() -> None:
     built = kernels.build_tiles(problem(10).features)
-    with pytest.raises(ValueError, match="one row for each of the tiles' 10 points"):
+    with pytest.raises(ValueError, match=r"shape \[10, C\], one row for each point of the tiles"):
         kernels.apply_tiles(built, torch.zeros(9, 3))
     with pytest.raises(ValueError, match=r"dtype and device of tiles\.features"):
         kernels.apply_tiles(built, torch.zeros(10, 3, dtype=torch.float64))

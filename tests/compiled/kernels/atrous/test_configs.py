@@ -24,7 +24,7 @@ DTYPES = {
     "tf32": (torch.float32,),
     "ieee": (torch.float32,),
 }
-HEAD = {"fuse": "sum", "inputs": 2048, "outputs": 21, "size": 65, "algorithm": "shift"}
+HEAD = {"fuse": "sum", "inputs": 2048, "outputs": 21, "size": 65, "algorithm": "triton:shift"}
 MODES: dict[str, dict[str, dict[str, Any]]] = {
     "conv": {
         "concat, epilogue": {},
@@ -45,7 +45,7 @@ MODES: dict[str, dict[str, dict[str, Any]]] = {
 }
 BRANCHES = {
     "conv": {
-        "SUM": {True, False},
+        "FUSE": {"sum", "concat"},
         "RELU": {True, False},
         "DOT": {True, False},
         "EVEN_K": {True, False},

@@ -1,24 +1,3 @@
-"""Blocks and pieces so small that there are several."""
+"""Small blocks in the interpreter."""
 
-from __future__ import annotations
-
-from dataclasses import replace
-
-import pytest
-
-
-@pytest.fixture(autouse=True)
-def _small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pieces of 40 points in blocks of 16 and 32, landmarks in blocks of 16."""
-    from kernels.separable import (
-        factors,
-        triton,  # once configured
-    )
-
-    monkeypatch.setattr(factors, "PIECE", 40)
-    monkeypatch.setattr(triton, "PIECE", 40)
-    monkeypatch.setattr(triton, "BLOCK_COMBINE", 64)
-    monkeypatch.setattr(triton, "OWN", replace(triton.OWN, block_p=32, block_k=16))
-    for table, points in ((triton.SPLAT, 16), (triton.SLICE, 32)):
-        small = {name: replace(c, block_p=points, block_k=16) for name, c in table.items()}
-        monkeypatch.setattr(triton, "SPLAT" if table is triton.SPLAT else "SLICE", small)
+from separable_problems import small_blocks  # noqa: F401

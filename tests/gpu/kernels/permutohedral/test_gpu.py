@@ -70,13 +70,6 @@ def test_vertices_and_weights_of_an_image_are_bit_for_bit_those_of_the_cpu(
     assert_equal_lattices(triton.build(grid.cuda()), reference.build(grid))
 
 
-@pytest.mark.parametrize("dims", range(1, 10))
-@pytest.mark.parametrize("spread", [0.0, 1e-3, 1.0, 300.0])
-def test_any_points_are_placed_as_on_the_cpu(dims: int, spread: float) -> None:
-    features = spread * torch.randn(2000, dims)  # 9 dimensions of 300 need more than one word
-    assert_equal_lattices(triton.build(features.cuda()), reference.build(features))
-
-
 @any_sigma
 @pytest.mark.parametrize("channels", [1, 21, 256])
 @pytest.mark.parametrize("reverse", [False, True])
@@ -152,24 +145,6 @@ def test_a_cuda_graph_holds_a_filter() -> None:
         assert torch.equal(captured, triton.filter(lattice, values))
 
 
-def test_images_of_a_batch_do_not_mix() -> None:
-    features = torch.stack([pixels(60, 70, sigmas) for sigmas in SIGMAS]).cuda()
-    values = torch.randn(3, 4200, 7, device="cuda")
-    found = kernels.gaussian_filter(values, features)
-    for image, of_image, alone in zip(values, features, found, strict=True):
-        assert torch.equal(triton.filter(triton.build(of_image), image), alone)
-
-
-def test_gradients_are_those_of_eager() -> None:
-    features, values = pixels(40, 50, SIGMAS[0])[None].cuda(), torch.randn(1, 2000, 3).cuda()
-    grads = []
-    for impl in ("triton", "reference"):
-        leaf = values.clone().requires_grad_()
-        kernels.gaussian_filter(leaf, features, impl=impl).square().sum().backward()
-        grads.append(leaf.grad)
-    torch.testing.assert_close(*grads, rtol=1e-4, atol=1e-5 * float(grads[1].abs().max()))
-
-
 @pytest.mark.parametrize("mode", ["default", "reduce-overhead"])
 def test_compiled_filters_train_as_eager_ones(mode: str) -> None:
     torch._dynamo.reset()
@@ -185,18 +160,6 @@ def test_compiled_filters_train_as_eager_ones(mode: str) -> None:
         torch.compiler.cudagraph_mark_step_begin()
         (found,) = torch.autograd.grad(compiled(values, features), values)
         torch.testing.assert_close(found, expected)
-
-
-@pytest.mark.parametrize("bad", [float("nan"), float("inf"), 1e7])
-def test_features_that_no_lattice_holds_are_refused_as_on_the_cpu(bad: float) -> None:
-    features = torch.randn(50, 3)
-    features[7, 1] = bad
-    messages = []
-    for given in (features, features.cuda()):
-        with pytest.raises(ValueError, match="features") as error:
-            kernels.build_lattice(given)
-        messages.append(str(error.value))
-    assert messages[0] == messages[1]
 
 
 def test_rows_beyond_2_31_elements_are_addressed_right() -> None:

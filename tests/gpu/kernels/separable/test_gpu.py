@@ -1,4 +1,4 @@
-"""The separable filter's Triton kernels on a GPU, held against the eager filter in float64."""
+"""The separable filter's Triton kernels on a GPU: real sizes in every precision, waits, memory."""
 
 from __future__ import annotations
 
@@ -77,14 +77,12 @@ def test_two_runs_give_the_same_bits(precision: str) -> None:
     assert torch.equal(*outputs)
 
 
-def test_auto_takes_triton_and_the_gradient_is_the_filter() -> None:
+def test_auto_takes_triton() -> None:
     features = picture(60, 70)
     separable = kernels.build_separable(features)
-    values = torch.rand(len(features), 3, device="cuda", requires_grad=True)
+    values = torch.rand(len(features), 3, device="cuda")
     output = kernels.apply_separable(separable, values)
     assert torch.equal(output, kernels.apply_separable(separable, values, impl="triton"))
-    (gradient,) = torch.autograd.grad(output, values, values.detach())
-    assert torch.equal(gradient, output.detach())
 
 
 def test_compiled_whole_gives_the_same() -> None:
@@ -114,7 +112,7 @@ def test_compiled_with_cuda_graphs_gives_the_same(precision: str) -> None:
         assert torch.equal(compiled(values, features), expected)
 
 
-def test_own_weights_are_those_of_the_eager_function() -> None:
+def test_own_weights_of_a_picture_are_those_of_the_eager_function() -> None:
     colours = picture(375, 500)[:, 2:].contiguous()
     chosen = landmarks.choose(colours, 0.1, 1024)
     exact = factors.own_weights(colours.double(), chosen)
