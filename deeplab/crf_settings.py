@@ -124,7 +124,7 @@ class CRFSettings:
         stored = metadata.get("crf") or {}
         try:
             if not isinstance(stored, dict):
-                raise InputError(f"expected settings by name, got {stored!r:.80}")
+                raise InputError(f"must hold settings by name, not {stored!r:.80}")
             return cls().changed(stored)
         except InputError as error:
             raise InputError(f"{path or 'weights'}: its metadata: crf: {error}") from error
@@ -158,7 +158,7 @@ class CRFSettings:
         """The CRF layer with these settings, on the permutohedral lattice as pydensecrf's."""
         if self.compatibility is not None and len(self.compatibility) != num_classes:
             raise InputError(
-                f"CRF compatibility: expected a row for each of {num_classes} classes, "
+                f"CRF compatibility must be a row for each of {num_classes} classes, "
                 f"got {len(self.compatibility)}"
             )
         return crf.DenseCRF(
@@ -187,7 +187,7 @@ def _square(matrix: Sequence[Sequence[float]]) -> tuple[tuple[float, ...], ...]:
         rows = np.full((1, 1), np.nan)
     if not np.isfinite(rows).all():
         raise InputError(
-            "CRF compatibility: expected a square matrix of finite numbers, one row a class, "
+            "CRF compatibility must be a square matrix of finite numbers, one row a class, "
             f"got {matrix!r:.80}"
         )
     return tuple(map(tuple, rows.tolist()))

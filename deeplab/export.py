@@ -272,18 +272,18 @@ def _described(
 
 def _checked_format(path: Path, format: str | None) -> Format:
     if format is not None and format not in FORMATS:
-        raise InputError(f"format: expected one of {', '.join(FORMATS)}, got {format!r}")
+        raise InputError(f"format must be one of {', '.join(FORMATS)}, not {format!r}")
     known = {"": "", ".onnx": "onnx", ".pt2": "export"}
     chosen: Any = format or known.get(path.suffix)
     if not chosen or SUFFIXES[chosen] != path.suffix:
         wanted = SUFFIXES[chosen] if chosen else ".onnx or .pt2"
-        raise InputError(f"{path}: expected a name that ends in {wanted}")
+        raise InputError(f"{path} must be a name that ends in {wanted}")
     return chosen
 
 
 def _check_size(size: tuple[int, int] | None) -> None:
     if size is not None and (len(size) != 2 or min(size) < 1):
-        raise InputError(f"size: expected height and width from 1 up, got {size}")
+        raise InputError(f"size must be height and width from 1 up, not {size}")
     if size is not None:
         needed = 2 * BYTES_A_PIXEL * size[0] * size[1]  # two pictures are compared at a time
         try:

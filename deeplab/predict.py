@@ -128,7 +128,7 @@ def check_scales(scales: Sequence[float]) -> None:
     """ValueError unless there is at least one scale, each between 0.1 and 4."""
     if not scales or not all(0.1 <= scale <= 4 for scale in scales):
         raise ValueError(
-            "scales: expected at least one number, each from 0.1 to 4, such as 0.5, 0.75, 1, got "
+            "scales must be at least one number, each from 0.1 to 4, such as 0.5, 0.75, 1, not "
             f"{list(scales)}"
         )
 

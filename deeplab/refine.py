@@ -67,8 +67,8 @@ def refine_scribbles(
         )
     if not 1 / count < gt_prob < 1:
         raise InputError(
-            f"gt_prob: expected more than 1/labels = {1 / count:.3g}, so that the annotation "
-            f"counts for something, and less than 1, got {gt_prob:g}"
+            f"gt_prob must be more than 1/labels = {1 / count:.3g}, so that the annotation "
+            f"counts for something, and less than 1, not {gt_prob:g}"
         )
     model = densecrf.DenseCRF(height * width, count)
     model.setUnaryEnergy(

@@ -103,7 +103,7 @@ def convert(
     if out.resolve() == checkpoint.resolve():
         raise InputError(f"{out}: is the checkpoint itself, and would be overwritten; name another")
     if out.suffix != ".safetensors":
-        raise InputError(f"{out}: expected a name that ends in .safetensors")
+        raise InputError(f"{out} must be a name that ends in .safetensors")
     outputs.check_writable_file(out)
     names, palette = _classes_of(data)
     if names and classes not in (None, len(names)):

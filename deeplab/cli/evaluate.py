@@ -82,7 +82,7 @@ class TrimapOptions:
         widths = options.numbers("--trimap-widths", self.trimap_widths)
         if any(w != int(w) or w < 1 for w in widths) or sorted(set(widths)) != list(widths):
             raise InputError(
-                f"--trimap-widths {self.trimap_widths}: expected rising whole numbers from 1 up"
+                f"--trimap-widths {self.trimap_widths} must be rising whole numbers from 1 up"
             )
         return tuple(int(w) for w in widths)
 
@@ -92,7 +92,7 @@ class TrimapOptions:
         if path is None:
             return None
         if not path.name:
-            raise InputError(f"--trimap {path}: expected the name of a file, such as curve.csv")
+            raise InputError(f"--trimap {path} must be the name of a file, such as curve.csv")
         known = path.suffix in (".csv", ".png")
         return path.with_name(f"{path.stem if known else path.name}.csv")
 

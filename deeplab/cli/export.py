@@ -74,5 +74,5 @@ def export(
 def _parsed(size: str) -> tuple[int, int]:
     found = re.fullmatch(r"(\d{1,5})x(\d{1,5})", size)
     if found is None:
-        raise InputError(f"--size {size}: expected HEIGHTxWIDTH in pixels, such as 513x513")
+        raise InputError(f"--size {size} must be HEIGHTxWIDTH in pixels, such as 513x513")
     return int(found[1]), int(found[2])

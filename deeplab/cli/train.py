@@ -194,7 +194,7 @@ def _recipe(
         key, value = options.key_value("--set", text, "data.root=/data/VOC2012")
         chosen |= recipe.one_setting(key, value)
     if ctx.params.get("weights") == "":  # such as a shell's variable that is not set
-        raise InputError("--weights: expected a file, got an empty text; leave it out for none")
+        raise InputError("--weights must be a file, not an empty text; leave it out for none")
     for name in asdict(TrainConfig()):
         if ctx.params.get(name) is not None:
             chosen[name] = (ctx.params[name], f"--{name.replace('_', '-')}")

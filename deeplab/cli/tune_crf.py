@@ -167,7 +167,7 @@ def tune_crf(
         ("--seed", seed, 0),
     ):
         if value < least:
-            raise InputError(f"{name}: expected at least {least}, got {value}")
+            raise InputError(f"{name} must be at least {least}, not {value}")
     where = torch_device(device)
     scenes = images if data.data_name == "scenes" else None
     pictures, split = open_data(data, split, scenes, usual="val")
@@ -202,7 +202,7 @@ def tune_crf(
 
 def axis(name: str, text: str, zero: bool = False) -> tuple[float, ...]:
     """Rising values from LOW:STEP:HIGH (HIGH included) or a list; InputError names the option."""
-    expected = f"{name} {text}: expected LOW:STEP:HIGH or numbers with commas, such as 30:10:100"
+    expected = f"{name} {text} must be LOW:STEP:HIGH or numbers with commas, such as 30:10:100"
     try:
         numbers = [float(part) for part in text.split(":" if ":" in text else ",")]
     except ValueError:
@@ -215,7 +215,7 @@ def axis(name: str, text: str, zero: bool = False) -> tuple[float, ...]:
             raise InputError(f"{expected}, with LOW below HIGH and fewer than 1000 steps")
         values = [low + k * step for k in range(int((high - low) / step + 1e-6) + 1)]
     if not all(0 < v < float("inf") or (zero and v == 0) for v in values):
-        raise InputError(f"{name} {text}: expected numbers above 0")
+        raise InputError(f"{name} {text} must be numbers above 0")
     return tuple(float(f"{v:.6g}") for v in values)
 
 

@@ -199,7 +199,7 @@ def read_probabilities(path: str | Path, size: tuple[int, int]) -> Probabilities
     array = _load_array(path)
     if not np.issubdtype(array.dtype, np.floating):
         raise InputError(
-            f"{path}: expected floating point probabilities, got {array.dtype}; save the softmax "
+            f"{path} must be floating point probabilities, not {array.dtype}; save the softmax "
             "itself, as float32"
         )
     if not np.isfinite(array).all():
@@ -261,7 +261,7 @@ def _largest(
     """The labels with only `count` of the colours `found`, those of the largest areas; these."""
     if not 1 <= count <= min(len(found), MAX_LABELS):
         raise InputError(
-            f"{path}: --colours {count}: expected 1 to {min(len(found), MAX_LABELS)}, as many as "
+            f"{path}: --colours {count} must be 1 to {min(len(found), MAX_LABELS)}, as many as "
             "there are colours other than black"
         )
     pixels = np.bincount(labels.ravel(), minlength=len(found) + 1)[1:]
@@ -353,7 +353,7 @@ def _class_axis(path: Path, array: np.ndarray, size: tuple[int, int]) -> int:
         height, width = size
         raise InputError(
             f"{path}: shape {list(array.shape)} does not fit the image, {height} high and {width} "
-            f"wide: expected [classes, {height}, {width}] or [{height}, {width}, classes], or "
+            f"wide must be [classes, {height}, {width}] or [{height}, {width}, classes], or "
             f"[{height}, {width}] for the foreground alone; resize or transpose the probabilities, "
             "or check that they belong to this image"
         )

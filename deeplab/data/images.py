@@ -77,7 +77,7 @@ def load_picture(
     """
     path = Path(path)
     if not max_megapixels > 0:
-        raise InputError(f"max_megapixels: expected a number above 0, got {max_megapixels}")
+        raise InputError(f"max_megapixels must be a number above 0, not {max_megapixels}")
     _check_file(path)
     with _pillow_size_guard_off(), _libtiff_quiet():
         try:

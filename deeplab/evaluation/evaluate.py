@@ -253,10 +253,10 @@ def _process() -> tuple[int, int]:
 
 def _check(model: DeepLab, dataset: LabelledImages, names: Sequence[str], band: int) -> None:
     if len(dataset) == 0:
-        raise ValueError("dataset: expected at least one picture, got an empty data set")
+        raise ValueError("dataset must have at least one picture, not an empty data set")
     if len(names) != model.num_classes:
         raise ValueError(
-            f"class_names: expected {model.num_classes} names, as the model has classes, "
+            f"class_names must be {model.num_classes} names, as the model has classes, "
             f"got {len(names)}"
         )
     if model.crf is not None:
@@ -265,7 +265,7 @@ def _check(model: DeepLab, dataset: LabelledImages, names: Sequence[str], band: 
             "as crf=, so that both are scored"
         )
     if band < 1:
-        raise ValueError(f"band: expected a half-width of at least 1 pixel, got {band}")
+        raise ValueError(f"band must be a half-width of at least 1 pixel, not {band}")
 
 
 def progress_bar() -> Progress:

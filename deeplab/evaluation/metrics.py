@@ -42,14 +42,14 @@ class ConfusionMatrix:
         self, num_classes: int, ignore: int | None = 255, *, absent: Absent = "skip"
     ) -> None:
         if num_classes < 1:
-            raise ValueError(f"num_classes: expected at least 1, got {num_classes}")
+            raise ValueError(f"num_classes must be at least 1, not {num_classes}")
         if ignore is not None and 0 <= ignore < num_classes:
             raise ValueError(
                 f"ignore: {ignore} is one of the {num_classes} classes; "
                 "choose a label outside them, or None"
             )
         if absent not in ("skip", "zero"):
-            raise ValueError(f"absent: expected 'skip' or 'zero', got {absent!r}")
+            raise ValueError(f"absent must be 'skip' or 'zero', not {absent!r}")
         self.num_classes, self.ignore, self.absent = num_classes, ignore, absent
         self.matrix = torch.zeros(num_classes, num_classes, dtype=torch.int64)
         self.ignored = 0
@@ -64,7 +64,7 @@ class ConfusionMatrix:
         true, pred = _integers("labels_true", labels_true), _integers("labels_pred", labels_pred)
         if true.shape != pred.shape:
             raise ValueError(
-                f"labels_pred: expected the shape of labels_true, {tuple(true.shape)}, "
+                f"labels_pred must be the shape of labels_true, {tuple(true.shape)}, "
                 f"got {tuple(pred.shape)}"
             )
         pred, ignored = pred.to(true.device), 0
@@ -124,7 +124,7 @@ class ConfusionMatrix:
         if low < 0 or high >= self.num_classes:
             worst = low if low < 0 else high
             raise ValueError(
-                f"{name}: expected 0 .. {self.num_classes - 1}, got {worst}; "
+                f"{name} must be 0 .. {self.num_classes - 1}, not {worst}; "
                 f"pixels to leave out are labelled ignore={self.ignore} in labels_true"
             )
 
@@ -134,5 +134,5 @@ def _integers(name: str, labels: Labels) -> Tensor:
         np.ascontiguousarray(labels) if isinstance(labels, np.ndarray) else labels
     )
     if tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool:
-        raise TypeError(f"{name}: expected integer labels, got {tensor.dtype}")
+        raise TypeError(f"{name} must be integer labels, not {tensor.dtype}")
     return tensor.long()

@@ -66,7 +66,7 @@ class TrimapTally:
         absent: Absent = "skip",
     ) -> None:
         if not widths or widths[0] < 1 or any(b <= a for a, b in pairwise(widths)):
-            raise ValueError(f"trimap: expected rising widths from 1 pixel up, got {list(widths)}")
+            raise ValueError(f"trimap must be rising widths from 1 pixel up, not {list(widths)}")
         self.widths, self.around, self.ignore = tuple(widths), around, ignore
         self.rings = [ConfusionMatrix(num_classes, ignore, absent=absent) for _ in widths]
 

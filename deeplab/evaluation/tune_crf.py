@@ -240,7 +240,7 @@ class Tuner:
     ) -> None:
         if not 2 <= folds <= len(pictures):
             raise InputError(
-                f"folds: expected 2 up to the number of pictures, {len(pictures)}, got {folds}"
+                f"folds must be 2 up to the number of pictures, {len(pictures)}, not {folds}"
             )
         self.pictures, self.num_classes, self.fixed = pictures, num_classes, fixed
         self.log, self.folds, self.device = log, folds, torch.device(device)

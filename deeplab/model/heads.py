@@ -79,7 +79,7 @@ class FullyConnected(nn.Module):
         if padding % 2:
             raise ValueError(
                 f"rates: fc6 is {kernel}x{kernel}, whose padding rate * {kernel - 1} / 2 must be "
-                f"whole; expected an even rate such as 4, got {rate}"
+                f"whole: the rate must be even, such as 4, not {rate}"
             )
         self.fc6 = nn.Conv2d(in_channels, channels, kernel, padding=padding // 2, dilation=rate)
         self.drop6 = nn.Dropout(dropout)

@@ -94,8 +94,8 @@ def checked_scales(scales: Sequence[float] | None) -> list[float] | None:
     falling = numbers and all(0 < b < a for a, b in itertools.pairwise(listed))
     if len(listed) < 2 or not falling or listed[0] != 1:
         raise ValueError(
-            "scales: expected None, or 1.0 and at least one smaller scale, falling, such as "
-            f"(1.0, 0.75, 0.5), got {scales!r}"
+            "scales must be None, or 1.0 and at least one smaller scale, falling, such as "
+            f"(1.0, 0.75, 0.5), not {scales!r}"
         )
     return [float(scale) for scale in listed]
 
@@ -103,4 +103,4 @@ def checked_scales(scales: Sequence[float] | None) -> list[float] | None:
 def check_resize(resize: object) -> None:
     """Raise ValueError unless `resize` is one of RESIZES."""
     if resize not in RESIZES:
-        raise ValueError(f"resize: expected one of {', '.join(RESIZES)}, got {resize!r}")
+        raise ValueError(f"resize must be one of {', '.join(RESIZES)}, not {resize!r}")

@@ -227,12 +227,12 @@ class DeepLab(nn.Module):
     def _check(self, x: Tensor) -> None:
         if x.ndim != 4 or x.shape[1] != 3 or x.shape[2] == 0 or x.shape[3] == 0:
             raise ValueError(
-                f"x: expected a preprocessed batch [B, 3, H, W], got shape {list(x.shape)}; "
+                f"x must be a preprocessed batch [B, 3, H, W], not shape {list(x.shape)}; "
                 "model.preprocess(image) makes one"
             )
         if not x.is_floating_point():
             raise TypeError(
-                f"x: expected floating point, got {x.dtype}; pass model.preprocess(image)"
+                f"x must be floating point, not {x.dtype}; pass model.preprocess(image)"
             )
 
     def _check_image(self, x: Tensor, image: Tensor | None, upsample: bool) -> None:
@@ -256,5 +256,5 @@ class DeepLab(nn.Module):
             )
         if image.shape != x.shape:
             raise ValueError(
-                f"image: expected the shape of x, {list(x.shape)}, got {list(image.shape)}"
+                f"image must be the shape of x, {list(x.shape)}, not {list(image.shape)}"
             )

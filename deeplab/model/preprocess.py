@@ -66,7 +66,7 @@ def _as_batch(image: np.ndarray | Tensor) -> Tensor:
     if isinstance(image, np.ndarray):
         if image.ndim != 3 or image.shape[2] != 3:
             raise ValueError(
-                f"image: expected a NumPy array [H, W, 3] (RGB), got shape {list(image.shape)}; "
+                f"image must be a NumPy array [H, W, 3] (RGB), not shape {list(image.shape)}; "
                 "convert grey or RGBA pictures first, for example with PIL's image.convert('RGB')"
             )
         if image.dtype != np.uint8 and not np.issubdtype(image.dtype, np.floating):
@@ -75,7 +75,7 @@ def _as_batch(image: np.ndarray | Tensor) -> Tensor:
     elif isinstance(image, Tensor):
         if image.ndim not in (3, 4) or image.shape[-3] != 3:
             raise ValueError(
-                "image: expected a tensor [3, H, W] or [B, 3, H, W] (RGB), "
+                "image must be a tensor [3, H, W] or [B, 3, H, W] (RGB), "
                 f"got shape {list(image.shape)}; channels come first in tensors"
             )
         if image.dtype != torch.uint8 and not image.is_floating_point():
@@ -83,13 +83,13 @@ def _as_batch(image: np.ndarray | Tensor) -> Tensor:
         batch = image if image.ndim == 4 else image[None]
     else:
         raise TypeError(
-            "image: expected a NumPy array [H, W, 3] or a tensor [B, 3, H, W], got "
+            "image must be a NumPy array [H, W, 3] or a tensor [B, 3, H, W], not "
             f"{type(image).__name__}; for a PIL image pass numpy.asarray(image.convert('RGB'))"
         )
     if batch.numel() == 0:
-        raise ValueError(f"image: expected at least one pixel, got shape {list(image.shape)}")
+        raise ValueError(f"image must have at least one pixel, not shape {list(image.shape)}")
     return batch
 
 
 def _dtype_message(dtype: object) -> str:
-    return f"image: expected uint8 or floating point values in 0-255, got {dtype}; convert it first"
+    return f"image must be uint8 or floating point values in 0-255, not {dtype}; convert it first"

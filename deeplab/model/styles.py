@@ -24,4 +24,4 @@ STYLES: tuple[Style, ...] = get_args(Style)
 def check(style: str) -> None:
     """Raise ValueError unless `style` is one of STYLES."""
     if style not in STYLES:
-        raise ValueError(f"style: expected one of {', '.join(STYLES)}, got {style!r}")
+        raise ValueError(f"style must be one of {', '.join(STYLES)}, not {style!r}")

@@ -310,9 +310,9 @@ def _config(
         )
     chosen = defaults | options
     if not _is_positive(num_classes):
-        raise ValueError(f"num_classes: expected an integer from 1 up, got {num_classes!r}")
+        raise ValueError(f"num_classes must be an integer from 1 up, not {num_classes!r}")
     if not isinstance(chosen.get("frozen_bn", False), bool):
-        raise ValueError(f"frozen_bn: expected True or False, got {chosen['frozen_bn']!r}")
+        raise ValueError(f"frozen_bn must be True or False, not {chosen['frozen_bn']!r}")
     styles.check(chosen["style"])
     chosen["rates"] = _checked_rates(name, line, chosen["rates"])
     chosen["scales"] = multiscale.checked_scales(chosen["scales"])
@@ -326,13 +326,13 @@ def _checked_rates(name: str, line: OnVGG16 | OnResNet, rates: Any) -> list[int]
     shown = listed or rates
     if not line.rates:
         if listed or not isinstance(rates, Iterable):
-            raise ValueError(f"rates: {name} has a 1x1 classifier and so no rates, got {shown}")
+            raise ValueError(f"rates: {name} has a 1x1 classifier and so no rates, not {shown}")
     elif isinstance(line, OnVGG16) and line.kernel != 3:
         if not whole or len(listed) > 1:
-            raise ValueError(f"rates: {name} has one rate, such as (4,), got {shown}")
+            raise ValueError(f"rates: {name} has one rate, such as (4,), not {shown}")
     elif not whole:
         raise ValueError(
-            "rates: expected at least one integer, each from 1 up, such as (6, 12, 18, 24), got "
+            "rates must hold at least one integer, each from 1 up, such as (6, 12, 18, 24), not "
             f"{shown}"
         )
     return listed

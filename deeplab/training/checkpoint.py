@@ -65,7 +65,7 @@ class Files:
     def check_name(self) -> None:
         """Raises InputError for another kind of name, which could be that of another of them."""
         if self.best.suffix != ".safetensors":
-            raise InputError(f"{self.best}: expected a name that ends in .safetensors")
+            raise InputError(f"{self.best} must be a name that ends in .safetensors")
 
     def check_writable(self) -> None:
         """Raises InputError where the files cannot be written."""
@@ -161,7 +161,7 @@ def read_state(path: Path) -> dict[str, Any]:
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         found = state.get("format") if isinstance(state, dict) else type(state).__name__
         raise InputError(
-            f"{path}: expected a {FORMAT}, got {found!r:.100}; {_files_of(path).instead()}"
+            f"{path} must be a {FORMAT}, not {found!r:.100}; {_files_of(path).instead()}"
         )
     return state
 
@@ -205,7 +205,7 @@ def check_agreement(
     done = steps_done(path, state)
     if config.steps < done:
         raise InputError(
-            f"steps: expected at least {done}, which the run of {path} has done, got "
+            f"steps must be at least {done}, which the run of {path} has done, not "
             f"{config.steps}; resume it with as many or more, or start another with another --out"
         )
 

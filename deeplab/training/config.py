@@ -245,4 +245,4 @@ class TrainConfig:
 
 def _require(holds: bool, key: str, expected: str, value: object) -> None:
     if not holds:
-        raise ConfigError(key, f"expected {expected}, got {value!r:.200}")
+        raise ConfigError(key, f" must be {expected}, not {value!r:.200}")

@@ -1,4 +1,4 @@
-"""pydantic's errors as one line each: "key: expected X, got Y"."""
+"""pydantic's errors as one line each: "key must be X, not Y"."""
 
 from __future__ import annotations
 
@@ -31,10 +31,13 @@ T = TypeVar("T")
 
 
 class ConfigError(ValueError):
-    """A value that a configuration refuses: its key, such as "data.root", and what is wrong."""
+    """A value that a configuration refuses: its key, such as "data.root", and what is wrong.
+
+    Attributes: `key`, and `problem`, which follows it: " must be X, not Y".
+    """
 
     def __init__(self, key: str, problem: str) -> None:
-        super().__init__(f"{key}: {problem}")
+        super().__init__(f"{key}{problem}")
         self.key, self.problem = key, problem
 
 
@@ -63,6 +66,6 @@ def _first_problem(error: ValidationError, cls: type) -> ConfigError:
     key = ".".join(path)
     if found["type"] == "unexpected_keyword_argument":
         known = ", ".join(sorted(field.name for field in dataclasses.fields(cls)))
-        return ConfigError(key, f"unknown key; expected one of {known}")
+        return ConfigError(key, f": unknown key; the known ones are {known}")
     expected = EXPECTED.get(found["type"], found["msg"]).format(**context).replace("'", "")
-    return ConfigError(key, f"expected {expected}, got {found['input']!r:.200}")
+    return ConfigError(key, f" must be {expected}, not {found['input']!r:.200}")

@@ -84,7 +84,7 @@ def make_config(settings: Settings) -> TrainConfig:
     except ConfigError as error:
         inside = [key for key in settings if key == error.key or key.startswith(f"{error.key}.")]
         where = settings[inside[0]][1] if inside else error.key
-        raise InputError(f"{where}: {error.problem}") from error
+        raise InputError(f"{where}{error.problem}") from error
 
 
 def differences(stored: Mapping[str, Any], now: TrainConfig, free: frozenset[str]) -> list[str]:

@@ -132,13 +132,13 @@ def _check_picture(place: int, image: np.ndarray, labels: np.ndarray, classes: i
     """InputError where a data set gives what no picture and no labels are."""
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
         raise InputError(
-            f"picture {place} of the data set: expected uint8 RGB [H, W, 3], got {image.dtype} "
+            f"picture {place} of the data set must be uint8 RGB [H, W, 3], not {image.dtype} "
             f"{list(image.shape)}"
         )
     if labels.shape != image.shape[:2] or not labels.size:
         raise InputError(
-            f"picture {place} of the data set: expected labels for {list(image.shape[:2])} pixels, "
-            f"at least one, got {list(labels.shape)}"
+            f"picture {place} of the data set must be labels for {list(image.shape[:2])} pixels, "
+            f"at least one, not {list(labels.shape)}"
         )
     outside = labels[(labels != IGNORE) & ((labels < 0) | (labels >= classes))]
     if outside.size:

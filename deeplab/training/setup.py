@@ -117,7 +117,7 @@ def _stored_state(
 ) -> dict[str, Any]:
     """The state to resume from, of the run that `config` and `facts` describe."""
     if files is None:
-        raise InputError("resume: expected the weights file of the run that is to go on")
+        raise InputError("resume must be the weights file of the run that is to go on")
     state = read_state(files.state)
     check_agreement(files.state, state, config, facts)
     return state
@@ -140,7 +140,7 @@ def _open_data(
         else:
             validation = _opened(data, data.validation)
     if len(dataset) == 0 or len(validation) == 0:
-        raise ValueError("dataset, validation: expected at least one picture in each")
+        raise ValueError("dataset, validation must have at least one picture in each")
     return dataset, validation, {"crf": SCENES_CRF} if is_scenes else {}
 
 
@@ -154,15 +154,14 @@ def _check_config(config: TrainConfig, classes: int, group: Processes, logger: L
     pieces = config.accumulate * group.world
     if config.batch_size % pieces:
         raise InputError(
-            f"batch_size: expected a multiple of accumulate x processes = {config.accumulate} x "
-            f"{group.world}, got {config.batch_size}; accumulate less, or change either number"
+            f"batch_size must be a multiple of accumulate x processes = {config.accumulate} x "
+            f"{group.world}, not {config.batch_size}; accumulate less, or change either number"
         )
     if config.sync_bn and group.device.type != "cuda":
         raise InputError("sync_bn: BatchNorm is synchronised on GPUs only; leave it out")
     if config.class_weights and len(config.class_weights) != classes:
         raise InputError(
-            f"class_weights: expected {classes}, one for each class, got "
-            f"{len(config.class_weights)}"
+            f"class_weights must be {classes}, one for each class, not {len(config.class_weights)}"
         )
     cores = os.cpu_count() or 1
     if config.workers > cores:

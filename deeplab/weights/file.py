@@ -55,7 +55,7 @@ def save_weights(model: DeepLab, path: StrPath, metadata: Mapping[str, Any] | No
     """
     if not isinstance(model, DeepLab):
         raise TypeError(
-            f"model: expected a DeepLab, got {type(model).__name__}; "
+            f"model must be a DeepLab, not {type(model).__name__}; "
             "unwrap a compiled model as model._orig_mod, a DistributedDataParallel as model.module"
         )
     path = Path(path)
@@ -181,7 +181,7 @@ def _build(metadata: dict[str, Any], path: Path) -> DeepLab:
     _check_conventions(metadata, path)
     try:
         if not isinstance(options, dict) or "crf" in options:
-            raise ValueError(f"options: expected the arguments of a model, got {options!r:.80}")
+            raise ValueError(f"options must be the arguments of a model, not {options!r:.80}")
         return build(metadata["model"], num_classes=metadata["num_classes"], **options)
     except (TypeError, ValueError, OverflowError, RuntimeError) as error:
         raise InputError(
@@ -310,7 +310,7 @@ def _open(path: Path) -> Iterator[Any]:
         if not path.exists():
             raise InputError(f"{path}: no such weights file; check the path")
         if not path.is_file():
-            raise InputError(f"{path}: expected a weights file, got a folder or device")
+            raise InputError(f"{path} must be a weights file, not a folder or device")
         with safe_open(path, framework="pt") as file:
             yield file
     except (SafetensorError, OSError) as error:
@@ -344,19 +344,19 @@ def metadata_problem(metadata: Mapping[str, Any]) -> str:
     """What is wrong with the class count, names or palette, in a phrase; empty if nothing is."""
     classes = metadata.get("num_classes")
     if classes is not None and (isinstance(classes, bool) or not isinstance(classes, int)):
-        return f"num_classes: expected an integer, got {classes!r:.80}"
+        return f"num_classes must be an integer, not {classes!r:.80}"
     names = metadata.get("class_names")
     if names is not None:
         if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
-            return f"class_names: expected a list of strings, got {names!r:.80}"
+            return f"class_names must be a list of strings, not {names!r:.80}"
         if classes is not None and len(names) != classes:
-            return f"class_names: expected {classes} names, one for each class, got {len(names)}"
+            return f"class_names must be {classes} names, one for each class, not {len(names)}"
     palette = metadata.get("palette")
     if palette is not None:
         if not isinstance(palette, list | tuple) or not all(_is_colour(row) for row in palette):
-            return "palette: expected a list of [r, g, b] with integers in 0-255"
+            return "palette must be a list of [r, g, b] with integers in 0-255"
         if classes is not None and len(palette) < classes:
-            return f"palette: expected at least {classes} colours, got {len(palette)}"
+            return f"palette must be at least {classes} colours, not {len(palette)}"
     return ""
 
 

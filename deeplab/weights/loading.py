@@ -254,7 +254,7 @@ def _in_dtypes_of(
     if odd:
         dtypes = sorted({str(tensors[name].dtype).removeprefix("torch.") for name in odd})
         raise InputError(
-            f"{path}: expected floating point of 16 to 64 bits, got {', '.join(dtypes)} in "
+            f"{path} must be floating point of 16 to 64 bits, not {', '.join(dtypes)} in "
             f"{file.some(odd)}; fetch the weights as they were before they were quantized"
         )
     converted = {name: tensor.to(state[name].dtype) for name, tensor in tensors.items()}

@@ -90,10 +90,10 @@ def read_checkpoint(path: Path, source: Source = "auto") -> Checkpoint:
 def check_source(path: Path, found: Source, wanted: str) -> None:
     """Raise InputError where a file of source `found` is not what was asked for."""
     if wanted not in SOURCES:
-        raise InputError(f"source: expected one of {', '.join(SOURCES)}, got {wanted!r}")
+        raise InputError(f"source must be one of {', '.join(SOURCES)}, not {wanted!r}")
     if wanted not in ("auto", found):
         raise InputError(
-            f"{path}: expected a file of source {wanted}, but it is one of {found}; leave out the "
+            f"{path} must be a file of source {wanted}, but it is one of {found}; leave out the "
             "source, or name that one"
         )
 
@@ -111,7 +111,7 @@ def _form(path: Path) -> Literal["safetensors", "pickle", "caffemodel"]:
         return "safetensors"
     if what := foreign.kind(path):
         raise InputError(
-            f"{path}: expected weights, got {what}; known are .safetensors of this package, "
+            f"{path} must be weights, not {what}; known are .safetensors of this package, "
             f".caffemodel, and .pth of {PTH}"
         )
     if first[:2] == b"PK" or first[:1] == b"\x80":  # zipped, or a pickle as before PyTorch 1.6
@@ -128,7 +128,7 @@ def _first_bytes(path: Path) -> bytes:
         if not path.exists():
             raise InputError(f"{path}: no such weights file; check the path")
         if not path.is_file():
-            raise InputError(f"{path}: expected a weights file, got a folder or device")
+            raise InputError(f"{path} must be a weights file, not a folder or device")
         with path.open("rb") as opened:
             return opened.read(9)
     except OSError as error:

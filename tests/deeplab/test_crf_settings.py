@@ -82,10 +82,10 @@ def test_settings_without_sense_are_refused_by_name(name: str, value: object) ->
     "matrix", [[[0.0, 1.0]], [[0.0, np.nan], [1.0, 0.0]], "potts", [[1.0], [1.0, 2.0]], []]
 )
 def test_a_compatibility_that_is_no_square_matrix_is_named(matrix: list[list[float]]) -> None:
-    with pytest.raises(InputError, match="CRF compatibility: expected a square matrix"):
+    with pytest.raises(InputError, match="CRF compatibility must be a square matrix"):
         CRFSettings(compatibility=matrix)
 
 
 def test_a_compatibility_for_other_classes_is_named() -> None:
-    with pytest.raises(InputError, match="a row for each of 3 classes, got 2"):
+    with pytest.raises(InputError, match="a row for each of 3 classes, not 2"):
         CRFSettings(compatibility=[[0.0, 1.0], [1.0, 0.0]]).layer(3)

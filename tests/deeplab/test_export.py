@@ -191,11 +191,11 @@ def test_a_crf_layer_is_refused_with_the_way_out(tmp_path):
 @pytest.mark.parametrize(
     ("name", "options", "said"),
     [
-        ("model.pth", {}, r"model\.pth: expected a name that ends in \.onnx or \.pt2"),
+        ("model.pth", {}, r"model\.pth must be a name that ends in \.onnx or \.pt2"),
         ("model.pt2", {"format": "onnx"}, r"ends in \.onnx"),
         ("model.onnx", {"format": "aoti"}, r"ends in \.pt2"),
-        ("model.pt2", {"format": "tflite"}, "format: expected one of export, onnx, aoti"),
-        ("model.pt2", {"size": (0, 9)}, "size: expected height and width"),
+        ("model.pt2", {"format": "tflite"}, "format must be one of export, onnx, aoti"),
+        ("model.pt2", {"size": (0, 9)}, "size must be height and width"),
         ("model.pt2", {"size": (90_000, 90_000)}, r"size 90000 x 90000: .*give a smaller size"),
         ("model.pt2", {"metadata": {"palette": np.zeros(3)}}, r"metadata: .*array\.tolist"),
     ],
@@ -255,5 +255,5 @@ def test_the_command_writes_the_shipped_network_and_says_how_close_it_is(tmp_pat
 
 
 def test_the_command_refuses_a_size_that_is_none(tmp_path):
-    message = "--size 40: expected HEIGHTxWIDTH"
+    message = "--size 40 must be HEIGHTxWIDTH"
     assert_refused(tmp_path, message, "export", tmp_path / "m.pt2", "--size", "40")

@@ -266,5 +266,5 @@ def test_an_average_stays_finite_where_every_view_gives_a_probability_of_zero() 
 
 @pytest.mark.parametrize("scales", [(), (0.0,), (1.0, 9.0), (float("nan"),)])
 def test_scales_without_sense_are_refused(model: DeepLab, scales: tuple[float, ...]) -> None:
-    with pytest.raises(ValueError, match="scales: expected at least one number"):
+    with pytest.raises(ValueError, match="scales must be at least one number"):
         predict(model, picture(9, 9), scales=scales)

@@ -38,7 +38,7 @@ def test_a_value_of_several_lines_sets_nothing_else() -> None:
     assert key_value("--set", "crop=[\n17,\n]", "") == ("crop", [17])
     key, value = key_value("--set", "crop=17\nsteps=5", "")
     assert (key, value) == ("crop", "17\nsteps=5")
-    with pytest.raises(InputError, match=r"--set crop: expected an integer, got '17\\nsteps=5'"):
+    with pytest.raises(InputError, match=r"--set crop must be an integer, not '17\\nsteps=5'"):
         make_config(one_setting(key, value))
 
 

@@ -36,7 +36,7 @@ def open_data(
 
         most = generated.TEST_START - generated.VALIDATION_START
         if scenes is not None and not 1 <= scenes <= most:
-            raise InputError(f"--scenes: expected 1 to {most}, got {scenes}")
+            raise InputError(f"--scenes must be 1 to {most}, not {scenes}")
         options |= {} if scenes is None else {"length": scenes}
         split = {"validation": "val"}.get(split or usual, split or usual)
     elif scenes is not None:

@@ -57,7 +57,7 @@ def torch_device(name: str) -> torch.device:
     import torch
 
     if name not in ("auto", "cpu", "cuda"):
-        raise InputError(f"--device {name}: expected auto, cpu or cuda")
+        raise InputError(f"--device {name} must be auto, cpu or cuda")
     if name == "cuda" and not torch.cuda.is_available():
         raise InputError("--device cuda: torch sees no GPU here; use cpu or auto")
     if name == "auto":

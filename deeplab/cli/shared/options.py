@@ -195,7 +195,7 @@ def numbers(name: str, text: str) -> tuple[float, ...]:
         return tuple(float(part) for part in text.split(","))
     except ValueError:
         raise InputError(
-            f"{name} {text}: expected numbers with commas between them, such as 0.5,0.75,1"
+            f"{name} {text} must be numbers with commas between them, such as 0.5,0.75,1"
         ) from None
 
 
@@ -203,7 +203,7 @@ def key_value(flag: str, text: str, example: str) -> tuple[str, Any]:
     """KEY=VALUE: the value as TOML has it, or else as the text that it is."""
     key, equals, value = (part.strip() for part in text.partition("="))
     if not key or not equals:
-        raise InputError(f"{flag} {text}: expected KEY=VALUE, such as {example}")
+        raise InputError(f"{flag} {text} must be KEY=VALUE, such as {example}")
     try:
         table = toml.loads(f"value = {value}")
     except ValueError:
@@ -219,5 +219,5 @@ def msc_scales(text: str) -> list[float] | None:
         return None if text == "none" else checked_scales(numbers("--msc", text))
     except ValueError:
         raise InputError(
-            f"--msc {text}: expected none, or 1 and smaller scales, falling, such as 1,0.75,0.5"
+            f"--msc {text} must be none, or 1 and smaller scales, falling, such as 1,0.75,0.5"
         ) from None

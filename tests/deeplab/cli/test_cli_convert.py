@@ -62,7 +62,7 @@ NO_HEAD = r"has a classifier of whole pictures.* no weights for the head .*deepl
         ("resnet18.pth", "resnet18.pth", RESNET18, "is the checkpoint itself"),
         ("resnet18.pth", "o.pth", RESNET18, "ends in .safetensors"),
         ("absent.pth", "o.safetensors", RESNET18, "absent.pth: no such weights file"),
-        ("photo.jpg", "o.safetensors", [], "expected weights, got a JPEG picture"),
+        ("photo.jpg", "o.safetensors", [], "must be weights, not a JPEG picture"),
     ],
 )
 def test_what_cannot_be_converted_is_said_and_nothing_is_written(

@@ -158,8 +158,8 @@ def test_options_without_sense_are_one_line(tmp_path, weights, voc):
     refused("--scenes 3: only counts with the generated scenes", *here, "--scenes", 3)
     refused("no split 'best'; there are", *given, *data(voc, "best"))
     refused("no data set 'voc'; there are voc2012", *given, "--data", "voc", "--root", voc)
-    refused("--scales a: expected numbers with commas", *here, "--scales", "a")
-    refused("--scales: expected at least one number, each from 0.1", *here, "--scales", "0")
+    refused("--scales a must be numbers with commas", *here, "--scales", "a")
+    refused("--scales must be at least one number, each from 0.1", *here, "--scales", "0")
     for widths in ("3,1", "0", "1.5", "x"):
         refused("--trimap-widths", *here, "--trimap", "c.csv", "--trimap-widths", widths)
     refused("--trimap .: expected the name of a file", *here, "--trimap", "")

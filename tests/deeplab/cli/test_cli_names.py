@@ -22,4 +22,4 @@ def test_a_name_that_is_no_text_is_printed_in_escapes(
 
 def test_empty_weights_are_not_taken_for_none(tmp_path: Path) -> None:
     place = ["--out", tmp_path / "w.safetensors"]
-    assert_refused(tmp_path, "--weights: expected a file", "train", "--weights", "", *place)
+    assert_refused(tmp_path, "--weights must be a file", "train", "--weights", "", *place)

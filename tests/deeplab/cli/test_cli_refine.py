@@ -109,7 +109,7 @@ def test_refine_mends_soft_edges_with_the_number_of_colours(tmp_path: Path) -> N
     assert set(labels[inside == 1]) == {0}
     assert set(labels[inside == 2]) == {1}
     for message, *more in (
-        (r"marks.png: --colours 999: expected 1 to \d+", "--colours", 999),
+        (r"marks.png: --colours 999 must be 1 to \d+", "--colours", 999),
         ("--colours 2: only counts with an annotation by colours", "--colours", 2, "--indices"),
     ):
         assert_refused(tmp_path, message, "refine", photo, marks, *more)

@@ -227,8 +227,8 @@ def test_segment_refuses_weights_that_do_not_fit(tmp_path: Path, weights: Path) 
         ("not a readable safetensors file", "--weights", tmp_path / "text.safetensors"),
         ("has no weights for deeplab_v2_vgg16: it holds a ResNet", "--weights", bare, *vgg),
         ("for 3 classes, not for 4", "--weights", bare, *small, "--classes", 4),
-        ("--msc 0.5: expected none, or 1 and smaller", "--weights", weights, "--msc", "0.5"),
-        ("--msc 1,x: expected none, or 1 and", "--weights", weights, "--msc", "1,x"),
+        ("--msc 0.5 must be none, or 1 and smaller", "--weights", weights, "--msc", "0.5"),
+        ("--msc 1,x must be none, or 1 and", "--weights", weights, "--msc", "1,x"),
     ):
         assert_refused(tmp_path, message, "segment", photo, "--out", tmp_path / "out", *options)
     for given in ([*small, "--classes", 3], []):

@@ -62,15 +62,15 @@ def test_train_and_evaluate_refuse_what_makes_no_sense(tmp_path: Path) -> None:
     path = tmp_path / "w.safetensors"
     save_weights(deeplab_v2_small(num_classes=3), path)
     out = ["--out", tmp_path / "new.safetensors"]
-    assert_refused(tmp_path, "--lr: expected a number above 0, got -1", "train", "--lr=-1", *out)
+    assert_refused(tmp_path, "--lr must be a number above 0, not -1", "train", "--lr=-1", *out)
     assert_refused(tmp_path, "--batch-size: expected", "train", "--batch-size=0", *out)
     assert_refused(
-        tmp_path, "--model: expected one of deeplab_v1_7x7, ", "train", "--model=unet", *out
+        tmp_path, "--model must be one of deeplab_v1_7x7, ", "train", "--model=unet", *out
     )
     message = "has 3 classes, scenes test has 11 classes"
     assert_refused(tmp_path, message, "evaluate", "--weights", path)
     for count in (0, 1_000_001):  # the validation scenes end where the test scenes start
-        assert_refused(tmp_path, "--scenes: expected 1 to 1000000", "evaluate", "--scenes", count)
+        assert_refused(tmp_path, "--scenes must be 1 to 1000000", "evaluate", "--scenes", count)
 
 
 def test_interrupted_training_exits_with_130_and_says_where_it_is(

@@ -189,7 +189,7 @@ def test_hard_edges_thin_lines_and_dots_are_not_taken_for_soft_ones(tmp_path: Pa
 @pytest.mark.parametrize("count", [0, -1, 4, 256])
 def test_a_number_of_colours_that_are_not_there_is_refused(tmp_path: Path, count: int) -> None:
     path = save(tmp_path / "a.png", soft_drawing(COLOURS, times=1)[0])
-    with pytest.raises(InputError, match=f"a.png: --colours {count}: expected 1 to 3"):
+    with pytest.raises(InputError, match=f"a.png: --colours {count} must be 1 to 3"):
         read_colours(path, (90, 120), colours=count)
 
 
@@ -272,14 +272,14 @@ def test_the_array_named_probabilities_is_taken_of_several(tmp_path: Path) -> No
         (softmax()[0] * 9 - 4, "probability of foreground, but they go from -.* apply a sigmoid"),
         (softmax()[0] + 0.4, "probability of foreground, but they go from .* expected 0 to 1"),
         (np.where(softmax()[0] > 0.5, np.nan, softmax()[0]), "values are NaN or Inf"),
-        ((softmax()[0] > 0.5).astype(np.uint8), "expected floating point .*, got uint8"),
+        ((softmax()[0] > 0.5).astype(np.uint8), "must be floating point .*, not uint8"),
         (np.full((300, 4, 6), 1 / 300, np.float32), "300 class"),
         (np.where(softmax() > 0.5, np.nan, softmax()), "values are NaN or Inf"),
         (np.where(softmax() > 0.5, np.inf, softmax()), "values are NaN or Inf"),
         (np.log(softmax()), "not probabilities: .* apply a softmax"),
         (softmax() * 255, "not probabilities"),
         (softmax() + np.array([0.5, -0.5, 0], np.float32)[:, None, None], "not probabilities"),
-        ((softmax() * 255).astype(np.uint8), "expected floating point probabilities, got uint8"),
+        ((softmax() * 255).astype(np.uint8), "must be floating point probabilities, not uint8"),
         (np.array([{"a": 1}], dtype=object), "cannot be read"),
     ],
 )

@@ -160,17 +160,17 @@ def test_shrunken_labels_lie_where_align_corners_puts_the_scores():
     assert torch.allclose(shrink_labels(grid), expected)
     labels = np.arange(33 * 17).reshape(33, 17)
     assert np.array_equal(shrink_labels(labels, 16), labels[::16, ::16])
-    with pytest.raises(ValueError, match=r"8k \+ 1 pixels, got 320 x 321"):
+    with pytest.raises(ValueError, match=r"8k \+ 1 pixels, not 320 x 321"):
         shrink_labels(np.zeros((320, 321)))
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"mode": "caffe"}, "mode: expected 'continuous' or 'discrete'"),
-        ({"scales": (1.5, 0.5)}, r"scales: expected \(smallest, largest\)"),
-        ({"scales": [0.5, 1, 1.5]}, r"scales: expected \(smallest, largest\)"),
-        ({"scales": [0.0, 1.0], "mode": "discrete"}, "scales: expected positive numbers"),
+        ({"mode": "caffe"}, "mode must be 'continuous' or 'discrete'"),
+        ({"scales": (1.5, 0.5)}, r"scales must be \(smallest, largest\)"),
+        ({"scales": [0.5, 1, 1.5]}, r"scales must be \(smallest, largest\)"),
+        ({"scales": [0.0, 1.0], "mode": "discrete"}, "scales must be positive numbers"),
     ],
 )
 def test_senseless_options_are_refused(options, message):
@@ -181,5 +181,5 @@ def test_senseless_options_are_refused(options, message):
 
 def test_sizes_that_differ_are_refused():
     image, labels = coordinates(10, 10)
-    with pytest.raises(ValueError, match="expected one size"):
+    with pytest.raises(ValueError, match="must have one size"):
         sample(image, labels[:9], 0)

@@ -221,10 +221,10 @@ def test_names_that_are_not_one_for_each_class_are_refused_before_anything_is_wr
     weights, photo = tmp_path / "w.safetensors", photograph(tmp_path / "photo.png")
     renamed(weights, ["a", "b"])
     given = ["--weights", weights, "--model", "deeplab_v2_small", "--classes", 3]
-    message = r"w\.safetensors: class_names: expected 3 names, one for each class, got 2"
+    message = r"w\.safetensors: class_names must be 3 names, one for each class, not 2"
     assert_refused(tmp_path, message, "segment", photo, *given, "--out", tmp_path / "out")
     assert_refused(tmp_path, message, "export", tmp_path / "m.pt2", *given)
-    with pytest.raises(InputError, match="metadata: class_names: expected 3 names, one for each"):
+    with pytest.raises(InputError, match="metadata: class_names must be 3 names, one for each"):
         export(load_named(weights), tmp_path / "m.pt2", metadata={"class_names": ["a", "b"]})
     renamed(weights, ["a", "b", "c"])
     said = done("segment", photo, *given, "--out", tmp_path / "out", "--no-crf").stdout

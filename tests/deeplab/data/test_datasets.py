@@ -65,7 +65,7 @@ def test_cityscapes_takes_files_of_train_ids_too(cityscapes):
         path.unlink()
     by_default = open_dataset("cityscapes", cityscapes, "train")
     assert np.unique(by_default[0][1]).tolist() == [0, 18, 255]
-    with pytest.raises(InputError, match="labels: expected 'labelIds' or 'labelTrainIds'"):
+    with pytest.raises(InputError, match="labels must be 'labelIds' or 'labelTrainIds'"):
         open_dataset("cityscapes", cityscapes, "train", labels="color")
 
 
@@ -135,7 +135,7 @@ def test_what_is_asked_wrongly_is_refused_in_one_line(tmp_path):
 )
 def test_options_of_another_type_are_refused(tmp_path, name, options):
     (option,) = options
-    with pytest.raises(InputError, match=f"{name}: {option}: expected (int|str)"):
+    with pytest.raises(InputError, match=f"{name}: {option} must be (int|str)"):
         open_dataset(name, tmp_path, "train", **options)
 
 

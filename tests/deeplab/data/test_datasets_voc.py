@@ -105,7 +105,7 @@ def test_an_unknown_split_lists_those_that_there_are(voc):
 def test_a_list_of_another_kind_is_refused_with_its_line(voc, line):
     lists = voc / "VOCdevkit" / "VOC2012" / "ImageSets" / "Segmentation"
     listing(lists / "val.txt", "2007_000002", "", line)
-    with pytest.raises(InputError, match=r"val.txt: line 3: expected a name"):
+    with pytest.raises(InputError, match=r"val.txt: line 3 must be a name"):
         open_dataset("voc2012", voc, "val")
 
 
@@ -130,7 +130,7 @@ def test_context_comes_out_in_one_order_from_both_archives(tmp_path):
     assert names == {"background", "wood", "bag", "tvmonitor"}
     forced = open_dataset("pascal_context", alphabetical, "train", order="59_labels")
     assert not np.array_equal(one[0][1], forced[0][1])
-    with pytest.raises(InputError, match="order: expected 'alphabetical' or '59_labels'"):
+    with pytest.raises(InputError, match="order must be 'alphabetical' or '59_labels'"):
         open_dataset("pascal_context", alphabetical, "train", order="random")
 
 

@@ -204,7 +204,7 @@ def test_the_limit_can_be_raised_beyond_pillows_own(tmp_path: Path, monkeypatch)
 @pytest.mark.parametrize("limit", [0, -1, float("nan")])
 def test_a_limit_that_allows_nothing_or_everything_is_refused(tmp_path: Path, limit: float) -> None:
     path = save(tmp_path / "a.png", np.zeros((3, 4), np.uint8))
-    with pytest.raises(InputError, match="max_megapixels: expected a number above 0"):
+    with pytest.raises(InputError, match="max_megapixels must be a number above 0"):
         read_image(path, max_megapixels=limit)
 
 

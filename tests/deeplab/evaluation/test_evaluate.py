@@ -157,11 +157,11 @@ def test_two_processes_with_a_share_each_give_the_scores_of_one(model, pictures,
 
 
 def test_wrong_arguments_say_what_was_expected(model, pictures):
-    with pytest.raises(ValueError, match="dataset: expected at least one"):
+    with pytest.raises(ValueError, match="dataset must be at least one"):
         evaluate(model, [])
-    with pytest.raises(ValueError, match="class_names: expected 11 names"):
+    with pytest.raises(ValueError, match="class_names must be 11 names"):
         evaluate(model, pictures, class_names=("a", "b"))
-    with pytest.raises(ValueError, match="band: expected"):
+    with pytest.raises(ValueError, match="band must be"):
         evaluate(model, pictures, band=0)
 
 
@@ -179,7 +179,7 @@ def test_a_picture_that_cannot_be_scored_is_named_by_its_number(model, pictures,
     image, labels = pictures[0]
     for wrong, message in (
         (labels[:-1], r"picture 1: labels of \[32, 33\] for a picture of \[33, 33\] pixels"),
-        (np.full_like(labels, 11), "picture 1: labels_true: expected 0 .. 10, got 11"),
+        (np.full_like(labels, 11), "picture 1: labels_true must be 0 .. 10, not 11"),
     ):
         with pytest.raises(InputError, match=message):
             evaluate(model, [(image, labels), (image, wrong)])

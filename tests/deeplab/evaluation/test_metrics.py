@@ -96,10 +96,10 @@ def test_empty_matrix_has_no_score_rather_than_a_wrong_one():
     ("true", "pred", "error", "message"),
     [
         (np.zeros((2, 2), int), np.zeros(4, int), ValueError, r"labels_pred.*\(2, 2\).*\(4,\)"),
-        (np.array([0, 3]), np.array([0, 0]), ValueError, "labels_true: expected 0 .. 2, got 3"),
-        (np.array([0, 0]), np.array([-1, 0]), ValueError, "labels_pred: expected 0 .. 2, got -1"),
-        (np.array([0.0]), np.array([0]), TypeError, "labels_true: expected integer"),
-        (np.array([0]), torch.tensor([0.0]), TypeError, "labels_pred: expected integer"),
+        (np.array([0, 3]), np.array([0, 0]), ValueError, "labels_true must be 0 .. 2, not 3"),
+        (np.array([0, 0]), np.array([-1, 0]), ValueError, "labels_pred must be 0 .. 2, not -1"),
+        (np.array([0.0]), np.array([0]), TypeError, "labels_true must be integer"),
+        (np.array([0]), torch.tensor([0.0]), TypeError, "labels_pred must be integer"),
     ],
 )
 def test_wrong_labels_raise_and_leave_the_matrix_unchanged(true, pred, error, message):

@@ -91,5 +91,5 @@ def test_csv_has_a_row_for_each_width_and_columns_for_each_curve():
 
 @pytest.mark.parametrize("widths", [(), (0, 1), (2, 2), (3, 1)])
 def test_widths_that_do_not_rise_from_1_are_refused(widths):
-    with pytest.raises(ValueError, match="trimap: expected rising widths"):
+    with pytest.raises(ValueError, match="trimap must be rising widths"):
         TrimapTally(3, widths, "void")

@@ -262,7 +262,7 @@ def test_heat_map_is_the_plane_of_the_best_weight():
 
 def test_folds_that_do_not_fit_the_pictures_are_refused(tmp_path):
     for folds in (1, 3):
-        with pytest.raises(InputError, match=f"folds: expected 2 up to .* 2, got {folds}"):
+        with pytest.raises(InputError, match=f"folds must be 2 up to .* 2, not {folds}"):
             tuner(tmp_path / "r.jsonl", folds=folds)
 
 
@@ -425,16 +425,16 @@ def test_the_command_writes_settings_heat_map_and_results_and_goes_on(tmp_path, 
 def test_the_command_refuses_what_makes_no_sense(tmp_path, weights):
     out = ["--out", tmp_path / "crf"]
     for message, *options in (
-        ("--images: expected at least 2, got 1", "--images", 1),
+        ("--images must be at least 2, not 1", "--images", 1),
         ("--folds 5: there are only 3 pictures", "--images", 3, "--folds", 5),
-        ("--folds: expected at least 2, got 0", "--folds", 0),
+        ("--folds must be at least 2, not 0", "--folds", 0),
         ("14400 settings, expected at most 10000", "--bilateral-sigma-xy", "1:1:900"),
-        ("--bilateral-sigma-rgb x: expected LOW:STEP:HIGH", "--bilateral-sigma-rgb", "x"),
+        ("--bilateral-sigma-rgb x must be LOW:STEP:HIGH", "--bilateral-sigma-rgb", "x"),
         ("no data set 'none'", "--data", "none", "--root", tmp_path),
         ("voc2012: a folder is needed", "--data", "voc2012"),
-        ("--data-option x: expected KEY=VALUE", "--data-option", "x"),
+        ("--data-option x must be KEY=VALUE", "--data-option", "x"),
         ("scenes: no option 'x'", "--data-option", "x=1"),
-        ("--device tpu: expected auto, cpu or cuda", "--device", "tpu"),
+        ("--device tpu must be auto, cpu or cuda", "--device", "tpu"),
     ):
         result = run("tune-crf", "--weights", weights, *out, *options)
         assert result.exit_code == 2, result.output

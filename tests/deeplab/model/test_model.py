@@ -138,7 +138,7 @@ def test_a_large_fc6_keeps_the_size_of_the_map(kernel, rate, size):
 
 
 def test_an_fc6_that_cannot_be_centred_is_refused():
-    with pytest.raises(ValueError, match=r"rates: fc6 is 4x4.*expected an even rate"):
+    with pytest.raises(ValueError, match=r"rates: fc6 is 4x4.*the rate must be even"):
         build("deeplab_v1_4x4", rates=(3,))
 
 
@@ -222,7 +222,7 @@ def test_channels_last_gives_the_same_logits():
 
 @pytest.mark.parametrize("shape", [(3, 9, 9), (1, 4, 9, 9), (1, 3, 0, 9), (1, 3, 9, 0)])
 def test_an_input_of_another_shape_is_refused(shape):
-    with pytest.raises(ValueError, match=r"x: expected a preprocessed batch \[B, 3, H, W\]"):
+    with pytest.raises(ValueError, match=r"x must be a preprocessed batch \[B, 3, H, W\]"):
         tiny()(torch.zeros(shape))
 
 
@@ -234,13 +234,13 @@ def test_an_image_that_was_not_preprocessed_is_refused():
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ({"num_classes": 0}, "num_classes: expected an integer from 1 up, got 0"),
+        ({"num_classes": 0}, "num_classes must be an integer from 1 up, not 0"),
         ({"num_classes": 2.0}, "num_classes: .* got 2.0"),
         ({"num_classes": True}, "num_classes: .* got True"),
         ({"rates": 6}, "rates: .* got 6"),
         ({"rates": (6, 0)}, r"rates: .* got \[6, 0\]"),
-        ({"style": "keras"}, "style: expected one of caffe, torchvision, got 'keras'"),
-        ({"scales": (0.5,)}, "scales: expected None"),
+        ({"style": "keras"}, "style must be one of caffe, torchvision, not 'keras'"),
+        ({"scales": (0.5,)}, "scales must be None"),
     ],
 )
 @pytest.mark.parametrize("name", MODELS)
@@ -252,11 +252,11 @@ def test_bad_options_are_refused(name, arguments, said):
 @pytest.mark.parametrize(
     ("name", "arguments", "error", "said"),
     [
-        ("deeplab_v2_small", {"rates": ()}, ValueError, "rates: expected at least one integer"),
+        ("deeplab_v2_small", {"rates": ()}, ValueError, "rates must hold at least one integer"),
         ("deeplab_v1_7x7", {"rates": ()}, ValueError, "rates: deeplab_v1_7x7 has one rate"),
         ("deeplab_v1_msc", {"rates": (4, 8)}, ValueError, r"has one rate.*got \[4, 8\]"),
         ("deeplab_v2_resnet101_base", {"rates": (12,)}, ValueError, "and so no rates, got"),
-        ("deeplab_v2_small", {"frozen_bn": "no"}, ValueError, "frozen_bn: expected True or False"),
+        ("deeplab_v2_small", {"frozen_bn": "no"}, ValueError, "frozen_bn must be True or False"),
         ("deeplab_v2_vgg16", {"frozen_bn": True}, TypeError, "keyword argument 'frozen_bn'"),
     ],
 )

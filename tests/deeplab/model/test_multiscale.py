@@ -96,7 +96,7 @@ def test_a_model_of_one_scale_has_no_outputs_of_scales():
 
 @pytest.mark.parametrize("scales", [(), (1.0,), (0.75, 0.5), (1, 0.5, 0.5), (1, 0), 2, "msc"])
 def test_bad_scales_are_refused(scales):
-    with pytest.raises(ValueError, match=r"scales: expected None, or 1\.0 and at least one"):
+    with pytest.raises(ValueError, match=r"scales must be None, or 1\.0 and at least one"):
         build("deeplab_v2_small", scales=scales)
 
 

@@ -128,7 +128,7 @@ def test_a_folder_in_the_place_of_a_file_is_found_before_training(pictures, tmp_
 
 @pytest.mark.parametrize("name", ["w.state", "w.csv", "w.pth", "w"])
 def test_weights_of_another_name_than_safetensors_are_refused(pictures, tmp_path, name):
-    with pytest.raises(InputError, match=rf"{name}: expected a name that ends in \.safetensors"):
+    with pytest.raises(InputError, match=rf"{name} must be a name that ends in \.safetensors"):
         run(TINY, pictures, tmp_path / name)
 
 
@@ -166,7 +166,7 @@ def test_resume_needs_a_state_and_says_what_else_to_do(runs, pictures, tmp_path)
     refused(tmp_path, rf"{missing}leave out --resume to start one", pictures, resume=True)
     shutil.copy(runs / "finished" / "w.safetensors", tmp_path)
     refused(tmp_path, rf"{missing}{FROM_BEST}{ANEW}", pictures, resume=True)
-    with pytest.raises(InputError, match="resume: expected the weights file of the run"):
+    with pytest.raises(InputError, match="resume must be the weights file of the run"):
         run(SHORT, pictures, resume=True)
 
 

@@ -65,7 +65,7 @@ def test_a_wrong_value_is_refused_in_one_line_with_what_was_expected_and_given(
     key, value, expected
 ):
     table, _, inner = key.partition(".")
-    with pytest.raises(ValueError, match=rf"\A{key}: expected {expected}, got .*\Z") as error:
+    with pytest.raises(ValueError, match=rf"\A{key} must be {expected}, not .*\Z") as error:
         TrainConfig(**{table: {inner: value} if inner else value})
     assert repr(value)[:50] in str(error.value)
 
@@ -73,14 +73,17 @@ def test_a_wrong_value_is_refused_in_one_line_with_what_was_expected_and_given(
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"scales": [1, "2"]}, r"scales: expected a number, got '2'"),
-        ({"class_weights": [1, -1]}, r"class_weights: expected at least 0, got -1"),
-        ({"scale_mode": "discrete", "scales": ()}, r"scales: expected at least one number, each"),
-        ({"batch_size": 3, "accumulate": 2}, r"batch_size: expected a multiple of accumulate = 2"),
-        ({"crf": True, "loss_stride": 8}, r"loss_stride: expected 1 with crf"),
-        ({"model_options": {"scales": [1.0, 0.5]}}, r"loss_stride: expected 8 with a model of sev"),
-        ({"stepz": 3}, r"stepz: unknown key; expected one of accumulate, .*, steps, "),
-        ({"data": {"nam": "x"}}, r"data.nam: unknown key; expected one of name, options, root, "),
+        ({"scales": [1, "2"]}, r"scales must be a number, not '2'"),
+        ({"class_weights": [1, -1]}, r"class_weights must be at least 0, not -1"),
+        ({"scale_mode": "discrete", "scales": ()}, r"scales must be at least one number, each"),
+        ({"batch_size": 3, "accumulate": 2}, r"batch_size must be a multiple of accumulate = 2"),
+        ({"crf": True, "loss_stride": 8}, r"loss_stride must be 1 with crf"),
+        ({"model_options": {"scales": [1.0, 0.5]}}, r"loss_stride must be 8 with a model of sev"),
+        ({"stepz": 3}, r"stepz: unknown key; the known ones are accumulate, .*, steps, "),
+        (
+            {"data": {"nam": "x"}},
+            r"data.nam: unknown key; the known ones are name, options, ",
+        ),
     ],
 )
 def test_values_that_do_not_go_together_and_unknown_keys_are_refused(values, message):

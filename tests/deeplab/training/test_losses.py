@@ -136,7 +136,7 @@ def test_a_loss_at_stride_8_looks_at_the_labels_of_the_models_style():
 
 def test_class_weights_reach_the_run_and_must_be_one_for_each_class(pictures):
     weights = (1.0,) * (len(CLASSES) - 1)
-    with pytest.raises(InputError, match=f"class_weights: expected {len(CLASSES)}, one for each"):
+    with pytest.raises(InputError, match=f"class_weights must be {len(CLASSES)}, one for each"):
         run(dataclasses.replace(SHORT, class_weights=weights), pictures)
     equal = run(dataclasses.replace(SHORT, class_weights=(*weights, 1.0)), pictures)
     other = run(dataclasses.replace(SHORT, class_weights=(*weights, 9.0)), pictures)
@@ -149,7 +149,7 @@ def test_a_model_of_several_scales_trains(pictures):
     result = run(config, pictures)
     assert result.loss < run(dataclasses.replace(config, steps=1), pictures).loss
     assert result.model.config["scales"] == [1.0, 0.75, 0.5]
-    with pytest.raises(ValueError, match=r"crop: expected 16k \+ 1 with a smallest scale of 0.5"):
+    with pytest.raises(ValueError, match=r"crop must be 16k \+ 1 with a smallest scale of 0.5"):
         dataclasses.replace(config, crop=41)
 
 
@@ -161,5 +161,5 @@ def test_loss_of_a_batch_without_labels_is_zero_not_nan():
 
 
 def test_a_crf_wants_the_loss_at_full_size():
-    with pytest.raises(ValueError, match="loss_stride: expected 1 with crf"):
+    with pytest.raises(ValueError, match="loss_stride must be 1 with crf"):
         TrainConfig(crf=True, loss_stride=8)

@@ -112,7 +112,7 @@ def test_a_stopped_run_takes_other_steps_too_and_ends_where_it_is_told_to(
     made_up = run(SHORT, pictures, out, resume=True)  # which a resume makes up for
     assert made_up.metrics["images"] == 2
     assert rows(out)[-1]["step"] == "2"
-    with pytest.raises(InputError, match=r"steps: expected at least 2, which .* has done, got 1"):
+    with pytest.raises(InputError, match=r"steps must be at least 2, which .* has done, not 1"):
         run(dataclasses.replace(SHORT, steps=1), pictures, out, resume=True)
 
 
@@ -181,7 +181,7 @@ def test_the_command_trains_a_finished_run_on_with_more_steps_only(out, monkeypa
         assert "finished its 2 steps; train on with --resume and more --steps" in result.stderr
         assert re.search(r"2 of 2 steps, loss [\d.]+, mIoU", result.stdout)
     assert contents(out.parent) == before
-    message = r"steps: expected at least 2, which .* has done, got 1"
+    message = r"steps must be at least 2, which .* has done, not 1"
     assert_refused(tmp_path, message, *resume, "--steps", 1)
     result = done(*resume, "--steps", 3)
     assert "goes on from step 2 to 3" in result.stderr

@@ -105,9 +105,9 @@ def test_a_set_of_broken_pictures_is_refused_even_so(tmp_path):
         (
             np.zeros((9, 9), np.uint8),
             np.zeros((9, 9), int),
-            r"RGB \[H, W, 3\], got .* \[9, 9\]",
+            r"RGB \[H, W, 3\], not .* \[9, 9\]",
         ),
-        (np.zeros((9, 9, 3)), np.zeros((9, 9), int), r"expected uint8 RGB .*, got float64"),
+        (np.zeros((9, 9, 3)), np.zeros((9, 9), int), r"must be uint8 RGB .*, not float64"),
         (np.zeros((9, 9, 3), np.uint8), np.zeros((9, 8), int), r"labels for \[9, 9\] pixels"),
         (np.zeros((0, 9, 3), np.uint8), np.zeros((0, 9), int), "at least one, got"),
         (np.zeros((9, 9, 3), np.uint8), np.full((9, 9), 11), "label 11, expected 0 to 10, or 255"),

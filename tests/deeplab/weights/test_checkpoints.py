@@ -332,7 +332,7 @@ def change(state, edit):
             lambda s: s.update(
                 {"base.layer1.conv1.bn.weight": torch.ones(4).to(torch.float8_e4m3fn)}
             ),
-            "expected floating point of 16 to 64 bits, got float8_e4m3fn in backbone.bn1.weight",
+            "must be floating point of 16 to 64 bits, not float8_e4m3fn in backbone.bn1.weight",
         ),
         (
             lambda s: [s.pop(f"base.aspp.c{i}.bias") for i in range(4)],
@@ -367,10 +367,10 @@ def test_weights_of_the_other_style_are_refused(theirs, path, torchvision):
 
 def test_a_named_source_must_be_the_right_one(theirs, path):
     torch.save(kazuto1011(theirs), path)
-    assert "expected a file of source isht7, but it is one of kazuto1011" in refused(
+    assert "must be a file of source isht7, but it is one of kazuto1011" in refused(
         path, source="isht7"
     )
-    with pytest.raises(InputError, match="source: expected one of auto, safetensors, caffemodel"):
+    with pytest.raises(InputError, match="source must be one of auto, safetensors, caffemodel"):
         load_weights(small_network(2), path, "keras")
 
 

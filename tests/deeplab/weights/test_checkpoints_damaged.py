@@ -91,18 +91,18 @@ def zipped(name):
 
 
 NO_WEIGHTS = {
-    "empty": (b"", "expected weights, got an empty file"),
-    "jpeg": (picture("JPEG"), "expected weights, got a JPEG picture"),
-    "png": (picture("PNG"), "expected weights, got a PNG picture"),
-    "prototxt": (b'layer { name: "conv1" }\n' * 99, "expected weights, got a text; a .prototxt"),
-    "letters of two bytes": ("network é ".encode() * 99, "expected weights, got a text"),
-    "short text": (b"layer: { name: 1 }", "expected weights, got a text"),
+    "empty": (b"", "must be weights, not an empty file"),
+    "jpeg": (picture("JPEG"), "must be weights, not a JPEG picture"),
+    "png": (picture("PNG"), "must be weights, not a PNG picture"),
+    "prototxt": (b'layer { name: "conv1" }\n' * 99, "must be weights, not a text; a .prototxt"),
+    "letters of two bytes": ("network é ".encode() * 99, "must be weights, not a text"),
+    "short text": (b"layer: { name: 1 }", "must be weights, not a text"),
     "{ where a header begins": (b"network {}", "not a readable safetensors file but a text"),
     "web page": (b"\n<!DOCTYPE html><html>gone</html>", "got a web page in place of the file"),
     "git lfs": (b"version https://git-lfs.github.com/spec/v1\noid", "got a pointer of Git LFS"),
     "hdf5": (b"\x89HDF\r\n\x1a\n" + bytes(99), "got an HDF5 file; load a .caffemodel.h5 in Caffe"),
     "gzip": (gzip.compress(b"weights" * 99), "got a gzip archive; unpack it first"),
-    "tar": (b"w.pth".ljust(257, b"\0") + b"ustar" + bytes(250), "got a tar archive; unpack"),
+    "tar": (b"w.pth".ljust(257, b"\0") + b"ustar" + bytes(250), "not a tar archive; unpack"),
     "zip": (zipped("w.pth"), "a zip archive without a PyTorch checkpoint in it; unpack it"),
     "caffemodel": (field(1, b"a net without weights"), "no layer in it has any"),
 }
@@ -112,7 +112,7 @@ NO_WEIGHTS = {
 def test_what_holds_no_weights_is_called_by_its_name(path, content, said):
     path.write_bytes(content)
     assert said in refused(path)
-    if said.startswith(("expected", "got")):
+    if said.startswith(("must be", "not")):
         with pytest.raises(InputError, match=re.escape(said)):
             load_checkpoint(path)
 

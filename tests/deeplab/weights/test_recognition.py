@@ -274,7 +274,7 @@ def test_any_file_gives_its_model_and_says_what_it_was_taken_for(little, tmp_pat
         load_checkpoint(path, num_classes=21)
     with pytest.raises(InputError, match="--model unet: unknown; expected one of"):
         load_checkpoint(path, "unet")
-    with pytest.raises(InputError, match="expected a file of source isht7"):
+    with pytest.raises(InputError, match="must be a file of source isht7"):
         load_checkpoint(path, source="isht7")
 
 

@@ -318,16 +318,16 @@ def test_all_kinds_of_mismatch_come_in_one_error_and_long_lists_are_counted(save
         ({"model": None}, "do not say which model it belongs to (model missing)"),
         ({"model": '"unet"'}, "unknown name 'unet'; expected one of"),
         ({"model": "[1]"}, "describe no model"),
-        ({"num_classes": "true"}, "num_classes: expected an integer, got True"),
-        ({"num_classes": "2.5"}, "num_classes: expected an integer, got 2.5"),
-        ({"num_classes": "[1]"}, "num_classes: expected an integer, got [1]"),
-        ({"num_classes": "-1", "class_names": None}, "num_classes: expected an integer from 1 up"),
-        ({"options": "[]"}, "options: expected the arguments of a model"),
-        ({"options": '{"crf": 1}'}, "options: expected the arguments of a model"),
+        ({"num_classes": "true"}, "num_classes must be an integer, not True"),
+        ({"num_classes": "2.5"}, "num_classes must be an integer, not 2.5"),
+        ({"num_classes": "[1]"}, "num_classes must be an integer, not [1]"),
+        ({"num_classes": "-1", "class_names": None}, "num_classes must be an integer from 1 up"),
+        ({"options": "[]"}, "options must be the arguments of a model"),
+        ({"options": '{"crf": 1}'}, "options must be the arguments of a model"),
         ({"options": '{"rates": 6}'}, "describe no model"),
-        ({"options": '{"rates": [6, -1]}'}, "rates: expected at least one integer"),
-        ({"class_names": '["sky"]'}, "class_names: expected 2 names"),
-        ({"palette": '"red"'}, "palette: expected a list"),
+        ({"options": '{"rates": [6, -1]}'}, "rates must hold at least one integer"),
+        ({"class_names": '["sky"]'}, "class_names must be 2 names"),
+        ({"palette": '"red"'}, "palette must be a list"),
     ],
 )
 def test_metadata_that_describe_no_model_are_refused(saved, metadata, said):
@@ -398,5 +398,5 @@ def test_how_a_model_resizes_comes_back_and_files_before_it_resize_as_caffe(path
     rewrite(path, metadata={"options": '{"scales": [1.0, 0.5]}'})
     loaded = load_model(path)
     assert (loaded.resize, loaded.scales, loaded.aligned) == ("caffe", (1.0, 0.5), True)
-    with pytest.raises(ValueError, match="resize: expected one of caffe, torch, got 'pil'"):
+    with pytest.raises(ValueError, match="resize must be one of caffe, torch, not 'pil'"):
         small(3, resize="pil")

@@ -140,12 +140,12 @@ def test_only_a_deeplab_is_saved(path):
 @pytest.mark.parametrize(
     ("metadata", "said"),
     [
-        ({"class_names": ["a"]}, "class_names: expected 2 names, one for each class, got 1"),
-        ({"class_names": "ab"}, "class_names: expected a list of strings"),
-        ({"class_names": [1, 2]}, "class_names: expected a list of strings"),
-        ({"palette": [[0, 0, 0]]}, "palette: expected at least 2 colours, got 1"),
-        ({"palette": [[0, 0, 0], [0, 0, 256]]}, "palette: expected a list of [r, g, b]"),
-        ({"palette": [[0, 0], [0, 0]]}, "palette: expected a list of [r, g, b]"),
+        ({"class_names": ["a"]}, "class_names must be 2 names, one for each class, not 1"),
+        ({"class_names": "ab"}, "class_names must be a list of strings"),
+        ({"class_names": [1, 2]}, "class_names must be a list of strings"),
+        ({"palette": [[0, 0, 0]]}, "palette must be at least 2 colours, not 1"),
+        ({"palette": [[0, 0, 0], [0, 0, 256]]}, "palette must be a list of [r, g, b]"),
+        ({"palette": [[0, 0], [0, 0]]}, "palette must be a list of [r, g, b]"),
         ({"num_classes": 3}, "num_classes comes from the model"),
         ({"model": "deeplab_v2_vgg16"}, "model comes from the model"),
         ({"mean": torch.zeros(3)}, "Tensor is not JSON serializable; use numbers"),
