@@ -159,7 +159,7 @@ class CRFSettings:
         if self.compatibility is not None and len(self.compatibility) != num_classes:
             raise InputError(
                 f"CRF compatibility must be a row for each of {num_classes} classes, "
-                f"got {len(self.compatibility)}"
+                f"not {len(self.compatibility)}"
             )
         return crf.DenseCRF(
             num_classes,
@@ -188,6 +188,6 @@ def _square(matrix: Sequence[Sequence[float]]) -> tuple[tuple[float, ...], ...]:
     if not np.isfinite(rows).all():
         raise InputError(
             "CRF compatibility must be a square matrix of finite numbers, one row a class, "
-            f"got {matrix!r:.80}"
+            f"not {matrix!r:.80}"
         )
     return tuple(map(tuple, rows.tolist()))

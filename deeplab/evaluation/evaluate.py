@@ -257,7 +257,7 @@ def _check(model: DeepLab, dataset: LabelledImages, names: Sequence[str], band: 
     if len(names) != model.num_classes:
         raise ValueError(
             f"class_names must be {model.num_classes} names, as the model has classes, "
-            f"got {len(names)}"
+            f"not {len(names)}"
         )
     if model.crf is not None:
         raise ValueError(

@@ -65,7 +65,7 @@ class ConfusionMatrix:
         if true.shape != pred.shape:
             raise ValueError(
                 f"labels_pred must be the shape of labels_true, {tuple(true.shape)}, "
-                f"got {tuple(pred.shape)}"
+                f"not {tuple(pred.shape)}"
             )
         pred, ignored = pred.to(true.device), 0
         if self.ignore is not None:

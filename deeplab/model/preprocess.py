@@ -76,7 +76,7 @@ def _as_batch(image: np.ndarray | Tensor) -> Tensor:
         if image.ndim not in (3, 4) or image.shape[-3] != 3:
             raise ValueError(
                 "image must be a tensor [3, H, W] or [B, 3, H, W] (RGB), "
-                f"got shape {list(image.shape)}; channels come first in tensors"
+                f"not shape {list(image.shape)}; channels come first in tensors"
             )
         if image.dtype != torch.uint8 and not image.is_floating_point():
             raise TypeError(_dtype_message(image.dtype))

@@ -326,10 +326,10 @@ def _checked_rates(name: str, line: OnVGG16 | OnResNet, rates: Any) -> list[int]
     shown = listed or rates
     if not line.rates:
         if listed or not isinstance(rates, Iterable):
-            raise ValueError(f"rates: {name} has a 1x1 classifier and so no rates, not {shown}")
+            raise ValueError(f"rates must be none for the 1x1 classifier of {name}, not {shown}")
     elif isinstance(line, OnVGG16) and line.kernel != 3:
         if not whole or len(listed) > 1:
-            raise ValueError(f"rates: {name} has one rate, such as (4,), not {shown}")
+            raise ValueError(f"rates must be one for {name}, such as (4,), not {shown}")
     elif not whole:
         raise ValueError(
             "rates must hold at least one integer, each from 1 up, such as (6, 12, 18, 24), not "

@@ -137,7 +137,7 @@ def _check_picture(place: int, image: np.ndarray, labels: np.ndarray, classes: i
         )
     if labels.shape != image.shape[:2] or not labels.size:
         raise InputError(
-            f"picture {place} of the data set must be labels for {list(image.shape[:2])} pixels, "
+            f"picture {place} of the data set must have labels for {list(image.shape[:2])} pixels, "
             f"at least one, not {list(labels.shape)}"
         )
     outside = labels[(labels != IGNORE) & ((labels < 0) | (labels >= classes))]

@@ -162,8 +162,8 @@ def test_options_without_sense_are_one_line(tmp_path, weights, voc):
     refused("--scales must be at least one number, each from 0.1", *here, "--scales", "0")
     for widths in ("3,1", "0", "1.5", "x"):
         refused("--trimap-widths", *here, "--trimap", "c.csv", "--trimap-widths", widths)
-    refused("--trimap .: expected the name of a file", *here, "--trimap", "")
-    refused("--device tpu: expected", *here, "--device", "tpu")
+    refused("--trimap . must be the name of a file", *here, "--trimap", "")
+    refused("--device tpu must be", *here, "--device", "tpu")
     bad = tmp_path / "bad.toml"
     for text, message in (
         ("[crf", "cannot be read as TOML"),

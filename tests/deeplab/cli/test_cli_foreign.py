@@ -108,7 +108,7 @@ def test_a_contradiction_is_one_line_and_writes_nothing(path, tmp_path):
     photo = picture(tmp_path / "photo.png")
     given = ["segment", photo, "--weights", path, "--out", tmp_path / "out"]
     assert_refused(tmp_path, "it fits little", *given, "--model", "deeplab_v2_resnet101")
-    assert_refused(tmp_path, "--msc  must be none, or 1 and smaller", *given, "--msc", "")
+    assert_refused(tmp_path, "--msc must be none, or 1 and smaller", *given, "--msc", "")
 
 
 @pytest.mark.parametrize(

@@ -265,7 +265,7 @@ def test_segment_refuses_more_classes_than_a_label_map_holds(tmp_path: Path) -> 
 def test_bad_crf_settings_in_the_weights_are_refused(tmp_path: Path) -> None:
     photo = picture(tmp_path / "photo.png")
     for stored, message in (
-        ([1, 2], "w.safetensors: .*expected settings by name"),
+        ([1, 2], "w.safetensors: .*must hold settings by name"),
         ({"s": 1}, "w.safetensors: .*unknown s;"),
         ({"iterations": 2.5}, "w.safetensors: .*CRF iterations must be an integer"),
         (

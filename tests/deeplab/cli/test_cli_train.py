@@ -63,7 +63,7 @@ def test_train_and_evaluate_refuse_what_makes_no_sense(tmp_path: Path) -> None:
     save_weights(deeplab_v2_small(num_classes=3), path)
     out = ["--out", tmp_path / "new.safetensors"]
     assert_refused(tmp_path, "--lr must be a number above 0, not -1", "train", "--lr=-1", *out)
-    assert_refused(tmp_path, "--batch-size: expected", "train", "--batch-size=0", *out)
+    assert_refused(tmp_path, "--batch-size must be", "train", "--batch-size=0", *out)
     assert_refused(
         tmp_path, "--model must be one of deeplab_v1_7x7, ", "train", "--model=unet", *out
     )

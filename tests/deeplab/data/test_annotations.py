@@ -287,7 +287,7 @@ def test_arrays_that_are_no_probabilities_of_the_image_are_refused(
     tmp_path: Path, array: np.ndarray, message: str
 ) -> None:
     np.save(tmp_path / "p.npy", array)
-    with pytest.raises(InputError, match=f"p.npy: .*{message}"):
+    with pytest.raises(InputError, match=f"p.npy.*{message}"):
         read_probabilities(tmp_path / "p.npy", (4, 6))
 
 

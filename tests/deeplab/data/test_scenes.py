@@ -173,9 +173,9 @@ def test_splits_do_not_overlap():
 
 
 def test_bad_arguments_say_what_was_expected():
-    with pytest.raises(ValueError, match=r"size must be at least 16 .* got 15x15"):
+    with pytest.raises(ValueError, match=r"size must be at least 16 .* not 15x15"):
         scene(0, 15)
-    with pytest.raises(ValueError, match=r"size: .*got 200x8"):
+    with pytest.raises(ValueError, match=r"size .*not 200x8"):
         scene(0, (200, 8))
     with pytest.raises(ValueError, match="seed must be a non-negative integer, not -1"):
         scene(-1)

@@ -157,7 +157,7 @@ def test_two_processes_with_a_share_each_give_the_scores_of_one(model, pictures,
 
 
 def test_wrong_arguments_say_what_was_expected(model, pictures):
-    with pytest.raises(ValueError, match="dataset must be at least one"):
+    with pytest.raises(ValueError, match="dataset must have at least one"):
         evaluate(model, [])
     with pytest.raises(ValueError, match="class_names must be 11 names"):
         evaluate(model, pictures, class_names=("a", "b"))

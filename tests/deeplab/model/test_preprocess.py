@@ -67,16 +67,16 @@ def test_a_dark_image_in_0_to_255_is_not_warned_of(level):
 @pytest.mark.parametrize(
     ("bad", "error", "said"),
     [
-        (np.zeros((4, 4), np.uint8), ValueError, r"\[H, W, 3\].*got shape \[4, 4\]"),
+        (np.zeros((4, 4), np.uint8), ValueError, r"\[H, W, 3\].*not shape \[4, 4\]"),
         (np.zeros((4, 4, 4), np.uint8), ValueError, r"convert\('RGB'\)"),
-        (np.zeros((3, 4, 4), np.uint8), ValueError, r"got shape \[3, 4, 4\]"),
+        (np.zeros((3, 4, 4), np.uint8), ValueError, r"not shape \[3, 4, 4\]"),
         (np.zeros((0, 4, 3), np.uint8), ValueError, "at least one pixel"),
         (np.zeros((4, 4, 3), np.int32), TypeError, "uint8 or floating point.*int32"),
         (torch.zeros(4, 4, 3), ValueError, "channels come first"),
-        (torch.zeros(2, 1, 4, 4), ValueError, r"got shape \[2, 1, 4, 4\]"),
+        (torch.zeros(2, 1, 4, 4), ValueError, r"not shape \[2, 1, 4, 4\]"),
         (torch.zeros(3, 0, 4), ValueError, "at least one pixel"),
         (torch.zeros(3, 4, 4, dtype=torch.bool), TypeError, "uint8 or floating point.*bool"),
-        ("photo.jpg", TypeError, "got str"),
+        ("photo.jpg", TypeError, "not str"),
     ],
 )
 def test_bad_images_are_refused_with_the_mend(bad, error, said):

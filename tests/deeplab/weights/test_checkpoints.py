@@ -320,7 +320,7 @@ def change(state, edit):
         ),
         (
             lambda s: s.update({"base.layer1.conv1.bn.weight": torch.ones(4, dtype=torch.int32)}),
-            "got int32 in backbone.bn1.weight",
+            "not int32 in backbone.bn1.weight",
         ),
         (
             lambda s: s.update(

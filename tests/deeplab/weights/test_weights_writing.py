@@ -133,7 +133,7 @@ def test_a_folder_is_no_file_to_write(tmp_path):
 
 
 def test_only_a_deeplab_is_saved(path):
-    with pytest.raises(TypeError, match=r"got Linear.*_orig_mod.*model\.module"):
+    with pytest.raises(TypeError, match=r"not Linear.*_orig_mod.*model\.module"):
         save_weights(nn.Linear(1, 1), path)
 
 
