@@ -2,9 +2,6 @@
 
 import json
 import re
-import signal
-import subprocess
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from several_processes import Started
 from typer.testing import CliRunner
 
 from crf import Bilateral, Gaussian
@@ -30,6 +28,7 @@ FIXED = CRFSettings(iterations=3, gaussian=Gaussian(1.0, 1.0))
 SPACE = Space((2.0, 4.0, 6.0), (4.0, 8.0, 12.0), (6.0, 12.0, 18.0))
 PLANTED = (4.0, 8.0, 12.0)
 ABOUT = {"data": "planted"}
+SIZE = (16, 20)  # of the planted pictures
 
 
 def planted(point=PLANTED, count=2):
@@ -38,11 +37,11 @@ def planted(point=PLANTED, count=2):
     layer = CRFSettings(3, Gaussian(1.0, 1.0), Bilateral(*point)).layer(3)
     pictures = []
     for _ in range(count):
-        blocks = np.kron(rng.integers(0, 3, (4, 5)), np.ones((6, 6), int))
-        image = np.array([60, 110, 160])[blocks][None].repeat(3, 0) + rng.normal(0, 18, (3, 24, 30))
+        blocks = np.kron(rng.integers(0, 3, (4, 5)), np.ones((4, 4), int))
+        image = np.array([60, 110, 160])[blocks][None].repeat(3, 0) + rng.normal(0, 18, (3, *SIZE))
         image = torch.from_numpy(image.clip(0, 255).astype(np.uint8))[None]
         logits = torch.from_numpy(np.eye(3)[blocks].transpose(2, 0, 1)[None] * 1.5)
-        logits = (logits + torch.from_numpy(rng.normal(0, 1.5, (1, 3, 24, 30)))).float()
+        logits = (logits + torch.from_numpy(rng.normal(0, 1.5, (1, 3, *SIZE)))).float()
         pictures.append(Cached(logits, image, layer(logits, image).argmax(1)[0]))
     return pictures
 
@@ -79,14 +78,14 @@ def test_a_finer_round_finds_planted_settings_between_the_values_of_the_grid(tmp
 def test_tpe_closes_in_on_the_planted_settings_and_resumes_as_if_never_stopped(tmp_path):
     pytest.importorskip("optuna", reason="optuna is not installed")
     whole = tuner(tmp_path / "whole.jsonl")
-    list(whole.tpe(SPACE, 60, seed=1))
+    list(whole.tpe(SPACE, 40, seed=1))
     scores = [miou_of(folds.sum(0)) for folds in whole.log.results.values()]
     assert np.mean(scores[-20:]) > np.mean(scores[:10]) + np.std(scores[:10])  # ten at random first
     assert max(scores) > max(scores[:10])
     path = tmp_path / "parts.jsonl"
     list(tuner(path).tpe(SPACE, 12, seed=1))
     rest = tuner(path)
-    list(rest.tpe(SPACE, 60, seed=1))
+    list(rest.tpe(SPACE, 40, seed=1))
     assert rest.tried == whole.tried
     assert rest.tuning() == whole.tuning()
     found, expected = (sorted(p.read_text().splitlines()) for p in (path, whole.log.path))
@@ -110,7 +109,7 @@ def test_scores_are_those_of_an_independent_count_over_all_pictures(tmp_path):
     pred = np.concatenate([layer(p.logits, p.image).argmax(1).numpy().ravel() for p in pictures])
     iou = [((true == c) & (pred == c)).sum() / ((true == c) | (pred == c)).sum() for c in range(3)]
     assert result.miou() == pytest.approx(np.mean(iou), rel=1e-12)
-    even = np.concatenate([np.full(24 * 30, k % 2 == 0) for k in range(4)])
+    even = np.concatenate([np.full(SIZE[0] * SIZE[1], k % 2 == 0) for k in range(4)])
     assert result.folds[0].sum() == even.sum()
     assert np.trace(result.folds[0]) == (true == pred)[even].sum()
 
@@ -156,7 +155,7 @@ search(found)
 def test_a_killed_search_keeps_every_setting_it_finished(tmp_path):
     path = tmp_path / "r.jsonl"
     script = KILLED.format(folder=str(Path(__file__).parent), path=str(path))
-    child = subprocess.Popen([sys.executable, "-c", script])
+    child = Started(("-c", script))
     try:
         deadline = time.monotonic() + 900
         while not path.exists() or path.read_bytes().count(b"\n") < 4:
@@ -164,8 +163,8 @@ def test_a_killed_search_keeps_every_setting_it_finished(tmp_path):
             assert time.monotonic() < deadline
             time.sleep(0.02)
     finally:
-        child.send_signal(signal.SIGKILL)
-        child.wait()
+        child.kill()
+        child.communicate()
     finished = path.read_bytes().count(b"\n") - 1
     second = tuner(path)
     assert len(second.log.results) == finished >= 3
@@ -268,7 +267,7 @@ def test_folds_that_do_not_fit_the_pictures_are_refused(tmp_path):
 
 def test_a_fold_without_a_labelled_pixel_is_refused_before_any_setting_is_scored(tmp_path):
     pictures = planted()
-    pictures[1] = replace(pictures[1], labels=torch.full((24, 30), 255))
+    pictures[1] = replace(pictures[1], labels=torch.full(SIZE, 255))
     with pytest.raises(InputError, match="fold 2 of 2: none of its pixels is labelled"):
         tuner(tmp_path / "r.jsonl", pictures)
 

@@ -4,15 +4,13 @@ import dataclasses
 import json
 import re
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
-from several_processes import ROOT, start_two
+from several_processes import Started, start_two
 from tiny_training import FROZEN, TINY, float64, own_data, run, tiny_pictures
 
 from deeplab.data.scenes import CLASSES
@@ -24,6 +22,15 @@ from deeplab.training.losses import loss_denominators
 from deeplab.weights import load_model, read_metadata
 
 ROUNDING = 1e-10  # of float64 runs: losses near 10, a few steps, another order of the sums
+
+# torchrun itself, except that it forks its processes, which saves each the imports.
+TORCHRUN = """
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+from deeplab.cli import main
+
+standalone = {"rdzv_backend": "c10d", "rdzv_endpoint": "localhost:0", "run_id": "test"}
+elastic_launch(LaunchConfig(1, 1, 2, max_restarts=0, start_method="fork", **standalone), main)()
+"""
 
 PROGRAM = """
 import dataclasses, json, os, sys
@@ -141,13 +148,13 @@ def test_the_command_under_torchrun_prints_once(tmp_path):
     for path in images.iterdir():
         with Image.open(path) as image:
             image.convert("L").save(path)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command += ["--nproc-per-node", "2", *command_in_two(tmp_path, tmp_path), "--steps", "2"]
-    process = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=900)
-    assert process.returncode == 0, process.stderr
-    assert process.stdout.count("2 of 2 steps") == 1
+    _, _, *command = command_in_two(tmp_path, tmp_path)
+    torchrun = Started(("-c", TORCHRUN, *command, "--steps", "2"))
+    stdout, stderr = torchrun.communicate()
+    assert torchrun.returncode == 0, stderr
+    assert stdout.count("2 of 2 steps") == 1
     assert read_metadata(out)["step"] == 2
-    converted = [line for line in process.stderr.splitlines() if "converted" in line]
+    converted = [line for line in stderr.splitlines() if "converted" in line]
     assert converted == [f"Note: 4 pictures, such as {images / 'p.png'}: grey converted to RGB"]
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from several_processes import Started
 from tiny_training import FROZEN, TINY, Signalling, equal, rows, run, stop_at, tiny_pictures
 from typer.testing import CliRunner
 
@@ -346,21 +347,18 @@ def test_the_command_stops_with_the_signals_status_and_resumes_by_itself(
     assert json.loads(json.dumps(read_metadata(out)["recipe"]))["batch_size"] == 2
 
 
-@pytest.mark.slow
 def test_sigterm_to_the_whole_process_group_lets_workers_end_the_step(tmp_path):
     out = tmp_path / "w.safetensors"
-    command = [sys.executable, "-m", "deeplab", "train", "--out", str(out), "--crop", "33"]
+    command = ["-m", "deeplab", "train", "--out", str(out), "--crop", "33", "--batch-size", "2"]
     command += ["--steps", "100000", "--scenes", "4", "--workers", "2", "--set", "log_every=1"]
-    child = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
+    child = Started((*command, "--device", "cpu"))
     deadline = time.monotonic() + 900
     while time.monotonic() < deadline and child.poll() is None:
         if Files(out).log.is_file() and Files(out).log.read_text().count("\n") > 2:
             break
         time.sleep(0.05)
     os.killpg(child.pid, signal.SIGTERM)
-    stdout, stderr = child.communicate(timeout=900)
+    stdout, stderr = child.communicate()
     assert child.returncode == 143, stderr
     assert stderr == ""
     step = read_state(Files(out).state)["step"]
