@@ -3,13 +3,8 @@
 from pathlib import Path
 
 import pytest
-from commands import assert_refused, done, picture, random_weights, run, scribbled
+from commands import assert_refused, done, picture, run, scribbled
 from several_processes import run_python
-
-
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return random_weights(tmp_path_factory.mktemp("weights") / "random.safetensors")
 
 
 @pytest.mark.parametrize("command", ["segment", "refine", "demo", "train"])
