@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import sys
-from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -137,16 +137,10 @@ def check(
         )
     data = {s: open_dataset(name, root, s, **chosen) for s in dict.fromkeys(splits)}
     reports = {}
-    bar = progress_bar() if sys.stderr.isatty() else None
-    with bar or nullcontext():
+    with progress_bar(sys.stderr.isatty()) as bar:
         for s, pictures in data.items():
-            task = bar.add_task(escape(s), total=len(pictures)) if bar else None
-
-            def advance(task: Any = task) -> None:
-                if bar:
-                    bar.advance(task)
-
-            reports[s] = run(pictures, workers, advance)
+            task = bar.add_task(escape(s), total=len(pictures))
+            reports[s] = run(pictures, workers, partial(bar.advance, task))
     shared = shared_pictures(data)
     findings = [f for report in reports.values() for f in report.findings] + shared
     _print_findings(findings)

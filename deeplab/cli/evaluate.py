@@ -328,10 +328,8 @@ def _predict_all(
     from deeplab.evaluation.evaluate import progress_bar
     from deeplab.predict import predict
 
-    bar = progress_bar()
-    bar.disable = not progress
     found: set[Conversion] = set()
-    with bar:
+    with progress_bar(progress) as bar:
         for index in bar.track(range(len(pictures)), description="predict"):
             image, conversions = pictures.picture(index)
             found.update(conversions)

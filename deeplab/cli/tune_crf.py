@@ -230,9 +230,8 @@ def draw(count: int, wanted: int, seed: int) -> list[int]:
 
 def _fill(logits: LogitCache) -> None:
     with _bar() as bar:
-        task = bar.add_task("network", total=len(logits))
-        for _ in logits.fill():
-            bar.advance(task)
+        for _ in bar.track(logits.fill(), total=len(logits), description="network"):
+            pass
 
 
 def _search(
@@ -346,6 +345,4 @@ def _bar() -> Progress:
     """A bar with the time left, on standard error where it is seen."""
     from deeplab.evaluation.evaluate import progress_bar
 
-    bar = progress_bar()
-    bar.disable = not sys.stderr.isatty()
-    return bar
+    return progress_bar(sys.stderr.isatty())

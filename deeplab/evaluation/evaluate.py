@@ -12,14 +12,13 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
@@ -28,7 +27,7 @@ from deeplab.data.datasets.base import LabelledImages as LabelledImages  # for t
 from deeplab.data.datasets.counts import LabelCounts
 from deeplab.errors import InputError
 from deeplab.evaluation.metrics import Absent, ConfusionMatrix
-from deeplab.evaluation.trimap import Around, TrimapCurve, TrimapTally
+from deeplab.evaluation.trimap import Around, TrimapCurve, TrimapTally, band_index
 from deeplab.model import DeepLab
 from deeplab.predict import as_rgb, check_scales, enough_memory, network_scores
 
@@ -136,9 +135,8 @@ def evaluate(
     dtype = np.uint8 if len(names) <= 256 else np.int64
     rank, world = _process() if shard else (0, 1)
     mine = range(rank, len(dataset), world)
-    bar = progress_bar() if progress and rank == 0 else None
-    with torch.no_grad(), bar or nullcontext():
-        task = bar.add_task("evaluate", total=len(mine)) if bar is not None else None
+    with torch.no_grad(), progress_bar(progress and rank == 0) as bar:
+        task = bar.add_task("evaluate", total=len(mine))
         for index in mine:
             image, labels = (np.asarray(part) for part in dataset[index])
             with (
@@ -153,8 +151,7 @@ def evaluate(
                     predicted = refined.add(truth, crf(logits, as_rgb(image).to(device)))
             if on_prediction is not None:
                 on_prediction(index, predicted.numpy().astype(dtype))
-            if bar is not None and task is not None:
-                bar.advance(task)
+            bar.advance(task)
     tallies = {"network": network} | ({} if refined is None else {"crf": refined})
     for one in tallies.values():
         if shard:
@@ -199,11 +196,7 @@ def require_finite(logits: Tensor, index: int) -> None:
 
 def boundary_band(labels: Tensor, width: int) -> Tensor:
     """Pixels with another label within ``width`` pixels (a square window): bool [H, W]."""
-    window = 2 * width + 1
-    x = labels[None, None].float()
-    rows = F.max_pool2d(x, (window, 1), 1, (width, 0)), F.max_pool2d(-x, (window, 1), 1, (width, 0))
-    high, low = (F.max_pool2d(r, (1, window), 1, (0, width)) for r in rows)
-    return (high != -low)[0, 0]
+    return band_index(labels, (width,), "boundary") == 0
 
 
 class _Tally:
@@ -268,7 +261,7 @@ def _check(model: DeepLab, dataset: LabelledImages, names: Sequence[str], band: 
         raise ValueError(f"band must be a half-width of at least 1 pixel, not {band}")
 
 
-def progress_bar() -> Progress:
+def progress_bar(shown: bool) -> Progress:
     """A bar with counts and the time left, on standard error."""
     return Progress(
         TextColumn("{task.description}"),
@@ -276,4 +269,5 @@ def progress_bar() -> Progress:
         MofNCompleteColumn(),
         TimeRemainingColumn(),
         console=Console(stderr=True),
+        disable=not shown,
     )

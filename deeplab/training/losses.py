@@ -145,11 +145,3 @@ class StepLoss(nn.Module):
             return tuple(self.model.forward_scales(x))
         image = None if self.model.crf is None else rgb.float()
         return (self.model(x, image=image, upsample=self.strides == (1,)),)
-
-
-def segmentation_loss(model: DeepLab, rgb: Tensor, labels: Tensor, stride: int) -> Tensor:
-    """Mean cross entropy over the labelled pixels of a batch: at full size, or at stride 8."""
-    step = StepLoss(model, stride)
-    denominators = loss_denominators(labels, step.strides, None, step.grid).clamp(min=1)
-    loss: Tensor = step(rgb, labels, denominators.to(rgb.device, torch.float32))
-    return loss

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,14 @@ def random_weights(path: Path) -> Path:
     palette = PALETTE[: len(CLASSES)].tolist()
     about = {"class_names": list(CLASSES), "palette": palette, "crf": STORED_CRF}
     save_weights(model, path, about)
+    return path
+
+
+def plain_weights(path: Path, classes: int, names: Sequence[str] | None = None) -> Path:
+    """Random weights of the small model for so many classes, with their names if there are any."""
+    torch.manual_seed(0)
+    about = {} if names is None else {"class_names": list(names)}
+    save_weights(deeplab_v2_small(classes), path, about)
     return path
 
 

@@ -1,16 +1,10 @@
 """The command line as a whole: what several commands refuse in one way, help, exit status."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-from commands import assert_refused, done, picture, random_weights, run, scribbled
-
-
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return random_weights(tmp_path_factory.mktemp("weights") / "random.safetensors")
+from commands import assert_refused, done, picture, run, scribbled
+from several_processes import run_python
 
 
 @pytest.mark.parametrize("command", ["segment", "refine", "demo", "train"])
@@ -82,7 +76,4 @@ def test_wrong_usage_exits_with_2() -> None:
 
 @pytest.mark.parametrize(("option", "shown"), [("--help", "segment"), ("--version", "torch ")])
 def test_it_runs_as_a_module(option: str, shown: str) -> None:
-    command = [sys.executable, "-m", "deeplab", option]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=900)
-    assert result.returncode == 0, result.stderr
-    assert shown in result.stdout
+    assert shown in run_python("-m", "deeplab", option)

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from commands import done, run
+from commands import assert_refused, done, plain_weights
 from PIL import Image
 from several_processes import start_two
 
@@ -29,21 +29,10 @@ SETTINGS = CRFSettings(2, Gaussian(2.0, 1.5), Bilateral(3.0, 20.0, 8.0))
 SHARED = Path(__file__).parents[4] / "shared" / "data"
 
 
-def refused(message, *args):
-    result = run(*args)
-    assert result.exit_code == 2, result.output
-    assert re.search(message, result.stderr), result.stderr
-    assert len(result.stderr.splitlines()) == 1
-    assert result.stdout == ""
-
-
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
     """Random weights for VOC's 21 classes."""
-    torch.manual_seed(0)
-    path = tmp_path_factory.mktemp("weights") / "w.safetensors"
-    save_weights(deeplab_v2_small(21), path)
-    return path
+    return plain_weights(tmp_path_factory.mktemp("weights") / "w.safetensors", 21)
 
 
 @pytest.fixture(scope="module")
@@ -144,26 +133,35 @@ def test_a_split_without_labels_is_predicted_for_its_server(tmp_path, weights, v
     path = tmp_path / "results/VOC2012/Segmentation/comp6_test_cls/2008_000003.png"
     with Image.open(path) as found:
         assert found.size == (56, 42)
-    refused("SegmentationClass/2008_000003.png: no such file", "evaluate", *given, "--no-crf")
-    refused("--no-score: leaves nothing to do", "evaluate", *given, "--no-score")
+    assert_refused(
+        tmp_path, "SegmentationClass/2008_000003.png: no such file", "evaluate", *given, "--no-crf"
+    )
+    assert_refused(tmp_path, "--no-score: leaves nothing to do", "evaluate", *given, "--no-score")
     useless = ["--no-score", "--submission", tmp_path / "x", "--trimap", "c", "--out", "s.json"]
-    refused("--no-score: leaves nothing for --trimap, --out", "evaluate", *given, *useless)
+    assert_refused(
+        tmp_path, "--no-score: leaves nothing for --trimap, --out", "evaluate", *given, *useless
+    )
     assert not (tmp_path / "x").exists()
 
 
 def test_options_without_sense_are_one_line(tmp_path, weights, voc):
     given = ["evaluate", "--weights", weights]
     here = [*given, *data(voc)]
-    refused(r"has 21 classes, scenes test has 11 classes \(sky", *given)
-    refused("--scenes 3: only counts with the generated scenes", *here, "--scenes", 3)
-    refused("no split 'best'; there are", *given, *data(voc, "best"))
-    refused("no data set 'voc'; there are voc2012", *given, "--data", "voc", "--root", voc)
-    refused("--scales a must be numbers with commas", *here, "--scales", "a")
-    refused("--scales must be at least one number, each from 0.1", *here, "--scales", "0")
+    for message, *line in (
+        (r"has 21 classes, scenes test has 11 classes \(sky", *given),
+        ("--scenes 3: only counts with the generated scenes", *here, "--scenes", 3),
+        ("no split 'best'; there are", *given, *data(voc, "best")),
+        ("no data set 'voc'; there are voc2012", *given, "--data", "voc", "--root", voc),
+        ("--scales a must be numbers with commas", *here, "--scales", "a"),
+        ("--scales must be at least one number, each from 0.1", *here, "--scales", "0"),
+        ("--trimap . must be the name of a file", *here, "--trimap", ""),
+        ("--device tpu must be", *here, "--device", "tpu"),
+        ("none.toml: no such file", *here, "--crf-settings", tmp_path / "none.toml"),
+    ):
+        assert_refused(tmp_path, message, *line)
+    curve = [*here, "--trimap", "c.csv", "--trimap-widths"]
     for widths in ("3,1", "0", "1.5", "x"):
-        refused("--trimap-widths", *here, "--trimap", "c.csv", "--trimap-widths", widths)
-    refused("--trimap . must be the name of a file", *here, "--trimap", "")
-    refused("--device tpu must be", *here, "--device", "tpu")
+        assert_refused(tmp_path, "--trimap-widths", *curve, widths)
     bad = tmp_path / "bad.toml"
     for text, message in (
         ("[crf", "cannot be read as TOML"),
@@ -172,19 +170,23 @@ def test_options_without_sense_are_one_line(tmp_path, weights, voc):
         ("[crf]\niterations = -1", "bad.toml: CRF iterations must be"),
     ):
         bad.write_text(text)
-        refused(message, *here, "--crf-settings", bad)
-    refused("none.toml: no such file", *here, "--crf-settings", tmp_path / "none.toml")
+        assert_refused(tmp_path, message, *here, "--crf-settings", bad)
 
 
 def test_weights_whose_logits_overflow_are_named(tmp_path):
     model = deeplab_v2_small(len(CLASSES))
     torch.nn.init.constant_(model.head.classifier.weight, 3e38)
-    path = tmp_path / "w.safetensors"
+    folder = tmp_path / "weights"
+    folder.mkdir()
+    path = folder / "w.safetensors"
     save_weights(model, path)
-    given = ["--weights", path, "--data-option", "size=33"]
+    given = ["--weights", path, "--data-option", "size=33", "--out", tmp_path / "out"]
     message = f"^Error: {path}: the network's output for picture 0 has NaN or Inf"
-    refused(message, "evaluate", *given, "--scenes", 1, "--no-crf")
-    refused(message, "tune-crf", *given, "--images", 2, "--folds", 2, "--out", tmp_path / "crf")
+    for command in (
+        ["evaluate", "--scenes", 1, "--no-crf"],
+        ["tune-crf", "--images", 2, "--folds", 2],
+    ):
+        assert_refused(folder, message, *command, *given)
 
 
 def test_a_curve_without_void_labels_says_so(tmp_path):
@@ -270,12 +272,21 @@ def test_refine_says_what_it_would_else_pass_over(tmp_path):
     told = done("refine", photo, marks, "--out", tmp_path / "out", "--iterations", 1).stderr
     assert told == ""
     np.save(tmp_path / "p.npy", np.full((2, 20, 30), 0.5, np.float32))
-    refused("--gt-prob 0.9: .*p.npy holds probabilities", "refine", photo, tmp_path / "p.npy",
-            "--gt-prob", 0.9)  # fmt: skip
+    assert_refused(
+        tmp_path,
+        "--gt-prob 0.9: .*p.npy holds probabilities",
+        "refine",
+        photo,
+        tmp_path / "p.npy",
+        "--gt-prob",
+        0.9,
+    )
     matrix = CRFSettings(compatibility=((0.0, 1.0), (1.0, 0.0)))
     (tmp_path / "crf.toml").write_text(matrix.to_toml())
     file = ["--crf-settings", tmp_path / "crf.toml"]
-    refused("CRF compatibility: scribbles have labels", "refine", photo, marks, *file)
+    assert_refused(
+        tmp_path, "CRF compatibility: scribbles have labels", "refine", photo, marks, *file
+    )
 
 
 @pytest.mark.slow

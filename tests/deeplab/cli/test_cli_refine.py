@@ -12,18 +12,12 @@ from commands import (
     files,
     indices,
     picture,
-    random_weights,
     scribbled,
 )
 from picture_files import save, soft_drawing
 from PIL import Image
 
 EXAMPLES = Path(__file__).parents[4] / "shared" / "data" / "pydensecrf"
-
-
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return random_weights(tmp_path_factory.mktemp("weights") / "random.safetensors")
 
 
 @pytest.mark.parametrize("number", [1, 3])

@@ -1,14 +1,13 @@
 """`deeplab segment`: what it writes and says, and how it refuses bad input."""
 
 import re
-import struct
-import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from commands import STORED_CRF, assert_refused, done, files, indices, picture, random_weights, run
+from commands import STORED_CRF, assert_refused, done, files, indices, picture, run
+from picture_files import png
 from PIL import Image
 
 from deeplab.crf_settings import CRFSettings
@@ -17,22 +16,6 @@ from deeplab.data.scenes import CLASSES, PALETTE
 from deeplab.model import deeplab_v2_small
 from deeplab.predict import predict
 from deeplab.weights import load_model, save_weights
-
-
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return random_weights(tmp_path_factory.mktemp("weights") / "random.safetensors")
-
-
-def header_only_png(path: Path, width: int, height: int) -> Path:
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return (
-            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-        )
-
-    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
-    path.write_bytes(b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", b"") + chunk(b"IEND", b""))
-    return path
 
 
 def test_segment_writes_labels_overlay_and_probabilities_and_a_line(
@@ -188,7 +171,8 @@ def test_one_bad_picture_among_good_ones_stops_before_anything_is_written(
 def test_segment_refuses_pictures_above_the_limit_which_can_be_raised(
     tmp_path: Path, weights: Path
 ) -> None:
-    huge = header_only_png(tmp_path / "huge.png", 12_000, 9_000)
+    huge = tmp_path / "huge.png"
+    huge.write_bytes(png(12_000, 9_000, 8, 2, b""))  # a header that promises more than there is
     options = ["--weights", weights, "--out", tmp_path / "out"]
     message = "huge.png: 12000 x 9000 pixels are 108.0 megapixels, .*--max-megapixels 109"
     assert_refused(tmp_path, message, "segment", huge, *options)

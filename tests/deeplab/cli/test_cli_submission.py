@@ -6,22 +6,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
-from commands import assert_refused, done
+from commands import assert_refused, done, plain_weights
 from dataset_files import label_map, own_data, picture
 from PIL import Image
 
 from deeplab.data.datasets import open_pictures
 from deeplab.data.images import read_image
-from deeplab.model import deeplab_v2_small
 from deeplab.predict import predict
-from deeplab.weights import load_model, save_weights
-
-
-def weights(path: Path, classes: int) -> Path:
-    torch.manual_seed(0)
-    save_weights(deeplab_v2_small(classes), path)
-    return path
+from deeplab.weights import load_model
 
 
 @pytest.mark.parametrize("labels", ["none", "dummies", "no folder"])
@@ -34,7 +26,7 @@ def test_the_test_split_of_cityscapes_is_predicted_with_or_without_its_dummy_lab
         truth.mkdir(parents=True)
     if labels == "dummies":
         label_map(truth / "berlin_000000_000019_gtFine_labelIds.png", [1, 2, 3])
-    path = weights(tmp_path / "w.safetensors", 19)
+    path = plain_weights(tmp_path / "w.safetensors", 19)
     given = ["evaluate", "--weights", path, "--data", "cityscapes", "--root", tmp_path]
     given += ["--split", "test", "--no-crf", "--no-score"]
     up = tmp_path / "up"
@@ -54,7 +46,7 @@ def test_the_test_split_of_cityscapes_is_predicted_with_or_without_its_dummy_lab
 
 def test_scores_of_a_split_without_labels_are_refused_in_one_line(tmp_path: Path) -> None:
     picture(tmp_path / "leftImg8bit/test/berlin/berlin_000000_000019_leftImg8bit.png")
-    path = weights(tmp_path / "w.safetensors", 19)
+    path = plain_weights(tmp_path / "w.safetensors", 19)
     given = ["evaluate", "--weights", path, "--data", "cityscapes", "--root", tmp_path]
     message = r"gtFine.test: no such folder; .* can be predicted only: deeplab evaluate --no-score"
     assert_refused(tmp_path, message, *given, "--split", "test", "--no-crf")
@@ -68,7 +60,7 @@ def test_pictures_of_ones_own_are_predicted_without_a_folder_of_labels(
 ) -> None:
     root = own_data(tmp_path / "mine")
     shutil.rmtree(root / missing)
-    path = weights(tmp_path / "w.safetensors", 3)
+    path = plain_weights(tmp_path / "w.safetensors", 3)
     given = ["evaluate", "--weights", path, "--data", "folder", "--root", root, "--split", "val"]
     given += ["--no-crf"]
     assert_refused(tmp_path, "labels.*: no such f", *given)
@@ -81,7 +73,7 @@ def test_pictures_of_ones_own_are_predicted_without_a_folder_of_labels(
 
 def test_a_set_without_a_server_is_told_what_can_be_had_instead(tmp_path: Path) -> None:
     root = own_data(tmp_path / "mine")
-    path = weights(tmp_path / "w.safetensors", 3)
+    path = plain_weights(tmp_path / "w.safetensors", 3)
     given = ["evaluate", "--weights", path, "--data", "folder", "--root", root, "--split", "val"]
     message = "--submission: no evaluation server is known for folder; --predictions DIR writes"
     assert_refused(tmp_path, message, *given, "--submission", tmp_path / "up")

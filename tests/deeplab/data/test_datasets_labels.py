@@ -1,10 +1,8 @@
 """Label maps in files: what their values are, what is refused, what is named."""
 
-import struct
-import zlib
-
 import numpy as np
 import pytest
+from campaign.rasters import png
 from dataset_files import label_map, own_data
 from PIL import Image
 
@@ -24,24 +22,9 @@ def test_small_grey_pngs_hold_indices_too(own, bits):
     top = min(2**bits - 1, 2)
     values = np.resize(np.arange(top + 1), (20, 24))
     path = own / "labels" / "d.png"
-    write_grey_png(path, values, bits)
+    path.write_bytes(png(values[..., None], 0, bits))
     data = open_dataset("folder", own, "all")
     assert np.array_equal(data[data.names.index("d")][1], values)
-
-
-def write_grey_png(path, values, bits):
-
-    def chunk(kind, body):
-        crc = zlib.crc32(kind + body)
-        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", crc)
-
-    height, width = values.shape
-    planes = (values[..., None] >> np.arange(bits)[::-1]) & 1
-    rows = np.packbits(planes.reshape(height, -1).astype(np.uint8), axis=1)
-    raw = b"".join(b"\0" + row.tobytes() for row in rows)
-    head = struct.pack(">IIBBBBB", width, height, bits, 0, 0, 0, 0)
-    content = chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(raw)) + chunk(b"IEND", b"")
-    path.write_bytes(b"\x89PNG\r\n\x1a\n" + content)
 
 
 def test_label_files_that_hold_no_indices_are_refused(own):

@@ -2,9 +2,6 @@
 
 import json
 import re
-import signal
-import subprocess
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -12,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from commands import assert_refused, done, plain_weights, run
 from PIL import Image
-from typer.testing import CliRunner
+from several_processes import Started
 
 from crf import Bilateral, Gaussian
-from deeplab import cli
 from deeplab.cli.tune_crf import axis, draw
 from deeplab.crf_settings import CRFSettings
 from deeplab.data.scenes import CLASSES, VALIDATION_START, ScenesDataset
@@ -24,12 +21,13 @@ from deeplab.errors import InputError
 from deeplab.evaluation.logit_cache import Cached, LogitCache
 from deeplab.evaluation.tune_crf import RANDOM, Log, Result, Space, Tuner, Tuning, heat_map, miou_of
 from deeplab.model import deeplab_v2_small
-from deeplab.weights import save_weights
 
 FIXED = CRFSettings(iterations=3, gaussian=Gaussian(1.0, 1.0))
 SPACE = Space((2.0, 4.0, 6.0), (4.0, 8.0, 12.0), (6.0, 12.0, 18.0))
+PLANE = Space((4.0,), *SPACE.axes()[1:])  # where several searches look at many pictures
 PLANTED = (4.0, 8.0, 12.0)
 ABOUT = {"data": "planted"}
+SIZE = (16, 20)  # of the planted pictures
 
 
 def planted(point=PLANTED, count=2):
@@ -38,11 +36,11 @@ def planted(point=PLANTED, count=2):
     layer = CRFSettings(3, Gaussian(1.0, 1.0), Bilateral(*point)).layer(3)
     pictures = []
     for _ in range(count):
-        blocks = np.kron(rng.integers(0, 3, (4, 5)), np.ones((6, 6), int))
-        image = np.array([60, 110, 160])[blocks][None].repeat(3, 0) + rng.normal(0, 18, (3, 24, 30))
+        blocks = np.kron(rng.integers(0, 3, (4, 5)), np.ones((4, 4), int))
+        image = np.array([60, 110, 160])[blocks][None].repeat(3, 0) + rng.normal(0, 18, (3, *SIZE))
         image = torch.from_numpy(image.clip(0, 255).astype(np.uint8))[None]
         logits = torch.from_numpy(np.eye(3)[blocks].transpose(2, 0, 1)[None] * 1.5)
-        logits = (logits + torch.from_numpy(rng.normal(0, 1.5, (1, 3, 24, 30)))).float()
+        logits = (logits + torch.from_numpy(rng.normal(0, 1.5, (1, 3, *SIZE)))).float()
         pictures.append(Cached(logits, image, layer(logits, image).argmax(1)[0]))
     return pictures
 
@@ -79,14 +77,14 @@ def test_a_finer_round_finds_planted_settings_between_the_values_of_the_grid(tmp
 def test_tpe_closes_in_on_the_planted_settings_and_resumes_as_if_never_stopped(tmp_path):
     pytest.importorskip("optuna", reason="optuna is not installed")
     whole = tuner(tmp_path / "whole.jsonl")
-    list(whole.tpe(SPACE, 60, seed=1))
+    list(whole.tpe(SPACE, 40, seed=1))
     scores = [miou_of(folds.sum(0)) for folds in whole.log.results.values()]
     assert np.mean(scores[-20:]) > np.mean(scores[:10]) + np.std(scores[:10])  # ten at random first
     assert max(scores) > max(scores[:10])
     path = tmp_path / "parts.jsonl"
     list(tuner(path).tpe(SPACE, 12, seed=1))
     rest = tuner(path)
-    list(rest.tpe(SPACE, 60, seed=1))
+    list(rest.tpe(SPACE, 40, seed=1))
     assert rest.tried == whole.tried
     assert rest.tuning() == whole.tuning()
     found, expected = (sorted(p.read_text().splitlines()) for p in (path, whole.log.path))
@@ -110,7 +108,7 @@ def test_scores_are_those_of_an_independent_count_over_all_pictures(tmp_path):
     pred = np.concatenate([layer(p.logits, p.image).argmax(1).numpy().ravel() for p in pictures])
     iou = [((true == c) & (pred == c)).sum() / ((true == c) | (pred == c)).sum() for c in range(3)]
     assert result.miou() == pytest.approx(np.mean(iou), rel=1e-12)
-    even = np.concatenate([np.full(24 * 30, k % 2 == 0) for k in range(4)])
+    even = np.concatenate([np.full(SIZE[0] * SIZE[1], k % 2 == 0) for k in range(4)])
     assert result.folds[0].sum() == even.sum()
     assert np.trace(result.folds[0]) == (true == pred)[even].sum()
 
@@ -156,7 +154,7 @@ search(found)
 def test_a_killed_search_keeps_every_setting_it_finished(tmp_path):
     path = tmp_path / "r.jsonl"
     script = KILLED.format(folder=str(Path(__file__).parent), path=str(path))
-    child = subprocess.Popen([sys.executable, "-c", script])
+    child = Started(("-c", script))
     try:
         deadline = time.monotonic() + 900
         while not path.exists() or path.read_bytes().count(b"\n") < 4:
@@ -164,8 +162,8 @@ def test_a_killed_search_keeps_every_setting_it_finished(tmp_path):
             assert time.monotonic() < deadline
             time.sleep(0.02)
     finally:
-        child.send_signal(signal.SIGKILL)
-        child.wait()
+        child.kill()
+        child.communicate()
     finished = path.read_bytes().count(b"\n") - 1
     second = tuner(path)
     assert len(second.log.results) == finished >= 3
@@ -200,7 +198,7 @@ def test_held_out_score_counts_each_fold_with_the_setting_chosen_without_it():
 
 def of_two_kinds(held_out):
     """Four pictures; those of fold 0 and those of fold 1 have truths of different settings."""
-    first, second = planted(held_out, 4), planted((5.0, 10.0, 15.0), 4)
+    first, second = planted(held_out, 4), planted((4.0, 10.0, 15.0), 4)
     return [first[0], second[1], first[2], second[3]]
 
 
@@ -209,9 +207,9 @@ def test_no_step_of_the_search_without_a_fold_depends_on_its_pictures(tmp_path, 
     if kind == "tpe":
         pytest.importorskip("optuna", reason="optuna is not installed")
     runs = []
-    for k, held_out in enumerate([(2.0, 4.0, 6.0), (6.0, 4.0, 18.0)]):
+    for k, held_out in enumerate([(4.0, 4.0, 6.0), (4.0, 4.0, 18.0)]):
         found = tuner(tmp_path / f"{k}.jsonl", of_two_kinds(held_out))
-        for _ in found.grid(SPACE, 1) if kind == "grid" else found.tpe(SPACE, 20):
+        for _ in found.grid(PLANE, 1) if kind == "grid" else found.tpe(PLANE, 20):
             pass
         runs.append((found.tried, found.tuning()))
     (first, one), (second, other) = runs
@@ -224,23 +222,23 @@ def test_no_step_of_the_search_without_a_fold_depends_on_its_pictures(tmp_path, 
 
 def test_the_searches_of_tpe_share_the_trials_at_random(tmp_path):
     pytest.importorskip("optuna", reason="optuna is not installed")
-    found = tuner(tmp_path / "r.jsonl", of_two_kinds((2.0, 4.0, 6.0)))
-    list(found.tpe(SPACE, 20))
+    found = tuner(tmp_path / "r.jsonl", of_two_kinds((4.0, 4.0, 6.0)))
+    list(found.tpe(PLANE, 20))
     whole, first, second = found.tried.values()
     assert whole[:RANDOM] == first[:RANDOM] == second[:RANDOM]
     assert first[RANDOM:] != second[RANDOM:]
 
 
 def test_searches_share_what_they_score(tmp_path):
-    found = tuner(tmp_path / "r.jsonl", of_two_kinds((2.0, 4.0, 6.0)))
-    waiting = [stage.waiting for stage in found.grid(SPACE, rounds=2)]
+    found = tuner(tmp_path / "r.jsonl", of_two_kinds((4.0, 4.0, 6.0)))
+    waiting = [stage.waiting for stage in found.grid(PLANE, rounds=2)]
     assert len(waiting) == 1 + 3 * 2
-    assert waiting[0] == SPACE.grid()
+    assert waiting[0] == PLANE.grid()
     scored = [point for stage in waiting for point in stage]
     assert found.scored == len(scored) == len(set(scored))
     assert set(scored) == {point for tried in found.tried.values() for point in tried}
-    again = tuner(tmp_path / "r.jsonl", of_two_kinds((2.0, 4.0, 6.0)))
-    assert not any(stage.waiting for stage in again.grid(SPACE, rounds=2))
+    again = tuner(tmp_path / "r.jsonl", of_two_kinds((4.0, 4.0, 6.0)))
+    assert not any(stage.waiting for stage in again.grid(PLANE, rounds=2))
     assert again.tuning() == found.tuning()
 
 
@@ -268,7 +266,7 @@ def test_folds_that_do_not_fit_the_pictures_are_refused(tmp_path):
 
 def test_a_fold_without_a_labelled_pixel_is_refused_before_any_setting_is_scored(tmp_path):
     pictures = planted()
-    pictures[1] = replace(pictures[1], labels=torch.full((24, 30), 255))
+    pictures[1] = replace(pictures[1], labels=torch.full(SIZE, 255))
     with pytest.raises(InputError, match="fold 2 of 2: none of its pixels is labelled"):
         tuner(tmp_path / "r.jsonl", pictures)
 
@@ -352,13 +350,6 @@ def test_stale_caches_are_refused_and_the_difference_named(tmp_path, model):
 # The command
 
 
-def run(*args):
-    result = CliRunner().invoke(cli.app, [str(arg) for arg in args])
-    if result.exception is not None and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    return result
-
-
 @pytest.mark.parametrize(
     ("text", "values"),
     [
@@ -389,10 +380,8 @@ def test_pictures_are_drawn_at_random_but_always_the_same():
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
-    torch.manual_seed(0)
     path = tmp_path_factory.mktemp("weights") / "w.safetensors"
-    save_weights(deeplab_v2_small(len(CLASSES)), path, {"class_names": list(CLASSES)})
-    return path
+    return plain_weights(path, len(CLASSES), CLASSES)
 
 
 def test_the_command_writes_settings_heat_map_and_results_and_goes_on(tmp_path, weights):
@@ -400,8 +389,7 @@ def test_the_command_writes_settings_heat_map_and_results_and_goes_on(tmp_path, 
     options = ["--weights", weights, "--images", 2, "--folds", 2, "--out", out, "--iterations", 1]
     values = ["--bilateral-weight", "3", "--bilateral-sigma-xy", "20,40"]
     values += ["--bilateral-sigma-rgb", "5,10", "--data-option", "size=49"]
-    result = run("tune-crf", *options, *values, "--rounds", 0)
-    assert result.exit_code == 0, result.output
+    result = done("tune-crf", *options, *values, "--rounds", 0)
     assert "Note: coarse: 4 settings, 2 pictures, " in result.stderr
     assert re.search(r"mIoU [\d.]+ without the CRF, [\d.]+ with the best", result.stdout)
     assert "held out" in result.stdout
@@ -413,7 +401,7 @@ def test_the_command_writes_settings_heat_map_and_results_and_goes_on(tmp_path, 
     assert found == CRFSettings(1, bilateral=bilateral)
     with Image.open(out / "heatmap.png") as picture:
         assert len(np.unique(np.asarray(picture.convert("RGB")).reshape(-1, 3), axis=0)) > 20
-    again = run("tune-crf", *options, *values, "--rounds", 0)
+    again = done("tune-crf", *options, *values, "--rounds", 0)
     assert "Note: 4 settings are known" in again.stderr
     assert again.stdout == result.stdout
     assert (out / "results.jsonl").read_text().splitlines() == lines
@@ -436,11 +424,7 @@ def test_the_command_refuses_what_makes_no_sense(tmp_path, weights):
         ("scenes: no option 'x'", "--data-option", "x=1"),
         ("--device tpu must be auto, cpu or cuda", "--device", "tpu"),
     ):
-        result = run("tune-crf", "--weights", weights, *out, *options)
-        assert result.exit_code == 2, result.output
-        assert message in result.stderr
-        assert len(result.stderr.splitlines()) == 1
-    assert not (tmp_path / "crf").exists()
+        assert_refused(tmp_path, message, "tune-crf", "--weights", weights, *out, *options)
 
 
 def test_fewer_pictures_than_folds_make_fewer_folds_and_it_is_said(tmp_path, weights):
@@ -448,8 +432,7 @@ def test_fewer_pictures_than_folds_make_fewer_folds_and_it_is_said(tmp_path, wei
     options = ["--weights", weights, "--images", 3, "--out", out, "--iterations", 1]
     options += ["--data-option", "size=33", "--rounds", 0, "--bilateral-weight", 3]
     options += ["--bilateral-sigma-xy", 20, "--bilateral-sigma-rgb", "5,10"]
-    result = run("tune-crf", *options)
-    assert result.exit_code == 0, result.output
+    result = done("tune-crf", *options)
     assert "Note: 3 pictures: 3 folds instead of 5" in result.stderr
     assert "over 3 folds" in result.stdout
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from commands import assert_refused
-from tiny_training import TINY, Signalling, equal, rows, run, stop_at, tiny_pictures
+from tiny_training import TINY, Signalling, contents, equal, rows, run, stop_at
 
 from deeplab.errors import InputError
 from deeplab.training.checkpoint import Files, write_state
@@ -22,11 +22,6 @@ HEADER = ",".join(COLUMNS) + "\n"
 
 
 @pytest.fixture(scope="module")
-def pictures():
-    return tiny_pictures()
-
-
-@pytest.fixture(scope="module")
 def runs(pictures, tmp_path_factory) -> Path:
     """A folder with a finished run, one that was stopped after the first of two steps, and one
     after the second, before the validation."""
@@ -37,11 +32,6 @@ def runs(pictures, tmp_path_factory) -> Path:
     run(SHORT, stop_at(1, pictures), folder / "stopped" / "w.safetensors")
     run(SHORT, stop_at(2, pictures), folder / "unscored" / "w.safetensors")
     return folder
-
-
-def contents(folder: Path) -> dict[Path, tuple[bytes, int]]:
-    files = [path for path in folder.rglob("*") if path.is_file()]
-    return {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in files}
 
 
 def refused(folder: Path, message: str, pictures, **options) -> None:

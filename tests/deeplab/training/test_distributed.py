@@ -4,15 +4,13 @@ import dataclasses
 import json
 import re
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
-from several_processes import ROOT, start_two
+from several_processes import Started, start_two
 from tiny_training import FROZEN, TINY, float64, own_data, run, tiny_pictures
 
 from deeplab.data.scenes import CLASSES
@@ -24,6 +22,15 @@ from deeplab.training.losses import loss_denominators
 from deeplab.weights import load_model, read_metadata
 
 ROUNDING = 1e-10  # of float64 runs: losses near 10, a few steps, another order of the sums
+
+# torchrun itself, except that it forks its processes, which saves each the imports.
+TORCHRUN = """
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+from deeplab.cli import main
+
+standalone = {"rdzv_backend": "c10d", "rdzv_endpoint": "localhost:0", "run_id": "test"}
+elastic_launch(LaunchConfig(1, 1, 2, max_restarts=0, start_method="fork", **standalone), main)()
+"""
 
 PROGRAM = """
 import dataclasses, json, os, sys
@@ -74,9 +81,10 @@ def test_pieces_of_a_step_have_the_gradient_of_one_piece():
     """Twice one sample equals two samples, also where one of them has few labels."""
     few = [(image, labels.copy()) for image, labels in tiny_pictures()]
     few[0][1][5:] = 255
-    one = run(FROZEN, few)
-    two = run(dataclasses.replace(FROZEN, accumulate=2), few)
-    start = run(dataclasses.replace(FROZEN, steps=1, lr=1e-30), few).model.state_dict()
+    config = dataclasses.replace(FROZEN, steps=3)
+    one = run(config, few)
+    two = run(dataclasses.replace(config, accumulate=2), few)
+    start = run(dataclasses.replace(config, steps=1, lr=1e-30), few).model.state_dict()
     assert two.loss == pytest.approx(one.loss, abs=ROUNDING)
     assert_same_weights(two.model.state_dict(), one.model.state_dict())
     moved = [(start[n] - t).abs().max() for n, t in one.model.state_dict().items() if "conv" in n]
@@ -141,13 +149,13 @@ def test_the_command_under_torchrun_prints_once(tmp_path):
     for path in images.iterdir():
         with Image.open(path) as image:
             image.convert("L").save(path)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command += ["--nproc-per-node", "2", *command_in_two(tmp_path, tmp_path), "--steps", "2"]
-    process = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=900)
-    assert process.returncode == 0, process.stderr
-    assert process.stdout.count("2 of 2 steps") == 1
+    _, _, *command = command_in_two(tmp_path, tmp_path)
+    torchrun = Started(("-c", TORCHRUN, *command, "--steps", "2"))
+    stdout, stderr = torchrun.communicate()
+    assert torchrun.returncode == 0, stderr
+    assert stdout.count("2 of 2 steps") == 1
     assert read_metadata(out)["step"] == 2
-    converted = [line for line in process.stderr.splitlines() if "converted" in line]
+    converted = [line for line in stderr.splitlines() if "converted" in line]
     assert converted == [f"Note: 4 pictures, such as {images / 'p.png'}: grey converted to RGB"]
 
 

@@ -7,14 +7,9 @@ import time
 
 import pytest
 import torch
-from tiny_training import SHORT, Signalling, run, tiny_pictures
+from tiny_training import SHORT, Acting, Signalling, raises, run
 
 from deeplab.weights import load_model, read_metadata
-
-
-@pytest.fixture(scope="module")
-def pictures():
-    return tiny_pictures()
 
 
 def test_ctrl_c_stops_cleanly_and_leaves_a_loadable_checkpoint(pictures, tmp_path):
@@ -31,13 +26,10 @@ def test_ctrl_c_stops_cleanly_and_leaves_a_loadable_checkpoint(pictures, tmp_pat
 
 
 def test_ctrl_c_in_the_last_validation_keeps_the_finished_weights(pictures, tmp_path):
-    class Stopped(list):
-        def __getitem__(self, index):
-            raise KeyboardInterrupt
-
     out = tmp_path / "w.safetensors"
+    stopped = Acting(pictures, 1, raises(KeyboardInterrupt()))
     with pytest.raises(KeyboardInterrupt):
-        run(SHORT, pictures, out, validation=Stopped(pictures))
+        run(SHORT, pictures, out, validation=stopped)
     assert read_metadata(out)["step"] == SHORT.steps
 
 

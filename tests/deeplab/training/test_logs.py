@@ -8,7 +8,7 @@ import threading
 from pathlib import Path
 
 import pytest
-from tiny_training import SHORT, TINY, run, tiny_pictures
+from tiny_training import SHORT, TINY, Acting, raises, rows, run
 
 from deeplab.errors import InputError
 from deeplab.training.logs import COLUMNS, CSVLog, TensorBoardLog
@@ -45,34 +45,25 @@ def test_a_second_run_of_a_name_is_refused_and_changes_nothing(tmp_path: Path, n
     assert not (tmp_path / ".w.csv.part").exists()
 
 
-@pytest.mark.parametrize("every", [4, 6, 100])
-def test_a_last_validation_that_was_cut_short_has_its_row_in_the_end(
-    tmp_path: Path, every: int
+@pytest.mark.parametrize(
+    ("every", "done", "scored"),
+    [(3, 0, ["3", "6"]), (4, 1, ["4", "6"]), (6, 0, ["6"]), (100, 0, ["6"])],
+)
+def test_a_validation_that_was_cut_short_is_made_up_for_and_has_its_row_in_the_end(
+    pictures, tmp_path: Path, every: int, done: int, scored: list[str]
 ) -> None:
-    pictures, config = tiny_pictures(), dataclasses.replace(TINY, validate_every=every)
-    first = config.steps // every * len(pictures) if every < config.steps else 0
-
-    class Cut(list):
-        asked = 0
-
-        def __getitem__(self, index):
-            Cut.asked += 1
-            if Cut.asked > first:  # behind the validations on the way
-                raise KeyboardInterrupt
-            return super().__getitem__(index)
-
+    """done: how many validations come before it."""
+    config = dataclasses.replace(TINY, validate_every=every)
+    cut = Acting(pictures, done * len(pictures) + 1, raises(KeyboardInterrupt()))
     out, whole = tmp_path / "w.safetensors", tmp_path / "whole.safetensors"
     with pytest.raises(KeyboardInterrupt):
-        run(config, pictures, out, validation=Cut(pictures))
+        run(config, pictures, out, validation=cut)
     run(config, pictures, out, resume=True)
     run(config, pictures, whole)
-    told = [
-        [(row["step"], row["loss"], row["miou"]) for row in csv.DictReader(path.open())]
-        for path in (out.with_suffix(".csv"), whole.with_suffix(".csv"))
-    ]
+    told = [[(row["step"], row["loss"], row["miou"]) for row in rows(o)] for o in (out, whole)]
     assert told[0] == told[1]
+    assert [step for step, _, miou in told[0] if miou] == scored
     assert told[0][-1][0] == "6"
-    assert told[0][-1][2]
 
 
 def test_a_log_that_cannot_be_started_leaves_nothing(tmp_path: Path, monkeypatch) -> None:
@@ -106,8 +97,8 @@ def test_tensorboard_without_room_is_one_line(tmp_path: Path, monkeypatch, capfd
     assert "Traceback" not in capfd.readouterr().err
 
 
-def test_tensorboard_in_place_of_a_file_is_one_line(tmp_path: Path) -> None:
+def test_tensorboard_in_place_of_a_file_is_one_line(pictures, tmp_path: Path) -> None:
     pytest.importorskip("tensorboard")
     (tmp_path / "w.tensorboard").write_text("a file")
     with pytest.raises(InputError, match=r"w\.tensorboard: cannot write the log"):
-        run(SHORT, tiny_pictures(), tmp_path / "w.safetensors", tensorboard=True)
+        run(SHORT, pictures, tmp_path / "w.safetensors", tensorboard=True)

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny_training import SHORT, run, tiny_pictures
+from tiny_training import SHORT, run, segmentation_loss
 
 from deeplab.data.scenes import CLASSES
 from deeplab.errors import InputError
@@ -17,13 +17,7 @@ from deeplab.training.losses import (
     StepLoss,
     labels_of_scores,
     loss_denominators,
-    segmentation_loss,
 )
-
-
-@pytest.fixture(scope="module")
-def pictures():
-    return tiny_pictures()
 
 
 @pytest.mark.processors

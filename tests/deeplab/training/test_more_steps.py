@@ -10,25 +10,26 @@ from pathlib import Path
 import pytest
 import torch
 from commands import assert_refused, done
-from tiny_training import TINY, Signalling, equal, rows, run, stop_at, tiny_pictures
+from tiny_training import (
+    TINY,
+    Signalling,
+    contents,
+    equal,
+    rows,
+    run,
+    script_scores,
+    stop_at,
+    tiny_pictures,
+)
 
 from deeplab.data import scenes
-from deeplab.data.scenes import CLASSES
 from deeplab.errors import InputError
-from deeplab.evaluation.evaluate import Evaluation, Scores
-from deeplab.evaluation.metrics import ConfusionMatrix
-from deeplab.training import trainer
 from deeplab.training.checkpoint import Files, read_state, stored_steps
 from deeplab.training.schedule import learning_rate
 from deeplab.weights import load_model, read_metadata, save_weights
 
 SHORT = dataclasses.replace(TINY, steps=2)
 LONGER = dataclasses.replace(TINY, steps=4)
-
-
-@pytest.fixture(scope="module")
-def pictures():
-    return tiny_pictures()
 
 
 @pytest.fixture(scope="module")
@@ -43,10 +44,6 @@ def out(finished, tmp_path) -> Path:
     """A copy of the finished run of two steps."""
     shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
     return tmp_path / "w.safetensors"
-
-
-def contents(folder: Path) -> dict[Path, tuple[bytes, int]]:
-    return {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in folder.iterdir()}
 
 
 def test_a_finished_run_resumes_to_itself_and_says_how_to_train_on(pictures, out, capfd):
@@ -146,15 +143,7 @@ def test_a_run_killed_between_its_last_state_and_its_last_weights_gets_them(pict
 def test_the_best_weights_of_a_finished_run_stay_until_there_are_better(
     pictures, tmp_path, monkeypatch, moved, best
 ):
-    scores = iter([0.5, 0.3])
-
-    def scripted(*args, **kwargs):
-        miou = next(scores)
-        confusion = {"network": ConfusionMatrix(len(CLASSES))}
-        found = Scores(miou, miou, miou, None, dict.fromkeys(CLASSES))
-        return Evaluation(1, 4, found, None, confusion=confusion)
-
-    monkeypatch.setattr(trainer, "evaluate", scripted)
+    script_scores(monkeypatch, 0.5, 0.3)
     out = tmp_path / "w.safetensors"
     run(SHORT, pictures, out)
     if moved:  # then those that follow are worth keeping

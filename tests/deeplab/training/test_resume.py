@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,15 +17,24 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_training import FROZEN, TINY, Signalling, equal, rows, run, stop_at, tiny_pictures
-from typer.testing import CliRunner
+from commands import done
+from commands import run as command
+from several_processes import Started
+from tiny_training import (
+    FROZEN,
+    TINY,
+    Acting,
+    Signalling,
+    equal,
+    raises,
+    rows,
+    run,
+    script_scores,
+    stop_at,
+)
 
-from deeplab import cli
 from deeplab.data import scenes
 from deeplab.errors import InputError
-from deeplab.evaluation.evaluate import Evaluation, Scores
-from deeplab.evaluation.metrics import ConfusionMatrix
-from deeplab.training import trainer
 from deeplab.training.checkpoint import FORMAT, Files, read_state, write_state
 from deeplab.training.logs import COLUMNS, Throughput
 from deeplab.training.samples import step_seed
@@ -32,23 +42,32 @@ from deeplab.weights import load_model, read_metadata
 
 
 @pytest.fixture(scope="module")
-def pictures():
-    return tiny_pictures()
+def whole(pictures, tmp_path_factory):
+    """The run that nothing stops, and its state."""
+    out = tmp_path_factory.mktemp("whole") / "w.safetensors"
+    return run(TINY, pictures, out), read_state(Files(out).state)
+
+
+@pytest.fixture(scope="module")
+def stopped(pictures, tmp_path_factory):
+    """The weights of a run that was stopped after two steps."""
+    out = tmp_path_factory.mktemp("stopped") / "w.safetensors"
+    run(TINY, stop_at(2, pictures), out)
+    return out
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_resumed_run_is_that_of_one_piece_bit_for_bit(pictures, tmp_path, number):
-    whole = run(TINY, pictures, tmp_path / "whole.safetensors")
+def test_a_resumed_run_is_that_of_one_piece_bit_for_bit(pictures, tmp_path, whole, number):
+    expected, state = whole
     out = tmp_path / "w.safetensors"
     first = run(TINY, stop_at(3, pictures, number), out)
     assert (first.steps, first.interrupted, first.signal) == (3, True, number)
     second = run(TINY, pictures, out, resume=True)
     assert (second.steps, second.interrupted) == (6, False)
-    assert second.loss == whole.loss
-    assert second.metrics == whole.metrics
-    assert equal(second.model, whole.model)
-    states = [read_state(Files(tmp_path / name).state) for name in ("whole.st", out.name)]
-    momenta = [state["optimizer"]["state"] for state in states]
+    assert second.loss == expected.loss
+    assert second.metrics == expected.metrics
+    assert equal(second.model, expected.model)
+    momenta = [s["optimizer"]["state"] for s in (state, read_state(Files(out).state))]
     assert momenta[0].keys() == momenta[1].keys()
     for key, value in momenta[0].items():
         assert torch.equal(value["momentum_buffer"], momenta[1][key]["momentum_buffer"])
@@ -63,12 +82,11 @@ def test_a_scaled_loss_resumes_with_its_scale(pictures, tmp_path):
     assert equal(run(half, pictures, out, resume=True).model, whole.model)
 
 
-def test_sigterm_saves_without_a_validation_and_ctrl_c_with_one(pictures, tmp_path):
-    out = tmp_path / "w.safetensors"
-    assert run(TINY, stop_at(2, pictures), out).metrics == {}
-    assert read_metadata(Files(out).last)["step"] == 2
-    stopped = run(TINY, stop_at(2, pictures, signal.SIGINT), out, overwrite=True)
-    assert stopped.metrics["images"] == 2
+def test_sigterm_saves_without_a_validation_and_ctrl_c_with_one(pictures, stopped, tmp_path):
+    about = read_metadata(Files(stopped).last)
+    assert (about["step"], about["metrics"]) == (2, {})
+    result = run(TINY, stop_at(2, pictures, signal.SIGINT), tmp_path / "w.safetensors")
+    assert result.metrics["images"] == 2
 
 
 def test_dropout_is_drawn_anew_for_each_step_and_process(pictures):
@@ -87,16 +105,14 @@ def test_dropout_is_drawn_anew_for_each_step_and_process(pictures):
         ({"model_options": {"rates": [6]}}, r"model_options.rates absent then, \[6\] now"),
     ],
 )
-def test_another_configuration_is_refused_with_the_difference(pictures, tmp_path, change, message):
-    out = tmp_path / "w.safetensors"
-    run(TINY, stop_at(2, pictures), out)
+def test_another_configuration_is_refused_with_the_difference(pictures, stopped, change, message):
     with pytest.raises(InputError, match=message):
-        run(dataclasses.replace(TINY, **change), pictures, out, resume=True)
+        run(dataclasses.replace(TINY, **change), pictures, stopped, resume=True)
 
 
-def test_other_data_are_refused_and_other_places_are_not(pictures, tmp_path):
-    out = tmp_path / "w.safetensors"
-    run(TINY, stop_at(2, pictures), out)
+def test_other_data_are_refused_and_other_places_are_not(pictures, stopped, tmp_path):
+    shutil.copytree(stopped.parent, tmp_path, dirs_exist_ok=True)
+    out = tmp_path / stopped.name
     with pytest.raises(InputError, match="pictures 2 then, 1 now"):
         run(TINY, pictures[:1], out, resume=True)
     free = dataclasses.replace(TINY, accumulate=2, validate_every=50, log_every=2, workers=1)
@@ -119,24 +135,18 @@ def test_a_state_is_written_without_a_copy_of_it_in_memory(tmp_path):
     assert torch.equal(read_state(tmp_path / "w.state")["model"], state["model"])
 
 
-def test_a_broken_picture_leaves_the_state_to_go_on_from_without_it(pictures, tmp_path):
-    class Broken(Signalling):
-        def __getitem__(self, index):
-            self.calls += 1
-            if self.calls == self.at:
-                raise InputError("picture 1 is broken")
-            return self.pictures[index]
-
+def test_a_broken_picture_leaves_the_state_to_go_on_from_without_it(pictures, tmp_path, whole):
+    broken = raises(InputError("picture 1 is broken"))
     out = tmp_path / "w.safetensors"
     with pytest.raises(InputError, match=r"broken .skip_broken = true .* goes on from step 3"):
-        run(TINY, Broken(pictures, 2 * 3 + 1, 0), out)
+        run(TINY, Acting(pictures, 2 * 3 + 1, broken), out)
     assert read_state(Files(out).state)["step"] == 3
     skipping = dataclasses.replace(TINY, skip_broken=True)
     resumed = run(skipping, pictures, out, resume=True)
-    assert equal(resumed.model, run(TINY, pictures).model)
+    assert equal(resumed.model, whole[0].model)
     early = tmp_path / "early.safetensors"
     with pytest.raises(InputError, match=r"passes over it\)$"):
-        run(TINY, Broken(pictures, 1, 0), early)
+        run(TINY, Acting(pictures, 1, broken), early)
     assert not early.exists()  # nothing was learned
 
 
@@ -173,60 +183,25 @@ def test_kill_9_while_a_state_is_written_leaves_a_whole_one(tmp_path):
     assert {entry.name for entry in tmp_path.iterdir()} <= {"w.state", ".w.state.part"}
 
 
-def test_a_crash_between_checkpoints_goes_on_from_the_last_one(pictures, tmp_path):
+def test_a_crash_between_checkpoints_goes_on_from_the_last_one(pictures, tmp_path, whole):
     """What a kill leaves: a state of step 2, a log up to step 4 and half a row."""
-
-    class Crash(Exception):
-        pass
-
-    class Crashing(Signalling):
-        def __getitem__(self, index):
-            self.calls += 1
-            if self.calls > self.at:
-                raise Crash
-            return self.pictures[index]
-
     config = dataclasses.replace(TINY, save_every=2)
     out = tmp_path / "w.safetensors"
-    with pytest.raises(Crash):
-        run(dataclasses.replace(config, save_every=2), Crashing(pictures, 2 * 3, 0), out)
+    with pytest.raises(ZeroDivisionError):
+        run(config, Acting(pictures, 2 * 3 + 1, raises(ZeroDivisionError())), out)
     assert read_state(Files(out).state)["step"] == 2
     assert [row["step"] for row in rows(out)] == ["1", "2", "3"]
     with Files(out).log.open("a") as file:
         file.write("4,0.1")
     resumed = run(config, pictures, out, resume=True)
-    assert equal(resumed.model, run(config, pictures).model)
+    assert equal(resumed.model, whole[0].model)
     assert [row["step"] for row in rows(out)] == ["1", "2", "3", "4", "5", "6"]
     assert all(row["loss"] and row["lr"] for row in rows(out))
     assert rows(out)[-1]["miou"]
 
 
-def test_a_validation_that_was_cut_short_is_made_up_for(pictures, tmp_path):
-    class Cut(list):
-        def __getitem__(self, index):
-            raise KeyboardInterrupt
-
-    config = dataclasses.replace(TINY, validate_every=3)
-    out, whole = tmp_path / "w.safetensors", tmp_path / "whole.safetensors"
-    with pytest.raises(KeyboardInterrupt):
-        run(config, pictures, out, validation=Cut(pictures))
-    run(config, pictures, out, resume=True)
-    run(config, pictures, whole)
-    scored = [[(row["step"], row["loss"], row["miou"]) for row in rows(o)] for o in (out, whole)]
-    assert scored[0] == scored[1]
-    assert [row[0] for row in scored[0] if row[2]] == ["3", "6"]
-
-
 def test_the_weights_file_keeps_the_best_and_last_the_last(pictures, tmp_path, monkeypatch):
-    scores = iter([0.2, 0.5, 0.3])
-
-    def scripted(*args, **kwargs):
-        miou = next(scores)
-        found = Scores(miou, miou, miou, None, dict.fromkeys(scenes.CLASSES))
-        confusion = {"network": ConfusionMatrix(len(scenes.CLASSES))}
-        return Evaluation(1, 4, found, None, confusion=confusion)
-
-    monkeypatch.setattr(trainer, "evaluate", scripted)
+    script_scores(monkeypatch, 0.2, 0.5, 0.3)
     out = tmp_path / "w.safetensors"
     result = run(dataclasses.replace(TINY, validate_every=2), pictures, out)
     assert result.best == {"step": 4, "miou": 0.5}
@@ -264,17 +239,9 @@ def full_disk(request, tmp_path, monkeypatch):
 def test_full_disk_is_one_clear_error_and_keeps_the_state_before(pictures, full_disk):
     folder, fill = full_disk
     out = folder / "w.safetensors"
-
-    class Filling(Signalling):
-        def __getitem__(self, index):
-            self.calls += 1
-            if self.calls == self.at:
-                fill()
-            return self.pictures[index]
-
     config = dataclasses.replace(TINY, save_every=2, log_every=100)
     with pytest.raises(InputError, match=r"w\.state: cannot write the training state \(.*kept"):
-        run(config, Filling(pictures, 2 * 3, 0), out)
+        run(config, Acting(pictures, 2 * 3, fill), out)
     assert read_state(Files(out).state)["step"] == 2
     assert load_model(Files(out).last).num_classes == len(scenes.CLASSES)
     assert not list(folder.glob(".*.part"))
@@ -324,43 +291,35 @@ def test_tensorboard_that_is_missing_names_the_extra(pictures, tmp_path, monkeyp
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_the_command_stops_with_the_signals_status_and_resumes_by_itself(
-    tmp_path, monkeypatch, number, status
+    pictures, tmp_path, monkeypatch, number, status
 ):
-    small = tiny_pictures()
+    def stopping(start, length):
+        return Signalling(pictures, 4 if start == scenes.TRAIN_START else -1, number)
 
-    class Scenes(Signalling):
-        def __init__(self, start, length):
-            super().__init__(small, 4 if start == scenes.TRAIN_START else -1, number)
-
-    monkeypatch.setattr(scenes, "ScenesDataset", Scenes)
-    out = str(tmp_path / "w.safetensors")
-    options = ["--steps", "4", "--batch-size", "2", "--crop", "33", "--workers", "0"]
-    first = CliRunner().invoke(cli.app, ["train", "--out", out, *options])
+    monkeypatch.setattr(scenes, "ScenesDataset", stopping)
+    out = tmp_path / "w.safetensors"
+    options = ["--steps", 4, "--batch-size", 2, "--crop", 33, "--workers", 0]
+    first = command("train", "--out", out, *options)
     assert first.exit_code == status, first.output
     assert "2 of 4 steps" in first.stdout
     assert "go on with: deeplab train --out" in first.stdout
-    monkeypatch.setattr(scenes, "ScenesDataset", lambda start, length: small)
-    second = CliRunner().invoke(cli.app, ["train", "--out", out, "--resume"])
-    assert second.exit_code == 0, second.output
-    assert "4 of 4 steps" in second.stdout
+    monkeypatch.setattr(scenes, "ScenesDataset", lambda start, length: pictures)
+    assert "4 of 4 steps" in done("train", "--out", out, "--resume").stdout
     assert json.loads(json.dumps(read_metadata(out)["recipe"]))["batch_size"] == 2
 
 
-@pytest.mark.slow
 def test_sigterm_to_the_whole_process_group_lets_workers_end_the_step(tmp_path):
     out = tmp_path / "w.safetensors"
-    command = [sys.executable, "-m", "deeplab", "train", "--out", str(out), "--crop", "33"]
+    command = ["-m", "deeplab", "train", "--out", str(out), "--crop", "33", "--batch-size", "2"]
     command += ["--steps", "100000", "--scenes", "4", "--workers", "2", "--set", "log_every=1"]
-    child = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
+    child = Started((*command, "--device", "cpu"))
     deadline = time.monotonic() + 900
     while time.monotonic() < deadline and child.poll() is None:
         if Files(out).log.is_file() and Files(out).log.read_text().count("\n") > 2:
             break
         time.sleep(0.05)
     os.killpg(child.pid, signal.SIGTERM)
-    stdout, stderr = child.communicate(timeout=900)
+    stdout, stderr = child.communicate()
     assert child.returncode == 143, stderr
     assert stderr == ""
     step = read_state(Files(out).state)["step"]

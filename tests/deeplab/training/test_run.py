@@ -6,7 +6,7 @@ import json
 
 import pytest
 import torch
-from tiny_training import SHORT, Signalling, run, tiny_pictures
+from tiny_training import SHORT, Signalling, run
 
 from deeplab.crf_settings import CRFSettings
 from deeplab.data.scenes import CLASSES, PALETTE
@@ -15,11 +15,6 @@ from deeplab.training import train
 from deeplab.training.config import SCENES_CRF
 from deeplab.training.logs import _progress_bar
 from deeplab.weights import load_model, read_metadata
-
-
-@pytest.fixture(scope="module")
-def pictures():
-    return tiny_pictures()
 
 
 def test_a_few_steps_overfit_two_pictures(pictures):

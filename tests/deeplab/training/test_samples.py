@@ -10,7 +10,8 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from tiny_training import SHORT, Signalling, own_data, run, tiny_pictures
+from tiny_training import SHORT, Signalling, own_data, run
+from torch.utils.data import ConcatDataset
 
 from deeplab.errors import InputError
 from deeplab.model import deeplab_v2_small
@@ -19,11 +20,6 @@ from deeplab.training import DataConfig, train
 from deeplab.training.samples import InMemory, Samples, batches, start_method
 from deeplab.weights import load_model, read_metadata
 from kernels import memory
-
-
-@pytest.fixture(scope="module")
-def pictures():
-    return tiny_pictures()
 
 
 def test_samples_depend_on_seed_and_index_alone(pictures):
@@ -125,13 +121,14 @@ def test_what_is_no_picture_or_no_label_is_named(pictures, image, labels, messag
 def test_workers_give_the_same_samples_however_they_are_started(
     pictures, tmp_path, monkeypatch, method
 ):
-    for data in (pictures, InMemory(pictures), own_data(tmp_path)):
-        config = dataclasses.replace(SHORT, steps=2)
-        expected = list(batches(data, config))
-        monkeypatch.setattr(multiprocessing, "get_start_method", lambda allow_none: method)
-        found = batches(data, dataclasses.replace(config, workers=1))
-        for batch, same in zip(found, expected, strict=True):
-            assert torch.equal(batch.image, same.image)
+    # Every kind of data goes to one worker, which takes seconds to start.
+    data = ConcatDataset([pictures, InMemory(pictures), own_data(tmp_path)])
+    config = dataclasses.replace(SHORT, steps=len(data) // SHORT.batch_size)
+    expected = list(batches(data, config))
+    monkeypatch.setattr(multiprocessing, "get_start_method", lambda allow_none: method)
+    found = batches(data, dataclasses.replace(config, workers=1))
+    for batch, same in zip(found, expected, strict=True):
+        assert torch.equal(batch.image, same.image)
 
 
 def test_workers_are_forked_on_linux_unless_the_program_has_chosen(monkeypatch):
@@ -199,13 +196,18 @@ class Counted:
         return self.pictures[index]
 
 
-def test_pictures_in_memory_are_read_once_and_give_the_same_weights(pictures):
+@pytest.fixture(scope="module")
+def learned(pictures):
+    """The weights that a run of SHORT ends with."""
+    return run(SHORT, pictures).model.state_dict()
+
+
+def test_pictures_in_memory_are_read_once_and_give_the_same_weights(pictures, learned):
     counted = Counted(pictures)
     config = dataclasses.replace(SHORT, in_memory=True)
     kept = train(config, dataset=counted, validation=pictures, progress=False)
     assert counted.reads == [0, 1]
-    other = run(SHORT, pictures).model.state_dict()
-    assert all(torch.equal(t, other[name]) for name, t in kept.model.state_dict().items())
+    assert all(torch.equal(t, learned[name]) for name, t in kept.model.state_dict().items())
 
 
 def test_a_broken_picture_in_memory_is_named_when_its_turn_comes(pictures):
@@ -231,12 +233,11 @@ def test_empty_data_set_is_refused(pictures):
         train(SHORT, dataset=[], validation=pictures)
 
 
-def test_same_configuration_gives_the_same_weights_whatever_the_workers(pictures):
-    first = run(SHORT, pictures).model.state_dict()
+def test_same_configuration_gives_the_same_weights_whatever_the_workers(pictures, learned):
     again = run(dataclasses.replace(SHORT, workers=2), pictures).model.state_dict()
     other = run(dataclasses.replace(SHORT, seed=1), pictures).model.state_dict()
-    assert all(torch.equal(first[name], again[name]) for name in first)
-    assert not torch.equal(first["head.classifier.weight"], other["head.classifier.weight"])
+    assert all(torch.equal(learned[name], again[name]) for name in learned)
+    assert not torch.equal(learned["head.classifier.weight"], other["head.classifier.weight"])
 
 
 def test_own_data_and_classes_of_any_size_train(tmp_path):

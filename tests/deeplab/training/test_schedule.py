@@ -4,15 +4,10 @@ import dataclasses
 
 import pytest
 import torch
-from tiny_training import SHORT, run, tiny_pictures
+from tiny_training import SHORT, run
 
 from deeplab.model import deeplab_v2_small
 from deeplab.training.schedule import make_optimizer, poly_lr, step_lr
-
-
-@pytest.fixture(scope="module")
-def pictures():
-    return tiny_pictures()
 
 
 def test_poly_schedule_has_the_papers_values():

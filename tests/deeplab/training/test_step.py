@@ -5,18 +5,13 @@ import functools
 
 import pytest
 import torch
-from tiny_training import FROZEN, SHORT, run, tiny_pictures
+from tiny_training import FROZEN, SHORT, run
 
 from deeplab.errors import InputError
 from deeplab.training import trainer
 from deeplab.training.checkpoint import Files, read_state
 from deeplab.training.losses import StepLoss
 from deeplab.weights import load_model
-
-
-@pytest.fixture(scope="module")
-def pictures():
-    return tiny_pictures()
 
 
 def test_bfloat16_trains_close_to_float32(pictures):

@@ -22,8 +22,6 @@ from deeplab.weights import Loaded, load_model, load_weights, loading, names, sa
 from deeplab.weights import caffemodel as reader
 from deeplab.weights.sources import read_checkpoint
 
-pytestmark = pytest.mark.processors
-
 
 @pytest.fixture
 def theirs():
@@ -38,6 +36,7 @@ def path(tmp_path):
 # Each layout
 
 
+@pytest.mark.processors
 @pytest.mark.parametrize("old", [False, True], ids=["layer", "layers"])
 def test_a_caffemodel_gives_the_same_network(theirs, path, old):
     path.write_bytes(caffemodel(caffe_v2(theirs), old))
@@ -58,6 +57,7 @@ def test_caffe_copies_for_other_scales_are_left_out_and_said(theirs, path):
     assert set(loaded.dropped) == set(copies)
 
 
+@pytest.mark.processors
 def test_numbered_blocks_of_resnet_101_find_their_places(theirs, path):
     path.write_bytes(caffemodel(caffe_v2(theirs, letters=False)))
     ours = small_network(2)
@@ -65,6 +65,7 @@ def test_numbered_blocks_of_resnet_101_find_their_places(theirs, path):
     torch.testing.assert_close(output(ours), output(theirs), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.processors
 def test_a_bias_in_front_of_a_batch_normalisation_goes_into_its_mean(theirs, path):
     layers = caffe_v2(theirs)
     bias = torch.linspace(-1, 1, 4)
@@ -76,6 +77,7 @@ def test_a_bias_in_front_of_a_batch_normalisation_goes_into_its_mean(theirs, pat
     torch.testing.assert_close(ours.backbone.bn1.running_mean, mean)
 
 
+@pytest.mark.processors
 @pytest.mark.parametrize("old", [False, True], ids=["layer", "layers"])
 @pytest.mark.parametrize("factor", [0.0, 1.0, 999.98])
 def test_statistics_are_divided_by_their_factor(path, old, factor):
@@ -117,6 +119,7 @@ def build_rates(name):
         return build(name).config["rates"]
 
 
+@pytest.mark.processors
 def test_fully_connected_layers_of_vgg_become_convolutions_in_both_forms():
     weight = torch.rand(6, 512 * 49, dtype=torch.float64)  # sums of 25,088 terms
     bias, inner = torch.rand(6, dtype=torch.float64), torch.rand(6, 6, dtype=torch.float64)
@@ -133,6 +136,7 @@ def test_fully_connected_layers_of_vgg_become_convolutions_in_both_forms():
         assert found["head.fc7.weight"].shape == (6, 6, 1, 1)
 
 
+@pytest.mark.processors
 @pytest.mark.parametrize(
     ("prefix", "aspp"),
     [("base.", "aspp.c"), ("scale.", "aspp.stages.c"), ("module.base.", "aspp.c")],
@@ -151,6 +155,7 @@ def test_a_checkpoint_of_kazuto1011_gives_the_same_network(theirs, path, prefix,
     assert torch.equal(output(ours), output(theirs))
 
 
+@pytest.mark.processors
 def test_the_coco_weights_of_kazuto1011_have_a_1x1_classifier_and_no_prefix(path):
     theirs = small_network(1, head="pointwise")
     state = renamed(theirs.state_dict(), kazuto1011_name)
@@ -165,6 +170,7 @@ def test_the_coco_weights_of_kazuto1011_have_a_1x1_classifier_and_no_prefix(path
     assert skipped == ("head.classifier.weight", "head.classifier.bias")
 
 
+@pytest.mark.processors
 def test_a_checkpoint_of_isht7_gives_the_same_network(theirs, path):
     torch.save({"state_dict": isht7(theirs)}, path)
     ours = small_network(2)
