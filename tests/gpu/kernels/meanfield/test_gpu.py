@@ -114,21 +114,6 @@ def test_two_runs_give_the_same_bits() -> None:
         assert torch.equal(mean_field("auto", unary, terms, 10), first)
 
 
-def test_an_order_of_points_changes_nothing_but_rounding() -> None:
-    unary, terms = problem(40, 50, 5, SIGMAS[0], "cuda")
-    expected = mean_field("triton", unary, terms, 3)
-    order = torch.randperm(len(unary), device="cuda")
-    _, moved = problem(40, 50, 5, SIGMAS[0], "cuda", order)
-    for one, natural in zip(moved, terms, strict=True):  # the mass was taken in that order
-        torch.testing.assert_close(one.before[:, order.argsort()], natural.before)
-    moved = [
-        dataclasses.replace(one, before=natural.before, after=natural.after)
-        for one, natural in zip(moved, terms, strict=True)
-    ]
-    found = mean_field("triton", unary, moved, 3)
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
-
-
 @pytest.mark.parametrize("wrong", ["twice", "outside"])
 def test_an_order_that_is_no_permutation_is_refused(wrong: str) -> None:
     order = torch.arange(120, device="cuda")
