@@ -13,11 +13,10 @@ from typing import Any
 
 import pytest
 import torch
+from targets import KB, SHARED_MEMORY
 
 from kernels.atrous.triton import configs
 
-KB = 1024
-SHARED_MEMORY = {"sm_80": 163 * KB, "sm_90": 227 * KB, "gfx942": 64 * KB}  # of one program
 SMALLEST_SHARED_MEMORY = 64 * KB  # what a configuration for any GPU may take
 TARGETS = tuple(SHARED_MEMORY)
 DTYPES = {

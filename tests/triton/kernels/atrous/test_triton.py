@@ -41,10 +41,11 @@ NETWORKS = {
     "ragged": {"shape": (3, 37, 17, 23), "channels": 19, "rates": (1, 5, 30), **RELU},
 }  # fmt: skip
 IN_THE_INTERPRETER = {
-    "sum": {"shape": (2, 40, 9, 7), "channels": 6, "rates": (1, 3, 5)},
-    "concat": {"shape": (2, 40, 9, 7), "channels": 6, "rates": (1, 3, 5), **RELU},
+    "sum": {"shape": (2, 40, 5, 7), "channels": 6, "rates": (1, 3, 5)},
+    "concat": {"shape": (2, 40, 5, 7), "channels": 6, "rates": (1, 3, 5), **RELU},
 }
 PROBLEMS = IN_THE_INTERPRETER if dispatch.interpreting() else NETWORKS
+REPEATED = {"small": RELU} if dispatch.interpreting() else NETWORKS
 KINDS = {  # dtype, and whether float32 may be computed in TF32
     "bfloat16": (torch.bfloat16, True),
     "float16": (torch.float16, True),
@@ -96,10 +97,10 @@ def test_rates_beyond_32_bits_look_beyond_the_map(problem, assert_exact, impl):
 
 
 @any_impl
-@pytest.mark.parametrize("name", PROBLEMS)
+@pytest.mark.parametrize("name", REPEATED)
 def test_repeated_runs_give_the_same_bits(problem, trained, with_gradients, device, impl, name):
     dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
-    p = trained(problem(**PROBLEMS[name]), dtype)
+    p = trained(problem(**REPEATED[name]), dtype)
     first = with_gradients(by(impl), p)
     for _ in range(1 if device.type == "cpu" else 10):
         again = with_gradients(by(impl), p)
@@ -132,7 +133,8 @@ def test_output_and_gradients_are_those_of_the_equation(
 @sum_and_concat
 @any_format
 def test_gradients_of_any_strides_are_taken(problem, by_taps, impl, options, memory_format):
-    p = problem(dtype=torch.float32, integers=True, memory_format=memory_format, **options)
+    made = {"shape": (2, 3, 4, 5), "memory_format": memory_format, **options}
+    p = problem(dtype=torch.float32, integers=True, **made)
     output = by(impl)(p)
     for grad in (
         output.new_ones(()).expand(output.shape),  # of output.sum(): all strides 0
