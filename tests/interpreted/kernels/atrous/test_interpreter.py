@@ -65,6 +65,14 @@ def by(impl):
         (20, torch.contiguous_format, {}),
         (20, torch.channels_last, RELU),
     ],
+    ids=[
+        "groups, sum",
+        "groups, concat",
+        "image, concat",
+        "image, sum",
+        "bands, sum",
+        "bands, concat",
+    ],
 )
 def test_shift_within_little_workspace_gives_the_same(
     problem, assert_exact, workspace, options, memory_format, pixels

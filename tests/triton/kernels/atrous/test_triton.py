@@ -45,7 +45,8 @@ IN_THE_INTERPRETER = {
     "concat": {"shape": (2, 40, 5, 7), "channels": 6, "rates": (1, 3, 5), **RELU},
 }
 PROBLEMS = IN_THE_INTERPRETER if dispatch.interpreting() else NETWORKS
-REPEATED = {"small": RELU} if dispatch.interpreting() else NETWORKS
+SMALL = {"shape": (1, 3, 4, 5), "dtype": torch.float32, **RELU}
+REPEATED = {"small": SMALL} if dispatch.interpreting() else NETWORKS
 KINDS = {  # dtype, and whether float32 may be computed in TF32
     "bfloat16": (torch.bfloat16, True),
     "float16": (torch.float16, True),
@@ -110,7 +111,7 @@ def test_repeated_runs_give_the_same_bits(problem, trained, with_gradients, devi
 @any_impl
 def test_autocast_computes_in_its_dtype(problem, device, impl):
     dtype = torch.float16 if device.type == "cpu" else torch.bfloat16
-    p = problem(dtype=torch.float32, **RELU)
+    p = problem(**SMALL)
     with torch.autocast(device.type, dtype):
         output = by(impl)(p)
     assert output.dtype == dtype
@@ -180,11 +181,11 @@ def test_an_empty_batch_gives_empty_output_and_zero_gradients(problem, impl, opt
 
 @any_impl
 def test_only_the_gradients_asked_for_are_computed(problem, impl):
-    full = problem(dtype=torch.float32, integers=True, **RELU)
+    full = problem(integers=True, **SMALL)
     names = list(full.tensors)
     everything = torch.autograd.grad(by(impl)(full).sum(), list(full.tensors.values()))
     for name, expected in zip(names, everything, strict=True):
-        p = problem(dtype=torch.float32, integers=True, requires_grad=False, **RELU)
+        p = problem(integers=True, requires_grad=False, **SMALL)
         leaf = p.tensors[name].requires_grad_()
         (found,) = torch.autograd.grad(by(impl)(p).sum(), leaf)
         assert torch.equal(found, expected), name
