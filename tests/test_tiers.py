@@ -39,7 +39,6 @@ def test_a_tier_passes_in_a_process_of_its_own(
         (["tests/interpreted/kernels/exact"], ["tests/interpreted", "tests/triton"]),
         (["tests/interpreted/kernels/exact/test_interpreter.py"], ["tests/interpreted"]),
         (["-m", "gpu", "tests/triton/kernels/exact"], ["tests/triton"]),
-        (["-m", "not gpu", "tests/triton/kernels/exact"], []),
     ],
 )
 def test_what_holds_on_a_gpu_and_in_the_interpreter_is_collected_for_either(
@@ -50,6 +49,9 @@ def test_what_holds_on_a_gpu_and_in_the_interpreter_is_collected_for_either(
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     found = {"/".join(line.split("/")[:2]) for line in done.stdout.splitlines() if "::" in line}
     assert found == set(tests), done.stdout + done.stderr
+    assert "deselected" not in done.stdout, (
+        "outside the interpreter all of tests/triton is for a GPU"
+    )
 
 
 def test_the_counts_are_those_of_the_last_line() -> None:

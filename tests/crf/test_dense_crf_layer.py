@@ -194,8 +194,10 @@ def test_the_layer_has_no_state_to_save_and_says_what_it_is() -> None:
 # Compilers
 
 
-@pytest.mark.parametrize("method", ["permutohedral", "exact"])
-@pytest.mark.parametrize(("dynamic", "output"), [(False, "forward"), (True, "refine_logits")])
+@pytest.mark.parametrize(
+    ("method", "dynamic", "output"),
+    [("exact", False, "forward"), ("permutohedral", True, "refine_logits")],
+)
 def test_compiled_whole_gives_the_same_values_and_gradients(
     method: Any, dynamic: bool, output: str
 ) -> None:

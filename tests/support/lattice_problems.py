@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 from torch import Tensor
@@ -26,6 +28,12 @@ def walk(count: int, dims: int, spread: float, seed: int = 0) -> Tensor:
 
 def normal(*shape: int, seed: int = 1) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def moved(lattice: Lattice, device: torch.device) -> Lattice:
+    """The lattice with its tensors on a device."""
+    tensors = {k: v.to(device) for k, v in vars(lattice).items() if isinstance(v, Tensor)}
+    return dataclasses.replace(lattice, **tensors)
 
 
 def assert_equal_lattices(ours: Lattice, theirs: Lattice) -> None:

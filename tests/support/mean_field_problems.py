@@ -3,15 +3,49 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
+import pytest
 import torch
+from lattice_problems import moved
 from torch import Tensor
 
 import kernels
+from kernels import dispatch
 from kernels.meanfield import LatticeFilter
+from kernels.permutohedral import reference
 
 EPS = torch.finfo(torch.float32).eps
+
+
+@pytest.fixture(autouse=True)
+def mean_field_tiles(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tiles that suit the interpreter, where it runs the kernels: the lattice's, and their own."""
+    if not dispatch.interpreting():
+        return
+    from kernels.meanfield import triton  # once configured
+    from kernels.meanfield.triton import stack
+
+    request.getfixturevalue("large_lattice_tiles")
+    monkeypatch.setattr(triton, "TILE", 2**12)
+    monkeypatch.setattr(stack, "BLOCK", 1024)
+
+
+@pytest.fixture(autouse=True)
+def as_on_a_gpu(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the interpreter, the GPU's path: Triton for "auto", images of a batch together."""
+    if not dispatch.interpreting():
+        return
+    from kernels.meanfield import build
+
+    request.getfixturevalue("mean_field_tiles")
+    triton = dispatch.Implementation(
+        "triton", "Triton's interpreter", device="cpu", dtypes=(torch.float32,), triton=True
+    )
+    for operation in ("permutohedral", "meanfield"):
+        monkeypatch.setitem(dispatch.OPERATIONS, operation, (triton,))
+    monkeypatch.setattr(build, "images_together", lambda features, batch, labels: max(1, batch))
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:
@@ -20,6 +54,13 @@ def normal(*shape: int, seed: int = 0) -> Tensor:
 
 def uniform(*shape: int, seed: int = 0) -> Tensor:
     return torch.rand(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def walked(
+    count: int, dims: int, build: Callable[[Tensor], kernels.Lattice] = reference.build
+) -> kernels.Lattice:
+    """The lattice of points of which some lie near each other, as pixels do."""
+    return build((normal(count, dims, seed=dims).cumsum(0) * 0.3).contiguous())
 
 
 def term(
@@ -38,6 +79,14 @@ def term(
 def lattice_of(term: kernels.Term) -> kernels.Lattice:
     (lattice,) = term.filter.lattices
     return lattice
+
+
+def on(device: torch.device, term: kernels.Term) -> kernels.Term:
+    """The term with its tensors on a device."""
+    order = None if term.filter.order is None else term.filter.order.to(device)
+    filter = LatticeFilter([moved(lattice_of(term), device)], order)
+    parts = term.compatibility, term.before, term.after
+    return kernels.Term(filter, *(None if t is None else t.to(device) for t in parts))
 
 
 def doubled(term: kernels.Term) -> kernels.Term:

@@ -42,8 +42,7 @@ def numbers(of: Settings) -> tuple[Any, ...]:
     return tuple(vars(of).values())
 
 
-@any_method
-@pytest.mark.parametrize("marginals", [False, True])
+@pytest.mark.parametrize(("method", "marginals"), zip(METHODS, [True, False] * 2, strict=True))
 def test_opchecks_of_the_operators_pass(method: str, marginals: bool) -> None:
     unary, features, compatibilities = problem()
     rest = features, compatibilities, *numbers(settings(method, marginals=marginals))

@@ -34,7 +34,7 @@ def test_opchecks_of_filter_pass(shape: tuple[int, int]) -> None:
 
 
 def test_gradients_are_those_of_finite_differences_twice() -> None:
-    features, values = torch.randn(12, 4).double(), torch.randn(12, 2).double().requires_grad_()
+    features, values = torch.randn(8, 4).double(), torch.randn(8, 2).double().requires_grad_()
     separable = kernels.build_separable(features)
 
     def apply(v: Tensor) -> Tensor:
@@ -81,7 +81,7 @@ def test_compiled_whole_gives_the_same_values_and_gradients(dynamic: bool) -> No
 
     torch._dynamo.reset()
     compiled = torch.compile(loss, fullgraph=True, dynamic=dynamic, backend="aot_eager")
-    for count in (20, 33):
+    for count in (20, 33)[: 1 + dynamic]:
         features, values = torch.randn(2, count, 4), torch.randn(2, count, 3)
         leaves = [values.clone().requires_grad_() for _ in range(2)]
         results = [f(leaf, features) for f, leaf in zip((loss, compiled), leaves, strict=True)]

@@ -10,12 +10,10 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from torch import Tensor
+from targets import SHARED_MEMORY, assert_fits, meta
 
 from kernels.exact import tiles, triton
 
-KB = 1024
-SHARED_MEMORY = {"sm_80": 163 * KB, "sm_90": 227 * KB, "gfx942": 64 * KB}  # of one program
 MULTIPLIED = {
     "sm_80": {"bf16": {"bf16"}, "tf32": {"tf32"}, "ieee": set()},
     "sm_90": {"bf16": {"bf16"}, "tf32": {"tf32"}, "ieee": set()},
@@ -30,23 +28,19 @@ MODES = {  # channels, dimensions, whether pairs are skipped
 }
 
 
-def empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-    return torch.empty(shape, dtype=dtype, device="meta")
-
-
 def call(kernel: str, mode: str, precision: str) -> Callable[[], object]:
     """Launch a kernel on tensors without memory."""
     channels, dims, pruned = MODES[mode]
     total = tiles.tiles_of(POINTS)
-    points, values = empty(dims, total * tiles.TILE), empty(POINTS, channels)
-    order = empty(POINTS, dtype=torch.int64) if pruned else None
-    kept = empty(total * (total + 1), dtype=torch.int32) if pruned else None
+    points, values = meta(dims, total * tiles.TILE), meta(POINTS, channels)
+    order = meta(POINTS, dtype=torch.int64) if pruned else None
+    kept = meta(total * (total + 1), dtype=torch.int32) if pruned else None
     tail = points, order, kept, precision
     if kernel == "filter_kernel":
-        return lambda: triton.apply(values, *tail, empty(POINTS, channels))
+        return lambda: triton.apply(values, *tail, meta(POINTS, channels))
     if kernel == "gradient_kernel":
         return lambda: triton.feature_gradient(values, values, *tail, torch.empty_like(points))
-    return lambda: triton.masses(points, empty(total, total), POINTS, 1e-9)
+    return lambda: triton.masses(points, meta(total, total), POINTS, 1e-9)
 
 
 @pytest.mark.parametrize("target", SHARED_MEMORY)
@@ -55,8 +49,7 @@ def call(kernel: str, mode: str, precision: str) -> Callable[[], object]:
 @pytest.mark.parametrize("mode", MODES)
 def test_a_product_compiles_to_what_its_target_has(binaries, target, kernel, precision, mode):
     (binary,) = binaries(target, call(kernel, mode, precision), {kernel})
-    assert not any(binary.spills.values()), binary
-    assert binary.shared <= SHARED_MEMORY[target]
+    assert_fits(binary, target)
     assert binary.multiplies == MULTIPLIED[target][precision]
 
 
@@ -64,8 +57,7 @@ def test_a_product_compiles_to_what_its_target_has(binaries, target, kernel, pre
 @pytest.mark.parametrize("mode", ["pruned", "many dimensions"])
 def test_the_masses_compile_to_what_their_target_has(binaries, target, mode):
     (binary,) = binaries(target, call("mass_kernel", mode, "ieee"), {"mass_kernel"})
-    assert not any(binary.spills.values()), binary
-    assert binary.shared <= SHARED_MEMORY[target]
+    assert_fits(binary, target)
 
 
 def test_the_modes_reach_every_branch(launches):

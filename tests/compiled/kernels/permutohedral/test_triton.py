@@ -6,14 +6,12 @@ import re
 
 import pytest
 import torch
-from torch import Tensor
+from targets import SHARED_MEMORY, assert_fits, assert_serves_any_size, lattice, meta
 
 from kernels.permutohedral import triton
-from kernels.permutohedral.lattice import Lattice
 from kernels.permutohedral.triton import building, segments
 
-KB = 1024
-SHARED_MEMORY = {"sm_80": 163 * KB, "sm_90": 227 * KB, "gfx942": 64 * KB}  # of one program
+COUNT = 187_500
 CUTTING = {"count_kernel", "piece_kernel", "table_kernel"}
 PLACING = {"pack_kernel", "place_kernel", "search_kernel", *CUTTING}
 FILTERING = {"fold_kernel", "splat_kernel", "sum_kernel", "blur_kernel", "slice_kernel"}
@@ -27,11 +25,7 @@ CONTRACTED = {
 any_target = pytest.mark.parametrize("target", SHARED_MEMORY)
 
 
-def meta(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-    return torch.empty(shape, dtype=dtype, device="meta")
-
-
-def place(dims: int, count: int = 187_500) -> None:
+def place(dims: int, count: int = COUNT) -> None:
     """All launches of a build, which by itself would wait for a device that is not there."""
     points = meta(count, dims)
     lows, strides, _ = building.pack(points)
@@ -40,30 +34,13 @@ def place(dims: int, count: int = 187_500) -> None:
     segments.cut(meta(224_002, dtype=torch.int32), count * (dims + 1))
 
 
-def lattice(dims: int, count: int = 187_500, rows: int = 224_001) -> Lattice:
-    entries = count * (dims + 1)
-    pieces = rows + entries // segments.PIECE
-    return Lattice(
-        meta(count, dims + 1, dtype=torch.int32),
-        meta(count, dims + 1),
-        meta(dims + 1, 2, rows, dtype=torch.int32),
-        meta(0, 2, dtype=torch.int32),
-        meta(2, 3, dtype=torch.int64),
-        None,
-        meta(entries, dtype=torch.int32),
-        meta(3, pieces, dtype=torch.int32),
-        meta(3, pieces - rows, dtype=torch.int32),
-    )
-
-
 @any_target
 @pytest.mark.parametrize("dims", [1, 2, 5, 8])
 def test_placing_spills_nothing_and_rounds_each_operation(binaries, target, dims):
     found = binaries(target, lambda: place(dims), PLACING)
     assert {binary.kernel for binary in found} == PLACING
     for binary in found:
-        assert not any(binary.spills.values()), binary
-        assert binary.shared <= SHARED_MEMORY[target]
+        assert_fits(binary, target)
     (placing,) = [binary for binary in found if binary.kernel == "place_kernel"]
     assert not re.search(CONTRACTED[target], placing.assembly)
 
@@ -81,30 +58,24 @@ def test_the_search_for_contractions_would_find_one(binaries, launches, target):
 @any_target
 @pytest.mark.parametrize("channels", [1, 3, 21, 256])
 def test_filtering_spills_nothing(binaries, target, channels):
-    found = binaries(target, lambda: triton.filter(lattice(5), meta(187_500, channels)), FILTERING)
+    found = binaries(target, lambda: triton.filter(lattice(5), meta(COUNT, channels)), FILTERING)
     assert {binary.kernel for binary in found} == FILTERING
     for binary in found:
-        assert not any(binary.spills.values()), binary
-        assert binary.shared <= SHARED_MEMORY[target]
+        assert_fits(binary, target)
 
 
 def test_rows_are_read_in_vectors_of_four(binaries):
-    found = binaries("sm_90", lambda: triton.filter(lattice(5), meta(187_500, 24)), FILTERING)
+    found = binaries("sm_90", lambda: triton.filter(lattice(5), meta(COUNT, 24)), FILTERING)
     for binary in found:
         if binary.kernel != "fold_kernel":
             assert "global.v4" in binary.assembly, binary.kernel
 
 
 def test_sizes_are_no_reason_to_compile_anew(launches):
-    """What was compiled for one image serves any other."""
-
     def every():
         place(2)
-        triton.filter(lattice(2), meta(187_500, 21))
+        triton.filter(lattice(2), meta(COUNT, 21))
 
     found = launches(every)
     assert {launch.name for launch in found} == PLACING | FILTERING
-    for launch in found:
-        arguments = zip(launch.kernel.arg_names, launch.args, strict=False)
-        numbers = {name for name, value in arguments if isinstance(value, int)}
-        assert numbers <= set(launch.kernel.do_not_specialize), launch.name
+    assert_serves_any_size(found)

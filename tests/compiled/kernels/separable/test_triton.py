@@ -10,14 +10,12 @@ from functools import partial
 
 import pytest
 import torch
-from torch import Tensor
+from targets import SHARED_MEMORY, assert_fits, meta
 
 from kernels.separable import triton as separable_triton
 from kernels.separable.factors import Separable
 from kernels.separable.landmarks import Landmarks
 
-KB = 1024
-SHARED_MEMORY = {"sm_80": 163 * KB, "sm_90": 227 * KB, "gfx942": 64 * KB}  # of one program
 MULTIPLIES = {  # what matrix instructions take; those of AMD also take float32 as it is
     "bf16": {"sm_80": {"bf16"}, "sm_90": {"bf16"}, "gfx942": {"bf16"}},
     "tf32": {"sm_80": {"tf32"}, "sm_90": {"tf32"}, "gfx942": {"xf32"}},
@@ -28,23 +26,20 @@ COUNT, CHANNELS = 187500, 21
 
 
 def separable(spatial: int, landmarks: int, colours: int) -> Separable:
-    def empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-        return torch.empty(shape, dtype=dtype, device="meta")
-
     shape = (15, 12, 9)[:spatial]
     nodes = 1
     for axis in shape:
         nodes *= axis
     return Separable(
-        empty(landmarks, colours),
-        empty(landmarks, landmarks),
-        tuple(empty(m, m) for m in shape),
-        empty(COUNT, dtype=torch.int64),
-        empty(COUNT, colours),
-        empty(COUNT, spatial),
-        empty(COUNT),
-        empty(308, 3, dtype=torch.int32),
-        empty(nodes + 1, dtype=torch.int32),
+        meta(landmarks, colours),
+        meta(landmarks, landmarks),
+        tuple(meta(m, m) for m in shape),
+        meta(COUNT, dtype=torch.int64),
+        meta(COUNT, colours),
+        meta(COUNT, spatial),
+        meta(COUNT),
+        meta(308, 3, dtype=torch.int32),
+        meta(nodes + 1, dtype=torch.int32),
         0.1,
     )
 
@@ -63,14 +58,13 @@ def separable(spatial: int, landmarks: int, colours: int) -> Separable:
 )
 def test_a_filter_compiles_to_what_its_target_has(binaries, target, precision, spatial, colours):
     landmarks = 256 if colours else 1
-    values = torch.empty(COUNT, CHANNELS, device="meta")
+    values = meta(COUNT, CHANNELS)
     factored = separable(spatial, landmarks, colours)
     run = partial(separable_triton.filter, factored, values, precision)
     found = binaries(target, run, KERNELS)
     assert {binary.kernel for binary in found} == KERNELS
     for binary in found:
-        assert not any(binary.spills.values()), binary
-        assert binary.shared <= SHARED_MEMORY[target], binary
+        assert_fits(binary, target)
         if binary.kernel != "combine_kernel":
             assert binary.multiplies == MULTIPLIES[precision][target], binary
 
@@ -84,13 +78,12 @@ def test_own_weights_compile_to_what_their_target_has(
     on_amd = target.startswith("gfx")
     monkeypatch.setattr(separable_triton, "OWN_PRECISION", "ieee" if on_amd else "tf32x3")
     chosen = Landmarks(
-        torch.empty(landmarks, colours, device="meta"),
-        torch.empty(landmarks, landmarks, dtype=torch.float64, device="meta"),
+        meta(landmarks, colours),
+        meta(landmarks, landmarks, dtype=torch.float64),
         0.1,
     )
-    points = torch.empty(COUNT, colours, device="meta")
+    points = meta(COUNT, colours)
     run = partial(separable_triton.own_weights, points, chosen)
     (binary,) = binaries(target, run, {"own_kernel"})
-    assert not any(binary.spills.values()), binary
-    assert binary.shared <= SHARED_MEMORY[target], binary
+    assert_fits(binary, target)
     assert binary.multiplies == {"f32" if on_amd else "tf32"}, binary

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import warnings
-from collections.abc import Callable
 
 import pytest
 import torch
+from gpu_measures import SIGMAS, any_sigma, colours, waits_of
 from torch import Tensor
 
 import kernels
@@ -21,9 +20,6 @@ from kernels.permutohedral.triton import segments
 pytestmark = pytest.mark.gpu
 
 EPS = torch.finfo(torch.float32).eps
-SIGMAS = [(80.0, 13.0), (49.0, 5.0), (67.0, 3.0)]
-
-any_sigma = pytest.mark.parametrize("sigmas", SIGMAS, ids=lambda s: f"{s[0]:g}/{s[1]:g}")
 
 
 def positions(height: int, width: int, sigma: float) -> Tensor:
@@ -34,25 +30,8 @@ def positions(height: int, width: int, sigma: float) -> Tensor:
 
 def pixels(height: int, width: int, sigmas: tuple[float, float]) -> Tensor:
     """(x, y, r, g, b) of a shaded picture with edges and a little noise, under a flat sky."""
-    y, x = torch.arange(height)[:, None] / 60, torch.arange(width) / 70
-    shade = 120 + 80 * torch.sin(x) * torch.cos(y) + 40 * ((x + y) % 2 > 1)
-    colours = shade[..., None] * torch.tensor([1.0, 0.8, 0.6]) + 5 * torch.randn(height, width, 3)
-    colours[: height // 4] = torch.tensor([120.0, 160.0, 230.0])
-    colours = colours.clamp(0, 255).round().reshape(-1, 3) / sigmas[1]
-    return torch.cat([positions(height, width, sigmas[0]), colours], 1).contiguous()
-
-
-def waits_of(function: Callable[[], object]) -> int:
-    """How often the host waits for the GPU while it runs."""
-    torch.cuda.synchronize()
-    torch.cuda.set_sync_debug_mode("warn")
-    try:
-        with warnings.catch_warnings(record=True) as found:
-            warnings.simplefilter("always")
-            function()
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
-    return sum("synchroniz" in str(warning.message) for warning in found)
+    scaled = colours(height, width).reshape(-1, 3) / sigmas[1]
+    return torch.cat([positions(height, width, sigmas[0]), scaled], 1).contiguous()
 
 
 def assert_equal_lattices(ours: Lattice, theirs: Lattice) -> None:

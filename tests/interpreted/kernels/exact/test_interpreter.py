@@ -4,23 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
-from exact_problems import Problem, problem
+from exact_problems import SMALL_SHAPES, Problem, problem
 from opchecks import OPCHECKS
 
 import kernels
 from kernels.exact import ops
 
 EPS = torch.finfo(torch.float32).eps
-SHAPES = {  # points, dimensions, channels
-    "one point": (1, 1, 1),
-    "less than a tile": (7, 2, 3),
-    "a tile": (16, 5, 21),
-    "one point more": (17, 6, 2),
-    "channels of two blocks": (33, 3, 40),
-    "ragged": (50, 4, 5),
-    "many dimensions": (20, 11, 1),
-}
-any_shape = pytest.mark.parametrize("shape", SHAPES)
+any_shape = pytest.mark.parametrize("shape", SMALL_SHAPES)
 any_eps = pytest.mark.parametrize("eps", [0.0, 1e-7, 1e-2])
 
 
@@ -44,7 +35,7 @@ def assert_within_budget(ours, eager, truth):
 @any_shape
 @any_eps
 def test_values_and_gradients_are_those_of_the_eager_twin(shape, eps):
-    p = problem(*SHAPES[shape])
+    p = problem(*SMALL_SHAPES[shape])
     grad = torch.randn_like(p.values)
     double = Problem(p.values.double(), p.features.double())
     truths = filtered_by(double, "reference", eps, grad=grad.double())

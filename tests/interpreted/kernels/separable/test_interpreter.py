@@ -5,22 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 from opchecks import OPCHECKS
-from torch import Tensor
+from separable_problems import make
 
 import kernels
 from kernels.separable import ops
-
-PROBLEMS = {  # points, channels, spatial dims, colours, positions' and colours' spread in sigmas
-    "image": (150, 5, 2, 3, 0.3, 0.9),
-    "one point": (1, 2, 2, 3, 1.0, 1.0),
-    "one colour in one place": (90, 3, 2, 3, 0.0, 0.0),
-}
-
-
-def make(problem: str) -> tuple[Tensor, Tensor, int]:
-    count, channels, spatial, colours, spread, colour_spread = PROBLEMS[problem]
-    scale = torch.tensor([spread] * spatial + [colour_spread] * colours)
-    return torch.randn(count, channels), torch.randn(count, spatial + colours) * scale, spatial
 
 
 def test_pieces_and_blocks_are_several_in_the_image() -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from exact_problems import problem
+from exact_problems import SMALL_SHAPES, problem
 from torch import Tensor
 
 import kernels
@@ -19,15 +19,7 @@ from kernels.exact.ops import over_tiles
 
 ROUNDING = 1e-5  # of weights and sums in float32
 if dispatch.interpreting():  # it computes TF32 as float32, and bfloat16 wrong
-    SHAPES = {  # points, dimensions, channels
-        "one point": (1, 1, 1),
-        "less than a tile": (7, 2, 3),
-        "a tile": (16, 5, 21),
-        "one point more": (17, 6, 2),
-        "channels of two blocks": (33, 3, 40),
-        "ragged": (50, 4, 5),
-        "many dimensions": (20, 11, 1),
-    }
+    SHAPES = SMALL_SHAPES
     UNIT = {"ieee": 0.0, "tf32": 0.0}
     COUNTS, SPREAD_OUT, SUMS, LEAST = (1, 16, 45, 64), 150, 1e-6, 0.0
 else:

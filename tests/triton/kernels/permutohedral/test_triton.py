@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from lattice_problems import assert_equal_lattices, normal, walk
+from lattice_problems import assert_equal_lattices, moved, normal, walk
 from torch import Tensor
 
 import kernels
@@ -47,11 +47,6 @@ class Lattices:
 @pytest.fixture
 def lattices(device: torch.device) -> Lattices:
     return Lattices(device)
-
-
-def moved(lattice: Lattice, device: torch.device) -> Lattice:
-    tensors = {k: v.to(device) for k, v in vars(lattice).items() if isinstance(v, Tensor)}
-    return dataclasses.replace(lattice, **tensors)
 
 
 def assert_within_budget(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from separable_problems import PROBLEMS, make
 from torch import Tensor
 
 import kernels
@@ -22,23 +23,7 @@ COLOURS = [(100, 3, 0.9), (1, 2, 1.0), (70, 1, 9.0)]  # points, dimensions, spre
 if not dispatch.interpreting():  # three products in TF32 keep about 21 bits of a factor
     OWN = 2 * 2**-20
     COLOURS.append((100_000, 3, 2.0))
-PROBLEMS = {  # points, channels, spatial dims, colours, positions' and colours' spread in sigmas
-    "image": (150, 5, 2, 3, 0.3, 0.9),
-    "many channels": (60, 37, 2, 1, 0.2, 0.3),
-    "line without colours": (90, 3, 1, 0, 0.6, 0.0),
-    "volume": (50, 3, 3, 2, 0.2, 0.2),
-    "plane without colours": (60, 1, 2, 0, 0.4, 0.0),
-    "one point": (1, 2, 2, 3, 1.0, 1.0),
-    "one colour in one place": (90, 3, 2, 3, 0.0, 0.0),
-}
 any_problem = pytest.mark.parametrize("problem", PROBLEMS)
-
-
-def make(problem: str, device: torch.device) -> tuple[Tensor, Tensor, int]:
-    count, channels, spatial, colours, spread, colour_spread = PROBLEMS[problem]
-    scale = torch.tensor([spread] * spatial + [colour_spread] * colours)
-    values, features = torch.randn(count, channels), torch.randn(count, spatial + colours) * scale
-    return values.to(device), features.to(device), spatial
 
 
 def doubled(separable: kernels.Separable) -> kernels.Separable:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from gpu_measures import SIGMAS, any_sigma, colours, waits_of
 from mean_field_problems import assert_agrees, mean_field, term
 from torch import Tensor
 
@@ -23,17 +23,7 @@ from kernels.meanfield.api import _on_lattice
 pytestmark = pytest.mark.gpu
 
 GOLDEN = Path(__file__).parents[3] / "golden"
-SIGMAS = [(80.0, 13.0), (49.0, 5.0), (67.0, 3.0)]
 NAMES = {0: "none", 1: "before", 2: "after", 3: "symmetric"}  # of pydensecrf's enumeration
-
-
-def picture(height: int, width: int) -> Tensor:
-    """`[H, W, 3]`, shaded with edges and a little noise, under a flat sky."""
-    y, x = torch.arange(height)[:, None] / 60, torch.arange(width) / 70
-    shade = 120 + 80 * torch.sin(x) * torch.cos(y) + 40 * ((x + y) % 2 > 1)
-    colours = shade[..., None] * torch.tensor([1.0, 0.8, 0.6]) + 5 * torch.randn(height, width, 3)
-    colours[: height // 4] = torch.tensor([120.0, 160.0, 230.0])
-    return colours.clamp(0, 255).round()
 
 
 def problem(
@@ -51,11 +41,11 @@ def problem(
     unary = (unary + 0.5 * torch.randn_like(unary)).flatten(1)
     y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
     place = torch.stack([x, y], 2).reshape(-1, 2).float()
-    colours = picture(height, width).reshape(-1, 3)
+    shades = colours(height, width).reshape(-1, 3)
     terms = []
     for weight, features in (
         (3.0, place / 3.0),
-        (4.0, torch.cat([place / sigmas[0], colours / sigmas[1]], 1)),
+        (4.0, torch.cat([place / sigmas[0], shades / sigmas[1]], 1)),
     ):
         features = features.to(device) if order is None else features.to(device)[order]
         lattice = kernels.build_lattice(features.contiguous())
@@ -66,7 +56,7 @@ def problem(
     return unary.to(device).T, terms
 
 
-@pytest.mark.parametrize("sigmas", SIGMAS, ids=lambda s: f"{s[0]:g}/{s[1]:g}")
+@any_sigma
 def test_marginals_are_those_of_the_cpu(sigmas: tuple[float, float]) -> None:
     expected, found = (
         mean_field("auto", *problem(375, 500, 21, sigmas, device), 10).cpu()
@@ -114,21 +104,6 @@ def test_two_runs_give_the_same_bits() -> None:
         assert torch.equal(mean_field("auto", unary, terms, 10), first)
 
 
-def test_an_order_of_points_changes_nothing_but_rounding() -> None:
-    unary, terms = problem(40, 50, 5, SIGMAS[0], "cuda")
-    expected = mean_field("triton", unary, terms, 3)
-    order = torch.randperm(len(unary), device="cuda")
-    _, moved = problem(40, 50, 5, SIGMAS[0], "cuda", order)
-    for one, natural in zip(moved, terms, strict=True):  # the mass was taken in that order
-        torch.testing.assert_close(one.before[:, order.argsort()], natural.before)
-    moved = [
-        dataclasses.replace(one, before=natural.before, after=natural.after)
-        for one, natural in zip(moved, terms, strict=True)
-    ]
-    found = mean_field("triton", unary, moved, 3)
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
-
-
 @pytest.mark.parametrize("wrong", ["twice", "outside"])
 def test_an_order_that_is_no_permutation_is_refused(wrong: str) -> None:
     order = torch.arange(120, device="cuda")
@@ -141,15 +116,7 @@ def test_an_order_that_is_no_permutation_is_refused(wrong: str) -> None:
 def test_the_host_waits_once_for_the_check_of_values() -> None:
     unary, terms = problem(40, 50, 21, SIGMAS[0], "cuda", torch.arange(2000, device="cuda"))
     mean_field("triton", unary, terms, 2)  # compiled
-    torch.cuda.synchronize()
-    torch.cuda.set_sync_debug_mode("warn")
-    try:
-        with warnings.catch_warnings(record=True) as found:
-            warnings.simplefilter("always")
-            mean_field("triton", unary, terms, 2)
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
-    assert sum("synchroniz" in str(warning.message) for warning in found) == 1
+    assert waits_of(lambda: mean_field("triton", unary, terms, 2)) == 1
 
 
 def test_a_cuda_graph_holds_all_iterations() -> None:
