@@ -304,13 +304,18 @@ def network_state(model: DeepLab) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in state.items() if not name.startswith("crf.")}
 
 
+def check_is_file(path: Path) -> None:
+    """Raise InputError where it is missing, a folder or a device: to open a pipe would wait."""
+    if not path.exists():
+        raise InputError(f"{path}: no such weights file; check the path")
+    if not path.is_file():
+        raise InputError(f"{path} must be a weights file, not a folder or device")
+
+
 @contextmanager
 def _open(path: Path) -> Iterator[Any]:
     try:
-        if not path.exists():
-            raise InputError(f"{path}: no such weights file; check the path")
-        if not path.is_file():
-            raise InputError(f"{path} must be a weights file, not a folder or device")
+        check_is_file(path)
         with safe_open(path, framework="pt") as file:
             yield file
     except (SafetensorError, OSError) as error:

@@ -125,10 +125,7 @@ def _claims_safetensors(path: Path, first: bytes) -> bool:
 
 def _first_bytes(path: Path) -> bytes:
     try:
-        if not path.exists():
-            raise InputError(f"{path}: no such weights file; check the path")
-        if not path.is_file():
-            raise InputError(f"{path} must be a weights file, not a folder or device")
+        file.check_is_file(path)
         with path.open("rb") as opened:
             return opened.read(9)
     except OSError as error:

@@ -2,8 +2,6 @@
 
 import json
 import os
-import subprocess
-import sys
 import weakref
 from contextlib import nullcontext
 
@@ -11,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from several_processes import Started
 
 import crf
 from deeplab.errors import InputError
@@ -189,11 +188,11 @@ def test_the_memory_that_is_asked_for_is_less_than_what_is_used_and_not_much_les
         ((1.0, 2.0), True, None),
         ((1.0,), True, (1.0, 0.75, 0.5)),
     ]
-    command = [sys.executable, "-c", MEASURE, json.dumps(views)]
-    one_thread = os.environ | {"OMP_NUM_THREADS": "1"}  # each would have room of its own
-    result = subprocess.run(command, capture_output=True, text=True, timeout=900, env=one_thread)
-    assert result.returncode == 0, result.stderr
-    for given, line in zip(views, result.stdout.splitlines(), strict=True):
+    one_thread = {"OMP_NUM_THREADS": "1"}  # each would have room of its own
+    measuring = Started(("-c", MEASURE, json.dumps(views)), one_thread)
+    out, err = measuring.communicate()
+    assert measuring.returncode == 0, err
+    for given, line in zip(views, out.splitlines(), strict=True):
         asked, used = map(int, line.split())
         assert 0.5 * used < asked < used, given
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -19,7 +20,7 @@ from deeplab.model import DeepLab
 from deeplab.model.heads import ASPP, Pointwise
 from deeplab.model.resnet import ResNet
 from deeplab.model.styles import Style
-from deeplab.weights import Source, load_weights
+from deeplab.weights import Loaded, Source, load_weights
 
 State = Mapping[str, Tensor]
 Windows = dict[str, tuple[int, int, int, int]]
@@ -220,6 +221,18 @@ def isht7(model: DeepLab) -> OrderedDict[str, Tensor]:
         layer = f"Scale.layer5.conv2d_list.{i}"
         state |= {f"{layer}.weight": weight, f"{layer}.bias": bias}
     return OrderedDict(state)
+
+
+def filled(
+    path: Path, content: bytes | Mapping[str, Any], **options: Any
+) -> tuple[DeepLab, Loaded]:
+    """Another small network with the weights of a file of that content, and what was taken."""
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        torch.save(content, path)
+    model = small_network(2, **options)
+    return model, load_weights(model, path)
 
 
 def refused(path: Path, model: DeepLab | None = None, source: Source = "auto") -> str:

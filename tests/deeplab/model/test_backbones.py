@@ -1,4 +1,4 @@
-"""deeplab.backbones against networks written from the prototxts, layer by layer, in float64.
+"""The backbones against networks written from the prototxts, layer by layer, in float64.
 
 The references use only F.conv2d and elementwise arithmetic; Caffe's pooling is written out from its
 formula, out = ceil((n + 2 p - k) / s) + 1, the last window kept only if it starts inside.
@@ -10,7 +10,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from networks import assert_equal, layer_outputs, picture, randomise
+from networks import assert_equal, layer_outputs, picture, randomise, set_rate, set_strides
 from torch import nn
 
 from deeplab.model import build
@@ -103,18 +103,6 @@ def assert_same_layers(model, expected, x):
         assert_equal([found[name]], [reference])
 
 
-def resnet_case(blocks=(2, 1, 2, 2), width=4, shape=(2, 3, 40, 27)):
-    model = randomise(ResNet(blocks, width=width, frozen_bn=True))
-    x = picture(*shape)
-    return model, x
-
-
-def vgg_case(pool5a=True, shape=(1, 3, 24, 19)):
-    model = randomise(VGG16(pool5a=pool5a))
-    x = picture(*shape)
-    return model, x
-
-
 @pytest.mark.parametrize("shape", [(2, 3, 40, 27), (1, 3, 1, 1), (1, 3, 2, 9), (1, 3, 7, 64)])
 @pytest.mark.parametrize("frozen_bn", [True, False])
 def test_resnet_equals_the_caffe_network_layer_by_layer(shape, frozen_bn):
@@ -135,79 +123,42 @@ def test_resnet101_at_its_real_width_equals_the_caffe_network_layer_by_layer():
 @pytest.mark.parametrize("shape", [(1, 3, 24, 19), (2, 3, 1, 1), (1, 3, 2, 11)])
 @pytest.mark.parametrize("pool5a", [True, False])
 def test_vgg16_equals_the_caffe_network_layer_by_layer(shape, pool5a):
-    model, x = vgg_case(pool5a, shape)
+    model, x = randomise(VGG16(pool5a=pool5a)), picture(*shape)
     assert_same_layers(model, reference_vgg(model.state_dict(), x, pool5a), x)
 
 
-def floor_pooling(model):
-    model.pool1.ceil_mode = False
+OTHER_RESNETS = {
+    "pooling rounds down": lambda m: setattr(m.pool1, "ceil_mode", False),
+    "stride on the 3x3": lambda m: set_strides(m.layer2[0], 1, 2),
+    "old rate in the first block": lambda m: set_rate(m.layer4[0].conv2, 2),
+    "rate in the first block only": lambda m: set_rate(m.layer3[1].conv2, 1),
+    "multi-grid": lambda m: set_rate(m.layer4[1].conv2, 8),
+    "projection ignored": lambda m: m.layer1[0].downsample[0].weight.data.zero_(),
+    "another epsilon": lambda m: setattr(m.layer3[0].bn2, "eps", 1e-3),
+}
 
 
-def stride_on_the_3x3(model):
-    block = model.layer2[0]
-    block.conv1.stride, block.conv2.stride = (1, 1), (2, 2)
-
-
-def old_rate_in_the_first_block(model):
-    conv = model.layer4[0].conv2
-    conv.dilation = conv.padding = (2, 2)
-
-
-def rate_in_the_first_block_only(model):
-    conv = model.layer3[1].conv2
-    conv.dilation = conv.padding = (1, 1)
-
-
-def multi_grid(model):
-    conv = model.layer4[1].conv2
-    conv.dilation = conv.padding = (8, 8)
-
-
-def projection_ignored(model):
-    model.layer1[0].downsample[0].weight.data.zero_()
-
-
-def other_epsilon(model):
-    model.layer3[0].bn2.eps = 1e-3
-
-
-@pytest.mark.parametrize(
-    "mutate",
-    [
-        floor_pooling,
-        stride_on_the_3x3,
-        old_rate_in_the_first_block,
-        rate_in_the_first_block_only,
-        multi_grid,
-        projection_ignored,
-        other_epsilon,
-    ],
-)
+@pytest.mark.parametrize("mutate", OTHER_RESNETS.values(), ids=OTHER_RESNETS)
 def test_the_check_sees_a_resnet_of_another_convention(mutate):
-    model, x = resnet_case()
+    model = randomise(ResNet((2, 1, 2, 2), width=4, frozen_bn=True))
+    x = picture(2, 3, 40, 27)
     expected = reference_resnet({k: v.clone() for k, v in model.state_dict().items()}, x)
     mutate(model)
     with pytest.raises(AssertionError):
         assert_same_layers(model, expected, x)
 
 
-def average_without_padding(model):
-    model.pool5a.count_include_pad = False
+OTHER_VGGS = {
+    "pooling rounds down": lambda m: setattr(m.pool1, "ceil_mode", False),
+    "average without padding": lambda m: setattr(m.pool5a, "count_include_pad", False),
+    "conv5 at rate 1": lambda m: set_rate(m.conv5_2, 1),
+    "pool4 strides": lambda m: setattr(m.pool4, "stride", 2),
+}
 
 
-def conv5_at_rate_1(model):
-    model.conv5_2.dilation = model.conv5_2.padding = (1, 1)
-
-
-def pool4_strides(model):
-    model.pool4.stride = 2
-
-
-@pytest.mark.parametrize(
-    "mutate", [floor_pooling, average_without_padding, conv5_at_rate_1, pool4_strides]
-)
+@pytest.mark.parametrize("mutate", OTHER_VGGS.values(), ids=OTHER_VGGS)
 def test_the_check_sees_a_vgg_of_another_convention(mutate):
-    model, x = vgg_case()
+    model, x = randomise(VGG16(pool5a=True)), picture(1, 3, 24, 19)
     expected = reference_vgg(model.state_dict(), x, pool5a=True)
     mutate(model)
     with pytest.raises(AssertionError):
@@ -267,8 +218,8 @@ def test_frozen_batch_norm_is_batch_norm_in_evaluation_mode_whatever_the_mode():
     norm = nn.BatchNorm2d(5).double().eval()
     norm.load_state_dict(frozen.state_dict())
     x = picture(4, 5, 3, 2)
+    before = {name: tensor.clone() for name, tensor in frozen.state_dict().items()}
     for mode in (True, False):
-        before = {name: tensor.clone() for name, tensor in frozen.state_dict().items()}
         torch.testing.assert_close(frozen.train(mode)(x), norm(x))
         assert all(torch.equal(before[name], t) for name, t in frozen.state_dict().items())
 

@@ -8,13 +8,12 @@ import torch
 import torch.nn.functional as F
 from checkpoints import small_network
 from msc_by_areas import random_msc
-from networks import SCALES
+from networks import SCALES, two_convolutions
 from PIL import Image
 from tiny_training import segmentation_loss
-from torch import nn
 
 from deeplab import export
-from deeplab.model import DeepLab, build
+from deeplab.model import build
 from deeplab.model.multiscale import shrink
 from deeplab.weights import load_weights
 
@@ -64,18 +63,11 @@ def test_sizes_are_torchs_and_at_least_one_pixel(scale):
         assert shrink(torch.zeros(1, 1, n, 2), scale, "torch").shape[2] == size
 
 
-def trivial():
-    """Two convolutions: quick to export, and the rest is resizing."""
-    torch.manual_seed(0)
-    config = {"model": "trivial", "num_classes": 2, "scales": SCALES, "resize": "torch"}
-    return DeepLab(nn.Conv2d(3, 4, 3, 8, 1), nn.Conv2d(4, 2, 1), config=config).eval()
-
-
 @pytest.mark.parametrize("format", ["export", pytest.param("onnx", marks=pytest.mark.slow)])
 def test_programs_of_any_size_give_the_same(format, tmp_path):
     if format == "onnx":
         pytest.importorskip("onnxruntime")
-    model, path = trivial(), tmp_path / "program"
+    model, path = two_convolutions(scales=SCALES, resize="torch"), tmp_path / "program"
     with torch.no_grad():
         path.write_bytes(export._MAKERS[format](model, None))
         program = export._READERS[format](path)
@@ -85,7 +77,7 @@ def test_programs_of_any_size_give_the_same(format, tmp_path):
 
 
 def test_a_model_of_one_graph_serves_all_sizes():
-    model, graphs = trivial(), []
+    model, graphs = two_convolutions(scales=SCALES, resize="torch"), []
 
     def backend(graph, inputs):
         graphs.append(graph)

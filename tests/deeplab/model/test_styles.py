@@ -1,14 +1,18 @@
 """Style "torchvision" against torchvision itself, in float64: backbones, DeepLab v3, the input.
 
+The whole deeplab_v3_resnet50 is held against torchvision's in weights/test_checkpoints.py.
+
 torchvision does not dilate basic blocks. What dilation is to do is told by the network without it:
 at every fourth position of the map, the dilated network equals the one that strides there.
 """
+
+import copy
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from networks import assert_equal, layer_outputs, picture, randomise
+from networks import assert_equal, layer_outputs, picture, randomise, set_rate, set_strides
 from torch import nn
 
 from deeplab.model import DeepLab, build
@@ -36,6 +40,7 @@ def stages(model, pool, x):
     return list(layer_outputs(model, (pool, "layer1", "layer2", "layer3", "layer4"), x).values())
 
 
+@pytest.fixture(scope="module")
 def bottlenecks(torchvision):
     """torchvision's dilated ResNet, and ours with its weights."""
     theirs = torchvision.resnet.ResNet(
@@ -44,53 +49,43 @@ def bottlenecks(torchvision):
         num_classes=1,
         replace_stride_with_dilation=[False, True, True],
     )
-    randomise(theirs)
-    mine = ResNet(BLOCKS, frozen_bn=True, style="torchvision").double().eval()
+    return with_weights_of(randomise(theirs), BLOCKS), theirs
+
+
+def with_weights_of(theirs, blocks, block="bottleneck"):
+    """Our ResNet in torchvision's style."""
+    mine = ResNet(blocks, frozen_bn=True, style="torchvision", block=block).double().eval()
     state = theirs.state_dict()
     mine.load_state_dict({name: state[name] for name in mine.state_dict()})
-    return mine, theirs
+    return mine
 
 
 @pytest.mark.parametrize("size", [(1, 1), (7, 40), (33, 24), (40, 39)])
-def test_bottlenecks_equal_torchvisions_stage_by_stage(torchvision, size):
-    mine, theirs = bottlenecks(torchvision)
+def test_bottlenecks_equal_torchvisions_stage_by_stage(bottlenecks, size):
+    mine, theirs = bottlenecks
     x = picture(2, 3, *size)
     assert_equal(stages(mine, "pool1", x), stages(theirs, "maxpool", x))
 
 
-def round_up(model):
-    model.pool1.ceil_mode = True
+OTHER_RESNETS = {
+    "pooling rounds up": lambda m: setattr(m.pool1, "ceil_mode", True),
+    "stride on the 1x1": lambda m: set_strides(m.layer2[0], 2, 1),
+    "new rate in the first block": lambda m: set_rate(m.layer4[0].conv2, 4),
+    "old rate in the second block": lambda m: set_rate(m.layer3[1].conv2, 1),
+}
 
 
-def stride_on_the_1x1(model):
-    block = model.layer2[0]
-    block.conv1.stride, block.conv2.stride = (2, 2), (1, 1)
-
-
-def new_rate_in_the_first_block(model):
-    conv = model.layer4[0].conv2
-    conv.dilation = conv.padding = (4, 4)
-
-
-def old_rate_in_the_second_block(model):
-    conv = model.layer3[1].conv2
-    conv.dilation = conv.padding = (1, 1)
-
-
-@pytest.mark.parametrize(
-    "mutate",
-    [round_up, stride_on_the_1x1, new_rate_in_the_first_block, old_rate_in_the_second_block],
-)
-def test_the_check_sees_a_network_of_another_convention(torchvision, mutate):
-    mine, theirs = bottlenecks(torchvision)
-    x = picture(1, 3, 40, 40)
+@pytest.mark.parametrize("mutate", OTHER_RESNETS.values(), ids=OTHER_RESNETS)
+def test_the_check_sees_a_network_of_another_convention(bottlenecks, mutate):
+    mine, theirs = bottlenecks
+    x, mine = picture(1, 3, 40, 40), copy.deepcopy(mine)
     mutate(mine)
     with pytest.raises(AssertionError):
         assert_equal(stages(mine, "pool1", x), stages(theirs, "maxpool", x))
 
 
-def test_caffes_style_with_the_same_weights_is_another_network(torchvision):
-    mine, theirs = bottlenecks(torchvision)
+def test_caffes_style_with_the_same_weights_is_another_network(bottlenecks):
+    mine, theirs = bottlenecks
     caffe = ResNet(BLOCKS, frozen_bn=True).double().eval()
     caffe.load_state_dict(mine.state_dict())
     x = picture(1, 3, 33, 33)  # a size at which the maps have equal sizes: nothing would raise
@@ -106,20 +101,17 @@ def test_every_fourth_position_of_the_dilated_network_is_the_network_that_stride
 ):
     block = {"basic": "BasicBlock", "bottleneck": "Bottleneck"}[kind]
     theirs = torchvision.resnet.ResNet(getattr(torchvision.resnet, block), [2, 2, 2, 2], 1)
-    randomise(theirs)
-    mine = ResNet((2, 2, 2, 2), frozen_bn=True, style="torchvision", block=kind).double().eval()
-    state = theirs.state_dict()
-    mine.load_state_dict({name: state[name] for name in mine.state_dict()})
+    mine = with_weights_of(randomise(theirs), (2, 2, 2, 2), kind)
     x = picture(1, 3, 65, 97)
     ours, strided = stages(mine, "pool1", x), stages(theirs, "maxpool", x)
     assert_equal([ours[2], ours[3][..., ::2, ::2], ours[4][..., ::4, ::4]], strided[2:])
     for conv in (mine.layer4[0].conv1, mine.layer4[1].conv2):
         if conv.kernel_size == (3, 3):
-            before = conv.dilation
-            conv.dilation = conv.padding = (3, 3)
+            (before, _) = conv.dilation
+            set_rate(conv, 3)
             with pytest.raises(AssertionError):
                 assert_equal([stages(mine, "pool1", x)[4][..., ::4, ::4]], strided[4:])
-            conv.dilation = conv.padding = before
+            set_rate(conv, before)
 
 
 def test_basic_blocks_in_caffes_style_have_the_rate_of_the_stage_everywhere():
@@ -184,6 +176,7 @@ def v3_state(theirs):
     return mine
 
 
+@pytest.fixture(scope="module")
 def v3(torchvision):
     """torchvision's DeepLab v3 on a ResNet of four blocks, and ours with its weights."""
     body = torchvision.resnet.ResNet(
@@ -202,22 +195,9 @@ def v3(torchvision):
 
 
 @pytest.mark.parametrize("size", [(1, 1), (33, 40), (64, 57)])
-def test_v3_with_torchvisions_weights_gives_torchvisions_output(torchvision, size):
-    mine, theirs = v3(torchvision)
+def test_v3_with_torchvisions_weights_gives_torchvisions_output(v3, size):
+    mine, theirs = v3
     x = picture(1, 3, *size)
-    with torch.no_grad():
-        assert_equal([mine(x)], [theirs(x)["out"]])
-
-
-def test_deeplab_v3_resnet50_is_torchvisions(torchvision):
-    theirs = randomise(
-        torchvision.deeplabv3.deeplabv3_resnet50(
-            weights=None, weights_backbone=None, num_classes=5, aux_loss=False
-        )
-    )
-    mine = build("deeplab_v3_resnet50", num_classes=5).double().eval()
-    mine.load_state_dict(v3_state(theirs))
-    x = picture(1, 3, 17, 24)
     with torch.no_grad():
         assert_equal([mine(x)], [theirs(x)["out"]])
 
@@ -231,29 +211,32 @@ def test_deeplab_v3_resnet101_has_the_tensors_of_torchvisions(torchvision):
     assert {n: t.shape for n, t in mine.items()} == {n: t.shape for n, t in expected.items()}
 
 
-def wrong_rate(model):
-    model.head.pyramid.rates = (12, 24, 35)
-
-
-def aligned_corners(model):
-    model.style = "caffe"
-
-
-def branches_swapped(model):
+def swap_branches(model):
     model.head.pointwise, model.head.pooled = model.head.pooled, model.head.pointwise
 
 
-def norm_left_out(model):
-    model.head.pyramid_bn.running_mean = model.head.pyramid_bn.running_mean + 0.1
+OTHER_V3 = {
+    "wrong rate": lambda m: setattr(m.head.pyramid, "rates", (12, 24, 35)),
+    "aligned corners": lambda m: setattr(m, "style", "caffe"),
+    "branches swapped": swap_branches,
+    "norm left out": lambda m: m.head.pyramid_bn.running_mean.add_(0.1),
+}
 
 
-@pytest.mark.parametrize("mutate", [wrong_rate, aligned_corners, branches_swapped, norm_left_out])
-def test_the_check_sees_a_v3_of_another_convention(torchvision, mutate):
-    mine, theirs = v3(torchvision)
+@pytest.fixture(scope="module")
+def high_picture(v3):
+    """As high as a rate of 35 has an effect, and what torchvision's network gives on it."""
+    x = picture(1, 3, 300, 9)
+    with torch.no_grad():
+        return x, v3[1](x)["out"]
+
+
+@pytest.mark.parametrize("mutate", OTHER_V3.values(), ids=OTHER_V3)
+def test_the_check_sees_a_v3_of_another_convention(v3, high_picture, mutate):
+    mine, (x, expected) = copy.deepcopy(v3[0]), high_picture
     mutate(mine)
-    x = picture(1, 3, 300, 33)  # as wide as a rate of 35 has an effect
     with torch.no_grad(), pytest.raises(AssertionError):
-        assert_equal([mine(x)], [theirs(x)["out"]])
+        assert_equal([mine(x)], [expected])
 
 
 def heads(torchvision, frozen_bn=False, train=False):

@@ -1,14 +1,13 @@
 """The reader of .caffemodel files: every form of a blob, and no file that fills the memory."""
 
 import struct
-import subprocess
-import sys
 
 import pytest
 import torch
 from checkpoints import field, varint
+from several_processes import Started
+from weights_files import refused
 
-from deeplab.errors import InputError
 from deeplab.model import build
 from deeplab.weights import caffemodel as reader
 from deeplab.weights import names
@@ -18,22 +17,9 @@ ONES = struct.pack("<3f", 1, 2, 3)
 SHAPE_3 = field(7, field(1, varint(3)))
 
 
-@pytest.fixture
-def path(tmp_path):
-    return tmp_path / "net.caffemodel"
-
-
 def layer(name, *contents):
     blobs = b"".join(field(7, content) for content in contents)
     return field(100, field(1, name.encode()) + blobs)
-
-
-def refused(path, content):
-    path.write_bytes(content)
-    with pytest.raises(InputError) as caught:
-        reader.read(path)
-    assert str(caught.value).startswith(f"{path}: ")
-    return str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -74,7 +60,10 @@ def test_every_form_of_a_blob_gives_its_numbers(path, content):
     ],
 )
 def test_a_damaged_file_is_named_with_what_is_wrong(path, content, said):
-    assert said in refused(path, content)
+    path.write_bytes(content)
+    message = refused(reader.read, path)
+    assert message.startswith(f"{path}: ")
+    assert said in message
 
 
 HOSTILE = {
@@ -104,11 +93,9 @@ def test_a_file_of_empty_messages_or_huge_claims_costs_no_memory(tmp_path):
     """Parsed whole, 8 MB of empty blobs take 280 MB and of empty layers all that there is."""
     for name, content in HOSTILE.items():
         (tmp_path / name).write_bytes(content)
-    done = subprocess.run(
-        [sys.executable, "-c", MEASURE, tmp_path], capture_output=True, text=True, check=True
-    )
-    grown = dict(line.split(": ") for line in done.stdout.splitlines())
-    assert grown.keys() == HOSTILE.keys()
+    out, err = Started(("-c", MEASURE, str(tmp_path))).communicate()
+    grown = dict(line.split(": ") for line in out.splitlines())
+    assert grown.keys() == HOSTILE.keys(), err
     assert all(int(megabytes) < 40 for megabytes in grown.values()), grown
 
 

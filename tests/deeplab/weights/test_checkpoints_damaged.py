@@ -17,6 +17,7 @@ from checkpoints import (
     caffe_v2,
     caffemodel,
     field,
+    filled,
     isht7,
     kazuto1011,
     refused,
@@ -24,29 +25,12 @@ from checkpoints import (
     varint,
 )
 from PIL import Image
+from weights_files import Dangerous
 
 from deeplab.errors import InputError
 from deeplab.weights import load_checkpoint, load_weights
 
 MB = 2**20
-
-
-@pytest.fixture
-def theirs():
-    return small_network(1)
-
-
-@pytest.fixture
-def path(tmp_path):
-    return tmp_path / "checkpoint"
-
-
-class Dangerous:
-    def __init__(self, marker):
-        self.marker = marker
-
-    def __reduce__(self):
-        return open, (str(self.marker), "w")
 
 
 @pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
@@ -126,8 +110,8 @@ def test_a_torchscript_program_is_called_by_its_name(path):
 def test_a_caffemodel_is_never_taken_for_a_text(path, theirs):
     """Though it may begin with a name of many letters."""
     name = b"a network with a name that is as long as this sentence, and some letters longer"
-    path.write_bytes(field(1, name) + caffemodel(caffe_v2(theirs)))
-    assert load_weights(small_network(2), path).source == "caffemodel"
+    _, loaded = filled(path, field(1, name) + caffemodel(caffe_v2(theirs)))
+    assert loaded.source == "caffemodel"
 
 
 def test_branches_that_do_not_fit_each_other_are_listed(theirs, path):

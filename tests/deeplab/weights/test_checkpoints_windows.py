@@ -33,11 +33,6 @@ RELEASED = {  # in each: what the authors' network of that name has
 }
 
 
-@pytest.fixture
-def path(tmp_path):
-    return tmp_path / "net.caffemodel"
-
-
 def check(path, name, windows, *, old=False, taken=None, **options):
     """Hold a file of these windows and no weights against the model, all of which it would fill."""
     path.write_bytes(caffemodel({}, old, windows))

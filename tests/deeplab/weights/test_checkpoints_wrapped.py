@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from checkpoints import isht7, kazuto1011, output, refused, small_network
+from checkpoints import filled, isht7, kazuto1011, output, refused
 
 from deeplab.model import build
 from deeplab.weights import load_checkpoint, load_weights
@@ -20,16 +20,6 @@ PREFIXES = [
 ]
 
 
-@pytest.fixture(scope="module")
-def theirs():
-    return small_network(1)
-
-
-@pytest.fixture
-def path(tmp_path):
-    return tmp_path / "checkpoint"
-
-
 def prefixed(state, prefix):
     return {f"{prefix}{name}": tensor for name, tensor in state.items()}
 
@@ -41,9 +31,7 @@ def test_the_prefix_of_a_wrapper_is_cut_off(theirs, path, prefix):
         ("isht7", isht7(theirs)),
         ("state_dict", theirs.state_dict()),
     ):
-        torch.save(prefixed(state, prefix), path)
-        ours = small_network(2)
-        loaded = load_weights(ours, path)
+        ours, loaded = filled(path, prefixed(state, prefix))
         assert (loaded.source, loaded.skipped) == (source, ())
         assert torch.equal(output(ours), output(theirs))
 
@@ -74,17 +62,15 @@ def test_the_dict_that_a_trainer_saved_it_in_is_opened(theirs, path, keys):
     content = prefixed(kazuto1011(theirs), "model.")
     for key in reversed(keys):
         content = {"epoch": 3, "optimizer": {"state": {}}, key: content}
-    torch.save(content, path)
-    ours = small_network(2)
-    assert load_weights(ours, path).skipped == ()
+    ours, loaded = filled(path, content)
+    assert loaded.skipped == ()
     assert torch.equal(output(ours), output(theirs))
 
 
 def test_what_lies_beside_the_model_is_left_out_and_said(theirs, path):
     state = prefixed(kazuto1011(theirs), "model.") | {"criterion.weight": torch.ones(3)}
-    torch.save({"state_dict": state}, path)
-    ours = small_network(2)
-    assert load_weights(ours, path).dropped["criterion.weight"] == "beside the model"
+    ours, loaded = filled(path, {"state_dict": state})
+    assert loaded.dropped["criterion.weight"] == "beside the model"
     assert torch.equal(output(ours), output(theirs))
 
 

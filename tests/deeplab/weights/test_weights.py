@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save, save_file
 from torch import nn
-from weights_files import assert_same_state, refused, small
+from weights_files import Dangerous, assert_same_state, refused, small
 
 from deeplab import weights
 from deeplab.model import DeepLab, build
@@ -150,14 +150,6 @@ def test_a_file_of_another_tool_with_the_same_tensors_loads(saved):
 # Reading: files that are no weights.
 
 
-class Dangerous:
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return (open, (str(self.path), "w"))
-
-
 def header(entry, tail=b"\0" * 4):
     text = json.dumps(entry).encode()
     return struct.pack("<Q", len(text)) + text + tail
@@ -184,10 +176,14 @@ BAD_FILES = {
     ),
     "metadata that are no strings": header({"__metadata__": {"model": {"a": 1}}}, b""),
 }
-READERS = [load_model, read_metadata, lambda path: load_weights(small(), path)]
+READERS = pytest.mark.parametrize(
+    "read",
+    [load_model, read_metadata, lambda path: load_weights(small(), path)],
+    ids=["load_model", "read_metadata", "load_weights"],
+)
 
 
-@pytest.mark.parametrize("read", READERS, ids=["load_model", "read_metadata", "load_weights"])
+@READERS
 @pytest.mark.parametrize("kind", BAD_FILES)
 def test_a_file_that_is_no_safetensors_is_named(path, kind, read):
     path.write_bytes(BAD_FILES[kind])
@@ -199,7 +195,7 @@ def test_a_file_that_is_no_safetensors_is_named(path, kind, read):
         assert "fetch or write it again" in message
 
 
-@pytest.mark.parametrize("read", READERS, ids=["load_model", "read_metadata", "load_weights"])
+@READERS
 def test_a_pickle_is_refused_and_not_executed(path, tmp_path, read):
     executed = tmp_path / "executed"
     for write in (pickle.dump, torch.save):
@@ -209,7 +205,7 @@ def test_a_pickle_is_refused_and_not_executed(path, tmp_path, read):
         assert not executed.exists()
 
 
-@pytest.mark.parametrize("read", READERS, ids=["load_model", "read_metadata", "load_weights"])
+@READERS
 def test_a_missing_file_a_folder_and_a_pipe_are_named(path, tmp_path, read):
     assert refused(read, path) == f"{path}: no such weights file; check the path"
     assert "not a folder or device" in refused(read, tmp_path)

@@ -3,16 +3,16 @@
 import os
 import signal
 import stat
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from threading import Event
 
 import pytest
 import torch
+from several_processes import Started
 from torch import nn
 from weights_files import assert_same_state, refused, small
 
+from deeplab.errors import InputError
 from deeplab.weights import load_model, save_weights
 
 
@@ -27,29 +27,27 @@ def saved(path):
     return path
 
 
-def test_a_failed_write_leaves_the_old_file_and_nothing_else(saved, monkeypatch):
+@pytest.mark.parametrize(
+    ("call", "failure", "raised"),
+    [
+        ("fsync", OSError(28, "No space left on device"), InputError),
+        ("replace", KeyboardInterrupt(), KeyboardInterrupt),
+    ],
+)
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(
+    saved, monkeypatch, call, failure, raised
+):
     before = saved.read_bytes()
 
-    def full_disk(_descriptor):
-        raise OSError(28, "No space left on device")
+    def fail(*_arguments):
+        raise failure
 
-    monkeypatch.setattr(os, "fsync", full_disk)
-    message = refused(save_weights, small(seed=1), saved)
-    assert str(saved) in message
-    assert "No space left on device" in message
-    assert saved.read_bytes() == before
-    assert [entry.name for entry in saved.parent.iterdir()] == [saved.name]
-
-
-def test_an_interrupted_write_leaves_the_old_file_and_nothing_else(saved, monkeypatch):
-    before = saved.read_bytes()
-
-    def interrupted(_from, _to):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(os, "replace", interrupted)
-    with pytest.raises(KeyboardInterrupt):
+    monkeypatch.setattr(os, call, fail)
+    with pytest.raises(raised) as caught:
         save_weights(small(seed=1), saved)
+    if raised is InputError:
+        assert str(saved) in str(caught.value)
+        assert "No space left on device" in str(caught.value)
     assert saved.read_bytes() == before
     assert [entry.name for entry in saved.parent.iterdir()] == [saved.name]
 
@@ -64,7 +62,8 @@ save_weights(deeplab_v2_small(2), sys.argv[1])
 
 
 def test_what_a_killed_writer_leaves_is_written_over_by_the_next(saved):
-    killed = subprocess.run([sys.executable, "-c", KILLED, saved], check=False)
+    killed = Started(("-c", KILLED, str(saved)))
+    killed.communicate()
     assert killed.returncode == -signal.SIGKILL
     assert_same_state(load_model(saved), small())
     part = saved.with_name(f".{saved.name}.part")
