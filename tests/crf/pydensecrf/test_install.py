@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from several_processes import Started, run_python
 
 ROOT = Path(__file__).parents[3]
 CLIENT = """
@@ -29,20 +30,15 @@ real_is_installed = pytest.mark.skipif(
 )
 
 
-def python(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, *arguments],
-        cwd=cwd,
-        env={"PYTHONPATH": str(ROOT), "PATH": ""},
-        capture_output=True,
-        text=True,
-    )
+def python(*arguments: str) -> tuple[int | None, str, str]:
+    """Exit status, standard output and standard error of `python *arguments`."""
+    child = Started(arguments)
+    out, err = child.communicate()
+    return child.returncode, out, err
 
 
 def said(program: str) -> str:
-    process = python("-c", program)
-    assert process.returncode == 0, process.stderr
-    return process.stdout.strip()
+    return run_python("-c", program).strip()
 
 
 def test_after_install_a_client_finds_the_drop_in() -> None:
@@ -91,9 +87,8 @@ def test_a_script_runs_with_its_own_arguments_and_folder(tmp_path: Path) -> None
     (tmp_path / "neighbour.py").write_text("WORD = 'beside'")
     script = tmp_path / "client.py"
     script.write_text(f"{CLIENT}\nimport neighbour; print(neighbour.WORD, __name__)")
-    process = python("-m", "crf.pydensecrf", str(script), "--flag", "7")
-    assert process.returncode == 0, process.stderr
-    assert process.stdout.splitlines() == [
+    out = run_python("-m", "crf.pydensecrf", str(script), "--flag", "7")
+    assert out.splitlines() == [
         "(2, 12) crf.pydensecrf.densecrf crf.pydensecrf.eigen --flag 7",
         "beside __main__",
     ]
@@ -101,8 +96,14 @@ def test_a_script_runs_with_its_own_arguments_and_folder(tmp_path: Path) -> None
 
 def test_a_module_runs_with_its_own_arguments(tmp_path: Path) -> None:
     (tmp_path / "client.py").write_text(CLIENT)
-    process = python("-m", "crf.pydensecrf", "-m", "client", "x", cwd=tmp_path)
-    assert process.stdout.split()[-1] == "x", process.stderr
+    process = subprocess.run(
+        [sys.executable, "-m", "crf.pydensecrf", "-m", "client", "x"],
+        cwd=tmp_path,
+        env={"PYTHONPATH": str(ROOT), "PATH": ""},
+        capture_output=True,
+        text=True,
+    )
+    assert process.stdout.split()[-1:] == ["x"], process.stderr
 
 
 @pytest.mark.parametrize(
@@ -114,7 +115,10 @@ def test_a_module_runs_with_its_own_arguments(tmp_path: Path) -> None:
     ],
 )
 def test_what_cannot_run_is_named(arguments: tuple[str, ...], words: str) -> None:
-    process = python("-m", "crf.pydensecrf", *arguments)
-    assert process.returncode == 2
-    assert process.stderr.strip().endswith(words)
-    assert "usage: python -m crf.pydensecrf" in python("-m", "crf.pydensecrf", "--help").stdout
+    status, _, err = python("-m", "crf.pydensecrf", *arguments)
+    assert status == 2
+    assert err.strip().endswith(words)
+
+
+def test_help_says_how_to_call_it() -> None:
+    assert "usage: python -m crf.pydensecrf" in run_python("-m", "crf.pydensecrf", "--help")

@@ -103,7 +103,7 @@ def test_scenes_are_a_data_set_of_the_same_kind():
     assert np.array_equal(data[1][1], expected.labels)
     assert data.names == ["scene_9000000", "scene_9000001"]
     assert available_splits("scenes", None) == ["train", "val", "test"]
-    for options, message in (({"length": 0}, "length: expected"), ({"size": 3}, "size: expected")):
+    for options, message in (({"length": 0}, "length must be"), ({"size": 3}, "size must be")):
         with pytest.raises(InputError, match=message):
             open_dataset("scenes", None, "val", **options)
     with pytest.raises(InputError, match="no split 'x'; there are train, val, test"):
