@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import kernels
+from kernels.meanfield import LatticeFilter
 
 
 @pytest.fixture(params=["float64", "meta"])
@@ -48,11 +49,11 @@ def test_a_batch_is_filtered_alike(method, other_default):
 
 @pytest.mark.parametrize("impl", ["cpu", "reference"])
 def test_mean_field_gives_the_same(impl, other_default):
-    lattice, unary = kernels.build_lattice(torch.randn(40, 3)), torch.randn(40, 4)
-    scale = torch.rand(40)
+    filter = LatticeFilter([kernels.build_lattice(torch.randn(40, 3))])
+    unary, scale = torch.randn(1, 40, 4), torch.rand(1, 40, 1)
     terms = [
-        kernels.Term(lattice, torch.full((4,), -2.0), scale, scale),
-        kernels.Term(lattice, 1 - torch.eye(4)),
+        kernels.Term(filter, torch.full((4,), -2.0), scale, scale),
+        kernels.Term(filter, 1 - torch.eye(4)),
     ]
     expected = kernels.mean_field(unary, terms, 3, impl=impl)
     other_default()
