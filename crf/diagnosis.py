@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from kernels.meanfield import Filter, GridFilter, LatticeFilter, SeparableFilter, TileFilter
-from kernels.meanfield.build import Settings, filters_of
+from kernels.meanfield.build import FilterSettings, filters_of
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,11 @@ class Diagnosis(list[TermDiagnosis]):
 
 
 def diagnose(
-    features: Sequence[Tensor], names: Sequence[str], batch: int, settings: Settings, reason: str
+    features: Sequence[Tensor],
+    names: Sequence[str],
+    batch: int,
+    settings: FilterSettings,
+    reason: str,
 ) -> Diagnosis:
     """The filters that a call runs, image by image; `reason` is why `settings.method`."""
     found = Diagnosis()

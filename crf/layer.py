@@ -36,7 +36,7 @@ from crf.potentials import (
 from crf.sigmas import naming_sigmas
 from kernels.dispatch import Choice
 from kernels.meanfield import NORMALIZATIONS, Normalization, ops
-from kernels.meanfield.build import Settings
+from kernels.meanfield.build import FilterSettings
 from kernels.separable import TOLERANCE, TOLERANCES
 from kernels.validate import PRECISIONS, Precision
 
@@ -360,7 +360,9 @@ class DenseCRF(nn.Module):
                 found = ops.mean_field_operator(unary, points, compatibilities, *numbers)
             return found.reshape(logits.shape)
 
-    def _settings(self, logits: Tensor, points: Sequence[Tensor], marginals: bool) -> Settings:
+    def _settings(
+        self, logits: Tensor, points: Sequence[Tensor], marginals: bool
+    ) -> FilterSettings:
         """What a call runs with: the method for these features, and all that it needs to know."""
         needs = _wants_gradient(points)
         method = self.choose(logits.device, math.prod(logits.shape[2:]), needs).impl
@@ -371,7 +373,7 @@ class DenseCRF(nn.Module):
             )
         if method != self.method and method == "separable":
             method = "auto"  # it depends on the image
-        return Settings(
+        return FilterSettings(
             method=method,
             normalization=self.normalization,
             iterations=self.iterations,

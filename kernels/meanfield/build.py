@@ -36,7 +36,7 @@ MOST_ENTRIES = 2**31 - 1  # points times corners, of all terms: mean field numbe
 
 
 @dataclass(frozen=True)
-class Settings:
+class FilterSettings:
     """How to filter and how often; the attributes are those of `DenseCRF`.
 
     Attributes:
@@ -59,7 +59,10 @@ class Settings:
 
 
 def terms_of(
-    features: Sequence[Tensor], compatibilities: Sequence[Tensor], batch: int, settings: Settings
+    features: Sequence[Tensor],
+    compatibilities: Sequence[Tensor],
+    batch: int,
+    settings: FilterSettings,
 ) -> list[Term]:
     """Differentiable terms of `features`, `[batch, N, D]` or `[1, N, D]` for all images."""
     if not features:
@@ -77,7 +80,7 @@ def terms_of(
 
 
 def filters_of(
-    features: Sequence[Tensor], batch: int, settings: Settings, together: int = 1
+    features: Sequence[Tensor], batch: int, settings: FilterSettings, together: int = 1
 ) -> tuple[list[Filter], str | None]:
     """The filter of each term, and why "auto" did not take what it takes if it can.
 
@@ -100,7 +103,9 @@ def filters_of(
     return filters, None
 
 
-def _filter(points: Tensor, batch: int, settings: Settings, together: int, is_grid: bool) -> Filter:
+def _filter(
+    points: Tensor, batch: int, settings: FilterSettings, together: int, is_grid: bool
+) -> Filter:
     if settings.method == "permutohedral":
         return LatticeFilter.over(points, together)
     if is_grid:
@@ -117,7 +122,10 @@ def _filter(points: Tensor, batch: int, settings: Settings, together: int, is_gr
 
 
 def lattice_groups(
-    unary: Tensor, features: Sequence[Tensor], compatibilities: Sequence[Tensor], settings: Settings
+    unary: Tensor,
+    features: Sequence[Tensor],
+    compatibilities: Sequence[Tensor],
+    settings: FilterSettings,
 ) -> Iterator[tuple[slice, list[Term]]]:
     """Images that share lattices, and their terms with one lattice each, for `kernels.mean_field`.
 

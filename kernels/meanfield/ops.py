@@ -20,7 +20,7 @@ from kernels import memory
 from kernels.dispatch import WAITS
 from kernels.meanfield import reference
 from kernels.meanfield.api import mean_field
-from kernels.meanfield.build import Settings, lattice_groups, require_finite, terms_of
+from kernels.meanfield.build import FilterSettings, lattice_groups, require_finite, terms_of
 from kernels.meanfield.filters import LatticeFilter
 from kernels.meanfield.term import Term
 from kernels.operators import opaque_operator
@@ -30,7 +30,7 @@ def infer(
     unary: Tensor,
     features: Sequence[Tensor],
     compatibilities: Sequence[Tensor],
-    settings: Settings,
+    settings: FilterSettings,
 ) -> Tensor:
     """Mean field over the filters of some features.
 
@@ -63,7 +63,7 @@ def infer(
 
 
 def _update(
-    unary: Tensor, terms: Sequence[Term], settings: Settings, differentiable: bool = False
+    unary: Tensor, terms: Sequence[Term], settings: FilterSettings, differentiable: bool = False
 ) -> Tensor:
     """The updates of images `[B, C, N]`, fused where they are over lattices."""
     points = unary.transpose(1, 2)
@@ -81,7 +81,7 @@ def infer_with_divergence(
     unary: Tensor,
     features: Sequence[Tensor],
     compatibilities: Sequence[Tensor],
-    settings: Settings,
+    settings: FilterSettings,
 ) -> tuple[Tensor, Tensor]:
     """Marginals `[B, C, N]`, and the divergences of `reference.mean_field_and_divergence`."""
     if settings.method == "auto" and len(unary) > 1:
@@ -117,7 +117,7 @@ def _require_memory(unary: Tensor, features: Sequence[Tensor]) -> None:
 
 
 TENSORS = "Tensor unary, Tensor[] features, Tensor[] compatibilities"
-SETTINGS = (  # the attributes of `Settings`, in their order
+SETTINGS = (  # the attributes of `FilterSettings`, in their order
     "str method, str normalization, int iterations, str precision, float eps, float tolerance, "
     "SymInt width, bool has_gaussian, int spatial_dims, bool marginals"
 )
@@ -127,9 +127,9 @@ SETTINGS = (  # the attributes of `Settings`, in their order
 def mean_field_operator(
     unary: Tensor, features: Sequence[Tensor], compatibilities: Sequence[Tensor], *settings: Any
 ) -> Tensor:
-    """`infer`, opaque; the settings are those of `Settings`, in their order."""
+    """`infer`, opaque; the settings are those of `FilterSettings`, in their order."""
     require_finite("logits", unary)  # could not be asked while tracing
-    return infer(unary.contiguous(), features, compatibilities, Settings(*settings))
+    return infer(unary.contiguous(), features, compatibilities, FilterSettings(*settings))
 
 
 @mean_field_operator.register_fake
@@ -150,7 +150,7 @@ def mean_field_backward_operator(
     *settings: Any,
 ) -> list[Tensor]:
     """The gradients to `unary` and to each of `compatibilities`, in this order."""
-    how = Settings(*settings)
+    how = FilterSettings(*settings)
     if how.method != "auto" or len(unary) == 1:
         return _gradients(grad, unary, features, compatibilities, how)
     totals = [torch.zeros_like(unary), *(torch.zeros_like(c) for c in compatibilities)]
@@ -167,7 +167,7 @@ def _gradients(
     unary: Tensor,
     features: Sequence[Tensor],
     compatibilities: Sequence[Tensor],
-    settings: Settings,
+    settings: FilterSettings,
 ) -> list[Tensor]:
     terms = terms_of(features, compatibilities, len(unary), settings)
     to_unary, to_compatibilities = reference.gradients(

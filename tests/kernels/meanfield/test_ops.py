@@ -12,7 +12,7 @@ from torch import Tensor
 import crf
 import kernels
 from kernels.meanfield import ops
-from kernels.meanfield.build import Settings
+from kernels.meanfield.build import FilterSettings
 from kernels.meanfield.term import normalizers
 
 METHODS = ("permutohedral", "exact", "separable", "auto")
@@ -29,16 +29,16 @@ def problem(matrix: bool = True) -> tuple[Tensor, list[Tensor], list[Tensor]]:
     return -torch.randn(2, 3, 20).log_softmax(1), features, compatibilities
 
 
-def settings(method: str, **changed: Any) -> Settings:
+def settings(method: str, **changed: Any) -> FilterSettings:
     known = {
         "method": method, "normalization": "after", "iterations": 2, "precision": "ieee",
         "eps": 0.0, "tolerance": 1e-3, "width": 4, "has_gaussian": True, "spatial_dims": 2,
         "marginals": True,
     }  # fmt: skip
-    return Settings(**known | changed)
+    return FilterSettings(**known | changed)
 
 
-def numbers(of: Settings) -> tuple[Any, ...]:
+def numbers(of: FilterSettings) -> tuple[Any, ...]:
     return tuple(vars(of).values())
 
 
