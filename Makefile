@@ -25,7 +25,7 @@ test: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -n auto --maxprocesses 8 tests/
+	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal tests/
 
 campaign: setup
 	PYTHONPATH=tests/support:. $(BIN)/python -m campaign --out bench/records/campaign.json

@@ -7,25 +7,15 @@ that people write hold them: gathered in one, its backward would pay for taking 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from frame import Candidate, Cost, Formula
+from frame import Candidate, Cost
 from torch import Tensor
 
 import kernels
-
-# Input, weights (with biases, or scales and shifts) and output move once; the backward reads the
-# first two and the gradient of the output again, and writes gradients of the first two. E is the
-# size of an element.
-FORWARD_BYTES = "E * (B*Ci*H*W + Wt + B*Co*H*W)"
-BACKWARD_BYTES = "E * (B*Ci*H*W + Wt + B*Co*H*W + B*Ci*H*W + Wt)"
-# P counts the pairs of output position and tap that fall within the map. Each is a column of Ci
-# multiply-adds for each of its output channels; the backward does as much for the input and as
-# much again for the weights.
-FORWARD_OPERATIONS = "2 * B * Ci * K * P"
 
 
 @dataclass(frozen=True)
@@ -52,54 +42,37 @@ class Head:
         """Channels of the output: `outputs` once summed, else for every rate side by side."""
         return self.outputs * (1 if self.fuse == "sum" else len(self.rates))
 
-    @property
-    def activation(self) -> Literal["relu"] | None:
-        """Branches end in a ReLU, a sum does not."""
-        return None if self.fuse == "sum" else "relu"
 
-
-@dataclass(frozen=True)
-class Operands:
+class Operands(NamedTuple):
     """The tensors of one call; a tuple holds one tensor for all rates, one each, or none."""
 
     input: Tensor
-    weights: tuple[Tensor, ...]
-    biases: tuple[Tensor, ...]
-    scales: tuple[Tensor, ...]
-    shifts: tuple[Tensor, ...]
     upstream: Tensor
+    weights: tuple[Tensor, ...]
+    biases: tuple[Tensor, ...] = ()
+    scales: tuple[Tensor, ...] = ()
+    shifts: tuple[Tensor, ...] = ()
 
     def apart(self) -> Operands:
         """The same with tensors of its own for each rate, its scale and shift `[K, 1, 1]`."""
         (weight,) = self.weights
-        rates = len(weight)
 
         def columns(vectors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-            return tuple(part[:, None, None] for each in vectors for part in each.chunk(rates))
+            return tuple(
+                part[:, None, None] for each in vectors for part in each.chunk(len(weight))
+            )
 
-        return Operands(
-            input=self.input,
+        return self._replace(
             weights=tuple(part.clone() for part in weight),
             biases=tuple(part.clone() for each in self.biases for part in each),
             scales=columns(self.scales),
             shifts=columns(self.shifts),
-            upstream=self.upstream,
         )
 
     def double(self) -> Operands:
         """The same in float64."""
-
-        def doubled(tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-            return tuple(tensor.double() for tensor in tensors)
-
-        return Operands(
-            input=self.input.double(),
-            weights=doubled(self.weights),
-            biases=doubled(self.biases),
-            scales=doubled(self.scales),
-            shifts=doubled(self.shifts),
-            upstream=self.upstream.double(),
-        )
+        groups = (tuple(tensor.double() for tensor in group) for group in self[2:])
+        return Operands(self.input.double(), self.upstream.double(), *groups)
 
 
 Forward = Callable[[Operands], Tensor]
@@ -116,15 +89,14 @@ def operands(head: Head, device: str) -> Operands:
         return values.contiguous(memory_format=layout) if len(shape) == 4 else values
 
     rates, side, rows = len(head.rates), head.side, len(head.rates) * head.outputs
-    fan_in = 9 * rates * head.channels
-    weight = normal(rows, head.channels, 3, 3, scale=fan_in**-0.5)
+    weight = normal(rows, head.channels, 3, 3, scale=(9 * rates * head.channels) ** -0.5)
     return Operands(
         input=normal(head.batch, head.channels, side, side),
+        upstream=normal(head.batch, head.output_channels, side, side),
         weights=(weight.unflatten(0, (rates, head.outputs)),),
         biases=() if head.normalised else (normal(rates, head.outputs),),
         scales=(normal(rows),) if head.normalised else (),
         shifts=(normal(rows),) if head.normalised else (),
-        upstream=normal(head.batch, head.output_channels, side, side),
     )
 
 
@@ -140,7 +112,7 @@ def ours(head: Head) -> Forward:
             fuse=head.fuse,
             scale=given.scales[0] if given.scales else None,
             shift=given.shifts[0] if given.shifts else None,
-            activation=head.activation,
+            activation=None if head.fuse == "sum" else "relu",
         )
 
     return forward
@@ -148,30 +120,15 @@ def ours(head: Head) -> Forward:
 
 def one_convolution_a_rate(head: Head) -> Forward:
     """The head as models write it today."""
-    convolve = convolutions(head)
 
     def forward(given: Operands) -> Tensor:
-        return convolve(given.input, given.weights, given.biases, given.scales, given.shifts)
-
-    return forward
-
-
-def convolutions(head: Head) -> Callable[..., Tensor]:
-    """The peer as a function of tensors and tuples of them, which torch.compile takes whole."""
-
-    def convolve(
-        x: Tensor,
-        weights: Sequence[Tensor],
-        biases: Sequence[Tensor],
-        scales: Sequence[Tensor],
-        shifts: Sequence[Tensor],
-    ) -> Tensor:
         branches = []
         for i, rate in enumerate(head.rates):
-            bias = biases[i] if biases else None
-            branch = F.conv2d(x, weights[i], bias, padding=rate, dilation=rate)
-            # One pass, as batch_norm in evaluation.
-            branches.append(torch.addcmul(shifts[i], branch, scales[i]) if scales else branch)
+            bias = given.biases[i] if given.biases else None
+            branch = F.conv2d(given.input, given.weights[i], bias, padding=rate, dilation=rate)
+            if given.scales:  # one pass, as batch_norm in evaluation
+                branch = torch.addcmul(given.shifts[i], branch, given.scales[i])
+            branches.append(branch)
         if head.fuse == "sum":
             total = branches[0]
             for branch in branches[1:]:
@@ -179,20 +136,15 @@ def convolutions(head: Head) -> Callable[..., Tensor]:
             return total
         return torch.cat([F.relu(branch, inplace=True) for branch in branches], dim=1)
 
-    return convolve
+    return forward
 
 
-def compiled(head: Head, mode: str | None) -> Forward:
+def compiled(head: Head, mode: str | None = None, backend: str = "inductor") -> Forward:
     """The peer under torch.compile."""
     torch.compiler.reset()  # cases share the function's code, which is compiled only so many times
-    convolve = torch.compile(convolutions(head), dynamic=False, fullgraph=True, mode=mode)
-
-    def forward(given: Operands) -> Tensor:
-        output: Tensor = convolve(
-            given.input, given.weights, given.biases, given.scales, given.shifts
-        )
-        return output
-
+    forward: Forward = torch.compile(
+        one_convolution_a_rate(head), dynamic=False, fullgraph=True, mode=mode, backend=backend
+    )
     return forward
 
 
@@ -206,7 +158,7 @@ def call(head: Head, forward: Forward, given: Operands) -> Candidate:
         leaves = tuple(tensor.detach().requires_grad_() for tensor in originals)
         first_bias = 1 + len(given.weights)
         weights, biases = leaves[1:first_bias], leaves[first_bias:]
-        output = forward(replace(given, input=leaves[0], weights=weights, biases=biases))
+        output = forward(given._replace(input=leaves[0], weights=weights, biases=biases))
         found = torch.autograd.grad(output, leaves, given.upstream)
         return {
             "output": output,
@@ -233,19 +185,25 @@ def live_pairs(side: int, rates: Sequence[int], fuse: str) -> int:
 
 
 def cost(head: Head, peak: str = "operations_per_second") -> Cost:
-    """The least work of one call, whose operations the ceiling `peak` bounds."""
-    vectors = 2 if head.normalised else 1  # scale and shift, or the bias
+    """The least work of one call, whose operations the ceiling `peak` bounds.
+
+    Input, weights (with biases, or scales and shifts) and output move once. The backward reads the
+    first two and the gradient of the output again, and writes the gradients of the first two.
+
+    Each live pair is a column of `channels` multiply-adds for each of its output channels; the
+    backward does as much for the input and as much again for the weights.
+    """
+    positions = head.batch * head.side**2
+    vectors = 2 if head.normalised else 1
     sizes = {
-        "B": head.batch,
-        "Ci": head.channels,
-        "Co": head.output_channels,
-        "K": head.outputs,
-        "H": head.side,
-        "W": head.side,
-        "E": head.dtype.itemsize,
-        "Wt": len(head.rates) * head.outputs * (9 * head.channels + vectors),
-        "P": live_pairs(head.side, head.rates, head.fuse),
+        "input": positions * head.channels,
+        "weights": len(head.rates) * head.outputs * (9 * head.channels + vectors),
+        "output": positions * head.output_channels,
+        "live_pairs": live_pairs(head.side, head.rates, head.fuse),
     }
-    moved = f"{FORWARD_BYTES} + {BACKWARD_BYTES}" if head.backward else FORWARD_BYTES
-    done = f"3 * {FORWARD_OPERATIONS}" if head.backward else FORWARD_OPERATIONS
-    return Cost(bytes=Formula(moved, sizes), operations=Formula(done, sizes), peak=peak)
+    moved = sizes["input"] + sizes["weights"] + sizes["output"]
+    done = 2 * head.batch * head.channels * head.outputs * sizes["live_pairs"]
+    if head.backward:
+        moved += moved + sizes["input"] + sizes["weights"]
+        done *= 3
+    return Cost(head.dtype.itemsize * moved, done, sizes, peak)

@@ -11,9 +11,7 @@ bench/README.md says how a comparison is made and how to add one.
 from __future__ import annotations
 
 import argparse
-import datetime
 import importlib
-import shlex
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -28,7 +26,7 @@ if TYPE_CHECKING:
 
 # Each name is a module compare_NAME.py beside this file.
 COMPARISONS = {
-    "crf": "dense CRF inference: crf.densecrf and crf.DenseCRF beside pydensecrf2",
+    "crf": "dense CRF inference: crf.pydensecrf.densecrf and crf.DenseCRF beside pydensecrf2",
     "aspp": "multi-rate atrous convolution: kernels beside one F.conv2d a rate",
 }
 RECORDS = Path(__file__).resolve().parent / "records"
@@ -39,19 +37,23 @@ how to read the table
   p20 p50 p80   percentiles of the time of one call; on a GPU of a replay of its CUDA graph
   wall ms       GPU only: median wall clock of an eager call until the device has done it
   ours x        how many times as fast ours is: the median, over rounds, of the peer's time over
-                ours. Both run in every round, so a busy machine hits both
+                ours. Both run in every round, so a busy machine slows both
   of p50        the same from the two medians; far from 'ours x' means a restless machine
-  bar           what is asked: of 'ours x' beside a peer, of 'x floor' beside ours
   peak MB       memory that one call adds at its peak; on a CPU in a process of its own (not with
                 --quick)
-  same label    share of pixels with the label of exact mean field; mean |dQ|: of the marginals
-  GB/s FLOP/s   bytes and operations that the task needs, by formula, over p50; the formulas are
-                in the record
+  same label %  share of pixels with the label of exact mean field; mean |dQ|: of the marginals
+  GB/s GFLOP/s  bytes and operations that the task needs over p50; both are in the record
   x floor       p50 over the least time in which this machine can move the bytes and do the
                 operations, at the speeds of a plain copy and a plain matrix product
+A bar is a speed that is asked for. It is printed below the table, and fails nothing.
 
 exit code
   0 all measured, 1 outputs did not agree or a case broke (it is not timed), 2 a wrong argument
+
+beside it
+  python bench/first_call.py      the first CRF of a process against the next one
+  python bench/pareto.py RECORD   draw time against error from a record of crf
+  python bench/tune_atrous.py     tune the tile sizes of the Triton convolutions for this GPU
 
 Close other programs first: two busy cores make every figure wrong.
 """
@@ -81,6 +83,8 @@ def main(arguments: Sequence[str]) -> int:
         parser.error("--device cuda: torch sees no CUDA device here; leave the option out")
     comparisons = [importlib.import_module(f"compare_{name}").COMPARISON for name in names]
     devices = [options.device] if options.device else _devices()
+    if options.clock == "cpu" and "cuda" in devices:
+        parser.error("--clock cpu: a GPU is timed by its own events; add --device cpu")
     pairs = [(c, device) for c in comparisons for device in devices if device in c.devices]
     left_out = [c.name for c in comparisons if c.name not in {chosen.name for chosen, _ in pairs}]
     if options.names and left_out:
@@ -106,26 +110,16 @@ def _measure(
     import machine
     import torch
     from frame import Settings
-    from report import show, write_record
+    from report import new_record, show, write_record
     from runner import run
 
     torch.set_num_threads(options.threads)
-    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    record: dict[str, Any] = {
-        "date": now,
-        "command": shlex.join(["python", "bench/compare.py", *arguments]),
-        "quick": options.quick,
-        "threads": options.threads,
-        "commit": machine.commit(),
-        "versions": machine.versions(),
-        "hardware": machine.hardware(),
-        "ceilings": {d: machine.ceilings(d) for d in sorted({device for _, device in pairs})},
-        "comparisons": [],
-    }
+    record = new_record(["bench/compare.py", *arguments], options.threads, options.quick)
+    record["ceilings"] = {d: machine.ceilings(d) for d in sorted({device for _, device in pairs})}
     for comparison, device in pairs:
         if options.most_seconds is not None:
             comparison = replace(comparison, most_seconds={device: options.most_seconds})
-        settings = Settings(device=device, threads=options.threads, quick=options.quick)
+        settings = Settings(device, options.threads, options.quick, options.clock)
         with console.status(f"{comparison.name} on the {device}") as status:
             say = status.update if console.is_terminal else _on_stderr(time.monotonic())
             report = run(comparison, settings, record["ceilings"][device], say)
@@ -163,6 +157,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--threads", type=int, default=2, metavar="N", help="CPU threads (default: 2)"
+    )
+    parser.add_argument(
+        "--clock",
+        choices=("wall", "cpu"),
+        default="wall",
+        help="on a CPU: wall or processor seconds; these add up over threads (default: wall)",
     )
     parser.add_argument(
         "--most-seconds",

@@ -105,7 +105,7 @@ def prepare(head: Head, device: str, with_compiled: bool = False) -> Prepared:
     around = switches.tuned if on_gpu else nullcontext
     stacked = operands(head, device)
     apart = stacked.apart()
-    candidates = {
+    candidates: dict[str, Candidate] = {
         OURS: call(head, ours(head), stacked),
         PEER: call(head, one_convolution_a_rate(head), apart),
     }
@@ -138,8 +138,7 @@ def _failure(candidate: Candidate) -> str | None:
     try:
         candidate()
     except Exception as error:
-        lines = str(error).splitlines() or [""]
-        return f"{type(error).__name__}: {lines[0]}"
+        return f"{type(error).__name__}: {''.join(str(error).splitlines()[:1])}"
     return None
 
 

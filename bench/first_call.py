@@ -3,19 +3,19 @@
     python bench/first_call.py            # prints a table, writes a record
 
 A small image (30x40, 21 labels), one thread, compiled code on disk. Each sample is a process of its
-own, which has torch, imports the library, calls twice, and tells processor and wall seconds: the
-first beside the second is what has to be loaded. Processor seconds are what a busy machine does not
-change. crf.densecrf imports nothing at its first call but LLVM, which counts; numba, which it needs
-only to compile, is timed beside it. One more process has nothing compiled yet.
+own, which has torch, imports the library and calls it twice: the first call beside the second is
+what has to be loaded. Processor seconds count, which a busy machine changes least.
+crf.pydensecrf imports nothing at its first call but LLVM, which counts; numba, which it needs only
+to compile, is timed beside it. One more process has nothing compiled yet.
 """
 
 from __future__ import annotations
 
 import argparse
-import datetime
 import importlib
 import importlib.util
-import shlex
+import os
+import statistics
 import sys
 import tempfile
 import time
@@ -23,19 +23,22 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import child
-from timing import percentile
-
 RECORDS = Path(__file__).resolve().parent / "records"
-LIBRARIES = {"crf.densecrf": "crf.densecrf", "pydensecrf2": "pydensecrf.densecrf"}
+OURS = "crf.pydensecrf.densecrf"
+LIBRARIES = {OURS: OURS, "pydensecrf2": "pydensecrf.densecrf"}
 BAR = 0.3  # processor seconds of the first call above the second
 STEPS = ("import the library", "first call", "second call")
 
 Seconds = dict[str, float]  # "cpu" and "wall"
 
 
-def sample(library: str) -> dict[str, Any]:
-    """In a fresh process: the seconds of each step, and which compilers the calls imported."""
+def sample(library: str, cache: str | None = None) -> dict[str, Any]:
+    """In a fresh process: the seconds of each step, and which compilers the calls imported.
+
+    `cache` is a folder for compiled code; None: the one that is used anyhow.
+    """
+    if cache is not None:
+        os.environ["NUMBA_CACHE_DIR"] = cache
     import numpy as np
     import torch
 
@@ -65,44 +68,44 @@ def import_of_numba() -> Seconds:
 
 def measure(samples: int, say: Callable[[str], object] = str) -> dict[str, Any]:
     """Every sample of each library, and the import of numba."""
+    from fresh_process import in_fresh_process
+
     found: dict[str, Any] = {"samples": {}, "import numba": []}
     with tempfile.TemporaryDirectory() as cache:
-        kept = {"NUMBA_CACHE_DIR": cache}
         say("nothing compiled yet")
-        found["nothing compiled yet"] = child.call(
-            "first_call:sample", {"library": LIBRARIES["crf.densecrf"]}, kept
-        )
+        found["nothing compiled yet"] = in_fresh_process(sample, LIBRARIES[OURS], cache)
         for i in range(samples):
             say(f"process {i + 1} of {samples}")
             for name, module in LIBRARIES.items():
                 if importlib.util.find_spec(module.partition(".")[0]) is not None:
-                    one = child.call("first_call:sample", {"library": module}, kept)
+                    one = in_fresh_process(sample, module, cache)
                     found["samples"].setdefault(name, []).append(one)
-            found["import numba"].append(child.call("first_call:import_of_numba", {}))
+            found["import numba"].append(in_fresh_process(import_of_numba))
     return found
 
 
 def medians(samples: Sequence[dict[str, Any]], clock: str) -> Seconds:
     """The median of each step, and of what the first call takes more than the second."""
-    steps = {
-        name: percentile([one["seconds"][name][clock] for one in samples], 50) for name in STEPS
-    }
-    more = [
-        one["seconds"]["first call"][clock] - one["seconds"]["second call"][clock]
-        for one in samples
+    steps = {name: [one["seconds"][name][clock] for one in samples] for name in STEPS}
+    steps["first above second"] = [
+        first - second
+        for first, second in zip(steps["first call"], steps["second call"], strict=True)
     ]
-    return {**steps, "first above second": percentile(more, 50)}
+    return {name: statistics.median(seconds) for name, seconds in steps.items()}
 
 
 def main(arguments: Sequence[str]) -> int:
     """Measure, print, write the record; 1 where the bar is missed."""
-    import machine
-    from report import write_record
+    from report import new_record, write_record
 
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--samples", type=int, default=7, metavar="N", help="processes each")
     parser.add_argument("--out", type=Path, default=RECORDS, metavar="DIR", help="for the record")
     options = parser.parse_args(arguments)
+    if options.samples < 1:
+        parser.error(f"--samples must be at least 1, not {options.samples}")
     found = measure(options.samples, lambda step: print(step, file=sys.stderr))
     table = {
         name: {clock: medians(samples, clock) for clock in ("cpu", "wall")}
@@ -112,20 +115,12 @@ def main(arguments: Sequence[str]) -> int:
         for clock, steps in clocks.items():
             listed = ", ".join(f"{step} {1000 * value:.1f}" for step, value in steps.items())
             print(f"{name}, {clock} ms: {listed}")
-    numba = percentile([one["cpu"] for one in found["import numba"]], 50)
+    numba = statistics.median(one["cpu"] for one in found["import numba"])
     compiled = found["nothing compiled yet"]["seconds"]["first call"]["cpu"]
     print(f"import numba {1000 * numba:.1f} cpu ms; nothing compiled yet {compiled:.1f} cpu s")
-    passed = table["crf.densecrf"]["cpu"]["first above second"] < BAR
-    record = {
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "command": shlex.join(["python", "bench/first_call.py", *arguments]),
-        "quick": False,
-        "threads": 1,
-        "commit": machine.commit(),
-        "versions": machine.versions(),
-        "hardware": machine.hardware(),
-        "comparisons": [{"name": "first-call", "passed": passed, "bar": BAR, **table, **found}],
-    }
+    passed = table[OURS]["cpu"]["first above second"] < BAR
+    record = new_record(["bench/first_call.py", *arguments], threads=1)
+    record["comparisons"] = [{"name": "first-call", "passed": passed, "bar": BAR, **table, **found}]
     print(f"record: {write_record(record, options.out)}")
     return 0 if passed else 1
 

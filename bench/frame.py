@@ -1,8 +1,7 @@
-"""What a comparison is: cases, each with a gate that its candidates pass before they are timed.
+"""What a comparison declares: its cases, their candidates, and the gate before the clock.
 
 A comparison is a module `compare_NAME.py` that holds one `COMPARISON`, and a line in the table of
-`compare.py`. It declares what to run and how to judge it; the runner does the rest (gate, timing,
-memory, table, record), so every comparison is measured in the same way.
+`compare.py`. `runner.py` measures every comparison in the same way.
 """
 
 from __future__ import annotations
@@ -10,18 +9,20 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 Candidate = Callable[[], Any]
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How this run measures. `quick` asks for small cases and few rounds."""
+    """How this run measures: `quick` asks for small cases and few rounds, `clock` on a CPU for wall
+    or for processor seconds."""
 
     device: str
     threads: int
     quick: bool
+    clock: Literal["wall", "cpu"] = "wall"
 
 
 @dataclass(frozen=True)
@@ -40,29 +41,11 @@ class Check:
 
 @dataclass(frozen=True)
 class Quality:
-    """How near a candidate's output is to the truth, where candidates are approximations.
-
-    Attributes:
-        same_label: share of pixels whose most likely label is the true one.
-        mean_error: mean absolute difference of the marginals.
-    """
+    """How near a candidate's marginals are to the true ones, where candidates are approximations:
+    the share of pixels with the true label, and the mean absolute difference."""
 
     same_label: float
     mean_error: float
-
-
-@dataclass(frozen=True)
-class Formula:
-    """An arithmetic expression over named sizes. The text is what is evaluated, so that the
-    formula that a record shows is the one behind its number."""
-
-    text: str
-    sizes: Mapping[str, int]
-
-    @property
-    def value(self) -> int:
-        """The number that the formula gives for these sizes."""
-        return int(eval(self.text, {"__builtins__": {}}, dict(self.sizes)))
 
 
 @dataclass(frozen=True)
@@ -70,13 +53,18 @@ class Cost:
     """What the task itself needs, whoever does it: the least traffic to memory, in bytes, and the
     floating-point operations (a multiplication and an addition count as two).
 
-    `peak` names the ceiling of `machine.ceilings` that bounds the operations: on a GPU it depends
-    on the dtype.
+    `sizes` are what both were computed from; `peak` names the entry of `machine.ceilings` that
+    bounds the operations, which on a GPU depends on the dtype.
     """
 
-    bytes: Formula
-    operations: Formula
+    bytes: int
+    operations: int
+    sizes: Mapping[str, int]
     peak: str = "operations_per_second"
+
+    def floor_seconds(self, ceilings: Mapping[str, float]) -> float:
+        """The least time in which a device with these ceilings can do it."""
+        return max(self.bytes / ceilings["bytes_per_second"], self.operations / ceilings[self.peak])
 
 
 @dataclass(frozen=True)
@@ -86,9 +74,8 @@ class Prepared:
     Attributes:
         candidates: what is timed, by name. The first is ours; the others are its peers.
         gate: takes each candidate's output by name and returns the figures that must hold.
-        quality: takes the same outputs and says how near each is to the truth; None where all
-            candidates compute the same.
-        cost: the work of one call, None where no formula is meant.
+        quality: takes the same outputs; None where all candidates compute the same.
+        cost: the work of one call, or None.
         facts: what else the record should say of the inputs.
         notes: what the reader must be told, such as a peer that is not installed.
         around: what holds while candidates run, such as global switches of PyTorch.
@@ -112,10 +99,9 @@ class Case:
         prepare: makes the inputs; nothing is made before it is called.
         timed: False for a case whose memory alone is of interest.
         memory: whether to measure each candidate's peak memory.
-        bar: times as fast as each peer, so as the fastest, that ours must be; None where nothing is
-            asked.
-        floor_bar: times the floor that ours may take at most; None where nothing is asked.
-        most_seconds: what a call of ours may take at most, at its median; None: nothing is asked.
+        bar: how many times as fast as its fastest peer ours must be; None: no bar.
+        floor_bar: how many times the floor ours may take; None: no bar.
+        most_seconds: what a call of ours may take at its median; None: no bar.
     """
 
     name: str
@@ -128,35 +114,16 @@ class Case:
 
 
 @dataclass(frozen=True)
-class Probe:
-    """A one-off figure that rounds of timing do not fit, such as the time to compile.
-
-    `measure` returns figures by name, in `unit`; `bars` names those that must not be exceeded.
-    """
-
-    name: str
-    unit: str
-    measure: Callable[[], Mapping[str, float]]
-    bars: Mapping[str, float] = field(default_factory=dict)
-
-
-def no_probes(settings: Settings) -> Sequence[Probe]:
-    """The probes of a comparison that has none."""
-    return ()
-
-
-@dataclass(frozen=True)
 class Comparison:
     """Ours beside what people use today, on one task.
 
-    `devices` are the kinds it runs on ("cpu", "cuda"); `cases` and `probes` list what to measure
-    under given settings, without making any input yet. `most_seconds` is, by kind of device, the
-    time after which no further case is started: list those first that matter most.
+    `devices` are the kinds it runs on ("cpu", "cuda"); `cases` lists what to measure, without
+    making any input yet. `most_seconds` is, by kind of device, the time after which no further case
+    is started: list those first that matter most.
     """
 
     name: str
     description: str
     devices: Sequence[str]
     cases: Callable[[Settings], Sequence[Case]]
-    probes: Callable[[Settings], Sequence[Probe]] = no_probes
     most_seconds: Mapping[str, float] = field(default_factory=dict)

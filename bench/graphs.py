@@ -8,15 +8,12 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
-from timing import Budget, Timer, interleave, time_on_device, time_queued
+from timing import Budget, EventClock, Rounds, time_in_turn
 
 WARM_UPS = 3  # what is compiled, tuned or allocated once must be, before the capture
-SAMPLE_SECONDS = 5e-3
-MOST_REPLAYS = 50  # in one sample: the host launches so many while time_queued holds the device
 
 REPLAYS = "replays of a CUDA graph"
 EVENTS = "events around eager calls"
@@ -37,60 +34,25 @@ class Graph(Protocol):
         """Enqueue the captured kernels."""
 
 
-@dataclass(frozen=True)
-class Replays:
-    """`count` replays in a row; called, it enqueues them."""
+def device_times(
+    candidates: Mapping[str, Callable[[], Any]], budget: Budget
+) -> tuple[dict[str, Rounds], str, list[str]]:
+    """Time every candidate by replays, or, where one cannot be captured, every one by events:
+    the ratio of one to the other would mean nothing.
 
-    graph: Graph
-    count: int
-
-    def __call__(self) -> None:
-        for _ in range(self.count):
-            self.graph.replay()
-
-
-@dataclass(frozen=True)
-class DeviceTimes:
-    """Seconds of each call by candidate, how they were taken, and what the reader must be told."""
-
-    seconds: Mapping[str, list[float]]
-    how: str
-    notes: tuple[str, ...] = ()
-
-
-def device_times(candidates: Mapping[str, Callable[[], Any]], budget: Budget) -> DeviceTimes:
-    """Time every candidate by replays, or, where one cannot be captured, every one by events.
-
-    Never some in one way and some in the other: their ratio would mean nothing.
+    Returns:
+        The measurements, how they were taken (`REPLAYS` or `EVENTS`), and notes for the reader.
     """
     try:
-        return DeviceTimes(replayed(candidates, budget), REPLAYS)
+        graphs = {name: captured(name, call) for name, call in candidates.items()}
     except NotCaptured as error:
         note = f"NOT CAPTURED, so timed by {EVENTS}, with Python's share in them: {error}"
-        return DeviceTimes(interleave(candidates, time_on_device, budget), EVENTS, (note,))
+        return time_in_turn(candidates, budget, EventClock), EVENTS, [note]
+    replays = {name: graph.replay for name, graph in graphs.items()}
+    return time_in_turn(replays, budget, EventClock), REPLAYS, []
 
 
-def replayed(
-    candidates: Mapping[str, Callable[[], Any]],
-    budget: Budget,
-    capture: Callable[[str, Callable[[], Any]], Graph] | None = None,
-    timer: Timer = time_queued,
-) -> dict[str, list[float]]:
-    """Seconds of one replay of each candidate, in rounds as `interleave` makes them.
-
-    A sample is as many replays in a row as fill `SAMPLE_SECONDS`, divided by their number.
-
-    Raises:
-        NotCaptured: a candidate cannot be captured; the message names it.
-    """
-    capture = capture or captured
-    graphs = {name: capture(name, call) for name, call in candidates.items()}
-    runs = {name: Replays(graph, _count(graph, timer)) for name, graph in graphs.items()}
-    samples = interleave(runs, timer, budget)
-    return {name: [sample / runs[name].count for sample in samples[name]] for name in runs}
-
-
-def captured(name: str, call: Callable[[], Any]) -> torch.cuda.CUDAGraph:
+def captured(name: str, call: Callable[[], Any]) -> Graph:
     """A graph of one call, whose first replay has written every value of what the call returns.
 
     Raises:
@@ -109,7 +71,8 @@ def captured(name: str, call: Callable[[], Any]) -> torch.cuda.CUDAGraph:
     except Exception as error:
         _clean_up(graph, pool, here)
         cause = error.__context__ or error  # what ended the capture, rather than that it ended
-        raise NotCaptured(f"{name}: {_first_line(cause)}") from error
+        first_line = "".join(str(cause).splitlines()[:1])
+        raise NotCaptured(f"{name}: {type(cause).__name__}: {first_line}") from error
     _replay_over_nan(name, graph, output)
     return graph
 
@@ -118,7 +81,7 @@ def _clean_up(graph: torch.cuda.CUDAGraph, pool: Any, stream: torch.cuda.Stream)
     """Leave PyTorch able to capture again, which torch.cuda.graph does not do when it fails."""
     _failed.append(graph)
     torch.cuda.set_stream(stream)
-    with contextlib.suppress(Exception):  # the allocator says so where the capture ended in order
+    with contextlib.suppress(Exception):  # the allocator raises where the capture ended in order
         torch._C._cuda_endAllocateToPool(torch.cuda.current_device(), pool)
     torch.cuda.synchronize()
 
@@ -144,19 +107,6 @@ def tensors_in(output: Any) -> Iterator[torch.Tensor]:
     """The tensors in nested mappings and sequences, detached."""
     if isinstance(output, torch.Tensor):
         yield output.detach()
-    elif isinstance(output, Mapping):
-        for value in output.values():
+    elif isinstance(output, Mapping | list | tuple):
+        for value in output.values() if isinstance(output, Mapping) else output:
             yield from tensors_in(value)
-    elif isinstance(output, (list, tuple)):
-        for value in output:
-            yield from tensors_in(value)
-
-
-def _count(graph: Graph, timer: Timer) -> int:
-    seconds = min(timer(graph.replay) for _ in range(3))
-    return min(max(round(SAMPLE_SECONDS / max(seconds, 1e-9)), 1), MOST_REPLAYS)
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

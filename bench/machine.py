@@ -12,7 +12,7 @@ from typing import Any
 
 import switches
 import torch
-from timing import percentile, time_queued, timer_for
+from timing import Budget, EventClock, clock_for, samples, time_in_turn
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("deeplab-triton", "torch", "triton", "numba", "numpy", "pydensecrf2")
@@ -94,9 +94,8 @@ def _product_seconds(side: int, dtype: torch.dtype, device: str) -> float:
 
 
 def _least_seconds(call: Callable[[], Any], device: str) -> float:
-    timer = time_queued if device == "cuda" else timer_for(device)
-    call()
-    return percentile([timer(call) for _ in range(10)], 0)
+    clock = EventClock if device == "cuda" else lambda: clock_for("wall")
+    return min(samples(time_in_turn({"": call}, Budget(1, 0.2), clock)[""]))
 
 
 def _cores() -> int | None:

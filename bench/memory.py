@@ -9,9 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import child
 import torch
 from frame import Settings
+from fresh_process import in_fresh_process
 
 
 def peak_of_candidate(comparison: str, case: str, candidate: str, settings: Settings) -> int | None:
@@ -19,27 +19,19 @@ def peak_of_candidate(comparison: str, case: str, candidate: str, settings: Sett
 
     The first one loads libraries and compiles, which is not the memory that the task takes.
     """
-    arguments = {
-        "module": f"compare_{comparison}",
-        "case": case,
-        "candidate": candidate,
-        "settings": vars(settings),
-    }
-    peak: int | None = child.call("memory:measure_here", arguments)
-    return peak
+    return in_fresh_process(second_call, f"compare_{comparison}", case, candidate, settings)
 
 
-def measure_here(module: str, case: str, candidate: str, settings: dict[str, Any]) -> int | None:
-    """The child's part of `peak_of_candidate`."""
-    chosen = Settings(**settings)
-    torch.set_num_threads(chosen.threads)
+def second_call(module: str, case: str, candidate: str, settings: Settings) -> int | None:
+    """The part of `peak_of_candidate` that runs in the fresh process."""
+    torch.set_num_threads(settings.threads)
     comparison = importlib.import_module(module).COMPARISON
-    prepare = {each.name: each.prepare for each in comparison.cases(chosen)}[case]
+    (prepare,) = (each.prepare for each in comparison.cases(settings) if each.name == case)
     prepared = prepare()
     call = prepared.candidates[candidate]
     with prepared.around():
         call()
-        return peak_of_call(call, chosen.device)
+        return peak_of_call(call, settings.device)
 
 
 def peak_of_call(call: Callable[[], Any], device: str) -> int | None:

@@ -2,23 +2,48 @@
 
 from __future__ import annotations
 
+import datetime
 import json
+import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console, JustifyMethod
+import machine
+from rich.console import Console
 from rich.table import Table
 
 Report = dict[str, Any]
 
-COLUMNS = (
-    "case",
-    "candidate",
-    *("p20 ms", "p50 ms", "p80 ms", "wall ms"),
-    *("ours x", "of p50", "bar"),
-    *("same label", "mean |dQ|"),
-    *("peak MB", "GB/s", "GFLOP/s", "TFLOP/s", "x floor"),
+# A column: its heading, where its figure is in a candidate's report, and the unit it is shown in.
+COLUMNS: Sequence[tuple[str, tuple[str, ...], float]] = (
+    ("p20 ms", ("seconds", "p20"), 1e-3),
+    ("p50 ms", ("seconds", "p50"), 1e-3),
+    ("p80 ms", ("seconds", "p80"), 1e-3),
+    ("wall ms", ("wall", "p50"), 1e-3),
+    ("ours x", ("ours_is_faster_by", "median_of_pairs"), 1),
+    ("of p50", ("ours_is_faster_by", "ratio_of_p50"), 1),
+    ("same label %", ("quality", "same_label"), 1e-2),
+    ("mean |dQ|", ("quality", "mean_error"), 1),
+    ("peak MB", ("peak_bytes",), 1e6),
+    ("GB/s", ("bytes_per_second",), 1e9),
+    ("GFLOP/s", ("operations_per_second",), 1e9),
+    ("x floor", ("times_the_floor",), 1),
 )
+
+
+def new_record(command: Sequence[str], threads: int, quick: bool = False) -> Report:
+    """What every record says: when, by which command, of which sources, on which machine."""
+    return {
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "command": shlex.join(["python", *command]),
+        "quick": quick,
+        "threads": threads,
+        "commit": machine.commit(),
+        "versions": machine.versions(),
+        "hardware": machine.hardware(),
+        "comparisons": [],
+    }
 
 
 def write_record(record: Report, folder: Path) -> Path:
@@ -34,109 +59,59 @@ def write_record(record: Report, folder: Path) -> Path:
 
 
 def show(comparison: Report, console: Console) -> None:
-    """Print one comparison: a table of times, then probes, what failed, bars and notes."""
+    """Print one comparison: a table of times, then what failed, bars and notes."""
     console.print()
-    console.print(_times(comparison))
-    for probe in comparison["probes"]:
-        _show_probe(probe, console)
+    console.print(_table(comparison))
     for case in comparison["cases"]:
-        _show_gate(case, console)
+        _show_failures(case, console)
     for case in comparison["cases"]:
         _show_bars(case, console)
     if comparison["left_out"]:
-        console.print(
-            f"LEFT OUT, the time was up: {', '.join(comparison['left_out'])}", style="yellow"
-        )
+        names = ", ".join(comparison["left_out"])
+        console.print(f"LEFT OUT, the time was up: {names}", style="yellow")
     for note in dict.fromkeys(note for case in comparison["cases"] for note in case["notes"]):
         console.print(f"note: {note}", style="yellow", highlight=False)
 
 
-def _times(comparison: Report) -> Table:
+def _table(comparison: Report) -> Table:
+    """A row for each candidate of each case, without the columns that no row fills."""
+    rows = [
+        (case, name, [_figure(entry, *column[1:]) for column in COLUMNS])
+        for case in comparison["cases"]
+        for name, entry in case["candidates"].items()
+    ]
+    used = [i for i in range(len(COLUMNS)) if any(figures[i] for _, _, figures in rows)]
     table = Table(
+        "case",
+        "candidate",
         title=f"{comparison['name']} on the {comparison['device']}",
         caption=comparison["description"],
         title_justify="left",
         caption_justify="left",
     )
-    tera = comparison["device"] == "cuda"
-    rows = [
-        (case, ["" if number else case["name"], name, *_row(case, entry, number == 0, tera)])
-        for case in comparison["cases"]
-        for number, (name, entry) in enumerate(case["candidates"].items())
-    ]
-    used = [column for column in range(len(COLUMNS)) if any(row[column] for _, row in rows)]
-    for column in used:
-        justify: JustifyMethod = "left" if column < 2 else "right"
-        table.add_column(COLUMNS[column], justify=justify, no_wrap=True)
-    for case, row in rows:
-        last = row[1] == list(case["candidates"])[-1]
-        table.add_row(*(row[column] for column in used), end_section=last)
+    for i in used:
+        table.add_column(COLUMNS[i][0], justify="right", no_wrap=True)
+    for case, name, figures in rows:
+        names = list(case["candidates"])
+        title = case["name"] if name == names[0] else ""
+        shown = [figures[i] for i in used] if case["passed"] else ["[red]not timed[/]"]
+        table.add_row(title, name, *shown, end_section=name == names[-1])
     return table
 
 
-def _row(case: Report, entry: Report, is_ours: bool, tera: bool) -> list[str]:
-    if not case["passed"]:
-        return ["[red]not timed[/]"] + [""] * (len(COLUMNS) - 3)
-    seconds = entry.get("seconds", {})
-    faster = entry.get("ours_is_faster_by", {})
-    rate = entry.get("operations_per_second")
-    quality = entry.get("quality", {})
-    return [
-        *(_number(seconds.get(p), 1e3) for p in ("p20", "p50", "p80")),
-        _number(entry.get("wall", {}).get("p50"), 1e3),
-        _number(faster.get("median_of_pairs"), 1),
-        _number(faster.get("ratio_of_p50"), 1),
-        _bar(case, entry, is_ours),
-        _share(quality.get("same_label")),
-        _number(quality.get("mean_error"), 1),
-        _number(entry.get("peak_bytes"), 1e-6),
-        _number(entry.get("bytes_per_second"), 1e-9),
-        "" if tera else _number(rate, 1e-9),
-        _number(rate, 1e-12) if tera else "",
-        _number(entry.get("times_the_floor"), 1),
-    ]
+def _figure(entry: Report, path: tuple[str, ...], unit: float) -> str:
+    """Four digits, or nothing where there is no figure."""
+    value: Any = entry
+    for key in path:
+        value = value.get(key)
+        if value is None:
+            return ""
+    scaled = value / unit
+    return f"{scaled:.0f}" if abs(scaled) >= 1000 else f"{scaled:.4g}"
 
 
-def _bar(case: Report, entry: Report, is_ours: bool) -> str:
-    """What a peer's ratio, or ours to the floor, is held against, in the colour of the verdict."""
-    bar = case["floor_bar"] if is_ours else case["bar"]
-    reached = entry.get("times_the_floor") if is_ours else entry.get("bar_met")
-    if bar is None or reached is None:
-        return ""
-    met = reached <= bar if is_ours else reached
-    return f"{'[green]' if met else '[red]'}{bar:g}x{' floor' if is_ours else ''}[/]"
-
-
-def _number(value: float | None, scale: float) -> str:
-    """Three digits, or nothing where there is no figure."""
-    if value is None:
-        return ""
-    scaled = value * scale
-    return f"{scaled:.0f}" if abs(scaled) >= 100 else f"{scaled:.3g}"
-
-
-def _share(value: float | None) -> str:
-    """A share close to 1, in percent with two decimals."""
-    return "" if value is None else f"{100 * value:.2f}%"
-
-
-def _show_probe(probe: Report, console: Console) -> None:
-    figures = ", ".join(
-        f"{name} {_number(value, 1)} {probe['unit']}{_verdict(probe, name)}"
-        for name, value in probe["figures"].items()
-    )
-    console.print(f"{probe['name']}: {figures}", highlight=False)
-
-
-def _verdict(probe: Report, name: str) -> str:
-    if name not in probe["bars"]:
-        return ""
-    met = "met" if probe["bars_met"][name] else "[red]missed[/]"
-    return f" (bar {probe['bars'][name]:g}: {met})"
-
-
-def _show_gate(case: Report, console: Console) -> None:
-    """What did not hold or broke. A gate that passed is in the record, not on the screen."""
+def _show_failures(case: Report, console: Console) -> None:
+    """What did not hold or raised. A gate that passed is in the record, not on the screen."""
     for check in case["checks"]:
         if not check["passed"]:
             console.print(

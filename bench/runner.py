@@ -12,31 +12,23 @@ import gc
 import math
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from operator import ge, le
 from typing import Any
 
 import torch
-from frame import Case, Check, Comparison, Cost, Formula, Prepared, Probe, Settings
+from frame import Case, Comparison, Prepared, Settings
 from graphs import device_times
 from memory import peak_of_call, peak_of_candidate
-from timing import (
-    Budget,
-    interleave,
-    percentile,
-    ratio_of_pairs,
-    time_until_done,
-    timer_for,
-)
+from timing import Budget, clock_for, percentiles, ratio, samples, time_in_turn
 
 Report = dict[str, Any]
 Say = Callable[[str], object]
 
-FULL = Budget(seconds=4.0, least_rounds=5, most_rounds=100)
-QUICK = Budget(seconds=1.5, least_rounds=3, most_rounds=30)
-# A GPU runs many more cases, each far shorter and in rounds of many replays.
-GPU_FULL = Budget(seconds=0.7, least_rounds=5, most_rounds=50)
-GPU_QUICK = Budget(seconds=0.3, least_rounds=3, most_rounds=30)
-WALL = Budget(seconds=0.3, least_rounds=5, most_rounds=30)
+FULL, QUICK = Budget(rounds=5, seconds=0.2), Budget(rounds=3, seconds=0.1)
+# A GPU runs many more cases, each far shorter.
+GPU_FULL, GPU_QUICK = Budget(rounds=5, seconds=0.03), Budget(rounds=3, seconds=0.02)
 
 
 def run(
@@ -51,11 +43,6 @@ def run(
             left_out.append(case.name)
         else:
             cases.append(_run_case(comparison.name, case, settings, ceilings, say))
-    probes = []
-    if all(case["passed"] for case in cases):
-        for probe in comparison.probes(settings):
-            say(f"{comparison.name}: {probe.name}")
-            probes.append(_run_probe(probe))
     return {
         "name": comparison.name,
         "description": comparison.description,
@@ -63,14 +50,14 @@ def run(
         "passed": all(case["passed"] for case in cases),
         "cases": cases,
         "left_out": left_out,
-        "probes": probes,
     }
 
 
 def _run_case(
     comparison: str, case: Case, settings: Settings, ceilings: Mapping[str, float], say: Say
 ) -> Report:
-    """The report of one case. One that breaks says how in it, and the others are still measured."""
+    """The report of one case. One that raises has the traceback in its report, and the others are
+    still measured."""
     start = time.monotonic()
     report: Report = {
         "name": case.name,
@@ -79,10 +66,8 @@ def _run_case(
         "checks": [],
         "facts": {},
         "notes": [],
-        "bar": case.bar,
-        "floor_bar": case.floor_bar,
-        "most_seconds": case.most_seconds,
-        "bars": [],
+        "cost": None,
+        "floor_seconds": None,
         "candidates": {},
     }
     try:
@@ -90,7 +75,7 @@ def _run_case(
     except Exception as error:
         report["passed"] = False
         report["error"] = "".join(traceback.format_exception(error))
-    report["bars"] = _bars(report)
+    report["bars"] = _bars(case, list(report["candidates"].items()))
     report["took_seconds"] = time.monotonic() - start
     if settings.device == "cuda":  # the next case starts from an empty GPU
         gc.collect()
@@ -112,21 +97,15 @@ def _measure(
     prepared = case.prepare()
     report["facts"] = dict(prepared.facts)
     report["notes"] = list(prepared.notes)
-    report["cost"] = _cost(prepared.cost)
-    report["floor_seconds"] = _floor(prepared.cost, ceilings)
+    if prepared.cost is not None:
+        report["cost"] = asdict(prepared.cost)
+        report["floor_seconds"] = prepared.cost.floor_seconds(ceilings)
     report["candidates"] = {name: {} for name in prepared.candidates}
     with prepared.around():
         say(f"{title}: do the outputs agree?")
-        outputs = {name: call() for name, call in prepared.candidates.items()}
-        checks = _gate(prepared, outputs)
-        report["checks"] = [{**vars(check), "passed": check.passed} for check in checks]
-        report["passed"] = all(check.passed for check in checks)
+        _add_gate(report, prepared)
         if not report["passed"]:
             return
-        if prepared.quality is not None:
-            for name, quality in prepared.quality(outputs).items():
-                report["candidates"][name]["quality"] = vars(quality)
-        del outputs
         if case.timed:
             say(f"{title}: timing {', '.join(prepared.candidates)}")
             _add_times(report, prepared, settings)
@@ -139,112 +118,65 @@ def _measure(
                 report["candidates"][name]["peak_bytes"] = peak
 
 
-def _gate(prepared: Prepared, outputs: Mapping[str, Any]) -> Sequence[Check]:
+def _add_gate(report: Report, prepared: Prepared) -> None:
+    """Whether the outputs hold, and how near to the truth those that hold are."""
+    outputs = {name: call() for name, call in prepared.candidates.items()}
     checks = prepared.gate(outputs)
     if not checks:
         raise ValueError("a gate checked nothing: return at least one Check")
-    return checks
+    report["checks"] = [{**asdict(check), "passed": check.passed} for check in checks]
+    report["passed"] = all(check.passed for check in checks)
+    if report["passed"] and prepared.quality is not None:
+        for name, quality in prepared.quality(outputs).items():
+            report["candidates"][name]["quality"] = asdict(quality)
 
 
 def _add_times(report: Report, prepared: Prepared, settings: Settings) -> None:
     """Percentiles and rates of each candidate, and how many times as fast as each peer ours is."""
+    entries = report["candidates"]
     if settings.device == "cuda":
-        _add_wall_times(report, prepared)
-        times = device_times(prepared.candidates, GPU_QUICK if settings.quick else GPU_FULL)
-        seconds, report["timed_by"] = times.seconds, times.how
-        report["notes"] += [f"{report['name']}: {note}" for note in times.notes]
+        budget = GPU_QUICK if settings.quick else GPU_FULL
+        for name, eager in time_in_turn(prepared.candidates, budget).items():
+            entries[name]["wall"] = percentiles(samples(eager))
+        rounds, report["timed_by"], notes = device_times(prepared.candidates, budget)
+        report["notes"] += [f"{report['name']}: {note}" for note in notes]
     else:
         budget = QUICK if settings.quick else FULL
-        seconds = interleave(prepared.candidates, timer_for(settings.device), budget)
-        report["timed_by"] = "wall clock"
-    ours = next(iter(seconds))
-    for name, samples in seconds.items():
-        median = percentile(samples, 50)
-        entry = report["candidates"][name]
-        entry["seconds"] = _percentiles(samples)
-        entry["samples"] = samples
+        rounds = time_in_turn(prepared.candidates, budget, lambda: clock_for(settings.clock))
+        report["timed_by"] = f"{settings.clock} clock"
+    ours = next(iter(rounds.values()))
+    for name, measured in rounds.items():
+        entry, seconds = entries[name], samples(measured)
+        entry["seconds"] = percentiles(seconds)
+        entry["samples"] = seconds
+        median = entry["seconds"]["p50"]
         if prepared.cost is not None:
-            entry["bytes_per_second"] = prepared.cost.bytes.value / median
-            entry["operations_per_second"] = prepared.cost.operations.value / median
+            entry["bytes_per_second"] = prepared.cost.bytes / median
+            entry["operations_per_second"] = prepared.cost.operations / median
             entry["times_the_floor"] = median / report["floor_seconds"]
-        if name != ours:
-            pairs = ratio_of_pairs(samples, seconds[ours])
+        if measured is not ours:
             entry["ours_is_faster_by"] = {
-                "median_of_pairs": pairs,
-                "ratio_of_p50": median / percentile(seconds[ours], 50),
+                "median_of_pairs": ratio(measured, ours),
+                "ratio_of_p50": median / percentiles(samples(ours))["p50"],
             }
-            if report["bar"] is not None:
-                entry["bar_met"] = pairs >= report["bar"]
 
 
-def _add_wall_times(report: Report, prepared: Prepared) -> None:
-    """What the caller of an eager call waits, Python and launches included."""
-    for name, samples in interleave(prepared.candidates, time_until_done, WALL).items():
-        report["candidates"][name]["wall"] = {**_percentiles(samples), "samples": samples}
-
-
-def _percentiles(samples: Sequence[float]) -> dict[str, float]:
-    return {f"p{p}": percentile(samples, p) for p in (20, 50, 80)}
-
-
-def _bars(report: Report) -> list[Report]:
+def _bars(case: Case, entries: list[tuple[str, Report]]) -> list[Report]:
     """What was asked of the case and what it reached; None where it was not timed."""
-    bars: list[Report] = []
-    entries = {name: entry for name, entry in report["candidates"].items() if "seconds" in entry}
-    if report["bar"] is not None:
-        ratios = {
-            name: entry["ours_is_faster_by"]["median_of_pairs"]
-            for name, entry in entries.items()
-            if "ours_is_faster_by" in entry
-        }
-        peer = min(ratios, key=lambda name: ratios[name], default=None)
-        value = None if peer is None else ratios[peer]
-        met = value is not None and value >= report["bar"]
-        what = f"times as fast as {peer or 'the fastest peer'}"
-        bars.append({"what": what, "value": value, "bar": report["bar"], "met": met})
-    if report["floor_bar"] is not None:
-        value = next(iter(entries.values()))["times_the_floor"] if entries else None
-        met = value is not None and value <= report["floor_bar"]
-        what = "times the floor"
-        bars.append({"what": what, "value": value, "bar": report["floor_bar"], "met": met})
-    if report["most_seconds"] is not None:
-        value = next(iter(entries.values()))["seconds"]["p50"] if entries else None
-        met = value is not None and value <= report["most_seconds"]
-        bars.append({"what": "s a call", "value": value, "bar": report["most_seconds"], "met": met})
-    return bars
-
-
-def _run_probe(probe: Probe) -> Report:
-    figures = dict(probe.measure())
-    met = {name: figures[name] <= bar for name, bar in probe.bars.items()}
-    return {
-        "name": probe.name,
-        "unit": probe.unit,
-        "figures": figures,
-        "bars": dict(probe.bars),
-        "bars_met": met,
+    ours = entries[0][1] if entries else {}
+    ratios = {
+        name: entry["ours_is_faster_by"]["median_of_pairs"]
+        for name, entry in entries
+        if "ours_is_faster_by" in entry
     }
-
-
-def _cost(cost: Cost | None) -> Report | None:
-    if cost is None:
-        return None
-    return {
-        "bytes": _formula(cost.bytes),
-        "operations": _formula(cost.operations),
-        "peak": cost.peak,
-    }
-
-
-def _formula(formula: Formula) -> Report:
-    return {"formula": formula.text, "sizes": dict(formula.sizes), "value": formula.value}
-
-
-def _floor(cost: Cost | None, ceilings: Mapping[str, float]) -> float | None:
-    """The least time in which this device can move the bytes and do the operations."""
-    if cost is None:
-        return None
-    return max(
-        cost.bytes.value / ceilings["bytes_per_second"],
-        cost.operations.value / ceilings[cost.peak],
-    )
+    peer = min(ratios, key=lambda name: ratios[name], default="the fastest peer")
+    asked = [
+        (f"times as fast as {peer}", ratios.get(peer), ge, case.bar),
+        ("times the floor", ours.get("times_the_floor"), le, case.floor_bar),
+        ("s a call", ours.get("seconds", {}).get("p50"), le, case.most_seconds),
+    ]
+    return [
+        {"what": what, "value": value, "bar": bar, "met": value is not None and holds(value, bar)}
+        for what, value, holds, bar in asked
+        if bar is not None
+    ]

@@ -1,116 +1,101 @@
-"""Time candidates in turn, so that whatever else the machine does falls on all of them alike."""
+"""Time candidates in turn with torch.utils.benchmark, so that noise falls on all of them alike.
+
+A round gives every candidate one `Timer.blocked_autorange`, in an order that turns around from
+round to round. Percentiles are taken over the blocks of all rounds; a ratio is the median of the
+ratios within rounds, which do not change when something slows a whole round.
+"""
 
 from __future__ import annotations
 
-import gc
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
+from torch.utils.benchmark import Measurement, Timer
+from torch.utils.benchmark.utils.timer import timer as wall_clock
 
-Timer = Callable[[Callable[[], Any]], float]
+Clock = Callable[[], float]
+Rounds = Sequence[Measurement]
 
 HEAD_START = 2_000_000  # cycles of the device: a millisecond, in which the host enqueues
 
 
 @dataclass(frozen=True)
 class Budget:
-    """How long to measure one case: as many rounds as fit `seconds`, within the two bounds."""
+    """How long to measure: rounds, and the least seconds of a candidate in each of them."""
 
+    rounds: int
     seconds: float
-    least_rounds: int
-    most_rounds: int
 
 
-def time_on_host(call: Callable[[], Any]) -> float:
-    """Seconds of one call by the wall clock."""
-    start = time.perf_counter()
-    call()
-    return time.perf_counter() - start
+class EventClock:
+    """Seconds on the CUDA device between every second reading and the one before, by events.
 
-
-def time_until_done(call: Callable[[], Any]) -> float:
-    """Seconds by the wall clock until the CUDA device has done what one call enqueues."""
-    torch.cuda.synchronize()
-    start = time.perf_counter()
-    call()
-    torch.cuda.synchronize()
-    return time.perf_counter() - start
-
-
-def time_on_device(call: Callable[[], Any]) -> float:
-    """Seconds between two events around one call on the current CUDA stream."""
-    start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-    torch.cuda.synchronize()
-    start.record()
-    call()
-    end.record()
-    end.synchronize()
-    return start.elapsed_time(end) / 1e3
-
-
-def time_queued(call: Callable[[], Any]) -> float:
-    """Seconds on the CUDA device of what one call enqueues, without waiting for the host.
-
-    The device spins while the host enqueues, and finds everything at hand when the first event
-    comes. A call that takes the host longer than `HEAD_START` catches up in part.
+    `Timer` reads its clock before and after a block. The device spins after the first reading while
+    the host enqueues the block, so that launches of the host do not count.
     """
-    start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-    torch.cuda.synchronize()
-    torch.cuda._sleep(HEAD_START)
-    start.record()
-    call()
-    end.record()
-    end.synchronize()
-    return start.elapsed_time(end) / 1e3
+
+    def __init__(self) -> None:
+        self.start, self.end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        self.started = False
+
+    def __call__(self) -> float:
+        self.started = not self.started
+        if self.started:
+            torch.cuda.synchronize()
+            torch.cuda._sleep(HEAD_START)
+            self.start.record()
+            return 0.0
+        self.end.record()
+        self.end.synchronize()
+        return self.start.elapsed_time(self.end) / 1e3
 
 
-def timer_for(device: str) -> Timer:
-    """The timer of a kind of device."""
-    return time_on_device if device == "cuda" else time_on_host
+def clock_for(name: str) -> Clock:
+    """`"wall"`, which waits for a GPU to be done, or `"cpu"`: seconds of all threads together."""
+    return {"wall": wall_clock, "cpu": time.process_time}[name]
 
 
-def interleave(
-    candidates: Mapping[str, Callable[[], Any]], timer: Timer, budget: Budget
-) -> dict[str, list[float]]:
-    """Seconds of each call, by candidate. Entry i of every list comes from the same round.
+def time_in_turn(
+    candidates: Mapping[str, Callable[[], Any]],
+    budget: Budget,
+    clock: Callable[[], Clock] = lambda: wall_clock,
+) -> dict[str, Rounds]:
+    """The measurements of each candidate; entry i of every list comes from round i.
 
-    Each candidate is called once unmeasured and once to learn how many rounds fit the budget. The
-    order turns around from round to round, so that none always runs in another's wake.
+    `clock` makes the clock of one candidate. Each candidate is called once before.
     """
+    timers = {
+        name: Timer(
+            "call()", timer=clock(), globals={"call": call}, num_threads=torch.get_num_threads()
+        )
+        for name, call in candidates.items()
+    }
     for call in candidates.values():
         call()
-    round_seconds = sum(timer(call) for call in candidates.values())
-    fitting = int(budget.seconds / max(round_seconds, 1e-9))
-    rounds = min(max(fitting, budget.least_rounds), budget.most_rounds)
-    seconds: dict[str, list[float]] = {name: [] for name in candidates}
+    rounds: dict[str, list[Measurement]] = {name: [] for name in candidates}
     order = list(candidates)
-    gc.collect()
-    collecting = gc.isenabled()
-    gc.disable()
-    try:
-        for _ in range(rounds):
-            for name in order:
-                seconds[name].append(timer(candidates[name]))
-            order.reverse()
-    finally:
-        if collecting:
-            gc.enable()
-    return seconds
+    for _ in range(budget.rounds):
+        for name in order:
+            rounds[name].append(timers[name].blocked_autorange(min_run_time=budget.seconds))
+        order.reverse()
+    return dict(rounds)
 
 
-def percentile(samples: Sequence[float], percent: float) -> float:
-    """The percentile of the samples, linear between neighbours."""
-    ordered = sorted(samples)
-    position = (len(ordered) - 1) * percent / 100
-    low = int(position)
-    high = min(low + 1, len(ordered) - 1)
-    return ordered[low] + (ordered[high] - ordered[low]) * (position - low)
+def samples(rounds: Rounds) -> list[float]:
+    """Seconds of one call, as each block of each round gives them."""
+    return [seconds for measurement in rounds for seconds in measurement.times]
 
 
-def ratio_of_pairs(theirs: Sequence[float], ours: Sequence[float]) -> float:
+def percentiles(seconds: Sequence[float]) -> dict[str, float]:
+    """p20, p50 and p80, linear between neighbours."""
+    return {f"p{p}": float(np.percentile(seconds, p)) for p in (20, 50, 80)}
+
+
+def ratio(theirs: Rounds, ours: Rounds) -> float:
     """How many times as fast ours is: the median over rounds of their time over ours."""
-    return statistics.median(t / o for t, o in zip(theirs, ours, strict=True))
+    return statistics.median(t.median / o.median for t, o in zip(theirs, ours, strict=True))

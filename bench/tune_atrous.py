@@ -204,7 +204,7 @@ def launch(problem: Problem, dtype: torch.dtype) -> tuple[Run, int]:
     )  # fmt: skip
 
     def convolve() -> Tensor:
-        conv(seen, taps, out, problem.rates, sum_rates=problem.size == 1)
+        conv(seen, taps, out, problem.rates, fuse="sum" if problem.size == 1 else "concat")
         return out
 
     return convolve, x.pixels
@@ -230,7 +230,7 @@ def gradient_to_input(problem: Problem, dtype: torch.dtype) -> Run:
     stride = step if branches > 1 else 0
 
     def convolve() -> Tensor:
-        conv(seen, taps, out, problem.rates, sum_rates=True, direction=-1, x_rate_stride=stride)
+        conv(seen, taps, out, problem.rates, fuse="sum", direction=-1, x_rate_stride=stride)
         return out
 
     return convolve

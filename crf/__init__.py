@@ -14,7 +14,7 @@ if getattr(kernels, "DISTRIBUTION", None) != "deeplab-triton":
         "environment: uninstall the other one, or use a separate virtual environment."
     )
 
-from crf.dense_crf import DenseCRF
+from crf.layer import DenseCRF
 from crf.potentials import Bilateral, Gaussian, Pairwise, grid_features
 
 DISTRIBUTION = "deeplab-triton"  # tells this package from others of the same import name

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from crf.potentials import Bilateral, Gaussian, Pairwise
-from crf.terms import not_finite
+from crf.potentials import Bilateral, Gaussian, Pairwise, Potential
+from kernels.meanfield.build import not_finite
 
 Features = Mapping[str, Tensor]
 NO_TORCHSCRIPT = (
@@ -35,18 +35,18 @@ def check_inputs(
     images: Tensor | None,
     features: Features,
     num_classes: int,
-    terms: Sequence[Gaussian | Bilateral | Pairwise],
+    potentials: Sequence[Potential],
 ) -> None:
     """Refuse what the arguments of a call cannot be; values are not looked at while compiling.
 
     Raises:
         TypeError, ValueError: as of `DenseCRF.forward`.
     """
-    pairwise = [term.name for term in terms if isinstance(term, Pairwise)]
-    _check_logits(logits, num_classes, is_image=len(pairwise) < len(terms))
+    pairwise = [term.name for term in potentials if isinstance(term, Pairwise)]
+    _check_logits(logits, num_classes, is_image=len(pairwise) < len(potentials))
     if images is not None:
         _check_images(images, logits)
-    elif any(isinstance(term, Bilateral) for term in terms):
+    elif any(isinstance(term, Bilateral) for term in potentials):
         raise ValueError(
             "images are missing: the bilateral term compares colours; pass RGB 0-255 "
             "[B, 3, H, W], or build the layer with bilateral=None"
@@ -107,7 +107,7 @@ def check_learn_sigmas(learn_sigmas: Any, learnable: bool, method: str) -> None:
         )
 
 
-def check_terms(gaussian: Any, bilateral: Any, pairwise: Any) -> None:
+def check_potentials(gaussian: Any, bilateral: Any, pairwise: Any) -> None:
     if not isinstance(pairwise, Sequence):
         raise TypeError(
             f"pairwise must be a sequence of crf.Pairwise, (term,) for a single one, "

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from crf.filters import Filter, GridFilter, LatticeFilter, SeparableFilter, TileFilter
-from crf.terms import Settings, filters_of
+from kernels.meanfield import Filter, GridFilter, LatticeFilter, SeparableFilter, TileFilter
+from kernels.meanfield.build import FilterSettings, filters_of
 
 
 @dataclass(frozen=True)
@@ -69,9 +69,13 @@ class Diagnosis(list[TermDiagnosis]):
 
 
 def diagnose(
-    features: Sequence[Tensor], names: Sequence[str], batch: int, settings: Settings, reason: str
+    features: Sequence[Tensor],
+    names: Sequence[str],
+    batch: int,
+    settings: FilterSettings,
+    reason: str,
 ) -> Diagnosis:
-    """The filters of `inference.infer`, image by image; `reason` is why `settings.method`."""
+    """The filters that a call runs, image by image; `reason` is why `settings.method`."""
     found = Diagnosis()
     for b in range(batch):
         of_image = [points[b : b + 1] if len(points) > 1 else points for points in features]

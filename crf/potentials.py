@@ -8,28 +8,20 @@
 p is a position in pixels, I a colour in grey levels 0-255, f any features of one's own.
 
 Source: Krähenbühl and Koltun, "Efficient Inference in Fully Connected CRFs with Gaussian Edge
-Potentials" (2011), equation 3; Chen et al., "DeepLab", TPAMI 2018, equation 4. Features come in
+Potentials" (2011), equation 3; Chen et al., "DeepLab", TPAMI 2018, equation 3. Features come in
 the order of pydensecrf's DenseCRF2D, (x, y, r, g, b), one row a pixel, pixel y * width + x: a
 lattice depends on that order a little.
 """
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from numbers import Real
-from typing import Any, Literal
+from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
-
-from kernels.gaussian import Lattice, build_lattice
-
-Normalization = Literal["symmetric", "before", "after", "none"]
-NORMALIZATIONS: tuple[Normalization, ...] = ("symmetric", "before", "after", "none")
-TINY = 1e-20  # keeps the normalisation of a filter whose mass underflows finite
 
 
 @dataclass(frozen=True)
@@ -125,6 +117,9 @@ class Pairwise:
         _check_number("weight", self.weight)
 
 
+Potential = Gaussian | Bilateral | Pairwise
+
+
 def grid_positions(shape: Sequence[int], like: Tensor) -> Tensor:
     """Coordinates of every point of a grid, `[N, S]`, the last axis first: (x, y) of `[H, W]`.
 
@@ -184,102 +179,6 @@ def grid_features(
     return torch.cat([place.expand(len(points), -1, -1), levels], dim=2)
 
 
-def pixel_order(height: int, width: int, tile: int = 16) -> Tensor:
-    """Pixels y * width + x in the order of square tiles, and row by row within each: int64 `[N]`.
-
-    Pixels that are near each other share lattice vertices, so that visiting them one after another
-    finds the vertices in the cache.
-
-    Args:
-        height: pixels.
-        width: pixels.
-        tile: side of a tile, in pixels; those at the right and bottom border may be smaller.
-
-    Raises:
-        ValueError: `tile` is not positive.
-    """
-    if tile < 1:
-        raise ValueError(f"tile must be at least 1 pixel, not {tile}")
-    tile = min(tile, max(height, width, 1))
-    down, across = -(-height // tile), -(-width // tile)
-    # In NumPy: torch's threads would spin on the cores that the lattices want.
-    y, x = np.arange(down * tile)[:, None], np.arange(across * tile)
-    pixels = np.where((y < height) & (x < width), y * width + x, -1)
-    tiles = pixels.reshape(down, tile, across, tile).swapaxes(1, 2).ravel()
-    return torch.from_numpy(tiles[tiles >= 0])
-
-
-def reference_lattice(features: Tensor) -> Lattice:
-    """The lattice of `features` `[N, D]` with exactly the vertices that pydensecrf's has.
-
-    Or one of all images of a batch `[B, N, D]`, as `build_lattice` makes it.
-
-    pydensecrf places points four at a time and fills the last block with points at the origin.
-    They carry no values, but their vertices take part in the blur.
-    """
-    *batch, count, dims = features.shape
-    if count % 4 == 0:
-        return build_lattice(features)
-    origin = features.new_zeros(*batch, 1, dims)  # one has the vertices of several
-    if features.device.type == "cpu" and not features.requires_grad:
-        # In NumPy: torch would hang in a process that was forked after it had run in parallel.
-        arrays = features.numpy(), origin.numpy()
-        padded = torch.from_numpy(np.concatenate(arrays, -2))
-    else:
-        padded = torch.cat([features, origin], -2)
-    return _without_last_points(build_lattice(padded), *batch)
-
-
-def _without_last_points(lattice: Lattice, images: int = 1) -> Lattice:
-    """The lattice without the last point of each image; all vertices stay."""
-    count, corners = lattice.num_points // images, lattice.num_dims + 1
-    entries = lattice.entries
-    if entries is not None and images > 1:
-        image, place = entries // (count * corners), entries % (count * corners)
-        behind_all = lattice.corners.numel() - images * corners
-        entries = torch.where(
-            place < (count - 1) * corners,
-            entries - image * corners,
-            behind_all + image * corners + entries % corners,
-        )
-    left = lattice.parts.clone()
-    left[:, 0] -= left[:, 0] // count
-    return dataclasses.replace(
-        lattice,
-        corners=lattice.corners.unflatten(0, (images, count))[:, :-1].flatten(0, 1),
-        weights=lattice.weights.unflatten(0, (images, count))[:, :-1].flatten(0, 1),
-        parts=left,
-        entries=entries,
-    )
-
-
-def normalizers(mass: Tensor, normalization: Normalization) -> tuple[Tensor | None, Tensor | None]:
-    """What values are multiplied by before and after a filter F of `mass` n = F(1).
-
-    symmetric: 1 / sqrt(n) before and after (pydensecrf's default); before, after: 1 / n on that
-    side; none: nothing. None stands for 1.
-    """
-    if normalization == "none":
-        return None, None
-    symmetric = normalization == "symmetric"
-    scale = _inverse(mass, root=symmetric)
-    if symmetric:
-        return scale, scale
-    return (scale, None) if normalization == "before" else (None, scale)
-
-
-def _inverse(mass: Tensor, root: bool) -> Tensor:
-    """1 / n, or 1 / sqrt(n), in float64 and rounded once, as densecrf does."""
-    traced = torch.compiler.is_compiling() or mass.requires_grad
-    if mass.device.type == "cpu" and not traced:
-        # In NumPy: torch's threads would spin on the cores that the next lattice wants.
-        sums = mass.numpy()
-        exact = sums.astype(np.float64) + TINY
-        return torch.from_numpy((1 / (np.sqrt(exact) if root else exact)).astype(sums.dtype))
-    wide = mass.double() + TINY
-    return (wide.rsqrt() if root else wide.reciprocal()).to(mass.dtype)
-
-
 def compatibility_matrix(compatibility: Any, num_classes: int) -> Tensor | None:
     """The penalty mu `[C, C]` in float64, or None for `"potts"`, mu = 1 - identity.
 
@@ -307,7 +206,7 @@ def compatibility_matrix(compatibility: Any, num_classes: int) -> Tensor | None:
     return matrix
 
 
-def penalty(weight: float, compatibility: Tensor | None, like: Tensor) -> Tensor:
+def weighted_compatibility(weight: float, compatibility: Tensor | None, like: Tensor) -> Tensor:
     """What labels pay for a term: weight * mu `[C, C]`, or a diagonal `[C]`; like `[B, C, ...]`.
 
     Potts is the diagonal -weight: weight * (1 - identity) less what all labels pay alike, which

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from crf.potentials import Bilateral, Gaussian, Pairwise
-from kernels.gaussian.permutohedral import UnplaceableError
+from crf.potentials import Bilateral, Gaussian, Pairwise, Potential
+from kernels.permutohedral import UnplaceableError
 
 
 @dataclass(frozen=True)
@@ -69,23 +69,23 @@ def too_small(divisors: Sequence[Divisor], limit: float, instead: str = "") -> V
 
 @contextmanager
 def naming_sigmas(
-    terms: Callable[[], Sequence[Gaussian | Bilateral | Pairwise]],
+    potentials: Callable[[], Sequence[Potential]],
     logits: Tensor,
     images: Tensor | None,
-    points: Sequence[Tensor],
+    features: Sequence[Tensor],
 ) -> Iterator[None]:
     """Name the sigma of a term of a layer, or its features, where a lattice refuses them.
 
-    terms: called where it does: what was learned must come from the device.
-    points: the features `[B, N, D]` of each term.
+    potentials: called where it does: what was learned must come from the device.
+    features: `[B, N, D]` of each potential.
     """
     try:
         yield
     except UnplaceableError as error:
         instead = ', or use method="exact"'
-        for term, features in zip(terms(), points, strict=True):
+        for term, points in zip(potentials(), features, strict=True):
             if isinstance(term, Pairwise):
-                reach = float(features.detach().abs().amax((0, 1)).double().sum())
+                reach = float(points.detach().abs().amax((0, 1)).double().sum())
                 found = too_large(f"features[{term.name!r}]", reach, error.limit, instead)
             else:
                 found = too_small(_divisors(term, logits, images), error.limit, instead)

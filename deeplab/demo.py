@@ -16,12 +16,13 @@ from PIL import Image, ImageDraw, ImageFilter, ImageFont
 from rich.console import Console
 from rich.table import Table
 
+from deeplab.crf_settings import CRFSettings
 from deeplab.data import outputs
+from deeplab.data.annotations import Annotation
 from deeplab.data.scenes import CLASSES, PALETTE, TEST_START, scene
-from deeplab.engine.annotations import Annotation
-from deeplab.engine.predict import predict
-from deeplab.engine.refine import CRFSettings, refine_scribbles
-from deeplab.metrics import ConfusionMatrix
+from deeplab.evaluation.metrics import ConfusionMatrix
+from deeplab.predict import predict
+from deeplab.refine import refine_scribbles
 from deeplab.weights import SHIPPED, load_model, read_metadata
 
 SCENES = tuple(range(TEST_START, TEST_START + 3))
@@ -76,7 +77,7 @@ def run(out: Path, console: Console) -> None:
 def segmented_scenes(seeds: Sequence[int] = SCENES) -> list[Case]:
     """The scenes with the labels of the shipped weights, alone and refined."""
     network = load_model()
-    settings = CRFSettings().changed(read_metadata(SHIPPED).get("crf") or {})
+    settings = CRFSettings.stored(read_metadata(SHIPPED))
     layer = settings.layer(network.num_classes)
     cases = []
     for seed in seeds:

@@ -35,11 +35,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from deeplab import preprocess
 from deeplab.data import outputs
 from deeplab.data.datasets import IGNORE
 from deeplab.errors import InputError
-from deeplab.model import DeepLab
+from deeplab.model import DeepLab, preprocess
 from deeplab.weights.file import metadata_problem
 from kernels import memory
 
@@ -50,7 +49,7 @@ OPSET = 18  # of ONNX; Resize can do there what F.interpolate does
 MINIMUM = 33  # pixels of height and width: below, maps of one pixel would be cases of their own
 TRACED = (2, 3, 65, 72)  # the batch that is looked at while a program of free size is made
 COMPARED = ((1, 3, 65, 72), (2, 3, 41, 40), (1, 3, 160, 90))  # even and odd, larger and smaller
-BYTES_A_PIXEL = 130  # of the smallest network, see deeplab.engine.predict
+BYTES_A_PIXEL = 130  # of the smallest network, see deeplab.predict
 TOLERANCE = 1e-4  # of the largest logit: a hundred layers' rounding in float32, never a wrong layer
 
 Program = Callable[[Tensor], Tensor]
@@ -98,7 +97,7 @@ def export(
         raise InputError(
             f"{path}: the model ends in a CRF layer, whose operators no exported program can run; "
             "set model.crf = None, export the network, and refine its probabilities with "
-            "deeplab.engine.refine or deeplab refine"
+            "deeplab.refine or deeplab refine"
         )
     make, read = _MAKERS[chosen], _READERS[chosen]
     _require(chosen)
@@ -273,18 +272,18 @@ def _described(
 
 def _checked_format(path: Path, format: str | None) -> Format:
     if format is not None and format not in FORMATS:
-        raise InputError(f"format: expected one of {', '.join(FORMATS)}, got {format!r}")
+        raise InputError(f"format must be one of {', '.join(FORMATS)}, not {format!r}")
     known = {"": "", ".onnx": "onnx", ".pt2": "export"}
     chosen: Any = format or known.get(path.suffix)
     if not chosen or SUFFIXES[chosen] != path.suffix:
         wanted = SUFFIXES[chosen] if chosen else ".onnx or .pt2"
-        raise InputError(f"{path}: expected a name that ends in {wanted}")
+        raise InputError(f"{path} must be a name that ends in {wanted}")
     return chosen
 
 
 def _check_size(size: tuple[int, int] | None) -> None:
     if size is not None and (len(size) != 2 or min(size) < 1):
-        raise InputError(f"size: expected height and width from 1 up, got {size}")
+        raise InputError(f"size must be height and width from 1 up, not {size}")
     if size is not None:
         needed = 2 * BYTES_A_PIXEL * size[0] * size[1]  # two pictures are compared at a time
         try:

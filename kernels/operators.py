@@ -13,18 +13,21 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
 
 def opaque_operator(
-    name: str, tags: Sequence[torch.Tag] = ()
+    name: str, *, schema: str | None = None, tags: Sequence[torch.Tag] = ()
 ) -> Callable[[Callable[..., Any]], Any]:
     """Decorator: the function as the operator `name`, "namespace::name".
+
+    schema: "(Tensor a, int b) -> Tensor", where the function's own signature does not say it.
 
     It mutates none of its arguments. The result is what `torch.library.custom_op` returns.
     """
 
     def define(function: Callable[..., Any]) -> Any:
-        defined = torch.library.custom_op(name, mutates_args=(), tags=tags)(function)
+        defined = torch.library.custom_op(name, mutates_args=(), schema=schema, tags=tags)(function)
 
         @functools.cache
         def hidden() -> Callable[..., Any]:
@@ -38,3 +41,8 @@ def opaque_operator(
         return defined
 
     return define
+
+
+def like_first(first: Tensor, *_: Any) -> Tensor:
+    """For `register_fake`: what an operator gives is contiguous, and else like its first input."""
+    return first.new_empty(first.shape)

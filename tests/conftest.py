@@ -7,6 +7,10 @@ folder, or part of it, and nothing else:
 
     pytest tests/interpreted
     pytest tests/compiled -k weight_grad
+
+tests/triton holds what Triton kernels do on a GPU and in the interpreter alike. Its tests are GPU
+tests as a rule; a run of tests/interpreted, or of a folder in it, takes those of the folder of that
+name in tests/triton along. `TRITON_INTERPRET=1 pytest tests/triton` interprets them alone.
 """
 
 from __future__ import annotations
@@ -22,8 +26,9 @@ from typing import Any
 import pytest
 import torch
 
-from kernels import runtime
+from kernels import dispatch
 
+ALIKE = Path(__file__).parent / "triton"  # on a GPU and in the interpreter
 TIERS = {  # folder by name
     "interpreter": Path(__file__).parent / "interpreted",
     "compile-only": Path(__file__).parent / "compiled",
@@ -37,6 +42,8 @@ def pytest_configure(config: pytest.Config) -> None:
     tier = _tier_of_run(config)
     if tier is not None:
         _prepare(tier)
+    if tier == "interpreter":
+        config.args += [folder for folder in _alike(config) if folder not in config.args]
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
@@ -45,7 +52,14 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     return True if tier is not None and tier != _tier_of_run(config) else None
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest looks for the mark
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    # What takes minutes comes first, so that several workers end at the same time.
+    items.sort(key=lambda item: item.path.name not in ("test_tiers.py", "test_processors.py"))
+    if not dispatch.interpreting():
+        for item in items:
+            if ALIKE in item.path.parents:
+                item.add_marker(pytest.mark.gpu)
     if torch.cuda.is_available():
         return
     for item in items:
@@ -65,7 +79,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 @pytest.fixture(params=TIERS)
 def tier(request: pytest.FixtureRequest) -> tuple[str, Path]:
     """The name and the folder of a tier."""
-    if not runtime.TRITON_INSTALLED:
+    if not dispatch.TRITON_INSTALLED:
         pytest.skip("Triton is not installed: pip install triton")
     return request.param, TIERS[request.param]
 
@@ -111,8 +125,7 @@ def _tier_of_run(config: pytest.Config) -> str | None:
     Raises:
         pytest.UsageError: tests of a tier are asked for beside others.
     """
-    start = config.invocation_params.dir
-    named = {_tier_of((start / arg.partition("::")[0]).resolve()) for arg in config.args}
+    named = {_tier_of(path) for path in _paths(config) if ALIKE not in (path, *path.parents)}
     if len(named) > 1:
         folders = ", ".join(folder.name for name, folder in TIERS.items() if name in named)
         raise pytest.UsageError(
@@ -121,11 +134,24 @@ def _tier_of_run(config: pytest.Config) -> str | None:
     return named.pop() if named else None
 
 
+def _paths(config: pytest.Config) -> list[Path]:
+    start = config.invocation_params.dir
+    return [(start / arg.partition("::")[0]).resolve() for arg in config.args]
+
+
+def _alike(config: pytest.Config) -> list[str]:
+    """The folders of ALIKE for those of the interpreter tier that this run names."""
+    folder = TIERS["interpreter"]
+    inside = [path for path in _paths(config) if folder in (path, *path.parents)]
+    found = [ALIKE / path.relative_to(folder) for path in inside]
+    return [str(path) for path in found if path.is_dir()]
+
+
 def _prepare(tier: str) -> None:
     """Make this process one of the tier: whether Triton interprets, its import decides."""
-    if not runtime.TRITON_INSTALLED:
+    if not dispatch.TRITON_INSTALLED:
         raise pytest.UsageError(f"the {tier} tier needs Triton: pip install triton")
     wanted = str(int(tier == "interpreter"))
-    if "triton" in sys.modules and runtime.interpreting() != bool(int(wanted)):
+    if "triton" in sys.modules and dispatch.interpreting() != bool(int(wanted)):
         raise pytest.UsageError(f"the {tier} tier needs TRITON_INTERPRET={wanted} from the start")
     os.environ["TRITON_INTERPRET"] = wanted

@@ -17,9 +17,10 @@ import torch
 
 import crf
 import kernels
-from crf import densecrf
+from crf.pydensecrf import densecrf
 from deeplab.data.scenes import scene
 from deeplab.model import deeplab_v2_small
+from kernels.meanfield import LatticeFilter
 
 HEIGHT, WIDTH, LABELS = 120, 160, 21
 RATES = (6, 12, 18, 24)
@@ -71,8 +72,9 @@ def test_apply_lattice(benchmark: Benchmark, features: torch.Tensor, values: tor
 
 
 def test_mean_field(benchmark: Benchmark, features: torch.Tensor, values: torch.Tensor) -> None:
-    term = kernels.Term(kernels.build_lattice(features), penalty=-torch.ones(LABELS))
-    benchmark(kernels.mean_field, -values.log(), [term], 5)
+    filter = LatticeFilter([kernels.build_lattice(features)])
+    term = kernels.Term(filter, compatibility=-torch.ones(LABELS))
+    benchmark(kernels.mean_field, -values.log()[None], [term], 5)
 
 
 def test_gaussian_filter_exact(

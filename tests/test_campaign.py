@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -16,10 +14,10 @@ from campaign.case import Call, Command, Wrong
 from campaign.network import check_labels
 from campaign.runner import Family, Tally
 from hypothesis import strategies as st
+from several_processes import run_python
 
 from deeplab.data import outputs
 
-SUPPORT = Path(__file__).resolve().parent / "support"
 SHORT = {
     **{"pictures": 14, "labels": 12, "settings": 12, "checkpoints": 12, "class_files": 16},
     **{"arrays": 20, "options": 16, "crf": 20, "kernels": 20, "disk": 3},
@@ -36,16 +34,8 @@ def test_a_short_campaign_finds_nothing(family: str) -> None:
 
 def test_kills_and_two_writers_in_processes_of_their_own(tmp_path: Path) -> None:
     record = tmp_path / "record.json"
-    command = [sys.executable, "-m", "campaign", "--family", "kill", "--family", "writers"]
-    paths = f"{SUPPORT}:{SUPPORT.parent.parent}"
-    process = subprocess.run(
-        [*command, "--count", "2", "--out", record],
-        env=os.environ | {"PYTHONPATH": paths},
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-    assert process.returncode == 0, process.stdout + process.stderr
+    command = ["-m", "campaign", "--family", "kill", "--family", "writers"]
+    run_python(*command, "--count", "2", "--out", str(record))
     kept = json.loads(record.read_text())
     assert kept["counts"] == {"kill": 2, "writers": 2}
     assert [tally["result"] for tally in kept["families"]] == [2, 2]

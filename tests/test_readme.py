@@ -12,7 +12,10 @@ import pytest
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
-DOCUMENTS = ("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md", "bench/README.md")
+DOCUMENTS = (
+    "README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md", "EQUATIONS.md",
+    "bench/README.md", "docs/figures.md",
+)  # fmt: skip
 
 
 def fenced(document: str, *languages: str) -> list[str]:

@@ -32,6 +32,28 @@ def test_a_tier_passes_in_a_process_of_its_own(
         pytest.fail(f"{said}\n{process.stdout}\n{process.stderr}", pytrace=False)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("arguments", "tests"),
+    [
+        (["tests/interpreted/kernels/exact"], ["tests/interpreted", "tests/triton"]),
+        (["tests/interpreted/kernels/exact/test_interpreter.py"], ["tests/interpreted"]),
+        (["-m", "gpu", "tests/triton/kernels/exact"], ["tests/triton"]),
+    ],
+)
+def test_what_holds_on_a_gpu_and_in_the_interpreter_is_collected_for_either(
+    arguments: list[str], tests: list[str]
+) -> None:
+    pytest.importorskip("triton", reason="triton is not installed")
+    command = [sys.executable, "-m", "pytest", "--collect-only", "-q", "-n", "0", *arguments]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    found = {"/".join(line.split("/")[:2]) for line in done.stdout.splitlines() if "::" in line}
+    assert found == set(tests), done.stdout + done.stderr
+    assert "deselected" not in done.stdout, (
+        "outside the interpreter all of tests/triton is for a GPU"
+    )
+
+
 def test_the_counts_are_those_of_the_last_line() -> None:
     assert _counts("....\n3 passed in 0.10s\n2 passed, 1 skipped in 71.30s (0:01:11)") == (
         "2 passed, 1 skipped"

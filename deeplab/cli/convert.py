@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from deeplab.cli import options
+from deeplab.cli.shared import options
 from deeplab.data import outputs
 from deeplab.errors import InputError
 
@@ -96,14 +96,14 @@ def convert(
     deeplab segment photo.jpg --weights voc.safetensors
     ```
     """
-    from deeplab.engine.classes import Classes, agreement
+    from deeplab.data.agreement import Classes, compare_classes
     from deeplab.weights import load_checkpoint, save_weights
 
     scales = None if msc is None else options.msc_scales(msc)
     if out.resolve() == checkpoint.resolve():
         raise InputError(f"{out}: is the checkpoint itself, and would be overwritten; name another")
     if out.suffix != ".safetensors":
-        raise InputError(f"{out}: expected a name that ends in .safetensors")
+        raise InputError(f"{out} must be a name that ends in .safetensors")
     outputs.check_writable_file(out)
     names, palette = _classes_of(data)
     if names and classes not in (None, len(names)):
@@ -120,7 +120,9 @@ def convert(
     if names:
         theirs = Classes.stored(checkpoint, metadata, network.num_classes)
         ours = Classes.of(f"--data {data}", names)
-        if note := agreement(theirs, ours, "leave out --data, or give the set that it is for"):
+        if note := compare_classes(
+            theirs, ours, "leave out --data, or give the set that it is for"
+        ):
             typer.echo(f"Note: {note}", err=True)
         metadata |= {"class_names": names, "palette": palette}
     out.parent.mkdir(parents=True, exist_ok=True)

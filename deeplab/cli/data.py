@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import json
 import sys
-from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from deeplab.cli import options
+from deeplab.cli.shared import options
+from deeplab.cli.shared.dataset import parsed
 from deeplab.data import outputs
 from deeplab.data.conversions import counted
 from deeplab.errors import InputError
@@ -91,7 +92,7 @@ def check(
         list[str] | None,
         typer.Option(metavar="NAME", help="A split; repeatable.", show_default="the usual ones"),
     ] = None,
-    data_options: options.DataOptions = None,
+    data_option: options.DataOption = None,
     json_file: Annotated[
         Path | None,
         typer.Option("--json", metavar="FILE", help="Write all of it there.", show_default=False),
@@ -123,11 +124,11 @@ def check(
     from deeplab.data.datasets import DATASETS, available_splits, open_dataset
     from deeplab.data.datasets.check import check as run
     from deeplab.data.datasets.check import shared_pictures
-    from deeplab.engine.evaluate import progress_bar
+    from deeplab.evaluation.evaluate import progress_bar
 
     if json_file is not None:
         outputs.check_writable_file(json_file)
-    chosen = options.data_options(data_options)
+    chosen = parsed(data_option)
     found = available_splits(name, root, **chosen)
     splits = split or [s for s in DATASETS[name].usual if s in found] or found
     if not splits:
@@ -136,16 +137,10 @@ def check(
         )
     data = {s: open_dataset(name, root, s, **chosen) for s in dict.fromkeys(splits)}
     reports = {}
-    bar = progress_bar() if sys.stderr.isatty() else None
-    with bar or nullcontext():
+    with progress_bar(sys.stderr.isatty()) as bar:
         for s, pictures in data.items():
-            task = bar.add_task(escape(s), total=len(pictures)) if bar else None
-
-            def advance(task: Any = task) -> None:
-                if bar:
-                    bar.advance(task)
-
-            reports[s] = run(pictures, workers, advance)
+            task = bar.add_task(escape(s), total=len(pictures))
+            reports[s] = run(pictures, workers, partial(bar.advance, task))
     shared = shared_pictures(data)
     findings = [f for report in reports.values() for f in report.findings] + shared
     _print_findings(findings)

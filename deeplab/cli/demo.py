@@ -6,7 +6,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from deeplab.cli import options
+from deeplab.cli.shared import options
 
 
 def demo(out: options.OutFolder = Path("demo")) -> None:

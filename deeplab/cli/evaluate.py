@@ -7,21 +7,22 @@ import io
 import json
 import sys
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import dataclass
 from enum import StrEnum
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
-from deeplab.cli import options
-from deeplab.cli.dataset import class_names, open_data
-from deeplab.cli.network import load_network, stored_settings, torch_device
-from deeplab.cli.results import errors_of, print_notes
-from deeplab.cli.several import said_once
+from deeplab.cli.shared import options
+from deeplab.cli.shared.dataset import class_names, open_data
+from deeplab.cli.shared.groups import takes_options
+from deeplab.cli.shared.network import load_network, named_weights, torch_device
+from deeplab.cli.shared.results import named_errors, print_notes
+from deeplab.cli.shared.several import reported_once
 from deeplab.data import outputs
 from deeplab.data.conversions import Conversion, counted
 from deeplab.errors import InputError
@@ -29,8 +30,11 @@ from deeplab.errors import InputError
 if TYPE_CHECKING:
     import numpy as np
 
-    from deeplab.data.datasets import PredictionLayout, SegmentationData
-    from deeplab.engine.evaluate import Evaluation
+    from crf import DenseCRF
+    from deeplab.data.datasets import SegmentationData
+    from deeplab.evaluation.evaluate import Evaluation
+    from deeplab.evaluation.submission import PredictionFiles
+    from deeplab.model import DeepLab
 
 
 class Absent(StrEnum):
@@ -47,14 +51,122 @@ class Around(StrEnum):
     boundary = "boundary"
 
 
+@dataclass(frozen=True)
+class TrimapOptions:
+    """The trimap curve: where it goes, and its bands."""
+
+    trimap: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Write the trimap curve: FILE.csv and, with matplotlib, FILE.png.",
+            show_default=False,
+        ),
+    ] = None
+    trimap_widths: Annotated[str, typer.Option(metavar="W,W,...", help="Its widths in pixels.")] = (
+        "1,2,4,6,8,10,15,20,25,30,35,40"
+    )
+    trimap_around: Annotated[
+        Around | None,
+        typer.Option(
+            help="Bands around the void labels that VOC draws about objects, or around class "
+            "boundaries.",
+            show_default="void for voc2012, else boundary",
+        ),
+    ] = None
+
+    def widths(self) -> tuple[int, ...]:
+        """The widths in pixels; none where no curve is wanted."""
+        if self.trimap is None:
+            return ()
+        widths = options.numbers("--trimap-widths", self.trimap_widths)
+        if any(w != int(w) or w < 1 for w in widths) or sorted(set(widths)) != list(widths):
+            raise InputError(
+                f"--trimap-widths {self.trimap_widths} must be rising whole numbers from 1 up"
+            )
+        return tuple(int(w) for w in widths)
+
+    def csv_file(self) -> Path | None:
+        """The CSV file, whether its name is given, the plot's beside it, or one without suffix."""
+        path = self.trimap
+        if path is None:
+            return None
+        if not path.name:
+            raise InputError(f"--trimap {path} must be the name of a file, such as curve.csv")
+        known = path.suffix in (".csv", ".png")
+        return path.with_name(f"{path.stem if known else path.name}.csv")
+
+    def around(self, data_name: str) -> Literal["void", "boundary"]:
+        """What the bands lie around, by default as is usual for the data set."""
+        if self.trimap_around is None:
+            return "void" if data_name == "voc2012" else "boundary"
+        return self.trimap_around.value
+
+
+@dataclass(frozen=True)
+class PredictionOptions:
+    """Predictions as files, with scores or without."""
+
+    submission: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Write the predictions as the data set's own server takes them, and the archive "
+            "to upload: of VOC 2012 DIR/results.tgz, of Cityscapes DIR/results.zip.",
+            show_default=False,
+        ),
+    ] = None
+    predictions: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Write the predictions of any set as DIR/NAME.png, label maps in the values of "
+            "the set's own.",
+            show_default=False,
+        ),
+    ] = None
+    score: Annotated[
+        bool,
+        typer.Option(
+            "--score/--no-score",
+            help="Without scores no labels are read, which a test split may lack: with "
+            "--submission or --predictions.",
+        ),
+    ] = True
+
+    def check_unscored(self, score_files: dict[str, Path | None]) -> None:
+        """Raise InputError where nothing is scored and a file of scores, or nothing, is wanted."""
+        if self.score:
+            return
+        if self.submission is None and self.predictions is None:
+            raise InputError(
+                "--no-score: leaves nothing to do; give --submission DIR or --predictions DIR too"
+            )
+        if unused := [name for name, file in score_files.items() if file is not None]:
+            raise InputError(f"--no-score: leaves nothing for {', '.join(unused)}; leave it out")
+
+    def open(self, name: str, pictures: SegmentationData, split: str) -> list[PredictionFiles]:
+        """Where the predictions go."""
+        from deeplab.evaluation.submission import PredictionFiles
+
+        files = []
+        if self.submission is not None:
+            if pictures.server is None:
+                raise InputError(
+                    f"--submission: no evaluation server is known for {name}; --predictions DIR "
+                    "writes label maps in the values of the set's own"
+                )
+            files.append(PredictionFiles(self.submission, pictures, split, pictures.server))
+        if self.predictions is not None:
+            files.append(PredictionFiles(self.predictions, pictures, split))
+        return files
+
+
+@takes_options
 def evaluate(
-    ctx: typer.Context,
-    weights: options.Weights = None,
-    model: options.ModelName = None,
-    classes: options.NumClasses = None,
-    msc: options.MSC = None,
-    data: options.DataName = "scenes",
-    root: options.DataRoot = None,
+    *,
+    weights: options.WeightsOptions,
+    data: options.DataOptions,
     split: Annotated[
         str | None,
         typer.Option(
@@ -64,7 +176,6 @@ def evaluate(
             show_default="val; of the scenes test",
         ),
     ] = None,
-    data_options: options.DataOptions = None,
     scenes: Annotated[
         int | None,
         typer.Option(
@@ -74,8 +185,7 @@ def evaluate(
             show_default="50",
         ),
     ] = None,
-    scales: options.Scales = "1",
-    flip: options.Flip = False,
+    views: options.ViewOptions,
     device: options.Device = "auto",
     absent: Annotated[
         Absent,
@@ -84,51 +194,8 @@ def evaluate(
             "the VOC kit."
         ),
     ] = Absent.skip,
-    trimap: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE",
-            help="Write the trimap curve: FILE.csv and, with matplotlib, FILE.png.",
-            show_default=False,
-        ),
-    ] = None,
-    trimap_widths: Annotated[
-        str, typer.Option(metavar="W,W,...", help="Its widths in pixels.")
-    ] = "1,2,4,6,8,10,15,20,25,30,35,40",
-    trimap_around: Annotated[
-        Around | None,
-        typer.Option(
-            help="Bands around the void labels that VOC draws about objects, or around class "
-            "boundaries.",
-            show_default="void for voc2012, else boundary",
-        ),
-    ] = None,
-    submission: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="DIR",
-            help="Write the predictions as the data set's own server takes them, and the archive "
-            "to upload: of VOC 2012 DIR/results.tgz, of Cityscapes DIR/results.zip.",
-            show_default=False,
-        ),
-    ] = None,
-    predictions: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="DIR",
-            help="Write the predictions of any set as DIR/NAME.png, label maps in the values of "
-            "the set's own.",
-            show_default=False,
-        ),
-    ] = None,
-    score: Annotated[
-        bool,
-        typer.Option(
-            "--score/--no-score",
-            help="Without scores no labels are read, which a test split may lack: with "
-            "--submission or --predictions.",
-        ),
-    ] = True,
+    trimap: TrimapOptions,
+    files: PredictionOptions,
     use_crf: options.UseCRF = True,
     out: Annotated[
         Path | None,
@@ -142,13 +209,7 @@ def evaluate(
             show_default=False,
         ),
     ] = None,
-    crf_file: options.CRFFile = None,
-    iterations: options.Iterations = None,
-    gaussian_weight: options.GaussianWeight = None,
-    gaussian_sigma: options.GaussianSigma = None,
-    bilateral_weight: options.BilateralWeight = None,
-    bilateral_sigma_xy: options.BilateralSigmaXY = None,
-    bilateral_sigma_rgb: options.BilateralSigmaRGB = None,
+    crf: options.CRFOptions,
 ) -> None:
     """Score weights on a data set, before and after the CRF; by default on generated scenes.
 
@@ -174,165 +235,119 @@ def evaluate(
         --no-score --predictions found
     ```
     """
+    from deeplab.crf_settings import CRFSettings
     from deeplab.data.datasets.base import Recording
-    from deeplab.engine.evaluate import evaluate as run
-    from deeplab.engine.plots import require_matplotlib
-    from deeplab.engine.submission import PredictionFiles
-    from deeplab.engine.training.distributed import processes
+    from deeplab.evaluation.evaluate import evaluate as score
+    from deeplab.evaluation.plots import require_matplotlib
+    from deeplab.training.distributed import processes
 
-    views = options.view_scales(scales)
-    widths = () if trimap is None else _widths(trimap_widths)
-    if not score:
-        _check_without_scores(submission or predictions, trimap, out, save_confusion)
-    pictures, split = open_data(
-        data, root, split, data_options, scenes, usual="test", labelled=score
-    )
+    scales, widths, curve = views.numbers(), trimap.widths(), trimap.csv_file()
+    score_files = {"--trimap": curve, "--out": out, "--save-confusion": save_confusion}
+    files.check_unscored(score_files)
+    pictures, split = open_data(data, split, scenes, usual="test", labelled=files.score)
     torch_device(device)  # refuses unknown names
-    network, metadata = load_network(weights, model, classes, msc)
-    names = class_names(network, pictures, metadata, weights)
-    settings = options.chosen_settings(ctx, crf_file, stored_settings(weights, metadata))
-    curve = None if trimap is None else _curve_file(trimap)
-    for file in (out, save_confusion, curve):
+    network, metadata = load_network(weights)
+    names = class_names(network, pictures, metadata, weights.weights_file)
+    settings = crf.change(CRFSettings.stored(metadata, weights.weights_file))
+    for file in score_files.values():
         if file is not None:
             outputs.check_writable_file(file)
-    if curve is not None and trimap is not None and trimap.suffix == ".png":
+    if trimap.trimap is not None and trimap.trimap.suffix == ".png":
         require_matplotlib()
-    recorded, written = Recording(pictures), []
-    if submission is not None:
-        server = _server(data, pictures)
-        written.append(PredictionFiles(submission, pictures, split, server))
-    if predictions is not None:
-        written.append(PredictionFiles(predictions, pictures, split))
+    recorded, around = Recording(pictures), trimap.around(data.data_name)
+    written = files.open(data.data_name, pictures, split)
 
     def write(index: int, labels: np.ndarray) -> None:
-        for files in written:
-            files.write(index, labels)
+        for each in written:
+            each.write(index, labels)
 
-    with said_once(then="mend that and start again"), processes(device) as process:
+    with reported_once(then="mend that and start again"), processes(device) as process:
         network.to(process.device)
         layer = settings.layer(network.num_classes).to(process.device) if use_crf else None
         progress = sys.stderr.isatty() and process.first
-        if not score:
-            if process.world > 1:
-                raise InputError("--no-score: one process writes all predictions; start one")
-            with errors_of(pictures.name):
-                recorded.conversions |= _predict_all(
-                    network, pictures, layer, views, flip, write, progress
+        if files.score:
+            with named_weights(weights), named_errors(pictures.name):
+                result = score(
+                    network,
+                    recorded,
+                    layer,
+                    class_names=names,
+                    absent=absent.value,
+                    trimap=widths,
+                    around=around,
+                    scales=scales,
+                    flip=views.flip,
+                    on_prediction=write if written else None,
+                    shard=True,
+                    progress=progress,
                 )
+        elif process.world > 1:
+            raise InputError("--no-score: one process writes all predictions; start one")
         else:
-            around = trimap_around or ("void" if data == "voc2012" else "boundary")
-            try:
-                with errors_of(pictures.name):
-                    result = run(
-                        network,
-                        recorded,
-                        layer,
-                        class_names=names,
-                        absent=absent.value,
-                        trimap=widths,
-                        around=str(around),  # type: ignore[arg-type]
-                        scales=views,
-                        flip=flip,
-                        on_prediction=write if written else None,
-                        shard=True,
-                        progress=progress,
-                    )
-            except FloatingPointError as error:
-                raise InputError(f"{weights or 'the shipped weights'}: {error}") from error
-            if process.first:
-                table = _score_table(result, f"{pictures.name}, {len(pictures)} pictures")
-                Console(markup=False).print(table)  # a class may be called [/b]
-                if note := result.truth(pictures.name).note():
-                    typer.echo(f"Note: {note}", err=True)
+            with named_errors(pictures.name):
+                recorded.conversions |= _predict_all(
+                    network, pictures, layer, scales, views.flip, write, progress
+                )
         conversions = set().union(*process.gather(recorded.conversions))
         if not process.first:
             return
+        if files.score:
+            _print_scores(result, pictures)
         print_notes(counted(conversions))
-    for files in written:
-        typer.echo(f"{len(pictures)} predictions -> {files.pack()}")
-    if not score:
-        return
+    for each in written:
+        typer.echo(f"{len(pictures)} predictions -> {each.pack()}")
     if curve is not None:
-        _write_curve(curve, result, str(around))
+        _write_curve(curve, result, around)
     if save_confusion is not None:
         outputs.write_text(save_confusion, _confusion_csv(result, names))
     if out is not None:
         about: dict[str, Any] = {
-            "weights": str(weights or "shipped"),
+            "weights": str(weights.weights_file or "shipped"),
             "model": network.config,
-            "data": data,
+            "data": data.data_name,
             "split": split,
-            "scales": list(views),
-            "flip": flip,
+            "scales": list(scales),
+            "flip": views.flip,
             "absent": absent.value,
-            "crf_settings": asdict(settings) if use_crf else None,
+            "crf_settings": settings.as_dict() if use_crf else None,
             "version": version("deeplab-triton"),
         }
         outputs.write_text(out, json.dumps(about | result.as_dict(), indent=2) + "\n")
 
 
 def _predict_all(
-    network: Any,
-    pictures: Any,
-    layer: Any,
+    network: DeepLab,
+    pictures: SegmentationData,
+    layer: DenseCRF | None,
     scales: tuple[float, ...],
     flip: bool,
     write: Callable[[int, np.ndarray], None],
     progress: bool,
 ) -> set[Conversion]:
     """Predictions of a split whose labels are not known; what was converted in its pictures."""
-    from deeplab.engine.evaluate import progress_bar
-    from deeplab.engine.predict import predict
+    from deeplab.evaluation.evaluate import progress_bar
+    from deeplab.predict import predict
 
-    bar = progress_bar()
-    bar.disable = not progress
     found: set[Conversion] = set()
-    with bar:
+    with progress_bar(progress) as bar:
         for index in bar.track(range(len(pictures)), description="predict"):
             image, conversions = pictures.picture(index)
             found.update(conversions)
-            with errors_of(pictures.file(index)):
+            with named_errors(pictures.file(index)):
                 write(index, predict(network, image, layer, scales=scales, flip=flip).labels)
     return found
 
 
-def _server(name: str, pictures: SegmentationData) -> PredictionLayout:
-    if pictures.server is None:
-        raise InputError(
-            f"--submission: no evaluation server is known for {name}; --predictions DIR writes "
-            "label maps in the values of the set's own"
-        )
-    return pictures.server
-
-
-def _check_without_scores(folder: Path | None, *scores: Path | None) -> None:
-    if folder is None:
-        raise InputError(
-            "--no-score: leaves nothing to do; give --submission DIR or --predictions DIR too"
-        )
-    given = zip(("--trimap", "--out", "--save-confusion"), scores, strict=True)
-    if unused := [name for name, file in given if file is not None]:
-        raise InputError(f"--no-score: leaves nothing for {', '.join(unused)}; leave it out")
-
-
-def _curve_file(path: Path) -> Path:
-    """The CSV file, whether its name is given, that of the plot beside it, or neither's suffix."""
-    if not path.name:
-        raise InputError(f"--trimap {path}: expected the name of a file, such as curve.csv")
-    known = path.suffix in (".csv", ".png")
-    return path.with_name(f"{path.stem if known else path.name}.csv")
-
-
-def _widths(text: str) -> tuple[int, ...]:
-    widths = options.numbers("--trimap-widths", text)
-    if any(w != int(w) or w < 1 for w in widths) or sorted(set(widths)) != list(widths):
-        raise InputError(f"--trimap-widths {text}: expected rising whole numbers from 1 up")
-    return tuple(int(w) for w in widths)
+def _print_scores(result: Evaluation, pictures: SegmentationData) -> None:
+    table = _score_table(result, f"{pictures.name}, {len(pictures)} pictures")
+    Console(markup=False).print(table)  # a class may be called [/b]
+    if note := result.truth(pictures.name).note():
+        typer.echo(f"Note: {note}", err=True)
 
 
 def _write_curve(path: Path, result: Evaluation, around: str) -> None:
-    from deeplab.engine.plots import plot_trimap, require_matplotlib
-    from deeplab.engine.trimap import curves_csv
+    from deeplab.evaluation.plots import plot_trimap, require_matplotlib
+    from deeplab.evaluation.trimap import curves_csv
 
     assert result.trimap is not None
     if all(value is None for value in result.trimap["network"].miou):

@@ -9,19 +9,19 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from deeplab.cli import options
-from deeplab.cli.network import load_network
+from deeplab.cli.shared import options
+from deeplab.cli.shared.groups import takes_options
+from deeplab.cli.shared.network import load_network
 from deeplab.errors import InputError
 
 
+@takes_options
 def export(
+    *,
     path: Annotated[
         Path, typer.Argument(metavar="FILE", help="The program to write: NAME.onnx or NAME.pt2.")
     ],
-    weights: options.Weights = None,
-    model: options.ModelName = None,
-    classes: options.NumClasses = None,
-    msc: options.MSC = None,
+    weights: options.WeightsOptions,
     format: Annotated[
         str | None,
         typer.Option(
@@ -62,7 +62,7 @@ def export(
 
     chosen: Any = format
     fixed = None if size is None else _parsed(size)
-    network, metadata = load_network(weights, model, classes, msc)
+    network, metadata = load_network(weights)
     with Console(stderr=True).status("exporting and comparing"):
         written = write(network, path, chosen, size=fixed, metadata=metadata)
     typer.echo(
@@ -74,5 +74,5 @@ def export(
 def _parsed(size: str) -> tuple[int, int]:
     found = re.fullmatch(r"(\d{1,5})x(\d{1,5})", size)
     if found is None:
-        raise InputError(f"--size {size}: expected HEIGHTxWIDTH in pixels, such as 513x513")
+        raise InputError(f"--size {size} must be HEIGHTxWIDTH in pixels, such as 513x513")
     return int(found[1]), int(found[2])

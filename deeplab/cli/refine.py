@@ -8,8 +8,15 @@ from typing import Annotated
 
 import typer
 
-from deeplab.cli import options
-from deeplab.cli.results import Result, errors_of, print_notes, print_result, refuse_to_overwrite
+from deeplab.cli.shared import options
+from deeplab.cli.shared.groups import takes_options
+from deeplab.cli.shared.results import (
+    Result,
+    named_errors,
+    print_notes,
+    print_result,
+    refuse_to_overwrite,
+)
 from deeplab.data import images, outputs
 from deeplab.data.conversions import counted
 from deeplab.errors import InputError
@@ -17,8 +24,9 @@ from deeplab.errors import InputError
 GT_PROB = 0.7  # as in pydensecrf's example
 
 
+@takes_options
 def refine(
-    ctx: typer.Context,
+    *,
     image_file: Annotated[Path, typer.Argument(metavar="IMAGE", help="The photograph.")],
     given: Annotated[
         Path,
@@ -65,13 +73,7 @@ def refine(
     ] = Path("out"),
     probabilities: options.SaveProbabilities = False,
     max_megapixels: options.MaxMegapixels = images.MAX_MEGAPIXELS,
-    crf_file: options.CRFFile = None,
-    iterations: options.Iterations = None,
-    gaussian_weight: options.GaussianWeight = None,
-    gaussian_sigma: options.GaussianSigma = None,
-    bilateral_weight: options.BilateralWeight = None,
-    bilateral_sigma_xy: options.BilateralSigmaXY = None,
-    bilateral_sigma_rgb: options.BilateralSigmaRGB = None,
+    crf: options.CRFOptions,
 ) -> None:
     """The dense CRF alone: spread scribbles, or sharpen any network's probabilities.
 
@@ -102,8 +104,9 @@ def refine(
     deeplab refine photo.jpg voc_labels.png --indices --classes 21 --gt-prob 0.9
     ```
     """
-    from deeplab.engine import annotations
-    from deeplab.engine import refine as crf_alone
+    from deeplab import refine as crf_alone
+    from deeplab.crf_settings import CRFSettings
+    from deeplab.data import annotations
 
     start = time.perf_counter()
     softmax_given = given.suffix.lower() in (".npy", ".npz")
@@ -120,8 +123,7 @@ def refine(
         )
     if classes is not None and not indices:
         raise InputError(f"--classes {classes}: only counts with --indices; leave it out")
-    defaults = crf_alone.CRFSettings() if softmax_given else crf_alone.SCRIBBLES
-    settings = options.chosen_settings(ctx, crf_file, defaults)
+    settings = crf.change(CRFSettings() if softmax_given else crf_alone.SCRIBBLES)
     result = Result.at(out, outputs.output_names([image_file])[0])
     refuse_to_overwrite([image_file, given], [result])
     outputs.check_writable(result.labels.parent)
@@ -131,7 +133,7 @@ def refine(
     read: annotations.Annotation | annotations.Probabilities
     if softmax_given:
         read = annotations.read_probabilities(given, size)
-        with errors_of(given):
+        with named_errors(given):
             prediction = crf_alone.refine_probabilities(read.values, image, settings)
     else:
         if indices:
@@ -141,7 +143,7 @@ def refine(
         if read.colours is not None:
             palette = outputs.full_palette(read.colours)
         trust = GT_PROB if gt_prob is None else gt_prob
-        with errors_of(given):
+        with named_errors(given):
             prediction = crf_alone.refine_scribbles(read, image, settings, trust)
     print_notes([*counted(conversions), *(f"{given}: {note}" for note in read.notes)])
     result.write(image, prediction, palette, probabilities)

@@ -12,9 +12,16 @@ import typer
 from rich.console import Console
 from rich.progress import Progress
 
-from deeplab.cli import options
-from deeplab.cli.network import load_network, stored_settings, torch_device
-from deeplab.cli.results import Result, errors_of, print_notes, print_result, refuse_to_overwrite
+from deeplab.cli.shared import options
+from deeplab.cli.shared.groups import takes_options
+from deeplab.cli.shared.network import load_network, torch_device
+from deeplab.cli.shared.results import (
+    Result,
+    named_errors,
+    print_notes,
+    print_result,
+    refuse_to_overwrite,
+)
 from deeplab.data import images, outputs
 from deeplab.data.conversions import counted
 
@@ -26,32 +33,23 @@ SHIPPED_NOTE = (
 )
 
 
+@takes_options
 def segment(
-    ctx: typer.Context,
+    *,
     inputs: Annotated[
         list[str],
         typer.Argument(
             metavar="IMAGE...", help="Pictures, folders of pictures, or patterns in quotes."
         ),
     ],
-    weights: options.Weights = None,
-    model: options.ModelName = None,
-    classes: options.NumClasses = None,
-    msc: options.MSC = None,
+    weights: options.WeightsOptions,
     use_crf: options.UseCRF = True,
     out: options.OutFolder = Path("out"),
     probabilities: options.SaveProbabilities = False,
     max_megapixels: options.MaxMegapixels = images.MAX_MEGAPIXELS,
-    scales: options.Scales = "1",
-    flip: options.Flip = False,
+    views: options.ViewOptions,
     device: options.Device = "auto",
-    crf_file: options.CRFFile = None,
-    iterations: options.Iterations = None,
-    gaussian_weight: options.GaussianWeight = None,
-    gaussian_sigma: options.GaussianSigma = None,
-    bilateral_weight: options.BilateralWeight = None,
-    bilateral_sigma_xy: options.BilateralSigmaXY = None,
-    bilateral_sigma_rgb: options.BilateralSigmaRGB = None,
+    crf: options.CRFOptions,
 ) -> None:
     """Label every pixel of pictures: network, then dense CRF.
 
@@ -78,31 +76,34 @@ def segment(
     deeplab segment photo.jpg --scales 0.5,0.75,1 --flip --crf-settings crf.toml
     ```
     """
-    from deeplab.engine.predict import predict
+    from deeplab.crf_settings import CRFSettings
+    from deeplab.predict import predict
 
     files = images.find_images(inputs)
-    views = options.view_scales(scales)
-    network, metadata = load_network(weights, model, classes, msc)
+    scales = views.numbers()
+    network, metadata = load_network(weights)
     network.to(torch_device(device))
-    settings = options.chosen_settings(ctx, crf_file, stored_settings(weights, metadata))
+    settings = crf.change(CRFSettings.stored(metadata, weights.weights_file))
     layer = settings.layer(network.num_classes).to(torch_device(device)) if use_crf else None
     results = [Result(out, name) for name in outputs.output_names(files)]
     refuse_to_overwrite(files, results)
     outputs.check_writable(out)
-    notes = counted(
-        conversion
-        for file in _progress(files, "checking")
-        for conversion in images.read_image(file, max_megapixels)[1]
-    )
-    print_notes([*notes, SHIPPED_NOTE] if weights is None else notes)
+    checked, conversions = {}, []
+    for file in _progress(files, "checking"):
+        image, changed = images.read_image(file, max_megapixels)
+        conversions += changed
+        if len(files) == 1:  # several may not fit into memory together
+            checked[file] = image
+    notes = counted(conversions)
+    print_notes([*notes, SHIPPED_NOTE] if weights.weights_file is None else notes)
 
     palette = outputs.full_palette(metadata.get("palette"))
     names = metadata.get("class_names")
     for file, result in _progress(list(zip(files, results, strict=True)), "segmenting"):
         start = time.perf_counter()
-        image, _ = images.read_image(file, max_megapixels)
-        with errors_of(file):
-            prediction = predict(network, image, layer, scales=views, flip=flip)
+        image = checked[file] if file in checked else images.read_image(file, max_megapixels)[0]
+        with named_errors(file):
+            prediction = predict(network, image, layer, scales=scales, flip=views.flip)
         result.write(image, prediction, palette, probabilities)
         print_result(file, prediction, names, result, time.perf_counter() - start)
 

@@ -10,20 +10,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperCommand
 
-from deeplab.cli import options
-from deeplab.cli.several import said_once
+from deeplab.cli.shared import options
+from deeplab.cli.shared.several import reported_once
 from deeplab.data import outputs
 from deeplab.errors import InputError
 
 if TYPE_CHECKING:
-    from deeplab.engine.train import TrainConfig, TrainResult
+    from deeplab.training import TrainConfig, TrainResult
 
 
 class ShowsRecipe(TyperCommand):
     """Shows the defaults of TrainConfig in the help: options left out are left to it."""
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
-        from deeplab.engine.train import TrainConfig
+        from deeplab.training import TrainConfig
 
         recipe = asdict(TrainConfig())
         for option in self.params:
@@ -152,13 +152,13 @@ def train(
     deeplab evaluate --weights mine.safetensors
     ```
     """
-    from deeplab.engine.train import train as run
-    from deeplab.engine.training.distributed import is_first
+    from deeplab.training import train as run
+    from deeplab.training.distributed import is_first
 
     recipe = _recipe(ctx, config, settings or [], out if resume else None)
     outputs.check_writable_file(out)
     out.parent.mkdir(parents=True, exist_ok=True)
-    with said_once(then="mend that, then go on with --resume"):
+    with reported_once(then="mend that, then go on with --resume"):
         result = run(
             recipe,
             out,
@@ -180,8 +180,7 @@ def _recipe(
     resumed: Path | None,
 ) -> TrainConfig:
     """The recipe, of --config or else of the run to resume, with the options' changes."""
-    from deeplab.engine.train import TrainConfig
-    from deeplab.engine.training import checkpoint, recipe
+    from deeplab.training import TrainConfig, checkpoint, recipe
 
     chosen: recipe.Settings = {}
     if resumed is not None:
@@ -195,7 +194,7 @@ def _recipe(
         key, value = options.key_value("--set", text, "data.root=/data/VOC2012")
         chosen |= recipe.one_setting(key, value)
     if ctx.params.get("weights") == "":  # such as a shell's variable that is not set
-        raise InputError("--weights: expected a file, got an empty text; leave it out for none")
+        raise InputError("--weights must be a file, not an empty text; leave it out for none")
     for name in asdict(TrainConfig()):
         if ctx.params.get(name) is not None:
             chosen[name] = (ctx.params[name], f"--{name.replace('_', '-')}")

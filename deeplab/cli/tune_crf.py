@@ -14,10 +14,11 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from deeplab.cli import options
-from deeplab.cli.dataset import class_names, open_data
-from deeplab.cli.network import load_network, torch_device
-from deeplab.cli.results import errors_of, print_notes
+from deeplab.cli.shared import options
+from deeplab.cli.shared.dataset import class_names, open_data
+from deeplab.cli.shared.groups import takes_options
+from deeplab.cli.shared.network import load_network, named_weights, torch_device
+from deeplab.cli.shared.results import named_errors, print_notes
 from deeplab.data import outputs
 from deeplab.data.conversions import counted
 from deeplab.errors import InputError
@@ -25,8 +26,8 @@ from deeplab.errors import InputError
 if TYPE_CHECKING:
     from rich.progress import Progress
 
-    from deeplab.engine.logit_cache import LogitCache
-    from deeplab.engine.tune_crf import Point, Result, Space, Tuner, Tuning
+    from deeplab.evaluation.logit_cache import LogitCache
+    from deeplab.evaluation.tune_crf import Point, Result, Space, Tuner, Tuning
 
 
 FOLDS = 5
@@ -46,13 +47,11 @@ def _values(name: str, what: str) -> Any:
     )
 
 
+@takes_options
 def tune_crf(
-    weights: options.Weights = None,
-    model: options.ModelName = None,
-    classes: options.NumClasses = None,
-    msc: options.MSC = None,
-    data: options.DataName = "scenes",
-    root: options.DataRoot = None,
+    *,
+    weights: options.WeightsOptions,
+    data: options.DataOptions,
     split: Annotated[
         str,
         typer.Option(
@@ -61,7 +60,6 @@ def tune_crf(
             help="Which part of it; not the one that the final scores come from.",
         ),
     ] = "val",
-    data_options: options.DataOptions = None,
     images: Annotated[
         int,
         typer.Option(
@@ -118,9 +116,7 @@ def tune_crf(
     ] = None,
     seed: Annotated[int, typer.Option(metavar="N", help="Of the drawn pictures, and of tpe.")] = 0,
     device: options.Device = "auto",
-    iterations: options.Iterations = None,
-    gaussian_weight: options.GaussianWeight = None,
-    gaussian_sigma: options.GaussianSigma = None,
+    smoothness: options.SmoothnessOptions,
 ) -> None:
     """Find the CRF settings that give the best mIoU on a part of a data set.
 
@@ -143,14 +139,14 @@ def tune_crf(
     deeplab tune-crf --weights voc.safetensors --data voc2012 --root VOCdevkit/VOC2012
     deeplab segment photo.jpg --weights voc.safetensors --crf-settings out/crf/crf.toml
     deeplab tune-crf --images 20 --bilateral-weight 6:2:12 --bilateral-sigma-xy 60,90,120 \\
-        --gaussian-weight 1 --gaussian-sigma 1
+        --gaussian-weight 1 --gaussian-sigma-xy 1
     deeplab tune-crf --search tpe --trials 40
     ```
     """
+    from deeplab.crf_settings import CRFSettings
     from deeplab.data.datasets.base import Recording
-    from deeplab.engine.logit_cache import LogitCache
-    from deeplab.engine.refine import CRFSettings
-    from deeplab.engine.tune_crf import Log, Space, Tuner, log_identity
+    from deeplab.evaluation.logit_cache import LogitCache
+    from deeplab.evaluation.tune_crf import Log, Space, Tuner, log_identity
 
     space = Space(
         axis("--bilateral-weight", bilateral_weight, zero=True),
@@ -162,13 +158,7 @@ def tune_crf(
             f"--bilateral-...: {settings} settings, expected at most {MOST}; take larger steps, "
             "finer ones follow around the best (--rounds)"
         )
-    fixed = CRFSettings().changed(
-        {
-            "iterations": iterations,
-            "gaussian_weight": gaussian_weight,
-            "gaussian_sigma": gaussian_sigma,
-        }
-    )
+    fixed = smoothness.change(CRFSettings())
     for name, value, least in (
         ("--images", images, 2),
         ("--folds", FOLDS if folds is None else folds, 2),
@@ -177,10 +167,10 @@ def tune_crf(
         ("--seed", seed, 0),
     ):
         if value < least:
-            raise InputError(f"{name}: expected at least {least}, got {value}")
+            raise InputError(f"{name} must be at least {least}, not {value}")
     where = torch_device(device)
-    scenes = images if data == "scenes" else None
-    pictures, split = open_data(data, root, split, data_options, scenes, usual="val")
+    scenes = images if data.data_name == "scenes" else None
+    pictures, split = open_data(data, split, scenes, usual="val")
     indices = draw(len(pictures), images, seed)
     if len(indices) < 2:
         raise InputError(f"{pictures.name}: a single picture; cross-validation needs at least 2")
@@ -189,23 +179,21 @@ def tune_crf(
     parts = folds or min(FOLDS, len(indices))
     if folds is None and parts < FOLDS:
         typer.echo(f"Note: {len(indices)} pictures: {parts} folds instead of {FOLDS}", err=True)
-    network, metadata = load_network(weights, model, classes, msc)
-    class_names(network, pictures, metadata, weights)
+    network, metadata = load_network(weights)
+    class_names(network, pictures, metadata, weights.weights_file)
     outputs.check_writable(out)
     name = f"{pictures.name}, {len(indices)} of {len(pictures)} pictures"
     recorded = Recording(pictures)
     logits = LogitCache(cache or out / "logits", network.to(where), recorded, indices, name)
-    try:
+    with named_weights(weights):
         _fill(logits)
-    except FloatingPointError as error:
-        raise InputError(f"{weights or 'the shipped weights'}: {error}") from error
     print_notes(counted(recorded.conversions))
     chance = {"seed": seed} if search is Search.tpe else {}
     about = log_identity(name, logits.identity(), fixed, search.value, space, folds=parts, **chance)
     log = Log(out / "results.jsonl", about)
     if log.results:
         typer.echo(f"Note: {len(log.results)} settings are known from {log.path}", err=True)
-    with errors_of(pictures.name):
+    with named_errors(pictures.name):
         tuner = Tuner(logits, network.num_classes, fixed, log, folds=parts, device=where)
         _search(tuner, space, search, rounds, trials, seed)
         tuning = tuner.tuning()
@@ -214,7 +202,7 @@ def tune_crf(
 
 def axis(name: str, text: str, zero: bool = False) -> tuple[float, ...]:
     """Rising values from LOW:STEP:HIGH (HIGH included) or a list; InputError names the option."""
-    expected = f"{name} {text}: expected LOW:STEP:HIGH or numbers with commas, such as 30:10:100"
+    expected = f"{name} {text} must be LOW:STEP:HIGH or numbers with commas, such as 30:10:100"
     try:
         numbers = [float(part) for part in text.split(":" if ":" in text else ",")]
     except ValueError:
@@ -227,7 +215,7 @@ def axis(name: str, text: str, zero: bool = False) -> tuple[float, ...]:
             raise InputError(f"{expected}, with LOW below HIGH and fewer than 1000 steps")
         values = [low + k * step for k in range(int((high - low) / step + 1e-6) + 1)]
     if not all(0 < v < float("inf") or (zero and v == 0) for v in values):
-        raise InputError(f"{name} {text}: expected numbers above 0")
+        raise InputError(f"{name} {text} must be numbers above 0")
     return tuple(float(f"{v:.6g}") for v in values)
 
 
@@ -242,15 +230,14 @@ def draw(count: int, wanted: int, seed: int) -> list[int]:
 
 def _fill(logits: LogitCache) -> None:
     with _bar() as bar:
-        task = bar.add_task("network", total=len(logits))
-        for _ in logits.fill():
-            bar.advance(task)
+        for _ in bar.track(logits.fill(), total=len(logits), description="network"):
+            pass
 
 
 def _search(
     tuner: Tuner, space: Space, search: Search, rounds: int, trials: int, seed: int
 ) -> None:
-    from deeplab.engine.tune_crf import RANDOM
+    from deeplab.evaluation.tune_crf import RANDOM
 
     count, seconds = len(tuner.pictures), 0.0
     with _bar() as bar:
@@ -264,13 +251,13 @@ def _search(
             if most > 0:
                 seconds = _seconds_of_one(tuner, space.grid()[0])
                 what = f"at most {most} settings, {trials} in each search"
-                _tell(bar, what, most, count, seconds)
+                _print_estimate(bar, what, most, count, seconds)
         for stage in stages:
             waiting = len(stage.waiting)
             bar.update(task, description=stage.name, completed=0, total=waiting * count)
             if waiting and search is Search.grid:
                 seconds = seconds or _seconds_of_one(tuner, stage.waiting[0])
-                _tell(bar, f"{stage.name}: {waiting} settings", waiting, count, seconds)
+                _print_estimate(bar, f"{stage.name}: {waiting} settings", waiting, count, seconds)
 
 
 def _seconds_of_one(tuner: Tuner, point: Point) -> float:
@@ -288,7 +275,7 @@ def _seconds_of_one(tuner: Tuner, point: Point) -> float:
     return taken
 
 
-def _tell(bar: Progress, what: str, settings: int, pictures: int, seconds: float) -> None:
+def _print_estimate(bar: Progress, what: str, settings: int, pictures: int, seconds: float) -> None:
     minutes = settings * pictures * seconds / 60
     bar.console.print(
         f"Note: {what}, {pictures} pictures, {seconds:.2f} s each: about {minutes:.1f} minutes",
@@ -331,8 +318,8 @@ def _report(tuning: Tuning, tuner: Tuner, space: Space, out: Path, name: str) ->
 
 def _draw(results: Sequence[Result], space: Space, path: Path) -> None:
     """The plane of the best weight: of the grid, and of the finer rounds where it is another."""
-    from deeplab.engine.plots import HeatMap, plot_heat_maps, plot_scatter, require_matplotlib
-    from deeplab.engine.tune_crf import heat_map
+    from deeplab.evaluation.plots import HeatMap, plot_heat_maps, plot_scatter, require_matplotlib
+    from deeplab.evaluation.tune_crf import heat_map
 
     try:
         require_matplotlib()
@@ -356,8 +343,6 @@ def _draw(results: Sequence[Result], space: Space, path: Path) -> None:
 
 def _bar() -> Progress:
     """A bar with the time left, on standard error where it is seen."""
-    from deeplab.engine.evaluate import progress_bar
+    from deeplab.evaluation.evaluate import progress_bar
 
-    bar = progress_bar()
-    bar.disable = not sys.stderr.isatty()
-    return bar
+    return progress_bar(sys.stderr.isatty())

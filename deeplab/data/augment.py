@@ -24,7 +24,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from deeplab.data.datasets.labels import IGNORE
-from deeplab.preprocess import MEAN_BGR
+from deeplab.model.preprocess import MEAN_BGR
 
 CAFFE_SCALES = (0.5, 0.75, 1.0, 1.25, 1.5)
 """The scales of the released Caffe training networks, for mode "discrete"."""
@@ -61,17 +61,17 @@ def augment(
     """
     if image.shape[:2] != labels.shape:
         raise ValueError(
-            f"image, labels: expected one size, got {image.shape[:2]} and {labels.shape}"
+            f"image, labels must have one size, not {image.shape[:2]} and {labels.shape}"
         )
     if not scales or min(scales) <= 0:
-        raise ValueError(f"scales: expected positive numbers, got {scales}")
+        raise ValueError(f"scales must be positive numbers, not {scales}")
     if mode == "continuous":
         scaled, target = _scaled_window(image, labels, crop, scales, rng, fill)
     elif mode == "discrete":
         scale = scales[int(rng.integers(len(scales)))]
         scaled, target = _window(*_resize(image, labels, scale), crop, rng, fill)
     else:
-        raise ValueError(f"mode: expected 'continuous' or 'discrete', got {mode!r}")
+        raise ValueError(f"mode must be 'continuous' or 'discrete', not {mode!r}")
     if mirror and rng.random() < 0.5:
         scaled, target = scaled[:, ::-1].copy(), target[:, ::-1].copy()
     return scaled, target.astype(np.int64)
@@ -88,7 +88,7 @@ def shrink_labels(labels: Any, stride: int = 8) -> Any:
     height, width = labels.shape[-2:]
     if (height - 1) % stride or (width - 1) % stride:
         raise ValueError(
-            f"labels: expected sides of {stride}k + 1 pixels, got {height} x {width}; choose such "
+            f"labels must have sides of {stride}k + 1 pixels, not {height} x {width}; choose such "
             "a crop (321, 513), or a loss at full size"
         )
     return labels[..., ::stride, ::stride]
@@ -107,7 +107,7 @@ def _scaled_window(
     It is the scaled picture cropped, at the cost of the crop.
     """
     if len(scales) != 2 or scales[0] > scales[1]:
-        raise ValueError(f"scales: expected (smallest, largest), got {scales}")
+        raise ValueError(f"scales must be (smallest, largest), not {scales}")
     side = max(1, round(crop / rng.uniform(scales[0], scales[1])))
     height, width = labels.shape
     top = int(rng.integers(min(0, height - side), max(0, height - side) + 1))

@@ -1,4 +1,4 @@
-"""What reading changed in pictures, and how that is told: once for each kind of change.
+"""What reading changed in pictures, reported once for each kind of change.
 
 A conversion belongs to a file and has a kind. Whoever reads pictures collects them, from other
 processes too, as they are plain values; `counted` makes the lines, one a kind:

@@ -55,7 +55,7 @@ def read_image(
 
     The size is read from the file's header, before anything is decoded. Above `max_megapixels`
     (10^6 pixels) the picture is refused: segmenting takes from 0.3 KB a pixel upwards (see
-    `deeplab.engine.predict`), so a huge picture is more likely a mistake than a wish.
+    `deeplab.predict`), so a huge picture is more likely a mistake than a wish.
 
     Raises InputError: the file is missing, a folder, unreadable, empty, truncated, damaged, of no
     known format, without pixels, above the limit, or of a pixel type without a fixed range (32-bit
@@ -77,7 +77,7 @@ def load_picture(
     """
     path = Path(path)
     if not max_megapixels > 0:
-        raise InputError(f"max_megapixels: expected a number above 0, got {max_megapixels}")
+        raise InputError(f"max_megapixels must be a number above 0, not {max_megapixels}")
     _check_file(path)
     with _pillow_size_guard_off(), _libtiff_quiet():
         try:
@@ -217,34 +217,34 @@ def _pillow_size_guard_off() -> Iterator[None]:
 
 
 def _decode(path: Path, image: ImageFile.ImageFile) -> tuple[Image.Image, list[Conversion]]:
-    said = []
+    changes = []
     frames = getattr(image, "n_frames", 1)
     if frames > 1:
         image.seek(0)
-        said.append((FRAMES, f"the first of {frames} frames is used"))
+        changes.append((FRAMES, f"the first of {frames} frames is used"))
     layouts = [str(tile[3]) for tile in image.tile]  # gone once the pixels are loaded
     deep, twelve = (any(bits in layout for layout in layouts) for bits in (";16", ";12"))
     image.load()
     if deep and not image.mode.startswith("I"):
-        said.append((DEEP, "16 bits a channel reduced to 8"))
-        said += _near_zero(256 * _brightest(image) + 255)  # at most: the lower bits are gone
+        changes.append((DEEP, "16 bits a channel reduced to 8"))
+        changes += _near_zero(256 * _brightest(image) + 255)  # at most: the lower bits are gone
     if twelve:
-        said.append((TWELVE_BITS, "12-bit grey converted to 8-bit RGB (value / 4095 * 255)"))
+        changes.append((TWELVE_BITS, "12-bit grey converted to 8-bit RGB (value / 4095 * 255)"))
     orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
     bands, alpha = _bands_beside_colours(image)
     upright: Image.Image = image
     if orientation in range(2, 9):
         labels = "labels have to fit the turned picture"
-        said.append(
+        changes.append(
             (TURNED, f"turned upright, as its EXIF orientation ({orientation}) says; {labels}")
         )
         upright = ImageOps.exif_transpose(image)
     if bands:
         which = "a band beside its colours is" if bands == 1 else f"{bands} bands of it are"
-        said.append((BANDS, f"{which} left out, not being declared as alpha"))
+        changes.append((BANDS, f"{which} left out, not being declared as alpha"))
         if upright.mode == "RGBA" and not alpha:
             upright = upright.convert("RGB")
-    return upright, [Conversion(str(path), kind, text) for kind, text in said]
+    return upright, [Conversion(str(path), kind, text) for kind, text in changes]
 
 
 def _brightest(image: Image.Image) -> int:
@@ -257,7 +257,7 @@ def _brightest(image: Image.Image) -> int:
 
 
 def _near_zero(highest: int) -> list[tuple[str, str]]:
-    """What to say where the highest of a picture's 16-bit values leaves it nearly black."""
+    """The conversion where the highest of a picture's 16-bit values leaves it nearly black."""
     if not 0 < highest < NEARLY_BLACK:
         return []
     bound = 1 << highest.bit_length()
@@ -288,7 +288,7 @@ def _bands_beside_colours(image: ImageFile.ImageFile) -> tuple[int, bool]:
 
 def _to_rgb(path: Path, image: Image.Image, done: set[str]) -> tuple[Image.Image, list[Conversion]]:
     """The picture in RGB, and what that took; `done` are the kinds of earlier conversions."""
-    said: list[tuple[str, str]] = []
+    changes: list[tuple[str, str]] = []
     if image.mode == "F":
         raise InputError(
             f"{path}: floating-point pixels have no fixed range; scale them to 0-255 and save them "
@@ -300,14 +300,14 @@ def _to_rgb(path: Path, image: Image.Image, done: set[str]) -> tuple[Image.Image
             grey = (values * 255 + 2047) // 4095
         else:
             grey = (values + 128) // 257
-            said.append((f"{DEEP}, grey", "16-bit grey converted to 8-bit RGB (value / 257)"))
-            said += _near_zero(int(values.max()))
+            changes.append((f"{DEEP}, grey", "16-bit grey converted to 8-bit RGB (value / 257)"))
+            changes += _near_zero(int(values.max()))
         rgb = Image.fromarray(grey.astype(np.uint8)).convert("RGB")
     elif image.has_transparency_data:
-        rgb, said = _on_white(image)
+        rgb, changes = _on_white(image)
     else:
-        rgb, said = image.convert("RGB"), _mode_converted(image)
-    return rgb, [Conversion(str(path), kind, text) for kind, text in said]
+        rgb, changes = image.convert("RGB"), _mode_converted(image)
+    return rgb, [Conversion(str(path), kind, text) for kind, text in changes]
 
 
 def _deep_grey(path: Path, image: Image.Image) -> np.ndarray:
@@ -333,18 +333,18 @@ def _on_white(image: Image.Image) -> tuple[Image.Image, list[tuple[str, str]]]:
     laid = f"{_name(image.mode)} with transparency laid on white"
     if alpha[0] == pixels:
         hint = "save the picture without alpha if its colours count"
-        said = (INVISIBLE, f"alpha is 0 everywhere, so that all of it is white; {hint}")
+        change = (INVISIBLE, f"alpha is 0 everywhere, so that all of it is white; {hint}")
     elif alpha[0] + alpha[255] < pixels / 10:
         hint = "if that band is no alpha (infrared, say), save the picture without it"
-        said = (VEILED, f"{laid}; nearly all of it is neither opaque nor transparent: {hint}")
+        change = (VEILED, f"{laid}; nearly all of it is neither opaque nor transparent: {hint}")
     else:
-        said = (TRANSPARENT, laid)
+        change = (TRANSPARENT, laid)
     white = Image.new("RGBA", rgba.size, "white")
-    return Image.alpha_composite(white, rgba).convert("RGB"), [said]
+    return Image.alpha_composite(white, rgba).convert("RGB"), [change]
 
 
 def _mode_converted(image: Image.Image) -> list[tuple[str, str]]:
-    """What to say where the colours alone are converted."""
+    """The conversion of the colours alone, if there is one."""
     text = f"{_name(image.mode)} converted to RGB"
     return [] if image.mode == "RGB" else [(text, text)]
 

@@ -16,23 +16,22 @@ the field numbers of the original; `layers` is the form of files before Septembe
 `hole` is the rate in DeepLab v1's own Caffe. Today's Caffe has a switch under that number: 1 at
 most, so that what is more can only be a rate.
 
-Layers, blobs and their numbers are cut out of the mapped file where they lie, and protobuf parses
-what is left of a message, some hundred bytes. A network parsed whole would lie in memory three
-times, and a file of empty messages in sixty times its size. So memory is bounded: what is returned
-is at most as large as the file (twice that where it has doubles), whatever sizes it claims.
+The few fields are decoded here, from the mapped file: the blobs' numbers are looked at where they
+lie, and no size is believed before it is compared with the file's. A network that protobuf parses
+whole lies in memory three times, and a file of empty messages in sixty times its size.
 
-Nothing in such a file is executed. Source: src/caffe/proto/caffe.proto of BVLC/caffe.
+Nothing in such a file is executed. Sources: src/caffe/proto/caffe.proto of BVLC/caffe; "Encoding"
+in the documentation of Protocol Buffers.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -41,35 +40,25 @@ from torch import Tensor
 from deeplab.errors import InputError
 
 MOST_FIELDS = 100_000  # of one message; a network has a field for each of its few hundred layers
-MOST_REST = 2**16  # bytes of a layer or blob without its numbers; real ones have hundreds
 MOST_AXES = 32  # of a blob, in Caffe too
 VARINT, FIXED_64, BYTES, FIXED_32 = 0, 1, 2, 5  # wire types
-NET = {"layers": 2, "layer": 100}
-V1_LAYER = {"of_2013": 1, "blobs": 6}
-LAYER = {"blobs": 7}
-BLOB = {"data": 5, "diff": 6, "double_data": 8, "double_diff": 9}
+
+
+class Form(NamedTuple):
+    """The numbers of a layer's fields."""
+
+    name: int
+    blobs: int
+    convolution: int
+    pooling: int
+
+
+FORMS = {2: Form(4, 6, 10, 19), 100: Form(1, 7, 106, 121)}  # of `layers` and `layer`
+Fields = Mapping[int, list[int | memoryview]]
 
 
 class _Damaged(ValueError):
     """What is wrong with the file, in a phrase."""
-
-
-def read(path: Path) -> dict[str, list[Tensor]]:
-    """The float32 blobs of every layer that has some; a layer that comes twice keeps its first.
-
-    Raises InputError where the file is no NetParameter, is cut off or contradicts itself.
-    """
-    found: dict[str, list[Tensor]] = {}
-    with _damage_named(path):
-        for layer, blobs in _layers(path):
-            if blobs and layer.name not in found:
-                found[layer.name] = [_blob(blob, layer.name) for blob in blobs]
-    if not found:
-        raise InputError(
-            f"{path}: not a .caffemodel with weights: no layer in it has any; a .prototxt or a "
-            ".solverstate has none either"
-        )
-    return found
 
 
 @dataclass(frozen=True)
@@ -82,14 +71,43 @@ class Window:
     rate: int = 1
 
 
+@dataclass(frozen=True)
+class Layer:
+    """A layer and its blobs as they lie in the file.
+
+    window: None where it is neither convolution nor pooling, or does not say its kernel.
+    """
+
+    name: str
+    blobs: list[memoryview]
+    window: Window | None
+
+
+def read(path: Path) -> dict[str, list[Tensor]]:
+    """The float32 blobs of every layer that has some; a layer that comes twice keeps its first.
+
+    Raises InputError where the file is no NetParameter, is cut off or contradicts itself.
+    """
+    found: dict[str, list[Tensor]] = {}
+    with _damage_named(path):
+        for layer in _layers(path):
+            if layer.blobs and layer.name not in found:
+                found[layer.name] = [_blob(blob, layer.name) for blob in layer.blobs]
+    if not found:
+        raise InputError(
+            f"{path}: not a .caffemodel with weights: no layer in it has any; a .prototxt or a "
+            ".solverstate has none either"
+        )
+    return found
+
+
 def windows(path: Path) -> dict[str, Window]:
     """Those of all convolutions and poolings whose kernel is said; raises as `read` does."""
     found: dict[str, Window] = {}
     with _damage_named(path):
-        for layer, _blobs in _layers(path):
-            window = _window(layer)
-            if window.kernel:
-                found.setdefault(layer.name, window)
+        for layer in _layers(path):
+            if layer.window is not None:
+                found.setdefault(layer.name, layer.window)
     return found
 
 
@@ -104,52 +122,53 @@ def _damage_named(path: Path) -> Iterator[None]:
         ) from error
 
 
-def _layers(path: Path) -> Iterator[tuple[Any, list[memoryview]]]:
-    """Every layer, parsed without its blobs, and the blobs."""
+def _layers(path: Path) -> Iterator[Layer]:
     # An empty file cannot be mapped. Nor does it hold a layer.
     mapped = np.memmap(path, np.uint8, "r") if path.stat().st_size else np.empty(0, np.uint8)
-    _rest, parts = _cut(mapped.data, NET)
-    for form, numbers, message in (
-        ("layers", V1_LAYER, "V1LayerParameter"),
-        ("layer", LAYER, "LayerParameter"),
-    ):
-        for layer in parts[form]:
-            rest, members = _cut(layer, numbers)
-            if members.get("of_2013"):
-                raise _Damaged(
-                    "its layers are in the form of 2013, which Caffe's upgrade_net_proto_binary "
-                    "turns into today's"
-                )
-            said = _parse(message, rest)
-            if not isinstance(said.name, str):  # proto2 gives what is no UTF-8 as bytes
-                raise _Damaged(f"a layer's name is no text: {said.name[:40]!r}")
-            yield said, members["blobs"]
+    net = _fields(mapped.data)
+    for number, form in FORMS.items():
+        for message in _messages(net, number):
+            yield _layer(_fields(message), form)
 
 
-def _window(layer: Any) -> Window:
-    """Kernel 0 where the layer is neither convolution nor pooling, or does not say."""
-    if layer.HasField("pooling_param"):
-        pool = layer.pooling_param
-        return Window(pool.kernel_size, pool.stride or 1, pool.pad)
-    said = layer.convolution_param  # empty in other layers
-    kernel, stride, padding, rate = (
-        values[0] if values else 0
-        for values in (said.kernel_size, said.stride, said.pad, said.dilation)
-    )
-    return Window(kernel, stride or 1, padding, rate or said.hole or 1)
+def _layer(fields: Fields, form: Form) -> Layer:
+    if form.name != 1 and _messages(fields, 1):
+        raise _Damaged(
+            "its layers are in the form of 2013, which Caffe's upgrade_net_proto_binary turns into "
+            "today's"
+        )
+    name = bytes((_messages(fields, form.name) or [memoryview(b"")])[-1])
+    try:
+        text = name.decode()
+    except UnicodeDecodeError:
+        raise _Damaged(f"a layer's name is no text: {name[:40]!r}") from None
+    return Layer(text, _messages(fields, form.blobs), _window(fields, form))
+
+
+def _window(fields: Fields, form: Form) -> Window | None:
+    for message in _messages(fields, form.pooling):
+        pool = _fields(message)
+        kernel, stride, padding = (_first(pool, number) for number in (2, 3, 4))
+        return Window(kernel, stride or 1, padding) if kernel else None
+    for message in _messages(fields, form.convolution):
+        said = _fields(message)
+        padding, kernel, stride, hole, rate = (_first(said, n) for n in (3, 4, 6, 17, 18))
+        return Window(kernel, stride or 1, padding, rate or hole or 1) if kernel else None
+    return None
 
 
 def _blob(blob: memoryview, layer: str) -> Tensor:
     """A blob as float32 in its shape."""
-    rest, numbers = _cut(blob, BLOB)
-    said = _parse("BlobProto", rest)
-    dims = [said.num, said.channels, said.height, said.width]  # 0 where they are not said
-    shape = list(said.shape.dim) if said.HasField("shape") else [n for n in dims if n]
-    dtype = np.dtype("<f8" if numbers["double_data"] else "<f4")
-    runs = numbers["double_data"] or numbers["data"]
+    fields = _fields(blob)
+    shapes = _messages(fields, 7)
+    dims = [_first(fields, number) for number in (1, 2, 3, 4)]  # 0 where they are not said
+    shape = _integers(_fields(shapes[-1]), 1) if shapes else [n for n in dims if n]
+    runs, doubles = _messages(fields, 5), _messages(fields, 8)
+    dtype = np.dtype("<f8" if doubles else "<f4")
+    runs = doubles or runs
     size = sum(len(run) for run in runs)
     of_shape = math.prod(shape[:MOST_AXES]) * dtype.itemsize
-    if len(shape) > MOST_AXES or any(n < 0 for n in shape) or of_shape != size:
+    if len(shape) > MOST_AXES or of_shape != size:
         raise _Damaged(
             f"layer {layer[:120]}: {size // dtype.itemsize} numbers do not fill the shape "
             f"{shape[:8]}"
@@ -165,44 +184,57 @@ def _blob(blob: memoryview, layer: str) -> Tensor:
     return torch.from_numpy(values.reshape(shape))
 
 
-def _cut(message: memoryview, numbers: dict[str, int]) -> tuple[bytes, dict[str, list[memoryview]]]:
-    """The fields of these numbers as they lie in the message, and the bytes of all others."""
-    names = {number: name for name, number in numbers.items()}
-    cut: dict[str, list[memoryview]] = {name: [] for name in numbers}
-    rest, size = [], 0
-    for count, (number, wire, field, content) in enumerate(_fields(message)):
-        if count == MOST_FIELDS:
-            raise _Damaged(f"more than {MOST_FIELDS} fields in one message")
-        if number in names and wire == BYTES:
-            cut[names[number]].append(content)
-        elif numbers is not NET:  # of the network itself nothing else is wanted
-            size += len(field)
-            if size > MOST_REST:
-                raise _Damaged(f"a layer with more than {MOST_REST} bytes that are no weights")
-            rest.append(field)
-    return b"".join(rest), cut
-
-
-def _fields(message: memoryview) -> Iterator[tuple[int, int, memoryview, memoryview]]:
-    """(number, wire type, whole field, its content) of each field of a message, in order."""
-    at = 0
+def _fields(message: memoryview) -> Fields:
+    """The integers, and the strings and messages, of each number in a message, in order."""
+    found: dict[int, list[int | memoryview]] = {}
+    at = count = 0
     while at < len(message):
         start = at
         tag, at = _varint(message, at)
         number, wire = tag >> 3, tag & 7
+        content: int | memoryview
         if wire == VARINT:
-            end = _varint(message, at)[1]
-        elif wire == BYTES:
-            size, at = _varint(message, at)
-            end = at + size
-        elif wire in (FIXED_64, FIXED_32):
-            end = at + (8 if wire == FIXED_64 else 4)
+            content, at = _varint(message, at)
+        elif wire in (BYTES, FIXED_64, FIXED_32):
+            size = {FIXED_64: 8, FIXED_32: 4}.get(wire, 0)
+            if wire == BYTES:
+                size, at = _varint(message, at)
+            content = message[at : at + size]
+            at += size
         else:
             raise _Damaged(f"byte {start} begins no field of a message")
-        if number == 0 or end > len(message):
+        if number == 0 or at > len(message):
             raise _Damaged("a field reaches beyond its end" if number else "a field without number")
-        yield number, wire, message[start:end], message[at:end]
-        at = end
+        if wire in (VARINT, BYTES):
+            found.setdefault(number, []).append(content)
+        count += 1
+        if count > MOST_FIELDS:
+            raise _Damaged(f"more than {MOST_FIELDS} fields in one message")
+    return found
+
+
+def _messages(fields: Fields, number: int) -> list[memoryview]:
+    """The fields of a number that are strings, messages or packed numbers."""
+    return [content for content in fields.get(number, ()) if isinstance(content, memoryview)]
+
+
+def _first(fields: Fields, number: int) -> int:
+    """The first integer of a number, 0 where there is none."""
+    return next(iter(_integers(fields, number)), 0)
+
+
+def _integers(fields: Fields, number: int) -> list[int]:
+    """The integers of a number, one by one or packed; at most one more than `MOST_AXES`."""
+    found: list[int] = []
+    for content in fields.get(number, ()):
+        at = 0
+        if isinstance(content, int):
+            found.append(content)
+            continue
+        while at < len(content) and len(found) <= MOST_AXES:
+            integer, at = _varint(content, at)
+            found.append(integer)
+    return found[: MOST_AXES + 1]
 
 
 def _varint(message: memoryview, at: int) -> tuple[int, int]:
@@ -216,74 +248,3 @@ def _varint(message: memoryview, at: int) -> tuple[int, int]:
         if byte < 128:
             return value, at + i + 1
     raise _Damaged("a number of more than ten bytes")
-
-
-def _parse(name: str, content: bytes) -> Any:
-    messages = _messages()
-    message = messages[name]()
-    try:
-        message.ParseFromString(content)
-    except (messages["DecodeError"], UnicodeDecodeError) as error:
-        raise _Damaged(str(error)) from error
-    return message
-
-
-@cache
-def _messages() -> dict[str, Any]:
-    """The message classes for what is left after cutting, and protobuf's DecodeError."""
-    from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
-    from google.protobuf.message import DecodeError
-
-    kinds = descriptor_pb2.FieldDescriptorProto
-    one, many = kinds.LABEL_OPTIONAL, kinds.LABEL_REPEATED
-    declared: dict[str, list[tuple[str, int, int, int]]] = {
-        "BlobShape": [("dim", 1, kinds.TYPE_INT64, many)],
-        "BlobProto": [
-            ("num", 1, kinds.TYPE_INT32, one),
-            ("channels", 2, kinds.TYPE_INT32, one),
-            ("height", 3, kinds.TYPE_INT32, one),
-            ("width", 4, kinds.TYPE_INT32, one),
-            ("shape", 7, kinds.TYPE_MESSAGE, one),
-        ],
-        "ConvolutionParameter": [
-            ("pad", 3, kinds.TYPE_UINT32, many),
-            ("kernel_size", 4, kinds.TYPE_UINT32, many),
-            ("stride", 6, kinds.TYPE_UINT32, many),
-            ("hole", 17, kinds.TYPE_UINT32, one),
-            ("dilation", 18, kinds.TYPE_UINT32, many),
-        ],
-        "PoolingParameter": [
-            ("kernel_size", 2, kinds.TYPE_UINT32, one),
-            ("stride", 3, kinds.TYPE_UINT32, one),
-            ("pad", 4, kinds.TYPE_UINT32, one),
-        ],
-        "V1LayerParameter": [
-            ("name", 4, kinds.TYPE_STRING, one),
-            ("convolution_param", 10, kinds.TYPE_MESSAGE, one),
-            ("pooling_param", 19, kinds.TYPE_MESSAGE, one),
-        ],
-        "LayerParameter": [
-            ("name", 1, kinds.TYPE_STRING, one),
-            ("convolution_param", 106, kinds.TYPE_MESSAGE, one),
-            ("pooling_param", 121, kinds.TYPE_MESSAGE, one),
-        ],
-    }
-    of_message = {
-        "shape": "BlobShape",
-        "convolution_param": "ConvolutionParameter",
-        "pooling_param": "PoolingParameter",
-    }
-    file = descriptor_pb2.FileDescriptorProto(name="deeplab_caffe.proto", package="deeplab.caffe")
-    for message_name, fields in declared.items():
-        message = file.message_type.add(name=message_name)
-        for name, number, kind, label in fields:
-            field = message.field.add(name=name, number=number, type=kind, label=label)
-            if name in of_message:
-                field.type_name = f".deeplab.caffe.{of_message[name]}"
-    pool = descriptor_pool.DescriptorPool()
-    pool.Add(file)
-    found: dict[str, Any] = {
-        name: message_factory.GetMessageClass(pool.FindMessageTypeByName(f"deeplab.caffe.{name}"))
-        for name in declared
-    }
-    return found | {"DecodeError": DecodeError}

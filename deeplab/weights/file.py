@@ -10,7 +10,7 @@ and two more have a meaning where they are present: `class_names` (a string for 
 `palette` (an [r, g, b] in 0-255 for each class, and more rows if wanted).
 
 A CRF layer is no part of the weights: its settings are chosen where it is built. Those that suit
-the weights, found or learned, stand in the metadata as `crf` (deeplab.engine.refine.CRFSettings).
+the weights, found or learned, stand in the metadata as `crf` (deeplab.crf_settings.CRFSettings).
 """
 
 import json
@@ -26,9 +26,10 @@ from safetensors.torch import save
 from torch import Tensor
 
 from deeplab.errors import InputError
-from deeplab.model import DeepLab, ResNetOptions, build
-from deeplab.multiscale import RESIZES, Resize, checked_scales
-from deeplab.styles import STYLES
+from deeplab.model import DeepLab, build
+from deeplab.model.multiscale import RESIZES, Resize, checked_scales
+from deeplab.model.styles import STYLES
+from deeplab.model.table import ResNetOptions
 from deeplab.weights import foreign
 from deeplab.whole_file import whole_file
 
@@ -54,7 +55,7 @@ def save_weights(model: DeepLab, path: StrPath, metadata: Mapping[str, Any] | No
     """
     if not isinstance(model, DeepLab):
         raise TypeError(
-            f"model: expected a DeepLab, got {type(model).__name__}; "
+            f"model must be a DeepLab, not {type(model).__name__}; "
             "unwrap a compiled model as model._orig_mod, a DistributedDataParallel as model.module"
         )
     path = Path(path)
@@ -180,7 +181,7 @@ def _build(metadata: dict[str, Any], path: Path) -> DeepLab:
     _check_conventions(metadata, path)
     try:
         if not isinstance(options, dict) or "crf" in options:
-            raise ValueError(f"options: expected the arguments of a model, got {options!r:.80}")
+            raise ValueError(f"options must be the arguments of a model, not {options!r:.80}")
         return build(metadata["model"], num_classes=metadata["num_classes"], **options)
     except (TypeError, ValueError, OverflowError, RuntimeError) as error:
         raise InputError(
@@ -190,8 +191,8 @@ def _build(metadata: dict[str, Any], path: Path) -> DeepLab:
 
 
 def _check_conventions(metadata: dict[str, Any], path: Path) -> None:
-    """Refuse options of a model that this version does not know: to leave one out would be wrong
-    without a word."""
+    """Refuse options of a model that this version does not know; without them it would be another
+    model."""
     options = metadata.get("options")
     if not isinstance(options, dict):
         return
@@ -210,7 +211,7 @@ def _check_conventions(metadata: dict[str, Any], path: Path) -> None:
 
 
 def _check_same_model(model: DeepLab, metadata: dict[str, Any], path: Path) -> None:
-    """Rates and style matter though they change no shape: others lose accuracy without a word."""
+    """Refuse weights for other rates or another style, which no shape shows."""
     _check_conventions(metadata, path)
     options = metadata.get("options")
     of_file = {"model": metadata.get("model")}
@@ -303,13 +304,18 @@ def network_state(model: DeepLab) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in state.items() if not name.startswith("crf.")}
 
 
+def check_is_file(path: Path) -> None:
+    """Raise InputError where it is missing, a folder or a device: to open a pipe would wait."""
+    if not path.exists():
+        raise InputError(f"{path}: no such weights file; check the path")
+    if not path.is_file():
+        raise InputError(f"{path} must be a weights file, not a folder or device")
+
+
 @contextmanager
 def _open(path: Path) -> Iterator[Any]:
     try:
-        if not path.exists():
-            raise InputError(f"{path}: no such weights file; check the path")
-        if not path.is_file():
-            raise InputError(f"{path}: expected a weights file, got a folder or device")
+        check_is_file(path)
         with safe_open(path, framework="pt") as file:
             yield file
     except (SafetensorError, OSError) as error:
@@ -340,22 +346,22 @@ def _from_json(text: str) -> Any:
 
 
 def metadata_problem(metadata: Mapping[str, Any]) -> str:
-    """What is wrong with class count, names and palette, in a phrase; empty where nothing is."""
+    """What is wrong with the class count, names or palette, in a phrase; empty if nothing is."""
     classes = metadata.get("num_classes")
     if classes is not None and (isinstance(classes, bool) or not isinstance(classes, int)):
-        return f"num_classes: expected an integer, got {classes!r:.80}"
+        return f"num_classes must be an integer, not {classes!r:.80}"
     names = metadata.get("class_names")
     if names is not None:
         if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
-            return f"class_names: expected a list of strings, got {names!r:.80}"
+            return f"class_names must be a list of strings, not {names!r:.80}"
         if classes is not None and len(names) != classes:
-            return f"class_names: expected {classes} names, one for each class, got {len(names)}"
+            return f"class_names must be {classes} names, one for each class, not {len(names)}"
     palette = metadata.get("palette")
     if palette is not None:
         if not isinstance(palette, list | tuple) or not all(_is_colour(row) for row in palette):
-            return "palette: expected a list of [r, g, b] with integers in 0-255"
+            return "palette must be a list of [r, g, b] with integers in 0-255"
         if classes is not None and len(palette) < classes:
-            return f"palette: expected at least {classes} colours, got {len(palette)}"
+            return f"palette must be at least {classes} colours, not {len(palette)}"
     return ""
 
 

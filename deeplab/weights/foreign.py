@@ -1,4 +1,4 @@
-"""What a file is that holds no weights which this package reads, told by its first bytes."""
+"""Kinds of files that hold no weights, recognised by their first bytes."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ TAR = slice(257, 262)  # where a tar archive says "ustar"
 
 
 def kind(path: Path) -> str:
-    """What it is, in a phrase, and how to mend it where one can; empty where it may be weights.
+    """The kind of file in a phrase, with what to do about it; empty where it may be weights.
 
     Raises OSError where it cannot be read.
     """

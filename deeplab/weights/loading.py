@@ -2,7 +2,7 @@
 
 `deeplab.weights.sources` lists them. Body and head are treated apart: the body must fit to the last
 tensor; of the head, layers that fit are taken and the others, such as a classifier for other
-classes or none at all, stay as they are, which is said aloud.
+classes or none at all, stay as they are, with a warning.
 
 The model keeps its own scales and way of resizing: `load_checkpoint` makes one with the file's.
 """
@@ -18,9 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from deeplab.errors import InputError
-from deeplab.heads import MultiRateConv2d
 from deeplab.model import DeepLab
-from deeplab.multiscale import Resize
+from deeplab.model.heads import MultiRateConv2d
+from deeplab.model.multiscale import Resize
 from deeplab.weights import file, names
 from deeplab.weights.caffemodel import Window
 from deeplab.weights.names import Translated
@@ -131,8 +131,8 @@ def _check_style(model: DeepLab, checkpoint: Checkpoint) -> None:
     if style not in (None, model.style):
         raise InputError(
             f"{checkpoint.path}: weights of style {style} ({checkpoint.source}), and the model is "
-            f"of style {model.style}: shapes agree, but strides, poolings and input differ and "
-            f'accuracy is lost without a word; build the model with style="{style}"'
+            f"of style {model.style}: shapes agree, but strides, poolings and input differ, which "
+            f'costs accuracy; build the model with style="{style}"'
         )
 
 
@@ -206,8 +206,8 @@ def _check_windows(
     if differing:
         raise InputError(
             f"{path}: of another network than {model.config['model']}, though shapes agree: "
-            f"{file.some(differing)}; accuracy would be lost without a word: choose the model, or "
-            "give the rates, that these weights were trained with"
+            f"{file.some(differing)}; choose the model, or give the rates, that these weights were "
+            "trained with"
         )
 
 
@@ -254,7 +254,7 @@ def _in_dtypes_of(
     if odd:
         dtypes = sorted({str(tensors[name].dtype).removeprefix("torch.") for name in odd})
         raise InputError(
-            f"{path}: expected floating point of 16 to 64 bits, got {', '.join(dtypes)} in "
+            f"{path} must be floating point of 16 to 64 bits, not {', '.join(dtypes)} in "
             f"{file.some(odd)}; fetch the weights as they were before they were quantized"
         )
     converted = {name: tensor.to(state[name].dtype) for name, tensor in tensors.items()}

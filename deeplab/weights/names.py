@@ -1,4 +1,4 @@
-"""What the layers of other people's checkpoints are called here.
+"""Names of the layers of other projects' checkpoints, translated to those of this package.
 
 Each translation takes the tensors of one source by their names there and gives them by the names of
 this package; the first part of a name is `backbone`, `head` or `taps`. Tensors with another use are
@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from deeplab.multiscale import MSC, Resize
+from deeplab.model.multiscale import MSC, Resize
 
 VGG_FEATURES = {  # torchvision's index in `features`
     0: "conv1_1", 2: "conv1_2", 5: "conv2_1", 7: "conv2_2",

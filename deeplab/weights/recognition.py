@@ -18,8 +18,9 @@ import torch
 from torch import Tensor
 
 from deeplab.errors import InputError
-from deeplab.heads import MultiScaleTaps
-from deeplab.model import MODELS, DeepLab, OnResNet, OnVGG16, build
+from deeplab.model import MODELS, DeepLab, build
+from deeplab.model.heads import MultiScaleTaps
+from deeplab.model.table import OnResNet, OnVGG16
 from deeplab.weights import file
 from deeplab.weights.loading import Loaded, copy_checkpoint
 from deeplab.weights.names import COUNTER, caffe_window
@@ -54,7 +55,7 @@ class Opened:
     metadata: dict[str, Any]
 
     def taken_for(self) -> str:
-        """What the file was taken for, in one line; empty where it says so itself."""
+        """The model that the file was taken for, in one line; empty where its metadata name it."""
         if "model" in self.metadata:
             return ""
         config = self.model.config

@@ -1,4 +1,4 @@
-"""What a file of weights is: its source, its tensors by the names of this package.
+"""The source of a file of weights, and its tensors by the names of this package.
 
     source         what                                                    style of the model
     safetensors    files of `save_weights`                                 as the file says
@@ -8,9 +8,9 @@
     torchvision    .pth of resnet*, vgg16 and deeplabv3_resnet*            torchvision
     state_dict     .pth of a model of this package                         not told
 
-That follows from the contents, not from the file's name. A state dict may lie within those of
-wrappers, whose names stand in front of every tensor's: "module." of DataParallel, "_orig_mod." of
-torch.compile, "model." and "net." of trainers, several of them in any order.
+The source is recognised by the contents, not by the file's name. Wrappers put their names in front
+of every tensor's: "module." of DataParallel, "_orig_mod." of torch.compile, "model." and "net." of
+trainers, several of them in any order.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from deeplab.errors import InputError
-from deeplab.styles import Style
+from deeplab.model.styles import Style
 from deeplab.weights import caffemodel, file, foreign, pickled
 from deeplab.weights.caffemodel import Window
 from deeplab.weights.names import TRANSLATIONS, Translated
@@ -90,10 +90,10 @@ def read_checkpoint(path: Path, source: Source = "auto") -> Checkpoint:
 def check_source(path: Path, found: Source, wanted: str) -> None:
     """Raise InputError where a file of source `found` is not what was asked for."""
     if wanted not in SOURCES:
-        raise InputError(f"source: expected one of {', '.join(SOURCES)}, got {wanted!r}")
+        raise InputError(f"source must be one of {', '.join(SOURCES)}, not {wanted!r}")
     if wanted not in ("auto", found):
         raise InputError(
-            f"{path}: expected a file of source {wanted}, but it is one of {found}; leave out the "
+            f"{path} must be a file of source {wanted}, but it is one of {found}; leave out the "
             "source, or name that one"
         )
 
@@ -105,13 +105,13 @@ def is_own(path: file.StrPath) -> bool:
 
 
 def _form(path: Path) -> Literal["safetensors", "pickle", "caffemodel"]:
-    """What is nothing else is taken for a .caffemodel: to read it will tell."""
+    """The form of a file; one that matches no other form is read as a .caffemodel."""
     first = _first_bytes(path)
     if _claims_safetensors(path, first):
         return "safetensors"
     if what := foreign.kind(path):
         raise InputError(
-            f"{path}: expected weights, got {what}; known are .safetensors of this package, "
+            f"{path} must be weights, not {what}; known are .safetensors of this package, "
             f".caffemodel, and .pth of {PTH}"
         )
     if first[:2] == b"PK" or first[:1] == b"\x80":  # zipped, or a pickle as before PyTorch 1.6
@@ -125,10 +125,7 @@ def _claims_safetensors(path: Path, first: bytes) -> bool:
 
 def _first_bytes(path: Path) -> bytes:
     try:
-        if not path.exists():
-            raise InputError(f"{path}: no such weights file; check the path")
-        if not path.is_file():
-            raise InputError(f"{path}: expected a weights file, got a folder or device")
+        file.check_is_file(path)
         with path.open("rb") as opened:
             return opened.read(9)
     except OSError as error:

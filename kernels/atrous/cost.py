@@ -1,4 +1,4 @@
-"""How long each Triton algorithm should take: a roofline estimate, to choose between them.
+"""Which Triton algorithm computes what: a roofline estimate of how long each should take.
 
     shift     one product [P, Cin] x [Cin, taps * Cout], its float32 result written and read once
     implicit  one product a live tap, the outputs of each rate padded to a tile
@@ -12,6 +12,8 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+
+from kernels.atrous.triton.layout import WORKSPACE, aligned, tap_blocks
 
 OPERATIONS = {"half": 600e12, "tf32": 300e12, "ieee": 40e12}  # a second
 BANDWIDTH = 2.8e12  # bytes a second, of memory
@@ -33,7 +35,7 @@ class Problem:
     rates: Sequence[int]
     outputs: int
     kernel: int
-    sum_rates: bool
+    fuse: str
     element_size: int
     arithmetic: str
 
@@ -47,11 +49,21 @@ def estimates(problem: Problem) -> Mapping[str, float]:
     return {"triton:shift": shift(problem), "triton:implicit": implicit(problem)}
 
 
+def weight_gradient_impl(impl: str, shape: Sequence[int], fuse: str) -> str:
+    """The algorithm for the gradient to a weight of `shape`, where `impl` computes the rest.
+
+    Multiply-then-shift adds the gradient up in float32 in half of the workspace. One that does not
+    fit there is computed by the implicit product, which writes it where it belongs.
+    """
+    rates, outputs, inputs, kernel, _ = shape
+    rows = aligned(tap_blocks(rates, kernel, fuse) * outputs)
+    fits = 4 * rows * aligned(inputs) <= WORKSPACE // 2
+    return impl if fits else "triton:implicit"
+
+
 def shift(problem: Problem) -> float:
     """Seconds of multiply-then-shift."""
-    taps = problem.kernel**2
-    blocks = len(problem.rates) * taps - (len(problem.rates) - 1 if problem.sum_rates else 0)
-    columns = blocks * problem.outputs
+    columns = tap_blocks(len(problem.rates), problem.kernel, problem.fuse) * problem.outputs
     slices = 2 * 4 * problem.pixels * columns / CACHE_BANDWIDTH
     return _product(problem, columns, branches=1, steps=1) + slices + 3 * LAUNCH
 
@@ -59,7 +71,7 @@ def shift(problem: Problem) -> float:
 def implicit(problem: Problem) -> float:
     """Seconds of the implicit product."""
     live = sum(live_share(problem, rate) for rate in problem.rates) * problem.kernel**2
-    branches = 1 if problem.sum_rates else len(problem.rates)
+    branches = 1 if problem.fuse == "sum" else len(problem.rates)
     steps = live / branches / SHORT_LOOPS
     return _product(problem, problem.outputs, branches, steps) + LAUNCH
 
@@ -86,7 +98,7 @@ def _product(problem: Problem, columns: int, branches: int, steps: float) -> flo
     tile, tiles = _tiles(columns)
     waves = max(1.0, math.ceil(problem.pixels / TILE) * tiles * branches / MULTIPROCESSORS)
     operations = 2 * TILE * tile * problem.inputs * steps * waves * MULTIPROCESSORS
-    outputs = problem.outputs * (1 if problem.sum_rates else len(problem.rates))
+    outputs = problem.outputs * (1 if problem.fuse == "sum" else len(problem.rates))
     elements = problem.pixels * (problem.inputs + outputs)
     elements += len(problem.rates) * problem.kernel**2 * problem.outputs * problem.inputs
     return max(

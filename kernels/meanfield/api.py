@@ -7,111 +7,189 @@ Krähenbühl and Koltun, "Efficient Inference in Fully Connected CRFs with Gauss
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from kernels import runtime
-from kernels.meanfield.term import Term
+from kernels import dispatch
+from kernels.meanfield import reference
+from kernels.meanfield.filters import LatticeFilter, in_order
+from kernels.meanfield.term import LatticeTerm, Term
 
 
-@torch.no_grad()
 def mean_field(
     unary: Tensor,
     terms: Sequence[Term],
     iterations: int,
     *,
     start: Tensor | None = None,
-    order: Tensor | None = None,
+    marginals: bool = True,
     impl: str = "auto",
 ) -> Tensor:
     """Marginals of a fully connected CRF after `iterations` mean-field updates:
 
-        Q <- softmax(-unary - sum_k after_k * (F_k(before_k * Q) @ penalty_k^T))
-
-    The points may be those of several images, where the lattices are (`kernels.build_lattice`).
-    Not differentiable: compose `kernels.apply_lattice` for a mean field with gradients. On a GPU
-    the host waits once, for what the values of `unary` and `order` are checked for.
+        Q <- softmax(-unary - sum_k after_k * (F_k(before_k * Q) @ compatibility_k^T))
 
     Args:
-        unary: energies (negative log-probabilities) `[N, C]`, float32 or float64, of any strides;
-            a transposed `[C, N]` costs nothing. +Inf forbids a label.
-        terms: the pairwise terms, each with a lattice over the N points.
+        unary: energies (negative log-probabilities) `[B, N, C]`, float32 or float64, of any
+            strides: a transposed `[C, N]` costs nothing. +Inf forbids a label.
+        terms: the pairwise terms, each with a filter over the N points of B images.
         iterations: how many updates; 0 gives `start`.
-        start: the first Q, `[N, C]`; None: softmax(-unary).
-        order: int64 `[N]`, a permutation: point i of the lattices is row order[i] of unary, start
-            and result. Lattices over points visited tile by tile use the caches better.
-        impl: `"cpu"` (numba, float32), `"triton"` (CUDA, float32), `"eager"` (any device and
-            dtype) or `"auto"` (`kernels.runtime.choose("mean_field", ...)` tells its choice).
+        start: the first Q, `[B, N, C]`; None: softmax(-unary).
+        marginals: False gives what the last softmax is taken of, `[B, N, C]` logits; without
+            iterations they are -unary.
+        impl: `"cpu"` (numba, float32) and `"triton"` (CUDA, float32) are fused passes over terms
+            whose filters are each a `LatticeFilter` of one lattice; they have no gradients.
+            `"reference"` is plain PyTorch over any filters, on any device, differentiable. `"auto"`
+            takes a fused one where it can and no gradient is wanted
+            (`kernels.dispatch.choose("meanfield", ...)` tells which there is). On a GPU the host
+            waits once, for what the values of `unary` and the filters' order are checked for.
 
     Returns:
-        `[N, C]` with the memory layout of `unary`; rows sum to 1.
+        `[B, N, C]` with the memory layout of `unary`; the rows of marginals sum to 1.
 
     Raises:
         TypeError: a dtype other than float32 and float64.
         ValueError: shapes, dtypes or devices that do not fit, energies that hold NaN or -Inf or
-            forbid every label of a point, an `impl` that cannot run here.
+            forbid every label of a point, an `impl` that cannot run here, on these filters, or
+            with a gradient that is wanted.
         MemoryError: `impl="triton"` where the update does not fit the device.
     """
-    _check_unary_shape(unary)
-    count, labels = unary.shape
-    if isinstance(iterations, bool) or not isinstance(iterations, int) or iterations < 0:
-        raise ValueError(f"iterations must be an int of at least 0, not {iterations!r}")
-    _check_like(unary, "start", start, (count, labels))
-    for k, term in enumerate(terms):
-        if term.lattice.num_points != count:
-            raise ValueError(
-                f"terms[{k}].lattice has {term.lattice.num_points} points, unary has {count}"
-            )
-        square = term.penalty.ndim == 2
-        _check_like(
-            unary, f"terms[{k}].penalty", term.penalty, (labels, labels) if square else (labels,)
-        )
-        _check_like(unary, f"terms[{k}].lattice.weights", term.lattice.weights, None)
-        _check_like(unary, f"terms[{k}].before", term.before, (count,))
-        _check_like(unary, f"terms[{k}].after", term.after, (count,))
+    _check_arguments(unary, terms, iterations, start, marginals)
+    order = _shared_order(terms)
     _check_order_shape(unary, order)
     _check_values(unary, order)
-    choice = runtime.choose("mean_field", impl, device=unary.device, dtype=unary.dtype)
-    if choice.impl == "cpu":
-        from kernels.meanfield import cpu
+    choice = dispatch.choose("meanfield", impl, device=unary.device, dtype=unary.dtype)
+    refusal = _why_not_fused(unary, terms, start)
+    if choice.impl == "reference" or (impl == "auto" and refusal is not None):
+        if impl == "reference":
+            terms = [_plain(term) for term in terms]
+        found = reference.mean_field(unary, terms, iterations, start, marginals)
+        return torch.empty_like(unary).copy_(found)
+    if refusal is not None:
+        raise ValueError(f"impl={impl!r} cannot run 'meanfield' here: {refusal}")
+    if iterations == 0 and (start is not None or not marginals):
+        return torch.empty_like(unary).copy_(-unary if start is None else start)
+    if order is not None and len(unary) > 1:
+        images = torch.arange(len(unary), device=order.device)
+        order = (order + unary.shape[1] * images[:, None]).flatten()
+    output = torch.empty_like(unary)  # keeps the strides of a transposed [C, N]
+    flat = output[0] if len(unary) == 1 else output.new_empty(output.flatten(0, 1).shape)
+    dispatch.implementation("meanfield", choice.impl).mean_field(
+        unary[0].detach() if len(unary) == 1 else unary.detach().flatten(0, 1),
+        [_on_lattice(term, len(unary)) for term in terms],
+        iterations,
+        None if start is None else start.detach().flatten(0, 1),
+        order,
+        marginals,
+        flat,
+    )
+    return output if len(unary) == 1 else output.copy_(flat.view(unary.shape))
 
-        return cpu.mean_field(unary, terms, iterations, start, order)
-    if choice.impl == "triton":
-        from kernels.meanfield import triton
 
-        return triton.mean_field(unary, terms, iterations, start, order)
-    from kernels.meanfield import eager
-
-    return eager.mean_field(unary, terms, iterations, start, order)
+def _shared_order(terms: Sequence[Term]) -> Tensor | None:
+    """The order in which the lattices hold the points, if the first term has one."""
+    return terms[0].filter.order if terms and isinstance(terms[0].filter, LatticeFilter) else None
 
 
-def _check_unary_shape(unary: Tensor) -> None:
+def _why_not_fused(unary: Tensor, terms: Sequence[Term], start: Tensor | None) -> str | None:
+    """Why the fused implementations cannot compute this; None where they can."""
+    tensors = [unary, start]
+    for k, term in enumerate(terms):
+        filter = term.filter
+        if not isinstance(filter, LatticeFilter) or filter.reverse or len(filter.lattices) != 1:
+            kind = type(filter).__name__
+            return f"terms[{k}].filter must be a LatticeFilter of one lattice, not {kind}"
+        if filter.order is not _shared_order(terms):
+            return f"terms[{k}].filter must visit the points in the order of the first term's"
+        tensors += [term.compatibility, term.before, term.after]
+    wanted = any(tensor is not None and tensor.requires_grad for tensor in tensors)
+    if wanted and torch.is_grad_enabled():
+        return "it has no gradients; use impl='reference', or detach the tensors"
+    return None
+
+
+def _plain(term: Term) -> Term:
+    """The term with nothing but plain PyTorch in its filter."""
+    if not isinstance(term.filter, LatticeFilter):
+        return term
+    return replace(term, filter=replace(term.filter, impl="reference"))
+
+
+def _on_lattice(term: Term, images: int) -> LatticeTerm:
+    """The term as the fused implementations take it: the points of all images in one row."""
+    assert isinstance(term.filter, LatticeFilter)
+    (lattice,) = term.filter.lattices
+    order = term.filter.order
+
+    def flat(scale: Tensor | None) -> Tensor | None:
+        return None if scale is None else in_order(scale, order).expand(images, -1, -1).flatten()
+
+    before = flat(term.before)
+    after = before if term.after is term.before else flat(term.after)  # one tensor: folded once
+    return LatticeTerm(lattice, term.compatibility, before, after)
+
+
+def _check_arguments(
+    unary: Tensor,
+    terms: Sequence[Term],
+    iterations: int,
+    start: Tensor | None,
+    marginals: bool,
+) -> None:
     if not isinstance(unary, Tensor) or unary.dtype not in (torch.float32, torch.float64):
         kind = unary.dtype if isinstance(unary, Tensor) else type(unary).__name__
         raise TypeError(f"unary must be a float32 or float64 tensor, not {kind}")
-    if unary.ndim != 2 or unary.shape[1] == 0:
-        raise ValueError(f"unary must be [N, C] with at least one label, not {list(unary.shape)}")
+    if unary.ndim != 3 or unary.shape[2] == 0:
+        raise ValueError(
+            f"unary must be [B, N, C] with at least one label, not {list(unary.shape)}"
+        )
+    batch, count, labels = unary.shape
+    if isinstance(iterations, bool) or not isinstance(iterations, int) or iterations < 0:
+        raise ValueError(f"iterations must be an int of at least 0, not {iterations!r}")
+    _check_like(unary, "start", start, unary.shape)
+    if start is not None and iterations == 0 and not marginals:
+        raise ValueError("marginals=False with a start must have at least 1 iteration, not 0")
+    for k, term in enumerate(terms):
+        if isinstance(term.filter, LatticeFilter):
+            points = sum(lattice.num_points for lattice in term.filter.lattices)
+            if points != batch * count:
+                raise ValueError(
+                    f"terms[{k}].filter must be over the {batch * count} points of unary, "
+                    f"not over {points}"
+                )
+            for lattice in term.filter.lattices:
+                _check_like(unary, f"terms[{k}].filter.lattices", lattice.weights, None)
+        square = term.compatibility.ndim == 2
+        shape = (labels, labels) if square else (labels,)
+        _check_like(unary, f"terms[{k}].compatibility", term.compatibility, shape)
+        for name, scale in (("before", term.before), ("after", term.after)):
+            images = len(scale) if scale is not None and scale.ndim == 3 else batch
+            expected = (1 if images == 1 else batch, count, 1)
+            _check_like(unary, f"terms[{k}].{name}", scale, expected)
 
 
 def _check_order_shape(unary: Tensor, order: Tensor | None) -> None:
     if order is None:
         return
-    count = len(unary)
+    count = unary.shape[1]
     if order.dtype != torch.int64 or order.shape != (count,) or order.device != unary.device:
         raise ValueError(
-            f"order must be an int64 permutation [{count}] on {unary.device}, not {order.dtype} "
-            f"{list(order.shape)} on {order.device}"
+            f"order of the filters must be an int64 permutation [{count}] on {unary.device}, not "
+            f"{order.dtype} {list(order.shape)} on {order.device}"
         )
 
 
 def _check_values(unary: Tensor, order: Tensor | None) -> None:
     """Refuse values that compiled code would trust: it writes where `order` says."""
+    if torch.compiler.is_compiling():
+        return
     if unary.device.type == "cpu":
         usable, permutes = _usable_on_cpu(unary), order is None or _permutes_on_cpu(order)
     else:
-        flags = [unary.amin(dim=1).isfinite().all(), _permutes(order, like=unary)]
+        flags = [unary.amin(dim=2).isfinite().all(), _permutes(order, like=unary[0])]
         usable, permutes = torch.stack(flags).tolist()  # one wait for both
     if not usable:
         raise ValueError(
@@ -122,8 +200,8 @@ def _check_values(unary: Tensor, order: Tensor | None) -> None:
         assert order is not None
         rows = order.numpy(force=True)
         raise ValueError(
-            f"order must hold each of 0 ... {len(rows) - 1} once, as torch.argsort gives it, not "
-            f"{len(np.unique(rows))} different ones from {rows.min()} to {rows.max()}"
+            f"order of the filters must hold each of 0 ... {len(rows) - 1} once, as torch.argsort "
+            f"gives it, not {len(np.unique(rows))} different ones from {rows.min()} to {rows.max()}"
         )
 
 
@@ -131,7 +209,7 @@ def _check_values(unary: Tensor, order: Tensor | None) -> None:
 
 
 def _usable_on_cpu(unary: Tensor) -> bool:
-    return bool(np.isfinite(unary.detach().numpy().min(axis=1)).all())
+    return bool(np.isfinite(unary.detach().numpy().min(axis=2)).all())
 
 
 def _permutes_on_cpu(order: Tensor) -> bool:
@@ -153,11 +231,11 @@ def _permutes(order: Tensor | None, like: Tensor) -> Tensor:
 
 
 def _check_like(
-    unary: Tensor, name: str, tensor: Tensor | None, shape: tuple[int, ...] | None
+    unary: Tensor, name: str, tensor: Tensor | None, shape: Sequence[int] | None
 ) -> None:
     if tensor is None:
         return
-    if shape is not None and tensor.shape != shape:
+    if shape is not None and tensor.shape != tuple(shape):
         raise ValueError(f"{name} must have shape {list(shape)}, not {list(tensor.shape)}")
     if tensor.dtype != unary.dtype or tensor.device != unary.device:
         raise ValueError(

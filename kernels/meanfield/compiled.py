@@ -1,15 +1,15 @@
 """What `cpu.py` runs of a mean field: the functions that numba compiles.
 
-They obey the contract of `kernels.jit`: no allocation, no exception, tuples last. Of `lanes` only
-the length counts, the width of a row.
+They obey the contract of `kernels._numba.jit`: no allocation, no exception, tuples last. Of
+`lanes` only the length counts, the width of a row.
 """
 
 from __future__ import annotations
 
 from numba import njit
 
-from kernels import simd
-from kernels.gaussian.permutohedral.compiled import add_to_row
+from kernels._numba import simd
+from kernels.permutohedral.compiled import add_to_row
 
 
 @njit(forceinline=True)
@@ -77,17 +77,24 @@ def update(
 
 
 @njit(forceinline=True)
-def finish(first, last, marginals, logits, corners, slicing, rows, visits, output, lanes):
-    """The last pass: slice, softmax, write the marginals, by blocks as long as `marginals`."""
+def finish(
+    first, last, block, logits, corners, slicing, rows, visits, softmax, factor, output, lanes
+):  # fmt: skip
+    """The last pass: slice, softmax if it is wanted, and write `factor` times the result.
+
+    By blocks as long as `block`, which is room for their rows.
+    """
     begin = first
     while begin < last:
-        count = min(len(marginals), last - begin)
+        count = min(len(block), last - begin)
         for i in range(count):
             point = slice_point(begin + i, logits, corners, slicing, rows, lanes)
-            simd.store(marginals, i, simd.softmax2(point))
+            if softmax:
+                point = simd.softmax2(point)
+            simd.store(block, i, point)
         for c in range(output.shape[1]):
             for i in range(count):
-                output[visits[begin + i], c] = marginals[i, c]
+                output[visits[begin + i], c] = factor * block[i, c]
         begin += count
 
 

@@ -1,12 +1,12 @@
 """Mean field on a CPU, in numba: one pass over the points an iteration, Q never in memory.
 
-    field_i = logits_i + sum_k slicing_ik * rows[corner_ik]           slice
-    next_rows[corner_ik] += splatting_ik * softmax(field_i)           splat
+    logits'_i = logits_i + sum_k slicing_ik * rows[corner_ik]           slice
+    next_rows[corner_ik] += splatting_ik * softmax(logits'_i)           splat
 
 The corners of all terms stand side by side and their rows in one buffer. What is constant for a
-point and a term (normalisation, the lattice's scale, a penalty equal for all labels, log2 e for
-the base-2 exponential) is folded into the two corner weights; a penalty that differs between
-labels is applied to the rows instead. Between two passes the rows are blurred in place.
+point and a term (normalisation, the lattice's scale, a compatibility equal for all labels, log2 e
+for the base-2 exponential) is folded into the two corner weights; a compatibility that differs
+between labels is applied to the rows instead. Between two passes the rows are blurred in place.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from typing import Any, TypeAlias
 import numpy as np
 import torch
 
-from kernels import threads
-from kernels.gaussian.permutohedral.cpu import aligned_rows, blur_calls, lanes_for, part_ranges
-from kernels.jit import Call, Kernel
-from kernels.meanfield.term import Term
+from kernels._numba import threads
+from kernels._numba.jit import Call, Kernel
+from kernels.meanfield.term import LatticeTerm
+from kernels.permutohedral.cpu import aligned_rows, blur_calls, lanes_for, part_ranges
 
 Array: TypeAlias = np.ndarray[Any, Any]
 
@@ -42,18 +42,20 @@ MIX_LABELS = Kernel(COMPILED, "mix_labels")
 
 def mean_field(
     unary: torch.Tensor,
-    terms: Sequence[Term],
+    terms: Sequence[LatticeTerm],
     iterations: int,
-    start: torch.Tensor | None = None,
-    order: torch.Tensor | None = None,
-) -> torch.Tensor:
-    """See `kernels.mean_field`; float32 CPU tensors, `unary` `[N, C]` of any strides."""
-    marginals = torch.empty_like(unary)  # keeps the strides of a transposed [C, N]
+    start: torch.Tensor | None,
+    order: torch.Tensor | None,
+    marginals: bool,
+    output: torch.Tensor,
+) -> None:
+    """Set `output` `[M, C]`; float32 CPU tensors `[M, C]` of any strides.
+
+    order: point i of the lattices is row order[i] of the others; None: i.
+    """
     count, labels = unary.shape
-    if iterations == 0 and start is not None:
-        return marginals.copy_(start)
     visits = np.arange(count) if order is None else order.numpy()
-    stack = _Stack(terms if iterations > 0 else (), count, labels)
+    stack = _Stack(terms if iterations > 0 else (), count, labels, drop_common=marginals)
     logits = stack.load(unary, visits, -LOG2E, OFF)
     if stack.lattices:
         stack.start(logits if start is None else stack.load(start, visits, 1.0, 0.0), start is None)
@@ -61,8 +63,7 @@ def mean_field(
             stack.blur()
             stack.update(logits)
         stack.blur()
-    stack.finish(logits, visits, marginals)
-    return marginals
+    stack.finish(logits, visits, marginals, output)
 
 
 @dataclass
@@ -76,7 +77,9 @@ class _Calls:
 class _Stack:
     """All terms side by side: corners, folded weights, and the buffers of rows."""
 
-    def __init__(self, terms: Sequence[Term], count: int, labels: int) -> None:
+    def __init__(
+        self, terms: Sequence[LatticeTerm], count: int, labels: int, drop_common: bool
+    ) -> None:
         self.labels = labels
         self.lanes = lanes_for(labels)
         self.lattices = [term.lattice for term in terms]
@@ -88,8 +91,8 @@ class _Stack:
         self.ahead = AHEAD if self.rows.nbytes > LARGE else 0
         for none in self.offsets[1:] - 1:
             self.rows[none] = self.next_rows[none] = 0
-        folded = [_fold_penalty(term.penalty) for term in terms]
-        self.penalties = [penalty for _, penalty in folded]
+        folded = [_fold_compatibility(term.compatibility, drop_common) for term in terms]
+        self.compatibilities = [compatibility for _, compatibility in folded]
         parts = self._parts(count)
         self.points = [part[:2] for part in parts] or threads.split(count, threads.num_threads())
         limits = self._fold(terms, [factor for factor, _ in folded], count)
@@ -114,7 +117,7 @@ class _Stack:
             for parts in zip(*ranges, strict=True)
         ]
 
-    def _fold(self, terms: Sequence[Term], factors: list[float], count: int) -> list[Array]:
+    def _fold(self, terms: Sequence[LatticeTerm], factors: list[float], count: int) -> list[Array]:
         """Set corners and weights of all terms; return what rows each block of a part needs."""
         gains = [f * t.lattice.scale * LOG2E for f, t in zip(factors, terms, strict=True)]
         shared = all(g > 0 and t.before is t.after for g, t in zip(gains, terms, strict=True))
@@ -171,30 +174,30 @@ class _Stack:
         self.calls, self.next_calls = self.next_calls, self.calls
 
     def blur(self) -> None:
-        """Filter what was splatted, and apply the penalties that differ between labels."""
+        """Filter what was splatted, and apply the compatibilities that differ between labels."""
         bounds = zip(self.offsets[:-1], self.offsets[1:], strict=True)
         blocks = [self.rows[first:last] for first, last in bounds]
         if not self.calls.blur:
             self.calls.blur = blur_calls(self.lattices, blocks, self.lanes, reverse=False)
         for calls in self.calls.blur:
             threads.run_calls(calls)
-        for block, penalty in zip(blocks, self.penalties, strict=True):
-            if penalty is None:
+        for block, compatibility in zip(blocks, self.compatibilities, strict=True):
+            if compatibility is None:
                 continue
             ranges = threads.split(len(block), threads.num_threads())
-            if penalty.ndim == 1:
-                threads.run(_scale_labels, ranges, block[:, : self.labels], -penalty.numpy())
+            if compatibility.ndim == 1:
+                threads.run(_scale_labels, ranges, block[:, : self.labels], -compatibility.numpy())
             else:
                 matrix = np.zeros((self.labels, len(self.lanes)), np.float32)
-                matrix[:, : self.labels] = -penalty.numpy().T
+                matrix[:, : self.labels] = -compatibility.numpy().T
                 threads.run(MIX_LABELS, ranges, block, matrix, self.lanes)
 
-    def finish(self, logits: Array, visits: Array, output: torch.Tensor) -> None:
-        """Slice and softmax into `output` `[N, C]`, back in its own order."""
+    def finish(self, logits: Array, visits: Array, softmax: bool, output: torch.Tensor) -> None:
+        """Slice into `output` `[M, C]`, back in its own order: the logits, or their softmax."""
         ranges = [(*points, aligned_rows(BLOCK, self.lanes)) for points in self.points]
         threads.run(
-            FINISH, ranges, logits, self.corners, self.slicing, self.rows, visits, output.numpy(),
-            self.lanes,
+            FINISH, ranges, logits, self.corners, self.slicing, self.rows, visits, softmax,
+            np.float32(1.0 if softmax else 1 / LOG2E), output.numpy(), self.lanes,
         )  # fmt: skip
 
 
@@ -206,18 +209,22 @@ def _scale_labels(first: int, last: int, rows: Array, factors: Array) -> None:
     rows[first:last] *= factors
 
 
-def _fold_penalty(penalty: torch.Tensor) -> tuple[float, torch.Tensor | None]:
-    """A penalty as (factor, None) where -factor * identity says the same, else (1, penalty).
+def _fold_compatibility(
+    compatibility: torch.Tensor, drop_common: bool
+) -> tuple[float, torch.Tensor | None]:
+    """A compatibility as (factor, None) where -factor * identity says the same, else (1, itself).
 
-    What all labels pay alike drops out of the softmax, so a Potts penalty is a multiple of the
-    identity.
+    drop_common: leave out what all labels pay alike, which the softmax cancels: a matrix w (1 - I)
+    is a multiple of the identity then.
     """
-    if penalty.ndim == 2:
-        alike = penalty[0, 1] if len(penalty) > 1 else penalty.new_zeros(())
-        diagonal = penalty.diagonal() - alike
-        if not torch.equal(penalty - alike, torch.diag(diagonal)):
-            return 1.0, penalty
-        penalty = diagonal
-    if torch.equal(penalty, penalty[:1].expand_as(penalty)):
-        return -float(penalty[0]), None
-    return 1.0, penalty
+    if compatibility.ndim == 2:
+        common = compatibility.new_zeros(())
+        if drop_common and len(compatibility) > 1:
+            common = compatibility[0, 1]
+        diagonal = compatibility.diagonal() - common
+        if not torch.equal(compatibility - common, torch.diag(diagonal)):
+            return 1.0, compatibility
+        compatibility = diagonal
+    if torch.equal(compatibility, compatibility[:1].expand_as(compatibility)):
+        return -float(compatibility[0]), None
+    return 1.0, compatibility

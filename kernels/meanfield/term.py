@@ -3,26 +3,109 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
+import numpy as np
 import torch
+from torch import Tensor
 
-from kernels.gaussian.permutohedral.lattice import Lattice
+from kernels.meanfield.filters import Filter, TileFilter
+from kernels.permutohedral import Lattice
+
+Normalization = Literal["symmetric", "before", "after", "none"]
+NORMALIZATIONS: tuple[Normalization, ...] = ("symmetric", "before", "after", "none")
+TINY = 1e-20  # keeps the normalisation of a filter whose mass underflows finite
 
 
 @dataclass(frozen=True)
 class Term:
     """A Gaussian filter over the points, its normalisation, and what a pair of labels costs.
 
-    The term adds `after * (F(before * Q) @ penalty^T)` to the energy, F being the lattice's filter.
+    The term adds `after * F(before * Q) @ compatibility^T` to the energy of each point.
 
     Attributes:
-        lattice: the lattice over all N points.
-        penalty: `[C]`, a diagonal, or `[C, C]`; entry (a, b) is what label a pays next to label b.
-        before: `[N]`, what Q is multiplied by before the filter; None: 1.
-        after: `[N]`, what the filter's result is multiplied by; None: 1.
+        filter: the Gaussian filter F, `[B, N, C]` -> `[B, N, C]`; see kernels/meanfield/filters.py.
+        compatibility: `[C]`, a diagonal, or `[C, C]`, the weight of the term included; entry (a, b)
+            is what label a pays next to label b.
+        before: `[B, N, 1]`, what Q is multiplied by before the filter; None: 1. B may be 1 for all
+            images.
+        after: `[B, N, 1]`, what the filter's result is multiplied by; None: 1.
+    """
+
+    filter: Filter
+    compatibility: Tensor
+    before: Tensor | None = None
+    after: Tensor | None = None
+
+    @classmethod
+    def normalized(
+        cls, filter: Filter, compatibility: Tensor, normalization: Normalization, ones: Tensor
+    ) -> Term:
+        """A term whose filter is normalised by its own mass, F(`ones` `[B, N, 1]`)."""
+        if normalization == "none":
+            return cls(filter, compatibility)
+        known = isinstance(filter, TileFilter) and len(filter.tiles) > 0
+        mass = filter.mass if known else filter(ones)  # type: ignore[attr-defined]
+        return cls(filter, compatibility, *normalizers(mass, normalization))
+
+    def energy(self, marginals: Tensor) -> Tensor:
+        """What each label of each point pays, `[B, N, C]`."""
+        values = self.filtered(marginals)
+        if self.compatibility.ndim == 2:
+            return values @ self.compatibility.T
+        return values * self.compatibility
+
+    def filtered(self, values: Tensor) -> Tensor:
+        """The normalised filter of `values` `[B, N, C]`."""
+        values = values if self.before is None else values * self.before
+        values = self.filter(values)
+        return values if self.after is None else values * self.after
+
+    def transposed(self) -> Term:
+        """The term whose energy is the transpose of this one's."""
+        matrix = self.compatibility.ndim == 2
+        compatibility = self.compatibility.T if matrix else self.compatibility
+        return Term(self.filter.transposed(), compatibility, self.after, self.before)
+
+
+@dataclass(frozen=True)
+class LatticeTerm:
+    """A term whose points all lie on one lattice, as the fused implementations take it.
+
+    Attributes:
+        lattice: over the points of all images, M = B * N.
+        compatibility: as of `Term`.
+        before, after: `[M]`, in the order of the lattice; None: 1.
     """
 
     lattice: Lattice
-    penalty: torch.Tensor
-    before: torch.Tensor | None = None
-    after: torch.Tensor | None = None
+    compatibility: Tensor
+    before: Tensor | None = None
+    after: Tensor | None = None
+
+
+def normalizers(mass: Tensor, normalization: Normalization) -> tuple[Tensor | None, Tensor | None]:
+    """What values are multiplied by before and after a filter F of `mass` n = F(1).
+
+    symmetric: 1 / sqrt(n) before and after (pydensecrf's default); before, after: 1 / n on that
+    side; none: nothing. None stands for 1.
+    """
+    if normalization == "none":
+        return None, None
+    symmetric = normalization == "symmetric"
+    scale = _inverse(mass, root=symmetric)
+    if symmetric:
+        return scale, scale
+    return (scale, None) if normalization == "before" else (None, scale)
+
+
+def _inverse(mass: Tensor, root: bool) -> Tensor:
+    """1 / n, or 1 / sqrt(n), in float64 and rounded once, as densecrf does."""
+    traced = torch.compiler.is_compiling() or mass.requires_grad
+    if mass.device.type == "cpu" and not traced:
+        # In NumPy: torch's threads would spin on the cores that the next lattice wants.
+        sums = mass.numpy()
+        exact = sums.astype(np.float64) + TINY
+        return torch.from_numpy((1 / (np.sqrt(exact) if root else exact)).astype(sums.dtype))
+    wide = mass.double() + TINY
+    return (wide.rsqrt() if root else wide.reciprocal()).to(mass.dtype)

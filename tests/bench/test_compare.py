@@ -75,11 +75,15 @@ def test_a_table_shows_times_and_says_what_the_reader_must_know(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     add_comparison(monkeypatch, error=0)
-    run(tmp_path)
-    shown = capsys.readouterr().out
+    code, _ = run(tmp_path)
+    assert code == 0, "a bar that is missed fails nothing"
+    out, err = capsys.readouterr()
     for expected in ("made_up on the cpu", "p50 ms", "ours x", "peer", "the peer is made up"):
-        assert expected in shown
-    assert "record: " in shown
+        assert expected in out
+    assert re.search(r"bar 1e\+09 MISSED: one: [\d.]+ times as fast as peer", out)
+    assert "record: " in out
+    steps = re.search(r"^\[ +\d+ s\] made_up: one: timing ours, peer$", err, re.M)
+    assert steps, "steps are told on standard error where the output is no terminal"
 
 
 def test_outputs_that_do_not_agree_end_in_exit_code_1_and_say_by_how_much(
@@ -92,16 +96,6 @@ def test_outputs_that_do_not_agree_end_in_exit_code_1_and_say_by_how_much(
     shown = capsys.readouterr().out
     assert "GATE FAILED, not timed: one: largest error is 0.25, the limit is 0.001" in shown
     assert "not timed" in shown
-
-
-def test_a_bar_is_shown_with_what_was_reached(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    add_comparison(monkeypatch, error=0)
-    code, _ = run(tmp_path)
-    assert code == 0, "a bar that is missed fails nothing"
-    shown = capsys.readouterr().out
-    assert re.search(r"bar 1e\+09 MISSED: one: [\d.]+ times as fast as peer", shown)
 
 
 def test_a_case_that_breaks_ends_in_exit_code_1_and_is_named_with_its_error(
@@ -128,52 +122,37 @@ def test_cases_for_which_the_time_was_up_are_named(
     assert "LEFT OUT, the time was up: one" in capsys.readouterr().out
 
 
-def test_every_step_is_told_on_standard_error_where_the_output_is_no_terminal(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["aspp", "nope"], "unknown comparison nope; there are: crf, aspp"),
+        (["made_up", "--device", "cpu"], "made_up does not run on cpu"),
+        (["--threads", "0"], "--threads must be at least 1, not 0"),
+        (["--out", f"{__file__}/out"], "no folder can be made"),
+        pytest.param(["aspp", "--device", "cuda"], "no CUDA device", marks=NO_CUDA),
+    ],
+)
+def test_a_wrong_argument_is_refused_before_anything_runs(
+    arguments: list[str],
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    add_comparison(monkeypatch, error=0)
-    run(tmp_path)
-    assert re.search(
-        r"^\[ +\d+ s\] made_up: one: timing ours, peer$", capsys.readouterr().err, re.M
-    )
-
-
-def refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    add_comparison(monkeypatch, error=0, devices=("cuda",))
     with pytest.raises(SystemExit) as stop:
         compare.main(arguments)
     assert stop.value.code == 2
-    return capsys.readouterr().err
+    assert message in capsys.readouterr().err
 
 
-def test_an_unknown_name_ends_in_exit_code_2_with_the_list(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    message = refused(["aspp", "nope"], capsys)
-    assert "unknown comparison nope; there are: crf, aspp" in message
-
-
-@NO_CUDA
-def test_a_device_that_is_not_there_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
-    assert "no CUDA device" in refused(["aspp", "--device", "cuda"], capsys)
-
-
-def test_a_comparison_that_does_not_run_on_the_device_is_refused_by_name(
+def test_a_clock_of_the_processor_is_refused_for_a_gpu(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    add_comparison(monkeypatch, error=0, devices=("cuda",))
-    message = refused(["made_up", "--device", "cpu"], capsys)
-    assert "made_up does not run on cpu" in message
-
-
-def test_no_threads_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
-    assert "--threads must be at least 1, not 0" in refused(["--threads", "0"], capsys)
-
-
-def test_a_record_folder_that_cannot_be_made_is_refused_before_anything_runs(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (tmp_path / "file").write_text("")
-    assert "no folder can be made" in refused(["--out", str(tmp_path / "file" / "out")], capsys)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    with pytest.raises(SystemExit) as stop:
+        compare.main(["aspp", "--clock", "cpu"])
+    assert stop.value.code == 2
+    assert "add --device cpu" in capsys.readouterr().err
 
 
 def test_help_names_every_comparison_and_explains_the_table(
@@ -185,7 +164,7 @@ def test_help_names_every_comparison_and_explains_the_table(
     shown = capsys.readouterr().out
     for name in compare.COMPARISONS:
         assert f"  {name} " in shown
-    for column in ("p20 p50 p80", "ours x", "peak MB", "x floor", "exit code"):
+    for column in ("p20 p50 p80", "ours x", "peak MB", "x floor", "exit code", "first_call.py"):
         assert column in shown
 
 

@@ -1,12 +1,10 @@
 from __future__ import annotations
 
 import importlib.util
-from pathlib import Path
 
-import child
 import compare_crf
+import crf_problem
 import numpy as np
-import photograph
 import pytest
 from compare_crf import OURS, PEER, Problem
 from frame import Settings
@@ -50,39 +48,21 @@ def test_one_iteration_less_does_not_pass_the_gate() -> None:
     assert not all(check.passed for check in prepared.gate(outputs))
 
 
-def test_the_formulas_are_given_the_sizes_of_the_lattices() -> None:
+def test_the_cost_is_given_the_sizes_of_the_lattices() -> None:
     prepared = compare_crf.prepare(SMALL, compare_crf.whole)
     assert prepared.cost is not None
-    sizes = prepared.cost.operations.sizes
-    assert sizes["N"] == 24 * 31
+    sizes = prepared.cost.sizes
+    assert sizes["points"] == 24 * 31
     assert [sizes["V2"], sizes["V5"]] == prepared.facts["vertices"]
-    assert 0 < sizes["V2"] < sizes["V5"] <= 6 * sizes["N"]
-    at_least = 4 * SMALL.labels * sizes["N"] * SMALL.iterations  # the unary, every iteration
-    assert prepared.cost.bytes.value > at_least
-    assert prepared.cost.operations.value > 0
+    assert 0 < sizes["V2"] < sizes["V5"] <= 6 * sizes["points"]
 
 
-def test_the_first_call_is_timed_with_an_empty_compile_cache_and_the_second_with_the_same(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    caches = []
-
-    def call(function: str, arguments: dict[str, int], environment: dict[str, str]) -> float:
-        assert function == "compare_crf:first_call"
-        cache = Path(environment["NUMBA_CACHE_DIR"])
-        caches.append((cache, [path.name for path in cache.iterdir()]))
-        (cache / "compiled").touch()
-        return compare_crf.first_call(**arguments)
-
-    monkeypatch.setattr(child, "call", call)
-    (probe,) = compare_crf.probes(Settings(device="cpu", threads=1, quick=False))
-    figures = probe.measure()
-    (first, empty), (second, filled) = caches
-    assert first == second
-    assert (empty, filled) == ([], ["compiled"])
-    assert list(figures) == ["nothing compiled yet", "from the disk cache"]
-    assert all(seconds > 0 for seconds in figures.values())
-    assert list(probe.bars) == ["nothing compiled yet"]
+def test_the_cost_of_one_point_and_one_vertex_is_counted_by_hand() -> None:
+    cost = compare_crf.cost(Problem(1, 1, 1, 1, 1, iterations=1), 1, 1)
+    unary, corners, norms, marginal = 4, 8 * 9, 8, 4
+    spatial, bilateral = 4 * (2 + 2 * 3) + 8 * 3, 4 * (2 + 2 * 6) + 8 * 6
+    assert cost.bytes == unary + corners + norms + spatial + bilateral + marginal
+    assert cost.operations == 4 * 9 + 3 * (3 + 6) + 8
 
 
 def test_the_case_names_tell_the_cases_apart() -> None:
@@ -93,7 +73,7 @@ def test_the_case_names_tell_the_cases_apart() -> None:
 
 @pytest.mark.parametrize(("height", "width"), [(30, 40), (375, 500)])
 def test_a_photograph_has_the_size_that_was_asked_for(height: int, width: int) -> None:
-    image, source = photograph.photograph(height, width)
+    image, source = crf_problem.photograph(height, width)
     assert image.shape == (height, width, 3)
     assert image.dtype == np.uint8
     assert image.std() > 10, source
@@ -102,18 +82,18 @@ def test_a_photograph_has_the_size_that_was_asked_for(height: int, width: int) -
 def test_a_generated_scene_stands_in_where_no_photograph_is(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(photograph, "PHOTOGRAPHS", ())
-    image, source = photograph.photograph(30, 40)
+    monkeypatch.setattr(crf_problem, "PHOTOGRAPHS", ())
+    image, source = crf_problem.photograph(30, 40)
     assert image.shape == (30, 40, 3)
     assert source == "generated scene 10000000"
 
 
 def test_unary_energies_are_those_of_probabilities_that_leave_something_to_infer() -> None:
-    energies = photograph.unary_energies(5, 50, 70)
+    energies = crf_problem.unary_energies(5, 50, 70)
     assert energies.shape == (5, 3500)
     assert energies.dtype == np.float32
     assert energies.flags.c_contiguous
     assert np.allclose(np.exp(-energies).sum(axis=0), 1, atol=1e-5)
     winners = np.bincount(energies.argmin(axis=0), minlength=5) / 3500
     assert winners.max() < 0.6, "no label covers most of the picture"
-    np.testing.assert_array_equal(energies, photograph.unary_energies(5, 50, 70))
+    np.testing.assert_array_equal(energies, crf_problem.unary_energies(5, 50, 70))

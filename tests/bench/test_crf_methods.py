@@ -5,14 +5,16 @@ from __future__ import annotations
 import crf_methods
 import pytest
 import torch
-from crf_methods import EXACT, Problem
+from crf_methods import EXACT
+from crf_problem import Problem
 from frame import Settings
 
 SMALL = Problem(16, 20, 4, 20.0, 60.0, 3)
+ALL = ("permutohedral", "separable", EXACT)
 
 
 def test_every_method_of_one_case_passes_the_gate_and_has_an_error() -> None:
-    prepared = crf_methods.prepare_all(SMALL)
+    prepared = crf_methods.prepare(SMALL, ALL, "cpu", True)
     outputs = {name: call() for name, call in prepared.candidates.items()}
     checks = prepared.gate(outputs)
     assert all(check.passed for check in checks), checks
@@ -26,34 +28,22 @@ def test_every_method_of_one_case_passes_the_gate_and_has_an_error() -> None:
 
 @pytest.mark.parametrize("method", ["permutohedral", "exact", "separable"])
 def test_one_method_beside_the_peer_passes_the_gate(method: crf_methods.Method) -> None:
-    prepared = crf_methods.prepare(SMALL, method, beside_peer=True, device="cpu")
+    prepared = crf_methods.prepare(SMALL, [method], "cpu", True)
     outputs = {name: call() for name, call in prepared.candidates.items()}
     assert all(check.passed for check in prepared.gate(outputs))
 
 
 def test_labels_that_are_not_the_exact_ones_do_not_pass() -> None:
-    prepared = crf_methods.prepare(SMALL, "separable", beside_peer=False, device="cpu")
+    prepared = crf_methods.prepare(SMALL, ["separable"], "cpu", False)
     wrong = prepared.candidates["separable"]().roll(1, 1)
     assert not all(check.passed for check in prepared.gate({"separable": wrong}))
     nan = {"separable": torch.full((1, 4, 16, 20), torch.nan)}
     assert not all(check.passed for check in prepared.gate(nan))
 
 
-@pytest.mark.parametrize("method", ["permutohedral", "exact", "separable"])
-def test_the_parts_of_a_method_run_and_the_iterations_are_those_of_the_whole(
-    method: crf_methods.Method,
-) -> None:
-    for part in (crf_methods.set_up, crf_methods.iterations):
-        prepared = crf_methods.prepare_part(SMALL, method, part, device="cpu")
-        outputs = {name: call() for name, call in prepared.candidates.items()}
-        assert all(check.passed for check in prepared.gate(outputs))
-    whole = crf_methods.prepare(SMALL, method, False, device="cpu").candidates[method]()
-    torch.testing.assert_close(outputs[method].flatten(), whole.flatten())
-
-
 def test_a_sigma_that_takes_too_many_landmarks_is_left_out_and_the_reader_told() -> None:
-    noise = crf_methods.Problem(48, 64, 4, 20.0, 0.5, 1)
-    prepared = crf_methods.prepare_all(noise)
+    noise = Problem(48, 64, 4, 20.0, 0.5, 1)
+    prepared = crf_methods.prepare(noise, ALL, "cpu", False)
     assert "separable" not in prepared.candidates
     assert "separable is left out at 20/0.5" in prepared.notes[0]
 
@@ -73,3 +63,14 @@ def test_every_bar_belongs_to_a_case_and_comes_first() -> None:
     assert crf_methods.MOST_SECONDS.keys() | crf_methods.TIMES_AS_FAST.keys() <= set(names)
     asked = [case.bar is not None or case.most_seconds is not None for case in cases]
     assert asked == sorted(asked, reverse=True)
+
+
+def test_every_method_has_a_case_of_one_update_beside_its_whole() -> None:
+    cases = {c.name: c.prepare for c in crf_methods.gpu_cases(Settings("cuda", 1, quick=True))}
+    for method in ("permutohedral", "exact", "separable"):
+        (one,), (ten,) = (
+            [case.args for name, case in cases.items() if name == f"375x500 80/13 {method}{part}"]
+            for part in (" one update", "")
+        )
+        assert (one[0].iterations, ten[0].iterations) == (1, 10)
+        assert one[1:3] == ten[1:3] == ([method], "cuda")

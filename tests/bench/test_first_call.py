@@ -1,12 +1,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import child
 import first_call
+import fresh_process
 import pytest
+import torch
+from fresh_process import in_fresh_process
 
 SAMPLE = {
     "seconds": {
@@ -19,8 +22,10 @@ SAMPLE = {
 
 
 def test_a_sample_tells_each_step_and_that_the_calls_imported_no_compiler() -> None:
-    child.call("first_call:sample", {"library": "crf.densecrf"})  # from here on its code is on disk
-    found = child.call("first_call:sample", {"library": "crf.densecrf"})
+    threads = torch.get_num_threads()
+    first_call.sample(first_call.OURS)  # here, so that its code is on disk
+    torch.set_num_threads(threads)
+    found = in_fresh_process(first_call.sample, first_call.OURS)
     assert tuple(found["seconds"]) == first_call.STEPS
     assert all(set(seconds) == {"cpu", "wall"} for seconds in found["seconds"].values())
     assert found["compilers"] == []
@@ -30,19 +35,22 @@ def test_a_sample_tells_each_step_and_that_the_calls_imported_no_compiler() -> N
 def test_the_record_holds_every_sample_and_the_status_whether_the_bar_is_met(
     first: float, status: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def call(function: str, arguments: Any, environment: Any = None) -> Any:
-        if function == "first_call:import_of_numba":
+    caches = set()
+
+    def made_up(function: Callable[..., Any], *arguments: str) -> Any:
+        if function is first_call.import_of_numba:
             return {"cpu": 0.25, "wall": 0.3}
-        assert function == "first_call:sample"
-        assert "NUMBA_CACHE_DIR" in environment
+        assert function is first_call.sample
+        caches.add(Path(arguments[1]))
         seconds = {**SAMPLE["seconds"], "first call": {"cpu": first, "wall": first}}
         return {**SAMPLE, "seconds": seconds}
 
-    monkeypatch.setattr(child, "call", call)
+    monkeypatch.setattr(fresh_process, "in_fresh_process", made_up)
     assert first_call.main(["--samples", "3", "--out", str(tmp_path)]) == status
     (path,) = tmp_path.iterdir()
     (report,) = json.loads(path.read_text())["comparisons"]
-    assert len(report["samples"]["crf.densecrf"]) == 3
-    above = report["crf.densecrf"]["cpu"]["first above second"]
+    assert len(report["samples"]["crf.pydensecrf.densecrf"]) == 3
+    above = report["crf.pydensecrf.densecrf"]["cpu"]["first above second"]
     assert above == pytest.approx(first - 0.01)
     assert report["passed"] == (status == 0)
+    assert len(caches) == 1, "every process finds the code that the first has compiled"

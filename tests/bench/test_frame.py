@@ -3,7 +3,9 @@ from __future__ import annotations
 import math
 
 import pytest
-from frame import Check, Formula
+from frame import Check, Cost
+
+COST = Cost(bytes=2000, operations=500, sizes={"N": 500}, peak="bf16")
 
 
 @pytest.mark.parametrize(
@@ -13,7 +15,9 @@ def test_a_check_passes_up_to_its_limit_and_not_for_nan(value: float, passed: bo
     assert Check("error", value, limit=1.0).passed is passed
 
 
-def test_a_formula_evaluates_the_text_that_it_shows() -> None:
-    assert Formula("2*N*(D + 1)", {"N": 10, "D": 4}).value == 100
-    with pytest.raises(NameError):
-        _ = Formula("2*N*M", {"N": 10}).value
+@pytest.mark.parametrize(("bf16", "seconds"), [(1e9, 2e-6), (1e6, 5e-4)])
+def test_the_floor_is_the_larger_of_moving_the_bytes_and_doing_the_operations(
+    bf16: float, seconds: float
+) -> None:
+    ceilings = {"bytes_per_second": 1e9, "operations_per_second": 1.0, "bf16": bf16}
+    assert COST.floor_seconds(ceilings) == pytest.approx(seconds), "by the peak that it names"

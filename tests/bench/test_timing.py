@@ -1,94 +1,108 @@
 from __future__ import annotations
 
-import gc
 import time
 
 import pytest
 import timing
 import torch
+from timing import Budget, EventClock, time_in_turn
 
 
-def seconds_given(durations: dict[str, float], log: list[str]):
-    """Candidates that only log their name, and a timer that reads each one's duration."""
+class MadeUpTime:
+    """A clock that stands still but for candidates that say how long they take."""
 
-    def candidate(name: str):
-        def call() -> str:
-            log.append(name)
-            return name
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.log: list[str] = []
+
+    def candidate(self, name: str, *seconds: float):
+        durations = list(seconds)
+
+        def call() -> None:
+            self.log.append(name)
+            self.now += durations.pop(0) if len(durations) > 1 else durations[0]
 
         return call
 
-    return {name: candidate(name) for name in durations}, lambda call: durations[call()]
+    def clock(self):
+        return lambda: self.now
 
 
 def test_every_round_runs_all_candidates_and_turns_their_order_around() -> None:
-    log: list[str] = []
-    candidates, timer = seconds_given({"a": 1.0, "b": 2.0}, log)
-    timing.interleave(candidates, timer, timing.Budget(0, least_rounds=3, most_rounds=9))
-    warm_up, measured = log[:4], log[4:]
-    assert warm_up == ["a", "b", "a", "b"]
-    assert measured == ["a", "b", "b", "a", "a", "b"]
+    made = MadeUpTime()
+    candidates = {"a": made.candidate("a", 1.0), "b": made.candidate("b", 2.0)}
+    found = time_in_turn(candidates, Budget(rounds=3, seconds=0.5), made.clock)
+    block = 2  # one call to estimate, one that is measured
+    turns = "ab" + "a" * block + "b" * block + "b" * block + "a" * block + "a" * block + "b" * block
+    assert "".join(made.log) == turns
+    assert timing.samples(found["a"]) == [1.0] * 3
+    assert timing.samples(found["b"]) == [2.0] * 3
 
 
-@pytest.mark.parametrize(("seconds", "rounds"), [(0.5, 2), (7.4, 7), (99, 10)])
-def test_rounds_fill_the_budget_within_their_bounds(seconds: float, rounds: int) -> None:
-    candidates, timer = seconds_given({"a": 0.25, "b": 0.75}, [])
-    budget = timing.Budget(seconds, least_rounds=2, most_rounds=10)
-    samples = timing.interleave(candidates, timer, budget)
-    assert samples == {"a": [0.25] * rounds, "b": [0.75] * rounds}
+def test_a_round_lasts_at_least_as_long_as_the_budget_says() -> None:
+    made = MadeUpTime()
+    found = time_in_turn({"a": made.candidate("a", 0.25)}, Budget(2, seconds=0.6), made.clock)
+    assert [measurement.times for measurement in found["a"]] == [[0.25] * 3] * 2
 
 
-def test_garbage_collection_is_off_while_timing_and_on_again_after_a_failure() -> None:
-    states = []
-
-    def fails_on_its_third_call() -> None:
-        states.append(gc.isenabled())
-        if len(states) == 3:
-            raise RuntimeError("broken")
-
-    with pytest.raises(RuntimeError, match="broken"):
-        timing.interleave(
-            {"a": fails_on_its_third_call}, timing.time_on_host, timing.Budget(0, 5, 5)
-        )
-    assert states == [True, True, False]
-    assert gc.isenabled()
+def test_short_calls_are_timed_many_in_a_block_and_told_by_the_call() -> None:
+    made = MadeUpTime()
+    found = time_in_turn({"a": made.candidate("a", 1e-6)}, Budget(1, seconds=0.01), made.clock)
+    (measurement,) = found["a"]
+    assert measurement.number_per_run >= 10
+    assert timing.samples(found["a"]) == pytest.approx([1e-6] * len(measurement.times))
 
 
-@pytest.mark.parametrize(
-    ("percent", "value"), [(0, 1.0), (20, 1.8), (50, 3.0), (80, 4.2), (100, 5.0)]
-)
-def test_percentile_is_linear_between_neighbours(percent: float, value: float) -> None:
-    assert timing.percentile([5.0, 1.0, 4.0, 2.0, 3.0], percent) == pytest.approx(value)
-    assert timing.percentile([7.0], percent) == 7.0
+def test_a_ratio_is_unmoved_by_noise_that_hits_both_of_a_round() -> None:
+    made = MadeUpTime()
+    slowed = [1.0] + [s for s in (1.0, 10.0, 1.0, 10.0) for _ in range(2)]
+    candidates = {
+        "ours": made.candidate("ours", *slowed),
+        "theirs": made.candidate("theirs", *[3 * s for s in slowed]),
+    }
+    found = time_in_turn(candidates, Budget(4, seconds=0.1), made.clock)
+    assert timing.samples(found["ours"]) == [1.0, 10.0, 1.0, 10.0]
+    assert timing.ratio(found["theirs"], found["ours"]) == pytest.approx(3.0)
 
 
-def test_ratio_of_pairs_is_unmoved_by_noise_that_hits_both_of_a_pair() -> None:
-    ours = [1.0, 10.0, 1.0, 10.0]
-    theirs = [3.0, 30.0, 3.0, 30.0]
-    assert timing.ratio_of_pairs(theirs, ours) == 3.0
+def test_percentiles_are_linear_between_neighbours() -> None:
+    found = timing.percentiles([5.0, 1.0, 4.0, 2.0, 3.0])
+    assert found == pytest.approx({"p20": 1.8, "p50": 3.0, "p80": 4.2})
 
 
-def test_time_on_host_is_the_wall_clock() -> None:
-    assert 0.02 <= timing.time_on_host(lambda: time.sleep(0.02)) < 2
+def test_the_cpu_clock_does_not_count_what_the_wall_clock_waits_for() -> None:
+    def waits() -> None:
+        time.sleep(0.02)
+
+    def seconds(clock: str) -> float:
+        found = time_in_turn({"a": waits}, Budget(1, 1e-4), lambda: timing.clock_for(clock))
+        return min(timing.samples(found["a"]))
+
+    assert seconds("wall") >= 0.02
+    assert seconds("cpu") < 0.01
 
 
 @pytest.mark.gpu
-def test_time_on_device_waits_for_the_device() -> None:
+def test_events_wait_for_the_device() -> None:
     matrix = torch.ones(4096, 4096, device="cuda")
-    one = timing.time_on_device(lambda: matrix @ matrix)
-    many = timing.time_on_device(lambda: [matrix @ matrix for _ in range(100)])
-    assert many > 10 * one
+    calls = {"one": lambda: matrix @ matrix, "many": lambda: [matrix @ matrix for _ in range(50)]}
+    found = time_in_turn(calls, Budget(2, 0.01), EventClock)
+    assert min(timing.samples(found["many"])) > 10 * min(timing.samples(found["one"]))
 
 
 @pytest.mark.gpu
-def test_time_queued_leaves_out_the_launches_and_time_until_done_has_them_in() -> None:
+def test_events_leave_out_the_launches_and_the_wall_clock_has_them_in() -> None:
     small = torch.ones(1, device="cuda")
-    calls = 100  # few enough to be enqueued while the device spins
 
-    def launches() -> None:
-        for _ in range(calls):
+    def launches() -> None:  # few enough to be enqueued while the device spins
+        for _ in range(100):
             small.add_(1)
 
     launches()
-    on_device, until_done = timing.time_queued(launches), timing.time_until_done(launches)
+    seconds = []
+    for clock in (EventClock(), timing.clock_for("wall")):
+        start = clock()
+        launches()
+        seconds.append(clock() - start)
+    on_device, until_done = seconds
     assert 0 < on_device < until_done

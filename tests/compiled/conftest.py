@@ -108,7 +108,7 @@ def launches(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], object]]
 def binaries(
     launches: Callable[[Callable[[], object]], list[Launch]], tmp_path: Path
 ) -> Callable[[str, Callable[[], object], Collection[str]], list[Binary]]:
-    """Compile, for a target, the launches of the kernels named that a function makes."""
+    """Compile, for a target, the launches of the kernels named; a binary is read once."""
 
     def make(target: str, function: Callable[[], object], kernels: Collection[str]) -> list[Binary]:
         triton.runtime.driver.set_active(Driver(target))
@@ -117,7 +117,8 @@ def binaries(
             for launch in launches(function)
             if launch.name in kernels
         ]
-        return [_read(each, target, tmp_path) for each in compiled]
+        once = {each.hash: each for each in compiled}
+        return [_read(each, target, tmp_path) for each in once.values()]
 
     return make
 

@@ -12,9 +12,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import crf
-import crf.inference
-from crf import filters, potentials, terms
 from kernels import memory
+from kernels.meanfield import build, filters, ops
 
 together = pytest.mark.parametrize("together", [2, 3, 8])
 any_dtype = pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -49,12 +48,12 @@ def one_by_one(call: Callable[..., Tensor], *batch: Any) -> Tensor:
 
 @pytest.fixture
 def shared_lattices(monkeypatch: pytest.MonkeyPatch, together: int) -> None:
-    monkeypatch.setattr(terms, "images_together", lambda features, batch, labels: together)
+    monkeypatch.setattr(build, "images_together", lambda features, batch, labels: together)
 
 
 @together
 @any_dtype
-@pytest.mark.parametrize("call", ["forward", "field"])
+@pytest.mark.parametrize("call", ["forward", "refine_logits"])
 @settings(deadline=None, max_examples=8)
 @given(batch=st.integers(1, 5), height=st.integers(1, 6), width=st.integers(1, 7))
 def test_a_batch_on_shared_lattices_is_its_images_one_by_one(
@@ -64,7 +63,7 @@ def test_a_batch_on_shared_lattices_is_its_images_one_by_one(
         given = problem(batch, height, width, dtype)
         compute = getattr(layer(), call)
         expected = one_by_one(compute, *given)
-        patch.setattr(terms, "images_together", lambda features, batch, labels: together)
+        patch.setattr(build, "images_together", lambda features, batch, labels: together)
         assert torch.equal(compute(*given), expected)
 
 
@@ -102,12 +101,12 @@ def test_gradients_and_divergence_of_a_batch_are_those_of_its_images(
     expected = gradients(lambda leaf: one_by_one(model, leaf, *rest))
     for found, wanted in zip(gradients(lambda leaf: model(leaf, *rest)), expected, strict=True):
         torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-5)
-    how = model.settings(logits, model.potentials(logits, *rest)[1], marginals=True)
+    how = model._settings(logits, model._energies(logits, *rest)[1], marginals=True)
     numbers = vars(how).values()
 
     def operator(leaf: Tensor) -> Tensor:
-        unary, points, penalties = model.potentials(leaf, *rest)
-        found = crf.inference.mean_field_operator(unary, points, penalties, *numbers)
+        unary, points, compatibilities = model._energies(leaf, *rest)
+        found = ops.mean_field_operator(unary, points, compatibilities, *numbers)
         return found.view(leaf.shape)
 
     for found, wanted in zip(gradients(operator), expected, strict=True):
@@ -124,13 +123,13 @@ def test_each_term_is_built_once_for_a_batch(
 ) -> None:
     built: list[tuple[int, ...]] = []
 
-    def build(features: Tensor) -> Any:
+    def counted(features: Tensor) -> Any:
         built.append(tuple(features.shape))
         return plain(features)
 
-    plain = potentials.build_lattice
-    monkeypatch.setattr(potentials, "build_lattice", build)
-    monkeypatch.setattr(terms, "images_together", lambda features, batch, labels: batch)
+    plain = filters.build_lattice
+    monkeypatch.setattr(filters, "build_lattice", counted)
+    monkeypatch.setattr(build, "images_together", lambda features, batch, labels: batch)
     logits, *rest = problem(5, 4, 6)
     layer()(logits.requires_grad_(gradient), *rest)
     assert built == [(1, 24, 2), (5, 24, 5), (5, 24, 2)]
@@ -141,12 +140,12 @@ def test_a_cpu_has_a_lattice_for_each_image_and_one_where_all_have_the_same_poin
 ) -> None:
     built: list[int] = []
 
-    def build(features: Tensor) -> Any:
+    def counted(features: Tensor) -> Any:
         built.append(len(features))
         return plain(features)
 
     plain = filters.reference_lattice
-    monkeypatch.setattr(filters, "reference_lattice", build)
+    monkeypatch.setattr(filters, "reference_lattice", counted)
     layer(pairwise=())(*problem(3, 4, 6)[:2])
     assert built == [1] * 4
 
@@ -160,18 +159,18 @@ def on_a_gpu(batch: int, count: int, dims: tuple[int, ...] = (2, 5)) -> list[Ten
 
 
 def test_as_many_images_share_a_lattice_as_keep_a_gpu_busy() -> None:
-    assert terms.images_together(on_a_gpu(8, 375 * 500), 8, labels=21) == 8
-    assert terms.images_together(on_a_gpu(100, 375 * 500), 100, labels=21) == 22
-    assert terms.images_together(on_a_gpu(3, 5_000_000), 3, labels=21) == 1
-    assert terms.images_together(on_a_gpu(0, 100), 0, labels=21) == 1
-    assert terms.images_together([], 4, labels=21) == 1
-    assert terms.images_together([torch.empty(4, 9, 2)], 4, labels=21) == 1  # a CPU
+    assert build.images_together(on_a_gpu(8, 375 * 500), 8, labels=21) == 8
+    assert build.images_together(on_a_gpu(100, 375 * 500), 100, labels=21) == 22
+    assert build.images_together(on_a_gpu(3, 5_000_000), 3, labels=21) == 1
+    assert build.images_together(on_a_gpu(0, 100), 0, labels=21) == 1
+    assert build.images_together([], 4, labels=21) == 1
+    assert build.images_together([torch.empty(4, 9, 2)], 4, labels=21) == 1  # a CPU
 
 
 def test_entries_of_images_that_share_a_lattice_fit_into_32_bits() -> None:
     many = on_a_gpu(8, 2**19, (1000,))
     for batch in (8, 4):
-        size = terms.images_together(many, batch, labels=2)
+        size = build.images_together(many, batch, labels=2)
         assert 1 <= size * 2**19 * 1001 < 2**31
     assert size == 4
 
@@ -180,9 +179,9 @@ def test_images_share_a_lattice_as_far_as_memory_goes(monkeypatch: pytest.Monkey
     points = on_a_gpu(20, 100_000)
     free = 8 * 2**30
     monkeypatch.setattr(memory, "available", lambda device: free)
-    sizes = [terms.images_together(points, 20, labels) for labels in (21, 150, 1000, 100_000)]
+    sizes = [build.images_together(points, 20, labels) for labels in (21, 150, 1000, 100_000)]
     assert sizes == sorted(sizes, reverse=True)
     assert sizes[0] > sizes[2] >= 1
     assert sizes[3] == 1
     monkeypatch.setattr(memory, "ASK_FROM", 10**18)  # a small batch does not ask
-    assert terms.images_together(points, 20, 1000) == 20
+    assert build.images_together(points, 20, 1000) == 20

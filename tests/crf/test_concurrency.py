@@ -12,8 +12,8 @@ import pytest
 import torch
 from crf_concurrency import PATIENCE, concurrent_crf_calls
 
-import crf.densecrf as dcrf
-from kernels import jit, threads
+import crf.pydensecrf.densecrf as dcrf
+from kernels._numba import jit, threads
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
 

@@ -31,7 +31,7 @@ def test_inference_without_gradients_equals_the_differentiable_one(
         compatibility=torch.rand(5, 5) if compatibility == "matrix" else "potts",
     )
     features = {"depth": torch.rand(3, 460, 2)}
-    for method in (model.forward, model.field):
+    for method in (model.forward, model.refine_logits):
         fast = method(logits, images, features)
         composed = method(logits.clone().requires_grad_(), images, features)
         assert not fast.requires_grad
@@ -55,7 +55,9 @@ def test_gradient_to_the_logits_passes_gradcheck(method: Any, normalization: Any
     )
     logits.requires_grad_()
     assert torch.autograd.gradcheck(lambda x: model(x, images), logits, fast_mode=True)
-    assert torch.autograd.gradcheck(lambda x: model.field(x, images), logits, fast_mode=True)
+    assert torch.autograd.gradcheck(
+        lambda x: model.refine_logits(x, images), logits, fast_mode=True
+    )
 
 
 def test_exact_has_gradients_to_images_and_features() -> None:
@@ -85,7 +87,7 @@ def test_the_lattice_refuses_gradients_to_images_and_features() -> None:
 
 
 @pytest.mark.parametrize("method", ["permutohedral", "exact"])
-def test_cross_entropy_on_the_field_trains_the_logits(method: Any) -> None:
+def test_cross_entropy_on_refined_logits_trains_the_logits(method: Any) -> None:
     _, images = problem(2, 3, 8, 9)
     truth = (images[:, 0] > 128).long()
     logits = torch.zeros(2, 3, 8, 9, requires_grad=True)
@@ -94,7 +96,7 @@ def test_cross_entropy_on_the_field_trains_the_logits(method: Any) -> None:
     losses = []
     for _ in range(15):
         optimizer.zero_grad()
-        loss = F.cross_entropy(model.field(logits, images), truth)
+        loss = F.cross_entropy(model.refine_logits(logits, images), truth)
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
@@ -105,13 +107,13 @@ def test_cross_entropy_on_the_field_trains_the_logits(method: Any) -> None:
 
 
 @pytest.mark.parametrize("method", ["permutohedral", "exact"])
-def test_softmax_of_the_field_gives_the_marginals(method: Any) -> None:
+def test_softmax_of_refined_logits_gives_the_marginals(method: Any) -> None:
     logits, images = problem()
     model = crf.DenseCRF(4, method=method)
-    field, marginals = model.field(logits, images), model(logits, images)
-    torch.testing.assert_close(field.softmax(1), marginals, rtol=1e-4, atol=1e-5)
+    refined, marginals = model.refine_logits(logits, images), model(logits, images)
+    torch.testing.assert_close(refined.softmax(1), marginals, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(marginals.sum(1), torch.ones(2, 6, 7))
-    assert field.is_contiguous()
+    assert refined.is_contiguous()
     assert marginals.is_contiguous()
 
 
@@ -119,7 +121,7 @@ def test_softmax_of_the_field_gives_the_marginals(method: Any) -> None:
 def test_without_iterations_or_terms_the_logits_come_back(method: Any) -> None:
     logits, images = problem()
     for model in (crf.DenseCRF(4, iterations=0, method=method), without_terms(method=method)):
-        torch.testing.assert_close(model.field(logits, images), logits.log_softmax(1))
+        torch.testing.assert_close(model.refine_logits(logits, images), logits.log_softmax(1))
         torch.testing.assert_close(model(logits, images), logits.softmax(1))
 
 
@@ -140,7 +142,7 @@ def test_an_empty_batch_is_possible(method: Any, gradient: bool) -> None:
     logits, images = problem(0)
     model = crf.DenseCRF(4, method=method)
     logits.requires_grad_(gradient)
-    assert model(logits, images).shape == model.field(logits, images).shape == (0, 4, 6, 7)
+    assert model(logits, images).shape == model.refine_logits(logits, images).shape == (0, 4, 6, 7)
     assert model(logits, images, return_kl=True)[1].shape == (11, 0)
 
 
@@ -192,8 +194,10 @@ def test_the_layer_has_no_state_to_save_and_says_what_it_is() -> None:
 # Compilers
 
 
-@pytest.mark.parametrize("method", ["permutohedral", "exact"])
-@pytest.mark.parametrize(("dynamic", "output"), [(False, "forward"), (True, "field")])
+@pytest.mark.parametrize(
+    ("method", "dynamic", "output"),
+    [("exact", False, "forward"), ("permutohedral", True, "refine_logits")],
+)
 def test_compiled_whole_gives_the_same_values_and_gradients(
     method: Any, dynamic: bool, output: str
 ) -> None:
@@ -312,7 +316,7 @@ def test_bad_input_is_named(
     logits: Any, images: Any, features: Any, error: type[Exception], words: str, method: Any
 ) -> None:
     model = crf.DenseCRF(4, pairwise=[crf.Pairwise("depth", 1.0)], method=method)
-    for call in (model, model.field):
+    for call in (model, model.refine_logits):
         with pytest.raises(error, match=words):
             call(logits, images, features)
 

@@ -10,10 +10,10 @@ from torch import Tensor
 
 import crf
 import kernels
-from crf import terms
 from crf.diagnosis import Diagnosis, TermDiagnosis
-from crf.potentials import reference_lattice
-from kernels.runtime import Choice
+from kernels.dispatch import Choice
+from kernels.meanfield import build
+from kernels.meanfield.filters import reference_lattice
 
 
 def problem(batch: int = 2, height: int = 12, width: int = 13) -> tuple[Tensor, Tensor]:
@@ -70,7 +70,7 @@ def test_separable_is_told_by_its_landmarks_and_residual() -> None:
     assert noise.landmarks is not None
     assert 0 < plain.landmarks < noise.landmarks
     assert noise.residual is not None
-    assert 0 < noise.residual <= kernels.gaussian.TOLERANCE
+    assert 0 < noise.residual <= kernels.separable.TOLERANCE
 
 
 def test_a_gradient_to_features_takes_all_pairs() -> None:
@@ -145,13 +145,11 @@ def test_exact_with_a_gradient_looks_at_its_features_once(
 ) -> None:
     """On a GPU each look is a wait for the host."""
     looked: list[str] = []
-    plain = terms.require_finite
+    plain = build.require_finite
     monkeypatch.setattr(
-        terms, "require_finite", lambda name, tensor: (looked.append(name), plain(name, tensor))
+        build, "require_finite", lambda name, tensor: (looked.append(name), plain(name, tensor))
     )
-    monkeypatch.setattr(
-        kernels.gaussian.api, "_check_finite", lambda features: looked.append("kernels")
-    )
+    monkeypatch.setattr(kernels.validate, "check_finite", lambda features: looked.append("kernels"))
     logits, images = problem()
     model = layer("exact", gaussian=None, iterations=iterations)
     model(logits, images.requires_grad_()).square().sum().backward()

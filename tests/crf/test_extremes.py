@@ -51,5 +51,5 @@ def test_marginals_are_probabilities(
 def test_an_empty_batch_gives_an_empty_result(method: Any) -> None:
     model = crf.DenseCRF(3, method=method, iterations=2)
     logits, images = torch.zeros(0, 3, 4, 5), torch.zeros(0, 3, 4, 5)
-    for found in (model(logits, images), model.field(logits, images)):
+    for found in (model(logits, images), model.refine_logits(logits, images)):
         assert found.shape == logits.shape

@@ -57,7 +57,7 @@ def test_parameters_are_weights_compatibility_and_sigmas_and_are_saved() -> None
 
 def test_terms_say_the_numbers_learned_so_far() -> None:
     model = layer("exact", learnable=True)
-    for found, given in zip(model.terms, layer("exact").terms, strict=True):
+    for found, given in zip(model.potentials, layer("exact").potentials, strict=True):
         assert found.weight == pytest.approx(given.weight)
         if not isinstance(given, crf.Pairwise):
             assert found.sigmas == pytest.approx(given.sigmas, rel=1e-6)
@@ -65,8 +65,8 @@ def test_terms_say_the_numbers_learned_so_far() -> None:
     with torch.no_grad():
         model.learned.weights[1] = 7.0
         model.learned.raw_sigmas["bilateral_sigma_rgb"].fill_(-3.0)
-    assert model.terms[1].weight == 7.0
-    assert 0 < model.terms[1].sigma_rgb < 0.05  # type: ignore[union-attr]
+    assert model.potentials[1].weight == 7.0
+    assert 0 < model.potentials[1].sigma_rgb < 0.05  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize("method", ["permutohedral", "exact", "separable"])
@@ -128,7 +128,7 @@ def test_sigmas_move_towards_those_that_made_the_target() -> None:
         optimizer.step()
         losses.append(loss.item())
     assert losses[-1] < losses[0] / 10
-    assert model.terms[0].sigma_xy == pytest.approx(2.0, abs=0.5)  # type: ignore[union-attr]
+    assert model.potentials[0].sigma_xy == pytest.approx(2.0, abs=0.5)  # type: ignore[union-attr]
 
 
 def test_other_methods_refuse_sigmas_that_want_a_gradient() -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import crf
-from crf import densecrf
+from crf.pydensecrf import densecrf
 
 
 def test_a_layer_of_one_class_warns_that_it_decides_nothing_and_gives_ones() -> None:

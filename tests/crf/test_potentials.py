@@ -11,7 +11,6 @@ import torch
 
 import crf
 from crf import potentials
-from kernels.gaussian import apply_lattice, build_lattice
 
 SIZES = [(1, 1), (1, 7), (5, 1), (4, 6), (33, 17), (40, 48)]
 
@@ -76,77 +75,13 @@ def test_bad_parameters_are_named(make: Any, error: type[Exception], words: str)
         make()
 
 
-# Order of pixels
+# Compatibility
 
 
-@pytest.mark.parametrize(("height", "width"), SIZES)
-@pytest.mark.parametrize("tile", [1, 3, 16, 100])
-def test_pixel_order_visits_tile_after_tile(height: int, width: int, tile: int) -> None:
-    expected = [
-        y * width + x
-        for top, left in itertools.product(range(0, height, tile), range(0, width, tile))
-        for y in range(top, min(top + tile, height))
-        for x in range(left, min(left + tile, width))
-    ]
-    order = potentials.pixel_order(height, width, tile)
-    assert order.dtype == torch.int64
-    assert order.tolist() == expected
-
-
-def test_pixel_order_refuses_an_empty_tile() -> None:
-    with pytest.raises(ValueError, match="tile must be at least 1"):
-        potentials.pixel_order(4, 4, 0)
-
-
-# The lattice of pydensecrf
-
-
-@pytest.mark.parametrize("count", [4, 5, 6, 7])
-def test_reference_lattice_has_the_vertices_of_the_origin_unless_blocks_are_full(
-    count: int,
-) -> None:
-    features = 50 + torch.rand(count, 5)
-    lattice, plain = potentials.reference_lattice(features), build_lattice(features)
-    at_origin = 0 if count % 4 == 0 else 6
-    assert lattice.num_vertices == plain.num_vertices + at_origin
-    assert lattice.num_points == count
-    assert lattice.parts[-1, 0] == count
-    values = torch.rand(count, 3)  # far from the origin, the vertices there change nothing
-    torch.testing.assert_close(apply_lattice(lattice, values), apply_lattice(plain, values))
-
-
-@pytest.mark.parametrize("count", [4, 5, 7])
-def test_the_reference_lattice_of_a_batch_filters_as_that_of_each_image(count: int) -> None:
-    features, values = torch.randn(3, count, 4), torch.randn(3, count, 2)
-    lattice = potentials.reference_lattice(features)
-    assert lattice.num_points == 3 * count
-    found = apply_lattice(lattice, values.flatten(0, 1)).unflatten(0, (3, count))
-    for b in range(3):
-        alone = potentials.reference_lattice(features[b])
-        assert torch.equal(found[b], apply_lattice(alone, values[b]))
-
-
-# Normalisation and penalties
-
-
-def test_normalizers_scale_by_the_mass_on_the_side_asked_for() -> None:
-    mass = torch.tensor([4.0, 0.25, 1e-30])
-    before, after = potentials.normalizers(mass, "symmetric")
-    assert before is after
-    torch.testing.assert_close(before, torch.tensor([0.5, 2.0, 1e10]))
-    before, after = potentials.normalizers(mass, "before")
-    assert after is None
-    torch.testing.assert_close(before, torch.tensor([0.25, 4.0, 1e20]))
-    before, after = potentials.normalizers(mass, "after")
-    assert before is None
-    torch.testing.assert_close(after, torch.tensor([0.25, 4.0, 1e20]))
-    assert potentials.normalizers(mass, "none") == (None, None)
-
-
-def test_the_potts_penalty_differs_from_its_matrix_by_what_all_labels_pay() -> None:
+def test_the_potts_compatibility_differs_from_its_matrix_by_what_all_labels_pay() -> None:
     marginals = torch.rand(6, 4, dtype=torch.float64).softmax(1)
-    diagonal = potentials.penalty(2.5, None, like=marginals)
-    full = potentials.penalty(2.5, 1 - torch.eye(4), like=marginals)
+    diagonal = potentials.weighted_compatibility(2.5, None, like=marginals)
+    full = potentials.weighted_compatibility(2.5, 1 - torch.eye(4), like=marginals)
     difference = marginals @ full.T - marginals * diagonal
     torch.testing.assert_close(difference, torch.full_like(difference, 2.5))
 

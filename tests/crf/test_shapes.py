@@ -15,7 +15,7 @@ any_method = pytest.mark.parametrize("method", METHODS)
 
 
 @any_method
-@pytest.mark.parametrize("call", ["forward", "field"])
+@pytest.mark.parametrize("call", ["forward", "refine_logits"])
 def test_a_list_is_its_images_one_by_one(method: Any, call: str) -> None:
     model = crf.DenseCRF(3, bilateral=crf.Bilateral(4.0, 9.0, 60.0), iterations=2, method=method)
     infer = getattr(model, call)

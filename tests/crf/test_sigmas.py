@@ -10,8 +10,8 @@ import pytest
 import torch
 
 import crf
-import crf.densecrf as dcrf
-from crf.utils import create_pairwise_bilateral
+import crf.pydensecrf.densecrf as dcrf
+from crf.pydensecrf.utils import create_pairwise_bilateral
 
 IMAGE = np.random.default_rng(0).integers(0, 256, (6, 8, 3), dtype=np.uint8)
 IMAGE[0, 0] = 255
@@ -59,7 +59,9 @@ def test_the_argument_at_fault_is_named_as_it_was_given() -> None:
 
 def test_features_that_the_caller_divided_are_called_features() -> None:
     features = create_pairwise_bilateral((3, 3), (1e-5,) * 3, IMAGE, chdim=2)
-    with pytest.raises(ValueError, match=r"^features are too large .* schan of crf.utils"):
+    with pytest.raises(
+        ValueError, match=r"^features are too large .* schan of crf.pydensecrf.utils"
+    ):
         dcrf.DenseCRF(48, 2).addPairwiseEnergy(features, compat=3)
     with pytest.raises(ValueError, match=r"^features must be finite"):
         dcrf.DenseCRF(48, 2).addPairwiseEnergy(np.full_like(features, np.nan), compat=3)
@@ -69,7 +71,7 @@ def _layer(**terms: Any) -> crf.DenseCRF:
     return crf.DenseCRF(2, iterations=1, **{"gaussian": None, "bilateral": None, **terms})
 
 
-@pytest.mark.parametrize("call", ["forward", "field", "diagnose", "return_kl"])
+@pytest.mark.parametrize("call", ["forward", "refine_logits", "diagnose", "return_kl"])
 def test_the_layer_names_the_term_and_its_sigma(call: str) -> None:
     layer = _layer(gaussian=crf.Gaussian(3, 3.0), bilateral=crf.Bilateral(4, 49.0, 1e-4))
     given = torch.zeros(1, 2, 6, 8), torch.from_numpy(IMAGE).permute(2, 0, 1)[None]

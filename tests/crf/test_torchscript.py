@@ -22,7 +22,7 @@ def _layer() -> crf.DenseCRF:
 
 
 def test_tracing_is_refused_and_torch_export_named() -> None:
-    for traced in (_layer(), lambda *args: _layer().field(*args)):
+    for traced in (_layer(), lambda *args: _layer().refine_logits(*args)):
         with pytest.raises(RuntimeError, match=r"torch\.jit\.trace cannot take .*torch\.export"):
             torch.jit.trace(traced, (LOGITS, IMAGES))
 

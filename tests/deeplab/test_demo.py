@@ -10,9 +10,9 @@ from PIL import Image
 from rich.console import Console
 
 from deeplab import demo
+from deeplab.data.annotations import read_colours
 from deeplab.data.scenes import CLASSES, PALETTE, TEST_START, scene
-from deeplab.engine.annotations import read_colours
-from deeplab.engine.refine import refine_scribbles
+from deeplab.refine import refine_scribbles
 
 
 def case(name: str, before: np.ndarray, after: np.ndarray, size: int = 48) -> demo.Case:

@@ -2,8 +2,6 @@
 
 import json
 import os
-import subprocess
-import sys
 import weakref
 from contextlib import nullcontext
 
@@ -11,11 +9,12 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from several_processes import Started
 
 import crf
-from deeplab.engine.predict import Prediction, network_scores, predict
 from deeplab.errors import InputError
 from deeplab.model import DeepLab, deeplab_v2_small
+from deeplab.predict import Prediction, network_scores, predict
 from kernels import memory
 
 
@@ -159,7 +158,7 @@ def test_a_picture_that_cannot_fit_into_memory_is_refused_before_any_work(
 
 MEASURE = """
 import json, numpy as np, os, sys
-from deeplab.engine.predict import predict
+from deeplab.predict import predict
 from deeplab.model import deeplab_v2_small
 from kernels import memory
 status = lambda key: next(int(l.split()[1]) for l in open("/proc/self/status") if l.startswith(key))
@@ -189,11 +188,11 @@ def test_the_memory_that_is_asked_for_is_less_than_what_is_used_and_not_much_les
         ((1.0, 2.0), True, None),
         ((1.0,), True, (1.0, 0.75, 0.5)),
     ]
-    command = [sys.executable, "-c", MEASURE, json.dumps(views)]
-    one_thread = os.environ | {"OMP_NUM_THREADS": "1"}  # each would have room of its own
-    result = subprocess.run(command, capture_output=True, text=True, timeout=900, env=one_thread)
-    assert result.returncode == 0, result.stderr
-    for given, line in zip(views, result.stdout.splitlines(), strict=True):
+    one_thread = {"OMP_NUM_THREADS": "1"}  # each would have room of its own
+    measuring = Started(("-c", MEASURE, json.dumps(views)), one_thread)
+    out, err = measuring.communicate()
+    assert measuring.returncode == 0, err
+    for given, line in zip(views, out.splitlines(), strict=True):
         asked, used = map(int, line.split())
         assert 0.5 * used < asked < used, given
 
@@ -266,5 +265,5 @@ def test_an_average_stays_finite_where_every_view_gives_a_probability_of_zero() 
 
 @pytest.mark.parametrize("scales", [(), (0.0,), (1.0, 9.0), (float("nan"),)])
 def test_scales_without_sense_are_refused(model: DeepLab, scales: tuple[float, ...]) -> None:
-    with pytest.raises(ValueError, match="scales: expected at least one number"):
+    with pytest.raises(ValueError, match="scales must be at least one number"):
         predict(model, picture(9, 9), scales=scales)

@@ -7,18 +7,15 @@ import pytest
 from picture_files import save
 from PIL import Image
 
+from crf import Bilateral, Gaussian
+from deeplab.crf_settings import CRFSettings
+from deeplab.data.annotations import Annotation, read_colours
 from deeplab.data.images import read_image
-from deeplab.engine.annotations import Annotation, read_colours
-from deeplab.engine.refine import (
-    SCRIBBLES,
-    CRFSettings,
-    refine_probabilities,
-    refine_scribbles,
-)
 from deeplab.errors import InputError
+from deeplab.refine import refine_probabilities, refine_scribbles
 
 EXAMPLES = Path(__file__).parents[3] / "shared" / "data" / "pydensecrf"
-SMALL = CRFSettings(4, 3.0, 2.0, 5.0, 12.0, 10.0)
+SMALL = CRFSettings(4, Gaussian(3.0, 2.0), Bilateral(5.0, 12.0, 10.0))
 
 
 def two_halves(height: int = 24, width: int = 30) -> tuple[np.ndarray, np.ndarray]:
@@ -110,19 +107,6 @@ def test_a_gt_prob_that_says_nothing_is_refused(gt_prob: float) -> None:
         refine_scribbles(Annotation(truth + 1, 2), image, SMALL, gt_prob)
 
 
-@pytest.mark.parametrize(
-    "matrix", [[[0.0, 1.0]], [[0.0, np.nan], [1.0, 0.0]], "potts", [[1.0], [1.0, 2.0]], []]
-)
-def test_a_compatibility_that_is_no_square_matrix_is_named(matrix):
-    with pytest.raises(InputError, match="CRF compatibility: expected a square matrix"):
-        CRFSettings(compatibility=matrix)
-
-
-def test_a_compatibility_for_other_classes_is_named():
-    with pytest.raises(InputError, match="a row for each of 3 classes, got 2"):
-        CRFSettings(compatibility=[[0.0, 1.0], [1.0, 0.0]]).layer(3)
-
-
 def test_refined_probabilities_follow_the_edges_of_the_picture() -> None:
     image, truth = two_halves()
     blurred = np.clip((np.arange(30) - 14.5) / 16 + 0.5, 0, 1)  # the edge is off by 3, and soft
@@ -150,32 +134,3 @@ def test_refining_probabilities_is_pydensecrfs_recipe_with_unary_from_softmax() 
     expected = np.array(model.inference(4)).reshape(3, height, width)
     found = refine_probabilities(given, image, SMALL)
     np.testing.assert_allclose(found.probabilities, expected, atol=2e-3)
-
-
-def test_settings_default_to_the_papers_and_to_the_examples() -> None:
-    assert CRFSettings() == CRFSettings(10, 3, 3, 4, 49, 5)
-    assert CRFSettings(5, 3, 3, 10, 80, 13) == SCRIBBLES
-
-
-def test_settings_change_where_a_value_is_given() -> None:
-    changed = CRFSettings().changed({"iterations": 3, "gaussian_weight": None})
-    assert changed == CRFSettings(iterations=3)
-    with pytest.raises(InputError, match="unknown sigma; expected iterations, "):
-        CRFSettings().changed({"sigma": 3})
-
-
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [
-        ("iterations", -1),
-        ("gaussian_weight", -0.5),
-        ("gaussian_weight", "much"),
-        ("gaussian_sigma", 0.0),
-        ("bilateral_weight", float("inf")),
-        ("bilateral_sigma_xy", -3.0),
-        ("bilateral_sigma_rgb", float("nan")),
-    ],
-)
-def test_settings_without_sense_are_refused_by_name(name: str, value: object) -> None:
-    with pytest.raises(InputError, match=f"CRF {name.replace('_', ' ')}: expected .*, got"):
-        CRFSettings(**{name: value})

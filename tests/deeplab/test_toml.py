@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 
 from deeplab import toml
-from deeplab.cli.options import key_value
+from deeplab.cli.shared.options import key_value
+from deeplab.crf_settings import CRFSettings
 from deeplab.data.datasets.folder import read_class_file
-from deeplab.engine.refine import CRFSettings
-from deeplab.engine.training.recipe import make_config, one_setting, read_recipe
 from deeplab.errors import InputError
+from deeplab.training.recipe import make_config, one_setting, read_recipe
 
 NESTED = {
     "open lists": "x = " + "[" * 5000,
@@ -38,11 +38,11 @@ def test_a_value_of_several_lines_sets_nothing_else() -> None:
     assert key_value("--set", "crop=[\n17,\n]", "") == ("crop", [17])
     key, value = key_value("--set", "crop=17\nsteps=5", "")
     assert (key, value) == ("crop", "17\nsteps=5")
-    with pytest.raises(InputError, match=r"--set crop: expected an integer, got '17\\nsteps=5'"):
+    with pytest.raises(InputError, match=r"--set crop must be an integer, not '17\\nsteps=5'"):
         make_config(one_setting(key, value))
 
 
 @pytest.mark.parametrize("value", [2**70 * 10**20, -(2**200), 10**400, 1e39, float("inf")])
 def test_crf_settings_are_numbers_that_the_crf_can_compute_with(value: float) -> None:
-    with pytest.raises(InputError, match="CRF bilateral weight: expected a number of 0 or more"):
-        CRFSettings(bilateral_weight=value)
+    with pytest.raises(InputError, match="CRF bilateral_weight must be"):
+        CRFSettings().changed({"bilateral_weight": value})

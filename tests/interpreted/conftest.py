@@ -1,59 +1,9 @@
-"""What every test of the interpreter tier starts from: NaN in new memory, a lighter interpreter."""
+"""What every test of the interpreter tier starts from."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
-
-import numpy as np
-import pytest
-import torch
-
-
-@pytest.fixture(autouse=True, scope="session")
-def _lighter_interpreter() -> None:
-    """Leave out of each step what takes a third of its time and says nothing at these sizes.
-
-    The interpreter computes every sum and product of integers again in 64 bits to assert that it
-    does not overflow, which indices of some thousands cannot, and makes a dictionary of all types
-    to look one up.
-    """
-    from triton.runtime import interpreter
-
-    object.__setattr__(interpreter.interpreter_builder.options, "sanitize_overflow", False)
-    look_up, known = interpreter._get_np_dtype, {}
-
-    def remembered(dtype: Any) -> np.dtype[Any]:
-        name = str(dtype.scalar)
-        if name not in known:
-            known[name] = look_up(dtype)
-        return known[name]
-
-    interpreter._get_np_dtype = remembered
-
-
-@pytest.fixture(autouse=True)
-def _poisoned_memory() -> Iterator[None]:
-    """What a kernel forgets to write shows up: torch fills new memory with NaN."""
-    torch.use_deterministic_algorithms(True)
-    assert torch.empty(3).isnan().all()
-    assert torch.zeros(1).new_empty(3).isnan().all()
-    yield
-    torch.use_deterministic_algorithms(False)
-
-
-@pytest.fixture
-def large_lattice_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A few programs a launch, as the interpreter takes as long for any tile; short pieces."""
-    from kernels.gaussian.permutohedral.triton import (
-        building,
-        filtering,
-        segments,
-    )  # once configured
-
-    monkeypatch.setattr(building, "SEARCH_BLOCK", 1024)
-    monkeypatch.setattr(building, "PLACE_TILE", 2**11)
-    monkeypatch.setattr(filtering, "SPLAT_TILE", 2**13)
-    monkeypatch.setattr(filtering, "TILE", 2**13)
-    monkeypatch.setattr(segments, "BLOCK", 1024)
-    monkeypatch.setattr(segments, "PIECE", 16)
+from triton_fixtures import (  # noqa: F401
+    large_lattice_tiles,
+    lighter_interpreter,
+    poisoned_memory,
+)

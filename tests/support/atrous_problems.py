@@ -34,8 +34,8 @@ class Problem:
     def tensors(self) -> dict[str, Tensor]:
         return {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
 
-    def to(self, dtype: torch.dtype) -> Problem:
-        """A copy in another dtype, the memory layouts kept, its tensors leaves of their own."""
+    def to(self, dtype: torch.dtype | torch.device) -> Problem:
+        """A copy in another dtype or on another device, the layouts kept, its tensors leaves."""
         changed = {
             name: tensor.detach().to(dtype, copy=True).requires_grad_(tensor.requires_grad)
             for name, tensor in self.tensors.items()

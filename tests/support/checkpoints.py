@@ -9,17 +9,18 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from deeplab.backbones import ResNet
 from deeplab.errors import InputError
-from deeplab.heads import ASPP, Pointwise
 from deeplab.model import DeepLab
-from deeplab.styles import Style
-from deeplab.weights import Source, load_weights
+from deeplab.model.heads import ASPP, Pointwise
+from deeplab.model.resnet import ResNet
+from deeplab.model.styles import Style
+from deeplab.weights import Loaded, Source, load_weights
 
 State = Mapping[str, Tensor]
 Windows = dict[str, tuple[int, int, int, int]]
@@ -222,6 +223,18 @@ def isht7(model: DeepLab) -> OrderedDict[str, Tensor]:
     return OrderedDict(state)
 
 
+def filled(
+    path: Path, content: bytes | Mapping[str, Any], **options: Any
+) -> tuple[DeepLab, Loaded]:
+    """Another small network with the weights of a file of that content, and what was taken."""
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        torch.save(content, path)
+    model = small_network(2, **options)
+    return model, load_weights(model, path)
+
+
 def refused(path: Path, model: DeepLab | None = None, source: Source = "auto") -> str:
     """The message of the InputError, one line, after which the model is as it was."""
     model = small_network(2) if model is None else model
@@ -229,6 +242,6 @@ def refused(path: Path, model: DeepLab | None = None, source: Source = "auto") -
     with pytest.raises(InputError) as caught:
         load_weights(model, path, source)
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
-    assert str(caught.value).startswith(f"{path}: ")
+    assert str(caught.value).startswith((f"{path}: ", f"{path} must be "))
     assert str(caught.value).isprintable()
     return str(caught.value)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +12,14 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
+from crf import Bilateral, Gaussian
 from deeplab import cli
+from deeplab.crf_settings import CRFSettings
 from deeplab.data.scenes import CLASSES, PALETTE, scene
-from deeplab.engine.refine import CRFSettings
 from deeplab.model import deeplab_v2_small
 from deeplab.weights import save_weights
 
-STORED_CRF = dataclasses.asdict(CRFSettings(2, 2.0, 2.0, 3.0, 20.0, 8.0))
+STORED_CRF = CRFSettings(2, Gaussian(2.0, 2.0), Bilateral(3.0, 20.0, 8.0)).as_dict()
 
 
 def random_weights(path: Path) -> Path:
@@ -30,6 +31,14 @@ def random_weights(path: Path) -> Path:
     palette = PALETTE[: len(CLASSES)].tolist()
     about = {"class_names": list(CLASSES), "palette": palette, "crf": STORED_CRF}
     save_weights(model, path, about)
+    return path
+
+
+def plain_weights(path: Path, classes: int, names: Sequence[str] | None = None) -> Path:
+    """Random weights of the small model for so many classes, with their names if there are any."""
+    torch.manual_seed(0)
+    about = {} if names is None else {"class_names": list(names)}
+    save_weights(deeplab_v2_small(classes), path, about)
     return path
 
 

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 
 import crf
-import crf.densecrf as dcrf
+import crf.pydensecrf.densecrf as dcrf
 
 PATIENCE = 300.0
 THREADS = 4  # that call at once

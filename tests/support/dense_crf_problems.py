@@ -26,3 +26,17 @@ def problem(
 
 def without_terms(classes: int = 4, **options: Any) -> crf.DenseCRF:
     return crf.DenseCRF(classes, **{"gaussian": None, "bilateral": None, **options})
+
+
+def batch_problem(batch: int, height: int, width: int) -> tuple[Tensor, Tensor]:
+    """Random logits of three labels, and images, for `batch_layer`."""
+    generator = torch.Generator().manual_seed(width)
+    logits = torch.randn(batch, 3, height, width, generator=generator)
+    images = 255 * torch.rand(batch, 3, height, width, generator=generator)
+    return logits, images.to(torch.uint8)
+
+
+def batch_layer(**options: Any) -> crf.DenseCRF:
+    """A CRF of two updates."""
+    given = {"bilateral": crf.Bilateral(4.0, 9.0, 60.0), "iterations": 2}
+    return crf.DenseCRF(3, **given | options)

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-import crf.densecrf as dcrf
+import crf.pydensecrf.densecrf as dcrf
 
 Array = np.ndarray[Any, Any]
 

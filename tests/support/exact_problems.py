@@ -4,14 +4,38 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import pytest
 import torch
 from torch import Tensor
+
+from kernels import dispatch
+from kernels.exact import tiles
+
+SMALL_SHAPES = {  # points, dimensions, channels: around a tile of 16
+    "one point": (1, 1, 1),
+    "less than a tile": (7, 2, 3),
+    "a tile": (16, 5, 21),
+    "one point more": (17, 6, 2),
+    "channels of two blocks": (33, 3, 40),
+    "ragged": (50, 4, 5),
+    "many dimensions": (20, 11, 1),
+}
+
+
+@pytest.fixture(autouse=True)
+def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tiles so small in the interpreter that there are several."""
+    if dispatch.interpreting():
+        monkeypatch.setattr(tiles, "TILE", 16)  # the least that tl.dot takes
 
 
 @dataclass(frozen=True)
 class Problem:
     values: Tensor
     features: Tensor
+
+    def to(self, device: torch.device) -> Problem:
+        return Problem(self.values.to(device), self.features.to(device))
 
     @property
     def kernel(self) -> Tensor:

@@ -8,31 +8,48 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from deeplab.backbones import ResNet
-from deeplab.heads import ASPP, DeepLabV3Head
-from deeplab.network import DeepLab, Head
-from deeplab.styles import Style
+from deeplab.model.heads import ASPP, DeepLabV3Head
+from deeplab.model.network import DeepLab, Head
+from deeplab.model.resnet import ResNet
+from deeplab.model.styles import Style
 
 SCALES = (1.0, 0.75, 0.5)
 
 
 def tiny(
-    kind: str = "plain", *, frozen_bn: bool = False, crf: Any = None, **options: Any
+    kind: str = "plain",
+    *,
+    stages: int = 4,
+    frozen_bn: bool = False,
+    crf: Any = None,
+    **options: Any,
 ) -> DeepLab:
     """The layout of the small model at width 4 with one block a stage: quick to compile.
 
     kind: "plain", "msc" (several scales) or "v3".
+    stages: those that the backbone keeps. Its strides are in the first two; the others are more of
+        the same at a larger rate.
     """
     torch.manual_seed(0)
     style: Style = "torchvision" if kind == "v3" else "caffe"
     backbone = ResNet((1, 1, 1, 1), width=4, frozen_bn=frozen_bn, style=style)
-    head: Head = ASPP(128, 3, (2, 3))
+    for left_out in range(stages + 1, 5):
+        setattr(backbone, f"layer{left_out}", nn.Identity())
+    channels = 8 * 2**stages
+    head: Head = ASPP(channels, 3, (2, 3))
     if kind == "v3":
-        head = DeepLabV3Head(128, 3, (2, 3), frozen_bn=frozen_bn, channels=8)
+        head = DeepLabV3Head(channels, 3, (2, 3), frozen_bn=frozen_bn, channels=8)
     if kind == "msc":
         options = {"scales": SCALES, **options}
     config = {"model": "tiny", "num_classes": 3, "style": style, **options}
     return DeepLab(backbone, head, config=config, crf=crf).eval()
+
+
+def two_convolutions(style: Style = "caffe", **options: Any) -> DeepLab:
+    """A convolution as backbone and one as head: for what is the same with any layers."""
+    torch.manual_seed(0)
+    config = {"model": "two convolutions", "num_classes": 2, "style": style, **options}
+    return DeepLab(nn.Conv2d(3, 4, 3, 8, 1), nn.Conv2d(4, 2, 1), config=config).eval()
 
 
 def randomise(model: Any, seed: int = 0) -> Any:
@@ -56,6 +73,15 @@ def picture(*shape: int) -> Tensor:
     """Noise in float64, the same for all."""
     generator = torch.Generator().manual_seed(1)
     return torch.randn(shape, dtype=torch.float64, generator=generator)
+
+
+def set_rate(conv: Any, rate: int) -> None:
+    conv.dilation = conv.padding = (rate, rate)
+
+
+def set_strides(block: Any, first: int, second: int) -> None:
+    """Of the 1x1 in front of a bottleneck and of its 3x3."""
+    block.conv1.stride, block.conv2.stride = (first, first), (second, second)
 
 
 def layer_outputs(model: nn.Module, names: Iterable[str], x: Tensor) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""Pyramids before and after kernels.patch, held against each other."""
+"""Pyramids before and after deeplab.patch, held against each other."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from kernels.patch import patch
+from deeplab.patch import patch
 
 RATES = (1, 3, 12)  # the last reaches beyond most of the map
 MODES = pytest.mark.parametrize("train", [False, True], ids=["eval", "train"])

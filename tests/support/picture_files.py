@@ -16,14 +16,14 @@ def save(path: Path, array: np.ndarray, **options: object) -> Path:
     return path
 
 
+def chunk(kind: bytes, data: bytes) -> bytes:
+    """A part of a PNG, with its checksum."""
+    checksum = struct.pack(">I", zlib.crc32(kind + data))
+    return struct.pack(">I", len(data)) + kind + data + checksum
+
+
 def png(width: int, height: int, depth: int, colour_type: int, raw: bytes) -> bytes:
     """A PNG: Pillow cannot write 16 bits a channel or an empty picture."""
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return (
-            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-        )
-
     header = struct.pack(">IIBBBBB", width, height, depth, colour_type, 0, 0, 0)
     body = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(raw)) + chunk(b"IEND", b"")
     return b"\x89PNG\r\n\x1a\n" + body

@@ -1,4 +1,4 @@
-"""Python in two processes, as torchrun starts them.
+"""Python in processes of their own: one of them, or two as torchrun starts them.
 
 They are forked from a process that has imported what they need, since each would take three seconds
 for that: a server of its own, because the one that runs the tests may have threads, which a fork
@@ -25,8 +25,16 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 
 
+def run_python(*command: str) -> str:
+    """What `python *command`, see `Started`, says on standard output; it must end with status 0."""
+    child = Started(command)
+    out, err = child.communicate()
+    assert child.returncode == 0, out + err
+    return out
+
+
 def start_two(*command: str) -> list[Started]:
-    """`python *command` in two processes, which begins with -c PROGRAM or -m MODULE."""
+    """`python *command`, see `Started`, in two processes of one group."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -39,7 +47,11 @@ def start_two(*command: str) -> list[Started]:
 
 
 class Started:
-    """A forked process, with the part of subprocess.Popen that tests ask for."""
+    """`python *command` in a forked process, with the part of subprocess.Popen that tests ask for.
+
+    The command begins with -c PROGRAM or -m MODULE. The process leads a session, and so a process
+    group, of its own.
+    """
 
     def __init__(self, command: tuple[str, ...], about: Mapping[str, str] = {}) -> None:
         self._said = [tempfile.NamedTemporaryFile() for _ in range(2)]  # noqa: SIM115
@@ -116,6 +128,7 @@ def serve(fd: int) -> None:
 
 def _run(command: tuple[str, ...], environment: dict[str, str], said: list[str]) -> None:
     """Be `python *command`, up to how it ends."""
+    os.setsid()
     for descriptor, name in zip((1, 2), said, strict=True):
         file = os.open(name, os.O_WRONLY)
         os.dup2(file, descriptor)

@@ -1,4 +1,4 @@
-"""Training runs of a second or less: what the tests of deeplab.engine.train start from."""
+"""Training runs of a second or less: what the tests of deeplab.training start from."""
 
 from __future__ import annotations
 
@@ -6,21 +6,25 @@ import csv
 import dataclasses
 import os
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image
+from torch import Tensor
 
 from deeplab.data.datasets import open_dataset
-from deeplab.data.scenes import ScenesDataset
-from deeplab.engine.evaluate import LabelledImages
-from deeplab.engine.train import TrainConfig, TrainResult, train
-from deeplab.engine.training.checkpoint import Files
+from deeplab.data.scenes import CLASSES, ScenesDataset
+from deeplab.evaluation.evaluate import Evaluation, LabelledImages, Scores
+from deeplab.evaluation.metrics import ConfusionMatrix
 from deeplab.model import DeepLab
+from deeplab.training import TrainConfig, TrainResult, train, trainer
+from deeplab.training.checkpoint import Files
+from deeplab.training.losses import StepLoss, loss_denominators
 
 TINY = TrainConfig(
     steps=6,
@@ -80,11 +84,11 @@ def own_data(folder: Path, broken: str = "") -> LabelledImages:
     return open_dataset("folder", folder, "all")
 
 
-class Signalling:
-    """Pictures of which the `at`-th that is asked for sends this process a signal."""
+class Acting:
+    """Pictures of which something is done when the `at`-th is asked for."""
 
-    def __init__(self, pictures: Sequence[Any], at: int, number: int) -> None:
-        self.pictures, self.at, self.number, self.calls = pictures, at, number, 0
+    def __init__(self, pictures: Sequence[Any], at: int, act: Callable[[], object]) -> None:
+        self.pictures, self.at, self.act, self.calls = pictures, at, act, 0
 
     def __len__(self) -> int:
         return len(self.pictures)
@@ -92,8 +96,24 @@ class Signalling:
     def __getitem__(self, index: int) -> Any:
         self.calls += 1
         if self.calls == self.at:
-            os.kill(os.getpid(), self.number)
+            self.act()
         return self.pictures[index]
+
+
+class Signalling(Acting):
+    """Pictures of which the `at`-th that is asked for sends this process a signal."""
+
+    def __init__(self, pictures: Sequence[Any], at: int, number: int) -> None:
+        super().__init__(pictures, at, lambda: os.kill(os.getpid(), number))
+
+
+def raises(error: BaseException) -> Callable[[], None]:
+    """A function that raises it."""
+
+    def act() -> None:
+        raise error
+
+    return act
 
 
 def stop_at(step: int, pictures: Sequence[Any], number: int = signal.SIGTERM) -> Signalling:
@@ -105,6 +125,32 @@ def equal(a: DeepLab, b: DeepLab) -> bool:
     """Whether two models are the same bit for bit."""
     theirs = b.state_dict()
     return all(torch.equal(tensor, theirs[name]) for name, tensor in a.state_dict().items())
+
+
+def segmentation_loss(model: DeepLab, rgb: Tensor, labels: Tensor, stride: int) -> Tensor:
+    """Mean cross entropy over the labelled pixels of a batch: at full size, or at stride 8."""
+    step = StepLoss(model, stride)
+    denominators = loss_denominators(labels, step.strides, None, step.grid).clamp(min=1)
+    return step(rgb, labels, denominators.to(torch.float32))
+
+
+def script_scores(monkeypatch: pytest.MonkeyPatch, *mious: float) -> None:
+    """Let the validations of a run find these scores."""
+    scores = iter(mious)
+
+    def scripted(*_args: object, **_options: object) -> Evaluation:
+        miou = next(scores)
+        found = Scores(miou, miou, miou, None, dict.fromkeys(CLASSES))
+        confusion = {"network": ConfusionMatrix(len(CLASSES))}
+        return Evaluation(1, 4, found, None, confusion=confusion)
+
+    monkeypatch.setattr(trainer, "evaluate", scripted)
+
+
+def contents(folder: Path) -> dict[Path, tuple[bytes, int]]:
+    """What lies in a folder, and when it was written."""
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    return {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in files}
 
 
 def rows(out: Path) -> list[dict[str, str]]:

@@ -248,7 +248,7 @@ def _known(name: str, root: str | Path | None, options: dict[str, Any]) -> tuple
             raise InputError(f"{name}: no option {option!r}; {known}")
         if not _fits(options[option], get_type_hints(info.opener)[option]):
             expected = inspect.signature(info.opener).parameters[option].annotation
-            raise InputError(f"{name}: {option}: expected {expected}, got {options[option]!r}")
+            raise InputError(f"{name}: {option} must be {expected}, not {options[option]!r}")
     if name == "scenes":
         return info, Path()
     if root is None:

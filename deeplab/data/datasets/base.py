@@ -58,7 +58,7 @@ class LabelledPicture(tuple[Image, Labels]):
 
 
 def conversions_of(pair: object) -> tuple[Conversion, ...]:
-    """What was converted in the picture of a pair, as far as it tells."""
+    """The conversions of the picture of a pair; none for a plain tuple."""
     return pair.conversions if isinstance(pair, LabelledPicture) else ()
 
 
@@ -152,7 +152,7 @@ class SegmentationData(ABC):
 
 
 def size_message(image: Image, labels: Labels) -> str:
-    """What is wrong when a picture and its labels are of two sizes."""
+    """The error for a picture and labels of different sizes."""
     (height, width), (rows, columns) = image.shape[:2], labels.shape
     hint = "; is one of them turned (EXIF orientation)?" if (width, height) == labels.shape else ""
     return (

@@ -135,7 +135,7 @@ def check(
         workers = min(os.cpu_count() or 1, 8, len(data) // _PICTURES_PER_WORKER)
         workers = 0 if workers == 1 else workers
     if workers < 0:
-        raise InputError(f"workers: expected 0 or more, got {workers}")
+        raise InputError(f"workers must be 0 or more, not {workers}")
     report = Report(data.name, len(data), data.classes)
     pixels, images = np.zeros(256, np.int64), np.zeros(256, np.int64)
     for name, count in Counter(data.names).items():

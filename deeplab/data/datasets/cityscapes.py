@@ -57,7 +57,7 @@ def open_cityscapes(root: Path, split: str, labels: str | None = None) -> Paired
         the split has any.
     """
     if labels not in (None, *_TABLES):
-        raise InputError(f"labels: expected 'labelIds' or 'labelTrainIds', got {labels!r}")
+        raise InputError(f"labels must be 'labelIds' or 'labelTrainIds', not {labels!r}")
     splits = cityscapes_splits(root)
     if split not in splits:
         raise unknown_split(root / "leftImg8bit", split, splits)

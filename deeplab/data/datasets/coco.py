@@ -83,7 +83,7 @@ def open_coco(root: Path, split: str, min_pixels: int = 1000) -> CocoAsVoc:
     """
     _mask_tools()
     if min_pixels < 0:
-        raise InputError(f"min_pixels: expected 0 or more, got {min_pixels}")
+        raise InputError(f"min_pixels must be 0 or more, not {min_pixels}")
     annotations = _annotations(root).get(split)
     if annotations is None:
         raise unknown_split(root / "annotations", split, coco_splits(root))

@@ -217,7 +217,7 @@ def _is_level(value: object) -> bool:
 
 def _require(holds: bool, path: Path, what: str, expected: str) -> None:
     if not holds:
-        raise InputError(f"{path}: {what}: expected {expected}")
+        raise InputError(f"{path}: {what} must be {expected}")
 
 
 def _lists(root: Path) -> dict[str, Path]:

@@ -50,9 +50,9 @@ def open_scenes(
     length = _DEFAULT_LENGTHS[split] if length is None else length
     most = scenes.TEST_START - scenes.VALIDATION_START  # the splits are ranges of seeds
     if not 1 <= length <= most:
-        raise InputError(f"length: expected 1 to {most} scenes, got {length}")
+        raise InputError(f"length must be 1 to {most} scenes, not {length}")
     if size < scenes.MIN_SIZE:
-        raise InputError(f"size: expected at least {scenes.MIN_SIZE} pixels, got {size}")
+        raise InputError(f"size must be at least {scenes.MIN_SIZE} pixels, not {size}")
     return GeneratedScenes(split, length, size)
 
 

@@ -124,7 +124,7 @@ def open_context(root: Path, split: str, order: str | None = None) -> PairedFile
         that come out are the same.
     """
     if order not in (None, "alphabetical", "59_labels"):
-        raise InputError(f"order: expected 'alphabetical' or '59_labels', got {order!r}")
+        raise InputError(f"order must be 'alphabetical' or '59_labels', not {order!r}")
     if order is None:
         folder = _label_folder(_CONTEXT, _find_root(_CONTEXT, root))
         authors = folder is not None and folder.name == "59_context_labels"
@@ -274,8 +274,7 @@ def _listed(base: Path, path: Path, labels: Path) -> list[Pair]:
         words = line.split()
         if len(words) > 2 or (len(words) == 2 and "." not in words[1]):
             raise InputError(
-                f"{path}: line {number}: expected a name, or an image and a label file, got "
-                f"{line!r}"
+                f"{path}: line {number} must be a name, or an image and a label file, not {line!r}"
             )
         name = Path(words[0]).name.removesuffix(".jpg").removesuffix(".png")
         folder = labels

@@ -68,11 +68,11 @@ def scene(seed: int, size: int | tuple[int, int] = DEFAULT_SIZE) -> Scene:
     height, width = (size, size) if isinstance(size, int) else size
     if min(height, width) < MIN_SIZE:
         raise ValueError(
-            f"size: expected at least {MIN_SIZE} pixels a side, got {height}x{width}; "
+            f"size must be at least {MIN_SIZE} pixels a side, not {height}x{width}; "
             "generate a larger scene and crop it"
         )
     if seed < 0:
-        raise ValueError(f"seed: expected a non-negative integer, got {seed}")
+        raise ValueError(f"seed must be a non-negative integer, not {seed}")
     layout, texture, sensor = (
         np.random.Generator(np.random.PCG64(s)) for s in np.random.SeedSequence(seed).spawn(3)
     )
@@ -94,7 +94,7 @@ class ScenesDataset(Dataset[tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]]
         self, start: int = TRAIN_START, length: int = 1000, size: int | tuple[int, int] = 321
     ) -> None:
         if length < 0:
-            raise ValueError(f"length: expected a non-negative number of scenes, got {length}")
+            raise ValueError(f"length must be a non-negative number of scenes, not {length}")
         self.start, self.length, self.size = start, length, size
 
     def __len__(self) -> int:

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kernels import runtime
+from kernels import dispatch
 
 FOLDER = Path(__file__).parent / "configs"
 FALLBACK = "generic"  # small enough for any GPU
@@ -81,7 +81,7 @@ def precision(dtype: torch.dtype) -> str:
     """`input_precision` of tl.dot: float32 follows the switches of PyTorch's convolutions."""
     if dtype != torch.float32:
         return "ieee"  # without meaning for half precision
-    return "tf32" if runtime.convolutions_allow_tf32() else "ieee"
+    return "tf32" if dispatch.convolutions_allow_tf32() else "ieee"
 
 
 def slug(name: str) -> str:

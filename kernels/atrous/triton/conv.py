@@ -3,7 +3,7 @@
     z[p, r, n] = sum_{tap, k} x[p + d * rate_r * tap, k] * w_r[n, tap, k]        d = 1 or -1
 
     rows of the product: a tile of BLOCK_M pixels, consecutive over the whole batch
-    columns:             BLOCK_N outputs of one rate, or of all rates added up (SUM)
+    columns:             BLOCK_N outputs of one rate, or of all rates added up (FUSE "sum")
     inner loops:         rates > taps > channels, BLOCK_K at a time
 
                  k ->                        n ->
@@ -44,7 +44,7 @@ def conv_kernel(
     x_stride, x_rate_stride,
     w_rate_stride, w_output_stride, w_tap_stride, w_input_stride,
     out_image_stride, out_pixel_stride, out_channel_stride,
-    RATES: tl.constexpr, KERNEL: tl.constexpr, DIRECTION: tl.constexpr, SUM: tl.constexpr,
+    RATES: tl.constexpr, KERNEL: tl.constexpr, DIRECTION: tl.constexpr, FUSE: tl.constexpr,
     RELU: tl.constexpr, DOT: tl.constexpr, PRECISION: tl.constexpr, EVEN_K: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, GROUP: tl.constexpr,
     TMA: tl.constexpr = False, TRANSPOSED: tl.constexpr = False,
@@ -73,8 +73,8 @@ def conv_kernel(
     right = tl.where(within & (top == bottom), last % width, width - 1)
 
     acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-    rate_first = 0 if SUM else tl.program_id(1)
-    rate_last = len(RATES) if SUM else rate_first + 1
+    rate_first = 0 if FUSE == "sum" else tl.program_id(1)
+    rate_last = len(RATES) if FUSE == "sum" else rate_first + 1
     for r in range(rate_first, rate_last):
         rate = RATES[0]
         for i in tl.static_range(1, len(RATES)):
@@ -127,7 +127,7 @@ def conv_kernel(
     channels = rate_first * outputs + offs_n
     real = offs_n < outputs
     if bias_ptr is not None:
-        if SUM:
+        if FUSE == "sum":
             for i in tl.static_range(len(RATES)):
                 bias = tl.load(bias_ptr + i * outputs + offs_n, mask=real, other=0.0)
                 acc += bias.to(tl.float32)[None, :]
@@ -158,11 +158,11 @@ def conv(
     out: Tensor,
     rates: Sequence[int],
     *,
-    sum_rates: bool,
+    fuse: str,
     bias: Tensor | None = None,
     scale: Tensor | None = None,
     shift: Tensor | None = None,
-    relu: bool = False,
+    activation: str | None = None,
     direction: int = 1,
     x_rate_stride: int = 0,
     grad: Tensor | None = None,
@@ -172,7 +172,7 @@ def conv(
     Args:
         x: the input's pixels; those of rate r begin x_rate_stride * r channels further on.
         weight: of len(rates) rates; its outputs become channels, its inputs are those of x.
-        out: channels are the outputs (`sum_rates`) or rates x outputs. With `grad`, float32
+        out: channels are the outputs (fuse "sum") or rates x outputs. With `grad`, float32
             `[tiles, rates x outputs]` from `dot_partials`: the sums of grad * z.
         direction: 1 looks at p + rate * tap, -1 at p - rate * tap.
         grad: `[B, rates x outputs, H, W]`.
@@ -187,15 +187,15 @@ def conv(
     image_stride, channel_stride, _, pixel_stride = layout.stride()
     tiles = triton.cdiv(x.pixels, config.block_m) * triton.cdiv(weight.outputs, config.block_n)
     with configs.on_device_of(x.tensor):
-        conv_kernel[(tiles, 1 if sum_rates else len(rates))](
+        conv_kernel[(tiles, 1 if fuse == "sum" else len(rates))](
             x_source, w_source, out, bias, scale, shift, grad,
             x.pixels, x.height, x.width, x.inputs, weight.outputs,
             x.stride, x_rate_stride,
             weight.rate_stride, weight.output_stride, weight.tap_stride, weight.input_stride,
             image_stride, pixel_stride, channel_stride,
-            RATES=tuple(rates), KERNEL=weight.kernel, DIRECTION=direction, SUM=sum_rates,
-            RELU=relu, DOT=grad is not None, PRECISION=configs.precision(x.tensor.dtype),
-            EVEN_K=x.inputs % config.block_k == 0,
+            RATES=tuple(rates), KERNEL=weight.kernel, DIRECTION=direction, FUSE=fuse,
+            RELU=activation == "relu", DOT=grad is not None,
+            PRECISION=configs.precision(x.tensor.dtype), EVEN_K=x.inputs % config.block_k == 0,
             BLOCK_M=config.block_m, BLOCK_N=config.block_n, BLOCK_K=config.block_k, GROUP=8,
             TMA=tma, TRANSPOSED=weight.input_stride != 1,
             num_warps=config.warps, num_stages=config.stages,
@@ -225,5 +225,5 @@ def dot(x: Pixels, weight: Taps, rates: Sequence[int], bias: Tensor | None, grad
     partial = torch.empty(
         tiles, len(rates) * weight.outputs, dtype=torch.float32, device=grad.device
     )
-    conv(x, weight, partial, rates, sum_rates=False, bias=bias, grad=grad)
+    conv(x, weight, partial, rates, fuse="concat", bias=bias, grad=grad)
     return partial.sum(0)

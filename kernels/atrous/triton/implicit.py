@@ -8,30 +8,30 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
-from kernels.atrous.packing import empty_weight_gradient
 from kernels.atrous.triton import weight_grad
-from kernels.atrous.triton.conv import conv
+from kernels.atrous.triton.conv import conv, dot
 from kernels.atrous.triton.layout import pixels_of, taps_of
 
 
 def forward(
     input: Tensor,
     weight: Tensor,
-    out: Tensor,
-    rates: Sequence[int],
-    sum_rates: bool,
     bias: Tensor | None,
+    rates: Sequence[int],
+    fuse: str,
     scale: Tensor | None,
     shift: Tensor | None,
-    relu: bool,
+    activation: str | None,
+    out: Tensor,
 ) -> None:
     """Set `out` `[B, channels, H, W]`."""
     x, _ = pixels_of(input)
     conv(
         x, taps_of(weight), out, rates,
-        sum_rates=sum_rates, bias=bias, scale=scale, shift=shift, relu=relu,
+        fuse=fuse, bias=bias, scale=scale, shift=shift, activation=activation,
     )  # fmt: skip
 
 
@@ -40,25 +40,30 @@ def gradients(
     input: Tensor,
     weight: Tensor,
     rates: Sequence[int],
-    sum_rates: bool,
+    fuse: str,
     of_input: Tensor | None,
-    needs_weight: bool,
-) -> Tensor | None:
-    """Set `of_input`, where given, and return the gradient to `weight`, where needed.
+    of_weight: Tensor | None,
+) -> None:
+    """Set the gradients to `input` and `weight`, those that are given, from d z.
 
-    grad: d z, `[B, channels, H, W]`.
+    grad: d z, `[B, channels, H, W]` of any strides. of_weight: with Cin contiguous.
     """
-    g, rate_stride = pixels_of(grad, rates=1 if sum_rates else len(rates))
-    rate_stride = 0 if sum_rates else rate_stride
+    g, rate_stride = pixels_of(grad, rates=1 if fuse == "sum" else len(rates))
+    rate_stride = 0 if fuse == "sum" else rate_stride
     if of_input is not None:
-        backward = taps_of(weight, pad_outputs=True).transposed(outputs=weight.shape[2])
+        transposed = taps_of(weight, pad_outputs=True).transposed(outputs=weight.shape[2])
         conv(
-            g, backward, of_input, rates,
-            sum_rates=True, direction=-1, x_rate_stride=rate_stride,
+            g, transposed, of_input, rates, fuse="sum", direction=-1, x_rate_stride=rate_stride,
         )  # fmt: skip
-    if not needs_weight:
-        return None
+    if of_weight is not None:
+        x, _ = pixels_of(input)
+        weight_grad.correlate(x, g, rates, rate_stride, of_weight)
+
+
+def scale_gradient(
+    grad: Tensor, input: Tensor, weight: Tensor, bias: Tensor | None, rates: Sequence[int]
+) -> Tensor:
+    """d scale = sum_p grad * z, float32 `[R*Cout]`; grad is `[B, R*Cout, H, W]`."""
     x, _ = pixels_of(input)
-    gradient = empty_weight_gradient(weight)
-    weight_grad.correlate(x, g, rates, rate_stride, gradient)
-    return gradient
+    dense = grad.contiguous(memory_format=torch.channels_last)
+    return dot(x, taps_of(weight), rates, bias, dense)

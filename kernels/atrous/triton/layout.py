@@ -12,8 +12,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from kernels.atrous.packing import ALIGNMENT
-
+ALIGNMENT = 16  # elements, of rows in memory
 WORKSPACE = 64 * 2**20  # bytes of intermediate results that one call holds at most
 
 
@@ -69,6 +68,12 @@ class Taps:
 def aligned(channels: int) -> int:
     """The next multiple of ALIGNMENT."""
     return -(-channels // ALIGNMENT) * ALIGNMENT
+
+
+def tap_blocks(rates: int, kernel: int, fuse: str) -> int:
+    """How many taps multiply-then-shift multiplies by; the centre of a sum counts once."""
+    taps = kernel * kernel
+    return 1 + rates * (taps - 1) if fuse == "sum" else rates * taps
 
 
 def pixels_of(x: Tensor, rates: int = 1) -> tuple[Pixels, int]:

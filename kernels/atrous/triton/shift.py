@@ -30,16 +30,17 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.atrous.packing import ALIGNMENT, empty_weight_gradient
-from kernels.atrous.triton import configs, implicit, weight_grad
+from kernels.atrous.triton import configs, weight_grad
 from kernels.atrous.triton.conv import conv
 from kernels.atrous.triton.layout import (
+    ALIGNMENT,
     WORKSPACE,
     Pixels,
     Taps,
     aligned,
     chunks,
     pixels_of,
+    tap_blocks,
 )
 
 MAX_BLOCK_C = 32
@@ -53,14 +54,14 @@ def gather_kernel(
     m_ptr, sum_ptr, out_ptr, bias_ptr, scale_ptr, shift_ptr,
     first, last, start, stop, height, width, outputs, m_stride,
     out_image_stride, out_pixel_stride, out_channel_stride,
-    RATES: tl.constexpr, KERNEL: tl.constexpr, SUM: tl.constexpr, RELU: tl.constexpr,
+    RATES: tl.constexpr, KERNEL: tl.constexpr, FUSE: tl.constexpr, RELU: tl.constexpr,
     IS_FIRST: tl.constexpr, IS_LAST: tl.constexpr,
     BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """y of pixels [start, stop) from the slices of pixels [first, last)."""
     taps: tl.constexpr = KERNEL * KERNEL
     rates: tl.constexpr = len(RATES)
-    rate_of_program = 0 if SUM else tl.program_id(2)
+    rate_of_program = 0 if FUSE == "sum" else tl.program_id(2)
     area = height * width
     p = start + tl.program_id(0) * BLOCK_P + tl.arange(0, BLOCK_P)
     c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
@@ -70,13 +71,13 @@ def gather_kernel(
     real_p, real_c = p < stop, c < outputs
     channels = rate_of_program * outputs + c
     mask = real_p[:, None] & real_c[None, :]
-    offs_sum = (p - start).to(tl.int64)[:, None] * ((1 if SUM else rates) * outputs)
+    offs_sum = (p - start).to(tl.int64)[:, None] * ((1 if FUSE == "sum" else rates) * outputs)
     offs_sum += channels[None, :]
 
     acc = tl.zeros((BLOCK_P, BLOCK_C), tl.float32)
     if IS_FIRST:
         if bias_ptr is not None:
-            if SUM:
+            if FUSE == "sum":
                 for branch in tl.static_range(rates):
                     bias = tl.load(bias_ptr + branch * outputs + c, mask=real_c, other=0.0)
                     acc += bias.to(tl.float32)[None, :]
@@ -85,7 +86,7 @@ def gather_kernel(
     else:
         acc += tl.load(sum_ptr + offs_sum, mask=mask, other=0.0)
 
-    for r in range(rate_of_program, rates if SUM else rate_of_program + 1):
+    for r in range(rate_of_program, rates if FUSE == "sum" else rate_of_program + 1):
         rate = RATES[0]
         for branch in tl.static_range(1, rates):
             rate = tl.where(r == branch, RATES[branch], rate)
@@ -95,7 +96,7 @@ def gather_kernel(
                 dx = (j - KERNEL // 2) * rate
                 tap = i * KERNEL + j
                 inside = (y + dy >= 0) & (y + dy < height) & (x + dx >= 0) & (x + dx < width)
-                if SUM:
+                if FUSE == "sum":
                     block = 1 + r * (taps - 1) + tap - tl.where(tap > taps // 2, 1, 0)
                     block = tl.where(tap == taps // 2, 0, block)
                     inside = inside & ((tap != taps // 2) | (r == 0))
@@ -123,9 +124,9 @@ def gather_kernel(
 
 
 @triton.jit
-def rate_and_tap(block, TAPS: tl.constexpr, SUM: tl.constexpr):
+def rate_and_tap(block, TAPS: tl.constexpr, FUSE: tl.constexpr):
     """Which tap of which rate a block of columns is of; the centre of a sum counts as rate 0's."""
-    if SUM:
+    if FUSE == "sum":
         others: tl.constexpr = TAPS - 1 if TAPS > 1 else 1
         r = tl.where(block == 0, 0, (block - 1) // others)
         tap = (block - 1) % others
@@ -140,7 +141,7 @@ def rate_and_tap(block, TAPS: tl.constexpr, SUM: tl.constexpr):
 def spread_kernel(
     g_ptr, out_ptr, first, last, height, width, outputs, columns, padded,
     g_image_stride, g_channel_stride, g_row_stride, g_column_stride,
-    RATES: tl.constexpr, KERNEL: tl.constexpr, SUM: tl.constexpr,
+    RATES: tl.constexpr, KERNEL: tl.constexpr, FUSE: tl.constexpr,
     BLOCK_P: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """g'[p, t * outputs + o] = g[p - offset_t, o] of pixels [first, last); padding is 0."""
@@ -150,8 +151,8 @@ def spread_kernel(
     n = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
     block = n // outputs
     channel = n % outputs
-    r, tap = rate_and_tap(block, taps, SUM)
-    if not SUM:
+    r, tap = rate_and_tap(block, taps, FUSE)
+    if FUSE == "concat":
         channel += r * outputs
     rate = tl.zeros((BLOCK_N,), tl.int32) + RATES[0]
     for i in tl.static_range(1, len(RATES)):
@@ -176,7 +177,7 @@ def spread_kernel(
 def pack_kernel(
     w_ptr, rows_ptr, inputs, outputs, columns, rows, padded,
     w_rate_stride, w_output_stride, w_input_stride, w_tap_y_stride, w_tap_x_stride,
-    RATES: tl.constexpr, KERNEL: tl.constexpr, SUM: tl.constexpr,
+    RATES: tl.constexpr, KERNEL: tl.constexpr, FUSE: tl.constexpr,
     ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Row t * outputs + o of the packed weights: w of that tap, or the sum over rates (centre)."""
@@ -185,12 +186,12 @@ def pack_kernel(
     offs = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     mask = (row < columns)[:, None] & (offs < inputs)[None, :]
     block = row // outputs
-    r, tap = rate_and_tap(block, taps, SUM)
+    r, tap = rate_and_tap(block, taps, FUSE)
     start = r.to(tl.int64) * w_rate_stride + (row % outputs).to(tl.int64) * w_output_stride
     start += (tap // KERNEL) * w_tap_y_stride + (tap % KERNEL) * w_tap_x_stride
     w_ptrs = w_ptr + start[:, None] + offs.to(tl.int64)[None, :] * w_input_stride
     w = tl.load(w_ptrs, mask=mask, other=0.0).to(tl.float32)
-    if SUM:
+    if FUSE == "sum":
         centre = mask & (block == 0)[:, None]
         for _ in tl.static_range(1, RATES):
             w_ptrs += w_rate_stride
@@ -200,10 +201,10 @@ def pack_kernel(
     tl.store(out, w.to(rows_ptr.dtype.element_ty), mask=inside)
 
 
-def pack(weight: Tensor, sum_rates: bool) -> Tensor:
+def pack(weight: Tensor, fuse: str) -> Tensor:
     """The columns of the product as rows `[tap blocks * Cout, Cin]`, both padded to 16."""
     rates, outputs, inputs, kernel, _ = weight.shape
-    columns = tap_blocks(rates, kernel, sum_rates) * outputs
+    columns = tap_blocks(rates, kernel, fuse) * outputs
     rows = weight.new_empty(aligned(columns), aligned(inputs))
     grid = triton.cdiv(len(rows), PACK_ROWS), triton.cdiv(rows.shape[1], PACK_INPUTS)
     rate, output, input, tap_y, tap_x = weight.stride()
@@ -211,33 +212,27 @@ def pack(weight: Tensor, sum_rates: bool) -> Tensor:
         pack_kernel[grid](
             weight, rows, inputs, outputs, columns, *rows.shape,
             rate, output, input, tap_y, tap_x,
-            RATES=rates, KERNEL=kernel, SUM=sum_rates, ROWS=PACK_ROWS, BLOCK=PACK_INPUTS,
+            RATES=rates, KERNEL=kernel, FUSE=fuse, ROWS=PACK_ROWS, BLOCK=PACK_INPUTS,
         )  # fmt: skip
     return rows
 
 
-def tap_blocks(rates: int, kernel: int, sum_rates: bool) -> int:
-    """How many taps the product has; the centre of a sum counts once."""
-    taps = kernel * kernel
-    return 1 + rates * (taps - 1) if sum_rates else rates * taps
-
-
 def forward(
     input: Tensor,
-    rows: Tensor,
-    out: Tensor,
-    kernel: int,
-    rates: Sequence[int],
-    sum_rates: bool,
+    weight: Tensor,
     bias: Tensor | None,
+    rates: Sequence[int],
+    fuse: str,
     scale: Tensor | None,
     shift: Tensor | None,
-    relu: bool,
+    activation: str | None,
+    out: Tensor,
 ) -> None:
-    """Set `out` `[B, channels, H, W]` from `rows`, the packed weights."""
+    """Set `out` `[B, channels, H, W]`."""
     x, _ = pixels_of(input)
+    rows, kernel = pack(weight, fuse), weight.shape[-1]
     area = x.height * x.width
-    channels, outputs = out.shape[1], out.shape[1] // (1 if sum_rates else len(rates))
+    channels, outputs = out.shape[1], out.shape[1] // (1 if fuse == "sum" else len(rates))
     total = None  # of a band
     most = WORKSPACE // (4 * len(rows))
     band = most  # output pixels at a time
@@ -249,13 +244,13 @@ def forward(
     reach = max(rates) * (kernel // 2) * (x.width + 1)  # pixels between a source and its output
     block_c = min(MAX_BLOCK_C, max(16, triton.next_power_of_2(outputs)))
     image_stride, channel_stride, _, pixel_stride = out.stride()
-    weight = Taps(rows, 1, len(rows), 0, rows.shape[1], 0, 1)
+    taps = Taps(rows, 1, len(rows), 0, rows.shape[1], 0, 1)
     for begin, end in chunks(x.batch, area, band):
         sources = [(begin, end)]
         if total is not None:
             sources = list(_sources(begin, end, area, reach, most))
         for first, last in sources:
-            conv(x.part(first, last), weight, _as_map(slices[: last - first]), (1,), sum_rates=True)
+            conv(x.part(first, last), taps, _as_map(slices[: last - first]), (1,), fuse="sum")
             is_first, is_last = first == sources[0][0], last == sources[-1][1]
             start, stop = begin, end
             if not (is_first or is_last):  # only the pixels that see these
@@ -268,7 +263,7 @@ def forward(
                     out, bias, scale, shift,
                     first, last, start, stop, x.height, x.width, outputs, len(rows),
                     image_stride, pixel_stride, channel_stride,
-                    RATES=tuple(rates), KERNEL=kernel, SUM=sum_rates, RELU=relu,
+                    RATES=tuple(rates), KERNEL=kernel, FUSE=fuse, RELU=activation == "relu",
                     IS_FIRST=is_first, IS_LAST=is_last, BLOCK_P=BLOCK_P, BLOCK_C=block_c,
                 )  # fmt: skip
 
@@ -277,53 +272,46 @@ def gradients(
     grad: Tensor,
     input: Tensor,
     weight: Tensor,
-    rows: Tensor,
     rates: Sequence[int],
-    sum_rates: bool,
+    fuse: str,
     of_input: Tensor | None,
-    needs_weight: bool,
-) -> Tensor | None:
-    """Set `of_input`, where given, and return the gradient to `weight`, where needed.
+    of_weight: Tensor | None,
+) -> None:
+    """Set the gradients to `input` and `weight`, those that are given, from d z.
 
-    grad: d z, `[B, channels, H, W]` of any strides.
+    grad: d z, `[B, channels, H, W]` of any strides. of_weight: with Cin contiguous, and small
+    enough for a slice of it to fit half the workspace (`cost.weight_gradient_impl`).
     """
     x, _ = pixels_of(input)
     _, outputs, inputs, kernel, _ = weight.shape
-    if needs_weight and 4 * len(rows) * x.inputs > WORKSPACE // 2:
-        # Not even one slice fits: the implicit product writes the gradient where it belongs.
-        if of_input is not None:
-            gradients(grad, input, weight, rows, rates, sum_rates, of_input, False)
-        return implicit.gradients(grad, input, weight, rates, sum_rates, None, True)
-    columns = tap_blocks(len(rates), kernel, sum_rates) * outputs
-    area = x.height * x.width
+    columns = tap_blocks(len(rates), kernel, fuse) * outputs
+    padded = aligned(columns)
     # Half of the workspace for d z spread out, half for the slices of the weights' gradient.
-    most = max(1, WORKSPACE // 2 // (grad.element_size() * len(rows)))
+    most = max(1, WORKSPACE // 2 // (grad.element_size() * padded))
+    area = x.height * x.width
     pieces = list(chunks(x.batch, area, most))
-    most_rows = min(most, x.pixels)
-    spread = torch.empty(most_rows, len(rows), dtype=grad.dtype, device=grad.device)
-    slices = None
-    if needs_weight:
-        largest = x.part(*pieces[0])
+    spread = torch.empty(min(most, x.pixels), padded, dtype=grad.dtype, device=grad.device)
+    transposed = slices = None
+    if of_input is not None:
+        rows = pack(weight, fuse)
+        transposed = Taps(rows, 1, inputs, 0, 1, 0, rows.shape[1])
+    if of_weight is not None:
         # With the padding columns, which are zero: a mask at 693 would take the loads apart.
-        _, splits = weight_grad.splits_for(largest, len(rows), 1, len(rows), WORKSPACE // 2)
-        shape = splits, len(rows), x.inputs
-        slices = torch.empty(shape, dtype=torch.float32, device=grad.device)
-    backward = Taps(rows, 1, inputs, 0, 1, 0, rows.shape[1])
+        largest = x.part(*pieces[0])
+        _, splits = weight_grad.splits_for(largest, padded, 1, padded, WORKSPACE // 2)
+        slices = torch.empty(splits, padded, x.inputs, dtype=torch.float32, device=grad.device)
     for first, last in pieces:
-        g = Pixels(spread[: last - first], 1, 1, last - first, len(rows), len(rows))
-        _spread(grad, g, first, rates, kernel, sum_rates, columns)
-        if of_input is not None:
+        g = Pixels(spread[: last - first], 1, 1, last - first, padded, padded)
+        _spread(grad, g, first, rates, kernel, fuse, columns)
+        if of_input is not None and transposed is not None:
             part = _pixels_of_map(of_input, first, last, area)
             images, _, height, width = part.shape
             as_images = Pixels(g.tensor, images, height, width, g.inputs, g.stride)
-            conv(as_images, backward, part, (1,), sum_rates=True)
+            conv(as_images, transposed, part, (1,), fuse="sum")
         if slices is not None:
             weight_grad.product(x.part(first, last), g, slices, add=first > 0)
-    if slices is None:
-        return None
-    gradient = empty_weight_gradient(weight)
-    weight_grad.collect(slices, gradient, merged=sum_rates)
-    return gradient
+    if of_weight is not None and slices is not None:
+        weight_grad.collect(slices, of_weight, merged=fuse == "sum")
 
 
 def _spread(
@@ -332,18 +320,18 @@ def _spread(
     first: int,
     rates: Sequence[int],
     kernel: int,
-    sum_rates: bool,
+    fuse: str,
     columns: int,
 ) -> None:
     """Fill g with d z of the pixels from `first` on, spread out over the columns."""
     _, channels, height, width = grad.shape
-    outputs = channels if sum_rates else channels // len(rates)
+    outputs = channels if fuse == "sum" else channels // len(rates)
     grid = triton.cdiv(g.pixels, SPREAD_P), triton.cdiv(g.stride, SPREAD_N)
     with configs.on_device_of(grad):
         spread_kernel[grid](
             grad, g.tensor, first, first + g.pixels, height, width, outputs, columns, g.stride,
             *grad.stride(),
-            RATES=tuple(rates), KERNEL=kernel, SUM=sum_rates, BLOCK_P=SPREAD_P, BLOCK_N=SPREAD_N,
+            RATES=tuple(rates), KERNEL=kernel, FUSE=fuse, BLOCK_P=SPREAD_P, BLOCK_N=SPREAD_N,
         )  # fmt: skip
 
 

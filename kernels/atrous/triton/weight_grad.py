@@ -128,7 +128,7 @@ def collect_kernel(
 def correlate(
     x: Pixels, g: Pixels, rates: Sequence[int], g_rate_stride: int, gradient: Tensor
 ) -> None:
-    """Set `gradient` `[R, Cout, Cin, k, k]`, of `packing.empty_weight_gradient`, to dw.
+    """Set `gradient` `[R, Cout, Cin, k, k]`, with Cin contiguous, to dw.
 
     g: d z of every pixel; that of rate r begins r * g_rate_stride channels further on.
     """

@@ -1,13 +1,13 @@
-"""Mean field on a GPU, in Triton: a splat, a blur and one fused pass over the points an iteration.
+"""Mean logits on a GPU, in Triton: a splat, a blur and one fused pass over the points an iteration.
 
-    rows[r]  = sum over the entries e of r of  before_e weight_e * Q[point_e]            splat
-    rows     = blurred along each direction                                              blur
-    field_p  = logits_p - sum_k penalty_k * sum_j after_pk weight_pkj * rows[corner_pkj] update
-    Q_p      = softmax(field_p)
+    rows[r] = sum over the entries e of r of  before_e weight_e * Q[point_e]              splat
+    rows    = blurred along each direction                                                blur
+    l_p     = logits_p - sum_k compatibility_k * sum_j after_pk weight_pkj * rows[corner_pkj]
+    Q_p     = softmax(l_p)                                                                update
 
 The vertices of all terms stand in one buffer (stack.py), so that one splat and max(D_k + 1) blurs
 serve all of them; a term with fewer directions has no neighbours in the last ones, which copy its
-rows. A penalty `[C]` is applied in registers, a matrix `[C, C]` to the blurred rows.
+rows. A compatibility `[C]` is applied in registers, a matrix `[C, C]` to the blurred rows.
 
 An iteration is 2 + max(D_k + 1) launches, one more where a vertex may sum more than
 `segments.PIECE` entries, and one product a term with a matrix. Nothing waits for the device. An
@@ -25,16 +25,16 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.gaussian.permutohedral.triton.filtering import (
+from kernels.meanfield.term import LatticeTerm
+from kernels.meanfield.triton.stack import Stack
+from kernels.permutohedral.triton.filtering import (
     blur,
     buffers,
     load_rows,
     splat_rows,
     width_of,
 )
-from kernels.gaussian.permutohedral.triton.segments import require_memory
-from kernels.meanfield.term import Term
-from kernels.meanfield.triton.stack import Stack
+from kernels.permutohedral.triton.segments import require_memory
 
 TILE = 1024  # elements: points x labels
 
@@ -60,27 +60,29 @@ def start_kernel(
 
 @triton.jit(do_not_specialize=["count", "point_stride", "label_stride"])
 def update_kernel(
-    logits_ptr, rows_ptr, corners_ptr, weights_ptr, penalties_ptr, order_ptr, out_ptr,
+    logits_ptr, rows_ptr, corners_ptr, weights_ptr, compatibilities_ptr, order_ptr, out_ptr,
     count, point_stride, label_stride,
-    CORNERS: tl.constexpr, OUTPUTS: tl.constexpr, WIDTH: tl.constexpr,
+    CORNERS: tl.constexpr, OUTPUTS: tl.constexpr, WIDTH: tl.constexpr, MARGINALS: tl.constexpr,
     BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """Slice all terms, whose numbers of corners are CORNERS; subtract, softmax, write."""
+    """Slice all terms, whose numbers of corners are CORNERS; subtract, softmax if wanted, write."""
     p = tl.program_id(0) * BLOCK_P + tl.arange(0, BLOCK_P)
     c = tl.arange(0, BLOCK_C)[None, :]
     real = p < count
     mask = real[:, None] & (c < WIDTH)
-    field = tl.load(
+    logits = tl.load(
         logits_ptr + p.to(tl.int64)[:, None] * WIDTH + c, mask=mask, other=-float("inf")
     )
     column = p.to(tl.int64)
     for k in tl.static_range(len(CORNERS)):
         tables = corners_ptr + column, weights_ptr + column
         sliced = slice_term(rows_ptr, tables, real, c, count, CORNERS[k], WIDTH, BLOCK_P, BLOCK_C)
-        field -= sliced * tl.load(penalties_ptr + k * WIDTH + c, mask=c < WIDTH, other=0.0)
+        logits -= sliced * tl.load(compatibilities_ptr + k * WIDTH + c, mask=c < WIDTH, other=0.0)
         column += CORNERS[k] * count.to(tl.int64)
     offs = source_of(p, real, order_ptr)[:, None] * point_stride + c.to(tl.int64) * label_stride
-    tl.store(out_ptr + offs, softmax(field, real), mask=real[:, None] & (c < OUTPUTS))
+    if MARGINALS:
+        logits = softmax(logits, real)
+    tl.store(out_ptr + offs, logits, mask=real[:, None] & (c < OUTPUTS))
 
 
 @triton.jit
@@ -109,40 +111,39 @@ def source_of(p, real, order_ptr):
 
 
 @triton.jit
-def softmax(field, real):
+def softmax(logits, real):
     """Of each row; 0 for rows that are not real."""
-    field = tl.where(real[:, None], field, 0.0)
-    exponentials = tl.exp(field - tl.max(field, axis=1)[:, None])
+    logits = tl.where(real[:, None], logits, 0.0)
+    exponentials = tl.exp(logits - tl.max(logits, axis=1)[:, None])
     return exponentials / tl.sum(exponentials, axis=1)[:, None]
 
 
 def mean_field(
     unary: Tensor,
-    terms: Sequence[Term],
+    terms: Sequence[LatticeTerm],
     iterations: int,
-    start: Tensor | None = None,
-    order: Tensor | None = None,
-) -> Tensor:
-    """See `kernels.mean_field`; float32, `unary` `[N, C]` of any strides.
+    start: Tensor | None,
+    order: Tensor | None,
+    marginals: bool,
+    output: Tensor,
+) -> None:
+    """Set `output` `[M, C]`; float32, `[M, C]` of any strides.
 
-    Points may be those of several images, where the lattices are.
+    order: point i of the lattices is row order[i] of the others; None: i.
 
     Raises:
         ValueError: more entries than 32-bit indices name.
         MemoryError: the update does not fit the device.
     """
-    marginals = torch.empty_like(unary)  # keeps the strides of a transposed [C, N]
-    if iterations == 0 and start is not None:
-        return marginals.copy_(start)
     if not unary.numel():
-        return marginals
+        return
     _require_memory(unary, terms)
     order = None if order is None else order.contiguous()
     with torch.cuda.device_of(unary):
         logits, first = _start(unary, order, start is None and iterations > 0 and bool(terms))
         if iterations == 0 or not terms:
-            _update(logits, None, marginals, order)
-            return marginals
+            _update(logits, None, output, order, marginals)
+            return
         stack = Stack.of(terms, unary.shape[1])
         if first is None:
             assert start is not None
@@ -153,8 +154,10 @@ def mean_field(
             splat_rows(first, stack.splat, rows)
             blurred, other = blur(rows, spare, stack.neighbours)
             costs = stack.multiplied(blurred, other)
-            _update(logits, (stack, costs), first if left else marginals, None if left else order)
-    return marginals
+            if left:
+                _update(logits, (stack, costs), first, None, True)
+            else:
+                _update(logits, (stack, costs), output, order, marginals)
 
 
 def _start(unary: Tensor, order: Tensor | None, with_softmax: bool) -> tuple[Tensor, Tensor | None]:
@@ -176,16 +179,18 @@ def _update(
     pairwise: tuple[Stack, Tensor] | None,
     output: Tensor,
     order: Tensor | None,
+    marginals: bool,
 ) -> None:
-    """Set `output`, of any strides and in the caller's order, to the marginals."""
+    """Set `output`, of any strides and in the caller's order, to the marginals or the logits."""
     count, width = logits.shape
     block_p, block_c = _tile(width)
     stack, rows = pairwise if pairwise is not None else (None, None)
     update_kernel[(triton.cdiv(count, block_p),)](
-        logits, rows, *((stack.corners, stack.weights, stack.penalties) if stack else [None] * 3),
+        logits, rows,
+        *((stack.corners, stack.weights, stack.compatibilities) if stack else [None] * 3),
         order, output, count, *output.stride(),
         CORNERS=stack.counts if stack else (), OUTPUTS=output.shape[1], WIDTH=width,
-        BLOCK_P=block_p, BLOCK_C=block_c,
+        MARGINALS=marginals, BLOCK_P=block_p, BLOCK_C=block_c,
     )  # fmt: skip
 
 
@@ -195,7 +200,7 @@ def _tile(width: int) -> tuple[int, int]:
     return max(1, TILE // labels), labels
 
 
-def _require_memory(unary: Tensor, terms: Sequence[Term]) -> None:
+def _require_memory(unary: Tensor, terms: Sequence[LatticeTerm]) -> None:
     """Held: logits, Q, the result, two buffers of rows, two indices and two weights an entry."""
     count, labels = unary.shape
     rows = sum(term.lattice.num_rows for term in terms)

@@ -20,10 +20,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.gaussian.permutohedral.lattice import Lattice
-from kernels.gaussian.permutohedral.triton.filtering import Splat, fold, width_of
-from kernels.gaussian.permutohedral.triton.segments import completed, num_partials
-from kernels.meanfield.term import Term
+from kernels.meanfield.term import LatticeTerm
+from kernels.permutohedral.lattice import Lattice
+from kernels.permutohedral.triton.filtering import Splat, fold, width_of
+from kernels.permutohedral.triton.segments import completed, num_partials
 
 BLOCK = 512  # points, pieces or rows a program
 
@@ -90,7 +90,7 @@ class Stack:
         neighbours: int32 `[max(D_k + 1), 2, R]`.
         corners: int32 `[sum(D_k + 1), N]`, rows of the corners of each point.
         weights: float32 `[sum(D_k + 1), N]`, of a slice: the scale and `after` included.
-        penalties: float32 `[K, width]`, what is sliced is multiplied by.
+        compatibilities: float32 `[K, width]`, what is sliced is multiplied by.
         factors: what the rows of each term are multiplied by before, `[width]` or
             `[width, width]`; none unless one is a matrix.
         bounds: the first row of each term, and R.
@@ -101,35 +101,35 @@ class Stack:
     neighbours: Tensor
     corners: Tensor
     weights: Tensor
-    penalties: Tensor
+    compatibilities: Tensor
     factors: list[Tensor]
     bounds: list[int]
     counts: tuple[int, ...]
 
     @classmethod
-    def of(cls, terms: Sequence[Term], labels: int) -> Stack:
+    def of(cls, terms: Sequence[LatticeTerm], labels: int) -> Stack:
         """The terms, at least one, over the same points, at least one."""
         lattices = [completed(term.lattice) for term in terms]
         bounds = [0, *itertools.accumulate(lattice.num_rows for lattice in lattices)]
-        factors = [_padded(term.penalty, width_of(labels)) for term in terms]
+        factors = [_padded(term.compatibility, width_of(labels)) for term in terms]
         if any(factor.ndim == 2 for factor in factors):
-            penalties = factors[0].new_ones(len(terms), width_of(labels))
+            compatibilities = factors[0].new_ones(len(terms), width_of(labels))
         else:
-            penalties, factors = torch.stack(factors), []
+            compatibilities, factors = torch.stack(factors), []
         corners, weights = _corners(lattices, terms, bounds)
         return cls(
             splat=_splat(lattices, terms, bounds),
             neighbours=_neighbours(lattices, bounds),
             corners=corners,
             weights=weights,
-            penalties=penalties,
+            compatibilities=compatibilities,
             factors=factors,
             bounds=bounds,
             counts=tuple(lattice.num_dims + 1 for lattice in lattices),
         )
 
     def multiplied(self, blurred: Tensor, other: Tensor) -> Tensor:
-        """The rows times the penalties, where one is a matrix; `other` is overwritten then."""
+        """The rows times the compatibilities, where one is a matrix; that overwrites `other`."""
         if not self.factors:
             return blurred
         for factor, (first, last) in zip(
@@ -143,7 +143,7 @@ class Stack:
 
 
 def _corners(
-    lattices: Sequence[Lattice], terms: Sequence[Term], bounds: Sequence[int]
+    lattices: Sequence[Lattice], terms: Sequence[LatticeTerm], bounds: Sequence[int]
 ) -> tuple[Tensor, Tensor]:
     count = lattices[0].num_points
     shape = sum(lattice.num_dims + 1 for lattice in lattices), count
@@ -161,7 +161,9 @@ def _corners(
     return corners, weights
 
 
-def _splat(lattices: Sequence[Lattice], terms: Sequence[Term], bounds: Sequence[int]) -> Splat:
+def _splat(
+    lattices: Sequence[Lattice], terms: Sequence[LatticeTerm], bounds: Sequence[int]
+) -> Splat:
     """One splat for all lattices."""
     splats = [fold(a, term.before) for a, term in zip(lattices, terms, strict=True)]
     if len(splats) == 1:
@@ -206,7 +208,7 @@ def _neighbours(lattices: Sequence[Lattice], bounds: Sequence[int]) -> Tensor:
     return neighbours
 
 
-def _padded(penalty: Tensor, width: int) -> Tensor:
-    """A penalty filled up with zeros, whose rows and columns meet rows of full width."""
-    missing = width - len(penalty)
-    return F.pad(penalty, (0, missing) * penalty.ndim)
+def _padded(compatibility: Tensor, width: int) -> Tensor:
+    """A compatibility filled up with zeros, whose rows and columns meet rows of full width."""
+    missing = width - len(compatibility)
+    return F.pad(compatibility, (0, missing) * compatibility.ndim)

@@ -1,25 +1,3 @@
-"""The GPU's path of DenseCRF on CPU tensors, in the interpreter."""
+"""The GPU's path of DenseCRF, in the interpreter on CPU tensors."""
 
-from __future__ import annotations
-
-import pytest
-
-
-@pytest.fixture(autouse=True)
-def _as_on_a_gpu(large_lattice_tiles: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Lattices and mean field by Triton wherever "auto" chooses, images of a batch together."""
-    import torch
-
-    from crf import terms
-    from kernels import runtime
-    from kernels.meanfield import triton  # once configured
-    from kernels.meanfield.triton import stack
-
-    kernels = runtime.Implementation(
-        "triton", "Triton's interpreter", device="cpu", dtypes=(torch.float32,), triton=True
-    )
-    for operation in ("permutohedral", "mean_field"):
-        monkeypatch.setitem(runtime.OPERATIONS, operation, (kernels,))
-    monkeypatch.setattr(terms, "images_together", lambda features, batch, labels: max(1, batch))
-    monkeypatch.setattr(triton, "TILE", 2**12)
-    monkeypatch.setattr(stack, "BLOCK", 1024)
+from mean_field_problems import as_on_a_gpu, mean_field_tiles  # noqa: F401

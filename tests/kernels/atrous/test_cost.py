@@ -4,12 +4,12 @@ import dataclasses
 
 import pytest
 
-from kernels.atrous.cost import Problem, estimates, live_share
+from kernels.atrous.cost import Problem, estimates, live_share, weight_gradient_impl
 
-V2_HEAD = Problem(1, 2048, 65, 65, (6, 12, 18, 24), 21, 3, True, 2, "half")
-VGG_ASPP = Problem(4, 512, 41, 41, (6, 12, 18, 24), 1024, 3, False, 2, "half")
-V3_BRANCHES = Problem(4, 2048, 65, 65, (12, 24, 36), 256, 3, False, 2, "half")
-BACKBONE = Problem(4, 512, 65, 65, (4,), 512, 3, True, 2, "half")
+V2_HEAD = Problem(1, 2048, 65, 65, (6, 12, 18, 24), 21, 3, "sum", 2, "half")
+VGG_ASPP = Problem(4, 512, 41, 41, (6, 12, 18, 24), 1024, 3, "concat", 2, "half")
+V3_BRANCHES = Problem(4, 2048, 65, 65, (12, 24, 36), 256, 3, "concat", 2, "half")
+BACKBONE = Problem(4, 512, 65, 65, (4,), 512, 3, "sum", 2, "half")
 
 
 def best(problem):
@@ -44,3 +44,10 @@ def test_rows_of_taps_outside_the_map_cost_nothing():
     shares = [live_share(VGG_ASPP, rate) for rate in (6, 12, 18, 24)]
     assert shares == sorted(shares, reverse=True)
     assert shares[0] == pytest.approx(1 - 2 / 3 * (6 - 128 / 41) / 41)
+
+
+@pytest.mark.parametrize("fuse", ["sum", "concat"])
+def test_a_weight_gradient_of_more_than_half_the_workspace_is_implicit(fuse):
+    assert weight_gradient_impl("triton:shift", (4, 21, 2048, 3, 3), fuse) == "triton:shift"
+    assert weight_gradient_impl("triton:shift", (4, 1024, 512, 3, 3), fuse) == "triton:implicit"
+    assert weight_gradient_impl("triton:implicit", (4, 21, 2048, 3, 3), fuse) == "triton:implicit"

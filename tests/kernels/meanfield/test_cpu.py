@@ -1,16 +1,24 @@
-"""The fused numba mean field against the eager one in float64."""
+"""The fused numba mean field against plain PyTorch in float64."""
+
+import functools
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from mean_field_problems import (
+    assert_agrees,
+    compatibility,
+    lattice_of,
+    mean_field,
+    normal,
+    term,
+    uniform,
+    walked,
+)
 
-import kernels
-from kernels.gaussian.permutohedral import cpu as lattice_cpu
-from kernels.gaussian.permutohedral import eager as lattice_eager
-from kernels.meanfield import cpu, eager
-
-EPS = torch.finfo(torch.float32).eps
+from kernels.meanfield import cpu
+from kernels.permutohedral import cpu as lattice_cpu
 
 
 @pytest.fixture(autouse=True)
@@ -22,55 +30,15 @@ def _small_parts(monkeypatch):
     torch.set_num_threads(before)
 
 
-def _random(*shape, seed=0):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-
-
-def _lattice(count, dims, build=lattice_cpu.build):
-    return build((_random(count, dims, seed=dims).cumsum(0) * 0.3).contiguous())
-
-
-def _double(term):
-    lattice = term.lattice
-    wide = kernels.Lattice(
-        lattice.corners,
-        lattice.weights.double(),
-        lattice.neighbours,
-        lattice.ghosts,
-        lattice.parts,
-    )
-    cast = [None if t is None else t.double() for t in (term.penalty, term.before, term.after)]
-    return kernels.Term(wide, *cast)
-
-
-def _assert_agrees(unary, terms, iterations, **options):
-    ours = cpu.mean_field(unary, terms, iterations, **options)
-    single = eager.mean_field(unary, terms, iterations, **options)
-    if options.get("start") is not None:
-        options["start"] = options["start"].double()
-    exact = eager.mean_field(unary.double(), [_double(t) for t in terms], iterations, **options)
-    budget = 2 * (single - exact).abs().max() + 16 * EPS * max(1, iterations)
-    assert (ours - exact).abs().max() <= budget
-    assert ours.stride() == unary.stride()
-    return ours
-
-
-def _penalty(kind, labels):
-    return {
-        "attractive": torch.full((labels,), -3.0),
-        "repulsive": torch.full((labels,), 0.5),
-        "diagonal": -1.5 * torch.rand(labels, generator=torch.Generator().manual_seed(2)),
-        "potts": 2.0 * (1 - torch.eye(labels)),
-        "matrix": _random(labels, labels, seed=3).abs() * 0.5,
-    }[kind]
+_lattice = functools.partial(walked, build=lattice_cpu.build)
 
 
 @pytest.mark.parametrize("kind", ["attractive", "repulsive", "diagonal", "potts", "matrix"])
 @pytest.mark.parametrize("scaled", ["both", "before", "after", "neither", "same"])
-def test_every_penalty_and_normalisation(kind, scaled):
+def test_every_compatibility_and_normalisation(kind, scaled):
     count, labels = 150, 5
-    before = torch.rand(count, generator=torch.Generator().manual_seed(7)) + 0.2
-    after = torch.rand(count, generator=torch.Generator().manual_seed(8)) + 0.2
+    before = uniform(count, seed=7) + 0.2
+    after = uniform(count, seed=8) + 0.2
     before, after = {
         "both": (before, after),
         "before": (before, None),
@@ -79,77 +47,84 @@ def test_every_penalty_and_normalisation(kind, scaled):
         "same": (before, before),
     }[scaled]
     terms = [
-        kernels.Term(_lattice(count, 2), _penalty(kind, labels), before, after),
-        kernels.Term(_lattice(count, 5), _penalty("attractive", labels), before, before),
+        term(_lattice(count, 2), compatibility(kind, labels), before, after),
+        term(_lattice(count, 5), compatibility("attractive", labels), before, before),
     ]
-    _assert_agrees(_random(count, labels), terms, 4)
+    assert_agrees("cpu", normal(count, labels), terms, 4)
 
 
-@pytest.mark.parametrize("labels", [1, 2, 8, 21, 70, 150])
+@pytest.mark.parametrize("labels", [1, 2, 8, 21, 65, 256])
 def test_any_number_of_labels(labels):
-    term = kernels.Term(_lattice(90, 3), torch.full((labels,), -2.0))
-    marginals = _assert_agrees(_random(90, labels), [term], 3)
+    one = term(_lattice(90, 3), torch.full((labels,), -2.0))
+    marginals = assert_agrees("cpu", normal(90, labels), [one], 3)
     torch.testing.assert_close(marginals.sum(1), torch.ones(90))
 
 
 @pytest.mark.parametrize("iterations", [0, 1, 2, 10])
 @pytest.mark.parametrize("given_start", [False, True])
 def test_any_number_of_iterations_from_any_start(iterations, given_start):
-    start = torch.softmax(3 * _random(120, 4, seed=9), 1) if given_start else None
-    term = kernels.Term(_lattice(120, 5), _penalty("matrix", 4))
-    _assert_agrees(_random(120, 4), [term], iterations, start=start)
+    start = torch.softmax(3 * normal(120, 4, seed=9), 1) if given_start else None
+    one = term(_lattice(120, 5), compatibility("matrix", 4))
+    assert_agrees("cpu", normal(120, 4), [one], iterations, start=start)
 
 
 def test_a_start_need_not_sum_to_one():
     start = torch.rand(80, 4, generator=torch.Generator().manual_seed(0))
-    term = kernels.Term(_lattice(80, 3), torch.full((4,), -1.0))
-    _assert_agrees(_random(80, 4), [term], 1, start=start)
+    one = term(_lattice(80, 3), torch.full((4,), -1.0))
+    assert_agrees("cpu", normal(80, 4), [one], 1, start=start)
 
 
 def test_order_says_which_pixel_a_lattice_point_is():
     count = 130
-    features, unary = _random(count, 3).cumsum(0) * 0.3, _random(count, 6, seed=4)
+    features, unary = normal(count, 3).cumsum(0) * 0.3, normal(count, 6, seed=4)
     order = torch.randperm(count, generator=torch.Generator().manual_seed(1))
     weight = torch.full((6,), -2.0)
-    natural = kernels.Term(lattice_cpu.build(features), weight)
-    visited = kernels.Term(lattice_cpu.build(features[order].contiguous()), weight)
-    expected = cpu.mean_field(unary, [natural], 5)
-    result = _assert_agrees(unary, [visited], 5, order=order)
+    natural = term(lattice_cpu.build(features), weight)
+    visited = term(lattice_cpu.build(features[order].contiguous()), weight, order=order)
+    expected = mean_field("cpu", unary, [natural], 5)
+    result = assert_agrees("cpu", unary, [visited], 5)
     torch.testing.assert_close(result, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_a_transposed_unary_gives_a_transposed_result():
-    unary = _random(7, 100).T
-    term = kernels.Term(_lattice(100, 2), torch.full((7,), -2.0))
-    result = _assert_agrees(unary, [term], 3)
+    unary = normal(7, 100).T
+    one = term(_lattice(100, 2), torch.full((7,), -2.0))
+    result = assert_agrees("cpu", unary, [one], 3)
     assert result.T.is_contiguous()
 
 
 def test_lattices_built_on_different_numbers_of_threads_work_together():
-    terms = [kernels.Term(_lattice(120, 2), torch.full((3,), -1.0))]
+    terms = [term(_lattice(120, 2), torch.full((3,), -1.0))]
     torch.set_num_threads(2)
-    terms.append(kernels.Term(_lattice(120, 5), torch.full((3,), -1.0)))
-    terms.append(kernels.Term(_lattice(120, 4, lattice_eager.build), torch.full((3,), -1.0)))
-    assert len({len(term.lattice.parts) for term in terms}) == 3
-    _assert_agrees(_random(120, 3), terms, 3)
+    terms.append(term(_lattice(120, 5), torch.full((3,), -1.0)))
+    terms.append(term(walked(120, 4), torch.full((3,), -1.0)))
+    assert len({len(lattice_of(one).parts) for one in terms}) == 3
+    assert_agrees("cpu", normal(120, 3), terms, 3)
+
+
+@pytest.mark.parametrize("kind", ["attractive", "potts", "matrix"])
+def test_logits_are_those_of_plain_pytorch(kind):
+    terms = [term(_lattice(80, 2), compatibility(kind, 5)), term(_lattice(80, 3), torch.ones(5))]
+    for iterations in (0, 1, 3):
+        assert_agrees("cpu", normal(80, 5), terms, iterations, marginals=False)
 
 
 def test_no_terms_is_the_softmax():
-    unary = _random(50, 9)
-    torch.testing.assert_close(cpu.mean_field(unary, [], 5), torch.softmax(-unary, 1))
+    unary = normal(50, 9)
+    torch.testing.assert_close(mean_field("cpu", unary, [], 5), torch.softmax(-unary, 1))
 
 
 def test_more_points_than_a_block():
     count = 3 * cpu.BLOCK + 17
-    term = kernels.Term(_lattice(count, 5), torch.full((3,), -2.0))
-    _assert_agrees(_random(count, 3), [term], 3)
+    one = term(_lattice(count, 5), torch.full((3,), -2.0))
+    assert_agrees("cpu", normal(count, 3), [one], 3)
 
 
 def test_a_forbidden_label_stays_forbidden():
-    unary = _random(60, 4)
+    unary = normal(60, 4)
     unary[:, 2] = float("inf")
-    term = kernels.Term(_lattice(60, 3), torch.full((4,), -5.0))
-    result = cpu.mean_field(unary, [term], 5)
+    one = term(_lattice(60, 3), torch.full((4,), -5.0))
+    result = mean_field("cpu", unary, [one], 5)
     assert (result[:, 2] == 0).all()
     torch.testing.assert_close(result.sum(1), torch.ones(60))
 
@@ -163,10 +138,10 @@ def test_a_forbidden_label_stays_forbidden():
     seed=st.integers(0, 1000),
 )
 def test_any_shape_and_weight(count, labels, iterations, weight, seed):
-    features = _random(count, 3, seed=seed).cumsum(0).contiguous()
-    term = kernels.Term(lattice_cpu.build(features), torch.full((labels,), weight))
+    features = normal(count, 3, seed=seed).cumsum(0).contiguous()
+    one = term(lattice_cpu.build(features), torch.full((labels,), weight))
     # A repulsive weight makes the updates swing, so that rounding grows: only attraction is tight.
     if weight < 0:
-        _assert_agrees(_random(count, labels, seed=seed + 1), [term], iterations)
-    result = cpu.mean_field(_random(count, labels, seed=seed + 1), [term], iterations)
+        assert_agrees("cpu", normal(count, labels, seed=seed + 1), [one], iterations)
+    result = mean_field("cpu", normal(count, labels, seed=seed + 1), [one], iterations)
     torch.testing.assert_close(result.sum(1), torch.ones(count))

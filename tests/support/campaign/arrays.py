@@ -21,11 +21,13 @@ from campaign.case import Case, Command, Ended
 from campaign.network import check_labels
 from campaign.rasters import png, raster
 from campaign.runner import Family
-from deeplab.engine.refine import CRFSettings, refine_probabilities
+from crf import Bilateral, Gaussian
+from deeplab.crf_settings import CRFSettings
+from deeplab.refine import refine_probabilities
 
 HEIGHT, WIDTH = 9, 12
 IMAGE = raster("few", HEIGHT, WIDTH, 5)
-SETTINGS = CRFSettings(2, 2.0, 2.0, 3.0, 20.0, 8.0)
+SETTINGS = CRFSettings(2, Gaussian(2.0, 2.0), Bilateral(3.0, 20.0, 8.0))
 OPTIONS = [
     *("--iterations", "2", "--gaussian-weight", "2", "--gaussian-sigma", "2"),
     *("--bilateral-weight", "3", "--bilateral-sigma-xy", "20", "--bilateral-sigma-rgb", "8"),

@@ -18,6 +18,7 @@ from typing import Any, Literal
 
 import typer
 
+from campaign.files import lay
 from deeplab import cli
 
 Outcome = Literal["result", "refused"]
@@ -71,10 +72,7 @@ class Command:
 
     def run(self, folder: Path) -> Outcome:
         """In `folder`, which becomes the working folder; raises Wrong."""
-        for name, content in self.files.items():
-            path = folder / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(content)
+        lay(folder, self.files)
         if self.prepare is not None:
             self.prepare(folder)
         before = snapshot(folder)

@@ -17,9 +17,7 @@ def run_concurrency(seed: int, count: int, advance: Advance) -> Tally:
         tally.facts = concurrent_crf_calls(count, seed)
         tally.result = count
     except Exception:  # a result that differs, or a process that failed or hung
-        said = f"{count} CRF calls at once"
-        wrong = traceback.format_exc()[-3000:]
-        tally.failures = [{"case": 0, "said": said, "line": "", "wrong": wrong}]
+        tally.fail(0, f"{count} CRF calls at once", "", traceback.format_exc()[-3000:])
     tally.seconds = round(time.perf_counter() - start, 1)
     advance()
     return tally

@@ -1,4 +1,4 @@
-"""`crf.DenseCRF`, and `crf.densecrf` as pydensecrf's users call it, with any arguments.
+"""`crf.DenseCRF`, and `crf.pydensecrf.densecrf` as pydensecrf's users call it, with any arguments.
 
 Oracles: marginals are finite, sum to 1 and have the shape of the logits; labels in another order
 give the same in that order; the drop-in and the layer agree on the same problem. Everything else is
@@ -16,8 +16,8 @@ import torch
 from hypothesis import strategies as st
 
 import crf
-import crf.densecrf as dcrf
-import crf.utils
+import crf.pydensecrf.densecrf as dcrf
+import crf.pydensecrf.utils
 from campaign.case import Call, Case, require
 from campaign.damage import seeds
 from campaign.runner import Family
@@ -281,7 +281,7 @@ def odd_drop_in(draw: Any) -> Case:
 
 @st.composite
 def utilities(draw: Any) -> Case:
-    """`crf.utils` with probabilities and labels of any kind."""
+    """`crf.pydensecrf.utils` with probabilities and labels of any kind."""
     what = draw(st.sampled_from(sorted(ARRAYS)))
     value = ARRAYS[what]()
     which = draw(st.sampled_from(("softmax", "labels")))
@@ -289,8 +289,8 @@ def utilities(draw: Any) -> Case:
 
     def call() -> Any:
         if which == "softmax":
-            return crf.utils.unary_from_softmax(value, clip=clip)
-        return crf.utils.unary_from_labels(value, count, 0.7)
+            return crf.pydensecrf.utils.unary_from_softmax(value, clip=clip)
+        return crf.pydensecrf.utils.unary_from_labels(value, count, 0.7)
 
     def check(found: Any) -> None:
         require(isinstance(found, np.ndarray), f"{type(found)}")

@@ -26,11 +26,11 @@ from typing import Any
 
 from campaign import kill
 from campaign.case import Ended, Wrong, invoke, judged, require
-from campaign.files import content, contents
+from campaign.files import content, contents, lay
 from campaign.labels import drawn, one_set, stored
 from campaign.network import WEIGHTS, write_weights
 from campaign.options import IMAGE, LINES
-from campaign.rasters import png, raster
+from campaign.rasters import lay_picture
 from campaign.runner import Advance, Tally
 from deeplab.model import build
 from deeplab.weights import save_weights
@@ -105,14 +105,7 @@ def run_disk(seed: int, count: int, advance: Advance, heavy: bool = True) -> Tal
                     setattr(tally, outcome, getattr(tally, outcome) + 1)
                     ways[way] = ways.get(way, 0) + 1
                 except (Wrong, OSError, ValueError) as wrong:
-                    tally.failures.append(
-                        {
-                            "case": number,
-                            "said": said,
-                            "line": one.line,
-                            "wrong": f"{wrong!r}"[:1500],
-                        }
-                    )
+                    tally.fail(number, said, one.line, f"{wrong!r}"[:1500])
                 tally.cases += 1
                 advance()
         finally:
@@ -134,15 +127,8 @@ def _lay_inputs(root: Path) -> None:
     write_weights(shared)
     save_weights(build("deeplab_v2_small", num_classes=21).eval(), inputs / "voc.safetensors")
     kill.lay_data(root / "data")
-    (inputs / "a.png").write_bytes(png(raster("noise", 24, 32, 1), 2))
-    marks = raster("flat", 24, 32, 1) * 0
-    marks[2:6, 3:9], marks[15:19, 20:28] = (255, 0, 0), (0, 0, 255)
-    (inputs / "marks.png").write_bytes(png(marks, 2))
-    pairs = [(IMAGE, *stored(drawn(3, number), "grey")) for number in (1, 2)]
-    for name, bytes_ in one_set(pairs).items():
-        path = inputs / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(bytes_)
+    lay_picture(inputs, 24, 32, 1)
+    lay(inputs, one_set([(IMAGE, *stored(drawn(3, number), "grey")) for number in (1, 2)]))
     (inputs / "voc" / "SegmentationClass").mkdir()
     (inputs / "voc" / "SegmentationClass" / "two.png").write_bytes(stored(drawn(3, 1), "grey")[1])
     (inputs / "voc" / "JPEGImages" / "one.jpg").write_bytes(IMAGE)

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import tarfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,14 @@ def contents(folder: Path, without: tuple[str, ...] = ()) -> dict[str, Any]:
         for path in files
         if not path.name.startswith(without)
     }
+
+
+def lay(folder: Path, files: Mapping[str, bytes]) -> None:
+    """Write files by their names below a folder."""
+    for name, bytes_ in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(bytes_)
 
 
 def _member(archive: tarfile.TarFile, one: tarfile.TarInfo) -> bytes:

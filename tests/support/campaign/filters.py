@@ -18,6 +18,7 @@ import kernels
 from campaign.case import Call, Case, require
 from campaign.damage import seeds
 from campaign.runner import Family
+from kernels.meanfield import LatticeFilter
 
 SIZE = st.integers(1, 9)
 DTYPES = (
@@ -63,7 +64,7 @@ def convolution(draw: Any) -> Case:
     )
     rates = draw(st.lists(st.integers(1, 30), min_size=1, max_size=4))
     kernel, fuse = draw(st.sampled_from((1, 3, 5))), draw(st.sampled_from(("sum", "concat")))
-    impl, seed = draw(st.sampled_from(("auto", "eager", "op"))), draw(seeds())
+    impl, seed = draw(st.sampled_from(("auto", "reference"))), draw(seeds())
     dtype, last = draw(st.sampled_from((torch.float32, torch.float64))), draw(st.booleans())
     x, w = (
         randn((batch, cin, height, width), seed),
@@ -130,7 +131,7 @@ def filtering(draw: Any) -> Case:
     kernel = torch.exp(-0.5 * torch.cdist(points, points) ** 2)
     expected = kernel @ values
     method = draw(st.sampled_from(("exact", "permutohedral", "permutohedral")))
-    impl = draw(st.sampled_from(("auto", "eager")))
+    impl = draw(st.sampled_from(("auto", "reference")))
     dtype = draw(st.sampled_from((torch.float32, torch.float64)))
 
     def call() -> torch.Tensor:
@@ -139,7 +140,7 @@ def filtering(draw: Any) -> Case:
         )
         if method == "permutohedral":
             plain = kernels.gaussian_filter(
-                values.to(dtype), points.to(dtype), method=method, impl="eager"
+                values.to(dtype), points.to(dtype), method=method, impl="reference"
             )
             near(plain.double(), 1e-4)(found)
             require(bool((found >= -1e-6).all()), "a filter of positive values is negative")
@@ -188,25 +189,27 @@ def mean_field(draw: Any) -> Case:
     count, labels, seed = draw(st.integers(1, 50)), draw(st.integers(1, 5)), draw(seeds())
     steps = draw(st.sampled_from((0, 1, 3, 3, -1, 1.5, None)))
     wrong = draw(
-        st.sampled_from(("nothing", "nothing", "nothing", "NaN", "forbidden", "points", "penalty"))
+        st.sampled_from(
+            ("nothing", "nothing", "nothing", "NaN", "forbidden", "points", "compatibility")
+        )
     )
-    unary = randn((count, labels), seed, torch.float32)
+    unary = randn((1, count, labels), seed, torch.float32)
     points = randn((count, 3), seed + 1, torch.float32)
     if wrong == "NaN":
-        unary[0, 0] = torch.nan
+        unary[0, 0, 0] = torch.nan
     elif wrong == "forbidden":
-        unary[0] = torch.inf
+        unary[0, 0] = torch.inf
     elif wrong == "points":
         points = torch.cat([points, points])
-    penalty = torch.zeros(labels + 1, labels) if wrong == "penalty" else -torch.ones(labels)
+    wide = wrong == "compatibility"
+    compatibility = torch.zeros(labels + 1, labels) if wide else -torch.ones(labels)
 
     def call() -> torch.Tensor:
-        lattice = kernels.build_lattice(points)
-        term = kernels.Term(lattice, penalty, None, None)
+        term = kernels.Term(LatticeFilter([kernels.build_lattice(points)]), compatibility)
         found = kernels.mean_field(unary, [term], steps)
-        plain = kernels.mean_field(unary, [term], steps, impl="eager")
+        plain = kernels.mean_field(unary, [term], steps, impl="reference")
         near(plain.double(), 2e-3)(found)
-        require(float((found.sum(1) - 1).abs().max()) < 1e-4, "rows do not sum to 1")
+        require(float((found.sum(2) - 1).abs().max()) < 1e-4, "rows do not sum to 1")
         return found
 
     right = wrong == "nothing" and steps in (0, 1, 3)

@@ -61,14 +61,7 @@ def run_kills(seed: int, count: int, advance: Advance) -> Tally:
                 except (Wrong, TimeoutError, OSError, ValueError) as wrong:
                     moments = [(-1, 0.0)] * kills
                     said = f"run {runs} of seed {seed}, killed {kills} times"
-                    tally.failures.append(
-                        {
-                            "case": tally.cases,
-                            "said": said,
-                            "line": "train, --resume",
-                            "wrong": f"{wrong!r}",
-                        }
-                    )
+                    tally.fail(tally.cases, said, "train, --resume", f"{wrong!r}")
                 tally.cases += len(moments)
                 runs += 1
                 os.chdir(root)

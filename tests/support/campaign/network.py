@@ -11,9 +11,9 @@ from commands import STORED_CRF
 from PIL import Image
 
 from campaign.case import require
-from deeplab.engine.predict import predict
-from deeplab.engine.refine import CRFSettings
+from deeplab.crf_settings import CRFSettings
 from deeplab.model import DeepLab, build
+from deeplab.predict import predict
 from deeplab.weights import save_weights
 
 CLASSES = ("ground", "tree", "water")
@@ -50,7 +50,7 @@ def labels_of(rgb: np.ndarray, crf: CRFSettings | None = None) -> np.ndarray:
 
 
 def stored_crf() -> CRFSettings:
-    return CRFSettings(**STORED_CRF)
+    return CRFSettings().changed(STORED_CRF)
 
 
 def label_map(path: Path) -> np.ndarray:

@@ -25,7 +25,7 @@ from campaign.network import WEIGHTS, label_map, write_weights
 from campaign.rasters import png, raster
 from campaign.runner import Family
 from deeplab import cli
-from deeplab.engine.refine import CRFSettings
+from deeplab.crf_settings import CRFSettings
 from deeplab.weights import load_model
 
 IMAGE = png(raster("few", 12, 16, 3), 2)
@@ -75,6 +75,7 @@ POOLS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {  # wrong values, r
     "--iterations": (("", "x", "1.5", "nan", "1e3", "-1"), ("0", "1", "3")),
     "--gaussian-weight": (NO_NUMBERS, ("0", "2.5")),
     "--gaussian-sigma": ((*NO_NUMBERS, "0"), ("3", "0.5")),
+    "--gaussian-sigma-xy": ((*NO_NUMBERS, "0"), ("3", "0.5")),
     "--bilateral-weight": (NO_NUMBERS, ("0", "2.5")),
     "--bilateral-sigma-xy": ((*NO_NUMBERS, "0"), ("30",)),
     "--bilateral-sigma-rgb": ((*NO_NUMBERS, "0"), ("5",)),

@@ -22,9 +22,6 @@ def warm() -> None:
     """Load what a training loads, so that its forked processes need not."""
     import torch
 
-    import deeplab.engine.train
-    import deeplab.engine.tune_crf  # noqa: F401
-
     torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)  # which imports the most
 
 

@@ -10,10 +10,12 @@ import io
 import struct
 import zlib
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from hypothesis import strategies as st
+from picture_files import chunk
 from PIL import Image
 
 Raster = np.ndarray  # uint8 RGB [H, W, 3]
@@ -40,15 +42,6 @@ def raster(kind: str, height: int, width: int, seed: int) -> Raster:
         return np.repeat(rng.integers(0, 2, (*shape, 1), dtype=np.uint8) * 255, 3, axis=2)
     colours = rng.integers(0, 256, (1 if kind == "flat" else 5, 3), dtype=np.uint8)
     return colours[rng.integers(0, len(colours), shape)]
-
-
-def chunk(name: bytes, content: bytes) -> bytes:
-    return (
-        struct.pack(">I", len(content))
-        + name
-        + content
-        + struct.pack(">I", zlib.crc32(name + content))
-    )
 
 
 def png(
@@ -85,6 +78,14 @@ def png(
         chunk(b"IEND", b""),
     ]
     return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
+def lay_picture(folder: Path, height: int, width: int, seed: int) -> None:
+    """A picture a.png, and on it in marks.png scribbles of two colours."""
+    (folder / "a.png").write_bytes(png(raster("noise", height, width, seed), 2))
+    marks = np.zeros((height, width, 3), np.uint8)
+    marks[2:6, 3:9], marks[15:19, 20 : 20 + 8 * seed] = (255, 0, 0), (0, 0, 255)
+    (folder / "marks.png").write_bytes(png(marks, 2))
 
 
 def _row(line: np.ndarray, depth: int) -> bytes:

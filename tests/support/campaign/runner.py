@@ -61,6 +61,10 @@ class Tally:
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
 
+    def fail(self, case: int, said: str, line: str, wrong: str, **more: str) -> None:
+        """Record a failure: of which case, what it is, its command line, what is wrong."""
+        self.failures.append({"case": case, "said": said, "line": line, "wrong": wrong, **more})
+
 
 class TooLong(BaseException):
     """Not an Exception, which the product may catch."""
@@ -154,9 +158,7 @@ def _run(case: Case, number: int, folder: Path, tally: Tally, seed: int, keep: P
 
 def _record(tally: Tally, case: Case, number: int, seed: int, what: str) -> None:
     again = f"python -m campaign --family {tally.family} --seed {seed} --only {number}"
-    tally.failures.append(
-        {"case": number, "said": case.said, "line": case.line(), "wrong": what, "again": again}
-    )
+    tally.fail(number, case.said, case.line(), what, again=again)
 
 
 @contextmanager

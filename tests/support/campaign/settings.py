@@ -20,9 +20,9 @@ from campaign.network import WEIGHTS, check_labels, labels_of, stored_crf, write
 from campaign.rasters import png, raster
 from campaign.runner import Family
 from campaign.toml_texts import VALUES, broken_toml, dumps
-from deeplab.engine.refine import CRFSettings
-from deeplab.engine.train import TrainConfig
+from deeplab.crf_settings import CRFSettings
 from deeplab.errors import InputError
+from deeplab.training import TrainConfig
 from deeplab.weights import read_metadata
 
 IMAGE = raster("few", 20, 26, 3)
@@ -31,7 +31,7 @@ SEGMENT = ["segment", "a.png", "--weights", WEIGHTS, "--out", "out"]
 FIELDS = (
     "iterations",
     "gaussian_weight",
-    "gaussian_sigma",
+    "gaussian_sigma_xy",
     "bilateral_weight",
     "bilateral_sigma_xy",
     "bilateral_sigma_rgb",
@@ -179,7 +179,7 @@ def wrong_recipe(draw: Any) -> Case:
     chosen = TINY | {name: value}
     table = dict(chosen)
     try:
-        from deeplab.engine.training.recipe import flat_settings, make_config
+        from deeplab.training.recipe import flat_settings, make_config
 
         make_config(flat_settings(table, "x"))
     except InputError:

@@ -19,11 +19,11 @@ from typing import Any
 
 from campaign import kill
 from campaign.case import Wrong, require
-from campaign.files import content, contents
+from campaign.files import content, contents, lay
 from campaign.labels import drawn, one_set, stored
 from campaign.network import WEIGHTS, write_weights
 from campaign.processes import Child, warm
-from campaign.rasters import png, raster
+from campaign.rasters import lay_picture, png, raster
 from campaign.runner import Advance, Tally
 from deeplab.model import build
 from deeplab.weights import save_weights
@@ -60,14 +60,7 @@ def run_writers(seed: int, count: int, advance: Advance) -> Tally:
                     reads += seen
                     setattr(tally, outcome, getattr(tally, outcome) + 1)
                 except (Wrong, TimeoutError, OSError, ValueError) as wrong:
-                    tally.failures.append(
-                        {
-                            "case": number,
-                            "said": f"two of {pair}",
-                            "line": PAIRS[pair],
-                            "wrong": f"{wrong!r}"[:1500],
-                        }
-                    )
+                    tally.fail(number, f"two of {pair}", PAIRS[pair], f"{wrong!r}"[:1500])
                 tally.cases += 1
                 advance()
         finally:
@@ -89,21 +82,14 @@ def _lay_inputs(root: Path) -> None:
     for which in (1, 2):
         inputs = root / "inputs" / str(which)
         inputs.mkdir(parents=True)
-        (inputs / "a.png").write_bytes(png(raster("noise", 40, 56, which), 2))
-        marks = raster("flat", 40, 56, 1) * 0
-        marks[2:6, 3:9], marks[15:19, 20 : 20 + 8 * which] = (255, 0, 0), (0, 0, 255)
-        (inputs / "marks.png").write_bytes(png(marks, 2))
+        lay_picture(inputs, 40, 56, which)
         save_weights(
             build("deeplab_v2_small", num_classes=3).eval(),
             inputs / "w.safetensors",
             {"which": which},
         )
-        for name, bytes_ in one_set(
-            [(png(raster("noise", 12, 16, which), 2), *stored(drawn(3, which), "grey"))]
-        ).items():
-            path = inputs / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(bytes_)
+        noise = png(raster("noise", 12, 16, which), 2)
+        lay(inputs, one_set([(noise, *stored(drawn(3, which), "grey"))]))
 
 
 def _one(root: Path, args: list[str]) -> dict[str, Any]:

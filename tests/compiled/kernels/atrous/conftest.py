@@ -8,11 +8,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from kernels.atrous import triton
-from kernels.atrous.triton import configs
+from kernels.atrous import cost
+from kernels.atrous.triton import configs, implicit, shift
+
+ALGORITHMS = {"triton:shift": shift, "triton:implicit": implicit}
 
 RATES = (6, 12, 18, 24)
-GRADIENTS = ("input", "weight", "bias", "scale", "shift")
 
 
 @pytest.fixture(autouse=True)
@@ -23,7 +24,7 @@ def _an_h100(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def call() -> Callable[..., None]:
-    """Compute a convolution at four rates, or its gradient to one of `GRADIENTS`.
+    """Compute a convolution at four rates, or its gradient to `input`, `weight` or `scale`.
 
     Maps are 41 x 41 and 65 x 65, those of a 321 x 321 and a 513 x 513 image: pixels, height and
     width are no multiples of 16, the rows of channels are.
@@ -31,7 +32,7 @@ def call() -> Callable[..., None]:
 
     def run(
         dtype: torch.dtype,
-        algorithm: str = "implicit",
+        algorithm: str = "triton:implicit",
         fuse: str = "concat",
         inputs: int = 512,
         outputs: int = 1024,
@@ -48,12 +49,16 @@ def call() -> Callable[..., None]:
         scale = None if fuse == "sum" else torch.empty(channels, dtype=dtype, device="meta")
         if gradient is None:
             relu = None if fuse == "sum" else "relu"
-            operands = x, weight, bias, RATES, fuse, scale, scale, relu
-            triton.forward(*operands, algorithm, None, y)
+            of = ALGORITHMS[algorithm].forward
+            of(x, weight, bias, RATES, fuse, scale, scale, relu, y)
+        elif gradient == "scale":
+            implicit.scale_gradient(y, x, weight, bias, RATES)
+        elif gradient == "input":
+            of = ALGORITHMS[algorithm].gradients
+            of(y, x, weight, RATES, fuse, torch.empty_like(x), None)
         else:
-            needs = [name == gradient for name in GRADIENTS]
-            operands = y, x, weight, bias, RATES, fuse, scale, None, needs
-            triton.backward(*operands, algorithm, None, torch.empty_like(x))
+            of = ALGORITHMS[cost.weight_gradient_impl(algorithm, weight.shape, fuse)].gradients
+            of(y, x, weight, RATES, fuse, None, torch.empty_like(weight))
 
     return run
 

@@ -25,7 +25,7 @@ def _any_configuration(monkeypatch):
 @pytest.fixture
 def shift(call):
     """Forward, or the gradient to the weights, of one of `CALLS` by multiply-then-shift."""
-    return lambda name, gradient: call(**CALLS[name], algorithm="shift", gradient=gradient)
+    return lambda name, gradient: call(**CALLS[name], algorithm="triton:shift", gradient=gradient)
 
 
 @pytest.mark.parametrize("target", ["sm_80", "sm_90", "gfx942"])

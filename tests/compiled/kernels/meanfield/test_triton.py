@@ -4,47 +4,29 @@ from __future__ import annotations
 
 import pytest
 import torch
+from targets import SHARED_MEMORY, assert_fits, assert_serves_any_size, lattice, meta
 from torch import Tensor
 
-import kernels
-from kernels.gaussian.permutohedral.triton import segments
 from kernels.meanfield import triton
+from kernels.meanfield.term import LatticeTerm
 
-KB = 1024
-SHARED_MEMORY = {"sm_80": 163 * KB, "sm_90": 227 * KB, "gfx942": 64 * KB}  # of one program
 COUNT = 187_500
 STACKING = {"corners_kernel", "move_kernel", "neighbours_kernel"}
 OWN = {"start_kernel", "update_kernel", *STACKING}
 SHARED = {"fold_kernel", "splat_kernel", "sum_kernel", "blur_kernel"}
 
 
-def meta(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-    return torch.empty(shape, dtype=dtype, device="meta")
-
-
-def term(dims: int, rows: int, penalty: Tensor) -> kernels.Term:
-    entries = COUNT * (dims + 1)
-    lattice = kernels.Lattice(
-        meta(COUNT, dims + 1, dtype=torch.int32),
-        meta(COUNT, dims + 1),
-        meta(dims + 1, 2, rows, dtype=torch.int32),
-        meta(0, 2, dtype=torch.int32),
-        meta(2, 3, dtype=torch.int64),
-        None,
-        meta(entries, dtype=torch.int32),
-        meta(3, rows + entries // segments.PIECE, dtype=torch.int32),
-        meta(3, entries // segments.PIECE, dtype=torch.int32),
-    )
-    return kernels.Term(lattice, penalty, meta(COUNT), meta(COUNT))
+def term(dims: int, rows: int, compatibility: Tensor) -> LatticeTerm:
+    return LatticeTerm(lattice(dims, COUNT, rows), compatibility, meta(COUNT), meta(COUNT))
 
 
 def infer(labels: int, transposed: bool = True, matrix: bool = False, ordered: bool = True) -> None:
     """Two updates of a Gaussian and a bilateral term."""
     unary = meta(labels, COUNT).T if transposed else meta(COUNT, labels)
-    penalty = meta(labels, labels) if matrix else meta(labels)
+    compatibility = meta(labels, labels) if matrix else meta(labels)
     order = meta(COUNT, dtype=torch.int64) if ordered else None
-    terms = [term(2, 24_500, penalty), term(5, 224_001, penalty)]
-    triton.mean_field(unary, terms, 2, None, order)
+    terms = [term(2, 24_500, compatibility), term(5, 224_001, compatibility)]
+    triton.mean_field(unary, terms, 2, None, order, True, torch.empty_like(unary))
 
 
 @pytest.mark.parametrize("target", SHARED_MEMORY)
@@ -53,14 +35,13 @@ def test_updates_spill_nothing(binaries, target, labels):
     found = binaries(target, lambda: infer(labels), OWN)
     assert {binary.kernel for binary in found} == OWN
     for binary in found:
-        assert not any(binary.spills.values()), binary
-        assert binary.shared <= SHARED_MEMORY[target]
+        assert_fits(binary, target)
 
 
 @pytest.mark.parametrize("target", SHARED_MEMORY)
 def test_labels_side_by_side_and_no_order_spill_nothing(binaries, target):
     for binary in binaries(target, lambda: infer(21, transposed=False, ordered=False), OWN):
-        assert not any(binary.spills.values()), binary
+        assert_fits(binary, target)
 
 
 def test_an_iteration_is_nine_launches(launches):
@@ -74,10 +55,7 @@ def test_an_iteration_is_nine_launches(launches):
 
 
 def test_sizes_are_no_reason_to_compile_anew(launches):
-    """What was compiled for one image serves any other of as many labels."""
+    """Of as many labels."""
     found = launches(lambda: infer(21))
     assert {launch.name for launch in found} == OWN | SHARED
-    for launch in found:
-        arguments = zip(launch.kernel.arg_names, launch.args, strict=False)
-        numbers = {name for name, value in arguments if isinstance(value, int)}
-        assert numbers <= set(launch.kernel.do_not_specialize), launch.name
+    assert_serves_any_size(found)

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from crf import densecrf
-from kernels import runtime
-from kernels.gaussian.permutohedral import triton as lattices
-from kernels.gaussian.permutohedral.triton import filtering
+from crf.pydensecrf import densecrf
+from kernels import dispatch
 from kernels.meanfield import triton
+from kernels.permutohedral import triton as lattices
+from kernels.permutohedral.triton import filtering
 
 GOLDEN = Path(__file__).parents[3] / "golden"
 
@@ -22,9 +22,9 @@ GOLDEN = Path(__file__).parents[3] / "golden"
 @pytest.fixture
 def ran(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Have `auto` choose Triton, and list what of it ran; with tiles for a thousand vertices."""
-    only = (runtime.Implementation("triton", "interpreted", triton=True),)
-    tables = {**runtime.OPERATIONS, "permutohedral": only, "mean_field": only}
-    monkeypatch.setattr(runtime, "OPERATIONS", tables)
+    only = (dispatch.Implementation("triton", "interpreted", triton=True),)
+    tables = {**dispatch.OPERATIONS, "permutohedral": only, "meanfield": only}
+    monkeypatch.setattr(dispatch, "OPERATIONS", tables)
     for module in (filtering, triton):
         monkeypatch.setattr(module, "TILE", 2**15)
     called: list[str] = []

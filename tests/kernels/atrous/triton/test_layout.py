@@ -4,7 +4,7 @@ import pytest
 import torch
 
 pytest.importorskip("triton", reason="triton is not installed")
-from kernels.atrous import packing
+from kernels.atrous import ops
 from kernels.atrous.triton import layout
 
 
@@ -73,6 +73,6 @@ def test_chunks_are_whole_images_or_parts_of_one(batch, area, most, expected):
 
 
 def test_the_weight_gradient_has_inputs_contiguous():
-    gradient = packing.empty_weight_gradient(torch.zeros(2, 5, 6, 3, 3))
+    gradient = ops._empty_weight_gradient(torch.zeros(2, 5, 6, 3, 3))
     assert gradient.shape == (2, 5, 6, 3, 3)
     assert gradient.stride(2) == 1

@@ -1,0 +1,65 @@
+"""The network that a command works with, and the device that it runs on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from deeplab.cli.shared.options import WeightsOptions, msc_scales
+from deeplab.errors import InputError
+
+if TYPE_CHECKING:
+    import torch
+
+    from deeplab.model import DeepLab
+
+
+def load_network(weights: WeightsOptions) -> tuple[DeepLab, dict[str, Any]]:
+    """The model with its weights, and what the weights say about themselves.
+
+    The model that a file of another project was taken for is printed on standard error.
+    """
+    from deeplab.training.distributed import is_first
+    from deeplab.weights import load_checkpoint
+    from deeplab.weights.file import metadata_problem
+
+    scales = None if weights.msc is None else msc_scales(weights.msc)
+    opened = load_checkpoint(weights.weights_file, weights.model, weights.classes)
+    network = opened.model
+    if weights.msc is not None:
+        network.set_scales(scales)
+    if network.num_classes > 256:
+        raise InputError(
+            f"{opened.path}: {network.num_classes} classes do not fit 8-bit label maps (256 at "
+            "most); use deeplab.predict from Python"
+        )
+    if problem := metadata_problem(opened.metadata | {"num_classes": network.num_classes}):
+        raise InputError(f"{opened.path}: {problem}; write the file anew with save_weights")
+    if (told := opened.taken_for()) and is_first():
+        typer.echo(f"Note: {told}", err=True)
+    return network, opened.metadata
+
+
+@contextmanager
+def named_weights(weights: WeightsOptions) -> Iterator[None]:
+    """InputError that names the weights where the network gives NaN or Inf."""
+    try:
+        yield
+    except FloatingPointError as error:
+        raise InputError(f"{weights.weights_file or 'the shipped weights'}: {error}") from error
+
+
+def torch_device(name: str) -> torch.device:
+    """The device of --device: cpu, cuda, or auto, a GPU where there is one."""
+    import torch
+
+    if name not in ("auto", "cpu", "cuda"):
+        raise InputError(f"--device {name} must be auto, cpu or cuda")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise InputError("--device cuda: torch sees no GPU here; use cpu or auto")
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(name)

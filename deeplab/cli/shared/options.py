@@ -1,0 +1,223 @@
+"""Options that several commands share, stated once, and what their texts mean."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from deeplab import toml
+from deeplab.errors import InputError
+
+if TYPE_CHECKING:
+    from deeplab.crf_settings import CRFSettings
+
+ModelName = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help="Which model the weights must belong to, such as deeplab_v2_resnet101.",
+        show_default="the one that the weights name or fit",
+    ),
+]
+MSC = Annotated[
+    str | None,
+    typer.Option(
+        metavar="S,S,...|none",
+        help="Scales at which the model itself sees each picture, as MSC of the papers does: the "
+        "largest logit of 1,0.75,0.5 counts. Networks are trained with it; --scales averages the "
+        "probabilities of views of any network.",
+        show_default="as the weights say",
+    ),
+]
+DataOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--data-option",
+        metavar="KEY=VALUE",
+        rich_help_panel="Data",
+        help="An option of that data set, such as classes=my/classes.txt; may be repeated.",
+    ),
+]
+Device = Annotated[
+    str, typer.Option(metavar="NAME", help="cpu, cuda, or auto: a GPU where there is one.")
+]
+UseCRF = Annotated[bool, typer.Option("--crf/--no-crf", help="Refine with the dense CRF.")]
+OutFolder = Annotated[
+    Path, typer.Option("--out", metavar="DIR", help="Folder for the results; made if missing.")
+]
+MaxMegapixels = Annotated[
+    float, typer.Option(help="Refuse larger pictures (10^6 pixels), before they are decoded.")
+]
+SaveProbabilities = Annotated[
+    bool,
+    typer.Option(
+        "--probabilities", help="Save the class probabilities too: float32 [C, H, W] as .npz."
+    ),
+]
+
+
+def _crf_number(metavar: str, text: str, *names: str) -> Any:
+    return typer.Option(*names, metavar=metavar, rich_help_panel="CRF", help=text)
+
+
+@dataclass(frozen=True)
+class WeightsOptions:
+    """The network: which weights, and what they must be of."""
+
+    weights_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--weights",
+            metavar="FILE",
+            help="Weights: .safetensors, or any file that `deeplab convert` reads.",
+            show_default="the shipped",
+        ),
+    ] = None
+    model: ModelName = None
+    classes: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            help="How many classes the weights must be for.",
+            show_default="as the weights say",
+        ),
+    ] = None
+    msc: MSC = None
+
+
+@dataclass(frozen=True)
+class DataOptions:
+    """The data set."""
+
+    data_name: Annotated[
+        str,
+        typer.Option(
+            "--data",
+            metavar="NAME",
+            rich_help_panel="Data",
+            help="Which data set; `deeplab data list` names them.",
+        ),
+    ] = "scenes"
+    data_root: Annotated[
+        Path | None,
+        typer.Option(
+            "--root",
+            metavar="DIR",
+            rich_help_panel="Data",
+            help="Its folder.",
+            show_default="none: scenes are generated",
+        ),
+    ] = None
+    data_option: DataOption = None
+
+
+@dataclass(frozen=True)
+class ViewOptions:
+    """The views of a picture whose probabilities are averaged."""
+
+    scales: Annotated[
+        str,
+        typer.Option(
+            metavar="S,S,...",
+            help="Let the model see the picture at these scales and average the probabilities.",
+        ),
+    ] = "1"
+    flip: Annotated[bool, typer.Option("--flip", help="Average over the mirrored picture too.")] = (
+        False
+    )
+
+    def numbers(self) -> tuple[float, ...]:
+        """The scales; InputError names the option."""
+        from deeplab.predict import check_scales
+
+        scales = numbers("--scales", self.scales)
+        try:
+            check_scales(scales)
+        except ValueError as error:
+            raise InputError(f"--{error}") from error
+        return scales
+
+
+@dataclass(frozen=True)
+class SmoothnessOptions:
+    """The iterations and the smoothness term of a CRF, named as in `deeplab.crf_settings`."""
+
+    iterations: Annotated[int | None, _crf_number("N", "Mean-field iterations.")] = None
+    gaussian_weight: Annotated[
+        float | None, _crf_number("W", "Weight of the smoothness kernel.")
+    ] = None
+    gaussian_sigma_xy: Annotated[
+        float | None,
+        _crf_number("PIXELS", "Its width.", "--gaussian-sigma-xy", "--gaussian-sigma"),
+    ] = None
+
+    def change(self, settings: CRFSettings) -> CRFSettings:
+        """The settings with what the options say."""
+        return settings.changed(asdict(self))
+
+
+@dataclass(frozen=True)
+class CRFOptions(SmoothnessOptions):
+    """All numbers of a CRF, one by one or from a file."""
+
+    bilateral_weight: Annotated[
+        float | None, _crf_number("W", "Weight of the appearance kernel.")
+    ] = None
+    bilateral_sigma_xy: Annotated[float | None, _crf_number("PIXELS", "Its width in space.")] = None
+    bilateral_sigma_rgb: Annotated[
+        float | None, _crf_number("LEVELS", "Its width in colour, grey levels of 0-255.")
+    ] = None
+    crf_settings: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE.toml",
+            rich_help_panel="CRF",
+            help="Settings that deeplab tune-crf found; the other options change them.",
+            show_default="none",
+        ),
+    ] = None
+
+    def change(self, settings: CRFSettings) -> CRFSettings:
+        """The settings of --crf-settings, or else those given, with what the options say."""
+        from deeplab.crf_settings import CRFSettings
+
+        numbers = asdict(self)
+        file = numbers.pop("crf_settings")
+        return (settings if file is None else CRFSettings.from_toml(file)).changed(numbers)
+
+
+def numbers(name: str, text: str) -> tuple[float, ...]:
+    """The numbers of a list such as 0.5,0.75,1; InputError names the option."""
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise InputError(
+            f"{name} {text} must be numbers with commas between them, such as 0.5,0.75,1"
+        ) from None
+
+
+def key_value(flag: str, text: str, example: str) -> tuple[str, Any]:
+    """KEY=VALUE: the value as TOML has it, or else as the text that it is."""
+    key, equals, value = (part.strip() for part in text.partition("="))
+    if not key or not equals:
+        raise InputError(f"{flag} {text} must be KEY=VALUE, such as {example}")
+    try:
+        table = toml.loads(f"value = {value}")
+    except ValueError:
+        return key, value
+    return key, table["value"] if len(table) == 1 else value  # several lines would set more
+
+
+def msc_scales(text: str) -> list[float] | None:
+    """The scales of --msc, None for one."""
+    from deeplab.model.multiscale import checked_scales
+
+    try:
+        return None if text == "none" else checked_scales(numbers("--msc", text))
+    except ValueError:
+        raise InputError(
+            f"--msc {text} must be none, or 1 and smaller scales, falling, such as 1,0.75,0.5"
+        ) from None

@@ -1,1 +1,0 @@
-"""Running models: training (``train``), evaluation (``evaluate``) and prediction (``predict``)."""

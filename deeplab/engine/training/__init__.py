@@ -1,1 +1,0 @@
-"""The parts of a training run; `deeplab.engine.train` puts them together."""

@@ -1,0 +1,273 @@
+"""Evaluation: the scores of a network over a data set, with and without a CRF, in one pass.
+
+Besides the usual scores over all pixels there is one for edges and thin structures, the papers'
+trimap idea: the mIoU over the *band*, the pixels within ``band`` pixels of a class boundary. Blurry
+edges cost little of the whole mIoU and much of the band's. The curve over bands of growing width is
+in ``deeplab.evaluation.trimap``. Source: Krähenbühl and Koltun, NIPS 2011, figure 2; Chen et al.,
+DeepLab v1, figure 6.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor
+
+from deeplab.data.datasets.base import LabelledImages as LabelledImages  # for those that train too
+from deeplab.data.datasets.counts import LabelCounts
+from deeplab.errors import InputError
+from deeplab.evaluation.metrics import Absent, ConfusionMatrix
+from deeplab.evaluation.trimap import Around, TrimapCurve, TrimapTally, band_index
+from deeplab.model import DeepLab
+from deeplab.predict import as_rgb, check_scales, enough_memory, network_scores
+
+CRF = Callable[[Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Scores in [0, 1]. ``iou`` has None for a class that never occurs (0 with absent="zero");
+    ``band_miou`` is the mIoU over the pixels near class boundaries (None where there is none)."""
+
+    miou: float
+    pixel_accuracy: float
+    mean_accuracy: float
+    band_miou: float | None
+    iou: dict[str, float | None]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The result of ``evaluate``: ``network`` alone, and ``crf`` on top of it if there was one.
+
+    ``trimap`` has the curves of "network" and "crf" where they were asked for, ``confusion`` the
+    counts behind the scores, by the same names.
+    """
+
+    images: int
+    band: int
+    network: Scores
+    crf: Scores | None
+    trimap: dict[str, TrimapCurve] | None = None
+    confusion: dict[str, ConfusionMatrix] = field(default_factory=dict, repr=False, compare=False)
+
+    def truth(self, where: str) -> LabelCounts:
+        """How many pixels of each class the true labels have; where: what they are called."""
+        confusion = self.confusion["network"]
+        pixels = tuple(confusion.matrix.sum(1).tolist())
+        return LabelCounts(where, tuple(self.network.iou), pixels, confusion.ignored)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain numbers, strings, lists and dictionaries, ready for JSON."""
+        plain = dataclasses.asdict(dataclasses.replace(self, confusion={}))
+        plain["confusion"] = {name: c.matrix.tolist() for name, c in self.confusion.items()}
+        return plain
+
+
+def evaluate(
+    model: DeepLab,
+    dataset: LabelledImages,
+    crf: CRF | None = None,
+    *,
+    class_names: Sequence[str] | None = None,
+    ignore: int = 255,
+    absent: Absent = "skip",
+    band: int = 4,
+    trimap: Sequence[int] = (),
+    around: Around = "boundary",
+    scales: Sequence[float] = (1.0,),
+    flip: bool = False,
+    on_prediction: Callable[[int, np.ndarray], None] | None = None,
+    shard: bool = False,
+    progress: bool = False,
+) -> Evaluation:
+    """Scores of ``model`` on every picture of ``dataset``, one confusion matrix over the whole set.
+
+    Args:
+        model: in any mode; put into evaluation mode and back. Its own ``crf`` must be None, so that
+            both scores come from the same pass.
+        dataset: pairs (image uint8 [H, W, 3] RGB, labels [H, W]).
+        crf: ``crf(logits [1, C, H, W], image [1, 3, H, W] RGB 0-255)`` -> marginals
+            [1, C, H, W], such as ``crf.DenseCRF``; None scores the network alone.
+        class_names: names of the classes in the result; numbers by default.
+        ignore: true label of pixels that do not count.
+        absent: how a class counts that neither occurs nor is predicted: "skip", or "zero" as in the
+            VOC kit.
+        band: half-width in pixels of the band around class boundaries.
+        trimap: widths in pixels of the trimap curve; none by default.
+        around: what the curve's bands lie around: "void" labels, as VOC draws them around objects,
+            or the class "boundary".
+        scales, flip: the views of a picture whose probabilities are averaged, see
+            ``deeplab.predict.network_scores``.
+        on_prediction: called with the index of each picture and its labels [H, W], uint8, or int64
+            above 256 classes (the CRF's where there is one).
+        shard: with several processes of torch.distributed, each evaluates its share of the pictures
+            (dataset[rank::world]) and all get the scores of the whole set; every process must call.
+        progress: show a progress bar, on standard error; with shard, in the first process only.
+
+    Raises:
+        ValueError: an empty data set, a model with its own CRF, a wrong number of class names,
+            widths or scales without sense.
+        InputError: labels of another size than the picture or outside the classes; a set without
+            a labelled pixel; memory that is not enough. It names the picture by its number.
+        FloatingPointError: the network gives NaN or Inf.
+    """
+    names = [str(i) for i in range(model.num_classes)] if class_names is None else list(class_names)
+    _check(model, dataset, names, band)
+    check_scales(scales)
+
+    def tally() -> _Tally:
+        curve = TrimapTally(len(names), trimap, around, ignore, absent) if len(trimap) else None
+        return _Tally(len(names), ignore, absent, band, curve)
+
+    network, refined = tally(), None if crf is None else tally()
+    device = next(model.parameters()).device
+    dtype = np.uint8 if len(names) <= 256 else np.int64
+    rank, world = _process() if shard else (0, 1)
+    mine = range(rank, len(dataset), world)
+    with torch.no_grad(), progress_bar(progress and rank == 0) as bar:
+        task = bar.add_task("evaluate", total=len(mine))
+        for index in mine:
+            image, labels = (np.asarray(part) for part in dataset[index])
+            with (
+                _named(index, labels, image),
+                enough_memory(model, image, scales, flip, refines=crf is not None),
+            ):
+                truth = torch.from_numpy(labels.astype(np.int64))
+                logits = network_scores(model, image, scales, flip)
+                require_finite(logits, index)
+                predicted = network.add(truth, logits)
+                if crf is not None and refined is not None:
+                    predicted = refined.add(truth, crf(logits, as_rgb(image).to(device)))
+            if on_prediction is not None:
+                on_prediction(index, predicted.numpy().astype(dtype))
+            bar.advance(task)
+    tallies = {"network": network} | ({} if refined is None else {"crf": refined})
+    for one in tallies.values():
+        if shard:
+            one.all_reduce()
+    if not network.all.matrix.any():
+        raise InputError(
+            f"none of the {len(dataset)} pictures has a labelled pixel, so that there is nothing "
+            "to score; check the labels, and which of them is ignored, or predict a test split "
+            "without scores"
+        )
+    return Evaluation(
+        images=len(dataset),
+        band=band,
+        network=network.scores(names),
+        crf=None if refined is None else refined.scores(names),
+        trimap={k: v.curve.curve() for k, v in tallies.items() if v.curve} or None,
+        confusion={name: one.all for name, one in tallies.items()},
+    )
+
+
+@contextmanager
+def _named(index: int, labels: np.ndarray, image: np.ndarray) -> Iterator[None]:
+    """What is wrong with a picture, with its number."""
+    try:
+        if labels.shape != image.shape[:2]:
+            raise ValueError(
+                f"labels of {list(labels.shape)} for a picture of {list(image.shape[:2])} pixels"
+            )
+        yield
+    except ValueError as error:
+        raise InputError(f"picture {index}: {error}") from error
+
+
+def require_finite(logits: Tensor, index: int) -> None:
+    """FloatingPointError where a network's output for picture ``index`` has NaN or Inf."""
+    if not bool(logits.isfinite().all()):
+        raise FloatingPointError(
+            f"the network's output for picture {index} has NaN or Inf; the weights are damaged or "
+            "come from a training that diverged"
+        )
+
+
+def boundary_band(labels: Tensor, width: int) -> Tensor:
+    """Pixels with another label within ``width`` pixels (a square window): bool [H, W]."""
+    return band_index(labels, (width,), "boundary") == 0
+
+
+class _Tally:
+    """The confusion over all pixels, over the band, and over the bands of a trimap curve."""
+
+    def __init__(
+        self, num_classes: int, ignore: int, absent: Absent, band: int, curve: TrimapTally | None
+    ) -> None:
+        self.all = ConfusionMatrix(num_classes, ignore, absent=absent)
+        self.edges = ConfusionMatrix(num_classes, ignore, absent=absent)
+        self.band, self.curve = band, curve
+
+    def add(self, truth: Tensor, scores: Tensor) -> Tensor:
+        """The labels [H, W] that these scores predict, counted."""
+        predicted = scores.argmax(1)[0].cpu()
+        near = boundary_band(truth, self.band)
+        self.all.update(truth, predicted)
+        self.edges.update(truth[near], predicted[near])
+        if self.curve is not None:
+            self.curve.add(truth, predicted)
+        return predicted
+
+    def all_reduce(self) -> None:
+        self.all.all_reduce()
+        self.edges.all_reduce()
+        if self.curve is not None:
+            self.curve.all_reduce()
+
+    def scores(self, names: Sequence[str]) -> Scores:
+        iou = self.all.iou().tolist()
+        band_miou = self.edges.miou() if bool(self.edges.matrix.any()) else math.nan
+        return Scores(
+            miou=self.all.miou(),
+            pixel_accuracy=self.all.pixel_accuracy(),
+            mean_accuracy=self.all.mean_accuracy(),
+            band_miou=None if band_miou != band_miou else band_miou,
+            iou={n: None if v != v else v for n, v in zip(names, iou, strict=True)},
+        )
+
+
+def _process() -> tuple[int, int]:
+    """Rank of this process and number of processes."""
+    if dist.is_available() and dist.is_initialized():
+        return dist.get_rank(), dist.get_world_size()
+    return 0, 1
+
+
+def _check(model: DeepLab, dataset: LabelledImages, names: Sequence[str], band: int) -> None:
+    if len(dataset) == 0:
+        raise ValueError("dataset must have at least one picture, not an empty data set")
+    if len(names) != model.num_classes:
+        raise ValueError(
+            f"class_names must be {model.num_classes} names, as the model has classes, "
+            f"not {len(names)}"
+        )
+    if model.crf is not None:
+        raise ValueError(
+            "model: has a CRF layer of its own; evaluate the network without it and pass the layer "
+            "as crf=, so that both are scored"
+        )
+    if band < 1:
+        raise ValueError(f"band must be a half-width of at least 1 pixel, not {band}")
+
+
+def progress_bar(shown: bool) -> Progress:
+    """A bar with counts and the time left, on standard error."""
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+        disable=not shown,
+    )

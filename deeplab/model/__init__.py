@@ -1,0 +1,65 @@
+"""The networks of DeepLab v1, v2 and v3, and one builder function for each.
+
+    model = deeplab.model.deeplab_v2_resnet101(num_classes=21).eval()
+    labels = model(model.preprocess(image)).argmax(1)
+
+table.py       the table of networks, `MODELS`, and the builders: start here
+network.py     DeepLab (nn.Module): backbone, head, scales, CRF layer, parameter groups
+resnet.py      the backbones, image classification networks turned into dense feature extractors of
+vgg.py         output stride 8; batch_norm.py, frozen statistics
+heads.py       LargeFOV, ASPP, MSc's taps, the pyramid of v3
+multiscale.py  MSC: several scales of one picture, fused by maximum
+styles.py      "caffe" and "torchvision": conventions that weights follow
+preprocess.py  the input that a model's weights expect
+initialise.py  how fresh weights are drawn
+"""
+
+from deeplab.model.network import DeepLab
+from deeplab.model.table import (
+    MODELS,
+    build,
+    deeplab_v1_4x4,
+    deeplab_v1_7x7,
+    deeplab_v1_largefov,
+    deeplab_v1_msc,
+    deeplab_v1_msc_largefov,
+    deeplab_v2_resnet18,
+    deeplab_v2_resnet50,
+    deeplab_v2_resnet101,
+    deeplab_v2_resnet101_aspp_l,
+    deeplab_v2_resnet101_aspp_s,
+    deeplab_v2_resnet101_base,
+    deeplab_v2_resnet101_largefov,
+    deeplab_v2_small,
+    deeplab_v2_vgg16,
+    deeplab_v2_vgg16_aspp_l,
+    deeplab_v2_vgg16_aspp_s,
+    deeplab_v2_vgg16_largefov,
+    deeplab_v3_resnet50,
+    deeplab_v3_resnet101,
+)
+
+__all__ = [
+    "MODELS",
+    "DeepLab",
+    "build",
+    "deeplab_v1_4x4",
+    "deeplab_v1_7x7",
+    "deeplab_v1_largefov",
+    "deeplab_v1_msc",
+    "deeplab_v1_msc_largefov",
+    "deeplab_v2_resnet18",
+    "deeplab_v2_resnet50",
+    "deeplab_v2_resnet101",
+    "deeplab_v2_resnet101_aspp_l",
+    "deeplab_v2_resnet101_aspp_s",
+    "deeplab_v2_resnet101_base",
+    "deeplab_v2_resnet101_largefov",
+    "deeplab_v2_small",
+    "deeplab_v2_vgg16",
+    "deeplab_v2_vgg16_aspp_l",
+    "deeplab_v2_vgg16_aspp_s",
+    "deeplab_v2_vgg16_largefov",
+    "deeplab_v3_resnet50",
+    "deeplab_v3_resnet101",
+]

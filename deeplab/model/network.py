@@ -1,0 +1,260 @@
+"""The DeepLab module: backbone, head, what joins them, and a dense CRF where one is wanted.
+
+    scores = head( backbone(x) )  [ + taps(x, pools) ]         MSc, DeepLab v1
+    scores = max over scales of those                          MSC, DeepLab v2
+    logits = upsample(scores)
+    logits = crf.refine_logits(logits, image)                  with a CRF layer
+
+`deeplab.model` builds the papers' networks from it.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from crf import DenseCRF
+from crf.checks import refuse_tracing
+from deeplab.model import multiscale
+from deeplab.model.batch_norm import FrozenBatchNorm2d
+from deeplab.model.heads import (
+    ASPP,
+    DeepLabV3Head,
+    FullyConnected,
+    FullyConnectedASPP,
+    MultiScaleTaps,
+    Pointwise,
+)
+from deeplab.model.multiscale import Resize
+from deeplab.model.preprocess import preprocess
+from deeplab.model.resnet import ResNet
+from deeplab.model.styles import Style
+from deeplab.model.vgg import VGG16
+
+Head = Pointwise | ASPP | FullyConnected | FullyConnectedASPP | DeepLabV3Head
+
+
+class DeepLab(nn.Module):
+    """Backbone, head and, if given, taps and a dense CRF. `deeplab.model` builds the papers' ones.
+
+    Attributes: `backbone`, `head`, `taps` (MultiScaleTaps or None), `crf` (a DenseCRF or None; it
+    may be set at any time), `num_classes`, `style`, `scales` (a tuple, or None for one scale;
+    `set_scales` sets it), `resize` and `config`: the model's name and options as JSON-able values,
+    so that `deeplab.model.build(config["model"], ...)` makes the same model again.
+    """
+
+    in_channels = 3
+
+    def __init__(
+        self,
+        backbone: ResNet | VGG16,
+        head: Head,
+        *,
+        config: dict[str, Any],
+        taps: MultiScaleTaps | None = None,
+        crf: DenseCRF | None = None,
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.num_classes: int = config["num_classes"]
+        self.style: Style = config.get("style", "caffe")
+        scales = config.get("scales")
+        self.scales: tuple[float, ...] | None = None if scales is None else tuple(scales)
+        self.resize: Resize = config.get("resize", "caffe")
+        self.backbone = backbone
+        self.head = head
+        self.taps = taps
+        self.crf = crf
+
+    def preprocess(self, image: np.ndarray | Tensor) -> Tensor:
+        """RGB in 0-255 -> the input that weights of this model's style expect.
+
+        Style "caffe": BGR, mean subtracted; "torchvision": RGB, whitened.
+        image: NumPy `[H, W, 3]`, or tensor `[3, H, W]` or `[B, 3, H, W]`; uint8 or floating point.
+        Returns `[B, 3, H, W]` on the model's device and in its dtype; raises as
+        `deeplab.model.preprocess.preprocess` does.
+        """
+        return preprocess(image, self.style).to(next(self.parameters()))
+
+    def forward(self, x: Tensor, *, image: Tensor | None = None, upsample: bool = True) -> Tensor:
+        """Class scores, one tensor in training and in evaluation.
+
+        x: `[B, 3, H, W]`, preprocessed, any size from 1x1 up.
+        image: `[B, 3, H, W]`, the same pictures as RGB 0-255: what a CRF layer looks at.
+        upsample: to the input's size, as `upsample` does it; False leaves the backbone's size,
+            about H/8 x W/8.
+
+        Returns logits `[B, num_classes, H, W]`, whose softmax is the class probabilities; with
+        several scales they are the fused ones. With a CRF layer they are the CRF's last field
+        before the softmax, so their softmax is its marginals and a cross entropy on them trains
+        through it.
+
+        Raises ValueError for a wrong shape; for a CRF without `image` or with upsample=False (it
+        works on pixels); for `image` without a CRF, which would be left unused.
+        """
+        self._check(x)
+        self._check_image(x, image, upsample)
+        if self.scales is None:
+            logits = self._scores(x)
+        else:
+            logits = self._scores_of_scales(x)[0]
+        if upsample:
+            logits = self.upsample(logits, x.shape[2:])
+        if self.crf is None:
+            return logits
+        assert image is not None  # _check_image has seen to it
+        return self.crf.refine_logits(logits, image)
+
+    def upsample(self, logits: Tensor, size: Sequence[int]) -> Tensor:
+        """Scores `[B, C, h, w]` of upsample=False at `size` (H, W) of their input, as `forward`.
+
+        Bilinear; with align_corners where the model is `aligned`.
+        """
+        return F.interpolate(logits, size=list(size), mode="bilinear", align_corners=self.aligned)
+
+    @property
+    def aligned(self) -> bool:
+        """Whether the corner scores lie on the corner pixels, as in the released Caffe networks.
+
+        In style "torchvision", and with resize "torch", they lie on the middles of their shares.
+        """
+        return self.style == "caffe" and self.resize == "caffe"
+
+    def set_scales(self, scales: Sequence[float] | None) -> None:
+        """See pictures at other scales from now on (MSC), or at one with None.
+
+        Raises ValueError as `deeplab.model.multiscale.checked_scales` does.
+        """
+        checked = multiscale.checked_scales(scales)
+        self.scales = None if checked is None else tuple(checked)
+        self.config = self.config | {"scales": checked}
+
+    def forward_scales(self, x: Tensor) -> tuple[Tensor, ...]:
+        """The scores that a model of several scales trains on, one loss each, none upsampled.
+
+        x: `[B, 3, H, W]`, preprocessed. A CRF layer takes no part.
+
+        Returns, with scales=(1.0, 0.75, 0.5), four tensors `[B, num_classes, h, w]`: the maximum
+        over the scales, scale 1, scale 0.75 brought to the map of scale 1, and scale 0.5 as it is.
+        With other scales: the maximum, scale 1, those between brought to its map, and the last.
+        The maximum, upsampled, is what `forward` gives.
+
+        Raises ValueError for a model of one scale, and for a wrong shape.
+        """
+        self._check(x)
+        if self.scales is None:
+            raise ValueError(
+                "forward_scales: this model has one scale; build it with scales=(1.0, 0.75, 0.5), "
+                "or train on model(x)"
+            )
+        return self._scores_of_scales(x)
+
+    def param_groups(
+        self, lr: float, weight_decay: float = 5e-4, head_lr_scale: float = 10.0
+    ) -> list[dict[str, Any]]:
+        """The papers' groups for an optimiser; every trainable parameter is in exactly one.
+
+            name             lr times          weight decay
+            body_weight          1                 yes
+            body_bias            2                 no
+            body_norm            1                 no          BatchNorm, where it is trained
+            head_weight    head_lr_scale           yes         layers called `classifier`
+            head_bias    2 head_lr_scale           no
+            crf                  1                 no
+
+        The classifiers are the layers that give scores: the last of the head, as in the released
+        prototxts, and the last of each tap of MSc. The other layers of a head or tap (fc6 and fc7,
+        the pyramid of v3) are body, as fc6 and fc7 are in the prototxts. head_lr_scale is 10 in the
+        papers. Each group is a dict with "params", "lr" (multiplied already), "weight_decay",
+        "name" and "lr_scale" (the factor, for schedules). Empty groups are left out.
+        """
+        groups = {
+            "body_weight": (1.0, weight_decay),
+            "body_bias": (2.0, 0.0),
+            "body_norm": (1.0, 0.0),
+            "head_weight": (head_lr_scale, weight_decay),
+            "head_bias": (2 * head_lr_scale, 0.0),
+            "crf": (1.0, 0.0),
+        }
+        params: dict[str, list[nn.Parameter]] = {name: [] for name in groups}
+        for group, parameter in self._trainable_parameters():
+            params[group].append(parameter)
+        return [
+            {
+                "params": params[name],
+                "lr": lr * lr_scale,
+                "weight_decay": decay,
+                "name": name,
+                "lr_scale": lr_scale,
+            }
+            for name, (lr_scale, decay) in groups.items()
+            if params[name]
+        ]
+
+    def _scores(self, x: Tensor) -> Tensor:
+        """`[B, num_classes, ~H/8, ~W/8]`, at one scale."""
+        if self.taps is None:
+            return self.head(self.backbone(x))
+        pools: list[Tensor] = []
+        scores = self.head(self.backbone(x, pools))
+        return scores + self.taps(x, pools)
+
+    def _scores_of_scales(self, x: Tensor) -> tuple[Tensor, ...]:
+        assert self.scales is not None
+        return multiscale.scores_of_scales(self._scores, x, self.scales, self.resize)
+
+    def _trainable_parameters(self) -> list[tuple[str, nn.Parameter]]:
+        """(group, parameter) for each parameter that takes gradients, in the model's order."""
+        found = []
+        for module_name, module in self.named_modules():
+            for name, parameter in module.named_parameters(recurse=False):
+                # model.requires_grad_(True) means the others: a frozen norm has constants.
+                if not parameter.requires_grad or isinstance(module, FrozenBatchNorm2d):
+                    continue
+                path = module_name.split(".")
+                if path[0] == "crf":
+                    group = "crf"
+                elif isinstance(module, nn.modules.batchnorm._BatchNorm):
+                    group = "body_norm"
+                else:
+                    part = "head" if path[-1] == "classifier" else "body"
+                    group = f"{part}_{name}"
+                found.append((group, parameter))
+        return found
+
+    def _check(self, x: Tensor) -> None:
+        if x.ndim != 4 or x.shape[1] != 3 or x.shape[2] == 0 or x.shape[3] == 0:
+            raise ValueError(
+                f"x must be a preprocessed batch [B, 3, H, W], not shape {list(x.shape)}; "
+                "model.preprocess(image) makes one"
+            )
+        if not x.is_floating_point():
+            raise TypeError(
+                f"x must be floating point, not {x.dtype}; pass model.preprocess(image)"
+            )
+
+    def _check_image(self, x: Tensor, image: Tensor | None, upsample: bool) -> None:
+        if self.crf is None:
+            if image is not None:
+                raise ValueError(
+                    "image: only a CRF layer looks at it and this model has none; leave it out, "
+                    "or build the model with crf=crf.DenseCRF(...)"
+                )
+            return
+        refuse_tracing()  # torch.jit.trace could not even pass `image`
+        if image is None:
+            raise ValueError(
+                "image: this model ends in a CRF, which needs the pictures as RGB 0-255 "
+                "[B, 3, H, W]; pass image=..., or set model.crf = None for the network alone"
+            )
+        if not upsample:
+            raise ValueError(
+                "upsample: the CRF works on pixels, so upsample=False is not possible with it; "
+                "set model.crf = None for the network's own scores"
+            )
+        if image.shape != x.shape:
+            raise ValueError(
+                f"image must be the shape of x, {list(x.shape)}, not {list(image.shape)}"
+            )

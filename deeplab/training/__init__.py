@@ -1,0 +1,38 @@
+"""Training with the papers' recipe: SGD with momentum, the poly policy, parameter groups.
+
+    lr(i) = lr_0 * (1 - i / steps) ** power,     power = 0.9
+
+times each group's own factor (`DeepLab.param_groups`), with a linear warm-up in front. Every
+sample is a random picture, randomly scaled, mirrored and cropped; its cross entropy is taken at
+`loss_stride`: 1 compares the upsampled logits with the labels, 8 the logits with
+`labels[::8, ::8]` as the papers do (the same grid, since align_corners maps n = 8k + 1 pixels to
+k + 1). Source: Chen et al., DeepLab v2, section 4.1.
+
+    from deeplab.training import DataConfig, TrainConfig, train
+
+    config = TrainConfig(data=DataConfig("voc2012", root="VOCdevkit/VOC2012"))
+    result = train(config, "voc.safetensors")
+
+The defaults of `TrainConfig` are the recipe of the weights that the package ships. The command is
+`deeplab train --out deeplab_v2_small_scenes.safetensors`; its scores, and those of an earlier run,
+are in bench/records/scenes_deeplab_v2_small.json.
+
+A run is a function of its configuration: sample i depends on (seed, i) alone, however many workers
+and processes prepare it, and a run that was stopped goes on as if it had not been. Ctrl-C and
+SIGTERM stop after the current step and write what there is.
+
+    run            train: a run from its configuration to its result
+    config         TrainConfig, DataConfig; config_errors, recipe: from TOML files and --set
+    setup          what is checked, opened and built before the first step
+    trainer        Trainer: steps, validations, log, files
+    step           forward, backward, update; losses, schedule (optimiser and learning rate)
+    samples        pictures in a random order, cropped at random; labels, report: what is in them
+    checkpoint     the files of a run
+    logs           progress bar, CSV, TensorBoard
+    distributed    several processes; interrupt (signals), failures (memory, killed workers)
+"""
+
+from deeplab.training.config import DataConfig, TrainConfig
+from deeplab.training.run import TrainResult, train
+
+__all__ = ["DataConfig", "TrainConfig", "TrainResult", "train"]

@@ -1,0 +1,306 @@
+"""What a run shows: a progress bar, a CSV file, TensorBoard, and how fast it was.
+
+One row of the log for each `log_every` steps and each validation:
+
+    step                       steps done
+    loss                       running mean over some fifty steps
+    lr                         the body's learning rate in the last step
+    images_per_second          of the steps, time spent waiting for samples left out
+    loader_images_per_second   what the workers can deliver: their number over the time of a sample
+    wait_share                 share of the time that the step waited for samples
+    memory_mib                 peak so far: of the GPU, or of this process on a CPU
+    miou, pixel_accuracy       of the validation after this step; empty where there was none
+
+A resumed run drops rows beyond the step where it starts again, so that no step stands twice.
+"""
+
+from __future__ import annotations
+
+import csv
+import fcntl
+import os
+import resource
+import sys
+import threading
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+    track,
+)
+from rich.table import Column
+
+from deeplab.errors import InputError
+
+COLUMNS = (
+    *("step", "loss", "lr", "images_per_second", "loader_images_per_second", "wait_share"),
+    *("memory_mib", "miou", "pixel_accuracy"),
+)
+
+
+@dataclass
+class Throughput:
+    """Images and seconds of a stretch of training, all processes counted as fast as this one.
+
+    images: in all processes; stepping, waiting: seconds of this process in steps and for samples;
+    making: seconds that its workers spent on its share of them; workers: how many it has.
+    """
+
+    workers: int = 1
+    images: int = 0
+    stepping: float = 0.0
+    waiting: float = 0.0
+    making: float = 0.0
+
+    def add(self, images: int, stepping: float, waiting: float, making: float) -> None:
+        self.images += images
+        self.stepping += stepping
+        self.waiting += waiting
+        self.making += making
+
+    @property
+    def images_per_second(self) -> float:
+        """Of the steps alone."""
+        return self.images / max(self.stepping, 1e-9)
+
+    @property
+    def loader_images_per_second(self) -> float:
+        """Of the workers alone; without workers, of the one process that does both in turn."""
+        return max(1, self.workers) * self.images / max(self.making, 1e-9)
+
+    @property
+    def wait_share(self) -> float:
+        return self.waiting / max(self.stepping + self.waiting, 1e-9)
+
+    def as_row(self) -> dict[str, float]:
+        return {
+            "images_per_second": round(self.images_per_second, 3),
+            "loader_images_per_second": round(self.loader_images_per_second, 3),
+            "wait_share": round(self.wait_share, 4),
+        }
+
+    def __str__(self) -> str:
+        makers = f"{self.workers} workers" if self.workers else "no workers"
+        return (
+            f"steps {self.images_per_second:.1f} images/s, loader "
+            f"{self.loader_images_per_second:.1f} images/s ({makers}), "
+            f"{self.wait_share:.0%} of the time waiting for data"
+        )
+
+
+def peak_memory_mib(device: torch.device) -> int:
+    """Peak memory in MiB: allocated on the GPU, or resident in this process on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) >> 20
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # KiB on Linux, bytes on a Mac
+    return peak >> (20 if sys.platform == "darwin" else 10)
+
+
+def has_rows(path: Path) -> bool:
+    """Whether the log of a run has more than its header; InputError where it is none of a run."""
+    return bool(_rows(path))
+
+
+class CSVLog:
+    """The log in a file, one row a step at most, each row on the disk when `write` returns.
+
+    It is locked while it is open, and with it all files of the run: a second run of the same name
+    would mix its weights, states and rows with those of the first. The lock belongs to the process
+    and not to its workers, so that none outlives a run that is killed.
+    """
+
+    def __init__(self, path: Path, keep_through: int = 0) -> None:
+        """keep_through: rows up to this step are those of the run that is resumed; 0: afresh."""
+        self.path = path
+        kept = [row for row in _rows(path) if int(row["step"]) <= keep_through]
+        part = path.with_name(f".{path.name}.part")
+        try:
+            self._file: IO[str] = part.open("a", newline="", encoding="utf-8")
+            self._lock(self._file)  # it becomes the log, and stays locked
+            try:
+                if path.exists():
+                    with path.open("r+") as before:
+                        self._lock(before)
+                self._file.truncate(0)
+                self._writer = csv.DictWriter(self._file, COLUMNS, extrasaction="ignore")
+                self._writer.writeheader()
+                self._writer.writerows(kept)
+                self._file.flush()
+                os.replace(part, path)
+            except BaseException:
+                with suppress(OSError):
+                    part.unlink(missing_ok=True)
+                raise
+        except OSError as error:
+            raise _write_error(self.path, error) from error
+
+    def write(self, row: Mapping[str, Any]) -> None:
+        try:
+            self._writer.writerow(row)
+            self._file.flush()
+        except OSError as error:
+            raise _write_error(self.path, error) from error
+
+    def close(self) -> None:
+        with suppress(OSError):  # `write` has raised it already
+            self._file.close()
+
+    def _lock(self, file: IO[str]) -> None:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            raise InputError(
+                f"{self.path}: another run is writing here; wait until it ends, or give another "
+                "--out"
+            ) from None
+        except OSError:
+            pass  # some network file systems have no locks
+
+
+def _write_error(path: Path, error: OSError) -> InputError:
+    return InputError(
+        f"{path}: cannot write the log ({error.strerror or error}); make room, then go on with "
+        "--resume"
+    )
+
+
+class TensorBoardLog:
+    """The same numbers for TensorBoard; what lies beyond the step of a resume is hidden there.
+
+    TensorBoard writes in a thread of its own. What goes wrong there reaches `write`, and would be
+    printed as a traceback too.
+    """
+
+    def __init__(self, folder: Path, first_step: int) -> None:
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError as error:
+            raise InputError(
+                "--tensorboard needs the package tensorboard: pip install 'deeplab-triton[logs]'"
+            ) from error
+        self.folder = folder
+        self._hook, threading.excepthook = threading.excepthook, self._unless_raised
+        try:
+            self._writer: Any = SummaryWriter(str(folder), purge_step=first_step + 1)
+        except OSError as error:
+            threading.excepthook = self._hook
+            raise _write_error(self.folder, error) from error
+
+    def write(self, row: Mapping[str, Any]) -> None:
+        try:
+            for name, value in row.items():
+                if name != "step" and value != "":
+                    self._writer.add_scalar(name, value, row["step"])
+            self._writer.flush()
+        except OSError as error:
+            raise _write_error(self.folder, error) from error
+
+    def close(self) -> None:
+        with suppress(OSError):  # `write` has raised it already
+            self._writer.close()
+        threading.excepthook = self._hook
+
+    def _unless_raised(self, failed: threading.ExceptHookArgs) -> None:
+        theirs = type(failed.thread).__module__.startswith("tensorboard")
+        if not (theirs and isinstance(failed.exc_value, OSError)):
+            self._hook(failed)
+
+
+@dataclass
+class Logger:
+    """Progress and notes on standard error, rows in the logs; silent in all but one process.
+
+    steps: of the run; shows_progress: with a bar; enabled: whether this is the one process.
+    """
+
+    steps: int
+    shows_progress: bool
+    enabled: bool = True
+    logs: list[CSVLog | TensorBoardLog] = field(default_factory=list)
+    _bar: Progress | None = None
+    _task: TaskID | None = None
+
+    def start(self, step: int) -> None:
+        if self.shows_progress and self.enabled:
+            self._bar = _progress_bar()
+            self._task = self._bar.add_task("train", total=self.steps, completed=step, status="")
+            self._bar.start()
+
+    def reading(self, indices: Iterable[int]) -> Iterable[int]:
+        """The same numbers, with a bar for pictures that are read before the first step."""
+        if not (self.shows_progress and self.enabled):
+            return indices
+        return track(indices, "reading", console=Console(stderr=True), transient=True)
+
+    def progress(self, step: int, status: str) -> None:
+        """Move the bar; `status` stands beside it."""
+        if self._bar is not None and self._task is not None:
+            self._bar.update(self._task, completed=step, status=status)
+
+    def info(self, text: str) -> None:
+        """A line for people, whether or not there is a bar."""
+        if not self.enabled:
+            return
+        if self._bar is not None:
+            self._bar.console.print(text, highlight=False, markup=False, soft_wrap=True)
+        else:
+            print(text, file=sys.stderr)
+
+    def row(self, row: Mapping[str, Any]) -> None:
+        for log in self.logs:
+            log.write({name: row.get(name, "") for name in COLUMNS})
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+        for log in self.logs:
+            log.close()
+
+
+def _rows(path: Path) -> list[dict[str, str]]:
+    """The whole rows of a log; a kill may have left half of the last one.
+
+    Raises InputError where a file of another kind has its name.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return []
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(
+            f"{path}: not a readable log ({error}), and that of the run would take its place; move "
+            "it away, or give another --out"
+        ) from error
+    if text and not text.startswith(",".join(COLUMNS[:3])):
+        raise InputError(
+            f"{path}: not the log of a run, which would take its place; move it away, or give "
+            "another --out"
+        )
+    whole = text[: text.rfind("\n") + 1].splitlines()
+    return [row for row in csv.DictReader(whole) if (row.get("step") or "").isdigit()]
+
+
+def _progress_bar() -> Progress:
+    """Times and counts whole, and what is said beside them on a second line where it is narrow."""
+    whole = Column(no_wrap=True)
+    return Progress(
+        MofNCompleteColumn(table_column=whole.copy()),
+        BarColumn(bar_width=16),
+        TimeElapsedColumn(table_column=whole.copy()),
+        TimeRemainingColumn(table_column=whole.copy()),
+        TextColumn("{task.fields[status]}", table_column=Column()),
+        console=Console(stderr=True),
+    )

@@ -1,0 +1,176 @@
+"""A training run as a whole: `train` sets it up, trains, and returns what came of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy.typing as npt
+
+from deeplab.data.conversions import Conversion
+from deeplab.evaluation.evaluate import LabelledImages
+from deeplab.model import DeepLab
+from deeplab.training.checkpoint import GO_ON, Files, stored_steps
+from deeplab.training.config import TrainConfig
+from deeplab.training.distributed import processes
+from deeplab.training.logs import CSVLog, Logger, TensorBoardLog, Throughput
+from deeplab.training.samples import InMemory
+from deeplab.training.setup import check_files, set_up
+from deeplab.training.trainer import Trainer
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """The trained model in evaluation mode and what the run achieved.
+
+    `steps` done, `interrupted` by Ctrl-C or SIGTERM (`signal` is its number) or not, the mean
+    `loss` of the last steps, and the validation `metrics` (mIoU and the like) of the last
+    validation: of the refined segmentation where the model ends in a CRF, the network's own under
+    "network" then. `best`: step and mIoU of the validation whose weights the weights file has.
+    `throughput`: of the steps and workers. `broken`: what is wrong with pictures passed over.
+    `absent`: the classes without a pixel in the labels of the "training" pictures that were drawn,
+    and in those of "validation"; each once that is known.
+    `conversions`: what reading changed in the pictures of both sets.
+    """
+
+    model: DeepLab
+    steps: int
+    interrupted: bool
+    loss: float
+    metrics: dict[str, Any]
+    signal: int = 0
+    best: dict[str, Any] = field(default_factory=dict)
+    throughput: Throughput = field(default_factory=Throughput)
+    broken: tuple[str, ...] = ()
+    absent: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    conversions: tuple[Conversion, ...] = ()
+
+
+def train(
+    config: TrainConfig,
+    out: str | Path | None = None,
+    *,
+    dataset: LabelledImages | None = None,
+    validation: LabelledImages | None = None,
+    class_names: Sequence[str] | None = None,
+    palette: npt.ArrayLike | None = None,
+    metadata: Mapping[str, Any] | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    tensorboard: bool = False,
+    progress: bool = True,
+) -> TrainResult:
+    """Train a model: from scratch, from `config.weights`, or on from where a run was stopped.
+
+    Under torchrun, or in a program that has initialised torch.distributed, every process calls this
+    with the same arguments and takes its share; the first alone writes and prints.
+
+    Args:
+        config: the recipe.
+        out: weights file: the best so far by validation mIoU. Beside it lie the last weights
+            (FILE-last), the state to resume from (FILE.state), the log (FILE.csv) and, if wanted,
+            FILE.tensorboard. None writes nothing.
+        dataset, validation: pairs (image uint8 [H, W, 3] RGB, labels [H, W], 255 ignored);
+            by default those of `config.data`.
+        class_names: a name for each class; their number is the model's. By default the data set's
+            `classes`, or those of the generated scenes.
+        palette: colours [>= classes, 3] for the weights file, by default the data set's.
+        metadata: more JSON-able entries for the weights file. For the generated scenes "crf" is
+            `SCENES_CRF` unless given here; a CRF that learns (`config.crf`) replaces it.
+        resume: go on from FILE.state, with the same configuration up to what does not change the
+            result (`deeplab.training.config.FREE_ON_RESUME`). Every process reads the file.
+            Other `steps` than the run was to have, more than it has done, give the rest of it
+            another schedule, which is said; so a finished run trains on. Without more steps a
+            finished run stays as it is.
+        overwrite: start anew in place of the run or the weights that lie at `out`.
+        tensorboard: log for TensorBoard too.
+        progress: show loss, learning rate, last mIoU, speed and time left, on standard error.
+
+    Raises:
+        ValueError: an empty data set. FloatingPointError: the loss is not finite any more.
+        InputError: `out` cannot be written (found before training starts) or the disk is full; data
+            or weights cannot be read; the state to resume is of another run; weights, a run or its
+            log would be lost; weights or validation have the classes in another order; memory is
+            not enough; labels from which nothing can be learned (no two classes that count), at the
+            start, after the first epoch or at the end.
+        OtherProcessEnded: of several processes another one has failed, and says why itself.
+    """
+    with processes(config.device) as group:
+        logger = Logger(config.steps, progress, group.first)
+        files = None if out is None else Files(Path(out))
+        with group.together():
+            if files is not None:
+                check_files(files, resume, overwrite, group.first)
+            setup = set_up(
+                config,
+                files,
+                group,
+                logger,
+                dataset=dataset,
+                validation=validation,
+                class_names=class_names,
+                palette=palette,
+                metadata=metadata,
+                resume=resume,
+            )
+        trainer = Trainer(
+            config,
+            setup.model,
+            setup.validation,
+            facts=setup.facts,
+            metadata=setup.metadata,
+            files=files,
+            processes=group,
+            logger=logger,
+        )
+        finished = False
+        try:
+            with group.together():
+                if setup.state is not None and files is not None:
+                    trainer.resume(setup.state, files.state)
+                    steps = stored_steps(files.state, setup.state)
+                    finished = trainer.finished and steps == config.steps
+                    setup.state = None  # as large as the model and its optimiser
+                if files is not None and group.first and not finished:
+                    _open_logs(logger, files, trainer, resume, tensorboard)
+                if config.in_memory and trainer.step < config.steps:
+                    setup.dataset = InMemory(setup.dataset, logger.reading)
+            if finished:
+                trainer.write_missing_weights()
+                logger.info(f"{out}: the run has finished its {trainer.step} steps; {GO_ON}")
+            else:
+                logger.start(trainer.step)
+                trainer.fit(setup.dataset)
+        finally:
+            logger.close()
+            trainer.close()
+    return _result(trainer)
+
+
+def _open_logs(
+    logger: Logger, files: Files, trainer: Trainer, resumed: bool, tensorboard: bool
+) -> None:
+    kept = trainer.step - trainer.awaits_validation
+    logger.logs.append(CSVLog(files.log, kept))  # locked: no other run is writing here
+    if not resumed:
+        files.state.unlink(missing_ok=True)  # of an earlier run, which ends here
+    if tensorboard:
+        logger.logs.append(TensorBoardLog(files.tensorboard, kept))
+
+
+def _result(trainer: Trainer) -> TrainResult:
+    return TrainResult(
+        trainer.model.eval(),
+        trainer.step,
+        trainer.step < trainer.config.steps,
+        trainer.loss,
+        trainer.metrics,
+        signal=trainer.signal,
+        best=trainer.best,
+        throughput=trainer.throughput,
+        broken=tuple(sorted(trainer.report.broken)),
+        absent=trainer.report.absent,
+        conversions=tuple(sorted(trainer.report.conversions)),
+    )

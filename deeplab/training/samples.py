@@ -1,0 +1,336 @@
+"""Samples: the pictures of a run in a random order, scaled, mirrored and cropped at random.
+
+Sample i of a run depends on (seed, i) alone. Step s takes samples s * batch_size and following,
+process r of n the r-th of n equal parts of them: however many processes and workers there are, and
+wherever a run is resumed, the steps see the same samples.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import signal
+import sys
+import time
+import warnings
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from deeplab.data.augment import MEAN_RGB, augment
+from deeplab.data.conversions import Conversion
+from deeplab.data.datasets import IGNORE
+from deeplab.data.datasets.base import LabelledPicture, conversions_of
+from deeplab.data.datasets.counts import histogram
+from deeplab.errors import InputError
+from deeplab.evaluation.evaluate import LabelledImages
+from deeplab.training.config import TrainConfig
+from kernels import memory
+
+CHECKED_EVERY = 100  # pictures, between looks at the free memory
+
+
+class Sample(NamedTuple):
+    """image: RGB uint8 [3, crop, crop]; labels: uint8 [crop, crop], 255 ignored; pixels: int64
+    [256], of each label in the whole picture; conversions: what reading changed in the picture;
+    broken: what is wrong with pictures that were passed over; seconds: how long it took to make."""
+
+    image: Tensor
+    labels: Tensor
+    pixels: Tensor
+    conversions: tuple[Conversion, ...]
+    broken: tuple[str, ...]
+    seconds: float
+
+
+class Batch(NamedTuple):
+    """A process's share of a step: pictures with a batch axis in front, all else summed.
+
+    waited: seconds that the step waited for it.
+    """
+
+    image: Tensor
+    labels: Tensor
+    pixels: Tensor
+    conversions: tuple[Conversion, ...]
+    broken: tuple[str, ...]
+    seconds: float
+    waited: float = 0.0
+
+
+class Samples(Dataset[Sample]):
+    """The whole run's samples in order, a new random order of the pictures each epoch.
+
+    Beyond the picture, the image has the colour `fill` (RGB 0-255) and the label is 255. A picture
+    that cannot be read raises its InputError; with `skip_broken` the next one in the order takes
+    its place. One that is not uint8 RGB [H, W, 3], or has other labels [H, W] than 0 to
+    `classes` - 1 and 255, is such a picture.
+    """
+
+    def __init__(
+        self,
+        dataset: LabelledImages,
+        config: TrainConfig,
+        fill: Sequence[float] = MEAN_RGB,
+        classes: int = IGNORE,
+    ) -> None:
+        self.dataset, self.config, self.fill, self.classes = dataset, config, fill, classes
+        self._order: tuple[int, np.ndarray] = (-1, np.empty(0, np.int64))
+
+    def __len__(self) -> int:
+        return self.config.steps * self.config.batch_size
+
+    def __getitem__(self, index: int) -> Sample:
+        start = time.perf_counter()
+        config = self.config
+        epoch, position = divmod(index, len(self.dataset))
+        pair, broken = self._picture(epoch, position)
+        image, labels = pair
+        scaled, target = augment(
+            image,
+            labels,
+            crop=config.crop,
+            scales=config.scales,
+            mode=config.scale_mode,
+            mirror=config.mirror,
+            rng=np.random.default_rng([config.seed, 1, index]),
+            fill=self.fill,
+        )
+        picture = torch.from_numpy(np.ascontiguousarray(scaled.transpose(2, 0, 1)))
+        truth = torch.from_numpy(target.astype(np.uint8))
+        pixels = torch.from_numpy(histogram(labels))
+        seconds = time.perf_counter() - start
+        return Sample(picture, truth, pixels, conversions_of(pair), broken, seconds)
+
+    def _picture(self, epoch: int, position: int) -> tuple[LabelledPicture, tuple[str, ...]]:
+        if self._order[0] != epoch:
+            rng = np.random.default_rng([self.config.seed, 0, epoch])
+            self._order = (epoch, rng.permutation(len(self.dataset)))
+        broken: list[str] = []
+        for ahead in range(len(self.dataset)):
+            place = int(self._order[1][(position + ahead) % len(self.dataset)])
+            try:
+                pair = _as_arrays(self.dataset[place])
+                _check_picture(place, *pair, self.classes)
+                return pair, tuple(broken)
+            except InputError as error:
+                if not self.config.skip_broken:
+                    raise InputError(f"{error} (skip_broken = true passes over it)") from error
+                broken.append(str(error))
+        raise InputError(f"every picture of the training set is broken, such as: {broken[0]}")
+
+
+def _as_arrays(pair: tuple[Any, Any]) -> LabelledPicture:
+    image, labels = (np.asarray(part) for part in pair)
+    return LabelledPicture(image, labels, conversions_of(pair))
+
+
+def _check_picture(place: int, image: np.ndarray, labels: np.ndarray, classes: int) -> None:
+    """InputError where a data set gives what no picture and no labels are."""
+    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
+        raise InputError(
+            f"picture {place} of the data set must be uint8 RGB [H, W, 3], not {image.dtype} "
+            f"{list(image.shape)}"
+        )
+    if labels.shape != image.shape[:2] or not labels.size:
+        raise InputError(
+            f"picture {place} of the data set must have labels for {list(image.shape[:2])} pixels, "
+            f"at least one, not {list(labels.shape)}"
+        )
+    outside = labels[(labels != IGNORE) & ((labels < 0) | (labels >= classes))]
+    if outside.size:
+        raise InputError(
+            f"picture {place} of the data set: label {outside[0]}, expected 0 to {classes - 1}, or "
+            f"{IGNORE} where a pixel does not count"
+        )
+
+
+class InMemory:
+    """A data set whose pictures have all been read, once, and are kept.
+
+    Workers that are forked share them; those that are spawned get a copy each.
+    A broken picture raises its InputError when it is asked for.
+
+    Raises:
+        InputError: there is not enough memory, as far as the system tells, before most are read.
+    """
+
+    def __init__(
+        self, dataset: LabelledImages, progress: Callable[[Iterable[int]], Iterable[int]] = iter
+    ) -> None:
+        """progress: passes on the numbers that it is given, and may show how far they are."""
+        self._kept: list[LabelledPicture | InputError] = []
+        for index in progress(range(len(dataset))):
+            try:
+                pair = _as_arrays(dataset[index])
+            except InputError as error:
+                self._kept.append(error)
+                continue
+            if index % CHECKED_EVERY == 0:
+                left = len(dataset) - index
+                try:
+                    memory.require(
+                        left * sum(part.nbytes for part in pair),
+                        torch.device("cpu"),
+                        f"{left} pictures in memory",
+                        "set in_memory to false",
+                    )
+                except MemoryError as error:
+                    raise InputError(str(error)) from error
+            self._kept.append(pair)
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        kept = self._kept[index]
+        if isinstance(kept, InputError):
+            raise kept
+        return kept
+
+
+class SkipBroken:
+    """A data set to score on, in which a picture that cannot be read has no labelled pixel.
+
+    It counts for no score then. `broken` collects what is wrong with such pictures.
+    """
+
+    def __init__(self, dataset: LabelledImages) -> None:
+        self.dataset = dataset
+        self.broken: set[str] = set()
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        try:
+            return self.dataset[index]
+        except InputError as error:
+            self.broken.add(str(error))
+            return np.zeros((9, 9, 3), np.uint8), np.full((9, 9), IGNORE, np.uint8)
+
+
+def batches(
+    dataset: LabelledImages,
+    config: TrainConfig,
+    first_step: int = 0,
+    *,
+    fill: Sequence[float] = MEAN_RGB,
+    classes: int = IGNORE,
+    rank: int = 0,
+    world: int = 1,
+    pin: bool = False,
+) -> Generator[Batch, None, None]:
+    """The shares of process `rank` of `world` in the steps from `first_step` on.
+
+    Workers make them ahead, two steps each. InputError names a picture that cannot be read, see
+    `Samples`, or says that a worker has been killed.
+    """
+    share = config.batch_size // world
+    starts = range(
+        first_step * config.batch_size + rank * share,
+        config.steps * config.batch_size,
+        config.batch_size,
+    )
+    with warnings.catch_warnings():
+        # The run says it in one line at its start.
+        warnings.filterwarnings("ignore", message="This DataLoader will create")
+        made = iter(_loader(dataset, config, fill, classes, starts, share, pin))
+    try:
+        for batch in made:
+            if isinstance(batch, InputError):
+                raise batch
+            yield batch
+    finally:
+        # An error that someone keeps would keep the workers too, which heed no signal: the program
+        # would wait for them at its end.
+        getattr(made, "_shutdown_workers", lambda: None)()
+
+
+def _loader(
+    dataset: LabelledImages,
+    config: TrainConfig,
+    fill: Sequence[float],
+    classes: int,
+    starts: range,
+    share: int,
+    pin: bool,
+) -> DataLoader[Any]:
+    return DataLoader(
+        _WithErrors(Samples(dataset, config, fill, classes)),
+        batch_sampler=_StepSampler(starts, share),
+        num_workers=config.workers,
+        multiprocessing_context=start_method() if config.workers else None,
+        collate_fn=_collate,
+        worker_init_fn=_start_worker,
+        pin_memory=pin,
+        # Samples bring their own chance; without this the loader draws from the global generator.
+        generator=torch.Generator().manual_seed(config.seed),
+    )
+
+
+def start_method() -> str:
+    """How workers are started: as the program has chosen, or forked on Linux.
+
+    Forked ones start at once and share the pictures in memory. Python's own choice, made where
+    there is none of the program, differs between its versions.
+    """
+    default = "fork" if sys.platform == "linux" else "spawn"
+    return multiprocessing.get_start_method(allow_none=True) or default
+
+
+class _StepSampler:
+    """The numbers of the samples of each step: `share` of them from each of `starts` on."""
+
+    def __init__(self, starts: range, share: int) -> None:
+        self.starts, self.share = starts, share
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return (list(range(start, start + self.share)) for start in self.starts)
+
+
+class _WithErrors(Dataset[Sample | InputError]):
+    """Hands an InputError over as a value: raised in a worker it would arrive as a traceback."""
+
+    def __init__(self, samples: Samples) -> None:
+        self.samples = samples
+
+    def __getitem__(self, index: int) -> Sample | InputError:
+        try:
+            return self.samples[index]
+        except InputError as error:
+            return error
+
+
+def _collate(samples: list[Sample | InputError]) -> Batch | InputError:
+    whole: list[Sample] = []
+    for sample in samples:
+        if isinstance(sample, InputError):
+            return sample
+        whole.append(sample)
+    return Batch(
+        torch.stack([sample.image for sample in whole]),
+        torch.stack([sample.labels for sample in whole]),
+        torch.stack([sample.pixels for sample in whole]).sum(0),
+        tuple(conversion for sample in whole for conversion in sample.conversions),
+        tuple(message for sample in whole for message in sample.broken),
+        sum(sample.seconds for sample in whole),
+    )
+
+
+def _start_worker(_: int) -> None:
+    """Signals that stop a run reach its workers too: they go on, so that the step can end."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    torch.set_num_threads(1)
+
+
+def step_seed(seed: int, step: int, rank: int) -> int:
+    """For dropout: another stream than the samples', another in each process."""
+    return int(np.random.SeedSequence([seed, 2, step, rank]).generate_state(1, np.uint64)[0])

@@ -1,0 +1,285 @@
+"""What a run checks, opens and builds before its first step.
+
+All of it happens in every process, and nothing is exchanged in it; what is wrong is an InputError.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import os
+import subprocess
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from deeplab.crf_settings import CRFSettings
+from deeplab.data import scenes
+from deeplab.data.agreement import Classes, compare_classes
+from deeplab.errors import InputError
+from deeplab.evaluation.evaluate import LabelledImages
+from deeplab.model import DeepLab, build
+from deeplab.model.heads import DeepLabV3Head
+from deeplab.training.checkpoint import Files, check_agreement, read_state
+from deeplab.training.config import SCENES_CRF, DataConfig, TrainConfig
+from deeplab.training.distributed import Processes
+from deeplab.training.labels import check_labels
+from deeplab.training.logs import Logger
+from deeplab.weights import Loaded, load_weights, read_metadata
+from deeplab.weights.sources import is_own
+
+
+@dataclass
+class Setup:
+    """A run that is ready to start.
+
+    facts: what fixes it beside its configuration, see `check_agreement`; metadata: what the weights
+    file says of it; state: to resume from, None for a new run.
+    """
+
+    dataset: LabelledImages
+    validation: LabelledImages
+    model: DeepLab
+    facts: dict[str, Any]
+    metadata: dict[str, Any]
+    state: dict[str, Any] | None
+
+
+def set_up(
+    config: TrainConfig,
+    files: Files | None,
+    processes: Processes,
+    logger: Logger,
+    *,
+    dataset: LabelledImages | None,
+    validation: LabelledImages | None,
+    class_names: Sequence[str] | None,
+    palette: npt.ArrayLike | None,
+    metadata: Mapping[str, Any] | None,
+    resume: bool,
+) -> Setup:
+    """Open the data, check them against the configuration, and build the model.
+
+    The arguments are those of `deeplab.training.train`, which also says what is raised.
+    """
+    dataset, validation, known = _open_data(config, dataset, validation)
+    known |= dict(metadata or {})
+    names = list(class_names or getattr(dataset, "classes", None) or scenes.CLASSES)
+    if palette is None:
+        palette = getattr(dataset, "palette", scenes.PALETTE)
+    _check_config(config, len(names), processes, logger)
+    facts = {"pictures": len(dataset), "class names": names}
+    state = _stored_state(files, config, facts) if resume else None
+    owner = "class_names" if class_names else getattr(dataset, "name", "the data set")
+    classes = Classes.of(owner, names)
+    _check_classes(classes, dataset, validation)
+    if not resume:
+        _check_classes_of_weights(config, classes, logger)
+        if processes.first:  # the others wait for its verdict
+            check_labels(dataset, validation, names, config.class_weights, logger.info)
+    model = _make_model(config, len(names), known, logger, resumed=resume)
+    check_batch(config, model, processes)
+    about = {
+        "class_names": names,
+        "palette": np.asarray(palette)[: len(names)].tolist(),
+        "recipe": dataclasses.asdict(config),
+        "commit": _commit(),
+        **known,
+    }
+    return Setup(dataset, validation, model, facts, about, state)
+
+
+def check_files(files: Files, resume: bool, overwrite: bool, first: bool) -> None:
+    """InputError where the files of the run cannot be written, or would replace those there.
+
+    first: whether this is the first process, which alone writes.
+    """
+    files.check_name()
+    if resume and overwrite:
+        raise InputError(
+            "resume and overwrite: a run goes on or starts anew; leave one of them out"
+        )
+    if not first:
+        return
+    files.check_writable()
+    if not resume and not overwrite:
+        files.check_free()
+
+
+def _stored_state(
+    files: Files | None, config: TrainConfig, facts: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The state to resume from, of the run that `config` and `facts` describe."""
+    if files is None:
+        raise InputError("resume must be the weights file of the run that is to go on")
+    state = read_state(files.state)
+    check_agreement(files.state, state, config, facts)
+    return state
+
+
+def _open_data(
+    config: TrainConfig, dataset: LabelledImages | None, validation: LabelledImages | None
+) -> tuple[LabelledImages, LabelledImages, dict[str, Any]]:
+    """The pictures to train and to validate on, and what the weights' metadata say of them."""
+    data = config.data
+    is_scenes = dataset is None and data.name == "scenes"
+    if dataset is None:
+        if is_scenes:
+            dataset = scenes.ScenesDataset(scenes.TRAIN_START, config.scenes)
+        else:
+            dataset = _opened(data, data.train)
+    if validation is None:
+        if data.name == "scenes":
+            validation = scenes.ScenesDataset(scenes.VALIDATION_START, config.validation_scenes)
+        else:
+            validation = _opened(data, data.validation)
+    if len(dataset) == 0 or len(validation) == 0:
+        raise ValueError("dataset, validation must have at least one picture in each")
+    return dataset, validation, {"crf": SCENES_CRF} if is_scenes else {}
+
+
+def _opened(data: DataConfig, split: str) -> LabelledImages:
+    from deeplab.data.datasets import open_dataset
+
+    return open_dataset(data.name, data.root or None, split, **data.options)
+
+
+def _check_config(config: TrainConfig, classes: int, group: Processes, logger: Logger) -> None:
+    pieces = config.accumulate * group.world
+    if config.batch_size % pieces:
+        raise InputError(
+            f"batch_size must be a multiple of accumulate x processes = {config.accumulate} x "
+            f"{group.world}, not {config.batch_size}; accumulate less, or change either number"
+        )
+    if config.sync_bn and group.device.type != "cuda":
+        raise InputError("sync_bn: BatchNorm is synchronised on GPUs only; leave it out")
+    if config.class_weights and len(config.class_weights) != classes:
+        raise InputError(
+            f"class_weights must be {classes}, one for each class, not {len(config.class_weights)}"
+        )
+    cores = os.cpu_count() or 1
+    if config.workers > cores:
+        logger.info(
+            f"workers: {config.workers} processes prepare samples, on {cores} processors; "
+            f"--workers {cores} may be as fast"
+        )
+
+
+def _check_classes(ours: Classes, dataset: LabelledImages, validation: LabelledImages) -> None:
+    """InputError unless the pictures to train and to validate on have the run's classes."""
+    mend = "give class_names and both sets the same classes, in one order"
+    for pictures, owner in ((dataset, "the training set"), (validation, "the validation set")):
+        if names := getattr(pictures, "classes", None):
+            compare_classes(Classes.of(owner, names), ours, mend)
+
+
+def _check_classes_of_weights(config: TrainConfig, ours: Classes, logger: Logger) -> None:
+    """InputError where the weights to start from have the run's classes in another order.
+
+    Weights of another number of classes pass: `load_weights` draws the classifier then.
+    """
+    if config.new_classifier or not (config.weights and is_own(config.weights)):
+        return
+    names = read_metadata(config.weights).get("class_names") or ()
+    if len(names) != ours.count:
+        return
+    mend = (
+        "bring the data set's classes into the order of the weights, or let the classifier start "
+        "from random numbers with --set new_classifier=true"
+    )
+    if note := compare_classes(Classes.of(config.weights, names), ours, mend):
+        logger.info(note)
+
+
+def check_batch(config: TrainConfig, model: DeepLab, group: Processes) -> None:
+    """InputError where a forward pass has fewer pictures than BatchNorm has to have."""
+    least = model.head.least_batch if isinstance(model.head, DeepLabV3Head) else 1
+    together = 1 if config.sync_bn else group.world
+    pictures = config.batch_size // (config.accumulate * together)
+    if pictures < least:
+        raise InputError(
+            f"batch_size: {config.model} trains BatchNorm behind its image pooling, which takes "
+            f"{least} pictures at a time, and gets {pictures}: batch_size {config.batch_size} / "
+            f"(accumulate {config.accumulate} x {together} "
+            f"{'process' if together == 1 else 'processes'}); raise batch_size, lower accumulate "
+            "or start fewer processes, or keep BatchNorm as it is with "
+            "--set model_options.frozen_bn=true"
+        )
+
+
+def _make_model(
+    config: TrainConfig, classes: int, metadata: Mapping[str, Any], logger: Logger, resumed: bool
+) -> DeepLab:
+    """The model as the run starts with it; a resumed one takes its weights from the state."""
+    torch.manual_seed(config.seed)
+    layer = None
+    if config.crf:
+        settings = CRFSettings().changed(metadata.get("crf") or {})
+        layer = settings.layer(classes, learnable=True)
+    try:
+        model = build(config.model, num_classes=classes, crf=layer, **config.model_options)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"model_options: {config.model} does not take them: {error}") from error
+    if resumed:
+        return model
+    if config.weights:
+        _load_weights(model, config, logger)
+    elif config.starts_from:
+        raise InputError(
+            f"weights: this recipe starts from {config.starts_from}; name the file with "
+            "--weights, or start from random numbers with --set starts_from="
+        )
+    return model
+
+
+def _load_weights(model: DeepLab, config: TrainConfig, logger: Logger) -> None:
+    drawn = copy.deepcopy(model.state_dict()) if config.new_classifier else {}
+    with warnings.catch_warnings():
+        # One process says it below, beside the progress bar.
+        warnings.filterwarnings("ignore", message=".*has no weights for")
+        loaded = load_weights(model, config.weights)
+    if loaded.skipped:
+        logger.info(
+            f"{config.weights}: has no weights for {', '.join(loaded.skipped)}, which start "
+            "from random numbers"
+        )
+    if note := _other_scales(model, loaded):
+        logger.info(f"{config.weights}: {note}")
+    if config.new_classifier:
+        anew = {name: tensor for name, tensor in drawn.items() if ".classifier." in name}
+        model.load_state_dict(anew, strict=False)
+
+
+def _other_scales(model: DeepLab, loaded: Loaded) -> str:
+    """What to say where the weights were trained at other scales (MSC), or resized otherwise.
+
+    Several scales that start from weights of one are the papers' own recipe.
+    """
+    scales, resize = loaded.scales or model.scales, loaded.resize or model.resize
+    if (scales, resize) == (model.scales, model.resize):
+        return ""
+    theirs, ours = (f"scales {_scales_text(s)}" for s in (scales, model.scales))
+    keep = f"--set 'model_options.scales={_scales_text(scales)}' " if scales else ""
+    return (
+        f"trained with {theirs} and resize {resize}, and trained on here with {ours} and resize "
+        f"{model.resize}; to keep theirs: {keep}--set model_options.resize={resize}"
+    )
+
+
+def _scales_text(scales: Sequence[float] | None) -> str:
+    return "none" if scales is None else f"[{', '.join(f'{scale:g}' for scale in scales)}]"
+
+
+def _commit() -> str | None:
+    """The commit of the checkout that this file lies in; None when it is installed."""
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short=12", "HEAD"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None

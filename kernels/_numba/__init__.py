@@ -1,0 +1,1 @@
+"""What compiled CPU code rests on: machine code by numba, cached on disk, vectors, threads."""

@@ -1,0 +1,109 @@
+"""Run a compiled kernel that releases the GIL over ranges, on as many threads as torch uses.
+
+Plain threads instead of numba's parallel mode: kernels compile several times faster, may be called
+from several Python threads at once, and survive a fork (data-loader workers).
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from functools import partial
+from itertools import pairwise
+from queue import SimpleQueue
+from typing import Any, TypeAlias
+
+import torch
+
+from kernels._numba.jit import Kernel
+
+Job: TypeAlias = tuple[Callable[[], None], "SimpleQueue[BaseException | None]"]
+
+_inboxes: dict[int, SimpleQueue[Job]] = {}  # by process: threads do not live through a fork
+_starting = threading.Lock()
+if hasattr(os, "register_at_fork"):  # in the child nobody would release what another thread holds
+    os.register_at_fork(
+        before=_starting.acquire,
+        after_in_parent=_starting.release,
+        after_in_child=_starting.release,
+    )
+
+
+def num_threads() -> int:
+    """Threads to use: torch's own setting (`torch.set_num_threads`)."""
+    return torch.get_num_threads()
+
+
+def run(kernel: Callable[..., Any], ranges: Sequence[tuple[Any, ...]], *args: object) -> list[Any]:
+    """Call `kernel(*r, *args)` for each r of `ranges`, in parallel; return the results in order.
+
+    An exception of a call is raised here, after all threads have stopped.
+    """
+    if isinstance(kernel, Kernel):
+        return run_calls(kernel.calls(ranges, args))
+    return run_calls([partial(kernel, *each, *args) for each in ranges])
+
+
+def run_calls(calls: Sequence[Callable[[], Any]]) -> list[Any]:
+    """`run` for calls that have their arguments already."""
+    waiting = deque(enumerate(calls))
+    results: list[Any] = [None] * len(calls)
+
+    def work() -> None:
+        while waiting:
+            try:
+                index, call = waiting.popleft()
+            except IndexError:  # another thread took the last one
+                return
+            results[index] = call()
+
+    helpers = max(0, min(len(calls), num_threads()) - 1)
+    done: SimpleQueue[BaseException | None] = SimpleQueue()
+    for _ in range(helpers):
+        _inbox().put((work, done))
+    try:
+        work()
+    finally:
+        errors = [done.get() for _ in range(helpers)]
+    for error in errors:
+        if error is not None:
+            raise error
+    return results
+
+
+def split(count: int, pieces: int) -> list[tuple[int, int]]:
+    """Cut range(count) into at most `pieces` consecutive ranges of nearly equal length.
+
+    An empty range is one piece.
+    """
+    pieces = max(1, min(pieces, count))
+    bounds = [count * i // pieces for i in range(pieces + 1)]
+    return list(pairwise(bounds))
+
+
+def _inbox() -> SimpleQueue[Job]:
+    """The queue that this process's threads take jobs from; they are started at the first use."""
+    pid = os.getpid()
+    if pid not in _inboxes:
+        with _starting:
+            if pid not in _inboxes:
+                inbox: SimpleQueue[Job] = SimpleQueue()
+                for i in range(max(1, (os.cpu_count() or 1) - 1)):
+                    name = f"kernels-{i}"
+                    threading.Thread(target=_serve, args=(inbox,), name=name, daemon=True).start()
+                _inboxes[pid] = inbox
+    return _inboxes[pid]
+
+
+def _serve(inbox: SimpleQueue[Job]) -> None:
+    while True:
+        work, done = inbox.get()
+        try:
+            work()
+        except BaseException as error:
+            done.put(error)
+        else:
+            done.put(None)
+        del work, done  # a thread that waits holds no arrays

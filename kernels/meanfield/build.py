@@ -1,0 +1,194 @@
+"""The pairwise terms of a batch, made from features: filters, normalisation, shared lattices.
+
+On a GPU the images of a batch share lattices, as many as fit: one build and one wait for the host a
+term, and launches of a single image. On a CPU each image has its own: threads keep both cores busy
+already, and what one image needs stays in the caches.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import cast
+
+import torch
+from torch import Tensor
+
+from kernels import NotSeparable, memory
+from kernels.meanfield.filters import (
+    Filter,
+    GridFilter,
+    LatticeFilter,
+    PairFilter,
+    SeparableFilter,
+    TileFilter,
+    pixel_order,
+)
+from kernels.meanfield.term import Normalization, Term
+from kernels.validate import Precision
+
+logger = logging.getLogger(__name__)
+
+MOST_AXES = 3  # positions that a separable filter takes; further ones count as colours
+MOST_POINTS = 2**22  # of images that share a lattice: with more, a GPU is no busier
+MOST_ENTRIES = 2**31 - 1  # points times corners, of all terms: mean field numbers them in 32 bits
+
+
+@dataclass(frozen=True)
+class FilterSettings:
+    """How to filter and how often; the attributes are those of `DenseCRF`.
+
+    Attributes:
+        width: of the images in pixels; 0: the points are no image's.
+        has_gaussian: whether the first term is the smoothness of a grid of that width.
+        spatial_dims: how many of a term's features are positions, for the separable filter.
+        marginals: whether the softmax of the last logits is wanted, or these.
+    """
+
+    method: str
+    normalization: Normalization
+    iterations: int
+    precision: Precision
+    eps: float
+    tolerance: float
+    width: int
+    has_gaussian: bool
+    spatial_dims: int
+    marginals: bool
+
+
+def terms_of(
+    features: Sequence[Tensor],
+    compatibilities: Sequence[Tensor],
+    batch: int,
+    settings: FilterSettings,
+) -> list[Term]:
+    """Differentiable terms of `features`, `[batch, N, D]` or `[1, N, D]` for all images."""
+    if not features:
+        return []
+    together = images_together(features, batch, labels=len(compatibilities[0]))
+    filters, _ = filters_of(features, batch, settings, together)
+    terms = []
+    for filter, points, compatibility in zip(filters, features, compatibilities, strict=True):
+        images = len(points) if isinstance(filter, LatticeFilter | GridFilter) else batch
+        ones = points.new_ones(images, points.shape[1], 1)
+        term = Term.normalized(filter, compatibility, settings.normalization, ones)
+        on_lattices = isinstance(filter, LatticeFilter)
+        terms.append(_repeated(term, batch, together) if on_lattices and images != batch else term)
+    return terms
+
+
+def filters_of(
+    features: Sequence[Tensor], batch: int, settings: FilterSettings, together: int = 1
+) -> tuple[list[Filter], str | None]:
+    """The filter of each term, and why "auto" did not take what it takes if it can.
+
+    Lattices, `together` images on each, and passes over a grid are of one image where `features`
+    are; other filters are of all images.
+
+    "auto" is of one image: separable, or permutohedral where that takes too many landmarks.
+    """
+    if settings.method == "auto":
+        try:
+            return filters_of(features, batch, replace(settings, method="separable"))
+        except NotSeparable as error:
+            logger.debug("method='auto' runs 'permutohedral': %s", error)
+            of_lattice = replace(settings, method="permutohedral")
+            return filters_of(features, batch, of_lattice, together)[0], str(error)
+    filters = [
+        _filter(points, batch, settings, together, is_grid=k == 0 and settings.has_gaussian)
+        for k, points in enumerate(features)
+    ]
+    return filters, None
+
+
+def _filter(
+    points: Tensor, batch: int, settings: FilterSettings, together: int, is_grid: bool
+) -> Filter:
+    if settings.method == "permutohedral":
+        return LatticeFilter.over(points, together)
+    if is_grid:
+        return GridFilter.of(points, settings.width)
+    points = points.expand(batch, -1, -1)
+    if settings.method == "separable":
+        dims = min(settings.spatial_dims, points.shape[2], MOST_AXES)
+        return SeparableFilter.over(points, dims, settings.tolerance, settings.precision)
+    if points.requires_grad and torch.is_grad_enabled():
+        if not torch.compiler.is_compiling():
+            require_finite("features", points)  # here, and not at each call of the filter
+        return PairFilter(points, settings.precision)
+    return TileFilter.over(points, settings.precision, settings.eps)
+
+
+def lattice_groups(
+    unary: Tensor,
+    features: Sequence[Tensor],
+    compatibilities: Sequence[Tensor],
+    settings: FilterSettings,
+) -> Iterator[tuple[slice, list[Term]]]:
+    """Images that share lattices, and their terms with one lattice each, for `kernels.mean_field`.
+
+    A CPU visits the pixels of an image tile by tile, for its caches. Only the lattices of one group
+    and those of features that all images share exist at a time.
+    """
+    batch, labels, count = unary.shape
+    together = images_together(features, batch, labels)
+    order = None
+    if settings.width and unary.device.type == "cpu":
+        order = pixel_order(count // settings.width, settings.width)
+        features = [points[:, order] for points in features]
+
+    def term(points: Tensor, compatibility: Tensor) -> Term:
+        filter = LatticeFilter.over(points, together, order)
+        ones = points.new_ones(*points.shape[:2], 1)
+        return Term.normalized(filter, compatibility, settings.normalization, ones)
+
+    pairs = list(zip(features, compatibilities, strict=True))
+    shared = [term(points, p) if len(points) == 1 and batch else None for points, p in pairs]
+    for first in range(0, batch, together):
+        images = slice(first, min(first + together, batch))
+        size = images.stop - first
+        yield (
+            images,
+            [
+                _repeated(of_all, size, together) if of_all else term(points[images], compatibility)
+                for of_all, (points, compatibility) in zip(shared, pairs, strict=True)
+            ],
+        )
+
+
+def _repeated(term: Term, batch: int, together: int) -> Term:
+    """The term of one image for each image of a batch; see `LatticeFilter.repeated`."""
+    filter = cast(LatticeFilter, term.filter).repeated(batch, together)
+    return replace(term, filter=filter)
+
+
+def images_together(features: Sequence[Tensor], batch: int, labels: int) -> int:
+    """How many of the images share a lattice: as many as a GPU has room for; one on a CPU."""
+    if not features or features[0].device.type == "cpu" or batch <= 1:
+        return 1
+    count = features[0].shape[1]
+    corners = sum(points.shape[2] + 1 for points in features)
+    # Bytes, rather too many: a corner is sorted, kept and moved among those of all terms, and half
+    # of the corners are vertices with two rows of labels; a point has unary energies, Q and logits.
+    each = count * (72 * corners + 4 * labels * (6 + corners))
+    # One more point an image may fill up a block of pydensecrf's.
+    most = min(batch, MOST_POINTS // count, MOST_ENTRIES // (corners * (count + 1)))
+    if most * each >= memory.ASK_FROM:
+        free = memory.available(features[0].device)
+        most = most if free is None else min(most, free // 2 // each)
+    return max(1, most)
+
+
+def require_finite(name: str, tensor: Tensor) -> None:
+    """Refuse NaN and Inf."""
+    if not tensor.isfinite().all():
+        raise ValueError(not_finite(name))
+
+
+def not_finite(name: str) -> str:
+    return (
+        f"{name} must be finite, but hold NaN or Inf; for the logarithm of probabilities, "
+        "clip these first"
+    )

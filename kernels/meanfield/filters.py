@@ -1,0 +1,281 @@
+"""The Gaussian filters of a mean field: one object for all images of a batch, whatever the method.
+
+LatticeFilter     on permutohedral lattices, built once
+TileFilter        all pairs, the points sorted once, negligible tiles skipped
+PairFilter        all pairs, differentiable in the features too
+SeparableFilter   over landmark colours, chosen once
+GridFilter        positions on a grid: a pass over rows and one over columns
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from kernels import exact
+from kernels.exact import Tiles, apply_tiles, build_tiles
+from kernels.permutohedral import Lattice, apply_lattice, build_lattice, repeat_lattice
+from kernels.separable import Separable, apply_separable, build_separable
+from kernels.validate import Precision
+
+
+class Filter(Protocol):
+    """A Gaussian filter F for each image of a batch."""
+
+    def __call__(self, values: Tensor) -> Tensor:
+        """F(values), `[B, N, C]`."""
+        ...
+
+    def transposed(self) -> Filter:
+        """The transpose of F; F itself where it is symmetric."""
+        ...
+
+
+@dataclass(frozen=True)
+class LatticeFilter:
+    """On permutohedral lattices, each over all points of the next one or more images.
+
+    Point i of an image is pixel order[i] of its values; None: i.
+    """
+
+    lattices: Sequence[Lattice]
+    order: Tensor | None = None
+    reverse: bool = False  # blur in reverse
+    impl: str = "auto"  # of `apply_lattice`
+
+    @classmethod
+    def over(cls, features: Tensor, together: int, order: Tensor | None = None) -> LatticeFilter:
+        """The filter of `features` `[B, N, D]` in that order, `together` images on a lattice."""
+        groups = features.split(together) if len(features) else ()
+        return cls([reference_lattice(group) for group in groups], order)
+
+    def repeated(self, batch: int, together: int) -> LatticeFilter:
+        """This filter of one image for each image of a batch, `together` of them on a lattice."""
+        (lattice,) = self.lattices
+        sizes = [min(together, batch - first) for first in range(0, batch, together)]
+        made = {size: repeat_lattice(lattice, size) for size in set(sizes)}
+        return replace(self, lattices=[made[size] for size in sizes])
+
+    def __call__(self, values: Tensor) -> Tensor:
+        if not len(values):
+            return values
+        ordered = in_order(values, self.order)
+        groups = ordered.flatten(0, 1).split([lattice.num_points for lattice in self.lattices])
+        filtered = [
+            apply_lattice(lattice, group, reverse=self.reverse, impl=self.impl)
+            for lattice, group in zip(self.lattices, groups, strict=True)
+        ]
+        whole = filtered[0] if len(filtered) == 1 else torch.cat(filtered)
+        whole = whole.view(values.shape)
+        return out_of_order(whole, self.order)
+
+    def transposed(self) -> LatticeFilter:
+        return replace(self, reverse=not self.reverse)
+
+
+@dataclass(frozen=True)
+class PairFilter:
+    """All pairs of `features` `[B, N, D]`, in full; differentiable in these too.
+
+    They must be finite: nothing looks at them again.
+    """
+
+    features: Tensor
+    precision: Precision
+
+    def __call__(self, values: Tensor) -> Tensor:
+        return exact.filter(values, self.features, precision=self.precision, check_finite=False)
+
+    def transposed(self) -> PairFilter:
+        return self
+
+
+@dataclass(frozen=True)
+class TileFilter:
+    """All pairs of each image, but for tiles of pairs that weigh next to nothing together."""
+
+    tiles: Sequence[Tiles]
+    precision: Precision
+
+    @classmethod
+    def over(cls, features: Tensor, precision: Precision, eps: float) -> TileFilter:
+        """The filter of `features` `[B, N, D]`, each sum within eps of its mass."""
+        return cls([build_tiles(image, eps=eps) for image in features], precision)
+
+    def __call__(self, values: Tensor) -> Tensor:
+        if not len(values):
+            return values
+        return torch.stack([
+            apply_tiles(tiles, image, precision=self.precision)
+            for tiles, image in zip(self.tiles, values, strict=True)
+        ])  # fmt: skip
+
+    @property
+    def mass(self) -> Tensor:
+        """F(1), `[B, N, 1]`, all pairs counted; the tiles know it."""
+        return torch.stack([tiles.mass for tiles in self.tiles])[..., None]
+
+    def transposed(self) -> TileFilter:
+        return self
+
+
+@dataclass(frozen=True)
+class SeparableFilter:
+    """Over landmarks of each image."""
+
+    images: Sequence[Separable]
+    precision: Precision
+
+    @classmethod
+    def over(
+        cls, features: Tensor, spatial_dims: int, tolerance: float, precision: Precision
+    ) -> SeparableFilter:
+        """The filter of `features` `[B, N, D]`, the first `spatial_dims` of them positions."""
+        images = [
+            build_separable(image, spatial_dims=spatial_dims, tolerance=tolerance)
+            for image in features
+        ]
+        return cls(images, precision)
+
+    def __call__(self, values: Tensor) -> Tensor:
+        if not len(values):
+            return values
+        return torch.stack([
+            apply_separable(separable, image, precision=self.precision)
+            for separable, image in zip(self.images, values, strict=True)
+        ])  # fmt: skip
+
+    def transposed(self) -> SeparableFilter:
+        return self
+
+
+@dataclass(frozen=True)
+class GridFilter:
+    """The Gaussian of positions on a grid, which is a pass over columns times one over rows.
+
+    Attributes:
+        rows: `[H, H]`, exp(-(y - y')^2 / (2 sigma_y^2)).
+        columns: `[W, W]`, the same for x.
+    """
+
+    rows: Tensor
+    columns: Tensor
+
+    @classmethod
+    def of(cls, features: Tensor, width: int) -> GridFilter:
+        """The filter of `features` `[1, H*W, 2]`, (x, y) / sigma of every pixel."""
+        grid = features[0].unflatten(0, (-1, width))
+
+        def gaussian(x: Tensor) -> Tensor:
+            return (x[:, None] - x).square().mul(-0.5).exp()
+
+        return cls(gaussian(grid[:, 0, 1]), gaussian(grid[0, :, 0]))
+
+    def __call__(self, values: Tensor) -> Tensor:
+        grid = values.unflatten(1, (self.rows.shape[0], self.columns.shape[0]))
+        across = self.columns @ grid
+        return (self.rows @ across.flatten(2)).reshape(grid.shape).flatten(1, 2)
+
+    def transposed(self) -> GridFilter:
+        return self
+
+
+def in_order(values: Tensor, order: Tensor | None) -> Tensor:
+    """The points of `values` `[B, N, C]` as lattices of that order hold them."""
+    if order is None:
+        return values
+    if values.device.type == "cpu" and not _recorded(values):
+        return torch.from_numpy(values.detach().numpy()[:, order.numpy()])
+    return values[:, order]
+
+
+def out_of_order(values: Tensor, order: Tensor | None) -> Tensor:
+    """The inverse of `in_order`."""
+    if order is None:
+        return values
+    if values.device.type == "cpu" and not _recorded(values):
+        # By NumPy, as in `in_order`: torch's threads would spin on the cores that lattices want,
+        # and hang in a process that was forked after they had run.
+        found = np.empty_like(values.detach().numpy())
+        found[:, order.numpy()] = values.detach().numpy()
+        return torch.from_numpy(found)
+    return torch.empty_like(values).index_copy(1, order, values)
+
+
+def _recorded(values: Tensor) -> bool:
+    """Whether torch must see what is done with the values."""
+    return torch.compiler.is_compiling() or (values.requires_grad and torch.is_grad_enabled())
+
+
+def pixel_order(height: int, width: int, tile: int = 16) -> Tensor:
+    """Pixels y * width + x in the order of square tiles, and row by row within each: int64 `[N]`.
+
+    Pixels that are near each other share lattice vertices, so that visiting them one after another
+    finds the vertices in the cache.
+
+    Args:
+        height: pixels.
+        width: pixels.
+        tile: side of a tile, in pixels; those at the right and bottom border may be smaller.
+
+    Raises:
+        ValueError: `tile` is not positive.
+    """
+    if tile < 1:
+        raise ValueError(f"tile must be at least 1 pixel, not {tile}")
+    tile = min(tile, max(height, width, 1))
+    down, across = -(-height // tile), -(-width // tile)
+    # In NumPy: torch's threads would spin on the cores that the lattices want.
+    y, x = np.arange(down * tile)[:, None], np.arange(across * tile)
+    pixels = np.where((y < height) & (x < width), y * width + x, -1)
+    tiles = pixels.reshape(down, tile, across, tile).swapaxes(1, 2).ravel()
+    return torch.from_numpy(tiles[tiles >= 0])
+
+
+def reference_lattice(features: Tensor) -> Lattice:
+    """The lattice of `features` `[N, D]` with exactly the vertices that pydensecrf's has.
+
+    Or one of all images of a batch `[B, N, D]`, as `build_lattice` makes it.
+
+    pydensecrf places points four at a time and fills the last block with points at the origin.
+    They carry no values, but their vertices take part in the blur.
+    """
+    *batch, count, dims = features.shape
+    if count % 4 == 0:
+        return build_lattice(features)
+    origin = features.new_zeros(*batch, 1, dims)  # one has the vertices of several
+    if features.device.type == "cpu" and not features.requires_grad:
+        # In NumPy: torch would hang in a process that was forked after it had run in parallel.
+        arrays = features.numpy(), origin.numpy()
+        padded = torch.from_numpy(np.concatenate(arrays, -2))
+    else:
+        padded = torch.cat([features, origin], -2)
+    return _without_last_points(build_lattice(padded), *batch)
+
+
+def _without_last_points(lattice: Lattice, images: int = 1) -> Lattice:
+    """The lattice without the last point of each image; all vertices stay."""
+    count, corners = lattice.num_points // images, lattice.num_dims + 1
+    entries = lattice.entries
+    if entries is not None and images > 1:
+        image, place = entries // (count * corners), entries % (count * corners)
+        behind_all = lattice.corners.numel() - images * corners
+        entries = torch.where(
+            place < (count - 1) * corners,
+            entries - image * corners,
+            behind_all + image * corners + entries % corners,
+        )
+    left = lattice.parts.clone()
+    left[:, 0] -= left[:, 0] // count
+    return replace(
+        lattice,
+        corners=lattice.corners.unflatten(0, (images, count))[:, :-1].flatten(0, 1),
+        weights=lattice.weights.unflatten(0, (images, count))[:, :-1].flatten(0, 1),
+        parts=left,
+        entries=entries,
+    )

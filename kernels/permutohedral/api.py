@@ -1,0 +1,131 @@
+"""Gaussian filtering on the permutohedral lattice: validate, choose an implementation, call it.
+
+Adams, Baek and Davis, "Fast High-Dimensional Filtering Using the Permutohedral Lattice" (2010):
+the sum y_i = sum_j exp(-|f_i - f_j|^2 / 2) v_j, approximated in time linear in the number of
+points. Features are already divided by sigma.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from kernels import dispatch, validate
+from kernels.permutohedral import batch, ops
+from kernels.permutohedral.lattice import Lattice
+from kernels.permutohedral.limits import require_indexable, require_placeable
+
+
+def filter(values: Tensor, features: Tensor, *, impl: str = "auto") -> Tensor:
+    """Build the lattice of each image, and filter `[B, N, C]` by features `[B, N, D]`.
+
+    Arguments and errors are those of `kernels.gaussian_filter(method="permutohedral")`.
+    """
+    validate.check_pair(values, features, ndim=3)
+    _check_no_gradient(features)
+    choice = dispatch.choose("permutohedral", impl, device=values.device, dtype=values.dtype)
+    if choice.impl != "reference":
+        filtered: Tensor = ops.permutohedral_filter(values, features, False, choice.impl)
+        return filtered
+    require_placeable(features)
+    lattices = dispatch.implementation("permutohedral", choice.impl)
+    images = [lattices.filter(lattices.build(f), v) for v, f in zip(values, features, strict=True)]
+    return torch.stack(images) if images else values.new_zeros(values.shape)
+
+
+def build_lattice(features: Tensor, *, impl: str = "auto") -> Lattice:
+    """Build the permutohedral lattice of some points, to filter on it any number of times.
+
+    Its shape depends on the data, so that `torch.compile` cannot take this call whole;
+    `gaussian_filter` it can. On a GPU the host waits for the shape, once for all images of a batch,
+    and for nothing else.
+
+    Args:
+        features: float32 or float64 `[N, D]`, already divided by sigma; or `[B, N, D]`, the points
+            of several images, which share no vertex and so do not mix. The lattice has B * N points
+            then, image after image: its values are `[B * N, C]`, and each image is filtered as it
+            is on a lattice of its own.
+        impl: as in `gaussian_filter`.
+
+    Raises:
+        TypeError: a dtype other than float32 and float64.
+        ValueError: another shape, an `impl` that cannot run here, features that hold NaN or Inf,
+            are too large, or require a gradient, which the lattice does not have.
+    """
+    batched = isinstance(features, Tensor) and features.ndim == 3
+    validate.check_points("features", features, ndim=3 if batched else 2)
+    _check_no_gradient(features)
+    choice = dispatch.choose("permutohedral", impl, device=features.device, dtype=features.dtype)
+    build = dispatch.implementation("permutohedral", choice.impl).build
+    images = max(1, len(features)) if batched else 1
+    points = features.detach().flatten(0, -2)
+    if choice.impl == "triton":  # which learns whether they are placeable as it waits
+        lattice: Lattice = build(points, images)
+        return lattice
+    require_placeable(points)
+    return batch.joined([build(of_image) for of_image in points.chunk(images)])
+
+
+def repeat_lattice(lattice: Lattice, images: int) -> Lattice:
+    """The lattice of a batch of images that all have the points of `lattice`, built once for all.
+
+    It is `build_lattice(features.expand(images, -1, -1))`, if `lattice` is that of `features`.
+
+    Raises:
+        TypeError: `images` is no integer.
+        ValueError: `images` is not positive, or more points than 32-bit indices can name.
+    """
+    validate.check_integer("images", images, least=1)
+    corners = lattice.num_dims + 1
+    entries = lattice.corners.numel() if lattice.entries is None else len(lattice.entries)
+    require_indexable(images * (entries // corners), lattice.num_dims)
+    return batch.repeated(lattice, images)
+
+
+def apply_lattice(
+    lattice: Lattice, values: Tensor, *, reverse: bool = False, impl: str = "auto"
+) -> Tensor:
+    """Filter `values` on a lattice: splat, blur and slice, the scale 1 / (1 + 2^-D) included.
+
+    Args:
+        lattice: of `build_lattice`, by any implementation.
+        values: `[N, C]`, of the dtype and device of the lattice's weights; the N points of a batch
+            are those of its first image, then of its second.
+        reverse: blur in the opposite order: the transpose of the filter, and its gradient.
+        impl: as in `gaussian_filter`.
+
+    Returns:
+        `[N, C]`, contiguous, differentiable in the values any number of times.
+
+    Raises:
+        TypeError: a dtype other than float32 and float64.
+        ValueError: values that do not fit the lattice, or an `impl` that cannot run here.
+    """
+    validate.check_points("values", values, ndim=2)
+    validate.check_rows(values, lattice.num_points, "the lattice")
+    validate.check_alike("values", values, "lattice.weights", lattice.weights)
+    choice = dispatch.choose("permutohedral", impl, device=values.device, dtype=values.dtype)
+    if choice.impl in ("cpu", "triton"):
+        return ops.permutohedral_apply(
+            values,
+            lattice.corners,
+            lattice.weights,
+            lattice.neighbours,
+            lattice.ghosts,
+            lattice.parts,
+            lattice.chains,
+            reverse,
+            lattice.entries,
+            lattice.pieces,
+            lattice.sums,
+            choice.impl,
+        )
+    filtered: Tensor = dispatch.implementation("permutohedral", choice.impl).filter(
+        lattice, values, reverse
+    )
+    return filtered
+
+
+def _check_no_gradient(features: Tensor) -> None:
+    if features.requires_grad and torch.is_grad_enabled():
+        raise ValueError(ops.NO_FEATURE_GRADIENT)

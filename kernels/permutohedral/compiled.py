@@ -1,0 +1,272 @@
+"""What `cpu.py` runs of the permutohedral lattice: the functions that numba compiles.
+
+They obey the contract of `kernels._numba.jit`: no allocation, no exception, tuples last. Of these,
+only the length counts: `lanes` is as long as a row of values is wide, `simplex` has D+1 entries,
+`words` as many as a packed key.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit
+
+from kernels._numba import simd
+
+AHEAD = 12  # rows to prefetch ahead in the blur, about a memory latency's worth
+
+
+@njit(forceinline=True)
+def splat_points(first, last, first_row, last_row, values, corners, weights, rows, lanes):
+    """rows[corner] += weight * values, for the points of one part and into its own rows."""
+    for row in range(first_row, last_row):
+        simd.store(rows, row, simd.zero(lanes))
+    padded = simd.scratch(np.float32, lanes)
+    for c in range(len(lanes)):
+        padded[c] = np.float32(0)
+    for i in range(first, last):
+        for c in range(values.shape[1]):
+            padded[c] = values[i, c]
+        point = simd.load(padded, 0, lanes)
+        for k in range(corners.shape[1]):
+            add_to_row(rows, corners[i, k], weights[i, k], point, lanes)
+
+
+@njit(inline="always")
+def add_to_row(rows, row, weight, point, lanes):
+    """rows[row] += weight * point."""
+    simd.store(rows, row, simd.add_scaled(simd.load(rows, row, lanes), weight, point))
+
+
+@njit(forceinline=True)
+def slice_points(first, last, rows, corners, weights, scale, output, lanes):
+    """output = scale * the weighted sum of the corners' rows."""
+    padded = simd.scratch(np.float32, lanes)
+    for i in range(first, last):
+        point = simd.zero(lanes)
+        for k in range(corners.shape[1]):
+            weight = np.float32(scale * weights[i, k])
+            point = simd.add_scaled(point, weight, simd.load(rows, corners[i, k], lanes))
+        simd.store(padded, 0, point)
+        for c in range(output.shape[1]):
+            output[i, c] = padded[c]
+
+
+@njit(forceinline=True)
+def blur_chains(first, last, chain, rows, lanes):
+    """row + (before + after) / 2 in place, along the chains that begin in [first, last)."""
+    none = rows.shape[0] - 1
+    half = np.float32(0.5)
+    i = first
+    while 0 < i < last and chain[i - 1] != none:  # that chain began before
+        i += 1
+    while i < last:
+        row = chain[i]
+        previous = simd.zero(lanes)
+        centre = simd.load(rows, row, lanes)
+        while row != none:
+            i += 1
+            simd.prefetch(rows, chain[min(i + AHEAD, len(chain) - 1)], lanes)
+            following = simd.load(rows, chain[i], lanes)
+            total = simd.add_scaled(centre, half, previous)
+            simd.store(rows, row, simd.add_scaled(total, half, following))
+            previous, centre, row = centre, following, chain[i]
+        i += 1
+
+
+@njit(forceinline=True)
+def add_ghosts(first, last, ghosts, rows, lanes):
+    """Add each ghost to its owner."""
+    for i in range(first, last):
+        ghost, owner = ghosts[i, 0], ghosts[i, 1]
+        total = simd.load(rows, owner, lanes)
+        total = simd.add_scaled(total, np.float32(1), simd.load(rows, ghost, lanes))
+        simd.store(rows, owner, total)
+
+
+@njit(forceinline=True)
+def copy_ghosts(first, last, ghosts, rows, lanes):
+    """Copy each owner to its ghosts."""
+    for i in range(first, last):
+        simd.store(rows, ghosts[i, 0], simd.load(rows, ghosts[i, 1], lanes))
+
+
+# Building
+
+
+@njit(forceinline=True)
+def link(before, after, chain):
+    """Write the rows of one direction along its chains, each ended by R; return how many."""
+    none = len(before)
+    count = 0
+    for head in range(none):
+        if before[head] == none and after[head] != none:
+            row = head
+            while row != none:
+                chain[count] = row
+                count += 1
+                row = after[row]
+            chain[count] = none
+            count += 1
+    return count
+
+
+@njit(forceinline=True)
+def place_points(
+    progress, last, points, scales, low, strides, steps, multipliers, hashed_steps, keys, ids,
+    corners, weights, simplex, words,
+):  # fmt: skip
+    """Find the simplices of points: write corner ids and weights, and fill the table.
+
+    `progress` is the point to go on with, below `last`, and the number of vertices in the table.
+    Returns 1 where the table must grow before another point, 0 where all points are placed.
+    """
+    dims = len(simplex) - 1
+    inverse = np.float32(1) / np.float32(dims + 1)
+    elevated = simd.scratch(np.float32, simplex)
+    origin = simd.scratch(np.float32, simplex)  # the simplex's corner of remainder 0
+    offset = simd.scratch(np.float32, simplex)  # from there to the point
+    rank = simd.scratch(np.int64, simplex)
+    ordered = simd.scratch(np.int64, simplex)  # coordinate of each rank
+    key = simd.scratch(np.int64, words)
+    filled = progress[1]
+    for i in range(progress[0], last):
+        total = np.float32(0)
+        for j in range(dims, 0, -1):
+            scaled = points[i, j - 1] * scales[j - 1]
+            elevated[j] = total - np.float32(j) * scaled
+            total += scaled
+        elevated[0] = total
+
+        excess = 0
+        for j in range(dims + 1):
+            nearest = np.rint(inverse * elevated[j])
+            origin[j] = nearest * np.float32(dims + 1)
+            offset[j] = elevated[j] - origin[j]
+            excess += np.int64(nearest)
+        for j in range(dims + 1):
+            rank[j] = excess  # brings the rounded point back to the plane of zero sum
+        for j in range(dims):
+            for m in range(j + 1, dims + 1):
+                less = np.int64(offset[j] < offset[m])
+                rank[j] += less
+                rank[m] += 1 - less
+        for j in range(dims + 1):
+            wrap = np.int64(rank[j] < 0) - np.int64(rank[j] > dims)
+            rank[j] += wrap * (dims + 1)
+            origin[j] += np.float32(wrap * (dims + 1))
+            offset[j] = (elevated[j] - origin[j]) * inverse
+            ordered[rank[j]] = j
+
+        weights[i, 0] = offset[ordered[dims]] + (np.float32(1) - offset[ordered[0]])
+        for r in range(1, dims + 1):
+            weights[i, r] = offset[ordered[dims - r]] - offset[ordered[dims - r + 1]]
+
+        hashed = np.uint64(0)
+        for w in range(len(words)):
+            key[w] = 0
+            for j in range(dims):
+                key[w] += (np.int64(origin[j]) - low[j]) * strides[j, w]
+            hashed += np.uint64(key[w]) * multipliers[w]
+        for r in range(dims + 1):
+            if r > 0:
+                direction = ordered[dims - r + 1]
+                hashed += hashed_steps[direction]
+                for w in range(len(words)):
+                    key[w] += steps[direction, w]
+            slot = first_slot(hashed, len(ids))
+            while ids[slot] >= 0:
+                difference = np.int64(0)
+                for w in range(len(words)):
+                    difference |= keys[slot, w] ^ key[w]
+                if difference == 0:
+                    break
+                slot = (slot + 1) & (len(ids) - 1)
+            if ids[slot] < 0:
+                for w in range(len(words)):
+                    keys[slot, w] = key[w]
+                ids[slot] = filled
+                filled += 1
+            corners[i, r] = ids[slot]
+        progress[0] = i + 1
+        if 2 * (filled + dims + 1) > len(ids):
+            progress[1] = filled
+            return 1
+    progress[1] = filled
+    return 0
+
+
+@njit(forceinline=True)
+def find_neighbours(first, last, keys, ids, steps, multipliers, hashed_steps, neighbours, words):
+    """For vertices in slots [first, last): the row after each, and so the row before that one."""
+    for j in range(len(steps)):
+        for vertex in range(first, last):
+            row = ids[vertex]
+            if row < 0:
+                continue
+            hashed = hashed_steps[j] + hash_of(keys, vertex, multipliers, words)
+            slot = first_slot(hashed, len(ids))
+            while ids[slot] >= 0:
+                difference = np.int64(0)
+                for w in range(len(words)):
+                    difference |= keys[slot, w] ^ (keys[vertex, w] + steps[j, w])
+                if difference == 0:
+                    neighbours[j, 1, row] = ids[slot]
+                    neighbours[j, 0, ids[slot]] = row
+                    break
+                slot = (slot + 1) & (len(ids) - 1)
+
+
+@njit(forceinline=True)
+def absorb(keys, ids, local_keys, local_ids, first_row, multipliers, pairs, words):
+    """Add a part's vertices to the table; write (row, owner) of those it had already, and count."""
+    count = 0
+    for local in range(len(local_ids)):
+        if local_ids[local] < 0:
+            continue
+        row = first_row + local_ids[local]
+        slot = first_slot(hash_of(local_keys, local, multipliers, words), len(ids))
+        while ids[slot] >= 0:
+            difference = np.int64(0)
+            for w in range(len(words)):
+                difference |= keys[slot, w] ^ local_keys[local, w]
+            if difference == 0:
+                break
+            slot = (slot + 1) & (len(ids) - 1)
+        if ids[slot] < 0:
+            for w in range(len(words)):
+                keys[slot, w] = local_keys[local, w]
+            ids[slot] = row
+        else:
+            pairs[count, 0] = row
+            pairs[count, 1] = ids[slot]
+            count += 1
+    return count
+
+
+@njit(forceinline=True)
+def rehash(keys, ids, multipliers, grown_keys, grown_ids, words):
+    """Put the vertices of a table into a larger, empty one."""
+    capacity = len(grown_ids)
+    for old in range(len(ids)):
+        if ids[old] >= 0:
+            slot = first_slot(hash_of(keys, old, multipliers, words), capacity)
+            while grown_ids[slot] >= 0:
+                slot = (slot + 1) & (capacity - 1)
+            grown_ids[slot] = ids[old]
+            for w in range(len(words)):
+                grown_keys[slot, w] = keys[old, w]
+
+
+@njit(inline="always")
+def hash_of(keys, i, multipliers, words):
+    """The hash of key i. The hash of a sum of keys is the sum of their hashes."""
+    hashed = np.uint64(0)
+    for w in range(len(words)):
+        hashed += np.uint64(keys[i, w]) * multipliers[w]
+    return hashed
+
+
+@njit(inline="always")
+def first_slot(hashed, capacity):
+    """Where to look first: the hash scaled to [0, capacity), so that its order is kept."""
+    return np.int64(((hashed >> np.uint64(32)) * np.uint64(capacity)) >> np.uint64(32))

@@ -1,0 +1,305 @@
+"""The permutohedral lattice on a CPU, in numba: build, splat, blur and slice.
+
+The lattice of `eager.py` (Adams, Baek and Davis 2010; rounding and blur order of Krähenbühl and
+Koltun's densecrf), laid out for caches and threads:
+
+- A thread takes a consecutive part of the points and numbers vertices as it meets them, so that
+  points near each other use rows near each other. A vertex that an earlier part has too is a ghost
+  (see `lattice.py`).
+- A vertex key is D integers packed in mixed radix into as few 64-bit words as hold their ranges,
+  which follow from the range of the features. A step along a blur direction, and from one corner
+  of a simplex to the next, adds a constant to every word.
+- The hash is linear in those words: a walk over the table in slot order meets the neighbours in
+  slot order too, so that memory is read in streams and not at random.
+- Rows of values have a width known at compile time, a multiple of 8 floats, and are handled as
+  vectors (`kernels._numba.simd`).
+- A blur direction is done in place, along chains of vertices: one read and one write a row.
+
+The compiled functions take ranges and release the GIL; `kernels._numba.threads` runs them on
+several threads.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+
+from kernels._numba import threads
+from kernels._numba.jit import Call, Kernel
+from kernels.permutohedral.lattice import Lattice
+
+Array: TypeAlias = np.ndarray[Any, Any]
+
+MAX_LANES = 64  # more channels are filtered in groups: each width is compiled once
+MIN_PART = 4096  # points: fewer are not worth a thread
+MIN_PIECE = 8192  # rows of a blur: fewer are not worth a call
+FIRST_CAPACITY = 2**16  # slots of a table
+WORD = 2**62  # a packed key word stays below this
+GOLDEN = 0x9E3779B97F4A7C15  # 2^64 / golden ratio: multiples of it spread evenly
+
+COMPILED = "kernels.permutohedral.compiled"
+SPLAT_POINTS = Kernel(COMPILED, "splat_points")
+SLICE_POINTS = Kernel(COMPILED, "slice_points")
+BLUR_CHAINS = Kernel(COMPILED, "blur_chains")
+ADD_GHOSTS = Kernel(COMPILED, "add_ghosts")
+COPY_GHOSTS = Kernel(COMPILED, "copy_ghosts")
+LINK = Kernel(COMPILED, "link", returns=True)
+PLACE_POINTS = Kernel(COMPILED, "place_points", returns=True)
+FIND_NEIGHBOURS = Kernel(COMPILED, "find_neighbours")
+ABSORB = Kernel(COMPILED, "absorb", returns=True)
+REHASH = Kernel(COMPILED, "rehash")
+
+
+def build(features: torch.Tensor) -> Lattice:
+    """Build the lattice of float32 CPU `features` `[N, D]`, divided by sigma and placeable."""
+    points = np.ascontiguousarray(features.numpy())
+    count, dims = points.shape
+    scales = elevation_scales(dims)
+    low, strides = pack_keys(points, scales)
+    steps = strides.sum(0) - (dims + 1) * strides  # [D+1, words]: one step along each direction
+    simplex, words = (0,) * (dims + 1), (0,) * strides.shape[1]  # their lengths are compiled in
+    multipliers = GOLDEN ** np.arange(1, 2 * strides.shape[1], 2, dtype=np.uint64)
+    hashed_steps = (steps.astype(np.uint64) * multipliers).sum(1, dtype=np.uint64)
+
+    corners = np.empty((count, dims + 1), np.int32)
+    weights = np.empty((count, dims + 1), np.float32)
+
+    def place(first: int, last: int) -> _Table:
+        """Write corners and weights of the points [first, last); return their vertices."""
+        table = _Table.free(FIRST_CAPACITY, words)
+        progress = np.array([first, 0], np.int64)
+        while PLACE_POINTS(
+            progress, last, points, scales, low, strides, steps, multipliers, hashed_steps,
+            table.keys, table.ids, corners, weights, simplex, words,
+        ):  # fmt: skip
+            table = table.with_room(2 * int(progress[1]), multipliers, words)
+        table.filled = int(progress[1])
+        return table
+
+    ranges = threads.split(count, min(threads.num_threads(), -(-count // MIN_PART)))
+    tables = threads.run(place, ranges)
+    table, ghosts, parts = _merge(ranges, tables, multipliers, words)
+    for (first, last), row in zip(ranges[1:], parts[1:-1, 1], strict=True):
+        corners[first:last] += np.int32(row)
+
+    rows = int(parts[-1, 1])
+    neighbours = np.full((dims + 1, 2, rows), rows, np.int32)
+    slots = threads.split(len(table.ids), threads.num_threads())
+    threads.run(
+        FIND_NEIGHBOURS, slots, table.keys, table.ids, steps, multipliers, hashed_steps,
+        neighbours, words,
+    )  # fmt: skip
+    arrays = corners, weights, neighbours, ghosts, parts, _link_all(neighbours)
+    return Lattice(*map(torch.from_numpy, arrays))
+
+
+def filter(lattice: Lattice, values: torch.Tensor, reverse: bool = False) -> torch.Tensor:
+    """Filter float32 CPU `values` `[N, C]`; `reverse` blurs in the opposite order (the adjoint)."""
+    source = values.detach().numpy()
+    output = np.empty_like(source, order="C")
+    corners, weights = lattice.corners.numpy(), lattice.weights.numpy()
+    parts = part_ranges(lattice)
+    for first in range(0, source.shape[1], MAX_LANES):
+        channels = slice(first, first + MAX_LANES)
+        lanes = lanes_for(source[:, channels].shape[1])
+        rows = aligned_rows(lattice.num_rows + 1, lanes)
+        rows[-1] = 0
+        threads.run(SPLAT_POINTS, parts, source[:, channels], corners, weights, rows, lanes)
+        for calls in blur_calls([lattice], [rows], lanes, reverse):
+            threads.run_calls(calls)
+        points = [(start, stop) for start, stop, _, _ in parts]
+        threads.run(
+            SLICE_POINTS, points, rows, corners, weights, lattice.scale, output[:, channels], lanes
+        )
+    return torch.from_numpy(output)
+
+
+# Rows of values
+
+
+def lanes_for(channels: int) -> tuple[int, ...]:
+    """A tuple as long as a row of this many channels is wide: the next multiple of 8."""
+    return (0,) * (-(-channels // 8) * 8)
+
+
+def aligned_rows(count: int, lanes: tuple[int, ...]) -> Array:
+    """An unset buffer `[count, width]` that starts at a cache line, as torch's allocator gives it.
+
+    A vector that straddles two lines costs two accesses, and its store is slow to read back.
+    """
+    return torch.empty(count, len(lanes), dtype=torch.float32, device="cpu").numpy()
+
+
+def part_ranges(lattice: Lattice) -> list[tuple[int, int, int, int]]:
+    """First point, end point, first row and end row of each part."""
+    parts = lattice.parts.tolist()
+    return [(a[0], b[0], a[1], b[1]) for a, b in pairwise(parts)]
+
+
+def blur_calls(
+    lattices: Sequence[Lattice], blocks: Sequence[Array], lanes: tuple[int, ...], reverse: bool
+) -> list[list[Call]]:
+    """What blurs the splatted rows `[R+1, width]` of each lattice in place: call after call.
+
+    The calls of one list run in parallel. Afterwards ghosts equal their owners. Several lattices
+    together cost one start of the threads.
+    """
+    ghosts = [lattice.ghosts.numpy() for lattice in lattices]
+    bounds = [lattice.parts[:, 2].tolist() for lattice in lattices]
+    chains = [chains_of(lattice).numpy() for lattice in lattices]
+
+    def add_ghosts(part: int) -> list[Call]:
+        """From a part to the owners of its ghosts; an owner occurs once a part."""
+        return ADD_GHOSTS.calls([
+            (bound[part] + start, bound[part] + stop, pairs, rows)
+            for bound, pairs, rows in zip(bounds, ghosts, blocks, strict=True)
+            if part + 1 < len(bound)
+            for start, stop in _pieces(bound[part + 1] - bound[part])
+        ], [lanes])  # fmt: skip
+
+    def along(step: int) -> list[Call]:
+        return BLUR_CHAINS.calls([
+            (start, stop, chain[len(chain) - 1 - step if reverse else step], rows)
+            for chain, rows in zip(chains, blocks, strict=True)
+            if step < len(chain)
+            for start, stop in _pieces(chain.shape[1])
+        ], [lanes])  # fmt: skip
+
+    copy_ghosts = COPY_GHOSTS.calls([
+        (start, stop, pairs, rows)
+        for pairs, rows in zip(ghosts, blocks, strict=True)
+        for start, stop in _pieces(len(pairs))
+    ], [lanes])  # fmt: skip
+    parts, directions = max(map(len, bounds)) - 1, max(map(len, chains))
+    return [*map(add_ghosts, range(1, parts)), *map(along, range(directions)), copy_ghosts]
+
+
+def _pieces(count: int) -> list[tuple[int, int]]:
+    """range(count) in more pieces than threads, so that whoever is done early takes another."""
+    pieces = threads.num_threads()
+    pieces = max(pieces, min(8 * pieces, count // MIN_PIECE))
+    return threads.split(count, pieces) if count else []
+
+
+# Building
+
+
+def chains_of(lattice: Lattice) -> torch.Tensor:
+    """The lattice's chains; made here for a lattice that another build left without."""
+    if lattice.chains is None:
+        return torch.from_numpy(_link_all(lattice.neighbours.numpy()))
+    return lattice.chains
+
+
+def _link_all(neighbours: Array) -> Array:
+    none = neighbours.shape[2]
+    lists = [np.empty(none + none // 2 + 1, np.int32) for _ in neighbours]
+    counts = threads.run(
+        LINK, [(*pair, chain) for pair, chain in zip(neighbours, lists, strict=True)]
+    )
+    chains = np.full((len(lists), max(counts)), none, np.int32)
+    for row, chain, count in zip(chains, lists, counts, strict=True):
+        row[:count] = chain[:count]
+    return chains
+
+
+def elevation_scales(dims: int) -> Array:
+    """Diagonal of the elevation matrix, times the blur's standard deviation (p. 5 and 6)."""
+    index = np.arange(1, dims + 1, dtype=np.float64)
+    spread = np.float32(math.sqrt(2 / 3) * (dims + 1))
+    return (1 / np.sqrt(index * (index + 1)) * spread).astype(np.float32)
+
+
+def pack_keys(points: Array, scales: Array) -> tuple[Array, Array]:
+    """Lowest key `[D]` and strides `[D+1, words]` such that packed keys never collide.
+
+    The range of a lattice coordinate follows from the ranges of the features; the margin holds the
+    rounding to a vertex, the other corners of its simplex and their neighbours.
+    """
+    count, dims = points.shape
+    columns = points.T if count else np.zeros((dims, 1))
+    corner = np.array([[c.min() for c in columns], [c.max() for c in columns]], np.float64) * scales
+    suffix = np.concatenate([np.cumsum(corner[:, ::-1], axis=1)[:, ::-1], np.zeros((2, 1))], axis=1)
+    index = np.arange(1, dims)
+    low, high = suffix[:, :dims].copy()
+    low[1:] -= index * corner[1, :-1]
+    high[1:] -= index * corner[0, :-1]
+    margin = 4 * (dims + 1)
+    low, high = np.floor(low) - margin, np.ceil(high) + margin
+    words: list[list[int]] = []
+    product = WORD
+    strides: list[int] = []
+    for extent in (int(h - w) + 1 for w, h in zip(low, high, strict=True)):
+        if product * extent > WORD:
+            words.append([])
+            product = 1
+        words[-1].append(len(strides))
+        strides.append(product)
+        product *= extent
+    table = np.zeros((dims + 1, len(words)), np.int64)  # the last coordinate is not in the key
+    for word, members in enumerate(words):
+        table[members, word] = [strides[i] for i in members]
+    return low.astype(np.int64), table
+
+
+@dataclass
+class _Table:
+    """A hash table of vertices.
+
+    Attributes:
+        keys: packed keys, int64 `[slots, words]`.
+        ids: the row of each vertex, int32 `[slots]`; -1 for a free slot.
+        filled: how many vertices it holds.
+    """
+
+    keys: Array
+    ids: Array
+    filled: int = 0
+
+    @classmethod
+    def free(cls, slots: int, words: tuple[int, ...]) -> _Table:
+        return cls(np.empty((slots, len(words)), np.int64), np.full(slots, -1, np.int32))
+
+    def with_room(self, vertices: int, multipliers: Array, words: tuple[int, ...]) -> _Table:
+        """This table with room for `vertices` at half load at most."""
+        slots = len(self.ids)
+        while slots < 2 * vertices:
+            slots *= 2
+        if slots == len(self.ids):
+            return self
+        grown = _Table.free(slots, words)
+        REHASH(self.keys, self.ids, multipliers, grown.keys, grown.ids, words)
+        return grown
+
+
+def _merge(
+    ranges: list[tuple[int, int]],
+    tables: list[_Table],
+    multipliers: Array,
+    words: tuple[int, ...],
+) -> tuple[_Table, Array, Array]:
+    """One table for all parts, and the ghosts: vertices that an earlier part owns."""
+    table, owned = tables[0], tables[0].filled
+    parts = np.zeros((len(ranges) + 1, 3), np.int64)
+    parts[1] = ranges[0][1], owned, 0
+    ghosts = [np.empty((0, 2), np.int32)]
+    for part, local in enumerate(tables[1:], start=1):
+        table = table.with_room(owned + local.filled, multipliers, words)
+        pairs = np.empty((local.filled, 2), np.int32)
+        count = ABSORB(
+            table.keys, table.ids, local.keys, local.ids, parts[part, 1], multipliers, pairs, words
+        )
+        ghosts.append(pairs[:count])
+        owned += local.filled - count
+        parts[part + 1] = (
+            ranges[part][1],
+            parts[part, 1] + local.filled,
+            parts[part, 2] + count,
+        )
+    return table, np.concatenate(ghosts), parts

@@ -1,0 +1,335 @@
+"""Build a permutohedral lattice on a GPU: place points, sort their vertices' keys, number them.
+
+A vertex key is D integers, packed in mixed radix into one int64: coordinate 0 is the most
+significant digit, above it the image where several are built at once. The radices hold the ranges
+of the coordinates, which follow from the ranges of the features and stay on the device.
+
+    features -> packed keys, weights     place_kernel: D+1 entries a point
+    keys     -> rows, entries by row     one stable sort of all entries
+    rows     -> neighbours               search_kernel: key + step, by binary search
+
+The host waits for the device once, for the number of rows; whether the features were placeable and
+the radices fit into an int64 comes with it. If they do not fit, keys are packed into several words
+and the words replaced by their ranks, which costs further waits.
+
+Placing rounds as eager.py does, operation by operation: kernels that place are compiled without
+contraction of a * b + c to one rounding, which would move points to other simplices.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from kernels.permutohedral.lattice import Lattice
+from kernels.permutohedral.limits import refuse_unplaceable, require_indexable
+from kernels.permutohedral.triton.segments import (
+    cut,
+    highest_bit,
+    rank,
+    require_memory,
+    starts_of,
+)
+
+WORD = 2**62  # a packed key stays below this
+PLACE_TILE = 512  # points x coordinates that a program places
+SEARCH_BLOCK = 256  # vertices
+BYTES_PER_ENTRY = 44  # held while sorting: weight, key, sorted key and number, the sort's copies
+
+
+@triton.jit
+def pack_kernel(
+    least_ptr, most_ptr, lows_ptr, strides_ptr, report_ptr, SCALES: tl.constexpr
+):  # fmt: skip
+    """Lowest coordinate and stride of each digit, from the ranges of the features.
+
+    Coordinate j is sum_{i >= j} s_i - j s_{j-1} of the scaled features s; the margin holds the
+    rounding to a vertex, the other corners of its simplex and their neighbours. The report is the
+    largest sum of magnitudes, and the extent of each coordinate.
+    """
+    dims: tl.constexpr = len(SCALES)
+    margin: tl.constexpr = 4 * (dims + 1)
+    reach = tl.full((), 0.0, tl.float64)
+    least_sum, most_sum = reach, reach
+    stride = tl.full((), 1, tl.int64)
+    for j in tl.static_range(dims - 1, -1, -1):
+        least = tl.load(least_ptr + j).to(tl.float64)
+        most = tl.load(most_ptr + j).to(tl.float64)
+        reach += tl.maximum(-least, most, propagate_nan=tl.PropagateNan.ALL)
+        least_sum += least * SCALES[j]
+        most_sum += most * SCALES[j]
+        low, high = least_sum, most_sum
+        if j > 0:
+            low -= j * (tl.load(most_ptr + j - 1).to(tl.float64) * SCALES[j - 1])
+            high -= j * (tl.load(least_ptr + j - 1).to(tl.float64) * SCALES[j - 1])
+        low = tl.floor(low) - margin
+        extent = tl.ceil(high) + margin - low + 1
+        tl.store(lows_ptr + j, low.to(tl.int64))
+        tl.store(strides_ptr + j, stride)
+        tl.store(report_ptr + 1 + j, extent)
+        stride *= extent.to(tl.int64)
+    tl.store(strides_ptr + dims, stride)
+    tl.store(report_ptr, reach)
+
+
+@triton.jit(do_not_specialize=["count", "points_per_image"])
+def place_kernel(
+    points_ptr, lows_ptr, strides_ptr, keys_ptr, weights_ptr, count, points_per_image,
+    SCALES: tl.constexpr, INVERSE: tl.constexpr, BLOCK: tl.constexpr, WIDTH: tl.constexpr,
+):  # fmt: skip
+    """Key and weight of each corner of each point's simplex; WIDTH >= D+1 is a power of two."""
+    dims: tl.constexpr = len(SCALES)
+    corners: tl.constexpr = dims + 1
+    p = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    j = tl.arange(0, WIDTH)[None, :]
+    real = p < count
+    inside = j < corners
+
+    total = tl.zeros((BLOCK,), tl.float32)
+    elevated = tl.zeros((BLOCK, WIDTH), tl.float32)
+    for axis in tl.static_range(dims, 0, -1):
+        offs = p.to(tl.int64) * dims + (axis - 1)
+        scaled = tl.load(points_ptr + offs, mask=real, other=0.0) * SCALES[axis - 1]
+        elevated = tl.where(j == axis, (total - axis * scaled)[:, None], elevated)
+        total += scaled
+    elevated = tl.where(j == 0, total[:, None], elevated)
+
+    # Adding 1.5 * 2^23 rounds to the nearest integer, halves to even; placeable values are smaller.
+    nearest = (elevated * INVERSE + 12582912.0) - 12582912.0
+    origin = nearest * corners
+    offset = elevated - origin
+    rank = tl.zeros((BLOCK, WIDTH), tl.int32)
+    for m in tl.static_range(corners):
+        other = tl.sum(tl.where(j == m, offset, 0.0), axis=1)[:, None]
+        rank += ((offset < other) | ((offset == other) & (m < j))).to(tl.int32)
+    rank += tl.sum(tl.where(inside, nearest, 0.0).to(tl.int32), axis=1)[:, None]
+    wrap = (rank < 0).to(tl.int32) - (rank > dims).to(tl.int32)
+    rank = tl.where(inside, rank + wrap * corners, -1)
+    origin += (wrap * corners).to(tl.float32)
+    offset = (elevated - origin) * INVERSE
+
+    low = tl.load(lows_ptr + j, mask=j < dims, other=0)
+    stride = tl.load(strides_ptr + j, mask=j < dims, other=0)
+    digit = origin.to(tl.int32).to(tl.int64) - low
+    image = (p // points_per_image).to(tl.int64) * tl.load(strides_ptr + dims)
+    lowest = tl.sum(tl.where(rank == 0, offset, 0.0), axis=1)
+    previous = lowest
+    for r in tl.static_range(corners):
+        ordered = tl.sum(tl.where(rank == dims - r, offset, 0.0), axis=1)
+        weight = ordered + (1.0 - lowest) if r == 0 else ordered - previous
+        previous = ordered
+        moved = digit + r - corners * (rank > dims - r).to(tl.int64)
+        key = tl.sum(moved * stride, axis=1) + image
+        offs = p.to(tl.int64) * corners + r
+        tl.store(keys_ptr + offs, key, mask=real)
+        tl.store(weights_ptr + offs, weight, mask=real)
+
+
+@triton.jit(do_not_specialize=["rows", "highest_bit"])
+def search_kernel(
+    keys_ptr, strides_ptr, neighbours_ptr, rows, highest_bit,
+    DIMS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """The rows before and after each along one direction: where key - step and key + step are."""
+    direction = tl.program_id(1)
+    row = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    real = row < rows
+    key = tl.load(keys_ptr + row, mask=real, other=0)
+    step = tl.full((), 0, tl.int64)
+    for j in tl.static_range(DIMS):
+        stride = tl.load(strides_ptr + j)
+        step += tl.where(direction == j, -DIMS * stride, stride)
+    for side in tl.static_range(2):
+        wanted = key + step if side == 1 else key - step
+        found = rank(keys_ptr, rows, wanted, real, highest_bit)
+        exists = real & (found < rows)
+        exists = exists & (tl.load(keys_ptr + found, mask=exists, other=0) == wanted)
+        offs = (direction * 2 + side).to(tl.int64) * rows + row
+        tl.store(neighbours_ptr + offs, tl.where(exists, found, rows).to(tl.int32), mask=real)
+
+
+def build(features: Tensor, images: int = 1) -> Lattice:
+    """Build the lattice of float32 `features` `[N, D]`, divided by sigma.
+
+    The points may be those of several images of equal size, one image after another: those of
+    different images share no vertex. The lattice has `entries`, `pieces` and `sums`, no `chains`.
+
+    Raises:
+        ValueError: as `kernels.permutohedral.require_placeable`, from the same transfer
+            that brings the number of rows.
+        MemoryError: the build does not fit the device.
+    """
+    count, dims = features.shape
+    require_indexable(count, dims)
+    held = count * (dims + 1) * BYTES_PER_ENTRY
+    require_memory(held, features.device, f"a lattice of {count} points in {dims} dimensions")
+    points = features.detach().contiguous()
+    if not count:
+        return _empty(points)
+    with torch.cuda.device_of(points):
+        lows, strides, report = pack(points)
+        keys, weights = place(points, lows, strides, images)
+        sorted_keys, entries, row = _sort(keys)
+        reach, *extents, last = torch.cat([report, row[-1:].double()]).tolist()  # the one wait
+        refuse_unplaceable(reach, dims, points.dtype)
+        words = _word_strides([int(extent) for extent in extents], images)
+        if len(words) == 1:
+            starts = starts_of(row, int(last) + 1)
+            neighbours = search(sorted_keys[starts[:-1]], strides, dims)
+        else:
+            found = _rank_words(points, lows, words, images)
+            entries, row, starts, neighbours = found
+        pieces, sums = cut(starts, len(entries))
+    return Lattice(
+        corners=torch.empty_like(row).scatter_(0, entries, row).view(count, dims + 1),
+        weights=weights,
+        neighbours=neighbours,
+        ghosts=row.new_empty(0, 2),
+        parts=_parts(count, len(starts) - 1, points.device),
+        entries=entries.int(),
+        pieces=pieces,
+        sums=sums,
+    )
+
+
+def scales(dims: int) -> tuple[float, ...]:
+    """Diagonal of the elevation matrix, times the blur's standard deviation (p. 5 and 6)."""
+    spread = float(np.float32(math.sqrt(2 / 3) * (dims + 1)))
+    return tuple(float(np.float32(spread / math.sqrt(j * (j + 1)))) for j in range(1, dims + 1))
+
+
+def pack(points: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Lowest coordinates `[D]`, strides `[D+1]` (the last is the image's), and the report."""
+    dims = points.shape[1]
+    least, most = torch.aminmax(points, dim=0)
+    lows = torch.empty(dims, dtype=torch.int64, device=points.device)
+    strides = torch.empty(dims + 1, dtype=torch.int64, device=points.device)
+    report = torch.empty(dims + 1, dtype=torch.float64, device=points.device)
+    pack_kernel[(1,)](least, most, lows, strides, report, SCALES=scales(dims), num_warps=1)
+    return lows, strides, report
+
+
+def place(points: Tensor, lows: Tensor, strides: Tensor, images: int) -> tuple[Tensor, Tensor]:
+    """Packed keys `[N * (D+1)]` and weights `[N, D+1]` of the corners of each point's simplex."""
+    count, dims = points.shape
+    keys = torch.empty(count * (dims + 1), dtype=torch.int64, device=points.device)
+    weights = torch.empty(count, dims + 1, dtype=torch.float32, device=points.device)
+    width = triton.next_power_of_2(dims + 1)
+    block = max(1, PLACE_TILE // width)
+    place_kernel[(triton.cdiv(count, block),)](
+        points, lows, strides, keys, weights, count, count // images,
+        SCALES=scales(dims), INVERSE=float(np.float32(1 / (dims + 1))), BLOCK=block, WIDTH=width,
+        enable_fp_fusion=False,
+    )  # fmt: skip
+    return keys, weights
+
+
+def search(keys: Tensor, strides: Tensor, dims: int) -> Tensor:
+    """Neighbours int32 `[D+1, 2, R]` of the vertices with these sorted, distinct packed keys."""
+    rows = len(keys)
+    neighbours = torch.empty(dims + 1, 2, rows, dtype=torch.int32, device=keys.device)
+    search_kernel[(triton.cdiv(rows, SEARCH_BLOCK), dims + 1)](
+        keys, strides, neighbours, rows, highest_bit(rows),
+        DIMS=dims, BLOCK=SEARCH_BLOCK,
+    )  # fmt: skip
+    return neighbours
+
+
+def _sort(keys: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Sorted keys, the entries in that order (int64), and the row of each (int32)."""
+    sorted_keys, entries = torch.sort(keys, stable=True)
+    begins = sorted_keys[1:] != sorted_keys[:-1]
+    row = torch.zeros(len(keys), dtype=torch.int32, device=keys.device)
+    torch.cumsum(begins, 0, dtype=torch.int32, out=row[1:])
+    return sorted_keys, entries, row
+
+
+def _parts(count: int, rows: int, device: torch.device) -> Tensor:
+    """All points are one part; filled on the device, where a copy to it would wait."""
+    parts = torch.zeros(2, 3, dtype=torch.int64, device=device)
+    parts[1, 0].fill_(count)
+    parts[1, 1].fill_(rows)
+    return parts
+
+
+def _empty(points: Tensor) -> Lattice:
+    dims = points.shape[1]
+    integers = torch.empty(0, dtype=torch.int32, device=points.device)
+    return Lattice(
+        corners=integers.view(0, dims + 1),
+        weights=points.new_empty(0, dims + 1),
+        neighbours=integers.view(dims + 1, 2, 0),
+        ghosts=integers.view(0, 2),
+        parts=_parts(0, 0, points.device),
+        entries=integers,
+        pieces=integers.view(3, 0),
+        sums=integers.view(3, 0),
+    )
+
+
+# Keys of several words
+
+
+def _word_strides(extents: Sequence[int], images: int) -> list[list[int]]:
+    """Strides `[W, D+1]` of the digits, the most significant word first; 0 outside their word."""
+    words: list[list[int]] = []
+    product = WORD
+    digits = [*reversed(list(enumerate(extents))), (len(extents), images)]
+    for digit, extent in digits:
+        if product * extent > WORD:
+            words.append([0] * len(digits))
+            product = 1
+        words[-1][digit] = product
+        product *= extent
+    return words[::-1]
+
+
+def _rank_words(
+    points: Tensor, lows: Tensor, word_strides: list[list[int]], images: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Entries, their rows, the starts of rows and the neighbours, for keys of several words."""
+    dims = points.shape[1]
+    strides = torch.tensor(word_strides, device=points.device)
+    words = torch.stack([place(points, lows, of_word, images)[0] for of_word in strides])
+    levels = _levels(words)
+    sorted_keys, entries, row = _sort(_ranked(words, levels))
+    starts = starts_of(row, int(row[-1]) + 1)
+    rows, own = len(starts) - 1, starts[:-1]
+    keys, words = sorted_keys[own], words[:, entries[own]]
+    neighbours = torch.empty(dims + 1, 2, rows, dtype=torch.int32, device=points.device)
+    for j, sides in enumerate(neighbours):
+        step = strides[:, :dims].sum(1) - (dims + 1) * (strides[:, j] if j < dims else 0)
+        for side, sign in zip(sides, (-1, 1), strict=True):
+            wanted = _ranked(words + sign * step[:, None], levels)
+            place_of = torch.searchsorted(keys, wanted).clamp_(max=rows - 1)
+            side.copy_(torch.where(keys[place_of] == wanted, place_of, rows))
+    return entries, row, starts, neighbours
+
+
+def _levels(words: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """For each word after the first: the distinct ranks of the words before it, and its values."""
+    levels: list[tuple[Tensor, Tensor]] = []
+    for count in range(1, len(words)):
+        levels.append((torch.unique(_ranked(words[:count], levels)), torch.unique(words[count])))
+    return levels
+
+
+def _ranked(words: Tensor, levels: list[tuple[Tensor, Tensor]]) -> Tensor:
+    """One integer for each key `words[:, i]`, in the order of the keys; -1 for an unknown one.
+
+    It is less than the product of two numbers of entries, and so fits.
+    """
+    key = words[0]
+    known = torch.ones_like(key, dtype=torch.bool)
+    for (before, values), word in zip(levels, words[1:], strict=True):
+        left = torch.searchsorted(before, key).clamp_(max=len(before) - 1)
+        right = torch.searchsorted(values, word).clamp_(max=len(values) - 1)
+        known &= (before[left] == key) & (values[right] == word)
+        key = left * len(values) + right
+    return torch.where(known, key, -1)

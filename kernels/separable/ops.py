@@ -1,0 +1,159 @@
+"""The separable filter as opaque custom operators.
+
+    kernels::separable_apply(values, the tensors of a Separable, impl, precision)
+    kernels::separable_filter(values, features, spatial_dims, tolerance, max_landmarks, impl,
+                              precision)      factor an image's kernel and filter, image by image:
+                                              for compilers, since the factors' sizes depend on data
+
+The arguments are those of the public functions, already validated except for the values of the
+features, which only exist when the operator runs. The filter is symmetric, so that the gradient to
+the values is the same filter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kernels import dispatch
+from kernels.dispatch import WAITS
+from kernels.operators import like_first, opaque_operator
+from kernels.separable import factors, reference
+from kernels.separable.factors import Separable
+
+NO_FEATURE_GRADIENT = (
+    "the separable filter has gradients to the values only, not to the features: "
+    'use method="exact" to differentiate the features, or features.detach()'
+)
+
+
+def build(
+    features: Tensor, spatial_dims: int, tolerance: float, max_landmarks: int, impl: str = "auto"
+) -> Separable:
+    """Factor the kernel of `features` `[N, D]`.
+
+    Raises:
+        ValueError: they hold NaN or Inf.
+    """
+    choice = dispatch.choose("separable", impl, device=features.device, dtype=features.dtype)
+    of = factors if choice.impl == "reference" else dispatch.implementation("separable", "triton")
+    with torch.autocast(features.device.type, enabled=False):
+        return factors.build(features, spatial_dims, tolerance, max_landmarks, of.own_weights)
+
+
+def apply(separable: Separable, values: Tensor, impl: str, precision: str) -> Tensor:
+    """Filter `values` `[N, C]`; differentiable."""
+    s = separable
+    return separable_apply(
+        values, s.landmarks, s.mixing, s.axes, s.order, s.colours, s.fractions, s.diagonal,
+        s.pieces, s.starts, impl, precision,
+    )  # fmt: skip
+
+
+def filter(
+    values: Tensor,
+    features: Tensor,
+    spatial_dims: int,
+    tolerance: float,
+    max_landmarks: int,
+    impl: str,
+    precision: str,
+) -> Tensor:
+    """Factor and filter image by image; differentiable, by the same factors."""
+    if torch.compiler.is_compiling() or not len(values):
+        arguments = spatial_dims, tolerance, max_landmarks, impl, precision
+        return separable_filter(values, features, *arguments)
+    filtered = []
+    for image, points in zip(values, features.detach(), strict=True):
+        separable = build(points, spatial_dims, tolerance, max_landmarks, impl)
+        filtered.append(apply(separable, image, impl, precision))
+    return torch.stack(filtered)
+
+
+@opaque_operator("kernels::separable_apply", tags=WAITS)
+def separable_apply(
+    values: Tensor,
+    landmarks: Tensor,
+    mixing: Tensor,
+    axes: Sequence[Tensor],
+    order: Tensor,
+    colours: Tensor,
+    fractions: Tensor,
+    diagonal: Tensor,
+    pieces: Tensor,
+    starts: Tensor,
+    impl: str,
+    precision: str,
+) -> Tensor:
+    """`[N, C]` -> `[N, C]`; the tensors of a `Separable`."""
+    separable = Separable(
+        landmarks, mixing, tuple(axes), order, colours, fractions, diagonal, pieces, starts, 0.0
+    )
+    return _filter(separable, values, impl, precision)
+
+
+separable_apply.register_fake(like_first)
+
+
+def _save_factors(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    _, landmarks, mixing, axes, *tensors, ctx.impl, ctx.precision = inputs
+    ctx.axes = len(axes)
+    ctx.save_for_backward(landmarks, mixing, *tensors, *axes)
+
+
+def _apply_again(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    landmarks, mixing, *tensors = ctx.saved_tensors
+    tensors, axes = tensors[: -ctx.axes], tensors[-ctx.axes :]
+    arguments = landmarks, mixing, axes, *tensors, ctx.impl, ctx.precision
+    return separable_apply(grad, *arguments), None, None, [None] * ctx.axes, *(None,) * 8
+
+
+separable_apply.register_autograd(_apply_again, setup_context=_save_factors)
+
+
+@opaque_operator("kernels::separable_filter", tags=WAITS)
+def separable_filter(
+    values: Tensor,
+    features: Tensor,
+    spatial_dims: int,
+    tolerance: float,
+    max_landmarks: int,
+    impl: str,
+    precision: str,
+) -> Tensor:
+    """`[B, N, C]`, `[B, N, D]` -> `[B, N, C]`."""
+    output = values.new_empty(values.shape)
+    for image, points, filtered in zip(values, features, output, strict=True):
+        separable = build(points, spatial_dims, tolerance, max_landmarks, impl)
+        filtered.copy_(_filter(separable, image, impl, precision))
+    return output
+
+
+separable_filter.register_fake(like_first)
+
+
+def _save_features(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    _, features, *ctx.options = inputs
+    ctx.save_for_backward(features)
+
+
+def _filter_again(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    if ctx.needs_input_grad[1]:
+        raise RuntimeError(NO_FEATURE_GRADIENT)
+    (features,) = ctx.saved_tensors
+    return separable_filter(grad, features, *ctx.options), *(None,) * 6
+
+
+separable_filter.register_autograd(_filter_again, setup_context=_save_features)
+
+
+def _filter(separable: Separable, values: Tensor, impl: str, precision: str) -> Tensor:
+    with torch.autocast(values.device.type, enabled=False):
+        if impl == "reference":
+            return reference.filter(separable, values)
+        triton = dispatch.implementation("separable", impl)
+        filtered: Tensor = triton.filter(separable, values.contiguous(), precision)
+        return filtered

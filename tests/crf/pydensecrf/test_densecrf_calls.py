@@ -1,0 +1,338 @@
+"""crf.pydensecrf.densecrf: the formula in float64, and what each call does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from densecrf_problems import (
+    FEATURES,
+    LABELS,
+    MATRIX,
+    POINTS,
+    UNARY,
+    Array,
+    kl_per_step,
+    noisy_image,
+    small_crf,
+)
+
+import crf.pydensecrf.densecrf as dcrf
+from kernels.gaussian import gaussian_filter
+
+# The formula, in float64 and with the filter as a matrix
+
+VECTOR = np.array([-1, -3, 0.5], np.float32)
+SIGNED = {  # what each form of compat does to the filtered marginals
+    "number": (1.5, -1.5 * np.eye(LABELS)),
+    "vector": (VECTOR, np.diag(VECTOR)),
+    "matrix": (MATRIX, (MATRIX + MATRIX.T) / 2),
+}
+
+
+def normalised_filter(normalization: int) -> Array:
+    """F with its normalisation as a matrix `[to, from]`."""
+    features = torch.from_numpy(FEATURES.T.copy())[None].double()
+    identity = torch.eye(POINTS, dtype=torch.float64)[None]
+    filter = gaussian_filter(identity, features, method="permutohedral", impl="reference")[
+        0
+    ].numpy()
+    mass = filter.sum(axis=1)
+    after, before = {
+        dcrf.NO_NORMALIZATION: (np.ones(POINTS), np.ones(POINTS)),
+        dcrf.NORMALIZE_BEFORE: (np.ones(POINTS), 1 / mass),
+        dcrf.NORMALIZE_AFTER: (1 / mass, np.ones(POINTS)),
+        dcrf.NORMALIZE_SYMMETRIC: (mass**-0.5, mass**-0.5),
+    }[normalization]
+    return after[:, None] * filter * before
+
+
+def softmax(field: Array) -> Array:
+    exponentials = np.exp(field - field.max(axis=0))
+    return exponentials / exponentials.sum(axis=0)
+
+
+@pytest.mark.parametrize("normalization", list(dcrf.NormalizationType), ids=lambda n: n.name)
+@pytest.mark.parametrize("form", SIGNED)
+def test_update_and_divergence_follow_the_formula(form: str, normalization: int) -> None:
+    compat, penalty = SIGNED[form]
+    matrix = normalised_filter(normalization)
+    crf = dcrf.DenseCRF(POINTS, LABELS)
+    crf.setUnaryEnergy(UNARY)
+    crf.addPairwiseEnergy(FEATURES, compat, normalization=normalization)
+
+    expected = softmax(-UNARY.astype(np.float64))
+    for _ in range(4):
+        expected = softmax(-UNARY - penalty @ (expected @ matrix.T))
+    np.testing.assert_allclose(crf.inference(4), expected, atol=1e-5)
+
+    pairwise = penalty @ (expected @ matrix.T)
+    kl = (expected * (np.log(expected) + UNARY + pairwise)).sum()
+    assert crf.klDivergence(expected) == pytest.approx(kl, rel=1e-5)
+
+
+# What each call does
+
+
+def test_zero_iterations_give_the_softmax_of_the_negative_unary() -> None:
+    np.testing.assert_allclose(small_crf().inference(0), softmax(-UNARY), atol=1e-6)
+
+
+def test_steps_by_hand_give_what_inference_gives() -> None:
+    q, _ = kl_per_step(small_crf(), 7)
+    np.testing.assert_allclose(q, small_crf().inference(7), atol=1e-5)
+
+
+def test_step_updates_any_float_array_in_place() -> None:
+    crf = small_crf()
+    q, tmp1, tmp2 = crf.startInference()
+    double = np.asfortranarray(q, dtype=np.float64)
+    crf.stepInference(double, tmp1, tmp2)
+    crf.stepInference(q, tmp1, tmp2)
+    np.testing.assert_array_equal(double.astype(np.float32), q)
+
+
+def test_inference_returns_a_fresh_float32_array() -> None:
+    crf = small_crf()
+    first = crf.inference(3)
+    copy = first.copy()
+    first[:] = -1
+    assert first.dtype == np.float32
+    assert first.shape == (LABELS, POINTS)
+    np.testing.assert_array_equal(crf.inference(3), copy)
+
+
+def test_without_unary_inference_starts_uniform_and_steps_start_at_zero() -> None:
+    crf = dcrf.DenseCRF(POINTS, LABELS)
+    np.testing.assert_allclose(crf.inference(0), 1 / LABELS, rtol=1e-6)
+    q, tmp1, tmp2 = crf.startInference()
+    np.testing.assert_array_equal(q, 0)
+    crf.stepInference(q, tmp1, tmp2)
+    np.testing.assert_allclose(q, 1 / LABELS, rtol=1e-6)
+
+
+def test_without_pairwise_terms_inference_is_the_softmax() -> None:
+    crf = dcrf.DenseCRF(POINTS, LABELS)
+    crf.setUnaryEnergy(UNARY)
+    np.testing.assert_allclose(crf.inference(5), softmax(-UNARY), atol=1e-6)
+
+
+def test_later_unary_replaces_the_earlier_one() -> None:
+    crf = small_crf()
+    crf.setUnaryEnergy(UNARY[::-1].copy())
+    expected = dcrf.DenseCRF(POINTS, LABELS)
+    expected.setUnaryEnergy(UNARY[::-1].copy())
+    expected.addPairwiseEnergy(FEATURES, MATRIX)
+    np.testing.assert_array_equal(crf.inference(5), expected.inference(5))
+
+
+def test_changing_the_inputs_afterwards_changes_nothing() -> None:
+    image = np.random.default_rng(0).integers(0, 256, (4, 6, 3)).astype(np.uint8)
+    given = [UNARY.copy(), FEATURES.copy(), MATRIX.copy(), image.copy()]
+    results = []
+    for spoil in (False, True):
+        crf = dcrf.DenseCRF2D(6, 4, LABELS)
+        unary, features, compat, picture = (array.copy() for array in given)
+        crf.setUnaryEnergy(unary)
+        crf.addPairwiseEnergy(features, compat)
+        crf.addPairwiseBilateral(5, 10, picture, compat)
+        if spoil:
+            for array in (unary, features, compat, picture):
+                array[:] = 1
+        results.append(crf.inference(3))
+    np.testing.assert_array_equal(*results)
+
+
+def test_one_unary_serves_several_crfs() -> None:
+    unary = dcrf.ConstUnary(UNARY)
+    for _ in range(2):
+        crf = dcrf.DenseCRF(POINTS, LABELS)
+        crf.setUnary(unary)
+        np.testing.assert_allclose(crf.inference(0), softmax(-UNARY), atol=1e-6)
+
+
+def test_logistic_unary_is_weights_times_features() -> None:
+    rng = np.random.default_rng(0)
+    weights = rng.normal(0, 1, (LABELS, 5)).astype(np.float32)
+    inputs = rng.normal(0, 1, (5, POINTS)).astype(np.float32)
+    by_object, by_method = dcrf.DenseCRF(POINTS, LABELS), dcrf.DenseCRF(POINTS, LABELS)
+    by_object.setUnary(dcrf.LogisticUnary(weights, inputs))
+    by_method.setUnaryEnergy(weights, inputs)
+    expected = softmax(-(weights.astype(np.float64) @ inputs))
+    np.testing.assert_allclose(by_object.inference(0), expected, atol=1e-6)
+    np.testing.assert_array_equal(by_method.inference(0), by_object.inference(0))
+
+
+def test_impossible_label_stays_at_zero() -> None:
+    unary = UNARY.copy()
+    unary[1] = np.inf
+    crf = dcrf.DenseCRF(POINTS, LABELS)
+    crf.setUnaryEnergy(unary)
+    crf.addPairwiseEnergy(FEATURES, 2)
+    q = crf.inference(5)
+    np.testing.assert_allclose(q[1], 0, atol=1e-30)
+    np.testing.assert_allclose(q.sum(axis=0), 1, atol=1e-6)
+
+
+def test_divergence_leaves_out_impossible_labels() -> None:
+    unary = UNARY.copy()
+    unary[1] = np.inf
+    forbidding, nearly = dcrf.DenseCRF(POINTS, LABELS), dcrf.DenseCRF(POINTS, LABELS)
+    forbidding.setUnaryEnergy(unary)
+    nearly.setUnaryEnergy(np.minimum(unary, 200))  # exp(-200) is 0 in float32
+    for crf_of in (forbidding, nearly):
+        crf_of.addPairwiseEnergy(FEATURES, 2)
+    q = forbidding.inference(5)
+    assert forbidding.klDivergence(q) == pytest.approx(nearly.klDivergence(q), rel=1e-5)
+    q[1] = 0
+    assert forbidding.klDivergence(q) == pytest.approx(nearly.klDivergence(q), rel=1e-5)
+    assert forbidding.klDivergence(np.full_like(q, 1 / LABELS)) == np.inf
+
+
+def test_kernel_type_changes_nothing() -> None:
+    results = []
+    for kernel in dcrf.KernelType:
+        crf = dcrf.DenseCRF(POINTS, LABELS)
+        crf.setUnaryEnergy(UNARY)
+        crf.addPairwiseEnergy(FEATURES, 2, kernel=kernel)
+        results.append(crf.inference(3))
+    np.testing.assert_array_equal(results[0], results[1])
+    np.testing.assert_array_equal(results[0], results[2])
+
+
+def test_sigma_of_infinity_ignores_a_dimension() -> None:
+    image = np.zeros((3, 4, 3), np.uint8)
+    unary = UNARY[:, :12]
+    results = []
+    for sxy in ((np.inf, 2), (1e30, 2)):
+        crf = dcrf.DenseCRF2D(4, 3, LABELS)
+        crf.setUnaryEnergy(unary)
+        crf.addPairwiseBilateral(sxy, 10, image, 2)
+        results.append(crf.inference(3))
+    np.testing.assert_array_equal(*results)
+
+
+def test_small_sigma_separates_all_pixels() -> None:
+    """pydensecrf's 16-bit keys overflow here."""
+    width, height = 200, 3
+    unary = np.random.default_rng(0).gamma(2.0, 1.0, (2, width * height)).astype(np.float32)
+    crf = dcrf.DenseCRF2D(width, height, 2)
+    crf.setUnaryEnergy(unary)
+    crf.addPairwiseGaussian(sxy=1e-3, compat=3)
+    expected = softmax(-unary.astype(np.float64))
+    for _ in range(5):
+        expected = softmax(-unary + 3 * expected)  # the filter is the identity
+    np.testing.assert_allclose(crf.inference(5), expected, atol=1e-5)
+
+
+def test_two_runs_agree_bit_for_bit(threads: Callable[[int], None]) -> None:
+    threads(2)
+    rng = np.random.default_rng(0)
+    image = noisy_image(rng, 70, 130)
+    unary = rng.gamma(2.0, 1.0, (5, 70 * 130)).astype(np.float32)
+
+    def marginals() -> Array:
+        crf = dcrf.DenseCRF2D(130, 70, 5)
+        crf.setUnaryEnergy(unary)
+        crf.addPairwiseGaussian(3, 3)
+        crf.addPairwiseBilateral(30, 8, image, 5)
+        return crf.inference(5)
+
+    np.testing.assert_array_equal(marginals(), marginals())
+
+
+@pytest.mark.parametrize("change", ["device", "dtype"])
+def test_torchs_defaults_for_new_tensors_change_nothing(change: str) -> None:
+    def marginals() -> Any:
+        crf_2d = dcrf.DenseCRF2D(5, 4, LABELS)
+        crf_2d.setUnaryEnergy(UNARY[:, :20])
+        crf_2d.addPairwiseBilateral(3, 20, np.arange(60, dtype=np.uint8).reshape(4, 5, 3), 3)
+        return crf_2d.inference(3)
+
+    expected = marginals()
+    try:
+        if change == "device":
+            torch.set_default_device("meta")
+        else:
+            torch.set_default_dtype(torch.float64)
+        assert np.array_equal(marginals(), expected)
+    finally:
+        torch.set_default_device(None)
+        torch.set_default_dtype(torch.float32)
+
+
+def test_subclass_may_extend_the_constructor() -> None:
+    class Picture(dcrf.DenseCRF2D):
+        def __init__(self, image: Array, labels: int) -> None:
+            super().__init__(image.shape[1], image.shape[0], labels)
+
+    crf = Picture(np.zeros((4, 6, 3), np.uint8), LABELS)
+    crf.setUnaryEnergy(UNARY)
+    assert crf.inference(1).shape == (LABELS, 24)
+
+
+@pytest.mark.parametrize(
+    "convert",
+    [
+        lambda a: a.astype(np.float64),
+        np.asfortranarray,
+        lambda a: np.repeat(a, 2, axis=1)[:, ::2],
+        lambda a: a[::-1].copy()[::-1],
+        torch.from_numpy,
+        lambda a: torch.from_numpy(a).double().requires_grad_(),
+        memoryview,
+    ],
+    ids=["float64", "fortran", "strided", "reversed", "torch", "requires_grad", "memoryview"],
+)
+def test_other_arrays_of_the_same_numbers_give_the_same_result(
+    convert: Callable[[Array], Any],
+) -> None:
+    crf = dcrf.DenseCRF(POINTS, LABELS)
+    crf.setUnaryEnergy(convert(UNARY.copy()))
+    crf.addPairwiseEnergy(convert(FEATURES.copy()), convert(MATRIX.copy()))
+    np.testing.assert_array_equal(crf.inference(3), small_crf().inference(3))
+
+
+def test_image_may_have_any_strides_or_be_a_tensor() -> None:
+    image = np.random.default_rng(0).integers(0, 256, (4, 6, 3)).astype(np.uint8)
+    results = []
+    for picture in (image, image[:, ::-1].copy()[:, ::-1], torch.from_numpy(image)):
+        crf = dcrf.DenseCRF2D(6, 4, LABELS)
+        crf.setUnaryEnergy(UNARY)
+        crf.addPairwiseBilateral(5, 10, picture, 2)
+        results.append(crf.inference(2))
+    np.testing.assert_array_equal(results[0], results[1])
+    np.testing.assert_array_equal(results[0], results[2])
+
+
+def test_read_only_arrays_pass_without_a_warning(recwarn: pytest.WarningsRecorder) -> None:
+    unary, features, matrix = (array.copy() for array in (UNARY, FEATURES[:1], MATRIX))
+    for array in (unary, features, matrix):
+        array.flags.writeable = False
+    crf = dcrf.DenseCRF(POINTS, LABELS)
+    crf.setUnaryEnergy(unary)
+    crf.addPairwiseEnergy(features, matrix)
+    q = crf.inference(2)
+    q.flags.writeable = False
+    crf.klDivergence(q)
+    assert not recwarn.list
+
+
+def test_sizes_and_iterations_may_be_numpy_integers_or_whole_floats() -> None:
+    crf = dcrf.DenseCRF2D(w=np.int64(6), h=4.0, nlabels=np.uint8(LABELS))
+    crf.setUnaryEnergy(UNARY)
+    assert crf.inference(2.0).shape == (LABELS, 24)
+
+
+def test_sigmas_beyond_those_needed_are_not_used() -> None:
+    image = np.random.default_rng(0).integers(0, 256, (4, 6, 3)).astype(np.uint8)
+    results = []
+    for sxy, srgb in (((2, 5), (9, 8, 7)), (np.array([2, 5, 1]), [9, 8, 7, 1])):
+        crf = dcrf.DenseCRF2D(6, 4, LABELS)
+        crf.setUnaryEnergy(UNARY)
+        crf.addPairwiseBilateral(sxy, srgb, image, 3)
+        results.append(crf.inference(3))
+    np.testing.assert_array_equal(*results)

@@ -1,0 +1,124 @@
+"""Programs that import pydensecrf run on the drop-in, unchanged, and the real one comes back."""
+
+from __future__ import annotations
+
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from several_processes import Started, run_python
+
+ROOT = Path(__file__).parents[3]
+CLIENT = """
+import sys
+import numpy as np
+import pydensecrf.densecrf as dcrf
+from pydensecrf.utils import unary_from_labels
+from pydensecrf import eigen
+
+labels = np.arange(12).reshape(3, 4) % 2
+d = dcrf.DenseCRF2D(4, 3, 2)
+d.setUnaryEnergy(unary_from_labels(labels, 2, 0.7, zero_unsure=False))
+d.addPairwiseGaussian(sxy=3, compat=3)
+print(np.array(d.inference(2)).shape, dcrf.__name__, eigen.__name__, *sys.argv[1:])
+"""
+real_is_installed = pytest.mark.skipif(
+    importlib.util.find_spec("pydensecrf") is None,
+    reason="pydensecrf2 is not installed: pip install pydensecrf2==1.1",
+)
+
+
+def python(*arguments: str) -> tuple[int | None, str, str]:
+    """Exit status, standard output and standard error of `python *arguments`."""
+    child = Started(arguments)
+    out, err = child.communicate()
+    return child.returncode, out, err
+
+
+def said(program: str) -> str:
+    return run_python("-c", program).strip()
+
+
+def test_after_install_a_client_finds_the_drop_in() -> None:
+    program = f"import crf.pydensecrf; crf.pydensecrf.install(); crf.pydensecrf.install()\n{CLIENT}"
+    assert said(program) == "(2, 12) crf.pydensecrf.densecrf crf.pydensecrf.eigen"
+
+
+def test_importing_the_drop_in_alone_changes_nothing() -> None:
+    program = "import sys, crf.pydensecrf.densecrf; print('pydensecrf' in sys.modules)"
+    assert said(program) == "False"
+
+
+@real_is_installed
+def test_uninstall_brings_the_real_one_back() -> None:
+    program = """
+import crf.pydensecrf as drop_in
+drop_in.install()
+import pydensecrf.densecrf as first
+drop_in.uninstall()
+drop_in.uninstall()
+import pydensecrf.densecrf as second
+print(first.__name__, second.__name__)
+"""
+    assert said(program) == "crf.pydensecrf.densecrf pydensecrf.densecrf"
+
+
+@real_is_installed
+def test_install_refuses_where_the_real_one_is_imported_and_leaves_it() -> None:
+    program = """
+import crf.pydensecrf, pydensecrf.densecrf
+try:
+    crf.pydensecrf.install()
+except RuntimeError as error:
+    print(error)
+crf.pydensecrf.uninstall()
+import pydensecrf.utils
+print(pydensecrf.utils.__name__)
+"""
+    refusal, name = said(program).splitlines()
+    assert refusal.startswith("pydensecrf is imported already, from ")
+    assert "before anything imports pydensecrf" in refusal
+    assert name == "pydensecrf.utils"
+
+
+def test_a_script_runs_with_its_own_arguments_and_folder(tmp_path: Path) -> None:
+    (tmp_path / "neighbour.py").write_text("WORD = 'beside'")
+    script = tmp_path / "client.py"
+    script.write_text(f"{CLIENT}\nimport neighbour; print(neighbour.WORD, __name__)")
+    out = run_python("-m", "crf.pydensecrf", str(script), "--flag", "7")
+    assert out.splitlines() == [
+        "(2, 12) crf.pydensecrf.densecrf crf.pydensecrf.eigen --flag 7",
+        "beside __main__",
+    ]
+
+
+def test_a_module_runs_with_its_own_arguments(tmp_path: Path) -> None:
+    (tmp_path / "client.py").write_text(CLIENT)
+    process = subprocess.run(
+        [sys.executable, "-m", "crf.pydensecrf", "-m", "client", "x"],
+        cwd=tmp_path,
+        env={"PYTHONPATH": str(ROOT), "PATH": ""},
+        capture_output=True,
+        text=True,
+    )
+    assert process.stdout.split()[-1:] == ["x"], process.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ((), "a script, or -m and a module, must be given"),
+        (("-m",), "a script, or -m and a module, must be given"),
+        (("missing.py",), "missing.py must be a Python file, and is none"),
+    ],
+)
+def test_what_cannot_run_is_named(arguments: tuple[str, ...], words: str) -> None:
+    status, _, err = python("-m", "crf.pydensecrf", *arguments)
+    assert status == 2
+    assert err.strip().endswith(words)
+
+
+def test_help_says_how_to_call_it() -> None:
+    assert "usage: python -m crf.pydensecrf" in run_python("-m", "crf.pydensecrf", "--help")

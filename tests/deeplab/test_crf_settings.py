@@ -1,0 +1,91 @@
+"""CRF settings: their defaults, what may be in a file, and what no CRF can compute with."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from crf import Bilateral, Gaussian
+from deeplab.crf_settings import CRFSettings
+from deeplab.errors import InputError
+from deeplab.refine import SCRIBBLES
+from deeplab.weights import SHIPPED, read_metadata
+
+
+def test_settings_default_to_the_papers_and_to_the_examples() -> None:
+    assert CRFSettings() == CRFSettings(10, Gaussian(3, 3), Bilateral(4, 49, 5))
+    assert CRFSettings(5, Gaussian(3, 3), Bilateral(10, 80, 13)) == SCRIBBLES
+
+
+def test_settings_change_where_a_value_is_given() -> None:
+    assert CRFSettings().changed({"iterations": 3, "gaussian_weight": None}).iterations == 3
+    changed = CRFSettings().changed({"bilateral_sigma_xy": [30.0, 40.0], "gaussian_weight": 2.0})
+    assert changed == CRFSettings(10, Gaussian(2.0, 3.0), Bilateral(4.0, (30.0, 40.0), 5.0))
+    with pytest.raises(InputError, match="unknown sigma; expected iterations, gaussian_weight, "):
+        CRFSettings().changed({"sigma": 3})
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        CRFSettings(),
+        CRFSettings(2, Gaussian(2.0, (1.5, 2.5)), Bilateral(3.0, 20.0, (8.0, 9.0, 10.0))),
+        CRFSettings(3, Gaussian(-1.0, 0.1), Bilateral(2.5, 67.25, 3.0), ((0.0, 1.5), (0.5, 0.0))),
+    ],
+    ids=["default", "a sigma for each axis", "learned"],
+)
+def test_settings_survive_toml_and_a_layer(tmp_path: Path, settings: CRFSettings) -> None:
+    (tmp_path / "crf.toml").write_text(settings.to_toml())
+    assert CRFSettings.from_toml(tmp_path / "crf.toml") == settings
+    assert CRFSettings.of(settings.layer(2)) == settings
+
+
+def test_a_term_that_is_left_out_is_stored_as_one_of_no_weight(tmp_path: Path) -> None:
+    settings = CRFSettings(4, gaussian=None)
+    assert settings.layer(2).gaussian is None
+    assert CRFSettings.of(settings.layer(2)) == settings
+    (tmp_path / "crf.toml").write_text(settings.to_toml())
+    assert CRFSettings.from_toml(tmp_path / "crf.toml") == CRFSettings(4, Gaussian(0.0, 3.0))
+    given = {"gaussian_sigma_xy": 2.0}
+    assert settings.changed(given) == CRFSettings(4, Gaussian(0.0, 2.0))
+
+
+def test_the_names_of_earlier_versions_are_read() -> None:
+    old = {"iterations": 7, "gaussian_weight": 1.0, "gaussian_sigma": 2.0, "compatibility": None}
+    assert CRFSettings().changed(old) == CRFSettings(7, Gaussian(1.0, 2.0))
+    expected = CRFSettings(10, Gaussian(1.0, 1.0), Bilateral(10.0, 120.0, 8.0))
+    assert CRFSettings.stored(read_metadata(SHIPPED)) == expected
+    assert CRFSettings.stored({}) == CRFSettings()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("iterations", -1),
+        ("iterations", 2.5),
+        ("iterations", True),
+        ("gaussian_weight", -0.5),
+        ("gaussian_weight", "much"),
+        ("gaussian_sigma_xy", 0.0),
+        ("gaussian_sigma_xy", [1.0]),
+        ("bilateral_weight", float("inf")),
+        ("bilateral_sigma_xy", -3.0),
+        ("bilateral_sigma_rgb", float("nan")),
+    ],
+)
+def test_settings_without_sense_are_refused_by_name(name: str, value: object) -> None:
+    with pytest.raises(InputError, match=f"weights.toml: .*CRF {name} must be .*, not"):
+        CRFSettings.stored({"crf": {name: value}}, "weights.toml")
+
+
+@pytest.mark.parametrize(
+    "matrix", [[[0.0, 1.0]], [[0.0, np.nan], [1.0, 0.0]], "potts", [[1.0], [1.0, 2.0]], []]
+)
+def test_a_compatibility_that_is_no_square_matrix_is_named(matrix: list[list[float]]) -> None:
+    with pytest.raises(InputError, match="CRF compatibility must be a square matrix"):
+        CRFSettings(compatibility=matrix)
+
+
+def test_a_compatibility_for_other_classes_is_named() -> None:
+    with pytest.raises(InputError, match="a row for each of 3 classes, not 2"):
+        CRFSettings(compatibility=[[0.0, 1.0], [1.0, 0.0]]).layer(3)

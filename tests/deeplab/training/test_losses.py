@@ -1,0 +1,159 @@
+"""The loss: the formula, on the grids of Caffe and torchvision, of several scales, weighted."""
+
+import dataclasses
+
+import pytest
+import torch
+import torch.nn.functional as F
+from tiny_training import SHORT, run, segmentation_loss
+
+from deeplab.data.scenes import CLASSES
+from deeplab.errors import InputError
+from deeplab.model import deeplab_v2_small
+from deeplab.model.multiscale import interp, interp_size
+from deeplab.training import TrainConfig
+from deeplab.training.losses import (
+    Grid,
+    StepLoss,
+    labels_of_scores,
+    loss_denominators,
+)
+
+
+@pytest.mark.processors
+@pytest.mark.parametrize("stride", [1, 8])
+def test_loss_is_the_mean_cross_entropy_of_labelled_pixels(stride):
+    torch.manual_seed(0)
+    model = deeplab_v2_small(4).eval()
+    rgb = torch.randint(0, 256, (2, 3, 33, 33)).float()
+    labels = torch.randint(0, 4, (2, 33, 33))
+    labels[:, :9] = 255
+    with torch.no_grad():
+        loss = segmentation_loss(model, rgb, labels, stride)
+        logits = model(model.preprocess(rgb), upsample=stride == 1).double()
+    truth = labels if stride == 1 else labels[:, ::8, ::8]
+    log_p = F.log_softmax(logits, 1).permute(0, 2, 3, 1)[truth != 255]
+    expected = -log_p.gather(1, truth[truth != 255][:, None]).mean()
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def mean_cross_entropy(logits, labels, weights=None):
+    return F.cross_entropy(logits.double(), labels, weights, ignore_index=255).item()
+
+
+@pytest.mark.parametrize("side", [33, 113, 321])
+def test_labels_of_the_scales_lie_on_the_grid_of_caffes_interp(side):
+    """n = 16k + 1: every eighth and every sixteenth pixel, as many as the network has scores."""
+    labels = torch.arange(side).expand(side, side)[None]
+    for stride in (8, 16):
+        shrunk = (side - 1) // stride + 1  # Caffe's Interp with a shrink factor
+        assert labels[:, ::stride, ::stride].shape == (1, shrunk, shrunk)
+        positions = torch.linspace(0, side - 1, shrunk)  # its corners coincide
+        assert torch.equal(labels[0, 0, ::stride].float(), positions)
+    half = interp_size(side, 0.5)
+    assert half == (side - 1) // 2 + 1
+    sizes = [(n - 1) // 8 + 1 for n in (side, half)]  # of the scores: half as many for half
+    assert sizes == [(side - 1) // 8 + 1, (side - 1) // 16 + 1]
+
+
+@pytest.mark.processors
+def test_several_scales_have_four_losses_of_equal_weight():
+    torch.manual_seed(0)
+    model = deeplab_v2_small(4, scales=(1.0, 0.75, 0.5)).eval()
+    rgb = torch.randint(0, 256, (2, 3, 65, 65), dtype=torch.uint8)
+    labels = torch.randint(0, 4, (2, 65, 65))
+    labels[0, :30] = 255
+    step = StepLoss(model, stride=8)
+    with torch.no_grad():
+        loss = step(rgb, labels, loss_denominators(labels, step.strides, None).float())
+        x = model.preprocess(rgb)
+        full, middle, half = (
+            model.head(model.backbone(interp(x, [size, size]))) for size in (65, 49, 33)
+        )
+    brought = [interp(scores, [9, 9]) for scores in (middle, half)]
+    fused = torch.stack([full, *brought]).amax(0)
+    eighth, sixteenth = labels[:, ::8, ::8], labels[:, ::16, ::16]
+    assert (middle.shape[2:], half.shape[2:], sixteenth.shape[1:]) == ((7, 7), (5, 5), (5, 5))
+    terms = [(fused, eighth), (full, eighth), (brought[0], eighth), (half, sixteenth)]
+    expected = sum(mean_cross_entropy(*term) for term in terms)
+    assert loss.item() == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.processors
+@pytest.mark.parametrize("stride", [1, 8])
+def test_class_weights_make_a_weighted_mean(stride):
+    model = deeplab_v2_small(4).eval()
+    rgb = torch.randint(0, 256, (2, 3, 33, 33), dtype=torch.uint8)
+    labels = torch.randint(0, 4, (2, 33, 33))
+    labels[0] = 255
+    weights = torch.tensor([0.5, 2.0, 0.0, 1.0])
+    step = StepLoss(model, stride, weights)
+    with torch.no_grad():
+        loss = step(rgb, labels, loss_denominators(labels, step.strides, weights).float())
+        logits = model(model.preprocess(rgb), upsample=stride == 1)
+    truth = labels[:, ::stride, ::stride]
+    expected = mean_cross_entropy(logits, truth, weights.double())
+    assert loss.item() == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("side", [33, 65, 321])
+def test_torchvisions_scores_are_compared_with_the_labels_where_upsampling_puts_them(side):
+    """The label under the middle of each score's share, where it is upsampled to itself."""
+    count = (side - 1) // 8 + 1
+    pixels = torch.arange(side).expand(1, side, side)
+    seen = labels_of_scores(pixels, 8, Grid(aligned=False))
+    assert seen.shape == (1, count, count)
+    assert torch.equal(labels_of_scores(pixels.mT, 8, Grid(aligned=False)), seen.mT)
+    position = torch.arange(count).expand(1, 1, count, count).float()
+    upsampled = F.interpolate(position, size=(side, side), mode="bilinear")[0, 0, 0]
+    off = upsampled[seen[0, 0]] - torch.arange(count)
+    assert off.abs().max() <= 0.5 / 8 + 0.01  # half a pixel
+    coarse = labels_of_scores(
+        pixels, 16, Grid(aligned=False)
+    )  # aligned with the scores of stride 8
+    assert torch.equal(coarse, seen[:, ::2, ::2])
+
+
+@pytest.mark.processors
+def test_a_loss_at_stride_8_looks_at_the_labels_of_the_models_style():
+    torch.manual_seed(0)
+    model = deeplab_v2_small(4, style="torchvision").eval()
+    rgb = torch.randint(0, 256, (2, 3, 65, 65), dtype=torch.uint8)
+    labels = torch.randint(0, 4, (2, 65, 65))
+    labels[0, 12:33] = 255
+    with torch.no_grad():
+        loss = segmentation_loss(model, rgb, labels, 8)
+        logits = model(model.preprocess(rgb), upsample=False)
+    seen = F.interpolate(labels[None].byte(), size=(9, 9), mode="nearest-exact")[0].long()
+    assert loss.item() == pytest.approx(mean_cross_entropy(logits, seen), rel=1e-5)
+
+
+def test_class_weights_reach_the_run_and_must_be_one_for_each_class(pictures):
+    weights = (1.0,) * (len(CLASSES) - 1)
+    with pytest.raises(InputError, match=f"class_weights must be {len(CLASSES)}, one for each"):
+        run(dataclasses.replace(SHORT, class_weights=weights), pictures)
+    equal = run(dataclasses.replace(SHORT, class_weights=(*weights, 1.0)), pictures)
+    other = run(dataclasses.replace(SHORT, class_weights=(*weights, 9.0)), pictures)
+    assert equal.loss == run(SHORT, pictures).loss != other.loss
+
+
+def test_a_model_of_several_scales_trains(pictures):
+    options = {"scales": [1.0, 0.75, 0.5], "frozen_bn": True}
+    config = dataclasses.replace(SHORT, model_options=options, loss_stride=8, lr=1e-5, steps=8)
+    result = run(config, pictures)
+    assert result.loss < run(dataclasses.replace(config, steps=1), pictures).loss
+    assert result.model.config["scales"] == [1.0, 0.75, 0.5]
+    with pytest.raises(ValueError, match=r"crop must be 16k \+ 1 with a smallest scale of 0.5"):
+        dataclasses.replace(config, crop=41)
+
+
+def test_loss_of_a_batch_without_labels_is_zero_not_nan():
+    model = deeplab_v2_small(4)
+    loss = segmentation_loss(model, torch.zeros(2, 3, 33, 33), torch.full((2, 33, 33), 255), 1)
+    loss.backward()
+    assert loss.item() == 0
+
+
+def test_a_crf_wants_the_loss_at_full_size():
+    with pytest.raises(ValueError, match="loss_stride must be 1 with crf"):
+        TrainConfig(crf=True, loss_stride=8)

@@ -1,0 +1,89 @@
+"""Rows as vectors: each function against NumPy."""
+
+import numpy as np
+import pytest
+import torch
+from numba import njit
+
+from kernels._numba import simd
+
+pytestmark = pytest.mark.processors
+
+WIDTHS = [8, 24, 64, 136]
+
+
+def _rows(width, count=3):
+    generator = np.random.default_rng(width)
+    return generator.normal(size=(count, width)).astype(np.float32)
+
+
+@njit
+def _axpy(output, i, weight, rows, a, b, lanes):
+    simd.prefetch(rows, b, lanes)
+    total = simd.load(rows, a, lanes)
+    simd.store(output, i, simd.add_scaled(total, weight, simd.load(rows, b, lanes)))
+
+
+@njit
+def _clear(output, i, lanes):
+    simd.store(output, i, simd.zero(lanes))
+
+
+@njit
+def _softmax(output, i, rows, a, lanes):
+    simd.store(output, i, simd.softmax2(simd.load(rows, a, lanes)))
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_add_scaled_writes_one_row_and_no_other(width):
+    rows, output = _rows(width), np.full((3, width), np.nan, np.float32)
+    _axpy(output, 1, np.float32(0.3), rows, 0, 2, (0,) * width)
+    np.testing.assert_allclose(output[1], rows[0] + np.float32(0.3) * rows[2], rtol=1e-6, atol=1e-7)
+    assert np.isnan(output[[0, 2]]).all()
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_zero_clears_a_row(width):
+    output = np.full((2, width), np.nan, np.float32)
+    _clear(output, 0, (0,) * width)
+    assert (output[0] == 0).all()
+    assert np.isnan(output[1]).all()
+
+
+@njit
+def _reversed_twice(output, rows, lanes):
+    """Through two arrays on the stack, one a call of a loop."""
+    kept = simd.scratch(np.float32, lanes)
+    counts = simd.scratch(np.int64, lanes)
+    for i in range(len(rows)):
+        for c in range(len(lanes)):
+            kept[len(lanes) - 1 - c] = rows[i, c]
+            counts[c] = i
+        for c in range(len(lanes)):
+            output[i, c] = kept[len(lanes) - 1 - c] + counts[c]
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_arrays_on_the_stack_hold_what_is_put_there(width):
+    rows, output = _rows(width), np.empty((3, width), np.float32)
+    _reversed_twice(output, rows, (0,) * width)
+    np.testing.assert_allclose(output, rows + np.arange(3)[:, None], rtol=1e-6)
+
+
+@pytest.mark.parametrize("spread", [0.1, 10, 100, 1e4])
+@pytest.mark.parametrize("width", WIDTHS)
+def test_softmax2_is_as_accurate_as_torch(width, spread):
+    rows, output = _rows(width) * np.float32(spread), np.empty((1, width), np.float32)
+    _softmax(output, 0, rows, 1, (0,) * width)
+    logits = torch.from_numpy(rows[1]).double() * np.log(2)
+    exact = torch.softmax(logits, 0)
+    torchs = torch.softmax((torch.from_numpy(rows[1]) * np.float32(np.log(2))), 0)
+    budget = 2 * (torchs.double() - exact).abs().max() + torch.finfo(torch.float32).eps
+    assert (torch.from_numpy(output[0]).double() - exact).abs().max() <= budget
+
+
+def test_softmax2_of_forbidden_labels_is_zero():
+    rows = np.array([[0, -np.inf, 0, -1e30, -np.inf, -np.inf, -np.inf, -np.inf]], np.float32)
+    output = np.empty_like(rows)
+    _softmax(output, 0, rows, 0, (0,) * 8)
+    np.testing.assert_array_equal(output[0], [0.5, 0, 0.5, 0, 0, 0, 0, 0])

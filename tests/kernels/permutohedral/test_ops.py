@@ -1,0 +1,119 @@
+"""The custom operators: their contract with PyTorch's compilers, and their gradients."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from opchecks import OPCHECKS
+from torch import Tensor
+
+import kernels
+from kernels.permutohedral import ops, reference
+
+
+def normal(*shape: int, strided: bool = False) -> Tensor:
+    if strided:
+        return torch.randn(*shape[:-2], shape[-1], shape[-2]).transpose(-1, -2)
+    return torch.randn(*shape)
+
+
+def apply_arguments(values: Tensor, features: Tensor, reverse: bool) -> tuple[Any, ...]:
+    lattice = kernels.build_lattice(features)
+    tensors = lattice.corners, lattice.weights, lattice.neighbours, lattice.ghosts, lattice.parts
+    return values, *tensors, lattice.chains, reverse
+
+
+@pytest.mark.parametrize("strided", [False, True])
+@pytest.mark.parametrize("reverse", [False, True])
+def test_opchecks_of_apply_pass(strided: bool, reverse: bool) -> None:
+    values = normal(30, 3, strided=strided).requires_grad_()
+    arguments = apply_arguments(values, normal(30, 4), reverse)
+    torch.library.opcheck(ops.permutohedral_apply, arguments, test_utils=OPCHECKS)
+
+
+@pytest.mark.parametrize(
+    ("shape", "strided"), [((2, 30), False), ((2, 30), True), ((0, 5), False), ((1, 1), False)]
+)
+def test_opchecks_of_filter_pass(shape: tuple[int, int], strided: bool) -> None:
+    values = normal(*shape, 3, strided=strided).requires_grad_()
+    arguments = values, normal(*shape, 4, strided=strided), False
+    torch.library.opcheck(ops.permutohedral_filter, arguments, test_utils=OPCHECKS)
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_apply_and_filter_compute_the_eager_lattice_and_its_gradient(reverse: bool) -> None:
+    values, features = normal(40, 3).double(), normal(40, 5)
+    lattice = reference.build(features.double())
+    truth = reference.filter(lattice, values, reverse)
+    gradient = reference.filter(lattice, truth, not reverse)
+    for single in (
+        lambda v: ops.permutohedral_apply(*apply_arguments(v, features, reverse)),
+        lambda v: ops.permutohedral_filter(v[None], features[None], reverse)[0],
+    ):
+        leaf = values.float().requires_grad_()
+        output = single(leaf)
+        torch.testing.assert_close(output.double(), truth, rtol=1e-4, atol=1e-5)
+        output.backward(truth.float())
+        assert leaf.grad is not None
+        torch.testing.assert_close(leaf.grad.double(), gradient, rtol=1e-4, atol=1e-5)
+
+
+def test_apply_can_be_differentiated_twice() -> None:
+    features, leaf = normal(20, 3), normal(20, 2).requires_grad_()
+    arguments = apply_arguments(leaf, features, False)
+    (first,) = torch.autograd.grad(
+        ops.permutohedral_apply(*arguments).pow(3).sum(), leaf, create_graph=True
+    )
+    (second,) = torch.autograd.grad(first.sum(), leaf)
+    lattice = reference.build(features)
+    (first,) = torch.autograd.grad(
+        reference.filter(lattice, leaf).pow(3).sum(), leaf, create_graph=True
+    )
+    (expected,) = torch.autograd.grad(first.sum(), leaf)
+    torch.testing.assert_close(second, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_filter_refuses_a_gradient_to_the_features() -> None:
+    output = ops.permutohedral_filter(normal(1, 5, 2), normal(1, 5, 3).requires_grad_(), False)
+    with pytest.raises(RuntimeError, match='method="exact"'):
+        output.sum().backward()
+
+
+def test_filter_refuses_features_that_are_not_finite_when_it_runs() -> None:
+    compiled = torch.compile(kernels.gaussian_filter, fullgraph=True, backend="aot_eager")
+    features = normal(1, 5, 3)
+    features[0, 2, 1] = torch.nan
+    with pytest.raises(ValueError, match="finite"):
+        compiled(normal(1, 5, 2), features)
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_compiled_whole_gives_the_same_values_and_gradients(dynamic: bool) -> None:
+    def loss(values: Tensor, features: Tensor) -> Tensor:
+        return kernels.gaussian_filter(values, features).square().sum()
+
+    torch._dynamo.reset()
+    compiled = torch.compile(loss, fullgraph=True, dynamic=dynamic, backend="aot_eager")
+    for count in (20, 33)[: 1 + dynamic]:
+        values, features = normal(2, count, 3).requires_grad_(), normal(2, count, 4)
+        expected, found = loss(values, features), compiled(values, features)
+        torch.testing.assert_close(found, expected)
+        gradients = [torch.autograd.grad(each, values)[0] for each in (found, expected)]
+        torch.testing.assert_close(*gradients)
+
+
+def test_exported_program_serves_other_sizes() -> None:
+    class Filter(torch.nn.Module):
+        def forward(self, values: Tensor, features: Tensor) -> Tensor:
+            return kernels.gaussian_filter(values, features)
+
+    batch, count = torch.export.Dim("batch"), torch.export.Dim("count")
+    shapes = {0: batch, 1: count}
+    program = torch.export.export(
+        Filter(), (normal(2, 12, 3), normal(2, 12, 4)), dynamic_shapes=(shapes, shapes)
+    )
+    values, features = normal(3, 7, 3), normal(3, 7, 4)
+    expected = kernels.gaussian_filter(values, features)
+    torch.testing.assert_close(program.module()(values, features), expected)

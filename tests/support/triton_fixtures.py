@@ -1,0 +1,64 @@
+"""Fixtures of every test of Triton kernels: NaN in new memory, a lighter interpreter, its tiles."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from kernels import dispatch
+
+
+@pytest.fixture(autouse=True, scope="session")
+def lighter_interpreter() -> None:
+    """Leave out of each step what takes a third of its time and says nothing at these sizes.
+
+    The interpreter computes every sum and product of integers again in 64 bits to assert that it
+    does not overflow, which indices of some thousands cannot, and makes a dictionary of all types
+    to look one up.
+    """
+    if not dispatch.interpreting():
+        return
+    from triton.runtime import interpreter
+
+    object.__setattr__(interpreter.interpreter_builder.options, "sanitize_overflow", False)
+    look_up, known = interpreter._get_np_dtype, {}
+
+    def remembered(dtype: Any) -> np.dtype[Any]:
+        name = str(dtype.scalar)
+        if name not in known:
+            known[name] = look_up(dtype)
+        return known[name]
+
+    interpreter._get_np_dtype = remembered
+
+
+@pytest.fixture(autouse=True)
+def poisoned_memory() -> Iterator[None]:
+    """What a kernel forgets to write shows up: torch fills new memory with NaN."""
+    # On a GPU some of PyTorch's own operators, which oracles use, have no deterministic variant.
+    torch.use_deterministic_algorithms(True, warn_only=not dispatch.interpreting())
+    assert torch.empty(3).isnan().all()
+    assert torch.zeros(1).new_empty(3).isnan().all()
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture
+def large_lattice_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A few programs a launch, as the interpreter takes as long for any tile; short pieces."""
+    from kernels.permutohedral.triton import (
+        building,
+        filtering,
+        segments,  # once configured
+    )
+
+    monkeypatch.setattr(building, "SEARCH_BLOCK", 1024)
+    monkeypatch.setattr(building, "PLACE_TILE", 2**11)
+    monkeypatch.setattr(filtering, "SPLAT_TILE", 2**13)
+    monkeypatch.setattr(filtering, "TILE", 2**13)
+    monkeypatch.setattr(segments, "BLOCK", 1024)
+    monkeypatch.setattr(segments, "PIECE", 16)

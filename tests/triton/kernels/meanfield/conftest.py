@@ -1,0 +1,3 @@
+"""Tiles that suit the interpreter."""
+
+from mean_field_problems import mean_field_tiles  # noqa: F401
