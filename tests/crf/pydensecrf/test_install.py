@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from several_processes import Started, run_python
+from several_processes import run_python
+
+import crf.pydensecrf
+from crf.pydensecrf.__main__ import main
 
 ROOT = Path(__file__).parents[3]
 CLIENT = """
@@ -28,13 +33,6 @@ real_is_installed = pytest.mark.skipif(
     importlib.util.find_spec("pydensecrf") is None,
     reason="pydensecrf2 is not installed: pip install pydensecrf2==1.1",
 )
-
-
-def python(*arguments: str) -> tuple[int | None, str, str]:
-    """Exit status, standard output and standard error of `python *arguments`."""
-    child = Started(arguments)
-    out, err = child.communicate()
-    return child.returncode, out, err
 
 
 def said(program: str) -> str:
@@ -106,19 +104,60 @@ def test_a_module_runs_with_its_own_arguments(tmp_path: Path) -> None:
     assert process.stdout.split()[-1:] == ["x"], process.stderr
 
 
+@pytest.fixture
+def nothing_imported(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """As if nothing had imported pydensecrf in this process; what had is put back at the end."""
+    kept = {name: m for name, m in sys.modules.items() if name.partition(".")[0] == "pydensecrf"}
+    for name in kept:
+        del sys.modules[name]
+    monkeypatch.setattr(sys, "argv", list(sys.argv))
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    yield
+    crf.pydensecrf.uninstall()
+    sys.modules.update(kept)
+
+
+@pytest.mark.usefixtures("nothing_imported")
+def test_every_module_of_the_drop_in_is_installed_and_taken_away_again() -> None:
+    crf.pydensecrf.install()
+    for part in ("densecrf", "utils", "eigen"):
+        module = importlib.import_module(f"pydensecrf.{part}")
+        assert module is importlib.import_module(f"crf.pydensecrf.{part}")
+    crf.pydensecrf.uninstall()
+    assert not [name for name in sys.modules if name.partition(".")[0] == "pydensecrf"]
+
+
+@pytest.mark.usefixtures("nothing_imported")
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ((), "a script, or -m and a module, must be given"),
-        (("-m",), "a script, or -m and a module, must be given"),
-        (("missing.py",), "missing.py must be a Python file, and is none"),
+        ([], "a script, or -m and a module, must be given"),
+        (["-m"], "a script, or -m and a module, must be given"),
+        (["missing.py"], "missing.py must be a Python file, and is none"),
     ],
 )
-def test_what_cannot_run_is_named(arguments: tuple[str, ...], words: str) -> None:
-    status, _, err = python("-m", "crf.pydensecrf", *arguments)
-    assert status == 2
-    assert err.strip().endswith(words)
+def test_what_cannot_run_is_named(
+    arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert ended.value.code == 2
+    assert capsys.readouterr().err.strip().endswith(words)
+    assert "pydensecrf" not in sys.modules
 
 
-def test_help_says_how_to_call_it() -> None:
-    assert "usage: python -m crf.pydensecrf" in run_python("-m", "crf.pydensecrf", "--help")
+@pytest.mark.usefixtures("nothing_imported")
+def test_help_says_how_to_call_it(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["--help"])
+    assert "usage: python -m crf.pydensecrf" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("nothing_imported")
+def test_a_script_is_run_as_the_main_program(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    script = tmp_path / "client.py"
+    script.write_text(f"{CLIENT}\nprint(__name__)")
+    main([str(script), "x"])
+    said = capsys.readouterr().out.split()
+    assert said[-2:] == ["x", "__main__"]
