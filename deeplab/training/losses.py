@@ -145,3 +145,21 @@ class StepLoss(nn.Module):
             return tuple(self.model.forward_scales(x))
         image = None if self.model.crf is None else rgb.float()
         return (self.model(x, image=image, upsample=self.strides == (1,)),)
+
+
+def segmentation_loss(model: DeepLab, rgb: Tensor, labels: Tensor, stride: int) -> Tensor:
+    """The loss of a batch, for a training loop of one's own.
+
+    Args:
+        model: in training, of one scale or several.
+        rgb: `[B, 3, H, W]`, values 0-255.
+        labels: int64 `[B, H, W]`, 255 ignored.
+        stride: 1 compares the upsampled logits with the labels, 8 the logits with every eighth.
+
+    Returns:
+        The mean cross entropy over the labelled pixels, a scalar; 0 where none is labelled.
+    """
+    step = StepLoss(model, stride)
+    denominators = loss_denominators(labels, step.strides, None, step.grid).clamp(min=1)
+    loss: Tensor = step(rgb, labels, denominators.to(rgb.device, torch.float32))
+    return loss

@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch import Tensor
 
 from deeplab.data.datasets import open_dataset
 from deeplab.data.scenes import CLASSES, ScenesDataset
@@ -24,7 +23,6 @@ from deeplab.evaluation.metrics import ConfusionMatrix
 from deeplab.model import DeepLab
 from deeplab.training import TrainConfig, TrainResult, train, trainer
 from deeplab.training.checkpoint import Files
-from deeplab.training.losses import StepLoss, loss_denominators
 
 TINY = TrainConfig(
     steps=6,
@@ -125,13 +123,6 @@ def equal(a: DeepLab, b: DeepLab) -> bool:
     """Whether two models are the same bit for bit."""
     theirs = b.state_dict()
     return all(torch.equal(tensor, theirs[name]) for name, tensor in a.state_dict().items())
-
-
-def segmentation_loss(model: DeepLab, rgb: Tensor, labels: Tensor, stride: int) -> Tensor:
-    """Mean cross entropy over the labelled pixels of a batch: at full size, or at stride 8."""
-    step = StepLoss(model, stride)
-    denominators = loss_denominators(labels, step.strides, None, step.grid).clamp(min=1)
-    return step(rgb, labels, denominators.to(torch.float32))
 
 
 def script_scores(monkeypatch: pytest.MonkeyPatch, *mious: float) -> None:

@@ -10,11 +10,11 @@ from checkpoints import small_network
 from msc_by_areas import random_msc
 from networks import SCALES, two_convolutions
 from PIL import Image
-from tiny_training import segmentation_loss
 
 from deeplab import export
 from deeplab.model import build
 from deeplab.model.multiscale import shrink
+from deeplab.training.losses import segmentation_loss
 from deeplab.weights import load_weights
 
 

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny_training import SHORT, run, segmentation_loss
+from tiny_training import SHORT, run
 
 from deeplab.data.scenes import CLASSES
 from deeplab.errors import InputError
@@ -17,6 +17,7 @@ from deeplab.training.losses import (
     StepLoss,
     labels_of_scores,
     loss_denominators,
+    segmentation_loss,
 )
 
 
