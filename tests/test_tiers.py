@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -33,25 +34,48 @@ def test_a_tier_passes_in_a_process_of_its_own(
 
 
 @pytest.mark.slow
+def test_what_holds_on_a_gpu_too_is_collected_with_the_interpreters_folder_of_that_name() -> None:
+    pytest.importorskip("triton", reason="triton is not installed")
+    folder = "kernels/exact"
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "--collect-only",
+        "-q",
+        f"tests/interpreted/{folder}",
+    ]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    found = {line.rpartition("/")[0] for line in done.stdout.splitlines() if "::" in line}
+    assert found == {f"tests/interpreted/{folder}", f"tests/triton/{folder}"}, done.stdout
+
+
 @pytest.mark.parametrize(
-    ("arguments", "tests"),
+    ("arguments", "tier", "alike"),
     [
-        (["tests/interpreted/kernels/exact"], ["tests/interpreted", "tests/triton"]),
-        (["tests/interpreted/kernels/exact/test_interpreter.py"], ["tests/interpreted"]),
-        (["-m", "gpu", "tests/triton/kernels/exact"], ["tests/triton"]),
+        (["tests/interpreted"], "interpreter", ["tests/triton"]),
+        (["tests/interpreted/kernels/exact/test_interpreter.py::test_x"], "interpreter", []),
+        (["tests/triton", "tests/interpreted/crf"], "interpreter", ["tests/triton/crf"]),
+        (["tests/compiled/kernels"], "compile-only", []),
+        (["tests/triton/kernels/exact"], None, []),
+        (["tests"], None, []),
     ],
 )
-def test_what_holds_on_a_gpu_and_in_the_interpreter_is_collected_for_either(
-    arguments: list[str], tests: list[str]
+def test_a_run_is_of_the_tier_in_whose_folder_all_its_arguments_lie(
+    arguments: list[str], tier: str | None, alike: list[str], pytestconfig: pytest.Config
 ) -> None:
-    pytest.importorskip("triton", reason="triton is not installed")
-    command = [sys.executable, "-m", "pytest", "--collect-only", "-q", "-n", "0", *arguments]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    found = {"/".join(line.split("/")[:2]) for line in done.stdout.splitlines() if "::" in line}
-    assert found == set(tests), done.stdout + done.stderr
-    assert "deselected" not in done.stdout, (
-        "outside the interpreter all of tests/triton is for a GPU"
-    )
+    conftest = pytestconfig.pluginmanager.get_plugin(str(ROOT / "tests" / "conftest.py"))
+    run = SimpleNamespace(args=arguments, invocation_params=SimpleNamespace(dir=ROOT))
+    assert conftest._tier_of_run(run) == tier
+    assert conftest._alike(run) == [str(ROOT / folder) for folder in alike]
+
+
+def test_tiers_are_not_mixed(pytestconfig: pytest.Config) -> None:
+    conftest = pytestconfig.pluginmanager.get_plugin(str(ROOT / "tests" / "conftest.py"))
+    arguments = ["tests/interpreted", "tests/compiled"]
+    run = SimpleNamespace(args=arguments, invocation_params=SimpleNamespace(dir=ROOT))
+    with pytest.raises(pytest.UsageError, match="name it alone: interpreted, compiled"):
+        conftest._tier_of_run(run)
 
 
 def test_the_counts_are_those_of_the_last_line() -> None:

@@ -86,9 +86,14 @@ def test_onnxruntime_serves_any_batch_and_size_with_plain_convolutions(kind, opt
 @pytest.mark.slow
 def test_aotinductor_serves_any_batch_and_size(tmp_path):
     model = tiny(stages=1, frozen_bn=True)
-    # One small program needs no headers compiled beforehand and no fast caller of its kernels.
-    quick = {"precompile_headers": False, "compile_wrapper_opt_level": "O0"}
-    with torch._inductor.config.patch({f"aot_inductor.{name}": v for name, v in quick.items()}):
+    # One small program needs no headers compiled beforehand, no fast caller of its kernels and no
+    # vectors, whose choice takes most of the time (test_model_capture.py compiles with them).
+    quick = {
+        "aot_inductor.precompile_headers": False,
+        "aot_inductor.compile_wrapper_opt_level": "O0",
+        "cpp.simdlen": 1,
+    }
+    with torch._inductor.config.patch(quick):
         written = export(model, tmp_path / "model.pt2", "aoti")
     program = torch._inductor.aoti_load_package(str(written.path))
     assert_agrees(program, model, [*ANY_SIZE, (1, 3, 320, 180), (1, 3, 321, 72)])
