@@ -16,7 +16,18 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from deeplab.cli import convert, data, demo, evaluate, export, refine, segment, train, tune_crf
+from deeplab.cli import (
+    convert,
+    data,
+    demo,
+    evaluate,
+    export,
+    refine,
+    segment,
+    train,
+    tune_crf,
+    weights,
+)
 from deeplab.errors import InputError
 
 
@@ -91,3 +102,4 @@ app.command()(export.export)
 app.command()(convert.convert)
 app.command()(demo.demo)
 app.add_typer(data.app, name="data")
+app.add_typer(weights.app, name="weights")

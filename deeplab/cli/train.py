@@ -56,7 +56,11 @@ def train(
     ] = Path("weights.safetensors"),
     weights: Annotated[
         str | None,
-        typer.Option(metavar="FILE", help="Start from these weights, in any format of `convert`."),
+        typer.Option(
+            metavar="FILE|NAME",
+            help="Start from these weights: a file in any format of `convert`, or a name of "
+            "`deeplab weights list`.",
+        ),
     ] = None,
     resume: Annotated[
         bool,

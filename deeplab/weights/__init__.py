@@ -8,8 +8,9 @@
 
 Files of `save_weights` are safetensors. `load_checkpoint` and `load_weights` also read those of
 Caffe, kazuto1011/deeplab-pytorch, isht7/pytorch-deeplab-resnet and torchvision: see
-`deeplab.weights.sources`. Nothing in any file is executed, and no size that it claims is allocated
-before it has been checked.
+`deeplab.weights.sources`. All take a name of `deeplab.weights.registry` in place of a path, and
+download the file where it is not there yet. Nothing in any file is executed, and no size that it
+claims is allocated before it has been checked.
 """
 
 from deeplab.weights.file import SHIPPED, load_model, read_metadata, save_weights

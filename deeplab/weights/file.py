@@ -30,7 +30,7 @@ from deeplab.model import DeepLab, build
 from deeplab.model.multiscale import RESIZES, Resize, checked_scales
 from deeplab.model.styles import STYLES
 from deeplab.model.table import ResNetOptions
-from deeplab.weights import foreign
+from deeplab.weights import foreign, registry
 from deeplab.whole_file import whole_file
 
 SHIPPED = Path(__file__).with_name("deeplab_v2_small_scenes.safetensors")
@@ -80,8 +80,9 @@ def read_metadata(path: StrPath) -> dict[str, Any]:
 
     Raises InputError where the file cannot be read or its metadata contradict each other.
     """
-    with _open(Path(path)) as file:
-        return _metadata(file, Path(path))
+    path = named_path(path)
+    with _open(path) as file:
+        return _metadata(file, path)
 
 
 def load_own(model: DeepLab, path: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -136,8 +137,8 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 def load_model(path: StrPath | None = None) -> DeepLab:
     """The model that the file describes, with its weights: on the CPU, float32, evaluation mode.
 
-    path: a file of `save_weights`; None for the weights shipped with this package, which know the
-        generated scenes of `deeplab.data.scenes` only.
+    path: a file of `save_weights`, or a name; None for the weights shipped with this package, which
+        know the generated scenes of `deeplab.data.scenes` only.
 
     Raises InputError where the file cannot be read or does not describe a model of this package.
     """
@@ -152,13 +153,18 @@ def load_model(path: StrPath | None = None) -> DeepLab:
 
 
 def named_path(path: StrPath | None) -> Path:
-    """The path; that of the shipped weights for None, with InputError where they are missing."""
+    """The path; of the weights of that name, downloaded if need be; of those shipped for None.
+
+    Raises InputError where the shipped weights are missing, or a download fails.
+    """
     if path is None and not SHIPPED.is_file():
         raise InputError(
             f"the shipped weights {SHIPPED} are missing from this installation; "
             "reinstall deeplab-triton, or name a weights file"
         )
-    return SHIPPED if path is None else Path(path)
+    if path is None or (os.fspath(path) == registry.SCENES and not os.path.exists(path)):
+        return SHIPPED
+    return registry.path_of(path)
 
 
 def _describe(model: DeepLab) -> dict[str, Any]:

@@ -61,7 +61,8 @@ def load_weights(model: DeepLab, path: file.StrPath, source: Source = "auto") ->
     style and rates: they are taken to be the model's.
 
     Args:
-        path: a file of any source of `deeplab.weights.sources`.
+        path: a file of any source of `deeplab.weights.sources`, or a name of
+            `deeplab.weights.registry`.
         source: what it is; "auto" looks inside.
 
     Returns what was loaded. Head tensors left as they were are in `skipped`, and in a warning.
@@ -71,7 +72,7 @@ def load_weights(model: DeepLab, path: file.StrPath, source: Source = "auto") ->
             style, other rates, strides or poolings, or its tensors do not fit: missing, unexpected
             and differently shaped ones are listed.
     """
-    path = Path(path)
+    path = file.named_path(path)
     if is_own(path):
         check_source(path, "safetensors", source)
         initialised, skipped = file.load_own(model, path)

@@ -8,6 +8,7 @@ told in one line. Where several models of this package fit all the same, none is
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from deeplab.errors import InputError
 from deeplab.model import MODELS, DeepLab, build
 from deeplab.model.heads import MultiScaleTaps
 from deeplab.model.table import OnResNet, OnVGG16
-from deeplab.weights import file
+from deeplab.weights import file, registry
 from deeplab.weights.loading import Loaded, copy_checkpoint
 from deeplab.weights.names import COUNTER, caffe_window
 from deeplab.weights.sources import Checkpoint, Source, check_source, is_own, read_checkpoint
@@ -46,7 +47,8 @@ class Opened:
     Attributes:
         model: on the CPU, in evaluation mode.
         loaded: what was taken from the file.
-        metadata: what the file says about itself; empty where it is another project's.
+        metadata: what the file says about itself; of another project's, class names, palette and
+            CRF settings that go with the name, if the weights were named.
     """
 
     path: Path
@@ -86,7 +88,8 @@ def load_checkpoint(
 ) -> Opened:
     """The model that a file of any source holds the weights of, all of them.
 
-    path: None for the weights shipped with this package.
+    path: a file, or a name of `deeplab.weights.registry`; None for the weights shipped with this
+        package.
     model, num_classes: what the file must be of; left out, what it says or what its tensors tell.
     The model has the scales (MSC) and the way of resizing that the weights are known to be for;
     `model.set_scales` gives it others.
@@ -94,6 +97,7 @@ def load_checkpoint(
     Raises InputError as `load_weights` and `load_model` do, and where the tensors fit none or
     several of the models, or not the one that was named.
     """
+    known = registry.table().get("" if path is None else os.fspath(path))
     path = file.named_path(path)
     if model is not None and model not in MODELS:
         raise InputError(f"--model {model}: unknown; expected one of {', '.join(MODELS)}")
@@ -119,6 +123,8 @@ def load_checkpoint(
         loaded = copy_checkpoint(network, checkpoint)
     if loaded.skipped:
         raise InputError(f"{path}: has no weights for {', '.join(loaded.skipped)} of {fit.name}")
+    if known is not None and path == known.path:
+        metadata = known.metadata() | metadata
     return Opened(path, network.eval(), loaded, metadata)
 
 

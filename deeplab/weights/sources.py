@@ -100,7 +100,7 @@ def check_source(path: Path, found: Source, wanted: str) -> None:
 
 def is_own(path: file.StrPath) -> bool:
     """Whether it claims to be a file of `save_weights`; raises InputError where it is no file."""
-    path = Path(path)
+    path = file.named_path(path)
     return _claims_safetensors(path, _first_bytes(path))
 
 

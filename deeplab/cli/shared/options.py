@@ -71,8 +71,9 @@ class WeightsOptions:
         Path | None,
         typer.Option(
             "--weights",
-            metavar="FILE",
-            help="Weights: .safetensors, or any file that `deeplab convert` reads.",
+            metavar="FILE|NAME",
+            help="Weights: .safetensors, any file that `deeplab convert` reads, or a name of "
+            "`deeplab weights list`, which is downloaded once.",
             show_default="the shipped",
         ),
     ] = None
