@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, TypeVar
 
@@ -27,9 +28,9 @@ from deeplab.data.conversions import counted
 
 T = TypeVar("T")
 
-SHIPPED_NOTE = (
-    "the shipped weights know the generated scenes of deeplab.data.scenes only; for photographs "
-    "give weights trained on photographs (--weights)"
+SCENES_NOTE = (
+    "the weights called scenes know the generated scenes of deeplab.data.scenes only; for "
+    "photographs leave out --weights, or give others"
 )
 
 
@@ -53,6 +54,10 @@ def segment(
 ) -> None:
     """Label every pixel of pictures: network, then dense CRF.
 
+    Without --weights the network is one for photographs, with the 21 classes of PASCAL VOC:
+    DeepLab v3 on MobileNetV3 on a CPU (42 MiB), on ResNet-101 on a GPU (233 MiB). Its weights are
+    downloaded once; `deeplab weights show NAME` tells from where and under which licence.
+
     For each picture NAME.jpg the output folder gets NAME_labels.png (a palette PNG whose pixel
     values are the class indices) and NAME_overlay.png (the classes laid over the picture). Grey,
     alpha, palette, CMYK and 16-bit pictures are converted, EXIF rotation is applied; each kind of
@@ -63,8 +68,8 @@ def segment(
 
     CRF options left out are those stored with the weights, or else DeepLab v2's: 10 iterations,
     smoothness 3 / 3 pixels, appearance 4 / 49 pixels / 5 levels. Memory grows with the pixels of
-    the largest picture: with the shipped weights about 0.7 GB for each megapixel of a photograph,
-    up to 2 GB of mere noise, and 0.25 GB with --no-crf.
+    the largest picture: with the weights called scenes about 0.7 GB for each megapixel of a
+    photograph, up to 2 GB of mere noise, and 0.25 GB with --no-crf.
 
     **Examples**
 
@@ -78,9 +83,13 @@ def segment(
     """
     from deeplab.crf_settings import CRFSettings
     from deeplab.predict import predict
+    from deeplab.weights import registry
 
     files = images.find_images(inputs)
     scales = views.numbers()
+    if weights.weights_file is None:
+        name = registry.for_photographs(torch_device(device).type)
+        weights = replace(weights, weights_file=Path(name))
     network, metadata = load_network(weights)
     network.to(torch_device(device))
     settings = crf.change(CRFSettings.stored(metadata, weights.weights_file))
@@ -95,7 +104,8 @@ def segment(
         if len(files) == 1:  # several may not fit into memory together
             checked[file] = image
     notes = counted(conversions)
-    print_notes([*notes, SHIPPED_NOTE] if weights.weights_file is None else notes)
+    scenes = weights.weights_file == Path(registry.SCENES)
+    print_notes([*notes, SCENES_NOTE] if scenes else notes)
 
     palette = outputs.full_palette(metadata.get("palette"))
     names = metadata.get("class_names")

@@ -6,7 +6,7 @@
 table.py       the table of networks, `MODELS`, and the builders: start here
 network.py     DeepLab (nn.Module): backbone, head, scales, CRF layer, parameter groups
 resnet.py      the backbones, image classification networks turned into dense feature extractors of
-vgg.py         output stride 8; batch_norm.py, frozen statistics
+vgg.py         output stride 8; mobilenet.py, 16; batch_norm.py, frozen statistics
 heads.py       LargeFOV, ASPP, MSc's taps, the pyramid of v3
 multiscale.py  MSC: several scales of one picture, fused by maximum
 styles.py      "caffe" and "torchvision": conventions that weights follow
@@ -35,6 +35,7 @@ from deeplab.model.table import (
     deeplab_v2_vgg16_aspp_l,
     deeplab_v2_vgg16_aspp_s,
     deeplab_v2_vgg16_largefov,
+    deeplab_v3_mobilenet,
     deeplab_v3_resnet50,
     deeplab_v3_resnet101,
 )
@@ -60,6 +61,7 @@ __all__ = [
     "deeplab_v2_vgg16_aspp_l",
     "deeplab_v2_vgg16_aspp_s",
     "deeplab_v2_vgg16_largefov",
+    "deeplab_v3_mobilenet",
     "deeplab_v3_resnet50",
     "deeplab_v3_resnet101",
 ]

@@ -27,6 +27,7 @@ from deeplab.model.heads import (
     MultiScaleTaps,
     Pointwise,
 )
+from deeplab.model.mobilenet import MobileNetV3
 from deeplab.model.multiscale import Resize
 from deeplab.model.preprocess import preprocess
 from deeplab.model.resnet import ResNet
@@ -49,7 +50,7 @@ class DeepLab(nn.Module):
 
     def __init__(
         self,
-        backbone: ResNet | VGG16,
+        backbone: ResNet | VGG16 | MobileNetV3,
         head: Head,
         *,
         config: dict[str, Any],

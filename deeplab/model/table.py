@@ -20,12 +20,14 @@
     deeplab_v2_small               1/4 of it   the same; 6 blocks                          915,876
     deeplab_v3_resnet101           ResNet-101  1x1, 3x3 at rates 12, 24, 36, pooling    58,630,997
     deeplab_v3_resnet50            ResNet-50   the same                                 39,638,869
+    deeplab_v3_mobilenet           MobileNetV3 the same, at output stride 16            11,025,477
 
     model = deeplab_v2_resnet101(num_classes=21).eval()
     labels = model(model.preprocess(image)).argmax(1)
 
-Every builder takes `num_classes` and, by keyword, the options of `Options`; on ResNets `frozen_bn`
-too. The parameters are those with 21 classes; all backbones have output stride 8.
+Every builder takes `num_classes` and, by keyword, the options of `Options`; `frozen_bn` on ResNets
+and MobileNetV3 too. The parameters are those with 21 classes; the other backbones have output
+stride 8.
 
 Sources: Chen et al., "Semantic Image Segmentation with Deep Convolutional Nets and Fully Connected
 CRFs", ICLR 2015 (v1); "DeepLab: Semantic Image Segmentation with Deep Convolutional Nets, Atrous
@@ -47,6 +49,7 @@ from deeplab.model.heads import (
     MultiScaleTaps,
     Pointwise,
 )
+from deeplab.model.mobilenet import MobileNetV3
 from deeplab.model.multiscale import Resize
 from deeplab.model.network import DeepLab, Head
 from deeplab.model.resnet import ResNet
@@ -56,7 +59,7 @@ from deeplab.model.vgg import VGG16
 LARGEFOV = (12,)
 ASPP_S = (2, 4, 8, 12)
 ASPP_L = (6, 12, 18, 24)
-PYRAMID_V3 = (12, 24, 36)  # for output stride 8
+PYRAMID_V3 = (12, 24, 36)
 RESNET_101 = (3, 4, 23, 3)
 RESNET_50 = (3, 4, 6, 3)
 RESNET_18 = (2, 2, 2, 2)
@@ -132,7 +135,29 @@ class OnResNet:
         return ASPP(in_channels, num_classes, rates)
 
 
-MODELS: dict[str, OnVGG16 | OnResNet] = {
+@dataclass(frozen=True)
+class OnMobileNetV3:
+    """A line of the table."""
+
+    rates: tuple[int, ...]
+    frozen_bn: bool = False
+    style: Style = "torchvision"
+    pyramid = True
+
+    def backbone(self, style: Style, frozen_bn: bool) -> MobileNetV3:
+        if style != self.style:
+            raise ValueError(f"style must be {self.style} for a MobileNetV3, not {style}")
+        return MobileNetV3(frozen_bn=frozen_bn)
+
+    def head(
+        self, in_channels: int, num_classes: int, rates: Sequence[int], frozen_bn: bool
+    ) -> Head:
+        return DeepLabV3Head(in_channels, num_classes, rates, frozen_bn=frozen_bn)
+
+
+Line = OnVGG16 | OnResNet | OnMobileNetV3
+
+MODELS: dict[str, Line] = {
     "deeplab_v1_7x7": OnVGG16((4,), pool5a=False, kernel=7),
     "deeplab_v1_4x4": OnVGG16((4,), pool5a=False, kernel=4),
     "deeplab_v1_largefov": OnVGG16(LARGEFOV, pool5a=True),
@@ -156,6 +181,7 @@ MODELS: dict[str, OnVGG16 | OnResNet] = {
     "deeplab_v3_resnet50": OnResNet(
         PYRAMID_V3, RESNET_50, pyramid=True, frozen_bn=False, style="torchvision"
     ),
+    "deeplab_v3_mobilenet": OnMobileNetV3(PYRAMID_V3),
 }
 
 
@@ -291,9 +317,12 @@ def deeplab_v3_resnet50(num_classes: int = 21, **options: Unpack[ResNetOptions])
     return build("deeplab_v3_resnet50", num_classes, **options)
 
 
-def _config(
-    name: str, line: OnVGG16 | OnResNet, num_classes: int, options: dict[str, Any]
-) -> dict[str, Any]:
+def deeplab_v3_mobilenet(num_classes: int = 21, **options: Unpack[ResNetOptions]) -> DeepLab:
+    """DeepLab v3 on MobileNetV3-Large at output stride 16, as torchvision has it: for CPUs."""
+    return build("deeplab_v3_mobilenet", num_classes, **options)
+
+
+def _config(name: str, line: Line, num_classes: int, options: dict[str, Any]) -> dict[str, Any]:
     """The model's name and options as JSON-able values; raises where they make no model."""
     defaults: dict[str, Any] = {
         "rates": line.rates,
@@ -301,7 +330,7 @@ def _config(
         "scales": None,
         "resize": "caffe",
     }
-    if isinstance(line, OnResNet):
+    if not isinstance(line, OnVGG16):
         defaults |= {"frozen_bn": line.frozen_bn, "style": line.style}
     if unknown := options.keys() - defaults.keys():
         raise TypeError(
@@ -320,7 +349,7 @@ def _config(
     return {"model": name, "num_classes": num_classes, **chosen}
 
 
-def _checked_rates(name: str, line: OnVGG16 | OnResNet, rates: Any) -> list[int]:
+def _checked_rates(name: str, line: Line, rates: Any) -> list[int]:
     listed = list(rates) if isinstance(rates, Iterable) else []
     whole = bool(listed) and all(_is_positive(rate) for rate in listed)
     shown = listed or rates

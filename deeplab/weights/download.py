@@ -40,7 +40,7 @@ def fetch(url: str, path: Path, *, member: str = "", sha256: str = "") -> None:
     `sha256` or than at an earlier download, no room, an archive without the member, or
     DEEPLAB_OFFLINE is set.
     """
-    mend = f"put the file there yourself as {path}, or name another file"
+    mend = f"put the file there yourself as {path}, or name other weights, such as scenes"
     if os.environ.get(OFFLINE, "") not in ("", "0"):
         raise InputError(f"{url}: {OFFLINE} forbids to download it; {mend}")
     with _one_line(url, path, mend):

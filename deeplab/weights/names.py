@@ -7,7 +7,7 @@ dropped with a reason, so that every tensor of a file is accounted for.
     caffemodel     BVLC names of VGG-16 and ResNet, and of the DeepLab heads on them
     kazuto1011     github.com/kazuto1011/deeplab-pytorch
     isht7          github.com/isht7/pytorch-deeplab-resnet
-    torchvision    resnet*, vgg16, deeplabv3_resnet*
+    torchvision    resnet*, vgg16, deeplabv3_*
     state_dict     models of this package, saved by torch.save
 
 Branches of a head are stacked in the order of their numbers, which is that of their rates.
@@ -158,6 +158,8 @@ def _torchvision_name(name: str) -> str | None:
     body = name.removeprefix("backbone.")
     if _is_resnet(body):
         return f"backbone.{body}"
+    if m := re.fullmatch(r"(?:backbone|features)\.(\d{1,2}\.(?:\d|block)\..*)", name):
+        return f"backbone.features.{m[1]}"  # of MobileNetV3
     if m := re.fullmatch(r"features\.(\d{1,4})\.(weight|bias)", name):
         layer = VGG_FEATURES.get(int(m[1]))
         return layer and f"backbone.{layer}.{m[2]}"

@@ -21,13 +21,12 @@ from torch import Tensor
 from deeplab.errors import InputError
 from deeplab.model import MODELS, DeepLab, build
 from deeplab.model.heads import MultiScaleTaps
-from deeplab.model.table import OnResNet, OnVGG16
+from deeplab.model.mobilenet import MobileNetV3
+from deeplab.model.table import Line, OnMobileNetV3, OnVGG16
 from deeplab.weights import file, registry
 from deeplab.weights.loading import Loaded, copy_checkpoint
 from deeplab.weights.names import COUNTER, caffe_window
 from deeplab.weights.sources import Checkpoint, Source, check_source, is_own, read_checkpoint
-
-Line = OnVGG16 | OnResNet
 
 PUBLISHED = ("deeplab_v2_resnet101", "deeplab_v2_vgg16")  # of all with several branches
 FROM = {
@@ -98,9 +97,9 @@ def load_checkpoint(
     several of the models, or not the one that was named.
     """
     known = registry.table().get("" if path is None else os.fspath(path))
-    path = file.named_path(path)
     if model is not None and model not in MODELS:
         raise InputError(f"--model {model}: unknown; expected one of {', '.join(MODELS)}")
+    path = file.named_path(path)
     metadata = file.read_metadata(path) if is_own(path) else {}
     if "model" in metadata:
         check_source(path, "safetensors", source)
@@ -212,7 +211,7 @@ def _fit_of(line: Line, name: str, rates: tuple[int, ...], checkpoint: Checkpoin
     classifier = tensors.get("head.classifier.weight")
     if classifier is None or classifier.ndim != 4 or not _is_body(line, checkpoint):
         return None
-    pyramid = isinstance(line, OnResNet) and line.pyramid
+    pyramid = not isinstance(line, OnVGG16) and line.pyramid
     first = "fc6" if isinstance(line, OnVGG16) else "pyramid" if pyramid else "classifier"
     count = len(rates) or 1
     if branches.get(f"head.{first}.weight", count) != count:
@@ -233,6 +232,9 @@ def _head_shapes(line: Line, classes: int, rates: Sequence[int]) -> dict[str, to
             parts: dict[str, Any] = {"head": line.head(512, classes, rates)}
             if line.taps:
                 parts["taps"] = MultiScaleTaps(classes)
+        elif isinstance(line, OnMobileNetV3):
+            channels = MobileNetV3.out_channels
+            parts = {"head": line.head(channels, classes, rates, line.frozen_bn)}
         else:
             channels = 8 * line.width * (4 if line.block == "bottleneck" else 1)
             parts = {"head": line.head(channels, classes, rates, line.frozen_bn)}
@@ -251,6 +253,8 @@ def _is_body(line: Line, checkpoint: Checkpoint) -> bool:
         return "backbone.conv1_1.weight" in tensors and (
             not told or line.pool5a == ("pool5a" in windows)
         )
+    if isinstance(line, OnMobileNetV3):
+        return "backbone.features.16.0.weight" in tensors
     return _resnet(tensors) == (line.blocks, line.width, line.block)
 
 
@@ -287,6 +291,8 @@ def _seen(checkpoint: Checkpoint) -> str:
     tensors = checkpoint.translated.tensors
     if "backbone.conv1_1.weight" in tensors:
         body = "a VGG-16"
+    elif "backbone.features.16.0.weight" in tensors:
+        body = "a MobileNetV3"
     elif (resnet := _resnet(tensors)) is not None:
         blocks, width, kind = resnet
         body = f"a ResNet of {_listed(blocks)} {kind} blocks and width {width}"

@@ -85,6 +85,11 @@ def table() -> Mapping[str, Named]:
     return {name: Named(name, **row) for name, row in rows.items()}
 
 
+def for_photographs(device: str) -> str:
+    """The name of the weights for photographs that suit a device: "cpu", or a GPU."""
+    return "deeplab_v3_mobilenet_coco" if device == "cpu" else "deeplab_v3_resnet101_coco"
+
+
 def named(name: str) -> Named:
     """The weights of that name; raises InputError, with the names that there are."""
     if name not in table():
@@ -108,6 +113,7 @@ def path_of(weights: str | os.PathLike[str]) -> Path:
     if found is None or path.exists():
         return path
     if not found.path.is_file():
-        print(f"Downloading {found.name} ({found.size}; {found.licence})", file=sys.stderr)
+        about = f"{found.name} ({found.size}; {found.licence}) from {found.url}"
+        print(f"Downloading {about}", file=sys.stderr)
         download.fetch(found.url, found.path, member=found.member, sha256=found.sha256)
     return found.path

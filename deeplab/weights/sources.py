@@ -5,7 +5,7 @@
     caffemodel     DeepLab v1 and v2, VGG-16 and ResNet of Caffe           caffe
     kazuto1011     .pth of kazuto1011/deeplab-pytorch                      caffe
     isht7          .pth of isht7/pytorch-deeplab-resnet                    caffe
-    torchvision    .pth of resnet*, vgg16 and deeplabv3_resnet*            torchvision
+    torchvision    .pth of resnet*, vgg16 and deeplabv3_*                  torchvision
     state_dict     .pth of a model of this package                         not told
 
 The source is recognised by the contents, not by the file's name. Wrappers put their names in front
@@ -163,8 +163,7 @@ def _source_of(names: list[str]) -> Source | None:
         return "kazuto1011"
     if "head.classifier.weight" in names:
         return "state_dict"
-    if not {"features.0.weight", "layer1.0.conv1.weight", "backbone.conv1.weight"}.isdisjoint(
-        names
-    ):
+    first = ("features.0", "layer1.0.conv1", "backbone.conv1", "features.0.0", "backbone.0.0")
+    if not {f"{layer}.weight" for layer in first}.isdisjoint(names):
         return "torchvision"
     return None

@@ -132,11 +132,13 @@ def test_segment_can_check_the_model_that_the_weights_are_for(
     assert np.array_equal(indices(tmp_path / "photo_labels.png"), expected)
 
 
-def test_the_shipped_weights_say_that_they_know_generated_scenes_only(tmp_path: Path) -> None:
-    """The default weights of the package: fails where they are missing from it."""
+def test_the_weights_called_scenes_say_that_they_know_generated_scenes_only(
+    tmp_path: Path,
+) -> None:
+    """They come with the package: fails where they are missing from it."""
     photo = picture(tmp_path / "photo.png", 65, 65)
-    result = done("segment", photo, "--out", tmp_path)
-    assert result.stderr.startswith("Note: the shipped weights know the generated scenes")
+    result = done("segment", photo, "--weights", "scenes", "--out", tmp_path)
+    assert result.stderr.startswith("Note: the weights called scenes know the generated scenes")
     assert len(result.stderr.splitlines()) == 1
     assert indices(tmp_path / "photo_labels.png").shape == (65, 65)
 

@@ -33,6 +33,7 @@ PARAMETERS = {  # with 21 classes
     "deeplab_v2_small": 915_876,
     "deeplab_v3_resnet101": 58_630_997,
     "deeplab_v3_resnet50": 39_638_869,
+    "deeplab_v3_mobilenet": 11_025_477,
 }
 ONE_RATE = ("deeplab_v1_7x7", "deeplab_v1_4x4", "deeplab_v1_msc")  # fc6 is not 3x3
 

@@ -174,15 +174,18 @@ def test_torchvision_imagenet_weights_fill_the_body_and_leave_the_head(path, tor
             assert torch.equal(tensor, state[name]), name
 
 
-@pytest.mark.slow
-def test_torchvisions_deeplabv3_gives_torchvisions_output(path, torchvision):
-    theirs = randomise(
-        torchvision.deeplabv3.deeplabv3_resnet50(
-            weights=None, weights_backbone=None, num_classes=7, aux_loss=True
-        )
-    )
+@pytest.mark.parametrize(
+    ("name", "made_by"),
+    [
+        pytest.param("deeplab_v3_resnet50", "deeplabv3_resnet50", marks=pytest.mark.slow),
+        ("deeplab_v3_mobilenet", "deeplabv3_mobilenet_v3_large"),
+    ],
+)
+def test_torchvisions_deeplabv3_gives_torchvisions_output(path, torchvision, name, made_by):
+    make = getattr(torchvision.deeplabv3, made_by)
+    theirs = randomise(make(weights=None, weights_backbone=None, num_classes=7, aux_loss=True))
     torch.save(theirs.state_dict(), path)
-    ours = build("deeplab_v3_resnet50", num_classes=7).double().eval()
+    ours = build(name, num_classes=7).double().eval()
     loaded = load_weights(ours, path)
     assert loaded.skipped == ()
     assert "auxiliary classifier" in loaded.dropped.values()

@@ -83,9 +83,16 @@ def test_isht7s_release_has_msc_as_caffe_resizes():
     assert_config(found, "deeplab_v2_resnet101", 21, scales=MSC)
 
 
-@pytest.mark.parametrize("name", ["deeplab_v3_resnet101", "deeplab_v3_resnet50"])
-def test_torchvisions_deeplabv3_has_its_own_style(name, torchvision):
-    make = getattr(torchvision.deeplabv3, name.replace("_v3", "v3"))
+@pytest.mark.parametrize(
+    ("name", "made_by"),
+    [
+        ("deeplab_v3_resnet101", "deeplabv3_resnet101"),
+        ("deeplab_v3_resnet50", "deeplabv3_resnet50"),
+        ("deeplab_v3_mobilenet", "deeplabv3_mobilenet_v3_large"),
+    ],
+)
+def test_torchvisions_deeplabv3_has_its_own_style(name, made_by, torchvision):
+    make = getattr(torchvision.deeplabv3, made_by)
     with torch.device("meta"):
         theirs = make(weights=None, weights_backbone=None, num_classes=7, aux_loss=True)
     found = recognised("torchvision", theirs.state_dict())

@@ -13,14 +13,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from commands import done, run
+from commands import done, picture, run
 from several_processes import Started
 from weights_files import assert_same_state, refused, small
 
 from deeplab.crf_settings import CRFSettings
 from deeplab.data.datasets import DATASETS
 from deeplab.errors import InputError
-from deeplab.model import MODELS
+from deeplab.model import MODELS, build
 from deeplab.weights import download, file, load_checkpoint, load_model, load_weights, registry
 
 CONTENT = bytes(range(256)) * 400
@@ -306,3 +306,44 @@ def test_an_unknown_name_is_refused_with_those_that_there_are() -> None:
     assert "no weights are called 'resnet51'; there are deeplab_v2" in result.stderr
     with pytest.raises(InputError, match="no such weights file"):
         load_model("resnet51")
+
+
+@pytest.fixture
+def mobilenet_named(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> registry.Named:
+    """What segments photographs on a CPU, from the server and with random weights."""
+    monkeypatch.setenv("DEEPLAB_HOME", str(tmp_path / "home"))
+    torch.manual_seed(0)
+    content = io.BytesIO()
+    torch.save(build("deeplab_v3_mobilenet").state_dict(), content)
+    server.content = content.getvalue()
+    row = replace(registry.named("deeplab_v3_mobilenet_coco"), url=server.url, sha256="")
+    monkeypatch.setattr(registry, "table", lambda: {row.name: row})
+    return row
+
+
+def test_segment_takes_weights_for_photographs_and_says_what_it_downloads(
+    mobilenet_named: registry.Named, tmp_path: Path
+) -> None:
+    photo = picture(tmp_path / "photo.png", 40, 50)
+    command = ("segment", photo, "--no-crf", "--device", "cpu", "--out", tmp_path / "out")
+    first, second = done(*command), done(*command)
+    said = f"Downloading {mobilenet_named.name} (42 MiB; BSD-3-Clause (torchvision)) from"
+    assert first.stderr.startswith(f"{said} {mobilenet_named.url}")
+    assert "Downloading" not in second.stderr
+    assert any(name in second.stdout for name in mobilenet_named.metadata()["class_names"])
+
+
+def test_segment_without_weights_and_network_names_the_cures(
+    mobilenet_named: registry.Named, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    photo = picture(tmp_path / "photo.png", 40, 50)
+    monkeypatch.setenv("DEEPLAB_OFFLINE", "1")
+    result = run("segment", photo, "--device", "cpu", "--out", tmp_path / "out")
+    assert result.exit_code == 2
+    line = result.stderr.splitlines()[-1]
+    assert line.startswith(f"Error: {mobilenet_named.url}: DEEPLAB_OFFLINE forbids to download it")
+    assert f"put the file there yourself as {mobilenet_named.path}" in line
+    assert "or name other weights, such as scenes" in line
+    assert not (tmp_path / "out").exists()
