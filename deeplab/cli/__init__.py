@@ -9,6 +9,7 @@ Everything that computes is imported inside the commands, so that `--help` answe
 from __future__ import annotations
 
 import io
+import os
 import sys
 from importlib.metadata import version
 from typing import Annotated, Any
@@ -78,6 +79,9 @@ def _top(
             "--version", callback=_print_version, is_eager=True, help="Print the version."
         ),
     ] = False,
+    offline: Annotated[
+        bool, typer.Option("--offline", help="Download nothing, as with DEEPLAB_OFFLINE=1.")
+    ] = False,
 ) -> None:
     """Semantic segmentation with DeepLab v1/v2 and a dense CRF.
 
@@ -91,6 +95,8 @@ def _top(
 
     Every command explains itself: deeplab COMMAND --help
     """
+    if offline:
+        os.environ["DEEPLAB_OFFLINE"] = "1"
 
 
 app.command()(segment.segment)

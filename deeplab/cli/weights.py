@@ -26,7 +26,8 @@ def list_weights() -> None:
     from deeplab.weights import registry
 
     table = Table(title="Weights", caption="deeplab weights show NAME tells the rest")
-    for column in ("name", "what", "size", "licence", "here"):
+    table.add_column("name", no_wrap=True)
+    for column in ("what", "size", "licence", "here"):
         table.add_column(column, overflow="fold")
     table.add_row(registry.SCENES, "generated scenes, brought along", "", "MIT", "yes")
     for name, row in registry.table().items():

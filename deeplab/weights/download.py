@@ -31,9 +31,10 @@ OFFLINE = "DEEPLAB_OFFLINE"
 PATIENCE = 30.0  # seconds without a byte
 
 
-def fetch(url: str, path: Path, *, member: str = "", sha256: str = "") -> None:
+def fetch(url: str, path: Path, said: str = "", *, member: str = "", sha256: str = "") -> None:
     """Download `url` to `path`, or of a zip archive there its `member`.
 
+    said: printed on standard error before it begins.
     sha256: what the hash of the download must begin with; empty where its source publishes none.
 
     Raises InputError, and leaves nothing behind: no network, a cut connection, another hash than
@@ -43,6 +44,8 @@ def fetch(url: str, path: Path, *, member: str = "", sha256: str = "") -> None:
     mend = f"put the file there yourself as {path}, or name other weights, such as scenes"
     if os.environ.get(OFFLINE, "") not in ("", "0"):
         raise InputError(f"{url}: {OFFLINE} forbids to download it; {mend}")
+    if said:
+        print(said, file=sys.stderr)
     with _one_line(url, path, mend):
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=".download-") as folder:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import functools
 import os
-import sys
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -113,7 +112,6 @@ def path_of(weights: str | os.PathLike[str]) -> Path:
     if found is None or path.exists():
         return path
     if not found.path.is_file():
-        about = f"{found.name} ({found.size}; {found.licence}) from {found.url}"
-        print(f"Downloading {about}", file=sys.stderr)
-        download.fetch(found.url, found.path, member=found.member, sha256=found.sha256)
+        said = f"Downloading {found.name} ({found.size}; {found.licence}) from {found.url}"
+        download.fetch(found.url, found.path, said, member=found.member, sha256=found.sha256)
     return found.path

@@ -339,10 +339,10 @@ def test_segment_without_weights_and_network_names_the_cures(
     mobilenet_named: registry.Named, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     photo = picture(tmp_path / "photo.png", 40, 50)
-    monkeypatch.setenv("DEEPLAB_OFFLINE", "1")
-    result = run("segment", photo, "--device", "cpu", "--out", tmp_path / "out")
+    monkeypatch.setenv("DEEPLAB_OFFLINE", "0")  # which --offline overrides
+    result = run("--offline", "segment", photo, "--device", "cpu", "--out", tmp_path / "out")
     assert result.exit_code == 2
-    line = result.stderr.splitlines()[-1]
+    (line,) = result.stderr.splitlines()
     assert line.startswith(f"Error: {mobilenet_named.url}: DEEPLAB_OFFLINE forbids to download it")
     assert f"put the file there yourself as {mobilenet_named.path}" in line
     assert "or name other weights, such as scenes" in line
