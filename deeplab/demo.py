@@ -1,8 +1,9 @@
-"""`deeplab demo`: three generated scenes and one scribbled photograph, as a table and a picture.
+"""`deeplab demo`: generated scenes as a table and a picture, and a scribbled photograph as another.
 
 The scenes are the first three of the test split, which no training has seen, as they come. Each is
 segmented by the shipped weights, refined by the dense CRF, and both are scored against the exact
-mask. The fourth case needs no network: a few strokes of a pen on the next scene, spread by the CRF.
+mask. The fourth case needs no network: a few strokes of a pen on the next scene, spread by the CRF;
+and so it does on a real photograph, for which there is no exact mask to score by.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from PIL import Image, ImageDraw, ImageFilter, ImageFont
 from rich.console import Console
 from rich.table import Table
 
+from deeplab import photographs
 from deeplab.crf_settings import CRFSettings
 from deeplab.data import outputs
 from deeplab.data.annotations import Annotation
@@ -51,7 +53,7 @@ class Case:
 
 
 def run(out: Path, console: Console) -> None:
-    """Do all of it: the table on `console`, `demo.png` and the scribbles' files in `out`.
+    """Do all of it: the table on `console`, two pictures and the scribbles' files in `out`.
 
     Raises InputError if `out` cannot be written or the shipped weights are missing.
     """
@@ -70,7 +72,11 @@ def run(out: Path, console: Console) -> None:
     outputs.write_picture(photo, scribbled.image)
     outputs.write_picture(marks, _strokes_picture(scribbled.before))
     outputs.write_picture(out / "demo.png", picture(scenes, scribbled))
-    for line in (f"Picture: {out / 'demo.png'}", f"Try: deeplab refine {photo} {marks}"):
+    outputs.write_picture(out / "photograph.png", photographs.picture())
+    for line in (
+        f"Pictures: {out / 'demo.png'}, {out / 'photograph.png'}",
+        f"Try: deeplab refine {photo} {marks}",
+    ):
         console.print(line, soft_wrap=True, markup=False, highlight=False)
 
 

@@ -1,4 +1,4 @@
-"""`deeplab demo`: a first look, on generated scenes."""
+"""`deeplab demo`: a first look, on generated scenes and a photograph."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from deeplab.cli.shared import options
 
 
 def demo(out: options.OutFolder = Path("demo")) -> None:
-    """Three generated scenes and one scribbled one: what the network finds, what the CRF adds.
+    """Generated scenes and scribbles: what the network finds, what the CRF adds.
 
     Prints mIoU against the exact masks before and after the CRF, for each scene and in total, and
-    writes one picture, demo.png: image, truth, network, network + CRF, error. Takes seconds; needs
-    nothing but this package.
+    writes demo.png: image, truth, network, network + CRF, error; and photograph.png: a photograph,
+    scribbles on it, and what the CRF makes of them. Takes seconds; needs nothing but this package.
 
     **Example**
 

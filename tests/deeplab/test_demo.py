@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from deeplab import demo
+from deeplab import demo, photographs
 from deeplab.data.annotations import read_colours
 from deeplab.data.scenes import CLASSES, PALETTE, TEST_START, scene
 from deeplab.refine import refine_scribbles
@@ -132,6 +132,7 @@ def test_the_demo_with_the_shipped_weights_shows_a_gain_and_leaves_its_files(
     assert after > before > 30
     assert "before" in text.getvalue()
     assert f"deeplab refine {tmp_path}" in text.getvalue()
+    assert (tmp_path / "photograph.png").is_file()
     with Image.open(tmp_path / "demo.png") as page:
         assert page.width > 5 * 321
         assert page.height > 4 * 321
@@ -141,3 +142,24 @@ def test_the_demo_with_the_shipped_weights_shows_a_gain_and_leaves_its_files(
     annotation = read_colours(marks, image.shape[:2])
     again = annotation.colours[refine_scribbles(annotation, image).labels]
     assert np.array_equal(again, PALETTE[demo.scribbled_scene().after])
+
+
+def test_the_strokes_on_the_photograph_are_few_and_the_crf_keeps_nearly_all_of_them() -> None:
+    image, annotation = photographs.coffee()
+    marked = annotation.labels > 0
+    assert annotation.num_labels == 6  # cup, coffee, saucer, spoon, table and what lies behind it
+    assert 0.02 < marked.mean() < 0.12
+    labels = refine_scribbles(annotation, image, photographs.SETTINGS).labels + 1
+    assert (labels == annotation.labels)[marked].mean() > 0.97
+    # A point of each, away from every stroke: (y, x).
+    places = {(45, 230): "cup", (160, 290): "coffee", (270, 130): "saucer", (260, 370): "spoon"}
+    assert len({labels[place] for place in places}) == len(places)
+
+
+def test_the_picture_of_the_photograph_has_it_at_the_left_and_changes_the_rest() -> None:
+    image, _ = photographs.coffee()
+    page = photographs.picture()
+    height, width, _ = image.shape
+    assert page.shape == (height, 3 * width + 2 * photographs.GAP, 3)
+    assert np.array_equal(page[:, :width], image)
+    assert not np.array_equal(page[:, -width:], image)
