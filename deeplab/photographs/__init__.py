@@ -37,6 +37,7 @@ def picture() -> np.ndarray:
     image, annotation = coffee()
     labels = refine_scribbles(annotation, image, SETTINGS).labels
     colours = annotation.colours
+    assert colours is not None  # which read_colours has
     marked = annotation.labels[..., None] > 0
     strokes = np.where(marked, colours[annotation.labels - 1], _pale(image))
     panels = (image, strokes.astype(np.uint8), outputs.overlay(image, labels, colours))
