@@ -233,7 +233,6 @@ def _largest_error(model: DeepLab, program: Program, size: tuple[int, int] | Non
 def _described(
     model: DeepLab, format: Format, size: tuple[int, int] | None, metadata: Mapping[str, Any]
 ) -> str:
-    caffe = model.style == "caffe"
     facts = {
         **metadata,
         "model": model.config["model"],
@@ -249,13 +248,7 @@ def _described(
             "shape": ["batch", 3, *(size or ("height", "width"))],
             "minimum_height_and_width": min(size) if size else MINIMUM,
         },
-        # x = (picture[channels] * scale - mean) / deviation, picture in 0-255
-        "preprocessing": {
-            "channels": "BGR" if caffe else "RGB",
-            "scale": 1.0 if caffe else 1 / 255,
-            "mean": list(preprocess.MEAN_BGR if caffe else preprocess.MEAN_RGB),
-            "deviation": [1.0, 1.0, 1.0] if caffe else list(preprocess.DEVIATION_RGB),
-        },
+        "preprocessing": preprocess.described(model.style),
         "output": {"name": "logits", "shape": ["batch", model.num_classes, "height", "width"]},
         "ignore_label": IGNORE,  # in label maps to train or score on: pixels that do not count
     }

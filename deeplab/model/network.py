@@ -8,7 +8,8 @@
 `deeplab.model` builds the papers' networks from it.
 """
 
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -68,6 +69,36 @@ class DeepLab(nn.Module):
         self.head = head
         self.taps = taps
         self.crf = crf
+
+    @classmethod
+    def from_pretrained(cls, source: str | os.PathLike[str]) -> "DeepLab":
+        """The model of published or stored weights, on the CPU, to evaluate.
+
+        source: a name of `deeplab weights list`, a file, a folder of `save_pretrained`, or a
+            repository of the Hugging Face Hub, "owner/name".
+
+        Raises InputError as `deeplab.weights.hub.load_pretrained` does, which also gives what is
+        known of the weights: class names, palette and CRF settings.
+        """
+        from deeplab.weights import hub
+
+        return hub.load_pretrained(source).model
+
+    def save_pretrained(
+        self, folder: str | os.PathLike[str], metadata: Mapping[str, Any] | None = None
+    ) -> None:
+        """Write a folder that `from_pretrained` reads: see `deeplab.weights.hub`."""
+        from deeplab.weights import hub
+
+        hub.save_pretrained(self, folder, metadata)
+
+    def push_to_hub(
+        self, repository: str, metadata: Mapping[str, Any] | None = None, *, private: bool = False
+    ) -> str:
+        """Upload that folder to the Hugging Face Hub; returns its address."""
+        from deeplab.weights import hub
+
+        return hub.push_to_hub(self, repository, metadata, private=private)
 
     def preprocess(self, image: np.ndarray | Tensor) -> Tensor:
         """RGB in 0-255 -> the input that weights of this model's style expect.

@@ -12,6 +12,7 @@ transforms of torchvision's weights.
 """
 
 import warnings
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,6 +24,20 @@ from deeplab.model.styles import Style
 MEAN_BGR = (104.008, 116.669, 122.675)  # grey levels, 0-255
 MEAN_RGB = (0.485, 0.456, 0.406)  # of 1
 DEVIATION_RGB = (0.229, 0.224, 0.225)
+
+
+def described(style: Style) -> dict[str, Any]:
+    """What `preprocess` does with a picture in 0-255, for other programs:
+
+    x = (picture[channels] * scale - mean) / deviation
+    """
+    caffe = style == "caffe"
+    return {
+        "channels": "BGR" if caffe else "RGB",
+        "scale": 1.0 if caffe else 1 / 255,
+        "mean": list(MEAN_BGR if caffe else MEAN_RGB),
+        "deviation": [1.0, 1.0, 1.0] if caffe else list(DEVIATION_RGB),
+    }
 
 
 def preprocess(image: np.ndarray | Tensor, style: Style = "caffe") -> Tensor:

@@ -42,7 +42,7 @@ def fetch(url: str, path: Path, said: str = "", *, member: str = "", sha256: str
     DEEPLAB_OFFLINE is set.
     """
     mend = f"put the file there yourself as {path}, or name other weights, such as scenes"
-    if os.environ.get(OFFLINE, "") not in ("", "0"):
+    if offline():
         raise InputError(f"{url}: {OFFLINE} forbids to download it; {mend}")
     if said:
         print(said, file=sys.stderr)
@@ -62,6 +62,11 @@ def fetch(url: str, path: Path, said: str = "", *, member: str = "", sha256: str
             with whole_file(_record(path)) as file:
                 file.write(f"{found}\n".encode())
             os.replace(part, path)
+
+
+def offline() -> bool:
+    """Whether DEEPLAB_OFFLINE forbids downloads."""
+    return os.environ.get(OFFLINE, "") not in ("", "0")
 
 
 def of_file(path: Path) -> str:
