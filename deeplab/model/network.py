@@ -154,6 +154,11 @@ class DeepLab(nn.Module):
         """
         return self.style == "caffe" and self.resize == "caffe"
 
+    @property
+    def output_stride(self) -> int:
+        """Pixels from one score to the next, before they are upsampled."""
+        return 16 if isinstance(self.backbone, MobileNetV3) else 8
+
     def set_scales(self, scales: Sequence[float] | None) -> None:
         """See pictures at other scales from now on (MSC), or at one with None.
 

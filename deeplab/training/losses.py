@@ -28,6 +28,7 @@ from torch import Tensor, nn
 
 from deeplab.data.augment import shrink_labels
 from deeplab.data.datasets import IGNORE
+from deeplab.errors import InputError
 from deeplab.model import DeepLab
 
 
@@ -64,6 +65,12 @@ ALIGNED = Grid()
 def label_strides(model: DeepLab, stride: int) -> tuple[int, ...]:
     """For each term of the loss, every how many-th pixel's label it looks at."""
     scales = model.config.get("scales")
+    if model.output_stride != 8 and (scales or stride != 1):
+        what = "scales must be none" if scales else "loss_stride must be 1"
+        raise InputError(
+            f"{what} to train {model.config['model']}, whose scores lie {model.output_stride} "
+            "pixels apart and not 8"
+        )
     return (stride,) if not scales else (8,) * len(scales) + (round(8 / scales[-1]),)
 
 

@@ -9,12 +9,13 @@ from tiny_training import SHORT, run
 
 from deeplab.data.scenes import CLASSES
 from deeplab.errors import InputError
-from deeplab.model import deeplab_v2_small
+from deeplab.model import build, deeplab_v2_small
 from deeplab.model.multiscale import interp, interp_size
 from deeplab.training import TrainConfig
 from deeplab.training.losses import (
     Grid,
     StepLoss,
+    label_strides,
     labels_of_scores,
     loss_denominators,
     segmentation_loss,
@@ -158,3 +159,16 @@ def test_loss_of_a_batch_without_labels_is_zero_not_nan():
 def test_a_crf_wants_the_loss_at_full_size():
     with pytest.raises(ValueError, match="loss_stride must be 1 with crf"):
         TrainConfig(crf=True, loss_stride=8)
+
+
+@pytest.mark.parametrize(
+    ("scales", "stride", "said"),
+    [(None, 8, "loss_stride must be 1"), ((1.0, 0.5), 1, "scales must be none")],
+)
+def test_a_model_of_another_output_stride_trains_on_upsampled_scores_alone(scales, stride, said):
+    with torch.device("meta"):
+        model = build("deeplab_v3_mobilenet", 2, scales=scales)
+    with pytest.raises(InputError, match=f"{said} to train deeplab_v3_mobilenet, whose scores lie"):
+        label_strides(model, stride)
+    model.set_scales(None)
+    assert label_strides(model, 1) == (1,)
