@@ -25,6 +25,7 @@ from deeplab.weights import download
 
 SCENES = "scenes"  # the weights that the package brings along: deeplab.weights.SHIPPED
 TABLE = Path(__file__).with_name("registry.toml")
+COCO_STUFF = Path(__file__).with_name("cocostuff.txt")  # things, then stuff, as COCO numbers them
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class Named:
         sha256: of what the url gives, its first digits; empty where the source publishes none.
         megabytes: 2**20 bytes, as the source states them; None where it does not.
         model: the builder of the network; empty for a body alone, to start a training from.
-        classes: the data set that names and colours the classes, "" for a body.
+        classes: whose classes they tell apart, "voc2012" or "cocostuff"; "" for a body.
         crf: the settings that go with them, named as in `deeplab.crf_settings`.
     """
 
@@ -68,12 +69,14 @@ class Named:
 
     def metadata(self) -> dict[str, Any]:
         """Class names, palette and CRF settings, as files of `save_weights` have them."""
-        from deeplab.data.datasets import classes
+        from deeplab.data.datasets.classes import VOC
+        from deeplab.data.outputs import voc_palette
 
         found: dict[str, Any] = {"crf": dict(self.crf)} if self.crf else {}
-        names = {"voc2012": classes.VOC}.get(self.classes)
-        if names is not None:
-            found |= {"class_names": list(names), "palette": classes.VOC_PALETTE.tolist()}
+        if self.classes:
+            stuff = self.classes == "cocostuff"
+            names = COCO_STUFF.read_text(encoding="utf-8").splitlines() if stuff else list(VOC)
+            found |= {"class_names": names, "palette": voc_palette()[: len(names)].tolist()}
         return found
 
 
