@@ -29,6 +29,7 @@ class From(StrEnum):
     kazuto1011 = "kazuto1011"
     isht7 = "isht7"
     torchvision = "torchvision"
+    smp = "smp"
     state_dict = "state_dict"
 
 

@@ -38,6 +38,9 @@ from deeplab.model.table import (
     deeplab_v3_mobilenet,
     deeplab_v3_resnet50,
     deeplab_v3_resnet101,
+    deeplab_v3plus_resnet18,
+    deeplab_v3plus_resnet50,
+    deeplab_v3plus_resnet101,
 )
 
 __all__ = [
@@ -64,4 +67,7 @@ __all__ = [
     "deeplab_v3_mobilenet",
     "deeplab_v3_resnet50",
     "deeplab_v3_resnet101",
+    "deeplab_v3plus_resnet18",
+    "deeplab_v3plus_resnet50",
+    "deeplab_v3plus_resnet101",
 ]

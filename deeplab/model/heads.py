@@ -158,14 +158,16 @@ class DeepLabV3Head(nn.Module):
         joined = (len(rates) + 2) * channels
         self.pointwise = nn.Conv2d(in_channels, channels, 1, bias=False)
         self.pointwise_bn = norm(channels)
-        self.pyramid = MultiRateConv2d(in_channels, channels, rates, fuse="concat", bias=False)
+        self.pyramid: MultiRateConv2d | SeparableMultiRateConv2d = MultiRateConv2d(
+            in_channels, channels, rates, fuse="concat", bias=False
+        )
         self.pyramid_bn = norm(len(rates) * channels)
         self.pooled = nn.Conv2d(in_channels, channels, 1, bias=False)
         self.pooled_bn = norm(channels)
         self.project = nn.Conv2d(joined, channels, 1, bias=False)
         self.project_bn = norm(channels)
         self.drop = nn.Dropout(dropout)
-        self.conv = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        self.conv: nn.Module = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
         self.conv_bn = norm(channels)
         self.classifier = nn.Conv2d(channels, num_classes, 1)
         for layer in (self.pointwise, self.pooled, self.project, self.conv):
@@ -173,6 +175,12 @@ class DeepLabV3Head(nn.Module):
         initialise.classifier(self.classifier)
 
     def forward(self, features: Tensor) -> Tensor:
+        x = self.context(features)
+        x = F.relu(self.conv_bn(self.conv(x)), inplace=True)
+        return self.classifier(x)
+
+    def context(self, features: Tensor) -> Tensor:
+        """All branches, projected."""
         self._check_batch(features)
         pointwise = F.relu(self.pointwise_bn(self.pointwise(features)), inplace=True)
         mean = F.adaptive_avg_pool2d(features, 1)
@@ -187,9 +195,7 @@ class DeepLabV3Head(nn.Module):
             pyramid = F.relu(self.pyramid_bn(self.pyramid(features)), inplace=True)
         everywhere = pooled.expand(-1, -1, *pointwise.shape[2:])
         x = self.project(torch.cat([pointwise, pyramid, everywhere], dim=1))
-        x = self.drop(F.relu(self.project_bn(x), inplace=True))
-        x = F.relu(self.conv_bn(self.conv(x)), inplace=True)
-        return self.classifier(x)
+        return self.drop(F.relu(self.project_bn(x), inplace=True))
 
     @property
     def least_batch(self) -> int:
@@ -309,6 +315,53 @@ class MultiRateConv2d(nn.Module):
         rows, in_channels = self.weight.shape[:2]
         out_channels = rows // len(self.rates)
         return f"{in_channels}, {out_channels}, rates={self.rates}, fuse={self.fuse!r}"
+
+
+class SeparableMultiRateConv2d(nn.Module):
+    """Separable convolutions of one input at several rates, side by side in the channels.
+
+    The weights of rates[k] come k-th, as in `MultiRateConv2d`: in `depthwise` `[len(rates) *
+    in_channels, 1, 3, 3]`, in `pointwise` `[len(rates) * out_channels, in_channels, 1, 1]`.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, rates: Sequence[int]) -> None:
+        super().__init__()
+        self.rates = tuple(rates)
+        branches = len(self.rates)
+        inputs, outputs = branches * in_channels, branches * out_channels
+        self.depthwise = nn.Conv2d(inputs, inputs, 3, groups=inputs, bias=False)
+        self.pointwise = nn.Conv2d(inputs, outputs, 1, groups=branches, bias=False)
+        initialise.he(self.depthwise, "fan_in")
+        initialise.he(self.pointwise, "fan_in")
+
+    def forward(
+        self,
+        x: Tensor,
+        scale: Tensor | None = None,
+        shift: Tensor | None = None,
+        *,
+        activation: Literal["relu"] | None = None,
+    ) -> Tensor:
+        """scale, shift `[len(rates) * out_channels]` and activation as in `MultiRateConv2d`."""
+        weights = self.depthwise.weight.unflatten(0, (len(self.rates), -1)).unbind()
+        branches = [
+            F.conv2d(x, weight, padding=rate, dilation=rate, groups=x.shape[1])
+            for rate, weight in zip(self.rates, weights, strict=True)
+        ]
+        y: Tensor = self.pointwise(torch.cat(branches, dim=1))
+        if scale is not None:
+            y = y * scale[:, None, None]
+        if shift is not None:
+            y = y + shift[:, None, None]
+        return F.relu(y, inplace=True) if activation == "relu" else y
+
+    @property
+    def weight(self) -> Tensor:
+        """What tells the dtype of the layer, as `MultiRateConv2d.weight` does."""
+        return self.pointwise.weight
+
+    def extra_repr(self) -> str:
+        return f"rates={self.rates}"
 
 
 def _uses_batch_statistics(norm: nn.Module) -> bool:

@@ -49,6 +49,7 @@ class MobileNetV3(nn.Module):
     """
 
     out_channels = 960
+    output_stride = 16
 
     def __init__(self, *, frozen_bn: bool) -> None:
         super().__init__()

@@ -33,9 +33,10 @@ from deeplab.model.multiscale import Resize
 from deeplab.model.preprocess import preprocess
 from deeplab.model.resnet import ResNet
 from deeplab.model.styles import Style
+from deeplab.model.v3plus import DeepLabV3PlusHead
 from deeplab.model.vgg import VGG16
 
-Head = Pointwise | ASPP | FullyConnected | FullyConnectedASPP | DeepLabV3Head
+Head = Pointwise | ASPP | FullyConnected | FullyConnectedASPP | DeepLabV3Head | DeepLabV3PlusHead
 
 
 class DeepLab(nn.Module):
@@ -103,7 +104,7 @@ class DeepLab(nn.Module):
     def preprocess(self, image: np.ndarray | Tensor) -> Tensor:
         """RGB in 0-255 -> the input that weights of this model's style expect.
 
-        Style "caffe": BGR, mean subtracted; "torchvision": RGB, whitened.
+        Style "caffe": BGR, mean subtracted; "torchvision" and "smp": RGB, whitened.
         image: NumPy `[H, W, 3]`, or tensor `[3, H, W]` or `[B, 3, H, W]`; uint8 or floating point.
         Returns `[B, 3, H, W]` on the model's device and in its dtype; raises as
         `deeplab.model.preprocess.preprocess` does.
@@ -152,12 +153,14 @@ class DeepLab(nn.Module):
 
         In style "torchvision", and with resize "torch", they lie on the middles of their shares.
         """
-        return self.style == "caffe" and self.resize == "caffe"
+        return self.style != "torchvision" and self.resize == "caffe"
 
     @property
     def output_stride(self) -> int:
         """Pixels from one score to the next, before they are upsampled."""
-        return 16 if isinstance(self.backbone, MobileNetV3) else 8
+        if isinstance(self.head, DeepLabV3PlusHead):
+            return 4
+        return getattr(self.backbone, "output_stride", 8)
 
     def set_scales(self, scales: Sequence[float] | None) -> None:
         """See pictures at other scales from now on (MSC), or at one with None.
@@ -231,7 +234,10 @@ class DeepLab(nn.Module):
         ]
 
     def _scores(self, x: Tensor) -> Tensor:
-        """`[B, num_classes, ~H/8, ~W/8]`, at one scale."""
+        """`[B, num_classes, ~H/8, ~W/8]`, or of another output stride, at one scale."""
+        if isinstance(self.head, DeepLabV3PlusHead):
+            assert isinstance(self.backbone, ResNet)
+            return self.head(*self.backbone.low_and_high(x))
         if self.taps is None:
             return self.head(self.backbone(x))
         pools: list[Tensor] = []

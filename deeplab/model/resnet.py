@@ -1,4 +1,4 @@
-"""ResNet at output stride 8, as in the Caffe network of DeepLab v2 or as torchvision dilates it.
+"""ResNet at output stride 8, 16 or 32, as Caffe's DeepLab v2, torchvision or smp dilate it.
 
               rate  stride  size for 321   channels of bottlenecks (width 64), of basic blocks
     conv1       1      2        161             64      64    7x7
@@ -7,6 +7,8 @@
     layer2      1      2         41            512     128    res3
     layer3      2      1         41           1024     256    res4
     layer4      4      1         41           2048     512    res5
+
+At output stride 16 layer3 has rate 1 and stride 2, and layer4 rate 2; at 32 there are no rates.
 
 All shapes of weights agree between the styles; what they mean does not:
 
@@ -17,8 +19,9 @@ All shapes of weights agree between the styles; what they mean does not:
                                                           rate of the stage before
     320 pixels              160, 81, 41                   160, 80, 40
 
-The second is what removing a stride asks for: what lies behind it is spread, what had it is not. In
-basic blocks the stride is on the first 3x3 in both styles.
+The second is what removing a stride asks for: what lies behind it is spread, what had it is not.
+Style "smp" is that but for the rates, which are as in the first. In basic blocks the stride is on
+the first 3x3 in all styles.
 
 Sources: He et al., "Deep Residual Learning for Image Recognition", 2015; Chen et al., "DeepLab",
 TPAMI 2018, and its released prototxt; torchvision's `models.resnet` with
@@ -36,17 +39,24 @@ from deeplab.model.batch_norm import FrozenBatchNorm2d
 from deeplab.model.styles import Style
 
 Norm = Callable[[int], nn.Module]
-STAGES = (((1, 1), 1), ((1, 1), 2), ((1, 2), 1), ((2, 4), 1))  # rates before and of it, stride
+OutputStride = Literal[8, 16, 32]
+# By output stride, for each stage: the rates before and of it, and its stride.
+STAGES: dict[OutputStride, tuple[tuple[tuple[int, int], int], ...]] = {
+    8: (((1, 1), 1), ((1, 1), 2), ((1, 2), 1), ((2, 4), 1)),
+    16: (((1, 1), 1), ((1, 1), 2), ((1, 1), 2), ((1, 2), 1)),
+    32: (((1, 1), 1), ((1, 1), 2), ((1, 1), 2), ((1, 1), 2)),
+}
 
 
 class ResNet(nn.Module):
-    """ResNet with output stride 8: `[B, 3, H, W]` -> `[B, out_channels, ~H/8, ~W/8]`.
+    """ResNet of output stride s: `[B, 3, H, W]` -> `[B, out_channels, ~H/s, ~W/s]`.
 
     blocks: residual blocks in each of the four stages; bottlenecks in (3, 4, 23, 3) are ResNet-101.
     width: channels of the stem; 64 in the paper. out_channels is 32 * width, 8 * width for basic
         blocks.
     frozen_bn: statistics and affine of every batch normalisation are constants.
     block: "bottleneck" (1x1, 3x3, 1x1) or "basic" (3x3, 3x3: ResNet-18 and -34).
+    low_channels: those of layer1, at output stride 4.
     """
 
     def __init__(
@@ -57,11 +67,14 @@ class ResNet(nn.Module):
         frozen_bn: bool,
         style: Style = "caffe",
         block: Literal["bottleneck", "basic"] = "bottleneck",
+        output_stride: OutputStride = 8,
     ) -> None:
         super().__init__()
+        self.output_stride = output_stride
         norm: Norm = FrozenBatchNorm2d if frozen_bn else nn.BatchNorm2d
         kind = Bottleneck if block == "bottleneck" else BasicBlock
         self.out_channels = 8 * width * kind.expansion
+        self.low_channels = width * kind.expansion
         self.conv1 = nn.Conv2d(3, width, 7, stride=2, padding=3, bias=False)
         self.bn1 = norm(width)
         self.relu = nn.ReLU(inplace=True)
@@ -69,7 +82,7 @@ class ResNet(nn.Module):
         inputs = [width, *(width * 2**i * kind.expansion for i in range(3))]
         stages = [
             _stage(kind, blocks[i], inputs[i], width * 2**i, rates, norm, style, stride)
-            for i, (rates, stride) in enumerate(STAGES)
+            for i, (rates, stride) in enumerate(STAGES[output_stride])
         ]
         self.layer1, self.layer2, self.layer3, self.layer4 = stages
         for module in self.modules():
@@ -77,12 +90,16 @@ class ResNet(nn.Module):
                 initialise.he(module, "fan_out")
 
     def forward(self, x: Tensor) -> Tensor:
+        return self.low_and_high(x)[1]
+
+    def low_and_high(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """What layer1 gives, at output stride 4, and layer4."""
         x = self.relu(self.bn1(self.conv1(x)))
         x = self.pool1(x)
-        x = self.layer1(x)
-        x = self.layer2(x)
+        low = self.layer1(x)
+        x = self.layer2(low)
         x = self.layer3(x)
-        return self.layer4(x)
+        return low, self.layer4(x)
 
 
 class Bottleneck(nn.Module):
@@ -160,7 +177,7 @@ def _stage(
 ) -> nn.Sequential:
     """The first block strides; `rates` are those of the stage before and of this one."""
     before, rate = rates
-    strided = (rate if style == "caffe" else before, rate)
+    strided = (before if style == "torchvision" else rate, rate)
     first = kind(in_channels, width, stride=stride, rates=strided, style=style, norm=norm)
     channels = kind.expansion * width
     rest = [

@@ -1,23 +1,24 @@
-"""The two conventions that weights of the same shapes follow, and that must not be mixed.
+"""The conventions that weights of the same shapes follow, and that must not be mixed.
 
-                            "caffe" (the released DeepLab networks)   "torchvision"
-    input                   BGR 0-255 minus the mean                  RGB 0-1, mean and deviation
-    pooling                 rounds up                                 rounds down
-    ResNet's stride         on the first 1x1 of a bottleneck          on its 3x3
-    first dilated block     has the rate of its stage                 first 3x3 keeps the old rate
-    logits to the image     bilinear, corners aligned (*)             bilinear, corners not aligned
+                            "caffe"                     "torchvision"           "smp"
+    input                   BGR 0-255 minus the mean    RGB 0-1, mean and deviation, both
+    pooling                 rounds up                   rounds down             rounds down
+    ResNet's stride         first 1x1 of a bottleneck   on its 3x3              on its 3x3
+    first dilated block     rate of its stage           3x3 keeps the old rate  rate of its stage
+    logits to the image     corners aligned (*)         corners not aligned     corners aligned
 
-Weights of one style load into a network of the other without a word, and lose accuracy: the style
-belongs to the weights. (*) With the option resize="torch" not aligned: see
+"caffe" are the released DeepLab networks, "smp" is segmentation_models_pytorch; all resize
+bilinearly. Weights of one style load into a network of another without a word, and lose accuracy:
+the style belongs to the weights. (*) With the option resize="torch" not aligned: see
 `deeplab.model.multiscale`.
 
 Sources: the released DeepLab prototxts; torchvision's `models.resnet`, `models.segmentation` and
-the transforms of its weights.
+the transforms of its weights; segmentation_models_pytorch's `encoders` and `decoders.deeplabv3`.
 """
 
 from typing import Literal, get_args
 
-Style = Literal["caffe", "torchvision"]
+Style = Literal["caffe", "torchvision", "smp"]
 STYLES: tuple[Style, ...] = get_args(Style)
 
 

@@ -21,21 +21,26 @@
     deeplab_v3_resnet101           ResNet-101  1x1, 3x3 at rates 12, 24, 36, pooling    58,630,997
     deeplab_v3_resnet50            ResNet-50   the same                                 39,638,869
     deeplab_v3_mobilenet           MobileNetV3 the same, at output stride 16            11,025,477
+    deeplab_v3plus_resnet101       ResNet-101  v3's pyramid and a decoder               45,674,853
+    deeplab_v3plus_resnet50        ResNet-50   the same                                 26,682,725
+    deeplab_v3plus_resnet18        ResNet-18   the same                                 12,334,437
 
     model = deeplab_v2_resnet101(num_classes=21).eval()
     labels = model(model.preprocess(image)).argmax(1)
 
 Every builder takes `num_classes` and, by keyword, the options of `Options`; `frozen_bn` on ResNets
 and MobileNetV3 too. The parameters are those with 21 classes; the other backbones have output
-stride 8.
+stride 8 unless `output_stride` says otherwise, those under v3+ 16.
 
 Sources: Chen et al., "Semantic Image Segmentation with Deep Convolutional Nets and Fully Connected
 CRFs", ICLR 2015 (v1); "DeepLab: Semantic Image Segmentation with Deep Convolutional Nets, Atrous
 Convolution, and Fully Connected CRFs", TPAMI 2018 (v2), and their released Caffe networks;
-"Rethinking Atrous Convolution for Semantic Image Segmentation", 2017 (v3), in torchvision's layout.
+"Rethinking Atrous Convolution for Semantic Image Segmentation", 2017 (v3), in torchvision's layout;
+"Encoder-Decoder with Atrous Separable Convolution", ECCV 2018 (v3+), in the layout of
+segmentation_models_pytorch.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypedDict, Unpack
 
@@ -52,8 +57,9 @@ from deeplab.model.heads import (
 from deeplab.model.mobilenet import MobileNetV3
 from deeplab.model.multiscale import Resize
 from deeplab.model.network import DeepLab, Head
-from deeplab.model.resnet import ResNet
+from deeplab.model.resnet import STAGES, OutputStride, ResNet
 from deeplab.model.styles import Style
+from deeplab.model.v3plus import DeepLabV3PlusHead
 from deeplab.model.vgg import VGG16
 
 LARGEFOV = (12,)
@@ -85,9 +91,19 @@ class Options(TypedDict, total=False):
 
 class ResNetOptions(Options, total=False):
     """frozen_bn: keep statistics and affine of BatchNorm as they are, in training too, as the paper
-    does with its small batches; False trains both."""
+        does with its small batches; False trains both.
+    output_stride: pixels from one place of the last map to the next: 8, 16 or 32, which is the
+        network without atrous convolution. The rates stay, unless given.
+    """
 
     frozen_bn: bool
+    output_stride: OutputStride
+
+
+class V3PlusOptions(ResNetOptions, total=False):
+    """separable: the pyramid's 3x3 convolutions are depthwise, each with a 1x1 behind it."""
+
+    separable: bool
 
 
 @dataclass(frozen=True)
@@ -119,10 +135,16 @@ class OnResNet:
     pyramid: bool = False  # of v3
     frozen_bn: bool = True
     style: Style = "caffe"
+    output_stride: OutputStride = 8
 
-    def backbone(self, style: Style, frozen_bn: bool) -> ResNet:
+    def backbone(self, style: Style, frozen_bn: bool, output_stride: OutputStride) -> ResNet:
         return ResNet(
-            self.blocks, width=self.width, frozen_bn=frozen_bn, style=style, block=self.block
+            self.blocks,
+            width=self.width,
+            frozen_bn=frozen_bn,
+            style=style,
+            block=self.block,
+            output_stride=output_stride,
         )
 
     def head(
@@ -133,6 +155,29 @@ class OnResNet:
         if not rates:
             return Pointwise(in_channels, num_classes)
         return ASPP(in_channels, num_classes, rates)
+
+
+@dataclass(frozen=True)
+class V3PlusOnResNet(OnResNet):
+    """A line of the table: v3+, as segmentation_models_pytorch has it."""
+
+    pyramid: bool = True
+    frozen_bn: bool = False
+    style: Style = "smp"
+    output_stride: OutputStride = 16
+
+    def plus_head(
+        self, in_channels: int, num_classes: int, config: Mapping[str, Any]
+    ) -> DeepLabV3PlusHead:
+        return DeepLabV3PlusHead(
+            in_channels,
+            in_channels // 8,  # of layer1
+            num_classes,
+            config["rates"],
+            frozen_bn=config["frozen_bn"],
+            separable=config["separable"],
+            aligned=config["style"] != "torchvision",
+        )
 
 
 @dataclass(frozen=True)
@@ -182,6 +227,9 @@ MODELS: dict[str, Line] = {
         PYRAMID_V3, RESNET_50, pyramid=True, frozen_bn=False, style="torchvision"
     ),
     "deeplab_v3_mobilenet": OnMobileNetV3(PYRAMID_V3),
+    "deeplab_v3plus_resnet101": V3PlusOnResNet(PYRAMID_V3, RESNET_101),
+    "deeplab_v3plus_resnet50": V3PlusOnResNet(PYRAMID_V3, RESNET_50),
+    "deeplab_v3plus_resnet18": V3PlusOnResNet(PYRAMID_V3, RESNET_18, block="basic"),
 }
 
 
@@ -202,8 +250,15 @@ def build(name: str, num_classes: int = 21, **options: Any) -> DeepLab:
         head = line.head(backbone.out_channels, num_classes, rates)
         taps = MultiScaleTaps(num_classes) if line.taps else None
         return DeepLab(backbone, head, config=config, taps=taps, crf=crf)
-    body = line.backbone(style, config["frozen_bn"])
-    head = line.head(body.out_channels, num_classes, rates, config["frozen_bn"])
+    body: ResNet | MobileNetV3
+    if isinstance(line, OnMobileNetV3):
+        body = line.backbone(style, config["frozen_bn"])
+    else:
+        body = line.backbone(style, config["frozen_bn"], config["output_stride"])
+    if isinstance(line, V3PlusOnResNet):
+        head = line.plus_head(body.out_channels, num_classes, config)
+    else:
+        head = line.head(body.out_channels, num_classes, rates, config["frozen_bn"])
     return DeepLab(body, head, config=config, crf=crf)
 
 
@@ -322,6 +377,21 @@ def deeplab_v3_mobilenet(num_classes: int = 21, **options: Unpack[ResNetOptions]
     return build("deeplab_v3_mobilenet", num_classes, **options)
 
 
+def deeplab_v3plus_resnet101(num_classes: int = 21, **options: Unpack[V3PlusOptions]) -> DeepLab:
+    """DeepLab v3+ on ResNet-101, as segmentation_models_pytorch lays it out; BatchNorm trains."""
+    return build("deeplab_v3plus_resnet101", num_classes, **options)
+
+
+def deeplab_v3plus_resnet50(num_classes: int = 21, **options: Unpack[V3PlusOptions]) -> DeepLab:
+    """`deeplab_v3plus_resnet101` with the blocks of ResNet-50."""
+    return build("deeplab_v3plus_resnet50", num_classes, **options)
+
+
+def deeplab_v3plus_resnet18(num_classes: int = 21, **options: Unpack[V3PlusOptions]) -> DeepLab:
+    """`deeplab_v3plus_resnet101` with the basic blocks of ResNet-18."""
+    return build("deeplab_v3plus_resnet18", num_classes, **options)
+
+
 def _config(name: str, line: Line, num_classes: int, options: dict[str, Any]) -> dict[str, Any]:
     """The model's name and options as JSON-able values; raises where they make no model."""
     defaults: dict[str, Any] = {
@@ -332,6 +402,10 @@ def _config(name: str, line: Line, num_classes: int, options: dict[str, Any]) ->
     }
     if not isinstance(line, OnVGG16):
         defaults |= {"frozen_bn": line.frozen_bn, "style": line.style}
+    if isinstance(line, OnResNet):
+        defaults |= {"output_stride": line.output_stride}
+    if isinstance(line, V3PlusOnResNet):
+        defaults |= {"separable": True}
     if unknown := options.keys() - defaults.keys():
         raise TypeError(
             f"{name}() got an unexpected keyword argument {min(unknown)!r}; expected num_classes, "
@@ -340,8 +414,11 @@ def _config(name: str, line: Line, num_classes: int, options: dict[str, Any]) ->
     chosen = defaults | options
     if not _is_positive(num_classes):
         raise ValueError(f"num_classes must be an integer from 1 up, not {num_classes!r}")
-    if not isinstance(chosen.get("frozen_bn", False), bool):
-        raise ValueError(f"frozen_bn must be True or False, not {chosen['frozen_bn']!r}")
+    for flag in ("frozen_bn", "separable"):
+        if not isinstance(chosen.get(flag, False), bool):
+            raise ValueError(f"{flag} must be True or False, not {chosen[flag]!r}")
+    if chosen.get("output_stride", 8) not in STAGES:
+        raise ValueError(f"output_stride must be 8, 16 or 32, not {chosen['output_stride']!r}")
     styles.check(chosen["style"])
     chosen["rates"] = _checked_rates(name, line, chosen["rates"])
     chosen["scales"] = multiscale.checked_scales(chosen["scales"])

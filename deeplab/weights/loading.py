@@ -216,7 +216,9 @@ def _branches(module: nn.Module | None) -> int:
     """How many convolutions lie stacked in a layer of a head; 0 where it is none."""
     if isinstance(module, MultiRateConv2d):
         return len(module.rates)
-    return module.groups if isinstance(module, nn.Conv2d) else 0
+    if not isinstance(module, nn.Conv2d) or module.groups == module.in_channels > 1:
+        return 0  # depthwise groups are channels
+    return module.groups
 
 
 def _window(module: nn.Module | None, branch: int) -> Window:

@@ -8,6 +8,7 @@ dropped with a reason, so that every tensor of a file is accounted for.
     kazuto1011     github.com/kazuto1011/deeplab-pytorch
     isht7          github.com/isht7/pytorch-deeplab-resnet
     torchvision    resnet*, vgg16, deeplabv3_*
+    smp            segmentation_models_pytorch's DeepLabV3Plus on a ResNet
     state_dict     models of this package, saved by torch.save
 
 Branches of a head are stacked in the order of their numbers, which is that of their rates.
@@ -175,6 +176,50 @@ def _torchvision_name(name: str) -> str | None:
         of_v3 = {1: "head.conv", 2: "head.conv_bn", 4: "head.classifier"}
         ours = {**VGG_CLASSIFIER, **of_v3}.get(int(m[1]))
         return ours and f"{ours}.{m[2]}"
+    return None
+
+
+SMP = {  # layers of segmentation_models_pytorch's DeepLabV3Plus
+    r"decoder\.aspp\.1\.([01])": "head.conv.{0}",
+    r"decoder\.block2\.0\.([01])": "head.decode.{0}",
+    r"decoder\.aspp\.0\.convs\.0\.([01])": "head.pointwise{bn}",
+    r"decoder\.aspp\.0\.convs\.4\.([12])": "head.pooled{bn}",
+    r"decoder\.aspp\.0\.project\.([01])": "head.project{bn}",
+    r"decoder\.aspp\.(2)": "head.conv_bn",
+    r"decoder\.block1\.([01])": "head.low{bn}",
+    r"decoder\.block2\.(1)": "head.decode_bn",
+    r"segmentation_head\.(0)": "head.classifier",
+}
+
+
+def from_smp(state: Mapping[str, Tensor]) -> Translated:
+    """DeepLabV3Plus of segmentation_models_pytorch on a ResNet."""
+    found = Translated()
+    rates: dict[str, dict[int, Tensor]] = {}
+    for name, tensor in state.items():
+        layer, _, part = name.rpartition(".")
+        if part == COUNTER:
+            found.dropped[name] = "counter"
+        elif name.startswith("encoder.") and _is_resnet(name.removeprefix("encoder.")):
+            found.tensors[f"backbone.{name.removeprefix('encoder.')}"] = tensor
+        elif m := re.fullmatch(r"decoder\.aspp\.0\.convs\.([1-3])\.(0\.0|0\.1|0|1)", layer):
+            parts = {"0.0": "depthwise.weight", "0.1": "pointwise.weight", "0": "weight"}
+            ours = f"head.pyramid.{parts[m[2]]}" if m[2] in parts else f"head.pyramid_bn.{part}"
+            rates.setdefault(ours, {})[int(m[1])] = tensor
+        elif (known := _smp_layer(layer)) is not None:
+            found.tensors[f"{known}.{part}"] = tensor
+        else:
+            found.unknown.append(name)
+    for ours, tensors in rates.items():
+        found.stack(ours, tensors)
+    return found
+
+
+def _smp_layer(layer: str) -> str | None:
+    for pattern, ours in SMP.items():
+        if m := re.fullmatch(pattern, layer):
+            first = "1" if "pooled" in ours else "0"  # behind the pooling
+            return ours.format(m[1], bn="" if m[1] == first else "_bn")
     return None
 
 
@@ -370,6 +415,7 @@ TRANSLATIONS: dict[str, Callable[..., Translated]] = {
     "kazuto1011": from_kazuto1011,
     "isht7": from_isht7,
     "torchvision": from_torchvision,
+    "smp": from_smp,
     "state_dict": from_state_dict,
     "safetensors": from_state_dict,
 }

@@ -22,7 +22,7 @@ from deeplab.errors import InputError
 from deeplab.model import MODELS, DeepLab, build
 from deeplab.model.heads import MultiScaleTaps
 from deeplab.model.mobilenet import MobileNetV3
-from deeplab.model.table import Line, OnMobileNetV3, OnVGG16
+from deeplab.model.table import Line, OnMobileNetV3, OnVGG16, V3PlusOnResNet
 from deeplab.weights import file, registry
 from deeplab.weights.loading import Loaded, copy_checkpoint
 from deeplab.weights.names import COUNTER, caffe_window
@@ -34,6 +34,7 @@ FROM = {
     "kazuto1011": "of kazuto1011/deeplab-pytorch",
     "isht7": "of isht7/pytorch-deeplab-resnet",
     "torchvision": "of torchvision",
+    "smp": "of segmentation_models_pytorch",
     "state_dict": "a state dict of this package",
     "safetensors": "without metadata",
 }
@@ -77,6 +78,7 @@ class Fit:
     name: str
     num_classes: int
     rates: tuple[int, ...]
+    separable: bool  # the pyramid of v3+
 
 
 def load_checkpoint(
@@ -140,6 +142,8 @@ def _built(checkpoint: Checkpoint, fit: Fit) -> DeepLab:
     options: dict[str, Any] = {"scales": translated.scales, "resize": translated.resize}
     if checkpoint.style is not None:
         options["style"] = checkpoint.style
+    if isinstance(MODELS[fit.name], V3PlusOnResNet):
+        options["separable"] = fit.separable
     try:
         with torch.device("meta"):  # random weights would cost a second, to be written over
             network = build(fit.name, fit.num_classes, rates=fit.rates, **options)
@@ -222,10 +226,15 @@ def _fit_of(line: Line, name: str, rates: tuple[int, ...], checkpoint: Checkpoin
     theirs = {
         name: tensor.shape for name, tensor in tensors.items() if not name.startswith("backbone.")
     }
-    return Fit(name, classes, rates) if theirs == _head_shapes(line, classes, rates) else None
+    separable = "head.pyramid.depthwise.weight" in tensors
+    if theirs != _head_shapes(line, classes, rates, separable):
+        return None
+    return Fit(name, classes, rates, separable)
 
 
-def _head_shapes(line: Line, classes: int, rates: Sequence[int]) -> dict[str, torch.Size]:
+def _head_shapes(
+    line: Line, classes: int, rates: Sequence[int], separable: bool
+) -> dict[str, torch.Size]:
     """The tensors of the head, and of the taps of MSc, by their names in the model."""
     with torch.device("meta"):
         if isinstance(line, OnVGG16):
@@ -237,7 +246,12 @@ def _head_shapes(line: Line, classes: int, rates: Sequence[int]) -> dict[str, to
             parts = {"head": line.head(channels, classes, rates, line.frozen_bn)}
         else:
             channels = 8 * line.width * (4 if line.block == "bottleneck" else 1)
-            parts = {"head": line.head(channels, classes, rates, line.frozen_bn)}
+            if isinstance(line, V3PlusOnResNet):
+                config = {"rates": rates, "separable": separable}
+                config |= {"frozen_bn": line.frozen_bn, "style": line.style}
+                parts = {"head": line.plus_head(channels, classes, config)}
+            else:
+                parts = {"head": line.head(channels, classes, rates, line.frozen_bn)}
     return {
         f"{part}.{name}": tensor.shape
         for part, module in parts.items()

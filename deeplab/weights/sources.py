@@ -6,6 +6,7 @@
     kazuto1011     .pth of kazuto1011/deeplab-pytorch                      caffe
     isht7          .pth of isht7/pytorch-deeplab-resnet                    caffe
     torchvision    .pth of resnet*, vgg16 and deeplabv3_*                  torchvision
+    smp            .pth of segmentation_models_pytorch's DeepLabV3Plus     smp
     state_dict     .pth of a model of this package                         not told
 
 The source is recognised by the contents, not by the file's name. Wrappers put their names in front
@@ -28,15 +29,23 @@ from deeplab.weights.caffemodel import Window
 from deeplab.weights.names import TRANSLATIONS, Translated
 
 Source = Literal[
-    "auto", "safetensors", "caffemodel", "kazuto1011", "isht7", "torchvision", "state_dict"
+    "auto",
+    "safetensors",
+    "caffemodel",
+    "kazuto1011",
+    "isht7",
+    "torchvision",
+    "smp",
+    "state_dict",
 ]
 SOURCES: tuple[Source, ...] = get_args(Source)
-PTH = "kazuto1011, isht7, torchvision and of models of this package"
+PTH = "kazuto1011, isht7, torchvision, smp and of models of this package"
 STYLE: dict[str, Style] = {
     "caffemodel": "caffe",
     "kazuto1011": "caffe",
     "isht7": "caffe",
     "torchvision": "torchvision",
+    "smp": "smp",
 }
 WRAPPERS = ("module.", "_orig_mod.", "model.", "net.", "network.")
 DEEPEST = 4  # wrappers within each other
@@ -161,6 +170,8 @@ def _source_of(names: list[str]) -> Source | None:
         return "isht7"
     if any(re.match(r"(base\.|scale\.)?layer[2-5]\.block\d", name) for name in names):
         return "kazuto1011"
+    if "segmentation_head.0.weight" in names:
+        return "smp"
     if "head.classifier.weight" in names:
         return "state_dict"
     first = ("features.0", "layer1.0.conv1", "backbone.conv1", "features.0.0", "backbone.0.0")

@@ -34,6 +34,9 @@ PARAMETERS = {  # with 21 classes
     "deeplab_v3_resnet101": 58_630_997,
     "deeplab_v3_resnet50": 39_638_869,
     "deeplab_v3_mobilenet": 11_025_477,
+    "deeplab_v3plus_resnet101": 45_674_853,
+    "deeplab_v3plus_resnet50": 26_682_725,
+    "deeplab_v3plus_resnet18": 12_334_437,
 }
 ONE_RATE = ("deeplab_v1_7x7", "deeplab_v1_4x4", "deeplab_v1_msc")  # fc6 is not 3x3
 
@@ -240,7 +243,7 @@ def test_an_image_that_was_not_preprocessed_is_refused():
         ({"num_classes": True}, "num_classes .*not True"),
         ({"rates": 6}, "rates .*not 6"),
         ({"rates": (6, 0)}, r"rates .*not \[6, 0\]"),
-        ({"style": "keras"}, "style must be one of caffe, torchvision, not 'keras'"),
+        ({"style": "keras"}, "style must be one of caffe, torchvision, smp, not 'keras'"),
         ({"scales": (0.5,)}, "scales must be None"),
     ],
 )

@@ -314,5 +314,7 @@ def test_preprocessing_belongs_to_the_style():
     ]
     torch.testing.assert_close(model.preprocess(pixel).flatten(), torch.tensor(expected))
     torch.testing.assert_close(preprocess(pixel, "torchvision"), model.preprocess(pixel))
-    with pytest.raises(ValueError, match="style must be one of caffe, torchvision, not 'keras'"):
+    with pytest.raises(
+        ValueError, match="style must be one of caffe, torchvision, smp, not 'keras'"
+    ):
         preprocess(pixel, "keras")

@@ -60,6 +60,7 @@ def test_weights_and_metadata_come_back(path):
             "scales": None,
             "resize": "caffe",
             "frozen_bn": False,
+            "output_stride": 8,
         },
     }
     loaded = load_model(path)
@@ -372,7 +373,7 @@ def test_the_shipped_file_lies_in_the_package():
     [
         ('{"depth": 5, "gates": []}', "option depth, option gates;"),
         ('{"resize": "lanczos"}', "resize 'lanczos' (known: caffe, torch);"),
-        ('{"style": "tf", "resize": "torch"}', "style 'tf' (known: caffe, torchvision);"),
+        ('{"style": "tf", "resize": "torch"}', "style 'tf' (known: caffe, torchvision, smp);"),
     ],
 )
 def test_conventions_of_a_newer_version_are_named_in_one_line(saved, options, said):
