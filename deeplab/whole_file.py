@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
+
+try:
+    import fcntl
+except ImportError:  # Windows has no such locks
+    fcntl = None  # type: ignore[assignment]
 
 
 @contextmanager
@@ -19,11 +23,13 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
     killed one leaves the next one writes over. OSError, such as of a full disk, comes through.
     """
     part = path.with_name(f".{path.name}.part")
-    flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+    flags = os.O_WRONLY | os.O_CREAT
+    flags |= getattr(os, "O_BINARY", 0) | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0)
     while True:
         with open(part, "wb", opener=lambda name, _flags: os.open(name, flags, 0o666)) as file:
             with suppress(OSError):  # some network file systems have no locks
-                fcntl.flock(file, fcntl.LOCK_EX)
+                if fcntl is not None:
+                    fcntl.flock(file, fcntl.LOCK_EX)
             if not _is_called(part, file):  # the first writer has renamed it meanwhile
                 continue
             try:
@@ -31,6 +37,8 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
                 yield file
                 file.flush()
                 os.fsync(file.fileno())
+                if fcntl is None:
+                    file.close()  # Windows renames no open file
                 os.replace(part, path)
             except BaseException:
                 with suppress(OSError):

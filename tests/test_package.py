@@ -162,3 +162,31 @@ def _version() -> str:
 
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     return str(project["version"])
+
+
+WITHOUT = """
+import sys
+
+for name in ("fcntl", "resource", "triton", "torchvision", "timm", "huggingface_hub", "numba"):
+    sys.modules[name] = None
+import numpy, torch
+import crf, deeplab.cli, deeplab.demo, deeplab.export, deeplab.training, kernels
+from deeplab.model import build
+from deeplab.weights import load_model, save_weights
+
+model = load_model("scenes")
+save_weights(model, "again.safetensors")
+with torch.no_grad():
+    model(torch.zeros(1, 3, 33, 33))
+layer = crf.DenseCRF(2, iterations=1)
+layer(torch.zeros(1, 2, 5, 6), torch.zeros(1, 3, 5, 6))
+"""
+
+
+def test_all_of_it_works_without_what_other_systems_lack(tmp_path: Path) -> None:
+    """Windows and macOS have no Triton, Windows no fcntl and resource; the rest is optional."""
+    command = [sys.executable, "-c", WITHOUT]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["again.safetensors"]

@@ -17,9 +17,7 @@ A resumed run drops rows beyond the step where it starts again, so that no step 
 from __future__ import annotations
 
 import csv
-import fcntl
 import os
-import resource
 import sys
 import threading
 from collections.abc import Iterable, Mapping
@@ -43,6 +41,12 @@ from rich.progress import (
 from rich.table import Column
 
 from deeplab.errors import InputError
+
+try:
+    import fcntl
+    import resource
+except ImportError:  # Windows has neither locks of this kind nor a peak of memory
+    fcntl = resource = None  # type: ignore[assignment]
 
 COLUMNS = (
     *("step", "loss", "lr", "images_per_second", "loader_images_per_second", "wait_share"),
@@ -101,9 +105,12 @@ class Throughput:
 
 
 def peak_memory_mib(device: torch.device) -> int:
-    """Peak memory in MiB: allocated on the GPU, or resident in this process on a CPU."""
+    """Peak memory in MiB: allocated on the GPU, or resident in this process on a CPU; 0 where the
+    system does not tell."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) >> 20
+    if resource is None:
+        return 0
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # KiB on Linux, bytes on a Mac
     return peak >> (20 if sys.platform == "darwin" else 10)
 
@@ -158,6 +165,8 @@ class CSVLog:
             self._file.close()
 
     def _lock(self, file: IO[str]) -> None:
+        if fcntl is None:
+            return
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError):
