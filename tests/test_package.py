@@ -56,10 +56,7 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("installed") / "environment"
     venv.create(folder, with_pip=False)
     python = folder / "bin" / "python"
-    run(
-        *(*PIP, "--python", python, "install", "--no-deps", "--no-index", wheel),
-        cwd=folder,
-    )
+    run(*(*PIP, "--python", python, "install", "--no-deps", "--no-index", wheel), cwd=folder)
     (site_packages,) = folder.glob("lib/python*/site-packages")
     here = dict.fromkeys(sysconfig.get_path(name) for name in ("purelib", "platlib"))
     (site_packages / "dependencies.pth").write_text("\n".join(here) + "\n")

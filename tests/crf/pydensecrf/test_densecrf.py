@@ -167,8 +167,7 @@ def example(
 ) -> tuple[Array, list[float]]:
     """Labels that the example ends in, and the divergences that it prints."""
     values, labels = np.unique(
-        scribbles.astype(np.uint32) @ np.array([1, 1 << 8, 1 << 16], np.uint32),
-        return_inverse=True,
+        scribbles.astype(np.uint32) @ np.array([1, 1 << 8, 1 << 16], np.uint32), return_inverse=True
     )
     unsure = 0 in values
     n_labels = len(values) - int(unsure)

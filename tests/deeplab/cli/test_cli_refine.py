@@ -5,15 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from commands import (
-    STORED_CRF,
-    assert_refused,
-    done,
-    files,
-    indices,
-    picture,
-    scribbled,
-)
+from commands import STORED_CRF, assert_refused, done, files, indices, picture, scribbled
 from picture_files import save, soft_drawing
 from PIL import Image
 

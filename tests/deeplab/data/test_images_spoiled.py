@@ -105,14 +105,7 @@ def test_alpha_that_hides_nothing_changes_nothing(tmp_path: Path, mode: str) -> 
 
 @pytest.mark.parametrize(
     ("count", "extra", "bits"),
-    [
-        (4, None, 8),
-        (4, [0], 8),
-        (5, [0, 0], 8),
-        (6, [0, 0, 0], 8),
-        (4, None, 16),
-        (4, [0], 16),
-    ],
+    [(4, None, 8), (4, [0], 8), (5, [0, 0], 8), (6, [0, 0, 0], 8), (4, None, 16), (4, [0], 16)],
     ids=str,
 )
 def test_bands_that_a_tiff_does_not_declare_as_alpha_are_left_out(

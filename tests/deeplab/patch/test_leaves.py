@@ -265,8 +265,7 @@ def test_import_needs_neither_package():
 
 @MODES
 @pytest.mark.parametrize(
-    ("name", "options"),
-    [("DeepLabV3", {}), ("DeepLabV3Plus", {"decoder_aspp_separable": False})],
+    ("name", "options"), [("DeepLabV3", {}), ("DeepLabV3Plus", {"decoder_aspp_separable": False})]
 )
 def test_dense_pyramids_of_smp_compute_what_they_did(smp, fused_calls, name, options, train):
     model = getattr(smp, name)(

@@ -11,13 +11,7 @@ from deeplab.data.datasets import DATASETS
 from deeplab.errors import InputError
 from deeplab.model import MODELS, build
 from deeplab.training import TrainConfig
-from deeplab.training.recipe import (
-    RECIPES,
-    make_config,
-    one_setting,
-    read_recipe,
-    shipped_recipes,
-)
+from deeplab.training.recipe import RECIPES, make_config, one_setting, read_recipe, shipped_recipes
 from deeplab.training.schedule import learning_rate, make_optimizer
 
 

@@ -98,11 +98,7 @@ def test_a_set_of_broken_pictures_is_refused_even_so(tmp_path):
 @pytest.mark.parametrize(
     ("image", "labels", "message"),
     [
-        (
-            np.zeros((9, 9), np.uint8),
-            np.zeros((9, 9), int),
-            r"RGB \[H, W, 3\], not .* \[9, 9\]",
-        ),
+        (np.zeros((9, 9), np.uint8), np.zeros((9, 9), int), r"RGB \[H, W, 3\], not .* \[9, 9\]"),
         (np.zeros((9, 9, 3)), np.zeros((9, 9), int), r"must be uint8 RGB .*, not float64"),
         (np.zeros((9, 9, 3), np.uint8), np.zeros((9, 8), int), r"labels for \[9, 9\] pixels"),
         (np.zeros((0, 9, 3), np.uint8), np.zeros((0, 9), int), "at least one, not"),

@@ -164,12 +164,7 @@ TAPS = (("data", 3), ("pool1", 64), ("pool2", 128), ("pool3", 256), ("pool4", 51
     [
         ("deeplab_v1_largefov", of_vgg16([""]), vgg_windows({"fc6": (3, 12)}, True), {}),
         ("deeplab_v2_vgg16_largefov", of_vgg16([""]), vgg_windows({"fc6": (3, 12)}, False), {}),
-        (
-            "deeplab_v1_4x4",
-            of_vgg16([""], 4),
-            vgg_windows({"fc6": (4, 8)}, False),
-            {"rates": (8,)},
-        ),
+        ("deeplab_v1_4x4", of_vgg16([""], 4), vgg_windows({"fc6": (4, 8)}, False), {"rates": (8,)}),
         ("deeplab_v1_7x7", of_vgg16([""], 7), vgg_windows({"fc6": (7, 4)}, False), {}),
         ("deeplab_v1_msc", of_vgg16([""], 4, TAPS), {}, {}),
         ("deeplab_v1_msc_largefov", of_vgg16([""], 3, TAPS), {}, {}),

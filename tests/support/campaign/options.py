@@ -51,10 +51,7 @@ LINES = {  # the line that options are added to, and the files it needs
     ),
     "train": ([*SHORT, "--out=w.safetensors"], {}),
     "evaluate": ([*DATA, f"--weights={WEIGHTS}", "--no-crf"], SET),
-    "tune-crf": (
-        [*DATA, f"--weights={WEIGHTS}", "--out=tuned", *TUNING],
-        SET,
-    ),
+    "tune-crf": ([*DATA, f"--weights={WEIGHTS}", "--out=tuned", *TUNING], SET),
     "convert": ([WEIGHTS, "out.safetensors", "--model=deeplab_v2_small", "--classes=3"], {}),
     "data check": (["folder", "set", "--workers=0"], SET),
     "data list": ([], {}),
@@ -115,10 +112,7 @@ POOLS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {  # wrong values, r
     "--validate-every": ((*NO_INTEGERS, "0"), ("1", "100")),
     "--precision": (("", "float64", "bf16", "Float32"), ("float32", "bfloat16")),
     "--config": (("nowhere", "", ".", "a\nb"), ("scenes", "scenes_quick")),
-    "--set": (
-        ("crop", "lr=0", "=", "stepz=3", "lr='3'", "data.name=voc2012x"),
-        ("mirror=false",),
-    ),
+    "--set": (("crop", "lr=0", "=", "stepz=3", "lr='3'", "data.name=voc2012x"), ("mirror=false",)),
     "--resume": ((), ()),
     "--overwrite": ((), ("",)),
     "--tensorboard": ((), ("",)),
