@@ -31,7 +31,7 @@ def run(*command: str | Path, cwd: Path) -> str:
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def wheel(tmp_path_factory):
     """The wheel of a copy of the sources, so that no earlier build's leavings get into it."""
     folder = tmp_path_factory.mktemp("wheel")
     for name in (*PACKAGES, "bench", "tests"):
@@ -46,7 +46,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def installed(wheel, tmp_path_factory):
     """The folder of a virtual environment with the wheel in it and this environment's
     dependencies within reach.
 
@@ -64,9 +64,7 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize(("package", "needed"), [("crf", "kernels"), ("deeplab", "crf")])
-def test_a_folder_that_hides_a_package_is_named(
-    package: str, needed: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_folder_that_hides_a_package_is_named(package, needed, tmp_path, monkeypatch):
     """Python takes it where the packages are installed as links to a checkout."""
     (tmp_path / needed).mkdir()
     spec = importlib.machinery.PathFinder.find_spec(needed, [str(tmp_path)])
@@ -76,9 +74,7 @@ def test_a_folder_that_hides_a_package_is_named(
         runpy.run_path(str(ROOT / package / "__init__.py"))
 
 
-def test_another_package_named_kernels_is_named(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_another_package_named_kernels_is_named(tmp_path, monkeypatch):
     other = ModuleType("kernels")
     other.__file__ = str(tmp_path / "kernels/__init__.py")
     monkeypatch.setitem(sys.modules, "kernels", other)
@@ -86,7 +82,7 @@ def test_another_package_named_kernels_is_named(
         runpy.run_path(str(ROOT / "crf" / "__init__.py"))
 
 
-def test_the_wheel_holds_the_packages_with_their_data_and_nothing_else(wheel: Path) -> None:
+def test_the_wheel_holds_the_packages_with_their_data_and_nothing_else(wheel):
     names = zipfile.ZipFile(wheel).namelist()
     assert {name.split("/")[0] for name in names if ".dist-info/" not in name} == set(PACKAGES)
     for package in PACKAGES:
@@ -103,7 +99,7 @@ def test_the_wheel_holds_the_packages_with_their_data_and_nothing_else(wheel: Pa
     assert "kernels/atrous/triton/configs/sm_90.json" in names
 
 
-def test_the_shipped_weights_are_at_most_four_megabytes(wheel: Path) -> None:
+def test_the_shipped_weights_are_at_most_four_megabytes(wheel):
     sizes = [
         entry.file_size
         for entry in zipfile.ZipFile(wheel).infolist()
@@ -112,12 +108,12 @@ def test_the_shipped_weights_are_at_most_four_megabytes(wheel: Path) -> None:
     assert 0 < sum(sizes) <= 4e6
 
 
-def test_the_installed_command_says_its_version(installed: Path) -> None:
+def test_the_installed_command_says_its_version(installed):
     said = run(installed / "bin" / "deeplab", "--version", cwd=installed)
     assert _version() in said
 
 
-def test_the_installed_package_loads_its_weights_and_segments_with_them(installed: Path) -> None:
+def test_the_installed_package_loads_its_weights_and_segments_with_them(installed):
     """Away from the checkout, from which no package may come."""
     program = """
 import crf, deeplab.model, kernels, torch
@@ -137,7 +133,7 @@ print(kernels.__file__, crf.__file__, deeplab.__file__, deeplab.model.__file__)
 
 
 @pytest.mark.parametrize("package", ["crf", "deeplab"])
-def test_a_foreign_package_named_kernels_is_refused_by_name(tmp_path: Path, package: str) -> None:
+def test_a_foreign_package_named_kernels_is_refused_by_name(tmp_path, package):
     foreign = tmp_path / "kernels" / "__init__.py"
     foreign.parent.mkdir()
     foreign.write_text("def get_kernel(repository): ...\n")

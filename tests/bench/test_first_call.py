@@ -21,7 +21,7 @@ SAMPLE = {
 }
 
 
-def test_a_sample_tells_each_step_and_that_the_calls_imported_no_compiler() -> None:
+def test_a_sample_tells_each_step_and_that_the_calls_imported_no_compiler():
     threads = torch.get_num_threads()
     first_call.sample(first_call.OURS)  # here, so that its code is on disk
     torch.set_num_threads(threads)
@@ -33,8 +33,8 @@ def test_a_sample_tells_each_step_and_that_the_calls_imported_no_compiler() -> N
 
 @pytest.mark.parametrize(("first", "status"), [(0.2, 0), (0.5, 1)])
 def test_the_record_holds_every_sample_and_the_status_whether_the_bar_is_met(
-    first: float, status: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    first, status, tmp_path, monkeypatch
+):
     caches = set()
 
     def made_up(function: Callable[..., Any], *arguments: str) -> Any:

@@ -79,7 +79,7 @@ def mean_field(
 
 @pytest.mark.parametrize("normalization", NORMALIZATIONS)
 @pytest.mark.parametrize("compatibility", ["potts", "matrix"])
-def test_exact_equals_mean_field_over_all_pairs(normalization: Any, compatibility: str) -> None:
+def test_exact_equals_mean_field_over_all_pairs(normalization, compatibility):
     logits, images = problem(dtype=torch.float64)
     features = {"depth": torch.rand(2, 42, 2, dtype=torch.float64)}
     model = crf.DenseCRF(
@@ -100,7 +100,7 @@ def test_exact_equals_mean_field_over_all_pairs(normalization: Any, compatibilit
 
 
 @pytest.mark.parametrize(("height", "width"), [(1, 1), (1, 9), (8, 1), (5, 6)])
-def test_row_and_column_passes_equal_all_pairs(height: int, width: int) -> None:
+def test_row_and_column_passes_equal_all_pairs(height, width):
     logits, images = problem(2, 3, height, width, torch.float64)
     term = crf.Gaussian(2.0, (1.5, 2.5))
     by_passes = without_terms(3, gaussian=term, method="exact")(logits, images)
@@ -110,7 +110,7 @@ def test_row_and_column_passes_equal_all_pairs(height: int, width: int) -> None:
     torch.testing.assert_close(by_passes, by_pairs)
 
 
-def test_potts_and_its_matrix_give_the_same_marginals() -> None:
+def test_potts_and_its_matrix_give_the_same_marginals():
     logits, images = problem()
     for method in ("permutohedral", "exact"):
         potts = crf.DenseCRF(4, method=method)(logits, images)
@@ -118,7 +118,7 @@ def test_potts_and_its_matrix_give_the_same_marginals() -> None:
         torch.testing.assert_close(matrix, potts, rtol=1e-4, atol=1e-5)
 
 
-def test_both_methods_clean_noisy_labels_of_shaded_regions_alike() -> None:
+def test_both_methods_clean_noisy_labels_of_shaded_regions_alike():
     logits, images = problem(1, 4, 30, 40)
     truth = images[:, 0].long() // 64
     logits = logits + 1.5 * F.one_hot(truth, 4).permute(0, 3, 1, 2)
@@ -198,8 +198,8 @@ def reference(
 
 @pytest.mark.parametrize("case", CASES)
 def test_the_lattice_meets_the_bar_and_the_divergence_of_pydensecrf(
-    case: str, pydensecrf: ModuleType, assert_meets_bar: MeetsBar
-) -> None:
+    case, pydensecrf, assert_meets_bar
+):
     options = dict(CASES[case])
     height, width = options.pop("size")
     classes = options.pop("classes", 5)
@@ -212,9 +212,7 @@ def test_the_lattice_meets_the_bar_and_the_divergence_of_pydensecrf(
     np.testing.assert_allclose(kl[:, 0].numpy(), divergence, rtol=1e-4, atol=1e-5)
 
 
-def test_a_photograph_meets_the_bar_of_pydensecrf(
-    pydensecrf: ModuleType, assert_meets_bar: MeetsBar, photograph: Callable[[int], Any]
-) -> None:
+def test_a_photograph_meets_the_bar_of_pydensecrf(pydensecrf, assert_meets_bar, photograph):
     rgb = photograph(1)[0][60:180, 60:220]
     image = torch.from_numpy(np.ascontiguousarray(rgb)).permute(2, 0, 1)
     logits = F.avg_pool2d(8 * torch.randn(1, 8, *image.shape[1:]), 5, 1, 2)
@@ -226,7 +224,7 @@ def test_a_photograph_meets_the_bar_of_pydensecrf(
 # The divergence
 
 
-def test_divergence_of_exact_is_the_sum_over_all_pairs() -> None:
+def test_divergence_of_exact_is_the_sum_over_all_pairs():
     logits, images = problem(dtype=torch.float64)
     model = crf.DenseCRF(4, iterations=4, method="exact")
     marginals, kl = model(logits, images, return_kl=True)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import hypothesis.strategies as st
 import pytest
 import torch
@@ -26,9 +24,7 @@ sigma = st.floats(-1, 4).map(lambda power: 10**power)  # 0.1 to 1e4
     seed=st.integers(0, 2**31),
 )
 @settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
-def test_marginals_are_probabilities(
-    method: Any, size: Any, labels: int, sigmas: Any, normalization: Any, as_bytes: bool, seed: int
-) -> None:
+def test_marginals_are_probabilities(method, size, labels, sigmas, normalization, as_bytes, seed):
     batch, height, width = size
     generator = torch.Generator().manual_seed(seed)
     logits = 4 * torch.randn(batch, labels, height, width, generator=generator)
@@ -48,7 +44,7 @@ def test_marginals_are_probabilities(
 
 
 @any_method
-def test_an_empty_batch_gives_an_empty_result(method: Any) -> None:
+def test_an_empty_batch_gives_an_empty_result(method):
     model = crf.DenseCRF(3, method=method, iterations=2)
     logits, images = torch.zeros(0, 3, 4, 5), torch.zeros(0, 3, 4, 5)
     for found in (model(logits, images), model.refine_logits(logits, images)):

@@ -16,7 +16,7 @@ any_method = pytest.mark.parametrize("method", METHODS)
 
 @any_method
 @pytest.mark.parametrize("call", ["forward", "refine_logits"])
-def test_a_list_is_its_images_one_by_one(method: Any, call: str) -> None:
+def test_a_list_is_its_images_one_by_one(method, call):
     model = crf.DenseCRF(3, bilateral=crf.Bilateral(4.0, 9.0, 60.0), iterations=2, method=method)
     infer = getattr(model, call)
     sizes = ((4, 5), (6, 3), (1, 1))
@@ -28,7 +28,7 @@ def test_a_list_is_its_images_one_by_one(method: Any, call: str) -> None:
     assert infer([], []) == []
 
 
-def test_features_in_a_list_have_no_batch_either() -> None:
+def test_features_in_a_list_have_no_batch_either():
     pairwise = [crf.Pairwise("f", 2.0)]
     model = crf.DenseCRF(3, gaussian=None, bilateral=None, pairwise=pairwise, iterations=2)
     logits, points = torch.randn(3, 4, 5), torch.rand(20, 2)
@@ -36,7 +36,7 @@ def test_features_in_a_list_have_no_batch_either() -> None:
     assert torch.equal(found, model(logits[None], features={"f": points[None]})[0])
 
 
-def test_a_list_gives_a_divergence_for_each_image() -> None:
+def test_a_list_gives_a_divergence_for_each_image():
     model = crf.DenseCRF(3, iterations=2)
     logits, images = [torch.randn(3, 4, 5)], [255 * torch.rand(3, 4, 5)]
     ((marginals, divergence),) = model(logits, images, return_kl=True)
@@ -53,13 +53,13 @@ def test_a_list_gives_a_divergence_for_each_image() -> None:
         ([torch.zeros(3, 4, 5)] * 2, {"f": 1}, "features must be a list"),
     ],
 )
-def test_lists_of_other_lengths_are_named(images: Any, features: Any, words: str) -> None:
+def test_lists_of_other_lengths_are_named(images, features, words):
     with pytest.raises(ValueError, match=words):
         crf.DenseCRF(3)([torch.zeros(3, 4, 5)] * 2, images, features)
 
 
 @any_method
-def test_a_batch_is_its_images_one_by_one(method: Any) -> None:
+def test_a_batch_is_its_images_one_by_one(method):
     model = crf.DenseCRF(3, bilateral=crf.Bilateral(4.0, 9.0, 60.0), iterations=3, method=method)
     logits, images = torch.randn(3, 3, 5, 6), 255 * torch.rand(3, 3, 5, 6)
     found = model(logits, images)
@@ -68,7 +68,7 @@ def test_a_batch_is_its_images_one_by_one(method: Any) -> None:
 
 
 @any_method
-def test_a_volume_is_filtered_by_the_distances_of_its_voxels(method: Any) -> None:
+def test_a_volume_is_filtered_by_the_distances_of_its_voxels(method):
     logits, scan = torch.randn(2, 3, 3, 4, 5).double(), 255 * torch.rand(2, 1, 3, 4, 5).double()
     features = crf.grid_features((3, 4, 5), (4.0, 3.0, 2.0), scan, 80.0)
     assert features.shape == (2, 60, 4)
@@ -89,7 +89,7 @@ def test_a_volume_is_filtered_by_the_distances_of_its_voxels(method: Any) -> Non
     assert (found - expected).abs().max() < allowed
 
 
-def test_grid_features_are_places_and_values_over_sigma() -> None:
+def test_grid_features_are_places_and_values_over_sigma():
     features = crf.grid_features(
         (2, 3), (2.0, 5.0), torch.arange(12.0).reshape(1, 2, 2, 3), (1.0, 4.0)
     )
@@ -113,12 +113,12 @@ def test_grid_features_are_places_and_values_over_sigma() -> None:
         ),
     ],
 )
-def test_bad_grid_features_are_named(arguments: Any, words: str) -> None:
+def test_bad_grid_features_are_named(arguments, words):
     with pytest.raises(ValueError, match=words):
         crf.grid_features(*arguments)
 
 
-def test_without_a_bilateral_term_no_images_are_needed() -> None:
+def test_without_a_bilateral_term_no_images_are_needed():
     model = crf.DenseCRF(3, bilateral=None)
     logits = torch.randn(1, 3, 4, 5)
     assert torch.equal(model(logits), model(logits, torch.zeros(1, 3, 4, 5)))
@@ -126,7 +126,7 @@ def test_without_a_bilateral_term_no_images_are_needed() -> None:
         model(torch.randn(1, 3, 4, 5, 6))
 
 
-def test_auto_says_what_it_chooses_and_why() -> None:
+def test_auto_says_what_it_chooses_and_why():
     def impl(device: str, pixels: Any = None, needs: bool = False, **options: Any) -> str:
         return crf.DenseCRF(3, method="auto", **options).choose(device, pixels, needs).impl
 
@@ -142,7 +142,7 @@ def test_auto_says_what_it_chooses_and_why() -> None:
     assert crf.DenseCRF(3, method="exact").choose("cpu").reason == "asked for"
 
 
-def test_auto_is_exact_where_the_images_want_a_gradient() -> None:
+def test_auto_is_exact_where_the_images_want_a_gradient():
     logits, images = torch.randn(1, 3, 4, 5), (255 * torch.rand(1, 3, 4, 5)).requires_grad_()
     found = crf.DenseCRF(3, method="auto")(logits, images)
     assert torch.equal(found, crf.DenseCRF(3, method="exact")(logits, images))
@@ -151,9 +151,7 @@ def test_auto_is_exact_where_the_images_want_a_gradient() -> None:
 
 
 @any_method
-def test_images_that_cannot_fit_are_refused_before_any_work(
-    method: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_images_that_cannot_fit_are_refused_before_any_work(method, monkeypatch):
     monkeypatch.setattr(memory, "available", lambda device: 10_000)
     model = crf.DenseCRF(3, method=method)
     model(torch.zeros(1, 3, 2, 2), torch.zeros(1, 3, 2, 2))

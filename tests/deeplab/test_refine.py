@@ -54,7 +54,7 @@ def reference_example(image: np.ndarray, annotation: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize("number", [1, 3])
-def test_scribbles_on_photographs_give_the_labels_of_pydensecrfs_example(number: int) -> None:
+def test_scribbles_on_photographs_give_the_labels_of_pydensecrfs_example(number):
     photo, marks = EXAMPLES / f"im{number}.png", EXAMPLES / f"anno{number}.png"
     if not photo.is_file():
         pytest.skip(f"{photo} is not there: the example photographs are not part of this project")
@@ -66,9 +66,7 @@ def test_scribbles_on_photographs_give_the_labels_of_pydensecrfs_example(number:
 
 
 @pytest.mark.parametrize("unsure", [True, False], ids=["with unsure pixels", "all marked"])
-def test_scribbles_on_a_generated_picture_give_the_labels_of_the_example(
-    tmp_path: Path, unsure: bool
-) -> None:
+def test_scribbles_on_a_generated_picture_give_the_labels_of_the_example(tmp_path, unsure):
     image, truth = two_halves()
     marks = np.array([[0, 60, 200], [250, 1, 0]], np.uint8)[truth]
     marks[5:9, 5:25] = marks[5:9, 24:4:-1]  # some are wrong
@@ -81,7 +79,7 @@ def test_scribbles_on_a_generated_picture_give_the_labels_of_the_example(
     assert np.array_equal(np.unique(found.labels), [0, 1])
 
 
-def test_scribbles_spread_to_the_edges_of_the_picture_they_lie_on() -> None:
+def test_scribbles_spread_to_the_edges_of_the_picture_they_lie_on():
     image, truth = two_halves()
     marks = np.zeros_like(truth)
     marks[12, 2:6], marks[12, 24:28] = 1, 2
@@ -90,7 +88,7 @@ def test_scribbles_spread_to_the_edges_of_the_picture_they_lie_on() -> None:
     np.testing.assert_allclose(found.probabilities.sum(0), 1, atol=1e-5)
 
 
-def test_a_higher_gt_prob_holds_marks_against_the_picture() -> None:
+def test_a_higher_gt_prob_holds_marks_against_the_picture():
     image, truth = two_halves()
     marks = truth + 1
     marks[10:12, 4:6] = 2  # a mistake on the dark side
@@ -101,13 +99,13 @@ def test_a_higher_gt_prob_holds_marks_against_the_picture() -> None:
 
 
 @pytest.mark.parametrize("gt_prob", [0.5, 1.0, 0.2, float("nan")])
-def test_a_gt_prob_that_says_nothing_is_refused(gt_prob: float) -> None:
+def test_a_gt_prob_that_says_nothing_is_refused(gt_prob):
     image, truth = two_halves()
     with pytest.raises(InputError, match="gt_prob"):
         refine_scribbles(Annotation(truth + 1, 2), image, SMALL, gt_prob)
 
 
-def test_refined_probabilities_follow_the_edges_of_the_picture() -> None:
+def test_refined_probabilities_follow_the_edges_of_the_picture():
     image, truth = two_halves()
     blurred = np.clip((np.arange(30) - 14.5) / 16 + 0.5, 0, 1)  # the edge is off by 3, and soft
     ones = np.broadcast_to(blurred, truth.shape)
@@ -118,7 +116,7 @@ def test_refined_probabilities_follow_the_edges_of_the_picture() -> None:
     np.testing.assert_allclose(found.probabilities.sum(0), 1, atol=1e-5)
 
 
-def test_refining_probabilities_is_pydensecrfs_recipe_with_unary_from_softmax() -> None:
+def test_refining_probabilities_is_pydensecrfs_recipe_with_unary_from_softmax():
     dcrf = pytest.importorskip("pydensecrf.densecrf", reason="pydensecrf2 is not installed")
     from pydensecrf.utils import unary_from_softmax
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -42,15 +40,13 @@ def replay(record: Any) -> Any:
 
 
 @pytest.mark.parametrize("name", GOLDENS)
-def test_inference_meets_the_bar_on_recorded_results(
-    name: str, golden: Path, assert_meets_bar: Callable[[Any, Any], None]
-) -> None:
+def test_inference_meets_the_bar_on_recorded_results(name, golden, assert_meets_bar):
     record = np.load(golden / f"pydensecrf_{name}.npz")
     assert_meets_bar(replay(record).inference(10), record["marginals"])
 
 
 @pytest.mark.parametrize("name", GOLDENS)
-def test_start_and_divergences_match_recorded_results(name: str, golden: Path) -> None:
+def test_start_and_divergences_match_recorded_results(name, golden):
     record = np.load(golden / f"pydensecrf_{name}.npz")
     crf = replay(record)
     start, _, _ = crf.startInference()
@@ -59,7 +55,7 @@ def test_start_and_divergences_match_recorded_results(name: str, golden: Path) -
     np.testing.assert_allclose(divergences, record["kl"], rtol=1e-4)
 
 
-def test_every_recorded_result_is_tested(golden: Path) -> None:
+def test_every_recorded_result_is_tested(golden):
     names = {path.stem.removeprefix("pydensecrf_") for path in golden.glob("pydensecrf_*.npz")}
     assert names == {*GOLDENS, "examples"}
 
@@ -96,13 +92,7 @@ def random_crf(module: ModuleType, form: str, normalization: int, seed: int) -> 
 @pytest.mark.parametrize("seed", range(6))
 @pytest.mark.parametrize("normalization", list(dcrf.NormalizationType), ids=lambda n: n.name)
 @pytest.mark.parametrize("form", ["number", "vector", "matrix"])
-def test_random_crf_meets_the_bar(
-    form: str,
-    normalization: int,
-    seed: int,
-    pydensecrf: ModuleType,
-    assert_meets_bar: Callable[[Any, Any], None],
-) -> None:
+def test_random_crf_meets_the_bar(form, normalization, seed, pydensecrf, assert_meets_bar):
     ours = random_crf(dcrf, form, normalization, seed)
     theirs = random_crf(pydensecrf, form, normalization, seed)
     assert_meets_bar(ours.inference(10), theirs.inference(10))
@@ -115,12 +105,8 @@ def test_random_crf_meets_the_bar(
 @pytest.mark.parametrize("sigmas", [(80, 13), (49, 5), (67, 3)], ids=str)
 @pytest.mark.parametrize("number", [1, 3])
 def test_photograph_with_21_labels_meets_the_bar(
-    number: int,
-    sigmas: tuple[int, int],
-    photograph: Callable[[int], tuple[Array, Array]],
-    pydensecrf: ModuleType,
-    assert_meets_bar: Callable[[Any, Any], None],
-) -> None:
+    number, sigmas, photograph, pydensecrf, assert_meets_bar
+):
     image = np.ascontiguousarray(photograph(number)[0][40:139, 30:188])
     height, width = image.shape[:2]
     noise = np.random.default_rng(number).normal(0, 1, (21, height // 9, -(-width // 9)))
@@ -138,12 +124,7 @@ def test_photograph_with_21_labels_meets_the_bar(
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])
-def test_bar_is_met_on_any_number_of_threads(
-    count: int,
-    threads: Callable[[int], None],
-    pydensecrf: ModuleType,
-    assert_meets_bar: Callable[[Any, Any], None],
-) -> None:
+def test_bar_is_met_on_any_number_of_threads(count, threads, pydensecrf, assert_meets_bar):
     rng = np.random.default_rng(5)
     points = 13_001  # enough for three threads, one in the last block of four
     unary = rng.gamma(2.0, 1.0, (4, points)).astype(np.float32)
@@ -193,9 +174,7 @@ def example(
 
 
 @pytest.mark.parametrize("number", [1, 3])
-def test_example_ends_in_the_recorded_labels(
-    number: int, golden: Path, photograph: Callable[[int], tuple[Array, Array]]
-) -> None:
+def test_example_ends_in_the_recorded_labels(number, golden, photograph):
     expected = np.load(golden / "pydensecrf_examples.npz")[f"im{number}"]
     labels, _ = example(dcrf, crf.pydensecrf.utils, *photograph(number), two_d=False)
     np.testing.assert_array_equal(labels, expected)
@@ -203,11 +182,8 @@ def test_example_ends_in_the_recorded_labels(
 
 @pytest.mark.parametrize("two_d", [False, True])
 def test_example_prints_the_same_divergences_and_ends_in_the_same_labels(
-    two_d: bool,
-    photograph: Callable[[int], tuple[Array, Array]],
-    pydensecrf: ModuleType,
-    pydensecrf_utils: ModuleType,
-) -> None:
+    two_d, photograph, pydensecrf, pydensecrf_utils
+):
     labels, divergences = example(dcrf, crf.pydensecrf.utils, *photograph(1), two_d)
     expected, reference = example(pydensecrf, pydensecrf_utils, *photograph(1), two_d)
     np.testing.assert_array_equal(labels, expected)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -57,7 +56,7 @@ def softmax(field: Array) -> Array:
 
 @pytest.mark.parametrize("normalization", list(dcrf.NormalizationType), ids=lambda n: n.name)
 @pytest.mark.parametrize("form", SIGNED)
-def test_update_and_divergence_follow_the_formula(form: str, normalization: int) -> None:
+def test_update_and_divergence_follow_the_formula(form, normalization):
     compat, penalty = SIGNED[form]
     matrix = normalised_filter(normalization)
     crf = dcrf.DenseCRF(POINTS, LABELS)
@@ -77,16 +76,16 @@ def test_update_and_divergence_follow_the_formula(form: str, normalization: int)
 # What each call does
 
 
-def test_zero_iterations_give_the_softmax_of_the_negative_unary() -> None:
+def test_zero_iterations_give_the_softmax_of_the_negative_unary():
     np.testing.assert_allclose(small_crf().inference(0), softmax(-UNARY), atol=1e-6)
 
 
-def test_steps_by_hand_give_what_inference_gives() -> None:
+def test_steps_by_hand_give_what_inference_gives():
     q, _ = kl_per_step(small_crf(), 7)
     np.testing.assert_allclose(q, small_crf().inference(7), atol=1e-5)
 
 
-def test_step_updates_any_float_array_in_place() -> None:
+def test_step_updates_any_float_array_in_place():
     crf = small_crf()
     q, tmp1, tmp2 = crf.startInference()
     double = np.asfortranarray(q, dtype=np.float64)
@@ -95,7 +94,7 @@ def test_step_updates_any_float_array_in_place() -> None:
     np.testing.assert_array_equal(double.astype(np.float32), q)
 
 
-def test_inference_returns_a_fresh_float32_array() -> None:
+def test_inference_returns_a_fresh_float32_array():
     crf = small_crf()
     first = crf.inference(3)
     copy = first.copy()
@@ -105,7 +104,7 @@ def test_inference_returns_a_fresh_float32_array() -> None:
     np.testing.assert_array_equal(crf.inference(3), copy)
 
 
-def test_without_unary_inference_starts_uniform_and_steps_start_at_zero() -> None:
+def test_without_unary_inference_starts_uniform_and_steps_start_at_zero():
     crf = dcrf.DenseCRF(POINTS, LABELS)
     np.testing.assert_allclose(crf.inference(0), 1 / LABELS, rtol=1e-6)
     q, tmp1, tmp2 = crf.startInference()
@@ -114,13 +113,13 @@ def test_without_unary_inference_starts_uniform_and_steps_start_at_zero() -> Non
     np.testing.assert_allclose(q, 1 / LABELS, rtol=1e-6)
 
 
-def test_without_pairwise_terms_inference_is_the_softmax() -> None:
+def test_without_pairwise_terms_inference_is_the_softmax():
     crf = dcrf.DenseCRF(POINTS, LABELS)
     crf.setUnaryEnergy(UNARY)
     np.testing.assert_allclose(crf.inference(5), softmax(-UNARY), atol=1e-6)
 
 
-def test_later_unary_replaces_the_earlier_one() -> None:
+def test_later_unary_replaces_the_earlier_one():
     crf = small_crf()
     crf.setUnaryEnergy(UNARY[::-1].copy())
     expected = dcrf.DenseCRF(POINTS, LABELS)
@@ -129,7 +128,7 @@ def test_later_unary_replaces_the_earlier_one() -> None:
     np.testing.assert_array_equal(crf.inference(5), expected.inference(5))
 
 
-def test_changing_the_inputs_afterwards_changes_nothing() -> None:
+def test_changing_the_inputs_afterwards_changes_nothing():
     image = np.random.default_rng(0).integers(0, 256, (4, 6, 3)).astype(np.uint8)
     given = [UNARY.copy(), FEATURES.copy(), MATRIX.copy(), image.copy()]
     results = []
@@ -146,7 +145,7 @@ def test_changing_the_inputs_afterwards_changes_nothing() -> None:
     np.testing.assert_array_equal(*results)
 
 
-def test_one_unary_serves_several_crfs() -> None:
+def test_one_unary_serves_several_crfs():
     unary = dcrf.ConstUnary(UNARY)
     for _ in range(2):
         crf = dcrf.DenseCRF(POINTS, LABELS)
@@ -154,7 +153,7 @@ def test_one_unary_serves_several_crfs() -> None:
         np.testing.assert_allclose(crf.inference(0), softmax(-UNARY), atol=1e-6)
 
 
-def test_logistic_unary_is_weights_times_features() -> None:
+def test_logistic_unary_is_weights_times_features():
     rng = np.random.default_rng(0)
     weights = rng.normal(0, 1, (LABELS, 5)).astype(np.float32)
     inputs = rng.normal(0, 1, (5, POINTS)).astype(np.float32)
@@ -166,7 +165,7 @@ def test_logistic_unary_is_weights_times_features() -> None:
     np.testing.assert_array_equal(by_method.inference(0), by_object.inference(0))
 
 
-def test_impossible_label_stays_at_zero() -> None:
+def test_impossible_label_stays_at_zero():
     unary = UNARY.copy()
     unary[1] = np.inf
     crf = dcrf.DenseCRF(POINTS, LABELS)
@@ -177,7 +176,7 @@ def test_impossible_label_stays_at_zero() -> None:
     np.testing.assert_allclose(q.sum(axis=0), 1, atol=1e-6)
 
 
-def test_divergence_leaves_out_impossible_labels() -> None:
+def test_divergence_leaves_out_impossible_labels():
     unary = UNARY.copy()
     unary[1] = np.inf
     forbidding, nearly = dcrf.DenseCRF(POINTS, LABELS), dcrf.DenseCRF(POINTS, LABELS)
@@ -192,7 +191,7 @@ def test_divergence_leaves_out_impossible_labels() -> None:
     assert forbidding.klDivergence(np.full_like(q, 1 / LABELS)) == np.inf
 
 
-def test_kernel_type_changes_nothing() -> None:
+def test_kernel_type_changes_nothing():
     results = []
     for kernel in dcrf.KernelType:
         crf = dcrf.DenseCRF(POINTS, LABELS)
@@ -203,7 +202,7 @@ def test_kernel_type_changes_nothing() -> None:
     np.testing.assert_array_equal(results[0], results[2])
 
 
-def test_sigma_of_infinity_ignores_a_dimension() -> None:
+def test_sigma_of_infinity_ignores_a_dimension():
     image = np.zeros((3, 4, 3), np.uint8)
     unary = UNARY[:, :12]
     results = []
@@ -215,7 +214,7 @@ def test_sigma_of_infinity_ignores_a_dimension() -> None:
     np.testing.assert_array_equal(*results)
 
 
-def test_small_sigma_separates_all_pixels() -> None:
+def test_small_sigma_separates_all_pixels():
     """pydensecrf's 16-bit keys overflow here."""
     width, height = 200, 3
     unary = np.random.default_rng(0).gamma(2.0, 1.0, (2, width * height)).astype(np.float32)
@@ -228,7 +227,7 @@ def test_small_sigma_separates_all_pixels() -> None:
     np.testing.assert_allclose(crf.inference(5), expected, atol=1e-5)
 
 
-def test_two_runs_agree_bit_for_bit(threads: Callable[[int], None]) -> None:
+def test_two_runs_agree_bit_for_bit(threads):
     threads(2)
     rng = np.random.default_rng(0)
     image = noisy_image(rng, 70, 130)
@@ -245,7 +244,7 @@ def test_two_runs_agree_bit_for_bit(threads: Callable[[int], None]) -> None:
 
 
 @pytest.mark.parametrize("change", ["device", "dtype"])
-def test_torchs_defaults_for_new_tensors_change_nothing(change: str) -> None:
+def test_torchs_defaults_for_new_tensors_change_nothing(change):
     def marginals() -> Any:
         crf_2d = dcrf.DenseCRF2D(5, 4, LABELS)
         crf_2d.setUnaryEnergy(UNARY[:, :20])
@@ -264,7 +263,7 @@ def test_torchs_defaults_for_new_tensors_change_nothing(change: str) -> None:
         torch.set_default_dtype(torch.float32)
 
 
-def test_subclass_may_extend_the_constructor() -> None:
+def test_subclass_may_extend_the_constructor():
     class Picture(dcrf.DenseCRF2D):
         def __init__(self, image: Array, labels: int) -> None:
             super().__init__(image.shape[1], image.shape[0], labels)
@@ -287,16 +286,14 @@ def test_subclass_may_extend_the_constructor() -> None:
     ],
     ids=["float64", "fortran", "strided", "reversed", "torch", "requires_grad", "memoryview"],
 )
-def test_other_arrays_of_the_same_numbers_give_the_same_result(
-    convert: Callable[[Array], Any],
-) -> None:
+def test_other_arrays_of_the_same_numbers_give_the_same_result(convert):
     crf = dcrf.DenseCRF(POINTS, LABELS)
     crf.setUnaryEnergy(convert(UNARY.copy()))
     crf.addPairwiseEnergy(convert(FEATURES.copy()), convert(MATRIX.copy()))
     np.testing.assert_array_equal(crf.inference(3), small_crf().inference(3))
 
 
-def test_image_may_have_any_strides_or_be_a_tensor() -> None:
+def test_image_may_have_any_strides_or_be_a_tensor():
     image = np.random.default_rng(0).integers(0, 256, (4, 6, 3)).astype(np.uint8)
     results = []
     for picture in (image, image[:, ::-1].copy()[:, ::-1], torch.from_numpy(image)):
@@ -308,7 +305,7 @@ def test_image_may_have_any_strides_or_be_a_tensor() -> None:
     np.testing.assert_array_equal(results[0], results[2])
 
 
-def test_read_only_arrays_pass_without_a_warning(recwarn: pytest.WarningsRecorder) -> None:
+def test_read_only_arrays_pass_without_a_warning(recwarn):
     unary, features, matrix = (array.copy() for array in (UNARY, FEATURES[:1], MATRIX))
     for array in (unary, features, matrix):
         array.flags.writeable = False
@@ -321,13 +318,13 @@ def test_read_only_arrays_pass_without_a_warning(recwarn: pytest.WarningsRecorde
     assert not recwarn.list
 
 
-def test_sizes_and_iterations_may_be_numpy_integers_or_whole_floats() -> None:
+def test_sizes_and_iterations_may_be_numpy_integers_or_whole_floats():
     crf = dcrf.DenseCRF2D(w=np.int64(6), h=4.0, nlabels=np.uint8(LABELS))
     crf.setUnaryEnergy(UNARY)
     assert crf.inference(2.0).shape == (LABELS, 24)
 
 
-def test_sigmas_beyond_those_needed_are_not_used() -> None:
+def test_sigmas_beyond_those_needed_are_not_used():
     image = np.random.default_rng(0).integers(0, 256, (4, 6, 3)).astype(np.uint8)
     results = []
     for sxy, srgb in (((2, 5), (9, 8, 7)), (np.array([2, 5, 1]), [9, 8, 7, 1])):

@@ -13,9 +13,7 @@ EXAMPLES = Path(__file__).parents[4] / "shared" / "data" / "pydensecrf"
 
 
 @pytest.mark.parametrize("number", [1, 3])
-def test_refine_on_photographs_gives_the_colours_of_pydensecrfs_example(
-    tmp_path: Path, number: int
-) -> None:
+def test_refine_on_photographs_gives_the_colours_of_pydensecrfs_example(tmp_path, number):
     photo, marks = EXAMPLES / f"im{number}.png", EXAMPLES / f"anno{number}.png"
     if not photo.is_file():
         pytest.skip(f"{photo} is not there: the example photographs are not part of this project")
@@ -39,7 +37,7 @@ def test_refine_on_photographs_gives_the_colours_of_pydensecrfs_example(
         assert np.array_equal(np.asarray(found.convert("RGB")), expected)
 
 
-def test_refine_spreads_scribbles_and_names_labels_by_their_colours(tmp_path: Path) -> None:
+def test_refine_spreads_scribbles_and_names_labels_by_their_colours(tmp_path):
     photo, marks, truth = scribbled(tmp_path)
     out = tmp_path / "out"
     result = done("refine", photo, marks, "--out", out)
@@ -48,7 +46,7 @@ def test_refine_spreads_scribbles_and_names_labels_by_their_colours(tmp_path: Pa
     assert "#0000ff 60.0%, #ff0000 40.0%" in result.stdout
 
 
-def test_refine_takes_the_label_maps_own_name(tmp_path: Path) -> None:
+def test_refine_takes_the_label_maps_own_name(tmp_path):
     photo, marks, truth = scribbled(tmp_path)
     done("refine", photo, marks, "--out", tmp_path / "out" / "result.png", "--probabilities")
     assert files(tmp_path / "out") == [
@@ -59,7 +57,7 @@ def test_refine_takes_the_label_maps_own_name(tmp_path: Path) -> None:
     assert np.array_equal(indices(tmp_path / "out" / "result.png"), truth)
 
 
-def test_refine_says_how_it_read_a_palette_picture(tmp_path: Path) -> None:
+def test_refine_says_how_it_read_a_palette_picture(tmp_path):
     photo, marks, _ = scribbled(tmp_path)
     assert done("refine", photo, marks, "--out", tmp_path / "out").stderr == ""
     Image.open(marks).quantize(4).save(marks)
@@ -68,7 +66,7 @@ def test_refine_says_how_it_read_a_palette_picture(tmp_path: Path) -> None:
     assert "--indices" in told
 
 
-def test_refine_takes_a_mask_and_the_probability_of_foreground(tmp_path: Path) -> None:
+def test_refine_takes_a_mask_and_the_probability_of_foreground(tmp_path):
     photo, _, truth = scribbled(tmp_path)
     wrong = np.roll(truth, 2, axis=1)  # the edge is off by two pixels
     wrong[:, :2] = 0
@@ -83,7 +81,7 @@ def test_refine_takes_a_mask_and_the_probability_of_foreground(tmp_path: Path) -
         assert np.load(out / "photo_probabilities.npz")["probabilities"].shape == (2, 20, 30)
 
 
-def test_refine_mends_soft_edges_with_the_number_of_colours(tmp_path: Path) -> None:
+def test_refine_mends_soft_edges_with_the_number_of_colours(tmp_path):
     drawn, inside = soft_drawing([(255, 0, 0), (0, 0, 255)], 6)
     photo, marks = picture(tmp_path / "photo.png", 90, 120), save(tmp_path / "marks.png", drawn)
     options = ["--out", tmp_path / "out", "--iterations", 0]  # the annotation as it was read
@@ -101,13 +99,13 @@ def test_refine_mends_soft_edges_with_the_number_of_colours(tmp_path: Path) -> N
         assert_refused(tmp_path, message, "refine", photo, marks, *more)
 
 
-def test_refine_refuses_to_name_a_label_map_other_than_png(tmp_path: Path) -> None:
+def test_refine_refuses_to_name_a_label_map_other_than_png(tmp_path):
     photo, marks, _ = scribbled(tmp_path)
     out = ["--out", tmp_path / "labels.jpg"]
     assert_refused(tmp_path, "labels.jpg: .*name it .png", "refine", photo, marks, *out)
 
 
-def test_refine_takes_class_indices(tmp_path: Path) -> None:
+def test_refine_takes_class_indices(tmp_path):
     photo, marks, truth = scribbled(tmp_path)
     values = np.full(truth.shape, 255, np.uint8)
     values[8:12, 3:6], values[8:12, 20:25] = 4, 2
@@ -121,9 +119,7 @@ def test_refine_takes_class_indices(tmp_path: Path) -> None:
         assert_refused(tmp_path, message, "refine", photo, marks, *options)
 
 
-def test_refining_saved_probabilities_is_segmenting_with_the_crf(
-    tmp_path: Path, weights: Path
-) -> None:
+def test_refining_saved_probabilities_is_segmenting_with_the_crf(tmp_path, weights):
     photo = picture(tmp_path / "photo.png")
     numbers = {k: v for k, v in STORED_CRF.items() if v is not None}
     options = [f"--{k.replace('_', '-')}={v}" for k, v in numbers.items()]
@@ -138,7 +134,7 @@ def test_refining_saved_probabilities_is_segmenting_with_the_crf(
     assert not np.array_equal(refined, indices(tmp_path / "plain" / "photo_labels.png"))
 
 
-def test_refine_refuses_annotations_and_probabilities_that_do_not_fit(tmp_path: Path) -> None:
+def test_refine_refuses_annotations_and_probabilities_that_do_not_fit(tmp_path):
     photo, marks, _ = scribbled(tmp_path)
     Image.open(photo).convert("L").save(photo)  # grey: worth a note, but not beside an error
     small = picture(tmp_path / "small.png", 19, 30)

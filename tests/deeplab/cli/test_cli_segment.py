@@ -18,9 +18,7 @@ from deeplab.predict import predict
 from deeplab.weights import load_model, save_weights
 
 
-def test_segment_writes_labels_overlay_and_probabilities_and_a_line(
-    tmp_path: Path, weights: Path
-) -> None:
+def test_segment_writes_labels_overlay_and_probabilities_and_a_line(tmp_path, weights):
     photo, out = picture(tmp_path / "photo.png"), tmp_path / "out"
     result = done("segment", photo, "--weights", weights, "--out", out, "--probabilities")
     assert files(out) == ["photo_labels.png", "photo_overlay.png", "photo_probabilities.npz"]
@@ -53,8 +51,8 @@ def test_segment_writes_labels_overlay_and_probabilities_and_a_line(
     ids=["stored with the weights", "options", "no CRF"],
 )
 def test_segment_refines_with_the_weights_settings_unless_told_otherwise(
-    tmp_path: Path, weights: Path, options: list[str], settings: CRFSettings | None
-) -> None:
+    tmp_path, weights, options, settings
+):
     photo = picture(tmp_path / "photo.png")
     done("segment", photo, "--weights", weights, "--out", tmp_path, "--probabilities", *options)
     layer = None if settings is None else settings.layer(len(CLASSES))
@@ -63,9 +61,7 @@ def test_segment_refines_with_the_weights_settings_unless_told_otherwise(
     np.testing.assert_allclose(found, expected.probabilities, atol=1e-6)
 
 
-def test_segment_takes_files_folders_and_patterns_each_file_once(
-    tmp_path: Path, weights: Path
-) -> None:
+def test_segment_takes_files_folders_and_patterns_each_file_once(tmp_path, weights):
     for name in ("in/b.png", "in/a.jpg", "more/c.png", "more/c.txt"):
         picture(tmp_path / name) if name[-3:] != "txt" else (tmp_path / name).write_text("x")
     given = [tmp_path / "in", tmp_path / "more" / "*.png", tmp_path / "in" / "b.png"]
@@ -82,7 +78,7 @@ def test_segment_takes_files_folders_and_patterns_each_file_once(
     ]
 
 
-def test_inputs_of_one_name_do_not_overwrite_each_other(tmp_path: Path, weights: Path) -> None:
+def test_inputs_of_one_name_do_not_overwrite_each_other(tmp_path, weights):
     photos = [
         picture(tmp_path / f, seed=s) for s, f in enumerate(["1/x.png", "2/x.png", "1/x.bmp"])
     ]
@@ -96,9 +92,7 @@ def test_inputs_of_one_name_do_not_overwrite_each_other(tmp_path: Path, weights:
         assert np.array_equal(indices(out / f"{name}_labels.png"), expected)
 
 
-def test_pictures_of_other_kinds_are_converted_and_it_is_said(
-    tmp_path: Path, weights: Path
-) -> None:
+def test_pictures_of_other_kinds_are_converted_and_it_is_said(tmp_path, weights):
     rgb = Image.open(picture(tmp_path / "rgb.png"))
     (tmp_path / "rgb.png").unlink()
     grey16 = np.asarray(rgb.convert("L")).astype(np.uint16) * 257
@@ -122,9 +116,7 @@ def test_pictures_of_other_kinds_are_converted_and_it_is_said(
     assert np.array_equal(indices(out / "deep_labels.png"), indices(out / "grey_labels.png"))
 
 
-def test_segment_can_check_the_model_that_the_weights_are_for(
-    tmp_path: Path, weights: Path
-) -> None:
+def test_segment_can_check_the_model_that_the_weights_are_for(tmp_path, weights):
     photo = picture(tmp_path / "photo.png")
     named = ["--model", "deeplab_v2_small", "--classes", len(CLASSES)]
     done("segment", photo, "--weights", weights, "--out", tmp_path, "--no-crf", *named)
@@ -132,7 +124,7 @@ def test_segment_can_check_the_model_that_the_weights_are_for(
     assert np.array_equal(indices(tmp_path / "photo_labels.png"), expected)
 
 
-def test_the_shipped_weights_say_that_they_know_generated_scenes_only(tmp_path: Path) -> None:
+def test_the_shipped_weights_say_that_they_know_generated_scenes_only(tmp_path):
     """The default weights of the package: fails where they are missing from it."""
     photo = picture(tmp_path / "photo.png", 65, 65)
     result = done("segment", photo, "--out", tmp_path)
@@ -142,8 +134,8 @@ def test_the_shipped_weights_say_that_they_know_generated_scenes_only(tmp_path: 
 
 
 def test_a_single_picture_is_decoded_once_and_several_are_all_checked_first(
-    tmp_path: Path, weights: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    tmp_path, weights, monkeypatch
+):
     photos = [picture(tmp_path / name) for name in ("a.png", "b.png")]
     decoded: list[str] = []
 
@@ -158,9 +150,7 @@ def test_a_single_picture_is_decoded_once_and_several_are_all_checked_first(
     assert "".join(decoded) == "a" + "abab"
 
 
-def test_one_bad_picture_among_good_ones_stops_before_anything_is_written(
-    tmp_path: Path, weights: Path
-) -> None:
+def test_one_bad_picture_among_good_ones_stops_before_anything_is_written(tmp_path, weights):
     Image.fromarray(np.zeros((9, 9), np.uint8)).save(tmp_path / "a.png")  # grey: worth a note
     content = picture(tmp_path / "b.png").read_bytes()
     (tmp_path / "b.png").write_bytes(content[:-300])
@@ -168,9 +158,7 @@ def test_one_bad_picture_among_good_ones_stops_before_anything_is_written(
     assert_refused(tmp_path, "b.png: .*truncated", "segment", tmp_path, *options)
 
 
-def test_segment_refuses_pictures_above_the_limit_which_can_be_raised(
-    tmp_path: Path, weights: Path
-) -> None:
+def test_segment_refuses_pictures_above_the_limit_which_can_be_raised(tmp_path, weights):
     huge = tmp_path / "huge.png"
     huge.write_bytes(png(12_000, 9_000, 8, 2, b""))  # a header that promises more than there is
     options = ["--weights", weights, "--out", tmp_path / "out"]
@@ -180,7 +168,7 @@ def test_segment_refuses_pictures_above_the_limit_which_can_be_raised(
     assert_refused(tmp_path, "huge.png: .*truncated or damaged", "segment", huge, *raised)
 
 
-def test_segment_refuses_inputs_that_are_no_picture(tmp_path: Path, weights: Path) -> None:
+def test_segment_refuses_inputs_that_are_no_picture(tmp_path, weights):
     (tmp_path / "empty").mkdir()
     (tmp_path / "text.png").write_text("no picture at all")
     options = ["--weights", weights, "--out", tmp_path / "out"]
@@ -193,7 +181,7 @@ def test_segment_refuses_inputs_that_are_no_picture(tmp_path: Path, weights: Pat
         assert_refused(tmp_path, message, "segment", tmp_path / given, *options)
 
 
-def test_segment_refuses_weights_that_do_not_fit(tmp_path: Path, weights: Path) -> None:
+def test_segment_refuses_weights_that_do_not_fit(tmp_path, weights):
     photo = picture(tmp_path / "photo.png")
     (tmp_path / "text.safetensors").write_text("no weights")
     bare = tmp_path / "bare.safetensors"
@@ -222,8 +210,8 @@ def test_segment_refuses_weights_that_do_not_fit(tmp_path: Path, weights: Path) 
 
 
 def test_segment_refuses_weights_that_give_nan_and_names_the_picture(
-    tmp_path: Path, weights: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    tmp_path, weights, monkeypatch
+):
     photo = picture(tmp_path / "photo.png")
 
     def diverged(path: Path):
@@ -238,7 +226,7 @@ def test_segment_refuses_weights_that_give_nan_and_names_the_picture(
     assert_refused(tmp_path, "photo.png: .*NaN or Inf", "segment", photo, *options)
 
 
-def test_segment_refuses_more_classes_than_a_label_map_holds(tmp_path: Path) -> None:
+def test_segment_refuses_more_classes_than_a_label_map_holds(tmp_path):
     path = tmp_path / "w.safetensors"
     save_weights(deeplab_v2_small(num_classes=257), path)
     photo = picture(tmp_path / "photo.png")
@@ -246,7 +234,7 @@ def test_segment_refuses_more_classes_than_a_label_map_holds(tmp_path: Path) -> 
     assert_refused(tmp_path, "257 classes do not fit", "segment", photo, *options)
 
 
-def test_bad_crf_settings_in_the_weights_are_refused(tmp_path: Path) -> None:
+def test_bad_crf_settings_in_the_weights_are_refused(tmp_path):
     photo = picture(tmp_path / "photo.png")
     for stored, message in (
         ([1, 2], "w.safetensors: .*must hold settings by name"),
@@ -263,9 +251,7 @@ def test_bad_crf_settings_in_the_weights_are_refused(tmp_path: Path) -> None:
         assert_refused(tmp_path, message, "segment", photo, *options)
 
 
-def test_ctrl_c_exits_with_130_and_leaves_whole_files(
-    tmp_path: Path, weights: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_ctrl_c_exits_with_130_and_leaves_whole_files(tmp_path, weights, monkeypatch):
     photos = [picture(tmp_path / name) for name in ("a.png", "b.png")]
     calls = []
 

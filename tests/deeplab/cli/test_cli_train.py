@@ -2,7 +2,6 @@
 
 import json
 import re
-from pathlib import Path
 
 import pytest
 from commands import assert_refused, done, run
@@ -14,7 +13,7 @@ from deeplab.weights import read_metadata, save_weights
 TINY = ["--steps", 2, "--batch-size", 2, "--crop", 33, "--scenes", 2, "--validation-scenes", 1]
 
 
-def test_train_writes_weights_that_evaluate_and_segment_take(tmp_path: Path) -> None:
+def test_train_writes_weights_that_evaluate_and_segment_take(tmp_path):
     out = tmp_path / "new" / "w.safetensors"
     result = done("train", "--out", out, *TINY, "--workers", 0, "--precision", "float32")
     assert re.match(
@@ -33,9 +32,7 @@ def test_train_writes_weights_that_evaluate_and_segment_take(tmp_path: Path) -> 
     assert f"{100 * scores['crf']['miou']:.2f}" in result.stdout
 
 
-def test_train_without_options_is_the_recipe_of_the_shipped_weights(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_train_without_options_is_the_recipe_of_the_shipped_weights(tmp_path, monkeypatch):
     class Stop(Exception):
         pass
 
@@ -48,7 +45,7 @@ def test_train_without_options_is_the_recipe_of_the_shipped_weights(
         run("train", "--out", tmp_path / "w.safetensors")
 
 
-def test_train_shows_the_defaults_of_the_recipe() -> None:
+def test_train_shows_the_defaults_of_the_recipe():
     text = done("train", "--help").stdout
     options = text.split("--model")[1].split("--help")[0].split("--")
     shown = {o.split()[0]: re.search(r"default: +\((.*?)\)", o) for o in options[1:]}
@@ -58,7 +55,7 @@ def test_train_shows_the_defaults_of_the_recipe() -> None:
         assert default[1] == str(getattr(TrainConfig(), name.replace("-", "_")))
 
 
-def test_train_and_evaluate_refuse_what_makes_no_sense(tmp_path: Path) -> None:
+def test_train_and_evaluate_refuse_what_makes_no_sense(tmp_path):
     path = tmp_path / "w.safetensors"
     save_weights(deeplab_v2_small(num_classes=3), path)
     out = ["--out", tmp_path / "new.safetensors"]
@@ -73,9 +70,7 @@ def test_train_and_evaluate_refuse_what_makes_no_sense(tmp_path: Path) -> None:
         assert_refused(tmp_path, "--scenes must be 1 to 1000000", "evaluate", "--scenes", count)
 
 
-def test_interrupted_training_exits_with_130_and_says_where_it_is(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_interrupted_training_exits_with_130_and_says_where_it_is(tmp_path, monkeypatch):
     from deeplab.training import TrainResult
 
     model = deeplab_v2_small(num_classes=3)
@@ -86,7 +81,7 @@ def test_interrupted_training_exits_with_130_and_says_where_it_is(
     assert f"7 of {TrainConfig().steps} steps, loss 1.500, mIoU 25.00" in result.stdout
 
 
-def test_diverged_training_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_diverged_training_is_one_line(tmp_path, monkeypatch):
     def diverge(*args: object, **kwargs: object) -> None:
         raise FloatingPointError("the loss is nan at step 3: training diverged; lower lr")
 

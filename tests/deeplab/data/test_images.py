@@ -24,7 +24,7 @@ def texts(conversions: list[Conversion]) -> list[str]:
     return [conversion.text for conversion in conversions]
 
 
-def test_plain_rgb_is_read_as_it_is_without_a_note(tmp_path: Path) -> None:
+def test_plain_rgb_is_read_as_it_is_without_a_note(tmp_path):
     image, notes = read_image(save(tmp_path / "a.png", gradient()))
     assert image.dtype == np.uint8
     assert image.flags.writeable
@@ -32,14 +32,14 @@ def test_plain_rgb_is_read_as_it_is_without_a_note(tmp_path: Path) -> None:
     assert notes == []
 
 
-def test_grey_is_repeated_to_three_channels_and_said(tmp_path: Path) -> None:
+def test_grey_is_repeated_to_three_channels_and_said(tmp_path):
     grey = gradient()[..., 0]
     image, notes = read_image(save(tmp_path / "a.png", grey))
     assert np.array_equal(image, np.stack([grey] * 3, axis=-1))
     assert texts(notes) == ["grey converted to RGB"]
 
 
-def test_alpha_is_laid_on_white_and_said(tmp_path: Path) -> None:
+def test_alpha_is_laid_on_white_and_said(tmp_path):
     rgba = np.zeros((1, 3, 4), np.uint8)
     rgba[0, :, 0] = 200
     rgba[0, :, 3] = [0, 255, 51]  # transparent, opaque, a fifth
@@ -49,7 +49,7 @@ def test_alpha_is_laid_on_white_and_said(tmp_path: Path) -> None:
     assert "transparency" in notes[0].text
 
 
-def test_palette_pictures_give_their_colours(tmp_path: Path) -> None:
+def test_palette_pictures_give_their_colours(tmp_path):
     picture = Image.fromarray(np.array([[0, 1], [2, 1]], np.uint8))
     picture.putpalette([9, 8, 7, 10, 20, 30, 0, 255, 0])
     picture.save(tmp_path / "a.png")
@@ -58,7 +58,7 @@ def test_palette_pictures_give_their_colours(tmp_path: Path) -> None:
     assert texts(notes) == ["palette converted to RGB"]
 
 
-def test_cmyk_is_converted_and_said(tmp_path: Path) -> None:
+def test_cmyk_is_converted_and_said(tmp_path):
     Image.new("CMYK", (4, 3), (255, 0, 0, 0)).save(tmp_path / "a.tif")
     image, notes = read_image(tmp_path / "a.tif")
     assert image.shape == (3, 4, 3)
@@ -67,14 +67,14 @@ def test_cmyk_is_converted_and_said(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("suffix", ["png", "tif", "pgm"])
-def test_16_bit_grey_is_scaled_over_its_full_range(tmp_path: Path, suffix: str) -> None:
+def test_16_bit_grey_is_scaled_over_its_full_range(tmp_path, suffix):
     values = np.array([[0, 128, 129, 257, 32896, 65535]], np.uint16)
     image, notes = read_image(save(tmp_path / f"a.{suffix}", values))
     assert image[0, :, 0].tolist() == [0, 0, 1, 1, 128, 255]
     assert texts(notes) == ["16-bit grey converted to 8-bit RGB (value / 257)"]
 
 
-def test_16_bits_a_channel_are_reduced_and_said(tmp_path: Path) -> None:
+def test_16_bits_a_channel_are_reduced_and_said(tmp_path):
     raw = b"\0" + struct.pack(">6H", 65535, 0x8000, 0, 0x1234, 0x0100, 0xFF00)
     (tmp_path / "a.png").write_bytes(png(2, 1, 16, 2, raw))
     image, notes = read_image(tmp_path / "a.png")
@@ -94,7 +94,7 @@ def test_16_bits_a_channel_are_reduced_and_said(tmp_path: Path) -> None:
         (8, lambda a: np.rot90(a, 1)),
     ],
 )
-def test_exif_orientation_is_applied_and_said(tmp_path: Path, orientation: int, upright) -> None:
+def test_exif_orientation_is_applied_and_said(tmp_path, orientation, upright):
     exif = Image.Exif()
     exif[0x0112] = orientation
     path = save(tmp_path / "a.png", gradient(), exif=exif)
@@ -106,7 +106,7 @@ def test_exif_orientation_is_applied_and_said(tmp_path: Path, orientation: int, 
     ]
 
 
-def test_the_first_frame_of_an_animation_is_taken_and_said(tmp_path: Path) -> None:
+def test_the_first_frame_of_an_animation_is_taken_and_said(tmp_path):
     red, blue = Image.new("RGB", (5, 4), "red"), Image.new("RGB", (5, 4), "blue")
     red.save(tmp_path / "a.gif", save_all=True, append_images=[blue, red])
     image, notes = read_image(tmp_path / "a.gif")
@@ -116,7 +116,7 @@ def test_the_first_frame_of_an_animation_is_taken_and_said(tmp_path: Path) -> No
 
 @pytest.mark.parametrize("suffix", ["jpg", "png", "tif", "gif", "bmp", "webp"])
 @pytest.mark.parametrize("share", [0.3, 0.8])
-def test_truncated_files_are_refused(tmp_path: Path, suffix: str, share: float) -> None:
+def test_truncated_files_are_refused(tmp_path, suffix, share):
     noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
     path = save(tmp_path / f"cut.{suffix}", noise)
     path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
@@ -135,14 +135,14 @@ def test_truncated_files_are_refused(tmp_path: Path, suffix: str, share: float) 
     ],
     ids=["empty", "text", "no width", "no height", "ppm without width"],
 )
-def test_files_without_pixels_are_refused(tmp_path: Path, content: bytes, message: str) -> None:
+def test_files_without_pixels_are_refused(tmp_path, content, message):
     path = tmp_path / "bad.png"
     path.write_bytes(content)
     with pytest.raises(InputError, match=f"bad.png: .*{message}"):
         read_image(path)
 
 
-def test_postscript_is_refused_and_no_other_program_runs(tmp_path: Path, monkeypatch) -> None:
+def test_postscript_is_refused_and_no_other_program_runs(tmp_path, monkeypatch):
     def run(*args: object, **options: object) -> None:
         raise AssertionError("another program")
 
@@ -154,7 +154,7 @@ def test_postscript_is_refused_and_no_other_program_runs(tmp_path: Path, monkeyp
         read_image(path)
 
 
-def test_missing_files_and_folders_are_refused(tmp_path: Path) -> None:
+def test_missing_files_and_folders_are_refused(tmp_path):
     with pytest.raises(InputError, match=r"none.png: no such file"):
         read_image(tmp_path / "none.png")
     with pytest.raises(InputError, match="is a folder"):
@@ -173,15 +173,13 @@ def test_missing_files_and_folders_are_refused(tmp_path: Path) -> None:
         (np.full((2, 2), 70000, np.int32), "32-bit integer"),
     ],
 )
-def test_pixels_without_a_fixed_range_are_refused(
-    tmp_path: Path, array: np.ndarray, message: str
-) -> None:
+def test_pixels_without_a_fixed_range_are_refused(tmp_path, array, message):
     with pytest.raises(InputError, match=message):
         read_image(save(tmp_path / "a.tif", array))
 
 
 @pytest.mark.parametrize("side", [10_001, 15_000, 40_000], ids=["100", "225", "1600 megapixels"])
-def test_the_size_is_checked_before_decoding(tmp_path: Path, side: int) -> None:
+def test_the_size_is_checked_before_decoding(tmp_path, side):
     """The file holds no pixel data at all; Pillow's own guard would warn, then raise, of these."""
     path = tmp_path / "huge.png"
     path.write_bytes(png(side, side, 8, 2, b""))
@@ -191,7 +189,7 @@ def test_the_size_is_checked_before_decoding(tmp_path: Path, side: int) -> None:
             read_image(path)
 
 
-def test_the_limit_can_be_raised_beyond_pillows_own(tmp_path: Path, monkeypatch) -> None:
+def test_the_limit_can_be_raised_beyond_pillows_own(tmp_path, monkeypatch):
     path = save(tmp_path / "a.png", np.zeros((30, 40), np.uint8))
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)  # so that 1200 pixels are a "bomb"
     assert read_image(path)[0].shape == (30, 40, 3)
@@ -202,13 +200,13 @@ def test_the_limit_can_be_raised_beyond_pillows_own(tmp_path: Path, monkeypatch)
 
 
 @pytest.mark.parametrize("limit", [0, -1, float("nan")])
-def test_a_limit_that_allows_nothing_or_everything_is_refused(tmp_path: Path, limit: float) -> None:
+def test_a_limit_that_allows_nothing_or_everything_is_refused(tmp_path, limit):
     path = save(tmp_path / "a.png", np.zeros((3, 4), np.uint8))
     with pytest.raises(InputError, match="max_megapixels must be a number above 0"):
         read_image(path, max_megapixels=limit)
 
 
-def test_errors_are_one_line(tmp_path: Path) -> None:
+def test_errors_are_one_line(tmp_path):
     path = tmp_path / "two\nlines.png"
     path.write_bytes(b"")
     with pytest.raises(InputError) as caught:
@@ -216,7 +214,7 @@ def test_errors_are_one_line(tmp_path: Path) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_folders_and_patterns_are_expanded_in_order_each_file_once(tmp_path: Path) -> None:
+def test_folders_and_patterns_are_expanded_in_order_each_file_once(tmp_path):
     (tmp_path / "sub").mkdir()
     for name in ("b.PNG", "a.jpg", "._a.jpg", "notes.txt", "sub/c.png"):
         (tmp_path / name).write_bytes(b"")
@@ -227,13 +225,13 @@ def test_folders_and_patterns_are_expanded_in_order_each_file_once(tmp_path: Pat
     assert find_images([tmp_path / "missing.png"]) == [tmp_path / "missing.png"]
 
 
-def test_a_name_with_pattern_characters_that_exists_is_that_file(tmp_path: Path) -> None:
+def test_a_name_with_pattern_characters_that_exists_is_that_file(tmp_path):
     file = tmp_path / "a[1].png"
     file.write_bytes(b"")
     assert find_images([str(file)]) == [file]
 
 
-def test_inputs_that_give_no_file_are_refused(tmp_path: Path) -> None:
+def test_inputs_that_give_no_file_are_refused(tmp_path):
     with pytest.raises(InputError, match="holds no picture"):
         find_images([tmp_path])
     with pytest.raises(InputError, match="no file matches"):
@@ -244,7 +242,7 @@ def test_inputs_that_give_no_file_are_refused(tmp_path: Path) -> None:
         find_images([tmp_path / ("x" * 300)])
 
 
-def test_voc_palette_has_the_known_colours() -> None:
+def test_voc_palette_has_the_known_colours():
     palette = outputs.voc_palette()
     known = {0: (0, 0, 0), 1: (128, 0, 0), 2: (0, 128, 0), 4: (0, 0, 128), 15: (192, 128, 128)}
     known |= {20: (0, 64, 128), 255: (224, 224, 192)}
@@ -252,7 +250,7 @@ def test_voc_palette_has_the_known_colours() -> None:
     assert len(np.unique(palette, axis=0)) == 256
 
 
-def test_label_maps_keep_indices_and_colours(tmp_path: Path) -> None:
+def test_label_maps_keep_indices_and_colours(tmp_path):
     labels = np.array([[0, 1], [255, 7]])
     palette = outputs.full_palette([[1, 2, 3], [4, 5, 6]])
     outputs.write_labels(tmp_path / "a.png", labels, palette)
@@ -265,13 +263,13 @@ def test_label_maps_keep_indices_and_colours(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("index", [-1, 256])
-def test_a_class_index_that_does_not_fit_8_bits_is_refused(tmp_path: Path, index: int) -> None:
+def test_a_class_index_that_does_not_fit_8_bits_is_refused(tmp_path, index):
     with pytest.raises(InputError, match=f"class index {index} "):
         outputs.write_labels(tmp_path / "a.png", np.array([[3, index]]), outputs.voc_palette())
     assert list(tmp_path.iterdir()) == []
 
 
-def test_overlay_mixes_colours_and_leaves_black_classes_alone() -> None:
+def test_overlay_mixes_colours_and_leaves_black_classes_alone():
     image = np.full((5, 5, 3), 100, np.uint8)
     labels = np.zeros((5, 5), np.uint8)
     labels[:, 3:] = 1
@@ -281,7 +279,7 @@ def test_overlay_mixes_colours_and_leaves_black_classes_alone() -> None:
     assert mixed[2, 4].tolist() == [150, 50, 75]
 
 
-def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path, monkeypatch) -> None:
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
     path = tmp_path / "a.npz"
     outputs.write_probabilities(path, np.ones((1, 2, 2), np.float32))
     before = path.read_bytes()
@@ -297,7 +295,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path, mon
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_an_interrupted_write_leaves_nothing(tmp_path: Path, monkeypatch) -> None:
+def test_an_interrupted_write_leaves_nothing(tmp_path, monkeypatch):
     def interrupted(self, file, **options) -> None:
         file.write(b"half of it")
         raise KeyboardInterrupt
@@ -308,7 +306,7 @@ def test_an_interrupted_write_leaves_nothing(tmp_path: Path, monkeypatch) -> Non
     assert list(tmp_path.iterdir()) == []
 
 
-def test_output_folders_are_tried_out_without_a_trace(tmp_path: Path) -> None:
+def test_output_folders_are_tried_out_without_a_trace(tmp_path):
     outputs.check_writable(tmp_path / "new" / "deep")
     assert list(tmp_path.iterdir()) == []
     (tmp_path / "file").write_text("x")
@@ -318,7 +316,7 @@ def test_output_folders_are_tried_out_without_a_trace(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["kernels", "crf", "deeplab"])
-def test_a_new_folder_that_would_hide_a_package_is_refused(tmp_path, monkeypatch, name) -> None:
+def test_a_new_folder_that_would_hide_a_package_is_refused(tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
     for folder in (Path(name), tmp_path / name):
         with pytest.raises(InputError, match=f"the package {name} .*such as out/{name}"):
@@ -333,7 +331,7 @@ def test_a_new_folder_that_would_hide_a_package_is_refused(tmp_path, monkeypatch
     outputs.check_writable(Path(name) / "deep")
 
 
-def test_an_output_file_must_not_be_a_folder(tmp_path: Path) -> None:
+def test_an_output_file_must_not_be_a_folder(tmp_path):
     outputs.check_writable_file(tmp_path / "new" / "a.json")
     with pytest.raises(InputError, match="is a folder"):
         outputs.check_writable_file(tmp_path)
@@ -355,5 +353,5 @@ def test_an_output_file_must_not_be_a_folder(tmp_path: Path) -> None:
         (["a-b/x.png", "a/b/x.png", "a/b-x.png"], ["a-b-x-png", "a-b-x-png-2", "b-x"]),
     ],
 )
-def test_output_names_are_short_and_never_collide(files: list[str], names: list[str]) -> None:
+def test_output_names_are_short_and_never_collide(files, names):
     assert outputs.output_names([Path(file) for file in files]) == names

@@ -22,7 +22,7 @@ HEADER = ",".join(COLUMNS) + "\n"
 
 
 @pytest.fixture(scope="module")
-def runs(pictures, tmp_path_factory) -> Path:
+def runs(pictures, tmp_path_factory):
     """A folder with a finished run, one that was stopped after the first of two steps, and one
     after the second, before the validation."""
     folder = tmp_path_factory.mktemp("runs")

@@ -5,7 +5,6 @@ import json
 import re
 import shutil
 import signal
-from pathlib import Path
 
 import pytest
 import torch
@@ -33,14 +32,14 @@ LONGER = dataclasses.replace(TINY, steps=4)
 
 
 @pytest.fixture(scope="module")
-def finished(pictures, tmp_path_factory) -> Path:
+def finished(pictures, tmp_path_factory):
     folder = tmp_path_factory.mktemp("finished")
     run(SHORT, pictures, folder / "w.safetensors")
     return folder
 
 
 @pytest.fixture
-def out(finished, tmp_path) -> Path:
+def out(finished, tmp_path):
     """A copy of the finished run of two steps."""
     shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
     return tmp_path / "w.safetensors"

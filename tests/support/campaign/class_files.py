@@ -17,8 +17,7 @@ from hypothesis import strategies as st
 
 from campaign import damage
 from campaign.case import Case, Command, Ended, require
-from campaign.labels import CHECK, HEIGHT, WIDTH, stored
-from campaign.rasters import png, raster
+from campaign.labels import CHECK, HEIGHT, PICTURE, WIDTH, stored
 from campaign.runner import Family
 from campaign.toml_texts import broken_toml
 
@@ -28,16 +27,12 @@ PLAIN = (
     .filter(lambda name: name and not name[-1].isdigit())
 )
 NAMES = st.lists(PLAIN, min_size=1, max_size=12, unique=True)
-PICTURE = png(raster("noise", HEIGHT, WIDTH, 0), 2)
 
 
 def files(name: str, content: bytes, labels: np.ndarray) -> dict[str, bytes]:
     suffix, stored_labels = stored(labels, "grey")
-    return {
-        f"set/{name}": content,
-        "set/images/0.png": PICTURE,
-        f"set/labels/0{suffix}": stored_labels,
-    }
+    pair = {"set/images/0.png": PICTURE, f"set/labels/0{suffix}": stored_labels}
+    return {f"set/{name}": content, **pair}
 
 
 def lists(names: list[str], values: list[int], labels: np.ndarray) -> Any:
@@ -74,9 +69,8 @@ def text(draw: Any) -> Case:
 def table(draw: Any) -> Case:
     """classes.toml with values of its own, sometimes with one thing wrong."""
     names = draw(NAMES)
-    values = draw(
-        st.lists(st.integers(0, 254), min_size=len(names), max_size=len(names), unique=True)
-    )
+    count = len(names)
+    values = draw(st.lists(st.integers(0, 254), min_size=count, max_size=count, unique=True))
     entries: list[dict[str, Any]] = [
         {"name": name, "label": value} for name, value in zip(names, values, strict=True)
     ]
@@ -86,16 +80,20 @@ def table(draw: Any) -> Case:
     labels = one_of_each([*values, *ignored, 255], draw(damage.seeds()))
     slip = draw(st.sampled_from(("none", "none", "none", *SLIPS)))
     if slip in SLIPS:
-        SLIPS[slip](content, draw(st.integers(0, len(names) - 1)))
-        laid = files("classes.toml", tomli_w.dumps(content).encode(), labels)
-        return Command(f"classes.toml, {slip}", CHECK, laid, "refused", ["classes.toml"])
+        SLIPS[slip](content, draw(st.integers(0, count - 1)))
     laid = files("classes.toml", tomli_w.dumps(content).encode(), labels)
+    if slip in SLIPS:
+        return Command(f"classes.toml, {slip}", CHECK, laid, "refused", ["classes.toml"])
     check = lists(names, values, labels)
-    return Command(f"classes.toml of {len(names)}", CHECK, laid, "result", check=check)
+    return Command(f"classes.toml of {count}", CHECK, laid, "result", check=check)
 
 
 def _set(key: str, value: Any) -> Any:
     return lambda content, at: content["class"][at].update({key: value})
+
+
+def _put(key: str, value: Any) -> Any:
+    return lambda content, _at: content.update({key: value})
 
 
 SLIPS: dict[str, Any] = {
@@ -111,26 +109,24 @@ SLIPS: dict[str, Any] = {
     "a colour that is a text": _set("colour", "red"),
     "an unknown key": _set("color", [1, 2, 3]),
     "no name": lambda content, at: content["class"][at].pop("name"),
-    "no class": lambda content, at: content.update({"class": []}),
-    "classes that are a text": lambda content, at: content.update({"class": "sky"}),
-    "classes that are a table": lambda content, at: content.update({"class": {"name": "sky"}}),
+    "no class": _put("class", []),
+    "classes that are a text": _put("class", "sky"),
+    "classes that are a table": _put("class", {"name": "sky"}),
     "a class that is ignored": lambda content, at: content.update(
         {"ignore": [content["class"][at]["label"]]}
     ),
-    "ignore that is a text": lambda content, at: content.update({"ignore": "255"}),
-    "ignore that is a list of lists": lambda content, at: content.update({"ignore": [[1]]}),
-    "an ignored value of 999": lambda content, at: content.update({"ignore": [999]}),
-    "ignored colours without colours": lambda content, at: content.update(
-        {"ignore_colours": [[1, 2, 3]]}
-    ),
-    "ignored colours that are none": lambda content, at: content.update({"ignore_colours": [1]}),
+    "ignore that is a text": _put("ignore", "255"),
+    "ignore that is a list of lists": _put("ignore", [[1]]),
+    "an ignored value of 999": _put("ignore", [999]),
+    "ignored colours without colours": _put("ignore_colours", [[1, 2, 3]]),
+    "ignored colours that are none": _put("ignore_colours", [1]),
+    "a table that is unknown": _put("palette", {}),
     "a name twice": lambda content, at: content["class"].append(
         {**content["class"][at], "label": 255}
     ),
     "a value twice": lambda content, at: content["class"].append(
         {"name": "one more", "label": content["class"][at]["label"]}
     ),
-    "a table that is unknown": lambda content, at: content.update({"palette": {}}),
 }
 
 
@@ -143,8 +139,7 @@ def harmed(draw: Any) -> Case:
     name = draw(st.sampled_from(("classes.toml", "classes.txt")))
     if name == "classes.txt":
         content = b"sky 1 2 3\ntree 4 5 6\n"
-    how = draw(st.sampled_from(sorted(damage.DAMAGES)))
-    broken = damage.damaged(content, how, draw(damage.seeds()))
+    how, broken = damage.harm(draw, content)
     return Command(f"{name}, {how}", CHECK, files(name, broken, labels), names=[name, "set/labels"])
 
 
@@ -160,12 +155,11 @@ def cases(_shared: Path) -> st.SearchStrategy[Case]:
 
 def handmade(_shared: Path) -> list[Case]:
     labels = one_of_each([0, 1], 0)
-    made: list[Case] = []
-    for what, content in damage.OTHER_FILES.items():
-        made += [
-            Command(f"{what} as {name}", CHECK, files(name, content, labels))
-            for name in ("classes.txt", "classes.toml")
-        ]
+    made: list[Case] = [
+        Command(f"{what} as {name}", CHECK, files(name, content, labels))
+        for what, content in damage.OTHER_FILES.items()
+        for name in ("classes.txt", "classes.toml")
+    ]
     texts = {
         "256 classes": ("\n".join(f"class{i}x" for i in range(256)), "refused"),
         "255 classes": ("\n".join(f"class{i}x" for i in range(255)), "result"),
