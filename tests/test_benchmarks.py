@@ -6,8 +6,6 @@
 A plain `pytest` leaves them out. Against other people's code: bench/compare.py.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

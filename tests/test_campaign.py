@@ -1,7 +1,5 @@
 """The campaign in short (`make campaign` runs it whole), and that it finds what it should find."""
 
-from __future__ import annotations
-
 import json
 import sys
 import time

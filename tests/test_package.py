@@ -1,7 +1,5 @@
 """The wheel, installed away from the checkout as a user would have it."""
 
-from __future__ import annotations
-
 import importlib.machinery
 import importlib.util
 import os

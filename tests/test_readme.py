@@ -1,7 +1,5 @@
 """What the documents show is true: commands exist, links lead somewhere, Python blocks run."""
 
-from __future__ import annotations
-
 import re
 import subprocess
 import sys

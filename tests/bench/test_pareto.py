@@ -1,7 +1,5 @@
 """The picture of time against error: what it takes from a record, and what it refuses."""
 
-from __future__ import annotations
-
 import json
 from typing import Any
 

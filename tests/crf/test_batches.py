@@ -1,7 +1,5 @@
 """Images of a batch that share lattices, as on a GPU, here on the CPU's implementations."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

@@ -1,7 +1,5 @@
 """DenseCRF against mean field written out over all pairs, and against pydensecrf."""
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Callable
 from types import ModuleType

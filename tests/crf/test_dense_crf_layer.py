@@ -1,7 +1,5 @@
 """DenseCRF as a layer: gradients, dtypes, batches, compilers, bad input."""
 
-from __future__ import annotations
-
 import copy
 
 import pytest

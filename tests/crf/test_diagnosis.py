@@ -1,7 +1,5 @@
 """What DenseCRF.diagnose says of the filters that a call runs."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest

@@ -1,7 +1,5 @@
 """Every method over the whole range of shapes, labels and sigmas that a user may come with."""
 
-from __future__ import annotations
-
 import hypothesis.strategies as st
 import pytest
 import torch

@@ -1,7 +1,5 @@
 """The CRF that trains: what its parameters are, that they get gradients, and that they learn."""
 
-from __future__ import annotations
-
 import copy
 import warnings
 from typing import Any

@@ -1,7 +1,5 @@
 """Terms of the CRF: features pixel by pixel, normalisation, penalties, order, bad parameters."""
 
-from __future__ import annotations
-
 import itertools
 from typing import Any
 

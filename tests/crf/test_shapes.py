@@ -1,7 +1,5 @@
 """What a DenseCRF takes beside a batch of pictures: lists of sizes, volumes, no picture at all."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest

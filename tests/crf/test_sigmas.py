@@ -1,7 +1,5 @@
 """Sigmas too small for a lattice: the error names the argument, and its advice works."""
 
-from __future__ import annotations
-
 import re
 from typing import Any
 

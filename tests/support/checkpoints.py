@@ -4,8 +4,6 @@ The protobuf encoder here is written by hand from caffe.proto's field numbers, a
 other ports from their module classes, so that a slip in deeplab.weights is not repeated.
 """
 
-from __future__ import annotations
-
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path

@@ -8,8 +8,6 @@ processes start from nothing, at once. Each result must have the bits of the ser
 waits gives up after `PATIENCE` seconds, which no machine needs: a deadlock is an error, not a hang.
 """
 
-from __future__ import annotations
-
 import hashlib
 import multiprocessing
 import random

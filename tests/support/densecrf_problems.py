@@ -1,7 +1,5 @@
 """CRFs through the interface of pydensecrf, small enough to follow."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

@@ -5,8 +5,6 @@ poolings round up, the stride lies on the first 1x1, all blocks of a stage have 
 classifiers are summed; pictures and scores are resized without align_corners, the largest counts.
 """
 
-from __future__ import annotations
-
 from collections import OrderedDict
 from collections.abc import Sequence
 

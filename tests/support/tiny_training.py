@@ -1,7 +1,5 @@
 """Training runs of a second or less: what the tests of deeplab.training start from."""
 
-from __future__ import annotations
-
 import csv
 import dataclasses
 import os

@@ -1,7 +1,5 @@
 """crf.pydensecrf.densecrf against pydensecrf: recorded results and the live module."""
 
-from __future__ import annotations
-
 import json
 from types import ModuleType
 from typing import Any

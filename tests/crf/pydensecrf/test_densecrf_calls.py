@@ -1,7 +1,5 @@
 """crf.pydensecrf.densecrf: the formula in float64, and what each call does."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

@@ -1,7 +1,5 @@
 """crf.pydensecrf.densecrf: the interface of pydensecrf, and bad input."""
 
-from __future__ import annotations
-
 import inspect
 import textwrap
 from collections.abc import Callable

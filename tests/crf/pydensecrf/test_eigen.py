@@ -1,7 +1,5 @@
 """crf.pydensecrf.eigen takes what pydensecrf.eigen takes, and gives arrays."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 

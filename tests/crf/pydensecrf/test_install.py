@@ -1,7 +1,5 @@
 """Programs that import pydensecrf run on the drop-in, unchanged, and the real one comes back."""
 
-from __future__ import annotations
-
 import importlib
 import importlib.util
 import subprocess

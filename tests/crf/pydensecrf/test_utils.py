@@ -1,7 +1,5 @@
 """crf.pydensecrf.utils equals pydensecrf.utils bit for bit, or is right by hand without it."""
 
-from __future__ import annotations
-
 import warnings
 from types import ModuleType
 from typing import Any

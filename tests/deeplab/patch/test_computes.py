@@ -1,7 +1,5 @@
 """Patched pyramids of torchvision compute what they did before."""
 
-from __future__ import annotations
-
 import copy
 from typing import Any
 

@@ -1,7 +1,5 @@
 """What deeplab.patch leaves as it was, what it refuses, and segmentation_models_pytorch."""
 
-from __future__ import annotations
-
 import copy
 import io
 import pickle

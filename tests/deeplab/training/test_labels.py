@@ -1,7 +1,5 @@
 """Training that can teach nothing says so: before it, after an epoch, at its end; never wrongly."""
 
-from __future__ import annotations
-
 import dataclasses
 import signal
 from pathlib import Path

@@ -1,7 +1,5 @@
 """One lattice of several images: each is filtered as on its own, bit for bit."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest

@@ -1,7 +1,5 @@
 """The custom operators: their contract with PyTorch's compilers, and their gradients."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest

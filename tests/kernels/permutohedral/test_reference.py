@@ -1,7 +1,5 @@
 """The eager lattice against the same lattice written point by point, and its properties."""
 
-from __future__ import annotations
-
 import dataclasses
 import math
 from collections import defaultdict

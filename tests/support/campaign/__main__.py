@@ -1,7 +1,5 @@
 """Run the campaign, each family in a process of its own, and write its record."""
 
-from __future__ import annotations
-
 import argparse
 import json
 import os

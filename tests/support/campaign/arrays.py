@@ -4,8 +4,6 @@ Oracle: probabilities that are ones, in whatever dtype, order of axes and file, 
 `refine_probabilities` gives for the array in memory; all others are refused.
 """
 
-from __future__ import annotations
-
 import io
 import pickle
 import struct

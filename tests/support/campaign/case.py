@@ -1,7 +1,5 @@
 """One case: what is run, and what has to hold when it ends, whichever way it ends."""
 
-from __future__ import annotations
-
 import fcntl
 import io
 import os

@@ -6,8 +6,6 @@ PyTorch's), or one that was cut off, gives these tensors or is refused. What des
 metadata of our own files) is taken only where a model can be built of it.
 """
 
-from __future__ import annotations
-
 import io
 import json
 import struct

@@ -4,8 +4,6 @@ Oracle: a class file that is right gives, in `data check --json`, its names in t
 pixels of each by the values that it gives them.
 """
 
-from __future__ import annotations
-
 import json
 import random
 from pathlib import Path

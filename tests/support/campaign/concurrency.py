@@ -1,7 +1,5 @@
 """Many CRF calls at once, from threads, forks and new processes, with the bits of serial ones."""
 
-from __future__ import annotations
-
 import traceback
 
 from campaign.runner import Tally, world

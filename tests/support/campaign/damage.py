@@ -1,7 +1,5 @@
 """Damage to the bytes of a valid file: what disks, networks, editors and adversaries do to it."""
 
-from __future__ import annotations
-
 import random
 from collections.abc import Callable
 from typing import Any

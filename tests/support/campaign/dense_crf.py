@@ -5,8 +5,6 @@ give the same in that order; the drop-in and the layer agree on the same problem
 a ValueError or TypeError.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from pathlib import Path

@@ -7,8 +7,6 @@ data reach the disk. After it every file is what it was before, or whole and rig
 the same command, given room, then does what it would have done.
 """
 
-from __future__ import annotations
-
 import errno
 import os
 import random

@@ -1,7 +1,5 @@
 """All families, and how many cases each has at full size."""
 
-from __future__ import annotations
-
 import importlib
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,7 +1,5 @@
 """What a file says, whatever its bytes: times, speeds and packing left out."""
 
-from __future__ import annotations
-
 import csv
 import io
 import json

@@ -4,8 +4,6 @@ Oracles: every implementation that runs here agrees with the plain one in float6
 computed is a ValueError or TypeError.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -7,8 +7,6 @@ where its weights, last weights, state and log must be those of the run that was
 bit.
 """
 
-from __future__ import annotations
-
 import random
 import signal
 import time

@@ -4,8 +4,6 @@ Oracles: the pixels of each class that `data check` counts are those that were d
 matrix of `evaluate` is that of the drawn labels and of what the network says.
 """
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

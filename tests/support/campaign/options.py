@@ -6,8 +6,6 @@ in a result, whose files have to be whole. Options are found by looking at the p
 new one is tried from its first day, with any text.
 """
 
-from __future__ import annotations
-
 import csv
 import json
 from pathlib import Path

@@ -5,8 +5,6 @@ in memory. A file that was cut off gives those of the whole file, or is refused.
 leave another picture: then the labels are those of the pixels that Pillow alone finds in the file.
 """
 
-from __future__ import annotations
-
 import io
 import os
 import re

@@ -4,8 +4,6 @@ PNG files are written by hand from the specification, so that bit depths, 16 bit
 chunks are there that Pillow does not write, and a slip of Pillow's is not repeated.
 """
 
-from __future__ import annotations
-
 import io
 import struct
 import zlib

@@ -1,7 +1,5 @@
 """A family's cases in this process, one after another, each under a limit of time and memory."""
 
-from __future__ import annotations
-
 import faulthandler
 import os
 import random

@@ -5,8 +5,6 @@ recipe that is taken stands as it was given in the weights that it trains; a val
 or out of range is refused with the key that has it.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import random
 from pathlib import Path

@@ -1,7 +1,5 @@
 """TOML texts: values of every type, and texts that are no TOML."""
 
-from __future__ import annotations
-
 import random
 from typing import Any
 

@@ -5,8 +5,6 @@ alone, with nothing temporary beside it. Two trainings leave the files of one of
 is refused.
 """
 
-from __future__ import annotations
-
 import random
 import time
 from pathlib import Path
