@@ -1,5 +1,7 @@
 """What the tests of atrous convolution share: an oracle of their own, problems, error budgets."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 

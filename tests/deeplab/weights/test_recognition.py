@@ -37,17 +37,12 @@ def shapes(name, classes, **options):
 
 
 def recognised(source, content, windows=None, model=None):
-    checkpoint = Checkpoint(
-        Path("file"), source, TRANSLATIONS[source](content), windows_of(windows or {})
-    )
+    windows = {name: Window(*numbers) for name, numbers in (windows or {}).items()}
+    checkpoint = Checkpoint(Path("file"), source, TRANSLATIONS[source](content), windows)
     fit = recognition._fit(checkpoint, model)
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(models.DeepLab, "to_empty", lambda self, device: self)  # no memory
         return recognition._built(checkpoint, fit).config
-
-
-def windows_of(windows):
-    return {name: Window(*numbers) for name, numbers in windows.items()}
 
 
 def refused(source, content, model=None):
