@@ -9,12 +9,8 @@ from several_processes import run_python
 def test_output_that_cannot_be_written_is_refused_before_any_work(tmp_path, weights, command):
     photo, marks = picture(tmp_path / "photo.png"), picture(tmp_path / "marks.png")
     (tmp_path / "file").write_text("not a folder")
-    given = {
-        "segment": [photo, "--weights", weights],
-        "refine": [photo, marks],
-        "demo": [],
-        "train": ["--steps", 1],
-    }
+    given = {"segment": [photo, "--weights", weights], "refine": [photo, marks], "demo": []}
+    given["train"] = ["--steps", 1]
     out = tmp_path / "file" / "out"
     assert_refused(tmp_path, "output folder", command, *given[command], "--out", out)
 
@@ -32,15 +28,10 @@ def test_results_never_overwrite_inputs(tmp_path, weights):
 def test_crf_options_without_sense_are_refused_by_name(tmp_path, weights):
     photo = picture(tmp_path / "photo.png")
     options = ["--weights", weights, "--out", tmp_path / "out"]
-    for option, name in {
-        "--iterations": "iterations",
-        "--gaussian-weight": "gaussian_weight",
-        "--gaussian-sigma-xy": "gaussian_sigma_xy",
-        "--bilateral-weight": "bilateral_weight",
-        "--bilateral-sigma-xy": "bilateral_sigma_xy",
-        "--bilateral-sigma-rgb": "bilateral_sigma_rgb",
-    }.items():
-        assert_refused(tmp_path, f"CRF {name} must be ", "segment", photo, *options, f"{option}=-1")
+    names = ["iterations", "gaussian_weight", "gaussian_sigma_xy", "bilateral_weight"]
+    for name in (*names, "bilateral_sigma_xy", "bilateral_sigma_rgb"):
+        wrong = f"--{name.replace('_', '-')}=-1"
+        assert_refused(tmp_path, f"CRF {name} must be ", "segment", photo, *options, wrong)
 
 
 def test_widths_that_a_lattice_cannot_hold_are_one_line(tmp_path, weights):

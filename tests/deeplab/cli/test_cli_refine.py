@@ -21,9 +21,8 @@ def test_refine_on_photographs_gives_the_colours_of_pydensecrfs_example(tmp_path
     from pydensecrf import utils
 
     image = np.asarray(Image.open(photo))
-    colours, labels = np.unique(
-        np.asarray(Image.open(marks).convert("RGB")).reshape(-1, 3), axis=0, return_inverse=True
-    )
+    colour_of_each = np.asarray(Image.open(marks).convert("RGB")).reshape(-1, 3)
+    colours, labels = np.unique(colour_of_each, axis=0, return_inverse=True)
     assert not colours[0].any()  # black comes first, so it is label 0: unsure
     model = dcrf.DenseCRF(labels.size, len(colours) - 1)
     model.setUnaryEnergy(utils.unary_from_labels(labels.ravel(), len(colours) - 1, gt_prob=0.7))
@@ -49,11 +48,8 @@ def test_refine_spreads_scribbles_and_names_labels_by_their_colours(tmp_path):
 def test_refine_takes_the_label_maps_own_name(tmp_path):
     photo, marks, truth = scribbled(tmp_path)
     done("refine", photo, marks, "--out", tmp_path / "out" / "result.png", "--probabilities")
-    assert files(tmp_path / "out") == [
-        "result.png",
-        "result_overlay.png",
-        "result_probabilities.npz",
-    ]
+    names = ["result.png", "result_overlay.png", "result_probabilities.npz"]
+    assert files(tmp_path / "out") == names
     assert np.array_equal(indices(tmp_path / "out" / "result.png"), truth)
 
 
@@ -157,10 +153,9 @@ def test_refine_refuses_annotations_and_probabilities_that_do_not_fit(tmp_path):
         "broken.npz": "broken.npz: cannot be read",
         "none.npz": "none.npz: no such file",
     }.items():
-        out = ["--out", tmp_path / "out"]
-        assert_refused(tmp_path, message, "refine", photo, tmp_path / name, *out)
+        given = ["refine", photo, tmp_path / name, "--out", tmp_path / "out"]
+        assert_refused(tmp_path, message, *given)
     assert_refused(tmp_path, "gt_prob", "refine", photo, marks, "--gt-prob", "0.5")
     assert_refused(tmp_path, "30 x 20 pixels, the image 30 x 19", "refine", small, marks)
-    assert_refused(
-        tmp_path, "holds probabilities", "refine", photo, tmp_path / "n.npy", "--indices"
-    )
+    given = ["refine", photo, tmp_path / "n.npy", "--indices"]
+    assert_refused(tmp_path, "holds probabilities", *given)

@@ -16,9 +16,7 @@ from deeplab.weights import load_model
 
 
 @pytest.mark.parametrize("labels", ["none", "dummies", "no folder"])
-def test_the_test_split_of_cityscapes_is_predicted_with_or_without_its_dummy_labels(
-    tmp_path, labels
-):
+def test_the_test_split_of_cityscapes_is_predicted_whatever_its_labels(tmp_path, labels):
     image = picture(tmp_path / "leftImg8bit/test/berlin/berlin_000000_000019_leftImg8bit.png")
     if labels != "no folder":
         truth = tmp_path / "gtFine" / "test" / "berlin"
@@ -35,10 +33,8 @@ def test_the_test_split_of_cityscapes_is_predicted_with_or_without_its_dummy_lab
     ids = np.array([7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33])
     with zipfile.ZipFile(up / "results.zip") as packed:
         assert packed.namelist() == ["berlin_000000_000019_labelIds.png"]
-    for file in (
-        up / "results" / "berlin_000000_000019_labelIds.png",
-        tmp_path / "own" / "berlin_000000_000019.png",
-    ):
+    name = "berlin_000000_000019"
+    for file in (up / "results" / f"{name}_labelIds.png", tmp_path / "own" / f"{name}.png"):
         with Image.open(file) as found:
             np.testing.assert_array_equal(np.asarray(found), ids[expected])
 

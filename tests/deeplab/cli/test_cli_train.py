@@ -7,7 +7,7 @@ import pytest
 from commands import assert_refused, done, run
 
 from deeplab.model import deeplab_v2_small
-from deeplab.training import TrainConfig
+from deeplab.training import TrainConfig, TrainResult
 from deeplab.weights import read_metadata, save_weights
 
 TINY = ["--steps", 2, "--batch-size", 2, "--crop", 33, "--scenes", 2, "--validation-scenes", 1]
@@ -16,9 +16,8 @@ TINY = ["--steps", 2, "--batch-size", 2, "--crop", 33, "--scenes", 2, "--validat
 def test_train_writes_weights_that_evaluate_and_segment_take(tmp_path):
     out = tmp_path / "new" / "w.safetensors"
     result = done("train", "--out", out, *TINY, "--workers", 0, "--precision", "float32")
-    assert re.match(
-        r"deeplab_v2_small: 2 of 2 steps, loss [\d.]+, mIoU [\d.]+ on 1 ", result.stdout
-    )
+    said = r"deeplab_v2_small: 2 of 2 steps, loss [\d.]+, mIoU [\d.]+ on 1 "
+    assert re.match(said, result.stdout)
     recipe = read_metadata(out)["recipe"]
     assert (recipe["steps"], recipe["crop"], recipe["lr"]) == (2, 33, TrainConfig().lr)
 
@@ -61,9 +60,8 @@ def test_train_and_evaluate_refuse_what_makes_no_sense(tmp_path):
     out = ["--out", tmp_path / "new.safetensors"]
     assert_refused(tmp_path, "--lr must be a number above 0, not -1", "train", "--lr=-1", *out)
     assert_refused(tmp_path, "--batch-size must be", "train", "--batch-size=0", *out)
-    assert_refused(
-        tmp_path, "--model must be one of deeplab_v1_7x7, ", "train", "--model=unet", *out
-    )
+    message = "--model must be one of deeplab_v1_7x7, "
+    assert_refused(tmp_path, message, "train", "--model=unet", *out)
     message = "has 3 classes, scenes test has 11 classes"
     assert_refused(tmp_path, message, "evaluate", "--weights", path)
     for count in (0, 1_000_001):  # the validation scenes end where the test scenes start
@@ -71,8 +69,6 @@ def test_train_and_evaluate_refuse_what_makes_no_sense(tmp_path):
 
 
 def test_interrupted_training_exits_with_130_and_says_where_it_is(tmp_path, monkeypatch):
-    from deeplab.training import TrainResult
-
     model = deeplab_v2_small(num_classes=3)
     stopped = TrainResult(model, 7, True, 1.5, {"miou": 0.25})
     monkeypatch.setattr("deeplab.training.train", lambda *args, **kwargs: stopped)

@@ -89,9 +89,8 @@ def test_cityscapes_gets_grey_label_ids_under_names_that_its_script_finds(tmp_pa
 def test_label_maps_in_the_sets_own_values_read_back_as_the_classes(tmp_path):
     """Whatever the set stores: Cityscapes' ids, a class file's values, Context's other order."""
     own = own_data(tmp_path / "own")
-    (own / "classes.toml").write_text(
-        "".join(f"[[class]]\nname = 'c{v}'\nlabel = {v}\n" for v in (0, 255, 7))
-    )
+    classes = (f"[[class]]\nname = 'c{v}'\nlabel = {v}\n" for v in (0, 255, 7))
+    (own / "classes.toml").write_text("".join(classes))
     context = tmp_path / "VOC2010"
     picture(context / "JPEGImages" / "a.jpg")
     label_map(context / "59_context_labels" / "a.png", [0])

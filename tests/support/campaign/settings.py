@@ -213,7 +213,7 @@ def handmade(_shared: Path) -> list[Case]:
         train = ["train", "--out", "w.safetensors", f"--config={name}", "--set", "crop=18"]
         made.append(Command(f"--config {name!a}", train, {}, "refused"))
     several = ["train", "--out", "w.safetensors", "--set", "crop=17\nsteps=5"]
-    several += ["--set", "batch_size=0"]
+    several += ["--set", "workers=-1"]
     made.append(Command("two settings in one --set", several, {}, "refused", ["crop"]))
     return made
 
