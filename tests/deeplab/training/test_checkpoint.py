@@ -140,13 +140,9 @@ def test_a_run_that_fails_before_its_first_state_leaves_the_weights_but_no_state
     runs, pictures, tmp_path
 ):
     shutil.copytree(runs / "finished", tmp_path, dirs_exist_ok=True)
+    exploding = dataclasses.replace(SHORT, lr=1e30)
     with pytest.raises(FloatingPointError):
-        run(
-            dataclasses.replace(SHORT, lr=1e30),
-            pictures,
-            tmp_path / "w.safetensors",
-            overwrite=True,
-        )
+        run(exploding, pictures, tmp_path / "w.safetensors", overwrite=True)
     assert not (tmp_path / "w.state").exists()
     refused(tmp_path, "weights lie here, without the state of a run", pictures)
 

@@ -64,7 +64,7 @@ GOOD = pictures((0, 1), (1, 0, 255))
         ((1,), r"only front \(label 1\) occurs, of 2 classes; check the label maps"),
     ],
 )
-def test_files_that_teach_nothing_are_refused_before_the_first_picture_is_read(
+def test_files_that_teach_nothing_are_refused_before_any_picture_is_read(
     tmp_path, monkeypatch, values, message
 ):
     train, val = opened(on_disk(tmp_path / "data", pictures(values, values), GOOD))
@@ -206,11 +206,9 @@ def test_a_run_in_two_parts_counts_as_one(tmp_path):
     train = pictures(*[(0, 255)] * 11, (0, 1))
     whole, out = tmp_path / "whole.safetensors", tmp_path / "w.safetensors"
     trained(train, out=whole, steps=6)
-    stopping = Signalling(train, 6, signal.SIGTERM)
-    assert trained(stopping, out=out, steps=6).steps == 3
+    assert trained(Signalling(train, 6, signal.SIGTERM), out=out, steps=6).steps == 3
     config = dataclasses.replace(FAST, steps=6)
-    kept = pictures((0, 1))
-    result = run(config, train, out, validation=kept, resume=True, **TWO)
+    result = run(config, train, out, validation=pictures((0, 1)), resume=True, **TWO)
     assert result.absent["training"] == ()
     states = [read_state(Files(path).state)["drawn"] for path in (whole, out)]
     assert torch.equal(states[0]["pixels"], states[1]["pixels"])

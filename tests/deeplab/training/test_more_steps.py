@@ -57,7 +57,7 @@ def test_a_finished_run_resumes_to_itself_and_says_how_to_train_on(pictures, out
     )
 
 
-def test_more_steps_of_a_rate_that_knows_no_end_are_the_run_that_had_them_from_the_start(
+def test_more_steps_of_a_rate_without_an_end_are_the_run_that_had_them_from_the_start(
     pictures, tmp_path
 ):
     """The step policy does not depend on the number of steps: bit for bit."""
@@ -73,9 +73,7 @@ def test_more_steps_of_a_rate_that_knows_no_end_are_the_run_that_had_them_from_t
     for key, value in states[0]["optimizer"]["state"].items():
         other = states[1]["optimizer"]["state"][key]
         assert torch.equal(value["momentum_buffer"], other["momentum_buffer"])
-    logged = [
-        [(row["step"], row["loss"], row["lr"]) for row in rows(path)] for path in (whole, parts)
-    ]
+    logged = [[(row["step"], row["loss"], row["lr"]) for row in rows(o)] for o in (whole, parts)]
     assert logged[0] == logged[1]
     assert [row["step"] for row in rows(parts) if row["miou"]] == ["2", "4"]
 
@@ -96,9 +94,7 @@ def test_the_schedule_of_more_steps_is_told_used_and_written_down(pictures, out,
     assert about["restated"] == [{"step": 2, "steps_before": 2}]
 
 
-def test_a_stopped_run_takes_other_steps_too_and_ends_where_it_is_told_to(
-    pictures, tmp_path, capfd
-):
+def test_a_stopped_run_takes_other_steps_too_and_ends_where_told(pictures, tmp_path, capfd):
     out = tmp_path / "w.safetensors"
     run(LONGER, stop_at(1, pictures), out)
     fewer = run(SHORT, stop_at(1, pictures), out, resume=True)
@@ -157,11 +153,9 @@ def test_the_command_trains_a_finished_run_on_with_more_steps_only(out, monkeypa
     small = tiny_pictures()
     monkeypatch.setattr(scenes, "ScenesDataset", lambda start, length: small)
     resume = ["train", "--out", out, "--resume"]
-    before = contents(out.parent)
     recipe = tmp_path / "recipe.toml"
-    stored = dataclasses.asdict(SHORT)
-    lines = [f"{key} = {json.dumps(stored[key])}" for key in ("batch_size", "crop", "lr", "warmup")]
-    lines += [f"{key} = {json.dumps(stored[key])}" for key in ("precision", "device", "workers")]
+    keys = ("batch_size", "crop", "lr", "warmup", "precision", "device", "workers")
+    lines = [f"{key} = {json.dumps(getattr(SHORT, key))}" for key in keys]
     recipe.write_text("\n".join(lines))
     before = contents(out.parent)
     for given in ([], ["--config", recipe]):  # a recipe without steps asks for none

@@ -101,7 +101,6 @@ def test_dropout_is_drawn_anew_for_each_step_and_process(pictures):
     ("change", "message"),
     [
         ({"lr": 0.03}, "lr 0.02 then, 0.03 now"),
-        ({"seed": 1}, "seed 0 then, 1 now"),
         ({"model_options": {"rates": [6]}}, r"model_options.rates absent then, \[6\] now"),
     ],
 )

@@ -18,9 +18,8 @@ from deeplab.weights import load_model, read_metadata
 
 
 def test_a_few_steps_overfit_two_pictures(pictures):
-    config = dataclasses.replace(
-        SHORT, steps=30, lr=0.03, head_lr_scale=1.0, scales=(1.0, 1.0), mirror=False
-    )
+    changes = {"lr": 0.03, "head_lr_scale": 1.0, "scales": (1.0, 1.0), "mirror": False}
+    config = dataclasses.replace(SHORT, steps=30, **changes)
     before = run(dataclasses.replace(config, steps=1), pictures)
     after = run(config, pictures)
     assert after.loss < 0.5 * before.loss

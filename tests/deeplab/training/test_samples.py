@@ -32,22 +32,14 @@ def test_samples_depend_on_seed_and_index_alone(pictures):
     assert not torch.equal(samples[0][0], samples[2][0])
 
 
-def test_every_epoch_visits_every_picture_once():
-    seen = []
-
-    class Counted:
-        def __len__(self):
-            return 5
-
-        def __getitem__(self, index):
-            seen.append(index)
-            return np.zeros((9, 9, 3), np.uint8), np.zeros((9, 9), np.uint8)
-
-    samples = Samples(Counted(), dataclasses.replace(SHORT, crop=9, steps=5, batch_size=2))
+def test_every_epoch_visits_every_picture_once(pictures):
+    counted = Counted(pictures[:1] * 5)
+    samples = Samples(counted, dataclasses.replace(SHORT, steps=5))
     for i in range(10):
         samples[i]
-    assert sorted(seen[:5]) == sorted(seen[5:]) == list(range(5))
-    assert seen[:5] != seen[5:]
+    first, second = counted.reads[:5], counted.reads[5:]
+    assert sorted(first) == sorted(second) == list(range(5))
+    assert first != second
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -80,10 +72,8 @@ def test_broken_pictures_are_passed_over_on_request_counted_and_said(tmp_path, c
     data = own_data(tmp_path, broken="qr")
     config = dataclasses.replace(SHORT, workers=workers, skip_broken=True, log_every=1)
     result = run(config, data, validation=data)
-    assert [message.split(": ")[0].split("/")[-1] for message in result.broken] == [
-        "q.png",
-        "r.png",
-    ]
+    named = [message.split(": ")[0].split("/")[-1] for message in result.broken]
+    assert named == ["q.png", "r.png"]
     said = capfd.readouterr().err
     assert "2 broken pictures were passed over: " in said
     assert said.count("Passed over: ") == 2
@@ -114,9 +104,7 @@ def test_what_is_no_picture_or_no_label_is_named(pictures, image, labels, messag
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["spawn", "forkserver"])
-def test_workers_give_the_same_samples_however_they_are_started(
-    pictures, tmp_path, monkeypatch, method
-):
+def test_workers_give_the_same_samples_however_started(pictures, tmp_path, monkeypatch, method):
     # Every kind of data goes to one worker, which takes seconds to start.
     data = ConcatDataset([pictures, InMemory(pictures), own_data(tmp_path)])
     config = dataclasses.replace(SHORT, steps=len(data) // SHORT.batch_size)
@@ -214,9 +202,7 @@ def test_a_broken_picture_in_memory_is_named_when_its_turn_comes(pictures):
         kept[1]
 
 
-def test_pictures_that_do_not_fit_the_memory_are_refused_before_most_are_read(
-    pictures, monkeypatch
-):
+def test_pictures_beyond_the_memory_are_refused_before_most_are_read(pictures, monkeypatch):
     monkeypatch.setattr(memory, "available", lambda device: 3 * pictures[0][0].nbytes)
     counted = Counted([pictures[0]] * 50)
     with pytest.raises(InputError, match="50 pictures in memory needs at least"):

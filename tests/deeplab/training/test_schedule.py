@@ -33,9 +33,8 @@ def test_group_factors_and_schedule_reach_the_optimizer(pictures, monkeypatch):
 
     class Recorder(torch.optim.SGD):
         def step(self, closure=None):
-            seen.append(
-                {g["name"]: (g["lr"], g["weight_decay"], g["momentum"]) for g in self.param_groups}
-            )
+            keys = ("lr", "weight_decay", "momentum")
+            seen.append({g["name"]: tuple(g[key] for key in keys) for g in self.param_groups})
             return super().step(closure)
 
     monkeypatch.setattr(torch.optim, "SGD", Recorder)
@@ -56,9 +55,8 @@ def test_group_factors_and_schedule_reach_the_optimizer(pictures, monkeypatch):
 
 @pytest.mark.parametrize("scale", [0.2, 1.0, 10.0])
 def test_head_lr_scale_is_relative_to_the_body(scale):
-    groups = make_optimizer(
-        deeplab_v2_small(5), dataclasses.replace(SHORT, head_lr_scale=scale)
-    ).param_groups
+    config = dataclasses.replace(SHORT, head_lr_scale=scale)
+    groups = make_optimizer(deeplab_v2_small(5), config).param_groups
     rates = {group["name"]: group["lr"] for group in groups}
     assert rates["head_weight"] / rates["body_weight"] == pytest.approx(scale)
     assert rates["head_bias"] / rates["body_weight"] == pytest.approx(2 * scale)
