@@ -111,14 +111,14 @@ def test_scenes_are_a_data_set_of_the_same_kind():
 
 
 def test_what_is_asked_wrongly_is_refused_in_one_line(tmp_path):
-    with pytest.raises(InputError, match="no data set 'voc'; there are voc2012, pascal_context"):
-        open_dataset("voc", tmp_path, "train")
-    with pytest.raises(InputError, match="camvid: no option 'ignore'; it has none"):
-        open_dataset("camvid", tmp_path, "train", ignore=3)
-    with pytest.raises(InputError, match="no such folder; camvid is expected there"):
-        open_dataset("camvid", tmp_path / "gone", "train")
-    with pytest.raises(InputError, match="camvid: a folder is needed"):
-        open_dataset("camvid", None, "train")
+    for name, root, options, message in (
+        ("voc", tmp_path, {}, "no data set 'voc'; there are voc2012, pascal_context"),
+        ("camvid", tmp_path, {"ignore": 3}, "camvid: no option 'ignore'; it has none"),
+        ("camvid", tmp_path / "gone", {}, "no such folder; camvid is expected there"),
+        ("camvid", None, {}, "camvid: a folder is needed"),
+    ):
+        with pytest.raises(InputError, match=message):
+            open_dataset(name, root, "train", **options)
 
 
 @pytest.mark.parametrize(

@@ -31,15 +31,14 @@ def test_label_files_that_hold_no_indices_are_refused(own):
     path = own / "labels" / "d.png"
     data = open_dataset("folder", own, "all")
     index = data.names.index("d")
-    Image.new("RGB", (24, 20)).save(path)
-    with pytest.raises(InputError, match=r"d.png: a picture in colours.*classes.toml"):
-        data[index]
-    Image.new("LA", (24, 20)).save(path)
-    with pytest.raises(InputError, match=r"d.png: pixels of type LA"):
-        data[index]
-    Image.fromarray(np.full((20, 24), 1000, np.uint16)).save(path)
-    with pytest.raises(InputError, match=r"d.png: values from 1000 to 1000"):
-        data[index]
+    for wrong, message in (
+        (Image.new("RGB", (24, 20)), "a picture in colours.*classes.toml"),
+        (Image.new("LA", (24, 20)), "pixels of type LA"),
+        (Image.fromarray(np.full((20, 24), 1000, np.uint16)), "values from 1000 to 1000"),
+    ):
+        wrong.save(path)
+        with pytest.raises(InputError, match=f"d.png: {message}"):
+            data[index]
     Image.fromarray(np.full((20, 24), 2, np.uint16)).save(path)
     assert (data[index][1] == 2).all()
     path.unlink()
