@@ -46,10 +46,7 @@ def test_every_family_is_in_the_short_form():
 
 
 def tally_of(*cases: case.Case) -> Tally:
-    nothing = Family(
-        "f", "", lambda _shared: None, lambda _shared: st.nothing(), lambda _shared: []
-    )
-    chosen = Family(nothing.name, "", nothing.prepare, lambda _: st.sampled_from(cases))
+    chosen = Family("f", "", lambda _shared: None, lambda _shared: st.sampled_from(cases))
     return runner.run_family(chosen, 0, len(cases))
 
 
@@ -60,9 +57,7 @@ def found(*cases: case.Case) -> str:
     return str(failure["wrong"])
 
 
-def acts(
-    monkeypatch: pytest.MonkeyPatch, status: int, stderr: str = "", writes: str = ""
-) -> Command:
+def acts(monkeypatch, status: int, stderr: str = "", writes: str = "") -> Command:
     """A command that behaves as told, in place of the product."""
 
     def run_command(_args: object) -> int:

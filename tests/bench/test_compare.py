@@ -30,15 +30,12 @@ def add_comparison(
     **more: Any,
 ) -> None:
     """Add a comparison as a developer would: a module and a line in the table."""
-    prepared = Prepared(
-        candidates={"ours": lambda: 0, "peer": lambda: 0},
-        gate=lambda outputs: [Check("largest error", error, 1e-3)],
-        notes=["the peer is made up"],
-    )
+    calls = {"ours": lambda: 0, "peer": lambda: 0}
+    check = Check("largest error", error, 1e-3)
+    prepared = Prepared(calls, lambda outputs: [check], notes=["the peer is made up"])
     cases = [Case("one", lambda: prepared, bar=1e9), *others]
-    module = SimpleNamespace(
-        COMPARISON=Comparison("made_up", "Made up.", devices, lambda settings: cases, **more)
-    )
+    comparison = Comparison("made_up", "Made up.", devices, lambda settings: cases, **more)
+    module = SimpleNamespace(COMPARISON=comparison)
     monkeypatch.setitem(sys.modules, "compare_made_up", module)
     monkeypatch.setitem(compare.COMPARISONS, "made_up", "made up")
     monkeypatch.setattr(machine, "ceilings", lambda device: CEILINGS)
@@ -80,7 +77,7 @@ def test_a_table_shows_times_and_says_what_the_reader_must_know(tmp_path, monkey
     assert steps, "steps are told on standard error where the output is no terminal"
 
 
-def test_outputs_that_do_not_agree_end_in_exit_code_1_and_say_by_how_much(
+def test_outputs_that_do_not_agree_end_in_exit_code_1_and_by_how_much(
     tmp_path, monkeypatch, capsys
 ):
     add_comparison(monkeypatch, error=0.25)
@@ -92,9 +89,7 @@ def test_outputs_that_do_not_agree_end_in_exit_code_1_and_say_by_how_much(
     assert "not timed" in shown
 
 
-def test_a_case_that_breaks_ends_in_exit_code_1_and_is_named_with_its_error(
-    tmp_path, monkeypatch, capsys
-):
+def test_a_case_that_breaks_ends_in_exit_code_1_named_with_its_error(tmp_path, monkeypatch, capsys):
     def breaks() -> Prepared:
         raise MemoryError("[too] large")
 
@@ -152,10 +147,8 @@ def test_help_names_every_comparison_and_explains_the_table(capsys):
 
 
 def test_every_name_in_the_table_is_a_module_beside_compare():
-    folder = Path(compare.__file__).parent
-    assert {f"compare_{name}.py" for name in compare.COMPARISONS} == {
-        path.name for path in folder.glob("compare_*.py")
-    }
+    modules = {path.name for path in Path(compare.__file__).parent.glob("compare_*.py")}
+    assert {f"compare_{name}.py" for name in compare.COMPARISONS} == modules
 
 
 def test_no_module_of_bench_shadows_a_package_or_the_standard_library():

@@ -25,10 +25,9 @@ def test_ours_agrees_with_the_peer_in_whole_and_in_parts(part):
 
 @pytest.mark.parametrize("part", [compare_crf.whole, compare_crf.set_up, compare_crf.iterations])
 def test_without_the_peer_ours_is_held_against_the_oracle_and_the_reader_told(part, monkeypatch):
-    found = importlib.util.find_spec
-    monkeypatch.setattr(
-        importlib.util, "find_spec", lambda name: None if name == "pydensecrf" else found(name)
-    )
+    find = importlib.util.find_spec
+    without = lambda name: None if name == "pydensecrf" else find(name)  # noqa: E731
+    monkeypatch.setattr(importlib.util, "find_spec", without)
     prepared = compare_crf.prepare(SMALL, part)
     assert list(prepared.candidates) == [OURS]
     assert "pydensecrf2 is not installed" in prepared.notes[0]

@@ -39,11 +39,3 @@ def test_marginals_are_probabilities(method, size, labels, sigmas, normalization
     assert found.shape == logits.shape
     assert found.isfinite().all()
     torch.testing.assert_close(found.sum(1), torch.ones(batch, height, width))
-
-
-@any_method
-def test_an_empty_batch_gives_an_empty_result(method):
-    model = crf.DenseCRF(3, method=method, iterations=2)
-    logits, images = torch.zeros(0, 3, 4, 5), torch.zeros(0, 3, 4, 5)
-    for found in (model(logits, images), model.refine_logits(logits, images)):
-        assert found.shape == logits.shape

@@ -57,15 +57,6 @@ def test_lists_of_other_lengths_are_named(images, features, words):
 
 
 @any_method
-def test_a_batch_is_its_images_one_by_one(method):
-    model = crf.DenseCRF(3, bilateral=crf.Bilateral(4.0, 9.0, 60.0), iterations=3, method=method)
-    logits, images = torch.randn(3, 3, 5, 6), 255 * torch.rand(3, 3, 5, 6)
-    found = model(logits, images)
-    for b in range(3):
-        torch.testing.assert_close(found[b], model(logits[b][None], images[b][None])[0])
-
-
-@any_method
 def test_a_volume_is_filtered_by_the_distances_of_its_voxels(method):
     logits, scan = torch.randn(2, 3, 3, 4, 5).double(), 255 * torch.rand(2, 1, 3, 4, 5).double()
     features = crf.grid_features((3, 4, 5), (4.0, 3.0, 2.0), scan, 80.0)
@@ -88,32 +79,28 @@ def test_a_volume_is_filtered_by_the_distances_of_its_voxels(method):
 
 
 def test_grid_features_are_places_and_values_over_sigma():
-    features = crf.grid_features(
-        (2, 3), (2.0, 5.0), torch.arange(12.0).reshape(1, 2, 2, 3), (1.0, 4.0)
-    )
+    values = torch.arange(12.0).reshape(1, 2, 2, 3)
+    features = crf.grid_features((2, 3), (2.0, 5.0), values, (1.0, 4.0))
     assert features[0, 4].tolist() == pytest.approx([1 / 2, 1 / 5, 4.0, 10 / 4])
     assert torch.equal(crf.grid_features((2, 3), 1.0), crf.grid_features((2, 3), (1.0, 1.0)))
+
+
+VALUES = torch.zeros(1, 1, 2, 3)
 
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (((2, 3), 0.0), "sigma must be positive"),
-        (((2, 3), (1.0, 1.0, 1.0)), "sigma must be one number or 2 of them"),
-        (((2, 3), 1.0, torch.zeros(1, 1, 2, 3)), "values and sigma_values go together"),
-        (
-            ((2, 3), 1.0, torch.zeros(1, 1, 3, 2), 1.0),
-            r"values must have shape \[B, channels, 2, 3",
-        ),
-        (
-            ((2, 3), 1.0, torch.zeros(1, 1, 2, 3), (1.0, 2.0)),
-            "sigma_values must be one number or 1",
-        ),
+        ((0.0,), "sigma must be positive"),
+        (((1.0, 1.0, 1.0),), "sigma must be one number or 2 of them"),
+        ((1.0, VALUES), "values and sigma_values go together"),
+        ((1.0, VALUES.mT, 1.0), r"values must have shape \[B, channels, 2, 3"),
+        ((1.0, VALUES, (1.0, 2.0)), "sigma_values must be one number or 1"),
     ],
 )
 def test_bad_grid_features_are_named(arguments, words):
     with pytest.raises(ValueError, match=words):
-        crf.grid_features(*arguments)
+        crf.grid_features((2, 3), *arguments)
 
 
 def test_without_a_bilateral_term_no_images_are_needed():

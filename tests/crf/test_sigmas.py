@@ -55,9 +55,8 @@ def test_the_argument_at_fault_is_named_as_it_was_given():
 
 def test_features_that_the_caller_divided_are_called_features():
     features = create_pairwise_bilateral((3, 3), (1e-5,) * 3, IMAGE, chdim=2)
-    with pytest.raises(
-        ValueError, match=r"^features are too large .* schan of crf.pydensecrf.utils"
-    ):
+    message = r"^features are too large .* schan of crf.pydensecrf.utils"
+    with pytest.raises(ValueError, match=message):
         dcrf.DenseCRF(48, 2).addPairwiseEnergy(features, compat=3)
     with pytest.raises(ValueError, match=r"^features must be finite"):
         dcrf.DenseCRF(48, 2).addPairwiseEnergy(np.full_like(features, np.nan), compat=3)

@@ -32,8 +32,18 @@ FEATURES = np.random.default_rng(1).normal(0, 1, (2, POINTS)).astype(np.float32)
 MATRIX = np.array([[-2, 1, 0], [0, -1, 0.5], [3, 0, -4]], np.float32)
 
 
-def small_crf() -> dcrf.DenseCRF:
+def small_crf(
+    unary: Any = UNARY, features: Any = FEATURES, compat: Any = MATRIX, **options: Any
+) -> dcrf.DenseCRF:
     crf = dcrf.DenseCRF(POINTS, LABELS)
-    crf.setUnaryEnergy(UNARY)
-    crf.addPairwiseEnergy(FEATURES, MATRIX)
+    crf.setUnaryEnergy(unary)
+    crf.addPairwiseEnergy(features, compat, **options)
     return crf
+
+
+def on_a_picture(sxy: Any, srgb: Any, image: Any) -> Array:
+    """Marginals of a small picture with a bilateral term."""
+    crf = dcrf.DenseCRF2D(image.shape[1], image.shape[0], LABELS)
+    crf.setUnaryEnergy(UNARY[:, : image.shape[0] * image.shape[1]])
+    crf.addPairwiseBilateral(sxy, srgb, image, compat=2)
+    return crf.inference(3)

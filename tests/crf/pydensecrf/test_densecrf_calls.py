@@ -14,6 +14,7 @@ from densecrf_problems import (
     Array,
     kl_per_step,
     noisy_image,
+    on_a_picture,
     small_crf,
 )
 
@@ -34,9 +35,8 @@ def normalised_filter(normalization: int) -> Array:
     """F with its normalisation as a matrix `[to, from]`."""
     features = torch.from_numpy(FEATURES.T.copy())[None].double()
     identity = torch.eye(POINTS, dtype=torch.float64)[None]
-    filter = gaussian_filter(identity, features, method="permutohedral", impl="reference")[
-        0
-    ].numpy()
+    how = {"method": "permutohedral", "impl": "reference"}
+    filter = gaussian_filter(identity, features, **how)[0].numpy()
     mass = filter.sum(axis=1)
     after, before = {
         dcrf.NO_NORMALIZATION: (np.ones(POINTS), np.ones(POINTS)),
@@ -57,9 +57,7 @@ def softmax(field: Array) -> Array:
 def test_update_and_divergence_follow_the_formula(form, normalization):
     compat, penalty = SIGNED[form]
     matrix = normalised_filter(normalization)
-    crf = dcrf.DenseCRF(POINTS, LABELS)
-    crf.setUnaryEnergy(UNARY)
-    crf.addPairwiseEnergy(FEATURES, compat, normalization=normalization)
+    crf = small_crf(compat=compat, normalization=normalization)
 
     expected = softmax(-UNARY.astype(np.float64))
     for _ in range(4):
@@ -118,12 +116,9 @@ def test_without_pairwise_terms_inference_is_the_softmax():
 
 
 def test_later_unary_replaces_the_earlier_one():
-    crf = small_crf()
-    crf.setUnaryEnergy(UNARY[::-1].copy())
-    expected = dcrf.DenseCRF(POINTS, LABELS)
-    expected.setUnaryEnergy(UNARY[::-1].copy())
-    expected.addPairwiseEnergy(FEATURES, MATRIX)
-    np.testing.assert_array_equal(crf.inference(5), expected.inference(5))
+    crf, other = small_crf(), UNARY[::-1].copy()
+    crf.setUnaryEnergy(other)
+    np.testing.assert_array_equal(crf.inference(5), small_crf(other).inference(5))
 
 
 def test_changing_the_inputs_afterwards_changes_nothing():
@@ -166,10 +161,7 @@ def test_logistic_unary_is_weights_times_features():
 def test_impossible_label_stays_at_zero():
     unary = UNARY.copy()
     unary[1] = np.inf
-    crf = dcrf.DenseCRF(POINTS, LABELS)
-    crf.setUnaryEnergy(unary)
-    crf.addPairwiseEnergy(FEATURES, 2)
-    q = crf.inference(5)
+    q = small_crf(unary, compat=2).inference(5)
     np.testing.assert_allclose(q[1], 0, atol=1e-30)
     np.testing.assert_allclose(q.sum(axis=0), 1, atol=1e-6)
 
@@ -177,11 +169,8 @@ def test_impossible_label_stays_at_zero():
 def test_divergence_leaves_out_impossible_labels():
     unary = UNARY.copy()
     unary[1] = np.inf
-    forbidding, nearly = dcrf.DenseCRF(POINTS, LABELS), dcrf.DenseCRF(POINTS, LABELS)
-    forbidding.setUnaryEnergy(unary)
-    nearly.setUnaryEnergy(np.minimum(unary, 200))  # exp(-200) is 0 in float32
-    for crf_of in (forbidding, nearly):
-        crf_of.addPairwiseEnergy(FEATURES, 2)
+    forbidding = small_crf(unary, compat=2)
+    nearly = small_crf(np.minimum(unary, 200), compat=2)  # exp(-200) is 0 in float32
     q = forbidding.inference(5)
     assert forbidding.klDivergence(q) == pytest.approx(nearly.klDivergence(q), rel=1e-5)
     q[1] = 0
@@ -190,25 +179,13 @@ def test_divergence_leaves_out_impossible_labels():
 
 
 def test_kernel_type_changes_nothing():
-    results = []
-    for kernel in dcrf.KernelType:
-        crf = dcrf.DenseCRF(POINTS, LABELS)
-        crf.setUnaryEnergy(UNARY)
-        crf.addPairwiseEnergy(FEATURES, 2, kernel=kernel)
-        results.append(crf.inference(3))
-    np.testing.assert_array_equal(results[0], results[1])
-    np.testing.assert_array_equal(results[0], results[2])
+    first, *others = (small_crf(kernel=kernel).inference(3) for kernel in dcrf.KernelType)
+    assert [np.array_equal(first, other) for other in others] == [True, True]
 
 
 def test_sigma_of_infinity_ignores_a_dimension():
     image = np.zeros((3, 4, 3), np.uint8)
-    unary = UNARY[:, :12]
-    results = []
-    for sxy in ((np.inf, 2), (1e30, 2)):
-        crf = dcrf.DenseCRF2D(4, 3, LABELS)
-        crf.setUnaryEnergy(unary)
-        crf.addPairwiseBilateral(sxy, 10, image, 2)
-        results.append(crf.inference(3))
+    results = (on_a_picture((first, 2), 10, image) for first in (np.inf, 1e30))
     np.testing.assert_array_equal(*results)
 
 
@@ -244,10 +221,7 @@ def test_two_runs_agree_bit_for_bit(threads):
 @pytest.mark.parametrize("change", ["device", "dtype"])
 def test_torchs_defaults_for_new_tensors_change_nothing(change):
     def marginals() -> Any:
-        crf_2d = dcrf.DenseCRF2D(5, 4, LABELS)
-        crf_2d.setUnaryEnergy(UNARY[:, :20])
-        crf_2d.addPairwiseBilateral(3, 20, np.arange(60, dtype=np.uint8).reshape(4, 5, 3), 3)
-        return crf_2d.inference(3)
+        return on_a_picture(3, 20, np.arange(60, dtype=np.uint8).reshape(4, 5, 3))
 
     expected = marginals()
     try:
@@ -285,31 +259,22 @@ def test_subclass_may_extend_the_constructor():
     ids=["float64", "fortran", "strided", "reversed", "torch", "requires_grad", "memoryview"],
 )
 def test_other_arrays_of_the_same_numbers_give_the_same_result(convert):
-    crf = dcrf.DenseCRF(POINTS, LABELS)
-    crf.setUnaryEnergy(convert(UNARY.copy()))
-    crf.addPairwiseEnergy(convert(FEATURES.copy()), convert(MATRIX.copy()))
+    crf = small_crf(*(convert(array.copy()) for array in (UNARY, FEATURES, MATRIX)))
     np.testing.assert_array_equal(crf.inference(3), small_crf().inference(3))
 
 
 def test_image_may_have_any_strides_or_be_a_tensor():
     image = np.random.default_rng(0).integers(0, 256, (4, 6, 3)).astype(np.uint8)
-    results = []
-    for picture in (image, image[:, ::-1].copy()[:, ::-1], torch.from_numpy(image)):
-        crf = dcrf.DenseCRF2D(6, 4, LABELS)
-        crf.setUnaryEnergy(UNARY)
-        crf.addPairwiseBilateral(5, 10, picture, 2)
-        results.append(crf.inference(2))
-    np.testing.assert_array_equal(results[0], results[1])
-    np.testing.assert_array_equal(results[0], results[2])
+    expected = on_a_picture(5, 10, image)
+    for picture in (image[:, ::-1].copy()[:, ::-1], torch.from_numpy(image)):
+        np.testing.assert_array_equal(on_a_picture(5, 10, picture), expected)
 
 
 def test_read_only_arrays_pass_without_a_warning(recwarn):
-    unary, features, matrix = (array.copy() for array in (UNARY, FEATURES[:1], MATRIX))
-    for array in (unary, features, matrix):
+    given = [array.copy() for array in (UNARY, FEATURES[:1], MATRIX)]
+    for array in given:
         array.flags.writeable = False
-    crf = dcrf.DenseCRF(POINTS, LABELS)
-    crf.setUnaryEnergy(unary)
-    crf.addPairwiseEnergy(features, matrix)
+    crf = small_crf(*given)
     q = crf.inference(2)
     q.flags.writeable = False
     crf.klDivergence(q)
@@ -324,10 +289,5 @@ def test_sizes_and_iterations_may_be_numpy_integers_or_whole_floats():
 
 def test_sigmas_beyond_those_needed_are_not_used():
     image = np.random.default_rng(0).integers(0, 256, (4, 6, 3)).astype(np.uint8)
-    results = []
-    for sxy, srgb in (((2, 5), (9, 8, 7)), (np.array([2, 5, 1]), [9, 8, 7, 1])):
-        crf = dcrf.DenseCRF2D(6, 4, LABELS)
-        crf.setUnaryEnergy(UNARY)
-        crf.addPairwiseBilateral(sxy, srgb, image, 3)
-        results.append(crf.inference(3))
-    np.testing.assert_array_equal(*results)
+    sigmas = (((2, 5), (9, 8, 7)), (np.array([2, 5, 1]), [9, 8, 7, 1]))
+    np.testing.assert_array_equal(*(on_a_picture(*pair, image) for pair in sigmas))

@@ -92,9 +92,8 @@ def by_dictionary(features: Tensor, values: Tensor, reverse: bool) -> Tensor:
 def test_filter_equals_the_lattice_written_point_by_point(count, dims, spread, reverse, seed):
     features, values = spread * normal(count, dims, seed=seed), normal(count, 3, seed=seed + 1)
     filtered = reference.filter(reference.build(features), values, reverse)
-    torch.testing.assert_close(
-        filtered, by_dictionary(features, values, reverse), rtol=1e-9, atol=1e-9
-    )
+    expected = by_dictionary(features, values, reverse)
+    torch.testing.assert_close(filtered, expected, rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("features", [torch.zeros(3, 4), torch.arange(6.0).reshape(6, 1)])
@@ -113,9 +112,8 @@ def test_weights_are_barycentric(dims, dtype):
     lattice = reference.build((20 * normal(500, dims)).to(dtype))
     eps = torch.finfo(dtype).eps * 100  # of coordinates of that size
     assert lattice.weights.min() >= -eps
-    torch.testing.assert_close(
-        lattice.weights.sum(1), torch.ones(500, dtype=dtype), rtol=0, atol=eps
-    )
+    ones = torch.ones(500, dtype=dtype)
+    torch.testing.assert_close(lattice.weights.sum(1), ones, rtol=0, atol=eps)
 
 
 @pytest.mark.parametrize("dims", [1, 3, 5])
@@ -228,9 +226,8 @@ def test_values_of_any_strides_are_filtered_alike():
     lattice, values = reference.build(normal(30, 3)), normal(30, 4)
     expected = reference.filter(lattice, values)
     assert torch.equal(reference.filter(lattice, values.T.contiguous().T), expected)
-    assert torch.equal(
-        reference.filter(lattice, values[:, :1].expand(30, 4)), expected[:, :1].expand(30, 4)
-    )
+    one = reference.filter(lattice, values[:, :1].expand(30, 4))
+    assert torch.equal(one, expected[:, :1].expand(30, 4))
 
 
 @pytest.mark.gpu
