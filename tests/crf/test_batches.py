@@ -28,11 +28,8 @@ def problem(
 
 
 def layer(**options: Any) -> crf.DenseCRF:
-    given = {
-        "bilateral": crf.Bilateral(4.0, 9.0, 60.0),
-        "pairwise": [crf.Pairwise("depth", 0.5)],
-        "iterations": 3,
-    }
+    given = {"bilateral": crf.Bilateral(4.0, 9.0, 60.0), "iterations": 3}
+    given |= {"pairwise": [crf.Pairwise("depth", 0.5)]}
     return crf.DenseCRF(3, **given | options)
 
 

@@ -77,16 +77,10 @@ def mean_field(
 def test_exact_equals_mean_field_over_all_pairs(normalization, compatibility):
     logits, images = problem(dtype=torch.float64)
     features = {"depth": torch.rand(2, 42, 2, dtype=torch.float64)}
-    model = crf.DenseCRF(
-        4,
-        gaussian=crf.Gaussian(0.7, 2.0),
-        bilateral=crf.Bilateral(1.3, 5.0, 20.0),
-        pairwise=[crf.Pairwise("depth", 0.4)],
-        iterations=3,
-        method="exact",
-        normalization=normalization,
-        compatibility=torch.rand(4, 4).double() if compatibility == "matrix" else "potts",
-    )
+    terms = {"gaussian": crf.Gaussian(0.7, 2.0), "pairwise": [crf.Pairwise("depth", 0.4)]}
+    terms |= {"bilateral": crf.Bilateral(1.3, 5.0, 20.0), "normalization": normalization}
+    penalties = torch.rand(4, 4).double() if compatibility == "matrix" else "potts"
+    model = crf.DenseCRF(4, **terms, iterations=3, method="exact", compatibility=penalties)
     marginals = model(logits, images, features)
     assert marginals.dtype == torch.float64
     for b in range(2):

@@ -19,14 +19,10 @@ METHODS = ("permutohedral", "exact", "separable", "auto")
 def test_inference_without_gradients_equals_the_differentiable_one(normalization, compatibility):
     logits, images = problem(3, 5, 20, 23)
     scale = 0.02 if normalization == "none" else 1.0
-    model = crf.DenseCRF(
-        5,
-        gaussian=crf.Gaussian(3 * scale, 3.0),
-        bilateral=crf.Bilateral(4 * scale, 20.0, 8.0),
-        pairwise=[crf.Pairwise("depth", scale)],
-        normalization=normalization,
-        compatibility=torch.rand(5, 5) if compatibility == "matrix" else "potts",
-    )
+    terms = {"gaussian": crf.Gaussian(3 * scale, 3.0), "pairwise": [crf.Pairwise("depth", scale)]}
+    terms |= {"bilateral": crf.Bilateral(4 * scale, 20.0, 8.0), "normalization": normalization}
+    penalties = torch.rand(5, 5) if compatibility == "matrix" else "potts"
+    model = crf.DenseCRF(5, **terms, compatibility=penalties)
     features = {"depth": torch.rand(3, 460, 2)}
     for method in (model.forward, model.refine_logits):
         fast = method(logits, images, features)
@@ -42,14 +38,9 @@ def test_inference_without_gradients_equals_the_differentiable_one(normalization
 @pytest.mark.parametrize("normalization", ["symmetric", "after"])
 def test_gradient_to_the_logits_passes_gradcheck(method, normalization):
     logits, images = problem(2, 3, 3, 4, torch.float64)
-    model = crf.DenseCRF(
-        3,
-        bilateral=crf.Bilateral(4.0, 8.0, 40.0),
-        iterations=3,
-        method=method,
-        normalization=normalization,
-        compatibility=torch.rand(3, 3),
-    )
+    options = {"iterations": 3, "method": method, "normalization": normalization}
+    options |= {"bilateral": crf.Bilateral(4.0, 8.0, 40.0), "compatibility": torch.rand(3, 3)}
+    model = crf.DenseCRF(3, **options)
     logits.requires_grad_()
     for call in (model.forward, model.refine_logits):
         assert torch.autograd.gradcheck(lambda x, f=call: f(x, images), logits, fast_mode=True)

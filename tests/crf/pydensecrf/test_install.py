@@ -91,13 +91,9 @@ def test_a_script_runs_with_its_own_arguments_and_folder(tmp_path):
 
 def test_a_module_runs_with_its_own_arguments(tmp_path):
     (tmp_path / "client.py").write_text(CLIENT)
-    process = subprocess.run(
-        [sys.executable, "-m", "crf.pydensecrf", "-m", "client", "x"],
-        cwd=tmp_path,
-        env={"PYTHONPATH": str(ROOT), "PATH": ""},
-        capture_output=True,
-        text=True,
-    )
+    command = [sys.executable, "-m", "crf.pydensecrf", "-m", "client", "x"]
+    about = {"cwd": tmp_path, "env": {"PYTHONPATH": str(ROOT), "PATH": ""}}
+    process = subprocess.run(command, capture_output=True, text=True, **about)
     assert process.stdout.split()[-1:] == ["x"], process.stderr
 
 

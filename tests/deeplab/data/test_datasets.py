@@ -121,18 +121,14 @@ def test_what_is_asked_wrongly_is_refused_in_one_line(tmp_path):
             open_dataset(name, root, "train", **options)
 
 
-@pytest.mark.parametrize(
-    ("name", "options"),
-    [
-        ("scenes", {"size": "big"}),
-        ("scenes", {"length": True}),
-        ("scenes", {"length": 2.5}),
-        ("coco_voc", {"min_pixels": "1000"}),
-        ("folder", {"ignore": "11"}),
-        ("folder", {"ignore": [1, "x"]}),
-        ("folder", {"labels": 3}),
-    ],
-)
+WRONG = {
+    "scenes": ({"size": "big"}, {"length": True}, {"length": 2.5}),
+    "coco_voc": ({"min_pixels": "1000"},),
+    "folder": ({"ignore": "11"}, {"ignore": [1, "x"]}, {"labels": 3}),
+}
+
+
+@pytest.mark.parametrize(("name", "options"), [(n, o) for n, many in WRONG.items() for o in many])
 def test_options_of_another_type_are_refused(tmp_path, name, options):
     (option,) = options
     with pytest.raises(InputError, match=f"{name}: {option} must be (int|str)"):

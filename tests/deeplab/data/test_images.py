@@ -32,13 +32,6 @@ def test_plain_rgb_is_read_as_it_is_without_a_note(tmp_path):
     assert notes == []
 
 
-def test_grey_is_repeated_to_three_channels_and_said(tmp_path):
-    grey = gradient()[..., 0]
-    image, notes = read_image(save(tmp_path / "a.png", grey))
-    assert np.array_equal(image, np.stack([grey] * 3, axis=-1))
-    assert texts(notes) == ["grey converted to RGB"]
-
-
 def test_alpha_is_laid_on_white_and_said(tmp_path):
     rgba = np.zeros((1, 3, 4), np.uint8)
     rgba[0, :, 0] = 200
@@ -49,29 +42,32 @@ def test_alpha_is_laid_on_white_and_said(tmp_path):
     assert "transparency" in notes[0].text
 
 
-def test_palette_pictures_give_their_colours(tmp_path):
-    picture = Image.fromarray(np.array([[0, 1], [2, 1]], np.uint8))
-    picture.putpalette([9, 8, 7, 10, 20, 30, 0, 255, 0])
-    picture.save(tmp_path / "a.png")
-    image, notes = read_image(tmp_path / "a.png")
-    assert image[0].tolist() == [[9, 8, 7], [10, 20, 30]]
-    assert texts(notes) == ["palette converted to RGB"]
+GREY = gradient()[..., 0]
+DEEP_NOTE = "16-bit grey converted to 8-bit RGB (value / 257)"  # over its full range
+DEEP = np.array([[0, 128, 129, 257, 32896, 65535]], np.uint16)
+PALETTE = Image.fromarray(np.array([[0, 1], [2, 1]], np.uint8))
+PALETTE.putpalette([9, 8, 7, 10, 20, 30, 0, 255, 0])
+COLOURS = [[[9, 8, 7], [10, 20, 30]], [[0, 255, 0], [10, 20, 30]]]
+CYAN = Image.new("CMYK", (4, 3), (255, 0, 0, 0))
 
 
-def test_cmyk_is_converted_and_said(tmp_path):
-    Image.new("CMYK", (4, 3), (255, 0, 0, 0)).save(tmp_path / "a.tif")
-    image, notes = read_image(tmp_path / "a.tif")
-    assert image.shape == (3, 4, 3)
-    assert image[0, 0].tolist() == [0, 255, 255]
-    assert texts(notes) == ["CMYK converted to RGB"]
-
-
-@pytest.mark.parametrize("suffix", ["png", "tif", "pgm"])
-def test_16_bit_grey_is_scaled_over_its_full_range(tmp_path, suffix):
-    values = np.array([[0, 128, 129, 257, 32896, 65535]], np.uint16)
-    image, notes = read_image(save(tmp_path / f"a.{suffix}", values))
-    assert image[0, :, 0].tolist() == [0, 0, 1, 1, 128, 255]
-    assert texts(notes) == ["16-bit grey converted to 8-bit RGB (value / 257)"]
+@pytest.mark.parametrize(
+    ("name", "picture", "pixels", "note"),
+    [
+        ("a.png", Image.fromarray(GREY), np.stack([GREY] * 3, -1), "grey converted to RGB"),
+        ("a.png", PALETTE, COLOURS, "palette converted to RGB"),
+        ("a.tif", CYAN, np.full((3, 4, 3), (0, 255, 255)), "CMYK converted to RGB"),
+        *(
+            (name, Image.fromarray(DEEP), np.array([[[0], [0], [1], [1], [128], [255]]]), DEEP_NOTE)
+            for name in ("a.png", "a.tif", "a.pgm")
+        ),
+    ],
+)
+def test_other_kinds_of_pictures_become_rgb_and_it_is_said(tmp_path, name, picture, pixels, note):
+    picture.save(tmp_path / name)
+    image, notes = read_image(tmp_path / name)
+    np.testing.assert_array_equal(image, np.broadcast_to(pixels, image.shape))
+    assert texts(notes) == [note]
 
 
 def test_16_bits_a_channel_are_reduced_and_said(tmp_path):
@@ -232,14 +228,14 @@ def test_a_name_with_pattern_characters_that_exists_is_that_file(tmp_path):
 
 
 def test_inputs_that_give_no_file_are_refused(tmp_path):
-    with pytest.raises(InputError, match="holds no picture"):
-        find_images([tmp_path])
-    with pytest.raises(InputError, match="no file matches"):
-        find_images([str(tmp_path / "*.png")])
-    with pytest.raises(InputError, match="no image given"):
-        find_images([])
-    with pytest.raises(InputError, match=r"cannot be opened .File name too long"):
-        find_images([tmp_path / ("x" * 300)])
+    for given, message in (
+        ([tmp_path], "holds no picture"),
+        ([str(tmp_path / "*.png")], "no file matches"),
+        ([], "no image given"),
+        ([tmp_path / ("x" * 300)], "cannot be opened .File name too long"),
+    ):
+        with pytest.raises(InputError, match=message):
+            find_images(given)
 
 
 def test_voc_palette_has_the_known_colours():

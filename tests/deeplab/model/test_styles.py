@@ -23,15 +23,9 @@ from deeplab.model.vgg import VGG16
 
 BLOCKS = (2, 1, 2, 2)
 V3_HEAD = {  # ours: torchvision's, in classifier
-    "pointwise": "0.convs.0.0",
-    "pointwise_bn": "0.convs.0.1",
-    "pooled": "0.convs.4.1",
-    "pooled_bn": "0.convs.4.2",
-    "project": "0.project.0",
-    "project_bn": "0.project.1",
-    "conv": "1",
-    "conv_bn": "2",
-    "classifier": "4",
+    **{"pointwise": "0.convs.0.0", "pointwise_bn": "0.convs.0.1", "pooled": "0.convs.4.1"},
+    **{"pooled_bn": "0.convs.4.2", "project": "0.project.0", "project_bn": "0.project.1"},
+    **{"conv": "1", "conv_bn": "2", "classifier": "4"},
 }
 
 

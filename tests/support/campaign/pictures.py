@@ -15,23 +15,13 @@ from typing import Any
 
 import numpy as np
 from hypothesis import strategies as st
+from picture_files import chunk
 from PIL import Image
 
 from campaign import damage
 from campaign.case import Case, Check, Command, Ended, require
 from campaign.network import WEIGHTS, check_labels, labels_of, stored_crf, write_weights
-from campaign.rasters import (
-    LOSSLESS,
-    LOSSY,
-    Raster,
-    chunk,
-    decoded,
-    encoded,
-    png,
-    raster,
-    rasters,
-    saved,
-)
+from campaign.rasters import LOSSLESS, LOSSY, Raster, decoded, encoded, png, raster, rasters, saved
 from campaign.runner import Family
 from deeplab.crf_settings import CRFSettings
 from deeplab.data.images import read_image

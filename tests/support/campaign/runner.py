@@ -130,14 +130,10 @@ def _stream(family: Family, shared: Path, seed: int, count: int, tally: Tally) -
 def _drawn(strategy: SearchStrategy[Case], seed: int, count: int) -> list[Case]:
     made: list[Case] = []
 
+    quiet = {"database": None, "deadline": None, "suppress_health_check": list(HealthCheck)}
+
     @hypothesis.seed(seed)
-    @hypothesis.settings(
-        max_examples=count,
-        database=None,
-        deadline=None,
-        phases=[Phase.generate],
-        suppress_health_check=list(HealthCheck),
-    )
+    @hypothesis.settings(max_examples=count, phases=[Phase.generate], **quiet)
     @hypothesis.given(strategy)
     def draw(case: Case) -> None:
         made.append(case)
