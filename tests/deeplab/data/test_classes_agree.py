@@ -1,8 +1,8 @@
 """Weights and data sets that are joined mean the same by class i, in every command."""
 
-import dataclasses
 import json
 import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -21,7 +21,7 @@ from deeplab.model import deeplab_v2_small
 from deeplab.training import DataConfig, train
 from deeplab.weights import load_model, load_weights, read_metadata, save_weights
 
-ONE_STEP = dataclasses.replace(SHORT, steps=1, lr=1e-30)
+ONE_STEP = replace(SHORT, steps=1, lr=1e-30)
 
 
 def agree(theirs, ours) -> str:
@@ -100,7 +100,7 @@ ORDER = (
 
 def test_training_refuses_weights_with_the_classes_in_another_order(swapped):
     data = Signalling(tiny_pictures(), -1, 0)
-    config = dataclasses.replace(ONE_STEP, weights=str(swapped))
+    config = replace(ONE_STEP, weights=str(swapped))
     mend = r"bring the data set's classes .* --set new_classifier=true"
     with pytest.raises(InputError, match=ORDER + mend):
         run(config, data)
@@ -108,7 +108,7 @@ def test_training_refuses_weights_with_the_classes_in_another_order(swapped):
 
 
 def test_a_new_classifier_takes_the_place_of_one_for_other_classes(swapped, tmp_path):
-    config = dataclasses.replace(ONE_STEP, weights=str(swapped), new_classifier=True)
+    config = replace(ONE_STEP, weights=str(swapped), new_classifier=True)
     model = run(config, tiny_pictures(), tmp_path / "w.safetensors").model
     theirs, drawn = load_model(swapped), run(ONE_STEP, tiny_pictures()).model
     assert torch.equal(model.backbone.conv1.weight, theirs.backbone.conv1.weight)
@@ -119,7 +119,7 @@ def test_a_new_classifier_takes_the_place_of_one_for_other_classes(swapped, tmp_
 
 def test_training_tells_other_names_and_takes_the_same_ones_however_written(tmp_path, capfd):
     path = tmp_path / "w.safetensors"
-    config = dataclasses.replace(ONE_STEP, weights=str(path))
+    config = replace(ONE_STEP, weights=str(path))
     for first, said in (("Himmel", "(Himmel and sky); they are taken for the same\n"), ("SKY", "")):
         names = [first, *CLASSES[1:]]
         save_weights(deeplab_v2_small(len(CLASSES)), path, {"class_names": names})
@@ -146,11 +146,11 @@ def test_the_pictures_to_validate_on_have_the_classes_that_are_trained():
 def test_a_folder_of_ones_own_is_held_against_the_weights(tmp_path):
     """One list of classes with the first two swapped: what a user changes in classes.txt."""
     data = own_data(tmp_path)
-    config = dataclasses.replace(ONE_STEP, data=DataConfig("folder", str(data), "train", "val"))
+    config = replace(ONE_STEP, data=DataConfig("folder", str(data), "train", "val"))
     train(config, tmp_path / "first.safetensors", progress=False)
     (data / "classes.txt").write_text("OLD_TREE\nground\nwater\n")
     weights = str(tmp_path / "first.safetensors")
-    again = dataclasses.replace(config, weights=weights)
+    again = replace(config, weights=weights)
     with pytest.raises(InputError, match="ground is class 0 there and class 1 here, old tree is"):
         train(again, progress=False)
     given = ["--weights", weights, "--data", "folder", "--root", data]

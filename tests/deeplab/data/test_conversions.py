@@ -1,8 +1,8 @@
 """What reading changed in pictures: carried through data sets and workers, told once, counted."""
 
-import dataclasses
 import pickle
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -98,7 +98,7 @@ def test_plain_pairs_and_wrappers_of_ones_own_keep_working(own):
 )
 def test_a_training_tells_each_kind_once_with_the_number_of_pictures(own, capsys, changes):
     """Two epochs, and the pictures read again for each validation."""
-    config = dataclasses.replace(TINY, steps=4, validate_every=2, **changes)
+    config = replace(TINY, steps=4, validate_every=2, **changes)
     data = open_dataset("folder", own, "all")
     result = run(config, data, validation=data, class_names=["a", "b"])
     assert_told(notes(capsys.readouterr().err), own / "images")
@@ -109,7 +109,7 @@ def test_a_training_tells_what_it_has_read_at_the_first_validation(own, capsys):
     """Before the first epoch is over; kinds that come later are told then."""
     data = open_dataset("folder", own, "all")
     grey, turned = (torch.utils.data.Subset(data, chosen) for chosen in ([0, 1], [0, 1] + [2] * 9))
-    config = dataclasses.replace(TINY, steps=9, batch_size=2, validate_every=1)
+    config = replace(TINY, steps=9, batch_size=2, validate_every=1)
     run(config, turned, validation=grey, class_names=["a", "b"])
     first, second = notes(capsys.readouterr().err)
     assert first.startswith("Note: 2 pictures, such as ")
@@ -125,7 +125,7 @@ def test_a_training_of_several_processes_counts_the_pictures_of_all(own, capsys,
 
     monkeypatch.setattr("deeplab.training.distributed.Processes.gather", gather)
     data = open_dataset("folder", own, "all")
-    result = run(dataclasses.replace(TINY, steps=2), data, validation=data, class_names=["a", "b"])
+    result = run(replace(TINY, steps=2), data, validation=data, class_names=["a", "b"])
     assert "Note: 3 pictures, such as " in capsys.readouterr().err
     assert other in result.conversions
 

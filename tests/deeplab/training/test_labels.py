@@ -1,7 +1,7 @@
 """Training that can teach nothing says so: before it, after an epoch, at its end; never wrongly."""
 
-import dataclasses
 import signal
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from deeplab.training.checkpoint import Files, read_state, write_state
 from deeplab.weights import save_weights
 
 TWO = {"class_names": ["back", "front"]}
-FAST = dataclasses.replace(SHORT, steps=2, crop=9)
+FAST = replace(SHORT, steps=2, crop=9)
 Pictures = list[tuple[np.ndarray, np.ndarray]]
 
 
@@ -50,7 +50,7 @@ def opened(root: Path) -> tuple[SegmentationData, SegmentationData]:
 
 def trained(train: Any, val: Any = None, out: Path | None = None, **changes: Any) -> TrainResult:
     val = pictures((0, 1)) if val is None else val
-    return run(dataclasses.replace(FAST, **changes), train, out, validation=val, **TWO)
+    return run(replace(FAST, **changes), train, out, validation=val, **TWO)
 
 
 GOOD = pictures((0, 1), (1, 0, 255))
@@ -90,9 +90,9 @@ def test_one_label_map_of_a_sound_set_is_read_and_none_of_a_run_that_goes_on(tmp
     out = tmp_path / "w.safetensors"
     labels.check_labels(train, val, TWO["class_names"], (), pytest.fail)
     assert len(read) == 2
-    run(dataclasses.replace(FAST, steps=1, batch_size=1), train, out, validation=many)
+    run(replace(FAST, steps=1, batch_size=1), train, out, validation=many)
     del read[:]
-    run(dataclasses.replace(FAST, steps=1, batch_size=1), train, out, validation=many, resume=True)
+    run(replace(FAST, steps=1, batch_size=1), train, out, validation=many, resume=True)
     assert read == []
 
 
@@ -137,7 +137,7 @@ def test_a_second_class_in_one_picture_is_enough(capsys):
 
 
 def test_classes_that_never_occur_are_told_once_by_name_and_returned(capsys):
-    config = dataclasses.replace(SHORT, steps=4, validate_every=1, crop=9)
+    config = replace(SHORT, steps=4, validate_every=1, crop=9)
     names = {"class_names": ["a", "b", "c", "d"]}
     result = run(config, pictures((0, 1), (3,)), validation=pictures((2, 0), (1,)), **names)
     assert result.absent == {"training": ("c",), "validation": ("d",)}
@@ -178,7 +178,7 @@ def test_one_class_in_all_is_refused_with_the_cure(tmp_path):
 )
 def test_weights_that_leave_one_class_are_refused(tmp_path, weights, message):
     names = ["back", "front", "sky"]
-    config = dataclasses.replace(FAST, class_weights=weights)
+    config = replace(FAST, class_weights=weights)
     train, val = opened(on_disk(tmp_path, GOOD, GOOD, "\n".join(names)))
     with pytest.raises(InputError, match=message):
         run(config, train, validation=val)
@@ -187,7 +187,7 @@ def test_weights_that_leave_one_class_are_refused(tmp_path, weights, message):
 
 
 def test_weights_of_nothing_that_occurs_are_refused():
-    config = dataclasses.replace(FAST, class_weights=(0.0, 0.0, 2.0, 1.0))
+    config = replace(FAST, class_weights=(0.0, 0.0, 2.0, 1.0))
     with pytest.raises(InputError, match="a, b occur, of which all have the weight 0 in class_w"):
         run(config, GOOD, validation=GOOD, class_names=["a", "b", "c", "d"])
 
@@ -196,7 +196,7 @@ def test_labels_that_no_sample_shows_to_the_loss_are_refused():
     """The loss of stride 8 looks at every eighth pixel of a sample."""
     image, truth = np.zeros((9, 9, 3), np.uint8), np.full((9, 9), 255, np.uint8)
     truth[4, 4], truth[4, 3] = 0, 1
-    config = dataclasses.replace(FAST, loss_stride=8, scales=(1.0, 1.0))
+    config = replace(FAST, loss_stride=8, scales=(1.0, 1.0))
     with pytest.raises(InputError, match=r"no sample of 9 x 9 pixels .* counts in the loss; raise"):
         run(config, [(image, truth)], validation=GOOD, **TWO)
 
@@ -207,7 +207,7 @@ def test_a_run_in_two_parts_counts_as_one(tmp_path):
     whole, out = tmp_path / "whole.safetensors", tmp_path / "w.safetensors"
     trained(train, out=whole, steps=6)
     assert trained(Signalling(train, 6, signal.SIGTERM), out=out, steps=6).steps == 3
-    config = dataclasses.replace(FAST, steps=6)
+    config = replace(FAST, steps=6)
     result = run(config, train, out, validation=pictures((0, 1)), resume=True, **TWO)
     assert result.absent["training"] == ()
     states = [read_state(Files(path).state)["drawn"] for path in (whole, out)]
@@ -256,7 +256,7 @@ def test_a_state_that_counted_nothing_accuses_nothing(tmp_path):
     state = read_state(Files(out).state)
     del state["drawn"]
     write_state(Files(out).state, state)
-    config = dataclasses.replace(FAST, steps=6)
+    config = replace(FAST, steps=6)
     one_class = pictures(*[(0,)] * 12)
     result = run(config, one_class, out, validation=GOOD, resume=True, **TWO)
     assert (result.steps, result.absent["training"]) == (6, ())
@@ -265,7 +265,7 @@ def test_a_state_that_counted_nothing_accuses_nothing(tmp_path):
 def test_generated_scenes_are_not_looked_at(monkeypatch):
     scenes = tiny_pictures()
     monkeypatch.setattr(labels, "_sample_labels", None)
-    result = run(dataclasses.replace(TINY, steps=1), scenes)
+    result = run(replace(TINY, steps=1), scenes)
     seen = {CLASSES[label] for _, truth in scenes for label in np.unique(truth)}
     assert set(result.absent["training"]) == set(CLASSES) - seen
 

@@ -1,6 +1,6 @@
 """The loss: the formula, on the grids of Caffe and torchvision, of several scales, weighted."""
 
-import dataclasses
+from dataclasses import replace
 
 import pytest
 import torch
@@ -126,20 +126,20 @@ def test_a_loss_at_stride_8_looks_at_the_labels_of_the_models_style():
 def test_class_weights_reach_the_run_and_must_be_one_for_each_class(pictures):
     weights = (1.0,) * (len(CLASSES) - 1)
     with pytest.raises(InputError, match=f"class_weights must be {len(CLASSES)}, one for each"):
-        run(dataclasses.replace(SHORT, class_weights=weights), pictures)
-    equal = run(dataclasses.replace(SHORT, class_weights=(*weights, 1.0)), pictures)
-    other = run(dataclasses.replace(SHORT, class_weights=(*weights, 9.0)), pictures)
+        run(replace(SHORT, class_weights=weights), pictures)
+    equal = run(replace(SHORT, class_weights=(*weights, 1.0)), pictures)
+    other = run(replace(SHORT, class_weights=(*weights, 9.0)), pictures)
     assert equal.loss == run(SHORT, pictures).loss != other.loss
 
 
 def test_a_model_of_several_scales_trains(pictures):
     options = {"scales": [1.0, 0.75, 0.5], "frozen_bn": True}
-    config = dataclasses.replace(SHORT, model_options=options, loss_stride=8, lr=1e-5, steps=8)
+    config = replace(SHORT, model_options=options, loss_stride=8, lr=1e-5, steps=8)
     result = run(config, pictures)
-    assert result.loss < run(dataclasses.replace(config, steps=1), pictures).loss
+    assert result.loss < run(replace(config, steps=1), pictures).loss
     assert result.model.config["scales"] == [1.0, 0.75, 0.5]
     with pytest.raises(ValueError, match=r"crop must be 16k \+ 1 with a smallest scale of 0.5"):
-        dataclasses.replace(config, crop=41)
+        replace(config, crop=41)
 
 
 def test_loss_of_a_batch_without_labels_is_zero_not_nan():

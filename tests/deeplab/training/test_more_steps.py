@@ -1,10 +1,10 @@
 """Runs that go on with other steps than they were to have, and finished ones that do not."""
 
-import dataclasses
 import json
 import re
 import shutil
 import signal
+from dataclasses import replace
 
 import pytest
 import torch
@@ -27,8 +27,8 @@ from deeplab.training.checkpoint import Files, read_state, stored_steps
 from deeplab.training.schedule import learning_rate
 from deeplab.weights import load_model, read_metadata, save_weights
 
-SHORT = dataclasses.replace(TINY, steps=2)
-LONGER = dataclasses.replace(TINY, steps=4)
+SHORT = replace(TINY, steps=2)
+LONGER = replace(TINY, steps=4)
 
 
 @pytest.fixture(scope="module")
@@ -61,10 +61,10 @@ def test_more_steps_of_a_rate_without_an_end_are_the_run_that_had_them_from_the_
     pictures, tmp_path
 ):
     """The step policy does not depend on the number of steps: bit for bit."""
-    by_steps = dataclasses.replace(LONGER, policy="step", step_size=3)
+    by_steps = replace(LONGER, policy="step", step_size=3)
     whole, parts = tmp_path / "whole.safetensors", tmp_path / "parts.safetensors"
     expected = run(by_steps, pictures, whole)
-    run(dataclasses.replace(by_steps, steps=2), pictures, parts)
+    run(replace(by_steps, steps=2), pictures, parts)
     result = run(by_steps, pictures, parts, resume=True)
     assert (result.steps, result.loss) == (4, expected.loss)
     assert result.metrics == expected.metrics
@@ -105,7 +105,7 @@ def test_a_stopped_run_takes_other_steps_too_and_ends_where_told(pictures, tmp_p
     assert made_up.metrics["images"] == 2
     assert rows(out)[-1]["step"] == "2"
     with pytest.raises(InputError, match=r"steps must be at least 2, which .* has done, not 1"):
-        run(dataclasses.replace(SHORT, steps=1), pictures, out, resume=True)
+        run(replace(SHORT, steps=1), pictures, out, resume=True)
 
 
 def test_a_stopped_run_may_end_where_it_stands(pictures, tmp_path, capfd):

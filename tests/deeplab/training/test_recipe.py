@@ -1,7 +1,7 @@
 """Recipes: those that ship are the papers', and what is wrong in one is named with its file."""
 
-import dataclasses
 import re
+from dataclasses import replace
 
 import pytest
 from commands import assert_refused, done, run
@@ -168,9 +168,9 @@ def test_options_and_set_override_a_recipe_and_are_named_when_wrong(tmp_path, mo
         run(*given, *changes, "--weights", "init.pth")
     (config,) = seen
     expected = shipped("voc12_resnet101")
-    data = dataclasses.replace(expected.data, root="/data/voc")
+    data = replace(expected.data, root="/data/voc")
     changed = {"lr": 0.1, "data": data, "scales": (1.0, 2.0), "weights": "init.pth"}
-    assert config == dataclasses.replace(expected, **changed)
+    assert config == replace(expected, **changed)
     for change, message in (
         (["--set", "steps=many"], "--set steps must be an integer, not 'many'"),
         (["--set", "steps"], "--set steps must be KEY=VALUE"),
@@ -190,7 +190,7 @@ def test_values_of_set_are_toml_or_text():
 
 
 def test_a_recipe_that_starts_from_weights_does_not_start_without(tmp_path):
-    config = dataclasses.replace(shipped("camvid_small"), starts_from="ImageNet weights")
+    config = replace(shipped("camvid_small"), starts_from="ImageNet weights")
     picture = ()  # of any kind: the run does not get so far
     with pytest.raises(InputError, match="starts from ImageNet weights; name the file with"):
         train(config, dataset=[picture], validation=[picture], progress=False)
