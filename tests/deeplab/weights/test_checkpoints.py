@@ -33,7 +33,7 @@ from deeplab.weights.sources import read_checkpoint
     ids=["layer", "layers", "numbered blocks, as of ResNet-101"],
 )
 def test_a_caffemodel_gives_the_same_network(theirs, path, old, letters):
-    ours, loaded = filled(path, caffemodel(caffe_v2(theirs, letters), old))
+    ours, loaded = filled(path, caffemodel(caffe_v2(theirs, letters=letters), old))
     assert loaded.source == "caffemodel"
     assert loaded.skipped == ()
     # f * mean / f is not mean to the last bit.

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from checkpoints import branches, caffe_resnet, caffemodel, isht7, kazuto1011
+from checkpoints import branches, caffe_resnet, caffemodel, isht7, kazuto1011, with_statistics
 from hypothesis import strategies as st
 from safetensors.torch import save
 from torch import Tensor
@@ -39,13 +39,7 @@ FORMS = (*EXACT, "new.caffemodel", "old.caffemodel")
 @lru_cache
 def theirs() -> DeepLab:
     torch.manual_seed(1)
-    model = build(MODEL, num_classes=3, style="caffe").eval()
-    for name, tensor in model.state_dict().items():
-        if name.endswith(("running_var", "weight")) and tensor.ndim == 1:
-            torch.nn.init.uniform_(tensor, 0.5, 1.5)
-        elif tensor.ndim == 1:
-            torch.nn.init.normal_(tensor)
-    return model
+    return with_statistics(build(MODEL, num_classes=3, style="caffe").eval())
 
 
 def _pth(state: Any, zipped: bool = True) -> bytes:
