@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from densecrf_problems import Array, kl_per_step, noisy_image
+from densecrf_problems import example, kl_per_step, noisy_image
 
 import crf.pydensecrf.densecrf as dcrf
 import crf.pydensecrf.utils
@@ -133,38 +133,17 @@ def test_bar_is_met_on_any_number_of_threads(count, threads, pydensecrf, assert_
 # pydensecrf's own example: scribbles on a photograph
 
 
-def example(
-    densecrf: ModuleType, utils: ModuleType, image: Array, scribbles: Array, two_d: bool
-) -> tuple[Array, list[float]]:
+def outcome(densecrf, utils, image, scribbles, two_d):
     """Labels that the example ends in, and the divergences that it prints."""
-    codes = scribbles.astype(np.uint32) @ np.array([1, 1 << 8, 1 << 16], np.uint32)
-    values, labels = np.unique(codes, return_inverse=True)
-    unsure = 0 in values
-    n_labels = len(values) - int(unsure)
-    height, width = image.shape[:2]
-    if two_d:
-        crf = densecrf.DenseCRF2D(width, height, n_labels)
-    else:
-        crf = densecrf.DenseCRF(width * height, n_labels)
-    crf.setUnaryEnergy(utils.unary_from_labels(labels, n_labels, gt_prob=0.7, zero_unsure=unsure))
-    types = {"kernel": densecrf.DIAG_KERNEL, "normalization": densecrf.NORMALIZE_SYMMETRIC}
-    if two_d:
-        crf.addPairwiseGaussian(sxy=(3, 3), compat=3, **types)
-        crf.addPairwiseBilateral(sxy=(80, 80), srgb=(13, 13, 13), rgbim=image, compat=10, **types)
-    else:
-        features = utils.create_pairwise_gaussian(sdims=(3, 3), shape=image.shape[:2])
-        crf.addPairwiseEnergy(features, compat=3, **types)
-        sigmas = {"sdims": (80, 80), "schan": (13, 13, 13)}
-        features = utils.create_pairwise_bilateral(**sigmas, img=image, chdim=2)
-        crf.addPairwiseEnergy(features, compat=10, **types)
-    labels = np.argmax(crf.inference(5), axis=0).reshape(height, width)
+    _, crf = example(densecrf, utils, image, scribbles, two_d)
+    labels = np.argmax(crf.inference(5), axis=0).reshape(image.shape[:2])
     return labels, kl_per_step(crf, 5)[1]
 
 
 @pytest.mark.parametrize("number", [1, 3])
 def test_example_ends_in_the_recorded_labels(number, golden, photograph):
     expected = np.load(golden / "pydensecrf_examples.npz")[f"im{number}"]
-    labels, _ = example(dcrf, crf.pydensecrf.utils, *photograph(number), two_d=False)
+    labels, _ = outcome(dcrf, crf.pydensecrf.utils, *photograph(number), two_d=False)
     np.testing.assert_array_equal(labels, expected)
 
 
@@ -172,7 +151,7 @@ def test_example_ends_in_the_recorded_labels(number, golden, photograph):
 def test_example_prints_the_same_divergences_and_ends_in_the_same_labels(
     two_d, photograph, pydensecrf, pydensecrf_utils
 ):
-    labels, divergences = example(dcrf, crf.pydensecrf.utils, *photograph(1), two_d)
-    expected, reference = example(pydensecrf, pydensecrf_utils, *photograph(1), two_d)
+    labels, divergences = outcome(dcrf, crf.pydensecrf.utils, *photograph(1), two_d)
+    expected, reference = outcome(pydensecrf, pydensecrf_utils, *photograph(1), two_d)
     np.testing.assert_array_equal(labels, expected)
     np.testing.assert_allclose(divergences, reference, rtol=1e-4)

@@ -1,39 +1,11 @@
 """`deeplab refine`: scribbles, class indices and probabilities, and how bad input is refused."""
 
 import re
-from pathlib import Path
 
 import numpy as np
-import pytest
 from commands import STORED_CRF, assert_refused, done, files, indices, picture, scribbled
 from picture_files import save, soft_drawing
 from PIL import Image
-
-EXAMPLES = Path(__file__).parents[4] / "shared" / "data" / "pydensecrf"
-
-
-@pytest.mark.parametrize("number", [1, 3])
-def test_refine_on_photographs_gives_the_colours_of_pydensecrfs_example(tmp_path, number):
-    photo, marks = EXAMPLES / f"im{number}.png", EXAMPLES / f"anno{number}.png"
-    if not photo.is_file():
-        pytest.skip(f"{photo} is not there: the example photographs are not part of this project")
-    dcrf = pytest.importorskip("pydensecrf.densecrf", reason="pydensecrf2 is not installed")
-    from pydensecrf import utils
-
-    image = np.asarray(Image.open(photo))
-    colour_of_each = np.asarray(Image.open(marks).convert("RGB")).reshape(-1, 3)
-    colours, labels = np.unique(colour_of_each, axis=0, return_inverse=True)
-    assert not colours[0].any()  # black comes first, so it is label 0: unsure
-    model = dcrf.DenseCRF(labels.size, len(colours) - 1)
-    model.setUnaryEnergy(utils.unary_from_labels(labels.ravel(), len(colours) - 1, gt_prob=0.7))
-    model.addPairwiseEnergy(utils.create_pairwise_gaussian((3, 3), image.shape[:2]), compat=3)
-    features = utils.create_pairwise_bilateral((80, 80), (13, 13, 13), image, chdim=2)
-    model.addPairwiseEnergy(features, compat=10)
-    expected = colours[1:][np.argmax(model.inference(5), axis=0)].reshape(image.shape)
-
-    done("refine", photo, marks, "--out", tmp_path)
-    with Image.open(tmp_path / f"im{number}_labels.png") as found:
-        assert np.array_equal(np.asarray(found.convert("RGB")), expected)
 
 
 def test_refine_spreads_scribbles_and_names_labels_by_their_colours(tmp_path):
