@@ -144,8 +144,8 @@ def test_a_file_of_another_tool_with_the_same_tensors_loads(saved):
 # Reading: files that are no weights.
 
 
-def header(entry, tail=b"\0" * 4):
-    text = json.dumps(entry).encode()
+def header(content, tail=b"\0" * 4):
+    text = content if isinstance(content, bytes) else json.dumps(content).encode()
     return struct.pack("<Q", len(text)) + text + tail
 
 
@@ -162,7 +162,12 @@ BAD_FILES = {
     "longer than its tensors": GOOD + b"\0",
     "header of 2**63 bytes": struct.pack("<Q", 2**63) + b"{}",
     "header longer than the file": struct.pack("<Q", 90_000_000) + b"{}",
-    "header is no JSON": struct.pack("<Q", 2) + b"[}",
+    "header is no JSON": header(b"[}"),
+    "header is a list": header(b"[]"),
+    "header nests": header(b"[" * 50_000),
+    "header is not UTF-8": header(b'{"\xff": 3}'),
+    "shape of negative size": header({"a": entry(-1)}),
+    "no tensors before its end": header({"__metadata__": {"model": '"deeplab_v2_small"'}}),
     "tensor larger than the file": header({"a": entry(2**40)}),
     "size that overflows": header({"a": entry(2**62, 8)}),
     "tensors that overlap": header({"a": entry(1), "b": entry(1)}),

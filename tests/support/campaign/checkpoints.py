@@ -234,33 +234,10 @@ def handmade(_shared: Path) -> list[Case]:
     for what, value in (pickles | {"code": damage.Dangerous()}).items():
         lay = written("k.pth", lambda value=value: _pth(value))
         made.append(Command(f"a .pth of {what}", convert("k.pth"), wanted="refused", prepare=lay))
-    for what, header in HEADERS.items():
-        content = struct.pack("<Q", len(header)) + header + bytes(64)
-        files = PICTURE | {"w.safetensors": content}
-        with_it = segment("w.safetensors")
-        made.append(Command(f"header: {what}", with_it, files, "refused", ["w.safetensors"]))
     claims = struct.pack("<Q", 2**62) + b"{}"
     files = PICTURE | {"w.safetensors": claims}
     made.append(Command("a header of 2^62 bytes", segment("w.safetensors"), files, "refused"))
     return made
 
-
-def _header(shapes: dict[str, list[int]]) -> bytes:
-    """Every tensor at the same four bytes."""
-    rest = {"dtype": "F32", "data_offsets": [0, 4]}
-    return json.dumps({name: rest | {"shape": shape} for name, shape in shapes.items()}).encode()
-
-
-HEADERS = {
-    "no JSON": b"{{{",
-    "a list": b"[]",
-    "nested": b"[" * 50000,
-    "no tensors": b'{"__metadata__": {"model": "\\"deeplab_v2_small\\""}}',
-    "a tensor beyond the file": b'{"a": {"dtype": "F32", "shape": [99], "data_offsets": [0, 396]}}',
-    "a shape of negative size": b'{"a": {"dtype": "F32", "shape": [-1], "data_offsets": [0, 4]}}',
-    "a shape that overflows": _header({"a": [2**32] * 3}),
-    "overlapping tensors": _header({"a": [1], "b": [1]}),
-    "not UTF-8": b'{"\xff": 3}',
-}
 
 FAMILY = Family("checkpoints", "weights of every origin", lambda _shared: None, cases, handmade)
