@@ -89,21 +89,6 @@ def test_scores_of_a_data_set_are_those_of_the_engine_and_go_to_every_file(tmp_p
         assert len(np.unique(np.asarray(picture.convert("L")))) > 5
 
 
-def test_stored_confusion_gives_the_scores_in_plain_numpy(tmp_path, weights, voc):
-    done("evaluate", "--weights", weights, *data(voc), "--no-crf", "--out", tmp_path / "s.json")
-    stored = json.loads((tmp_path / "s.json").read_text())
-    matrix = np.zeros((21, 21), int)
-    for image, labels in open_dataset("voc2012", voc, "val"):
-        predicted = predict(load_model(weights), image).labels
-        counts = labels != 255
-        np.add.at(matrix, (labels[counts], predicted[counts]), 1)
-    assert stored["confusion"] == {"network": matrix.tolist()}
-    with np.errstate(invalid="ignore"):
-        iou = np.diag(matrix) / (matrix.sum(0) + matrix.sum(1) - np.diag(matrix))
-    assert stored["network"]["miou"] == pytest.approx(np.nanmean(iou), rel=1e-9)
-    assert stored["network"]["pixel_accuracy"] == np.trace(matrix) / matrix.sum()
-
-
 def test_submission_has_vocs_layout_and_the_final_labels(tmp_path, weights, voc):
     options = ["--weights", weights, *data(voc), "--no-crf", "--submission", tmp_path / "up"]
     assert "2 predictions -> " in done("evaluate", *options).stdout

@@ -27,6 +27,8 @@ def test_own_data_in_folders(own):
     assert data.classes == ("ground", "old tree", "water")
     assert np.array_equal(data.palette, voc_palette()[:3])
     assert np.unique(data[0][1]).tolist() == [0, 1, 2]
+    with pytest.raises(IndexError):
+        data[4]
 
 
 def test_own_data_by_lists(own):

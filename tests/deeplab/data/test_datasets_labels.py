@@ -57,19 +57,3 @@ def test_values_that_are_no_class_are_named_with_their_place(own):
         data[data.names.index("d")]
     assert caught.value.labels[4, 7] == IGNORE
     assert caught.value.unknown == 3
-
-
-def test_broken_files_are_named(own):
-    data = open_dataset("folder", own, "train")
-    whole = (own / "images" / "train" / "a.jpg").read_bytes()
-    (own / "images" / "train" / "a.jpg").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(InputError, match=r"a.jpg: the image is truncated or damaged"):
-        data[0]
-    label_map(own / "labels" / "train" / "b.png", np.zeros((24, 20)))
-    with pytest.raises(InputError, match=r"b.jpg: the picture has 24 x 20 pixels, its labels 20"):
-        data[1]
-    (own / "labels" / "train" / "b.png").unlink()
-    with pytest.raises(InputError, match=r"b.png: no such file"):
-        data[1]
-    with pytest.raises(IndexError):
-        data[2]

@@ -202,14 +202,6 @@ def test_a_limit_that_allows_nothing_or_everything_is_refused(tmp_path, limit):
         read_image(path, max_megapixels=limit)
 
 
-def test_errors_are_one_line(tmp_path):
-    path = tmp_path / "two\nlines.png"
-    path.write_bytes(b"")
-    with pytest.raises(InputError) as caught:
-        read_image(path)
-    assert "\n" not in str(caught.value)
-
-
 def test_folders_and_patterns_are_expanded_in_order_each_file_once(tmp_path):
     (tmp_path / "sub").mkdir()
     for name in ("b.PNG", "a.jpg", "._a.jpg", "notes.txt", "sub/c.png"):

@@ -246,11 +246,3 @@ def test_shipped_weights_name_the_default_recipe_and_the_recorded_scores(record)
     assert metadata["metrics"]["miou"] == record["training"]["validation"]["miou"]
     assert metadata["commit"] == record["training"]["commit"]
     assert SHIPPED.stat().st_size <= 4e6
-
-
-def test_weights_that_give_nan_are_refused_not_scored():
-    model = load_model()
-    with torch.no_grad():
-        model.head.classifier.bias[0] = torch.nan
-    with pytest.raises(FloatingPointError, match="picture 0 has NaN or Inf; the weights"):
-        evaluate(model, ScenesDataset(TEST_START, 1), class_names=CLASSES)
