@@ -91,11 +91,6 @@ def test_trainaug_takes_vocs_own_labels_where_the_folder_has_only_sbds(voc):
     assert np.unique(data[1][1]).tolist() == [0, 15]
 
 
-def test_an_unknown_split_lists_those_that_there_are(voc):
-    with pytest.raises(InputError, match="no split 'test'; there are train, val, all"):
-        open_dataset("voc2012", voc, "test")
-
-
 @pytest.mark.parametrize("line", ["2007_000001 -1", "a.jpg b.png c"])
 def test_a_list_of_another_kind_is_refused_with_its_line(voc, line):
     lists = voc / "VOCdevkit" / "VOC2012" / "ImageSets" / "Segmentation"

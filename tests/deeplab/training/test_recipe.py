@@ -166,7 +166,10 @@ def test_options_and_set_override_a_recipe_and_are_named_when_wrong(tmp_path, mo
     changes = ["--lr", "0.1", "--set", "data.root=/data/voc", "--set", "scales=[1.0, 2.0]"]
     with pytest.raises(Stop):
         run(*given, *changes, "--weights", "init.pth")
-    (config,) = seen
+    with pytest.raises(Stop):
+        run("train", "--out", tmp_path / "w.safetensors")  # the recipe of the shipped weights
+    config, default = seen
+    assert default == TrainConfig()
     expected = shipped("voc12_resnet101")
     data = replace(expected.data, root="/data/voc")
     changed = {"lr": 0.1, "data": data, "scales": (1.0, 2.0), "weights": "init.pth"}

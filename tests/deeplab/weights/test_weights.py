@@ -13,7 +13,6 @@ from safetensors.torch import load_file, save, save_file
 from torch import nn
 from weights_files import Dangerous, assert_same_state, refused, small
 
-from deeplab import weights
 from deeplab.model import DeepLab, build
 from deeplab.weights import load_model, load_weights, read_metadata, save_weights
 
@@ -335,11 +334,6 @@ def test_without_a_path_the_shipped_file_is_loaded(saved, monkeypatch):
 def test_an_installation_without_the_shipped_file_is_told(tmp_path, monkeypatch):
     monkeypatch.setattr("deeplab.weights.file.SHIPPED", tmp_path / "gone.safetensors")
     assert "missing from this installation; reinstall" in refused(load_model)
-
-
-def test_the_shipped_file_lies_in_the_package():
-    assert weights.SHIPPED.name == "deeplab_v2_small_scenes.safetensors"
-    assert weights.SHIPPED.parent.samefile(os.path.dirname(weights.__file__))
 
 
 @pytest.mark.parametrize(
