@@ -60,10 +60,10 @@ def convert(
     msc: options.MSC = None,
     data: Annotated[
         Named | None,
-        typer.Option(
-            metavar="SET",
-            help=f"Name and colour the classes as this data set does: {', '.join(Named)}.",
-            show_default=False,
+        options.option(
+            "SET",
+            f"Name and colour the classes as this data set does: {', '.join(Named)}.",
+            shown=False,
         ),
     ] = None,
     source: Annotated[

@@ -90,16 +90,16 @@ def check(
     ] = None,
     split: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME", help="A split; repeatable.", show_default="the usual ones"),
+        options.option("NAME", "A split; repeatable.", shown="the usual ones"),
     ] = None,
     data_option: options.DataOption = None,
     json_file: Annotated[
         Path | None,
-        typer.Option("--json", metavar="FILE", help="Write all of it there.", show_default=False),
+        options.option("FILE", "Write all of it there.", "--json", shown=False),
     ] = None,
     workers: Annotated[
         int | None,
-        typer.Option(metavar="N", help="Processes that read.", show_default="as many as pay off"),
+        options.option("N", "Processes that read.", shown="as many as pay off"),
     ] = None,
 ) -> None:
     """Read every picture and label map of a data set; name what is wrong, count what is there.

@@ -57,13 +57,11 @@ class TrimapOptions:
 
     trimap: Annotated[
         Path | None,
-        typer.Option(
-            metavar="FILE",
-            help="Write the trimap curve: FILE.csv and, with matplotlib, FILE.png.",
-            show_default=False,
+        options.option(
+            "FILE", "Write the trimap curve: FILE.csv and, with matplotlib, FILE.png.", shown=False
         ),
     ] = None
-    trimap_widths: Annotated[str, typer.Option(metavar="W,W,...", help="Its widths in pixels.")] = (
+    trimap_widths: Annotated[str, options.option("W,W,...", "Its widths in pixels.")] = (
         "1,2,4,6,8,10,15,20,25,30,35,40"
     )
     trimap_around: Annotated[
@@ -109,20 +107,20 @@ class PredictionOptions:
 
     submission: Annotated[
         Path | None,
-        typer.Option(
-            metavar="DIR",
-            help="Write the predictions as the data set's own server takes them, and the archive "
+        options.option(
+            "DIR",
+            "Write the predictions as the data set's own server takes them, and the archive "
             "to upload: of VOC 2012 DIR/results.tgz, of Cityscapes DIR/results.zip.",
-            show_default=False,
+            shown=False,
         ),
     ] = None
     predictions: Annotated[
         Path | None,
-        typer.Option(
-            metavar="DIR",
-            help="Write the predictions of any set as DIR/NAME.png, label maps in the values of "
+        options.option(
+            "DIR",
+            "Write the predictions of any set as DIR/NAME.png, label maps in the values of "
             "the set's own.",
-            show_default=False,
+            shown=False,
         ),
     ] = None
     score: Annotated[
@@ -169,20 +167,12 @@ def evaluate(
     data: options.DataOptions,
     split: Annotated[
         str | None,
-        typer.Option(
-            metavar="NAME",
-            rich_help_panel="Data",
-            help="Which part of it.",
-            show_default="val; of the scenes test",
-        ),
+        options.option("NAME", "Which part of it.", panel="Data", shown="val; of the scenes test"),
     ] = None,
     scenes: Annotated[
         int | None,
-        typer.Option(
-            metavar="N",
-            rich_help_panel="Data",
-            help="How many generated scenes, from the first on.",
-            show_default="50",
+        options.option(
+            "N", "How many generated scenes, from the first on.", panel="Data", shown="50"
         ),
     ] = None,
     views: options.ViewOptions,
@@ -199,14 +189,12 @@ def evaluate(
     use_crf: options.UseCRF = True,
     out: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Write the scores as JSON too.", show_default=False),
+        options.option("FILE", "Write the scores as JSON too.", shown=False),
     ] = None,
     save_confusion: Annotated[
         Path | None,
-        typer.Option(
-            metavar="FILE.csv",
-            help="Write the confusion matrix: rows true, columns predicted.",
-            show_default=False,
+        options.option(
+            "FILE.csv", "Write the confusion matrix: rows true, columns predicted.", shown=False
         ),
     ] = None,
     crf: options.CRFOptions,

@@ -45,30 +45,26 @@ def refine(
     ] = False,
     classes: Annotated[
         int | None,
-        typer.Option(
-            metavar="N", help="With --indices: how many classes.", show_default="the highest + 1"
-        ),
+        options.option("N", "With --indices: how many classes.", shown="the highest + 1"),
     ] = None,
     colours: Annotated[
         int | None,
-        typer.Option(
-            metavar="N",
-            help="Only the N colours that fill the largest areas are labels, the rest is unsure: "
+        options.option(
+            "N",
+            "Only the N colours that fill the largest areas are labels, the rest is unsure: "
             "for soft (antialiased) edges.",
-            show_default="all of them",
+            shown="all of them",
         ),
     ] = None,
     gt_prob: Annotated[
         float | None,
-        typer.Option(
-            metavar="P", help="How far scribbles are to be trusted.", show_default=str(GT_PROB)
-        ),
+        options.option("P", "How far scribbles are to be trusted.", shown=str(GT_PROB)),
     ] = None,
     out: Annotated[
         Path,
-        typer.Option(
-            metavar="DIR|FILE.png",
-            help="Folder for the results, or the name of the label map; the rest goes beside it.",
+        options.option(
+            "DIR|FILE.png",
+            "Folder for the results, or the name of the label map; the rest goes beside it.",
         ),
     ] = Path("out"),
     probabilities: options.SaveProbabilities = False,

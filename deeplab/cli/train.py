@@ -36,27 +36,23 @@ def train(
     ctx: typer.Context,
     config: Annotated[
         str | None,
-        typer.Option(
-            metavar="RECIPE", help="A TOML file, or the name of a recipe that comes with this."
-        ),
+        options.option("RECIPE", "A TOML file, or the name of a recipe that comes with this."),
     ] = None,
     settings: Annotated[
         list[str] | None,
-        typer.Option(
+        options.option(
+            "KEY=VALUE",
+            "Any field of a recipe, such as data.root=VOC2012; may be repeated.",
             "--set",
-            metavar="KEY=VALUE",
-            help="Any field of a recipe, such as data.root=VOC2012; may be repeated.",
         ),
     ] = None,
     out: Annotated[
         Path,
-        typer.Option(
-            metavar="FILE", help="The best weights (.safetensors); the run's files lie beside it."
-        ),
+        options.option("FILE", "The best weights (.safetensors); the run's files lie beside it."),
     ] = Path("weights.safetensors"),
     weights: Annotated[
         str | None,
-        typer.Option(metavar="FILE", help="Start from these weights, in any format of `convert`."),
+        options.option("FILE", "Start from these weights, in any format of `convert`."),
     ] = None,
     resume: Annotated[
         bool,
@@ -75,55 +71,40 @@ def train(
     tensorboard: Annotated[
         bool, typer.Option("--tensorboard", help="Log for TensorBoard too, into FILE.tensorboard.")
     ] = False,
-    model: Annotated[str | None, typer.Option(metavar="NAME", help="Which model.")] = None,
-    steps: Annotated[int | None, typer.Option(metavar="N", help="Steps of SGD.")] = None,
-    batch_size: Annotated[int | None, typer.Option(metavar="N", help="Samples in a step.")] = None,
+    model: Annotated[str | None, options.option("NAME", "Which model.")] = None,
+    steps: Annotated[int | None, options.option("N", "Steps of SGD.")] = None,
+    batch_size: Annotated[int | None, options.option("N", "Samples in a step.")] = None,
     accumulate: Annotated[
-        int | None, typer.Option(metavar="N", help="Pieces of a step, to save memory.")
+        int | None, options.option("N", "Pieces of a step, to save memory.")
     ] = None,
-    lr: Annotated[float | None, typer.Option(metavar="RATE", help="First learning rate.")] = None,
-    warmup: Annotated[
-        int | None, typer.Option(metavar="N", help="Steps in which it rises.")
-    ] = None,
-    weight_decay: Annotated[float | None, typer.Option(metavar="D", help="Of weights.")] = None,
-    crop: Annotated[
-        int | None, typer.Option(metavar="PIXELS", help="Side of a sample, 8k + 1.")
-    ] = None,
+    lr: Annotated[float | None, options.option("RATE", "First learning rate.")] = None,
+    warmup: Annotated[int | None, options.option("N", "Steps in which it rises.")] = None,
+    weight_decay: Annotated[float | None, options.option("D", "Of weights.")] = None,
+    crop: Annotated[int | None, options.option("PIXELS", "Side of a sample, 8k + 1.")] = None,
     loss_stride: Annotated[
         int | None,
-        typer.Option(
-            metavar="1|8", help="Loss on every pixel, or on every eighth as in the papers."
-        ),
+        options.option("1|8", "Loss on every pixel, or on every eighth as in the papers."),
     ] = None,
-    scenes: Annotated[
-        int | None, typer.Option(metavar="N", help="Generated scenes to learn from.")
-    ] = None,
-    validation_scenes: Annotated[
-        int | None, typer.Option(metavar="N", help="Scenes to validate on.")
-    ] = None,
+    scenes: Annotated[int | None, options.option("N", "Generated scenes to learn from.")] = None,
+    validation_scenes: Annotated[int | None, options.option("N", "Scenes to validate on.")] = None,
     validate_every: Annotated[
-        int | None, typer.Option(metavar="STEPS", help="Validate and save so often.")
+        int | None, options.option("STEPS", "Validate and save so often.")
     ] = None,
     precision: Annotated[
         str | None,
-        typer.Option(
-            metavar="NAME",
-            help="float32, bfloat16, float16, or auto: bfloat16 where the processor has it.",
+        options.option(
+            "NAME", "float32, bfloat16, float16, or auto: bfloat16 where the processor has it."
         ),
     ] = None,
     device: Annotated[
-        str | None, typer.Option(metavar="NAME", help="cpu, cuda, or auto: a GPU if there is one.")
+        str | None, options.option("NAME", "cpu, cuda, or auto: a GPU if there is one.")
     ] = None,
     crf: Annotated[
         bool | None,
         typer.Option("--crf", help="End in a CRF that learns with the network; slower by far."),
     ] = None,
-    workers: Annotated[
-        int | None, typer.Option(metavar="N", help="Processes that prepare samples.")
-    ] = None,
-    seed: Annotated[
-        int | None, typer.Option(metavar="N", help="Of initialisation and samples.")
-    ] = None,
+    workers: Annotated[int | None, options.option("N", "Processes that prepare samples.")] = None,
+    seed: Annotated[int | None, options.option("N", "Of initialisation and samples.")] = None,
 ) -> None:
     """Train a model: the papers' recipes, your own, or the one of the shipped weights.
 

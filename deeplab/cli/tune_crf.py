@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 
 FOLDS = 5
+_TRIED, _RANGE = "What is tried", "LOW:STEP:HIGH|V,V,..."
 MOST = 10_000  # settings of a coarse grid: more are a slip, or would take weeks
 
 
@@ -42,9 +43,7 @@ class Search(StrEnum):
 
 
 def _values(name: str, what: str) -> Any:
-    return typer.Option(
-        name, metavar="LOW:STEP:HIGH|V,V,...", rich_help_panel="What is tried", help=what
-    )
+    return options.option("LOW:STEP:HIGH|V,V,...", what, name, panel=_TRIED)
 
 
 @takes_options
@@ -54,67 +53,56 @@ def tune_crf(
     data: options.DataOptions,
     split: Annotated[
         str,
-        typer.Option(
-            metavar="NAME",
-            rich_help_panel="Data",
-            help="Which part of it; not the one that the final scores come from.",
+        options.option(
+            "NAME", "Which part of it; not the one that the final scores come from.", panel="Data"
         ),
     ] = "val",
     images: Annotated[
         int,
-        typer.Option(
-            metavar="N", rich_help_panel="Data", help="How many pictures, drawn at random (--seed)."
-        ),
+        options.option("N", "How many pictures, drawn at random (--seed).", panel="Data"),
     ] = 100,
     out: Annotated[
         Path,
-        typer.Option(
-            metavar="DIR",
-            help="Folder for crf.toml, heatmap.png, results.jsonl (to resume from) and logits.",
+        options.option(
+            "DIR", "Folder for crf.toml, heatmap.png, results.jsonl (to resume from) and logits."
         ),
     ] = Path("out/crf"),
     cache: Annotated[
         Path | None,
-        typer.Option(
-            metavar="DIR", help="Another folder for the logits.", show_default="OUT/logits"
-        ),
+        options.option("DIR", "Another folder for the logits.", shown="OUT/logits"),
     ] = None,
     search: Annotated[
         Search,
         typer.Option(
-            rich_help_panel="What is tried",
+            rich_help_panel=_TRIED,
             help="grid: all values, then finer ones around the best, as in the papers; tpe: as "
             "optuna proposes, between the lowest and the highest values.",
         ),
     ] = Search.grid,
-    bilateral_weight: Annotated[str, _values("--bilateral-weight", "w1.")] = "3:1:6",
+    bilateral_weight: Annotated[str, options.option(_RANGE, "w1.", panel=_TRIED)] = "3:1:6",
     bilateral_sigma_xy: Annotated[
-        str, _values("--bilateral-sigma-xy", "sigma_alpha, pixels.")
+        str, options.option(_RANGE, "sigma_alpha, pixels.", panel=_TRIED)
     ] = "30:10:100",
     bilateral_sigma_rgb: Annotated[
-        str, _values("--bilateral-sigma-rgb", "sigma_beta, levels.")
+        str, options.option(_RANGE, "sigma_beta, levels.", panel=_TRIED)
     ] = "3:1:6",
     rounds: Annotated[
         int,
-        typer.Option(
-            metavar="N", rich_help_panel="What is tried", help="With grid: how many finer rounds."
-        ),
+        options.option("N", "With grid: how many finer rounds.", panel=_TRIED),
     ] = 2,
     trials: Annotated[
         int,
-        typer.Option(
-            metavar="N", rich_help_panel="What is tried", help="With tpe: how many settings."
-        ),
+        options.option("N", "With tpe: how many settings.", panel=_TRIED),
     ] = 60,
     folds: Annotated[
         int | None,
-        typer.Option(
-            metavar="K",
-            help="Parts of the cross-validation.",
-            show_default="5, or the number of pictures where there are fewer",
+        options.option(
+            "K",
+            "Parts of the cross-validation.",
+            shown="5, or the number of pictures where there are fewer",
         ),
     ] = None,
-    seed: Annotated[int, typer.Option(metavar="N", help="Of the drawn pictures, and of tpe.")] = 0,
+    seed: Annotated[int, options.option("N", "Of the drawn pictures, and of tpe.")] = 0,
     device: options.Device = "auto",
     smoothness: options.SmoothnessOptions,
 ) -> None:

@@ -163,8 +163,5 @@ def _source_of(names: list[str]) -> Source | None:
         return "kazuto1011"
     if "head.classifier.weight" in names:
         return "state_dict"
-    if not {"features.0.weight", "layer1.0.conv1.weight", "backbone.conv1.weight"}.isdisjoint(
-        names
-    ):
-        return "torchvision"
-    return None
+    torchvision = {"features.0.weight", "layer1.0.conv1.weight", "backbone.conv1.weight"}
+    return None if torchvision.isdisjoint(names) else "torchvision"

@@ -19,7 +19,6 @@ import numpy.typing as npt
 
 from deeplab.data.conversions import Conversion
 from deeplab.data.datasets.labels import LabelReader
-from deeplab.data.datasets.layouts import PredictionLayout
 from deeplab.data.images import SUFFIXES, read_image
 from deeplab.errors import InputError
 
@@ -76,6 +75,28 @@ class Recording:
         pair = self.dataset[index]
         self.conversions.update(conversions_of(pair))
         return pair
+
+
+@dataclass(frozen=True)
+class PredictionLayout:
+    """Files of predictions: a PNG of 8 bits for each picture, packed into one file if wanted.
+
+    Attributes:
+        values: uint8 `[C]`, the pixel value of each class.
+        folder: where the files lie below the one that a user names; {split} stands for the split's
+            name.
+        ending: what follows a picture's name in its file's.
+        coloured: a palette PNG, in which each value has its class's colour; otherwise grey.
+        archive: the packed file's name, which ends in .tgz or .zip; empty for none.
+        flat: whether the archive holds the files alone, without the folders that they lie in.
+    """
+
+    values: npt.NDArray[np.uint8]
+    folder: str = ""
+    ending: str = ".png"
+    coloured: bool = True
+    archive: str = ""
+    flat: bool = False
 
 
 class SegmentationData(ABC):

@@ -1,8 +1,5 @@
 """MS-COCO instances as label maps of the VOC classes, for the papers' pretraining.
 
-    annotations/instances_{train2017,val2017,train2014,...}.json
-    {train2017,val2017,...}/*.jpg, or images/{train2017,...}/*.jpg
-
 Masks are drawn when a picture is read (some milliseconds). Of COCO's eighty categories the twenty
 of VOC count and the rest is background. Where objects of two classes overlap, and in regions marked
 as a crowd, no label can be trusted: 255. Pictures whose objects cover no more than `min_pixels` are
@@ -25,13 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from deeplab.data.conversions import Conversion
-from deeplab.data.datasets.base import (
-    Image,
-    Labels,
-    SegmentationData,
-    files_in,
-    unknown_split,
-)
+from deeplab.data.datasets.base import Image, Labels, SegmentationData, files_in, unknown_split
 from deeplab.data.datasets.classes import COCO_TO_VOC, VOC, VOC_PALETTE
 from deeplab.data.datasets.labels import IGNORE
 from deeplab.data.images import read_image
