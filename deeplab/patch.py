@@ -19,7 +19,7 @@ figure 5.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -46,12 +46,11 @@ def patch(model: nn.Module, impl: str = "auto") -> int:
         model.load_state_dict(checkpoint)         # names and parameters are as before
         deeplab.patch.unpatch(model)              # the original forward again
 
-    In evaluation BatchNorm and ReLU are part of that call, with what BatchNorm holds at the time.
-    Only the convolutions are, and then each branch's own modules run on its channels, where one
-    normalises with batch statistics (running statistics change as unpatched), by a module other
-    than nn.BatchNorm2d and nn.SyncBatchNorm, or has hooks after the convolution; and in half
-    precision unless gradients are off, for their sake. A branch that is hooked itself, or whose
-    convolution is hooked or exchanged for one of another kind, is called as a module.
+    In evaluation BatchNorm and ReLU are part of that call. Only the convolutions are, and then each
+    branch's own modules run on its channels, where one normalises with batch statistics, by a
+    module other than nn.BatchNorm2d and nn.SyncBatchNorm, or has hooks after the convolution; and
+    in half precision unless gradients are off. A branch that is hooked itself, or whose convolution
+    is hooked or exchanged for one of another kind, is called as a module.
 
     Patching again is harmless and sets `impl` anew. Copies and pickles of the model stay patched.
     Programs that read forward's source (torch.jit.script, torch.fx.symbolic_trace) want the
@@ -71,7 +70,9 @@ def patch(model: nn.Module, impl: str = "auto") -> int:
             unknown `impl`. The model is then as it was.
     """
     _check_model(model)
-    _check_impl(impl)
+    # By name only: whether it runs is for each call to say, the model may be moved before.
+    names = ["auto", *(implementation.name for implementation in dispatch.OPERATIONS["atrous"])]
+    validate.check_option("impl", impl, names)
     pyramids = {name: module for name, module in model.named_modules() if _is_pyramid(module)}
     if not pyramids:
         raise ValueError(f"no atrous pyramid in {type(model).__name__}: looked for {_LOOKED_FOR}")
@@ -176,7 +177,7 @@ def _run_fused(x: Tensor, branches: Sequence[Any], impl: str) -> list[Tensor]:
     if fold:
         return outputs
     # Dense copies: over strides BatchNorm sums in another order, and slower.
-    return [_run(tail, z.clone()) for tail, z in zip(tails, outputs, strict=True)]
+    return [nn.Sequential(*tail)(z.clone()) for tail, z in zip(tails, outputs, strict=True)]
 
 
 def _stacked(weights: Sequence[Tensor], on_gpu: bool) -> Tensor:
@@ -185,12 +186,6 @@ def _stacked(weights: Sequence[Tensor], on_gpu: bool) -> Tensor:
         return torch.stack(list(weights))
     last = torch.stack([weight.permute(0, 2, 3, 1) for weight in weights])
     return last.permute(0, 1, 4, 2, 3)
-
-
-def _run(modules: Iterable[nn.Module], x: Tensor) -> Tensor:
-    for module in modules:
-        x = module(x)
-    return x
 
 
 def _biases(convs: Sequence[nn.Conv2d]) -> Tensor | None:
@@ -295,12 +290,6 @@ def _has_hooks(module: nn.Module) -> bool:
 def _check_model(model: nn.Module) -> None:
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, not {type(model).__name__}")
-
-
-def _check_impl(impl: str) -> None:
-    # By name only: whether it runs is for each call to say, the model may be moved before.
-    names = ["auto", *(implementation.name for implementation in dispatch.OPERATIONS["atrous"])]
-    validate.check_option("impl", impl, names)
 
 
 def _check_pyramid(name: str, module: Any) -> None:

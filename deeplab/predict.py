@@ -65,11 +65,9 @@ def predict(
 
     The whole picture is processed at once, its views one after another. `deeplab_v2_small` takes
     about 130 bytes for each pixel of the largest view, and 8 for each class and pixel of the
-    picture, 12 with several views; a model's own scales (MSC) add little, since scale 1 is the
-    largest. With a CRF and 11 classes it was 500 bytes a pixel on a flat picture, 640 to 770 on
-    photographs, whose pixels share lattice points, and 1900 on noise. Larger networks need more.
+    picture, 12 with several views. With a CRF and 11 classes it was 640 to 770 bytes a pixel on
+    photographs and 1900 on noise.
 
-    The model runs in evaluation mode and is left in the mode that it came in.
     Raises InputError if the model gives NaN or Inf, or if the memory runs out (where the system
     tells how much is free, before any work); ValueError if both the model and the call have a CRF,
     for a scale that is not between 0.1 and 4, or (from `model.preprocess`) if the image is not RGB

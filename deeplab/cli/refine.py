@@ -10,6 +10,7 @@ import typer
 
 from deeplab.cli.shared import options
 from deeplab.cli.shared.groups import takes_options
+from deeplab.cli.shared.options import option
 from deeplab.cli.shared.results import (
     Result,
     named_errors,
@@ -44,31 +45,25 @@ def refine(
         ),
     ] = False,
     classes: Annotated[
-        int | None,
-        typer.Option(
-            metavar="N", help="With --indices: how many classes.", show_default="the highest + 1"
-        ),
+        int | None, option("N", "With --indices: how many classes.", shown="the highest + 1")
     ] = None,
     colours: Annotated[
         int | None,
-        typer.Option(
-            metavar="N",
-            help="Only the N colours that fill the largest areas are labels, the rest is unsure: "
+        option(
+            "N",
+            "Only the N colours that fill the largest areas are labels, the rest is unsure: "
             "for soft (antialiased) edges.",
-            show_default="all of them",
+            shown="all of them",
         ),
     ] = None,
     gt_prob: Annotated[
-        float | None,
-        typer.Option(
-            metavar="P", help="How far scribbles are to be trusted.", show_default=str(GT_PROB)
-        ),
+        float | None, option("P", "How far scribbles are to be trusted.", shown=str(GT_PROB))
     ] = None,
     out: Annotated[
         Path,
-        typer.Option(
-            metavar="DIR|FILE.png",
-            help="Folder for the results, or the name of the label map; the rest goes beside it.",
+        option(
+            "DIR|FILE.png",
+            "Folder for the results, or the name of the label map; the rest goes beside it.",
         ),
     ] = Path("out"),
     probabilities: options.SaveProbabilities = False,

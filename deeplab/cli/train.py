@@ -11,6 +11,7 @@ import typer
 from typer.core import TyperCommand
 
 from deeplab.cli.shared import options
+from deeplab.cli.shared.options import option
 from deeplab.cli.shared.several import reported_once
 from deeplab.data import outputs
 from deeplab.errors import InputError
@@ -26,39 +27,33 @@ class ShowsRecipe(TyperCommand):
         from deeplab.training import TrainConfig
 
         recipe = asdict(TrainConfig())
-        for option in self.params:
-            if recipe.get(option.name, "") != "":
-                option.show_default = str(recipe[option.name])  # type: ignore[attr-defined]
+        for given in self.params:
+            if recipe.get(given.name, "") != "":
+                given.show_default = str(recipe[given.name])  # type: ignore[attr-defined]
         super().format_help(ctx, formatter)
 
 
 def train(
     ctx: typer.Context,
     config: Annotated[
-        str | None,
-        typer.Option(
-            metavar="RECIPE", help="A TOML file, or the name of a recipe that comes with this."
-        ),
+        str | None, option("RECIPE", "A TOML file, or the name of a recipe that comes with this.")
     ] = None,
     settings: Annotated[
         list[str] | None,
-        typer.Option(
+        option(
+            "KEY=VALUE",
+            "Any field of a recipe, such as data.root=VOC2012; may be repeated.",
             "--set",
-            metavar="KEY=VALUE",
-            help="Any field of a recipe, such as data.root=VOC2012; may be repeated.",
         ),
     ] = None,
     out: Annotated[
-        Path,
-        typer.Option(
-            metavar="FILE", help="The best weights (.safetensors); the run's files lie beside it."
-        ),
+        Path, option("FILE", "The best weights (.safetensors); the run's files lie beside it.")
     ] = Path("weights.safetensors"),
     weights: Annotated[
         str | None,
-        typer.Option(
-            metavar="FILE|NAME",
-            help="Start from these weights: a file in any format of `convert`, or a name of "
+        option(
+            "FILE|NAME",
+            "Start from these weights: a file in any format of `convert`, or a name of "
             "`deeplab weights list`.",
         ),
     ] = None,
@@ -79,55 +74,33 @@ def train(
     tensorboard: Annotated[
         bool, typer.Option("--tensorboard", help="Log for TensorBoard too, into FILE.tensorboard.")
     ] = False,
-    model: Annotated[str | None, typer.Option(metavar="NAME", help="Which model.")] = None,
-    steps: Annotated[int | None, typer.Option(metavar="N", help="Steps of SGD.")] = None,
-    batch_size: Annotated[int | None, typer.Option(metavar="N", help="Samples in a step.")] = None,
-    accumulate: Annotated[
-        int | None, typer.Option(metavar="N", help="Pieces of a step, to save memory.")
-    ] = None,
-    lr: Annotated[float | None, typer.Option(metavar="RATE", help="First learning rate.")] = None,
-    warmup: Annotated[
-        int | None, typer.Option(metavar="N", help="Steps in which it rises.")
-    ] = None,
-    weight_decay: Annotated[float | None, typer.Option(metavar="D", help="Of weights.")] = None,
-    crop: Annotated[
-        int | None, typer.Option(metavar="PIXELS", help="Side of a sample, 8k + 1.")
-    ] = None,
+    model: Annotated[str | None, option("NAME", "Which model.")] = None,
+    steps: Annotated[int | None, option("N", "Steps of SGD.")] = None,
+    batch_size: Annotated[int | None, option("N", "Samples in a step.")] = None,
+    accumulate: Annotated[int | None, option("N", "Pieces of a step, to save memory.")] = None,
+    lr: Annotated[float | None, option("RATE", "First learning rate.")] = None,
+    warmup: Annotated[int | None, option("N", "Steps in which it rises.")] = None,
+    weight_decay: Annotated[float | None, option("D", "Of weights.")] = None,
+    crop: Annotated[int | None, option("PIXELS", "Side of a sample, 8k + 1.")] = None,
     loss_stride: Annotated[
-        int | None,
-        typer.Option(
-            metavar="1|8", help="Loss on every pixel, or on every eighth as in the papers."
-        ),
+        int | None, option("1|8", "Loss on every pixel, or on every eighth as in the papers.")
     ] = None,
-    scenes: Annotated[
-        int | None, typer.Option(metavar="N", help="Generated scenes to learn from.")
-    ] = None,
-    validation_scenes: Annotated[
-        int | None, typer.Option(metavar="N", help="Scenes to validate on.")
-    ] = None,
-    validate_every: Annotated[
-        int | None, typer.Option(metavar="STEPS", help="Validate and save so often.")
-    ] = None,
+    scenes: Annotated[int | None, option("N", "Generated scenes to learn from.")] = None,
+    validation_scenes: Annotated[int | None, option("N", "Scenes to validate on.")] = None,
+    validate_every: Annotated[int | None, option("STEPS", "Validate and save so often.")] = None,
     precision: Annotated[
         str | None,
-        typer.Option(
-            metavar="NAME",
-            help="float32, bfloat16, float16, or auto: bfloat16 where the processor has it.",
-        ),
+        option("NAME", "float32, bfloat16, float16, or auto: bfloat16 where the processor has it."),
     ] = None,
     device: Annotated[
-        str | None, typer.Option(metavar="NAME", help="cpu, cuda, or auto: a GPU if there is one.")
+        str | None, option("NAME", "cpu, cuda, or auto: a GPU if there is one.")
     ] = None,
     crf: Annotated[
         bool | None,
         typer.Option("--crf", help="End in a CRF that learns with the network; slower by far."),
     ] = None,
-    workers: Annotated[
-        int | None, typer.Option(metavar="N", help="Processes that prepare samples.")
-    ] = None,
-    seed: Annotated[
-        int | None, typer.Option(metavar="N", help="Of initialisation and samples.")
-    ] = None,
+    workers: Annotated[int | None, option("N", "Processes that prepare samples.")] = None,
+    seed: Annotated[int | None, option("N", "Of initialisation and samples.")] = None,
 ) -> None:
     """Train a model: the papers' recipes, your own, or the one of the shipped weights.
 

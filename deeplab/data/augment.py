@@ -10,7 +10,6 @@ to int(scale * size), pads, crops, and mirrors. Beyond the picture an image has 
 which preprocessing turns into zero, and a label map 255. Images are resized bilinearly (smoothed
 where they shrink), labels take the nearest pixel.
 
-All chance comes from the generator that is given, so that a sample is a function of its seed.
 Sources: Chen et al., DeepLab v2, section 4.1; the transformer of its Caffe data layer.
 """
 
@@ -26,6 +25,9 @@ from PIL import Image
 from deeplab.data.datasets.labels import IGNORE
 from deeplab.model.preprocess import MEAN_BGR
 
+Picture = npt.NDArray[np.uint8]
+Labels = npt.NDArray[Any]
+
 CAFFE_SCALES = (0.5, 0.75, 1.0, 1.25, 1.5)
 """The scales of the released Caffe training networks, for mode "discrete"."""
 
@@ -33,8 +35,8 @@ MEAN_RGB = (MEAN_BGR[2], MEAN_BGR[1], MEAN_BGR[0])
 
 
 def augment(
-    image: npt.NDArray[np.uint8],
-    labels: npt.NDArray[Any],
+    image: Picture,
+    labels: Labels,
     *,
     crop: int,
     scales: Sequence[float],
@@ -42,7 +44,7 @@ def augment(
     mirror: bool = True,
     rng: np.random.Generator,
     fill: Sequence[float] = MEAN_RGB,
-) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
+) -> tuple[Picture, npt.NDArray[np.int64]]:
     """A random sample of a picture: image uint8 [crop, crop, 3], labels int64 [crop, crop].
 
     Args:
@@ -50,12 +52,9 @@ def augment(
         labels: [H, W], values 0-255, 255 ignored.
         crop: side of the sample in pixels; networks of output stride 8 like 8k + 1, such as 321.
         scales: (smallest, largest) in mode "continuous", the list to draw from in "discrete".
-            (1, 1) and [1] leave the scale alone.
         mode: see the file's docstring.
         mirror: flip half of the samples left to right.
-        rng: where all chance comes from.
-        fill: colour beyond the picture, RGB 0-255: the mean that the model's preprocessing
-            subtracts. Rounded to whole levels.
+        fill: colour beyond the picture, RGB 0-255, rounded to whole levels.
 
     Raises ValueError: sizes of image and labels differ, scales or mode make no sense.
     """
@@ -69,7 +68,11 @@ def augment(
         scaled, target = _scaled_window(image, labels, crop, scales, rng, fill)
     elif mode == "discrete":
         scale = scales[int(rng.integers(len(scales)))]
-        scaled, target = _window(*_resize(image, labels, scale), crop, rng, fill)
+        height, width = (max(1, int(side * scale)) for side in labels.shape)  # Caffe rounds down
+        image, labels = _to_size(image, labels.astype(np.uint8), (height, width))
+        top = int(rng.integers(max(0, height - crop) + 1))
+        left = int(rng.integers(max(0, width - crop) + 1))
+        scaled, target = _cut(image, labels, top, left, crop, fill)
     else:
         raise ValueError(f"mode must be 'continuous' or 'discrete', not {mode!r}")
     if mirror and rng.random() < 0.5:
@@ -95,13 +98,13 @@ def shrink_labels(labels: Any, stride: int = 8) -> Any:
 
 
 def _scaled_window(
-    image: npt.NDArray[np.uint8],
-    labels: npt.NDArray[Any],
+    image: Picture,
+    labels: Labels,
     crop: int,
     scales: Sequence[float],
     rng: np.random.Generator,
     fill: Sequence[float],
-) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
+) -> tuple[Picture, Labels]:
     """A window of crop / scale pixels brought to crop x crop.
 
     It is the scaled picture cropped, at the cost of the crop.
@@ -116,36 +119,9 @@ def _scaled_window(
     return _to_size(canvas, truth, (crop, crop))
 
 
-def _resize(
-    image: npt.NDArray[np.uint8], labels: npt.NDArray[Any], scale: float
-) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
-    height, width = (max(1, int(side * scale)) for side in labels.shape)  # Caffe rounds down
-    if (height, width) == labels.shape:
-        return image, labels
-    return _to_size(image, labels.astype(np.uint8), (height, width))
-
-
-def _window(
-    image: npt.NDArray[np.uint8],
-    labels: npt.NDArray[Any],
-    crop: int,
-    rng: np.random.Generator,
-    fill: Sequence[float],
-) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
-    height, width = labels.shape
-    top = int(rng.integers(max(0, height - crop) + 1))
-    left = int(rng.integers(max(0, width - crop) + 1))
-    return _cut(image, labels, top, left, crop, fill)
-
-
 def _cut(
-    image: npt.NDArray[np.uint8],
-    labels: npt.NDArray[Any],
-    top: int,
-    left: int,
-    side: int,
-    fill: Sequence[float],
-) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
+    image: Picture, labels: Labels, top: int, left: int, side: int, fill: Sequence[float]
+) -> tuple[Picture, Labels]:
     """The window [side, side] whose corner is at (top, left), which may lie outside."""
     height, width = labels.shape
     canvas = np.empty((side, side, 3), np.uint8)
@@ -157,10 +133,10 @@ def _cut(
     return canvas, truth
 
 
-def _to_size(
-    image: npt.NDArray[np.uint8], labels: npt.NDArray[np.uint8], size: tuple[int, int]
-) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
+def _to_size(image: Picture, labels: Labels, size: tuple[int, int]) -> tuple[Picture, Labels]:
     """Both at size (height, width): image bilinear, labels nearest."""
+    if size == labels.shape:
+        return image, labels
     shape = size[::-1]  # Pillow's order
     scaled = np.array(Image.fromarray(image).resize(shape, Image.Resampling.BILINEAR))
     return scaled, np.array(Image.fromarray(labels).resize(shape, Image.Resampling.NEAREST))

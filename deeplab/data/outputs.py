@@ -1,13 +1,11 @@
 """Results on disk: label maps with a palette, overlays, probabilities; whole files or none.
 
-Every file is written under a temporary name beside its place and moved there when it is complete,
-so that neither an error nor Ctrl-C leaves half a file.
+Every file is written by `deeplab.whole_file`: neither an error nor Ctrl-C leaves half of it.
 """
 
 from __future__ import annotations
 
 import os
-import secrets
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,6 +17,7 @@ import numpy as np
 from PIL import Image
 
 from deeplab.errors import InputError
+from deeplab.whole_file import whole_file
 
 PACKAGES = ("kernels", "crf", "deeplab")
 
@@ -64,7 +63,7 @@ def overlay(image: np.ndarray, labels: np.ndarray, palette: np.ndarray) -> np.nd
 def write_labels(path: Path, labels: np.ndarray, palette: np.ndarray | None) -> None:
     """A label map `[H, W]` as an 8-bit PNG with a palette: pixel values are the class indices.
 
-    palette: uint8 `[256, 3]`; None writes a grey PNG.
+    palette: uint8 `[256, 3]`; None writes a grey PNG. InputError: a class beyond 8 bits.
     """
     outside = labels[(labels < 0) | (labels > 255)]
     if outside.size:
@@ -82,11 +81,6 @@ def write_picture(path: Path, rgb: np.ndarray) -> None:
     """An RGB picture, uint8 `[H, W, 3]`, as PNG."""
     picture = Image.fromarray(rgb)
     _write(path, lambda file: picture.save(file, format="PNG"))
-
-
-def write_probabilities(path: Path, probabilities: np.ndarray) -> None:
-    """Class probabilities, float32 `[C, H, W]`, under the key `probabilities` of an .npz file."""
-    _write(path, lambda file: np.savez_compressed(file, probabilities=probabilities))
 
 
 def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
@@ -107,8 +101,7 @@ def write_bytes(path: Path, content: bytes) -> None:
 def check_writable(folder: Path) -> None:
     """Raise InputError unless `folder` exists, or can be created, and takes files.
 
-    It is tried out with a temporary file in the folder (or the nearest one above it that exists),
-    so read-only disks are found too; nothing stays behind.
+    A temporary file tries it out, in the nearest folder above where it does not exist yet.
     """
     with _as_input_error(folder):
         _check_hides_no_package(folder)
@@ -125,10 +118,7 @@ def check_writable(folder: Path) -> None:
 
 
 def _check_hides_no_package(folder: Path) -> None:
-    """Refuse to make a folder that Python, run in this one, would take for one of our packages.
-
-    That of `folder` itself, or the one that it would be made in.
-    """
+    """Refuse to make a folder that Python, run in this one, would take for one of our packages."""
     for new in (folder, *folder.parents):
         here = new.name in PACKAGES and new.absolute().parent == Path.cwd()
         if here and not new.exists():
@@ -154,12 +144,12 @@ def output_names(files: Sequence[Path]) -> list[str]:
     """
     paths = [file.absolute() for file in files]
     names = [path.stem for path in paths]
-    clashes = _clashes(names)
-    if clashes:
+    if clashes := _clashes(names):
         shared = Path(os.path.commonpath([paths[i].parent for i in clashes]))
-        for longer in (_below_shared_folder, _with_suffix):
-            for i in _clashes(names):
-                names[i] = longer(paths[i], shared)
+        for i in clashes:
+            names[i] = "-".join(paths[i].relative_to(shared).with_suffix("").parts)
+        for i in _clashes(names):
+            names[i] += f"-{paths[i].suffix.lstrip('.').lower()}"
     taken: set[str] = set()
     for i, name in enumerate(names):
         number = 1
@@ -170,31 +160,16 @@ def output_names(files: Sequence[Path]) -> list[str]:
     return names
 
 
-def _below_shared_folder(path: Path, shared: Path) -> str:
-    return "-".join(path.relative_to(shared).with_suffix("").parts)
-
-
-def _with_suffix(path: Path, shared: Path) -> str:
-    return f"{_below_shared_folder(path, shared)}-{path.suffix.lstrip('.').lower()}"
-
-
 def _clashes(names: Sequence[str]) -> list[int]:
     count = Counter(name.casefold() for name in names)
     return [i for i, name in enumerate(names) if count[name.casefold()] > 1]
 
 
 def _write(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Let `write` fill a temporary file beside `path`, then move it there."""
     with _as_input_error(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{secrets.token_hex(8)}.tmp")
-        try:
-            with temporary.open("wb") as file:
-                write(file)
-            os.replace(temporary, path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
+        with whole_file(path) as file:
+            write(file)
 
 
 @contextmanager

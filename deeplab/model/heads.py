@@ -42,11 +42,7 @@ class Pointwise(nn.Module):
 
 
 class ASPP(nn.Module):
-    """One 3x3 classifier per rate, summed: the head of DeepLab v2 on ResNet-101.
-
-    Weights start as N(0, 0.01), biases at 0. `classifier` is the part that the papers train at ten
-    times the learning rate: here, all of it.
-    """
+    """One 3x3 classifier per rate, summed: the head of DeepLab v2 on ResNet-101."""
 
     def __init__(self, in_channels: int, num_classes: int, rates: Sequence[int]) -> None:
         super().__init__()

@@ -129,10 +129,7 @@ class DeepLab(nn.Module):
         """
         self._check(x)
         self._check_image(x, image, upsample)
-        if self.scales is None:
-            logits = self._scores(x)
-        else:
-            logits = self._scores_of_scales(x)[0]
+        logits = self._scores(x) if self.scales is None else self._scores_of_scales(x)[0]
         if upsample:
             logits = self.upsample(logits, x.shape[2:])
         if self.crf is None:
@@ -205,10 +202,9 @@ class DeepLab(nn.Module):
             crf                  1                 no
 
         The classifiers are the layers that give scores: the last of the head, as in the released
-        prototxts, and the last of each tap of MSc. The other layers of a head or tap (fc6 and fc7,
-        the pyramid of v3) are body, as fc6 and fc7 are in the prototxts. head_lr_scale is 10 in the
-        papers. Each group is a dict with "params", "lr" (multiplied already), "weight_decay",
-        "name" and "lr_scale" (the factor, for schedules). Empty groups are left out.
+        prototxts, and the last of each tap of MSc. Each group is a dict with "params", "lr"
+        (multiplied already), "weight_decay", "name" and "lr_scale" (the factor, for schedules).
+        Empty groups are left out.
         """
         groups = {
             "body_weight": (1.0, weight_decay),
@@ -224,12 +220,12 @@ class DeepLab(nn.Module):
         return [
             {
                 "params": params[name],
-                "lr": lr * lr_scale,
+                "lr": lr * scale,
                 "weight_decay": decay,
                 "name": name,
-                "lr_scale": lr_scale,
+                "lr_scale": scale,
             }
-            for name, (lr_scale, decay) in groups.items()
+            for name, (scale, decay) in groups.items()
             if params[name]
         ]
 

@@ -13,13 +13,9 @@ k + 1). Source: Chen et al., DeepLab v2, section 4.1.
     config = TrainConfig(data=DataConfig("voc2012", root="VOCdevkit/VOC2012"))
     result = train(config, "voc.safetensors")
 
-The defaults of `TrainConfig` are the recipe of the weights that the package ships. The command is
-`deeplab train --out deeplab_v2_small_scenes.safetensors`; its scores, and those of an earlier run,
-are in bench/records/scenes_deeplab_v2_small.json.
-
-A run is a function of its configuration: sample i depends on (seed, i) alone, however many workers
-and processes prepare it, and a run that was stopped goes on as if it had not been. Ctrl-C and
-SIGTERM stop after the current step and write what there is.
+The defaults of `TrainConfig` are the recipe of the weights that the package ships; its scores are
+in bench/records/scenes_deeplab_v2_small.json. A run is a function of its configuration: sample i
+depends on (seed, i) alone, and a run that was stopped goes on as if it had not been.
 
     run            train: a run from its configuration to its result
     config         TrainConfig, DataConfig; config_errors, recipe: from TOML files and --set

@@ -1,10 +1,8 @@
 """The configuration of a training run: `TrainConfig`, its defaults, and the values it refuses.
 
 pydantic checks types strictly (an integer counts as a number, a list as a tuple, and nothing else
-is converted), ranges, and unknown keys. The defaults are the recipe of the weights that the package
-ships: trained from scratch on the generated scenes, so the learning rate is higher and the head's
-is lower than over a pretrained body. The papers' recipes are TOML files in
-`deeplab.training.recipes`.
+is converted), ranges, and unknown keys. The defaults are for training from scratch on the generated
+scenes; the papers' recipes are TOML files in `deeplab.training.recipes`.
 """
 
 from __future__ import annotations
@@ -30,22 +28,11 @@ SCENES_CRF: dict[str, Any] = {
 """CRF settings for the generated scenes, the best of a search on validation scenes."""
 
 FREE_ON_RESUME = frozenset(
-    {
-        "weights",
-        "starts_from",
-        "new_classifier",
-        "data.root",
-        "skip_broken",
-        "accumulate",
-        "validate_every",
-        "save_every",
-        "log_every",
-        "compile",
-        "channels_last",
-        "in_memory",
-        "device",
-        "workers",
-    }
+    (
+        *("weights", "starts_from", "new_classifier", "data.root", "skip_broken", "accumulate"),
+        *("validate_every", "save_every", "log_every"),
+        *("compile", "channels_last", "in_memory", "device", "workers"),
+    )
 )
 """The fields that a resumed run may change: where and how it computes, not what.
 

@@ -5,9 +5,8 @@
                      fused, scale 1, scale 0.75 brought to the map of scale 1    labels[::8, ::8]
                      scale 0.5 at its own size                                   labels[::16, ::16]
 
-Numerators are computed where the network is, denominators from the labels alone: they are known
-before the first forward pass, so that micro-batches and processes share those of the whole step,
-and a step cut into pieces has the gradient of the step in one piece.
+Denominators come from the labels alone: they are known before the first forward pass, so that
+micro-batches and processes share those of the whole step, whose gradient does not depend on them.
 
 With logits of output stride 8 and align_corners, n = 8k + 1 pixels meet k + 1 scores on every
 eighth pixel: what Caffe's Interp layer makes of the labels. Style "torchvision" and resize "torch"
@@ -94,8 +93,7 @@ def loss_denominators(
 ) -> Tensor:
     """float64 [terms]: the weight of the labelled pixels at each stride.
 
-    labels: integers [B, H, W], 255 ignored; class_weights: [classes], None counts pixels; grid:
-    where the scores lie.
+    labels: integers [B, H, W], 255 ignored; class_weights: [classes], None counts pixels.
     """
     weights = []
     for stride in strides:
@@ -111,10 +109,8 @@ def loss_denominators(
 class StepLoss(nn.Module):
     """Network and loss in one module, which torch.compile and DistributedDataParallel can wrap.
 
-    forward(rgb, labels, denominators) -> the part that these samples have in the loss, a float32
-    scalar (float64 for a model in float64):
-    rgb [B, 3, H, W] uint8 or float in 0-255, labels int64 [B, H, W], denominators [terms] of the
-    whole step (`loss_denominators`), none of them 0.
+    forward(rgb [B, 3, H, W] in 0-255, labels int64 [B, H, W], denominators [terms] of the whole
+    step, none of them 0) -> the part of these samples in the loss, a scalar of at least float32.
     """
 
     class_weights: Tensor | None

@@ -22,12 +22,13 @@ import torch
 from deeplab.crf_settings import CRFSettings
 from deeplab.data import scenes
 from deeplab.data.agreement import Classes, compare_classes
+from deeplab.data.datasets import open_dataset
 from deeplab.errors import InputError
 from deeplab.evaluation.evaluate import LabelledImages
 from deeplab.model import DeepLab, build
 from deeplab.model.heads import DeepLabV3Head
 from deeplab.training.checkpoint import Files, check_agreement, read_state
-from deeplab.training.config import SCENES_CRF, DataConfig, TrainConfig
+from deeplab.training.config import SCENES_CRF, TrainConfig
 from deeplab.training.distributed import Processes
 from deeplab.training.labels import check_labels
 from deeplab.training.logs import Logger
@@ -128,26 +129,20 @@ def _open_data(
 ) -> tuple[LabelledImages, LabelledImages, dict[str, Any]]:
     """The pictures to train and to validate on, and what the weights' metadata say of them."""
     data = config.data
-    is_scenes = dataset is None and data.name == "scenes"
-    if dataset is None:
-        if is_scenes:
-            dataset = scenes.ScenesDataset(scenes.TRAIN_START, config.scenes)
-        else:
-            dataset = _opened(data, data.train)
-    if validation is None:
+
+    def opened(split: str, start: int, scenes_wanted: int) -> LabelledImages:
         if data.name == "scenes":
-            validation = scenes.ScenesDataset(scenes.VALIDATION_START, config.validation_scenes)
-        else:
-            validation = _opened(data, data.validation)
+            return scenes.ScenesDataset(start, scenes_wanted)
+        return open_dataset(data.name, data.root or None, split, **data.options)
+
+    known = {"crf": SCENES_CRF} if dataset is None and data.name == "scenes" else {}
+    if dataset is None:
+        dataset = opened(data.train, scenes.TRAIN_START, config.scenes)
+    if validation is None:
+        validation = opened(data.validation, scenes.VALIDATION_START, config.validation_scenes)
     if len(dataset) == 0 or len(validation) == 0:
         raise ValueError("dataset, validation must have at least one picture in each")
-    return dataset, validation, {"crf": SCENES_CRF} if is_scenes else {}
-
-
-def _opened(data: DataConfig, split: str) -> LabelledImages:
-    from deeplab.data.datasets import open_dataset
-
-    return open_dataset(data.name, data.root or None, split, **data.options)
+    return dataset, validation, known
 
 
 def _check_config(config: TrainConfig, classes: int, group: Processes, logger: Logger) -> None:

@@ -20,8 +20,8 @@ The few fields are decoded here, from the mapped file: the blobs' numbers are lo
 lie, and no size is believed before it is compared with the file's. A network that protobuf parses
 whole lies in memory three times, and a file of empty messages in sixty times its size.
 
-Nothing in such a file is executed. Sources: src/caffe/proto/caffe.proto of BVLC/caffe; "Encoding"
-in the documentation of Protocol Buffers.
+Sources: src/caffe/proto/caffe.proto of BVLC/caffe; "Encoding" in the documentation of Protocol
+Buffers.
 """
 
 from __future__ import annotations
@@ -55,10 +55,6 @@ class Form(NamedTuple):
 
 FORMS = {2: Form(4, 6, 10, 19), 100: Form(1, 7, 106, 121)}  # of `layers` and `layer`
 Fields = Mapping[int, list[int | memoryview]]
-
-
-class _Damaged(ValueError):
-    """What is wrong with the file, in a phrase."""
 
 
 @dataclass(frozen=True)
@@ -115,7 +111,7 @@ def windows(path: Path) -> dict[str, Window]:
 def _damage_named(path: Path) -> Iterator[None]:
     try:
         yield
-    except (_Damaged, OSError) as error:
+    except (ValueError, OSError) as error:
         raise InputError(
             f"{path}: not a readable .caffemodel ({error}); it may be cut off or of another "
             "format: fetch it again"
@@ -133,15 +129,12 @@ def _layers(path: Path) -> Iterator[Layer]:
 
 def _layer(fields: Fields, form: Form) -> Layer:
     if form.name != 1 and _messages(fields, 1):
-        raise _Damaged(
-            "its layers are in the form of 2013, which Caffe's upgrade_net_proto_binary turns into "
-            "today's"
-        )
+        raise ValueError("its layers are of 2013: run Caffe's upgrade_net_proto_binary on it")
     name = bytes((_messages(fields, form.name) or [memoryview(b"")])[-1])
     try:
         text = name.decode()
     except UnicodeDecodeError:
-        raise _Damaged(f"a layer's name is no text: {name[:40]!r}") from None
+        raise ValueError(f"a layer's name is no text: {name[:40]!r}") from None
     return Layer(text, _messages(fields, form.blobs), _window(fields, form))
 
 
@@ -166,21 +159,14 @@ def _blob(blob: memoryview, layer: str) -> Tensor:
     runs, doubles = _messages(fields, 5), _messages(fields, 8)
     dtype = np.dtype("<f8" if doubles else "<f4")
     runs = doubles or runs
-    size = sum(len(run) for run in runs)
-    of_shape = math.prod(shape[:MOST_AXES]) * dtype.itemsize
-    if len(shape) > MOST_AXES or of_shape != size:
-        raise _Damaged(
-            f"layer {layer[:120]}: {size // dtype.itemsize} numbers do not fill the shape "
-            f"{shape[:8]}"
-        )
+    size = sum(len(run) for run in runs) / dtype.itemsize
+    if len(shape) > MOST_AXES or math.prod(shape) != size:
+        what = f"{int(size)} numbers do not fill the shape {shape[:8]}"
+        raise ValueError(f"layer {layer[:120]}: {what}")
     if any(len(run) % dtype.itemsize for run in runs):
-        raise _Damaged(f"layer {layer[:120]}: half a number")
-    values = np.empty(size // dtype.itemsize, np.float32)
-    filled = 0
-    for run in runs:
-        part = np.frombuffer(run, dtype)
-        values[filled : filled + len(part)] = part
-        filled += len(part)
+        raise ValueError(f"layer {layer[:120]}: half a number")
+    parts = [np.empty(0, dtype), *(np.frombuffer(run, dtype) for run in runs)]
+    values = np.concatenate(parts, dtype=np.float32, casting="same_kind")
     return torch.from_numpy(values.reshape(shape))
 
 
@@ -202,14 +188,15 @@ def _fields(message: memoryview) -> Fields:
             content = message[at : at + size]
             at += size
         else:
-            raise _Damaged(f"byte {start} begins no field of a message")
+            raise ValueError(f"byte {start} begins no field of a message")
         if number == 0 or at > len(message):
-            raise _Damaged("a field reaches beyond its end" if number else "a field without number")
+            what = "a field reaches beyond its end" if number else "a field without number"
+            raise ValueError(what)
         if wire in (VARINT, BYTES):
             found.setdefault(number, []).append(content)
         count += 1
         if count > MOST_FIELDS:
-            raise _Damaged(f"more than {MOST_FIELDS} fields in one message")
+            raise ValueError(f"more than {MOST_FIELDS} fields in one message")
     return found
 
 
@@ -242,9 +229,9 @@ def _varint(message: memoryview, at: int) -> tuple[int, int]:
     value = 0
     for i in range(10):
         if at + i >= len(message):
-            raise _Damaged("it ends within a field")
+            raise ValueError("it ends within a field")
         byte = message[at + i]
         value |= (byte & 127) << 7 * i
         if byte < 128:
             return value, at + i + 1
-    raise _Damaged("a number of more than ten bytes")
+    raise ValueError("a number of more than ten bytes")

@@ -41,11 +41,7 @@ StrPath = str | os.PathLike[str]
 
 
 def save_weights(model: DeepLab, path: StrPath, metadata: Mapping[str, Any] | None = None) -> None:
-    """Write the network's weights and what is known about them, all or nothing.
-
-    The file is written beside `path` as .NAME.part, flushed to the disk and then renamed, so that
-    a reader, or a crash, never meets half a file. An existing file is replaced. Of two writers at
-    once the second waits, and what a killed one leaves the next one writes over.
+    """Write the network's weights and what is known about them, all or nothing (`whole_file`).
 
     metadata: JSON-able values: class_names, palette, recipe, commit, metrics, ... The keys model,
         num_classes and options come from the model.
@@ -72,7 +68,16 @@ def save_weights(model: DeepLab, path: StrPath, metadata: Mapping[str, Any] | No
             f"metadata: {error}; use numbers, strings, lists and dicts (array.tolist())"
         ) from error
     tensors = {name: tensor.cpu().contiguous() for name, tensor in network_state(model).items()}
-    _write_atomically(path, save(tensors, texts))
+    if os.path.isdir(path):
+        raise InputError(f"{path}: cannot write the weights (it is a folder); name a file in it")
+    try:
+        with whole_file(path) as file:
+            file.write(save(tensors, texts))
+    except OSError as error:
+        raise InputError(
+            f"{path}: cannot write the weights ({error.strerror or error}); "
+            "choose a file in an existing folder that can be written"
+        ) from error
 
 
 def read_metadata(path: StrPath) -> dict[str, Any]:
@@ -89,12 +94,10 @@ def load_own(model: DeepLab, path: Path) -> tuple[tuple[str, ...], tuple[str, ..
     """Copy the file's tensors into `model`, converted to its dtype and device.
 
     Names and shapes must agree exactly and, where the file says for which model it was made, so
-    must name, style and rates. All is checked first: on an error the model is unchanged.
+    must name, style and rates; if not, InputError lists the differences before anything is copied.
 
     Returns the names of what was copied, and of the classifiers that were not, because the file
     says that it is for another number of classes.
-
-    Raises InputError, which lists what is missing, unexpected or of another shape.
     """
     with _open(path) as file:
         metadata = _metadata(file, path)
@@ -377,16 +380,3 @@ def _is_colour(row: object) -> bool:
         and len(row) == 3
         and all(isinstance(level, int) and 0 <= level <= 255 for level in row)
     )
-
-
-def _write_atomically(path: Path, content: bytes) -> None:
-    if os.path.isdir(path):
-        raise InputError(f"{path}: cannot write the weights (it is a folder); name a file in it")
-    try:
-        with whole_file(path) as file:
-            file.write(content)
-    except OSError as error:
-        raise InputError(
-            f"{path}: cannot write the weights ({error.strerror or error}); "
-            "choose a file in an existing folder that can be written"
-        ) from error

@@ -37,8 +37,7 @@ class Loaded:
     Attributes:
         source: what the file is.
         initialised: tensors of the model that now hold the file's values.
-        skipped: tensors of the model's head that the file has no fitting values for: they are as
-            they were.
+        skipped: tensors of the model's head that the file has no fitting values for.
         dropped: what of the file has no use here, and why: counters, auxiliary classifiers and
             copies by the file's names, layers of another head by this package's.
         scales, resize: at which scales the weights were trained (MSC), and how those are resized;
@@ -56,9 +55,8 @@ class Loaded:
 def load_weights(model: DeepLab, path: file.StrPath, source: Source = "auto") -> Loaded:
     """Copy the file's tensors into `model`, converted to its dtype and device.
 
-    Everything is checked first: on an error the model is unchanged. Nothing in a file is executed,
-    and no size that it claims is allocated. A state dict of this package's models does not tell its
-    style and rates: they are taken to be the model's.
+    Everything is checked first: on an error the model is unchanged. A state dict of this package's
+    models does not tell its style and rates: they are taken to be the model's.
 
     Args:
         path: a file of any source of `deeplab.weights.sources`, or a name of
@@ -96,35 +94,27 @@ def copy_checkpoint(model: DeepLab, checkpoint: Checkpoint) -> Loaded:
     expected = {name: t for name, t in state.items() if not name.endswith(names.COUNTER)}
     tensors = translated.tensors
     body = [name for name in expected if name.startswith("backbone.")]
-    shapes = [
-        f"{name} {list(tensors[name].shape)} instead of {list(expected[name].shape)}"
-        for name in body
-        if name in tensors and tensors[name].shape != expected[name].shape
-    ]
-    in_body = (name for name in tensors if name.startswith("backbone."))
+    theirs = [name for name in tensors if name.startswith("backbone.")]
     file.refuse_misfits(
         model,
         path,
         missing=[name for name in body if name not in tensors],
-        unexpected=[*translated.unknown, *(name for name in in_body if name not in expected)],
-        shapes=shapes,
+        unexpected=[*translated.unknown, *(name for name in theirs if name not in expected)],
+        shapes=[
+            f"{name} {list(tensors[name].shape)} instead of {list(expected[name].shape)}"
+            for name in body
+            if name in tensors and tensors[name].shape != expected[name].shape
+        ],
     )
     fitting, skipped = _head(model, expected, translated, path)
-    of_head = (name for name in tensors if not name.startswith("backbone."))
-    left = {name: "of a head that does not fit" for name in of_head if name not in fitting}
     chosen = {name: tensors[name] for name in (*body, *fitting)}
+    left = {name: "of a head that does not fit" for name in tensors if name not in chosen}
     _check_windows(model, checkpoint.windows, chosen, path)
     for name, tensor in _in_dtypes_of(state, chosen, path).items():
         state[name].copy_(tensor)
-    resize = translated.resize if translated.scales else None
-    return Loaded(
-        checkpoint.source,
-        tuple(chosen),
-        tuple(skipped),
-        translated.dropped | left,
-        translated.scales,
-        resize,
-    )
+    scales, dropped = translated.scales, translated.dropped | left
+    resize = translated.resize if scales else None
+    return Loaded(checkpoint.source, tuple(chosen), tuple(skipped), dropped, scales, resize)
 
 
 def _check_style(model: DeepLab, checkpoint: Checkpoint) -> None:
@@ -150,7 +140,11 @@ def _head(
     fitting: list[str] = []
     skipped: list[str] = []
     behind = False
-    for layer, members in _layers(expected).items():
+    layers: dict[str, list[str]] = {}
+    for name in expected:
+        if not name.startswith("backbone."):
+            layers.setdefault(name.rpartition(".")[0], []).append(name)
+    for layer, members in layers.items():
         given = [name for name in members if name in tensors]
         if given and len(given) < len(members):
             raise InputError(
@@ -238,15 +232,6 @@ def _differences(theirs: Window, ours: Window) -> list[str]:
         for kind in kinds
         if getattr(theirs, kind) != getattr(ours, kind)
     ]
-
-
-def _layers(names_of: Iterable[str]) -> dict[str, list[str]]:
-    """The tensors of each layer of head and taps, in the model's order."""
-    layers: dict[str, list[str]] = {}
-    for name in names_of:
-        if not name.startswith("backbone."):
-            layers.setdefault(name.rpartition(".")[0], []).append(name)
-    return layers
 
 
 def _in_dtypes_of(

@@ -83,33 +83,32 @@ def from_kazuto1011(state: Mapping[str, Tensor]) -> Translated:
     if any(name.startswith(("base.", "scale.")) for name in state):
         found.scales, found.resize = MSC, "torch"
     branches: dict[str, dict[int, Tensor]] = {"weight": {}, "bias": {}}
-    parts = {"reduce": 1, "conv3x3": 2, "increase": 3}
     for name, tensor in state.items():
         short = re.sub(r"^(base|scale)\.", "", name)
-        if m := re.fullmatch(r"layer1\.conv1\.(conv|bn)\.(\w+)", short):
-            ours = f"backbone.{m[1]}1.{m[2]}"
-        elif m := re.fullmatch(r"layer([2-5])\.block(\d{1,4})\.(\w+)\.(conv|bn)\.(\w+)", short):
-            block = f"backbone.layer{int(m[1]) - 1}.{int(m[2]) - 1}"
-            if m[3] in ("shortcut", "proj"):
-                ours = f"{block}.downsample.{int(m[4] == 'bn')}.{m[5]}"
-            elif m[3] in parts:
-                ours = f"{block}.{m[4]}{parts[m[3]]}.{m[5]}"
-            else:
-                found.unknown.append(name)
-                continue
-        elif m := re.fullmatch(r"aspp\.(?:stages\.)?c(\d{1,4})\.(weight|bias)", short):
+        if m := re.fullmatch(r"aspp\.(?:stages\.)?c(\d{1,4})\.(weight|bias)", short):
             branches[m[2]][int(m[1])] = tensor
-            continue
         elif m := re.fullmatch(r"fc\.(weight|bias)", short):
-            ours = f"head.classifier.{m[1]}"
             found.of_pictures |= tensor.ndim == 2
+            _keep(found, name, f"head.classifier.{m[1]}", tensor)
+        elif (ours := _kazuto1011_body(short)) is not None:
+            _keep(found, name, ours, tensor)
         else:
             found.unknown.append(name)
-            continue
-        _keep(found, name, ours, tensor)
     for kind, tensors in branches.items():
         found.stack(f"head.classifier.{kind}", tensors)
     return found
+
+
+def _kazuto1011_body(name: str) -> str | None:
+    if m := re.fullmatch(r"layer1\.conv1\.(conv|bn)\.(\w+)", name):
+        return f"backbone.{m[1]}1.{m[2]}"
+    part = "(reduce|conv3x3|increase|shortcut|proj)"
+    m = re.fullmatch(rf"layer([2-5])\.block(\d{{1,4}})\.{part}\.(conv|bn)\.(\w+)", name)
+    if m is None:
+        return None
+    number = {"reduce": 1, "conv3x3": 2, "increase": 3}.get(m[3])
+    layer = f"{m[4]}{number}" if number else f"downsample.{int(m[4] == 'bn')}"
+    return f"backbone.layer{int(m[1]) - 1}.{int(m[2]) - 1}.{layer}.{m[5]}"
 
 
 def from_isht7(state: Mapping[str, Tensor]) -> Translated:

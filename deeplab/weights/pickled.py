@@ -1,9 +1,8 @@
 """Reading a `.pth`: the tensors of a PyTorch checkpoint, by name, without executing anything.
 
-`torch.load(weights_only=True)` unpickles tensors and plain containers only and refuses everything
-else, so that a hostile file raises instead of running. The records of a zip archive, the form since
-PyTorch 1.6, are looked at first: torch.load checks no checksum, and would take the bytes of a
-compressed record, which torch.save never writes, for weights.
+`torch.load(weights_only=True)` unpickles tensors and plain containers only. The records of a zip
+archive, the form since PyTorch 1.6, are looked at first: torch.load checks no checksum, so that a
+flipped bit would be a wrong weight, and takes the bytes of a compressed record for weights.
 """
 
 from __future__ import annotations
@@ -42,13 +41,10 @@ def read(path: Path) -> dict[str, Tensor]:
     state = {name: value for name, value in content.items() if isinstance(value, Tensor)}
     if not state:
         raise InputError(f"{path}: holds no tensors by name; expected a state dict")
-    odd = [name for name, value in state.items() if not _is_plain(name, value)]
-    if odd:
-        first = (
-            f"as {odd[0]:.120}" if isinstance(odd[0], str) else f"under a {type(odd[0]).__name__}"
-        )
+    if odd := [name for name, value in state.items() if not _is_plain(name, value)]:
         raise InputError(
-            f"{path}: what it has {first} is no plain tensor of numbers in memory; expected weights"
+            f"{path}: what it has as {odd[0]!r:.120} is no plain tensor of numbers in memory; "
+            "expected weights"
         )
     # Tensors may share numbers, or repeat one without end: the sizes below are claims.
     claimed = sum(value.numel() * value.element_size() for value in state.values())
@@ -78,13 +74,11 @@ def _load(path: Path) -> Any:
     with path.open("rb") as file:
         zipped = file.read(2) == b"PK"  # files before PyTorch 1.6 are not, and cannot be mapped
     try:
-        if zipped:
-            _check_archive(path)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of old files; what matters is raised
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
-    except InputError:
-        raise
+        problem = _archive_problem(path) if zipped else ""
+        if not problem:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of old files; what matters is raised
+                return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
     except Exception as error:  # whatever a reader of pickles runs into on arbitrary bytes
         what = str(error).partition("\n")[0]
         if "weights_only" in str(error) or "WeightsUnpickler" in str(error):
@@ -94,38 +88,29 @@ def _load(path: Path) -> Any:
             "may be cut off or of another format; from a file that you trust, save "
             "model.state_dict() again"
         ) from error
+    raise InputError(f"{path}: {problem}")
 
 
-def _check_archive(path: Path) -> None:
-    """Raise InputError where it holds no checkpoint, or not as torch.save writes one."""
+def _archive_problem(path: Path) -> str:
+    """Why it holds no checkpoint as torch.save writes one; empty where it does."""
     with zipfile.ZipFile(path) as archive:
         records = archive.infolist()
-    names = [record.filename for record in records]
-    if not any(name.endswith("/data.pkl") for name in names):
-        raise InputError(
-            f"{path}: a zip archive without a PyTorch checkpoint in it; unpack it and name the "
-            "weights"
-        )
-    if any(name.endswith("/constants.pkl") for name in names):
-        raise InputError(
-            f"{path}: a TorchScript program, expected its tensors; save model.state_dict() alone"
-        )
+    endings = {Path(record.filename).name for record in records}
+    if "data.pkl" not in endings:
+        return "a zip archive without a PyTorch checkpoint in it; unpack it and name the weights"
+    if "constants.pkl" in endings:
+        return "a TorchScript program, expected its tensors; save model.state_dict() alone"
     if any(record.compress_type != zipfile.ZIP_STORED for record in records):
-        raise InputError(
-            f"{path}: its records are compressed, which torch.save never does; fetch the file as "
-            "it was published"
+        return (
+            "its records are compressed, which torch.save never does; fetch the file as it was "
+            "published"
         )
     if record := damaged_record(path):
-        raise InputError(
-            f"{path}: damaged: the checksum of its record {record:.120} is wrong; copy or fetch "
-            "the file again"
-        )
+        return f"damaged: the checksum of its record {record:.120} is wrong; fetch the file again"
+    return ""
 
 
 def damaged_record(path: Path) -> str | None:
-    """The first record of an archive of torch.save whose checksum is wrong; None: all are right.
-
-    torch.load looks at no checksum, so that a flipped bit would be a wrong weight.
-    """
+    """The first record of an archive of torch.save whose checksum is wrong; None: all are right."""
     with zipfile.ZipFile(path) as archive:
         return archive.testzip()

@@ -289,15 +289,12 @@ def _told_rates(checkpoint: Checkpoint) -> tuple[int, ...]:
     some. A network for whole pictures has none there, and they are the model's to choose."""
     if not any(window.rate > 1 for window in checkpoint.windows.values()):
         return ()
-    places = {
-        name: place for name in checkpoint.windows if (place := caffe_window(name)) is not None
-    }
-    heads = [layer for layer, _ in places.values()]
-    of = "head.fc6" if "head.fc6" in heads else "head.classifier"
-    branches = {
-        n: checkpoint.windows[name].rate for name, (layer, n) in places.items() if layer == of
-    }
-    return tuple(branches[n] for n in sorted(branches))
+    rates: dict[str, dict[int, int]] = {}  # by layer and branch
+    for name, window in checkpoint.windows.items():
+        if place := caffe_window(name):
+            rates.setdefault(place[0], {})[place[1]] = window.rate
+    of_head = rates.get("head.fc6") or rates.get("head.classifier") or {}
+    return tuple(of_head[branch] for branch in sorted(of_head))
 
 
 def _seen(checkpoint: Checkpoint) -> str:

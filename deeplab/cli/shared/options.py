@@ -14,40 +14,46 @@ from deeplab.errors import InputError
 if TYPE_CHECKING:
     from deeplab.crf_settings import CRFSettings
 
+
+def option(
+    metavar: str, text: str, *names: str, panel: str | None = None, shown: str | bool = True
+) -> Any:
+    """An option that takes a value. shown: what the help says of the default, False for nothing."""
+    return typer.Option(
+        *names, metavar=metavar, help=text, rich_help_panel=panel, show_default=shown
+    )
+
+
 ModelName = Annotated[
     str | None,
-    typer.Option(
-        metavar="NAME",
-        help="Which model the weights must belong to, such as deeplab_v2_resnet101.",
-        show_default="the one that the weights name or fit",
+    option(
+        "NAME",
+        "Which model the weights must belong to, such as deeplab_v2_resnet101.",
+        shown="the one that the weights name or fit",
     ),
 ]
 MSC = Annotated[
     str | None,
-    typer.Option(
-        metavar="S,S,...|none",
-        help="Scales at which the model itself sees each picture, as MSC of the papers does: the "
+    option(
+        "S,S,...|none",
+        "Scales at which the model itself sees each picture, as MSC of the papers does: the "
         "largest logit of 1,0.75,0.5 counts. Networks are trained with it; --scales averages the "
         "probabilities of views of any network.",
-        show_default="as the weights say",
+        shown="as the weights say",
     ),
 ]
 DataOption = Annotated[
     list[str] | None,
-    typer.Option(
+    option(
+        "KEY=VALUE",
+        "An option of that data set, such as classes=my/classes.txt; may be repeated.",
         "--data-option",
-        metavar="KEY=VALUE",
-        rich_help_panel="Data",
-        help="An option of that data set, such as classes=my/classes.txt; may be repeated.",
+        panel="Data",
     ),
 ]
-Device = Annotated[
-    str, typer.Option(metavar="NAME", help="cpu, cuda, or auto: a GPU where there is one.")
-]
+Device = Annotated[str, option("NAME", "cpu, cuda, or auto: a GPU where there is one.")]
 UseCRF = Annotated[bool, typer.Option("--crf/--no-crf", help="Refine with the dense CRF.")]
-OutFolder = Annotated[
-    Path, typer.Option("--out", metavar="DIR", help="Folder for the results; made if missing.")
-]
+OutFolder = Annotated[Path, option("DIR", "Folder for the results; made if missing.", "--out")]
 MaxMegapixels = Annotated[
     float, typer.Option(help="Refuse larger pictures (10^6 pixels), before they are decoded.")
 ]
@@ -59,32 +65,24 @@ SaveProbabilities = Annotated[
 ]
 
 
-def _crf_number(metavar: str, text: str, *names: str) -> Any:
-    return typer.Option(*names, metavar=metavar, rich_help_panel="CRF", help=text)
-
-
 @dataclass(frozen=True)
 class WeightsOptions:
     """The network: which weights, and what they must be of."""
 
     weights_file: Annotated[
         Path | None,
-        typer.Option(
-            "--weights",
-            metavar="FILE|NAME",
-            help="Weights: .safetensors, any file that `deeplab convert` reads, or a name of "
+        option(
+            "FILE|NAME",
+            "Weights: .safetensors, any file that `deeplab convert` reads, or a name of "
             "`deeplab weights list`, which is downloaded once.",
-            show_default="the shipped",
+            "--weights",
+            shown="the shipped",
         ),
     ] = None
     model: ModelName = None
     classes: Annotated[
         int | None,
-        typer.Option(
-            metavar="N",
-            help="How many classes the weights must be for.",
-            show_default="as the weights say",
-        ),
+        option("N", "How many classes the weights must be for.", shown="as the weights say"),
     ] = None
     msc: MSC = None
 
@@ -95,22 +93,11 @@ class DataOptions:
 
     data_name: Annotated[
         str,
-        typer.Option(
-            "--data",
-            metavar="NAME",
-            rich_help_panel="Data",
-            help="Which data set; `deeplab data list` names them.",
-        ),
+        option("NAME", "Which data set; `deeplab data list` names them.", "--data", panel="Data"),
     ] = "scenes"
     data_root: Annotated[
         Path | None,
-        typer.Option(
-            "--root",
-            metavar="DIR",
-            rich_help_panel="Data",
-            help="Its folder.",
-            show_default="none: scenes are generated",
-        ),
+        option("DIR", "Its folder.", "--root", panel="Data", shown="none: scenes are generated"),
     ] = None
     data_option: DataOption = None
 
@@ -121,9 +108,9 @@ class ViewOptions:
 
     scales: Annotated[
         str,
-        typer.Option(
-            metavar="S,S,...",
-            help="Let the model see the picture at these scales and average the probabilities.",
+        option(
+            "S,S,...",
+            "Let the model see the picture at these scales and average the probabilities.",
         ),
     ] = "1"
     flip: Annotated[bool, typer.Option("--flip", help="Average over the mirrored picture too.")] = (
@@ -146,13 +133,13 @@ class ViewOptions:
 class SmoothnessOptions:
     """The iterations and the smoothness term of a CRF, named as in `deeplab.crf_settings`."""
 
-    iterations: Annotated[int | None, _crf_number("N", "Mean-field iterations.")] = None
+    iterations: Annotated[int | None, option("N", "Mean-field iterations.", panel="CRF")] = None
     gaussian_weight: Annotated[
-        float | None, _crf_number("W", "Weight of the smoothness kernel.")
+        float | None, option("W", "Weight of the smoothness kernel.", panel="CRF")
     ] = None
     gaussian_sigma_xy: Annotated[
         float | None,
-        _crf_number("PIXELS", "Its width.", "--gaussian-sigma-xy", "--gaussian-sigma"),
+        option("PIXELS", "Its width.", "--gaussian-sigma-xy", "--gaussian-sigma", panel="CRF"),
     ] = None
 
     def change(self, settings: CRFSettings) -> CRFSettings:
@@ -165,19 +152,21 @@ class CRFOptions(SmoothnessOptions):
     """All numbers of a CRF, one by one or from a file."""
 
     bilateral_weight: Annotated[
-        float | None, _crf_number("W", "Weight of the appearance kernel.")
+        float | None, option("W", "Weight of the appearance kernel.", panel="CRF")
     ] = None
-    bilateral_sigma_xy: Annotated[float | None, _crf_number("PIXELS", "Its width in space.")] = None
+    bilateral_sigma_xy: Annotated[
+        float | None, option("PIXELS", "Its width in space.", panel="CRF")
+    ] = None
     bilateral_sigma_rgb: Annotated[
-        float | None, _crf_number("LEVELS", "Its width in colour, grey levels of 0-255.")
+        float | None, option("LEVELS", "Its width in colour, grey levels of 0-255.", panel="CRF")
     ] = None
     crf_settings: Annotated[
         Path | None,
-        typer.Option(
-            metavar="FILE.toml",
-            rich_help_panel="CRF",
-            help="Settings that deeplab tune-crf found; the other options change them.",
-            show_default="none",
+        option(
+            "FILE.toml",
+            "Settings that deeplab tune-crf found; the other options change them.",
+            panel="CRF",
+            shown="none",
         ),
     ] = None
 

@@ -47,7 +47,7 @@ class Result:
         outputs.write_labels(self.labels, prediction.labels, palette)
         outputs.write_picture(self.overlay, outputs.overlay(image, prediction.labels, palette))
         if everything:
-            outputs.write_probabilities(self.probabilities, prediction.probabilities)
+            outputs.write_arrays(self.probabilities, {"probabilities": prediction.probabilities})
 
 
 def refuse_to_overwrite(files: Iterable[Path], results: Iterable[Result]) -> None:

@@ -18,9 +18,8 @@ from types import UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
 from deeplab.data.datasets import camvid, cityscapes, coco, folder, generated, voc
-from deeplab.data.datasets.base import SegmentationData
+from deeplab.data.datasets.base import PredictionLayout, SegmentationData
 from deeplab.data.datasets.labels import IGNORE, UnknownLabels
-from deeplab.data.datasets.layouts import PredictionLayout
 from deeplab.errors import InputError
 
 __all__ = [

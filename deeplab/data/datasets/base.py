@@ -19,7 +19,6 @@ import numpy.typing as npt
 
 from deeplab.data.conversions import Conversion
 from deeplab.data.datasets.labels import LabelReader
-from deeplab.data.datasets.layouts import PredictionLayout
 from deeplab.data.images import SUFFIXES, read_image
 from deeplab.errors import InputError
 
@@ -76,6 +75,28 @@ class Recording:
         pair = self.dataset[index]
         self.conversions.update(conversions_of(pair))
         return pair
+
+
+@dataclass(frozen=True)
+class PredictionLayout:
+    """Files of predictions: a PNG of 8 bits for each picture, packed into one file if wanted.
+
+    Attributes:
+        values: uint8 `[C]`, the pixel value of each class.
+        folder: where the files lie below the one that a user names; {split} stands for the split's
+            name.
+        ending: what follows a picture's name in its file's.
+        coloured: a palette PNG, in which each value has its class's colour; otherwise grey.
+        archive: the packed file's name, which ends in .tgz or .zip; empty for none.
+        flat: whether the archive holds the files alone, without the folders that they lie in.
+    """
+
+    values: npt.NDArray[np.uint8]
+    folder: str = ""
+    ending: str = ".png"
+    coloured: bool = True
+    archive: str = ""
+    flat: bool = False
 
 
 class SegmentationData(ABC):
@@ -214,9 +235,8 @@ class PairedFiles(SegmentationData):
 def pair_folders(images: Path, labels: Path) -> tuple[list[Pair], list[Path]]:
     """Pairs of the files in two folders and their subfolders, by name; label maps left over.
 
-    A picture without labels is paired with the PNG that should be there, also where the folder of
-    labels is missing. Raises InputError where that of the pictures is missing or empty, or two
-    pictures have one name.
+    A picture without labels is paired with the PNG that should be there. InputError where the
+    folder of pictures is missing or empty, or two pictures have one name.
     """
     found = files_by_name(images, SUFFIXES)
     if not found:
@@ -244,29 +264,23 @@ def files_by_name(folder: Path, suffixes: Sequence[str]) -> dict[str, Path]:
     """
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder")
-    found: dict[str, Path] = {}
-    twice: list[tuple[Path, Path]] = []
+    found: dict[str, list[Path]] = {}
     for path in _files_below(folder, ()):
         if path.suffix.lower() in suffixes:
             name = composed(path.relative_to(folder).with_suffix("").as_posix())
-            first = found.setdefault(name, path)
-            if first != path:
-                twice.append((path, first))
-    if twice:
+            found.setdefault(name, []).append(path)
+    if twice := [(path, first) for first, *others in found.values() for path in others]:
         path, first = twice[0]
         more = f" (and so on, {len(twice)} in all)" if len(twice) > 1 else ""
         raise InputError(
             f"{path}: has the name of {first.name}{more}; one picture and one label map belong to "
             "a name, so rename or remove one"
         )
-    return found
+    return {name: first for name, (first,) in found.items()}
 
 
 def files_in(folder: Path, suffix: str) -> list[Path]:
-    """The files with a suffix in a folder itself, sorted; none hidden; none where it is missing.
-
-    OSError where the folder cannot be read, which a pattern would pass over.
-    """
+    """The files with a suffix in a folder itself, sorted, none hidden; none where it is missing."""
     if not folder.is_dir():
         return []
     paths = (path for path in folder.iterdir() if path.suffix == suffix)

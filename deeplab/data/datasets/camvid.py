@@ -1,8 +1,5 @@
 """CamVid as prepared for SegNet: 11 classes of street scenes, label 11 (void) ignored.
 
-    images/{train,val,test}/*.png   labels/{train,val,test}/*.png       or SegNet's own folders
-    {train,val,test}/*.png          {train,val,test}annot/*.png
-
 Sources: Brostow et al., 2009; Badrinarayanan et al., SegNet, whose tutorial made the 11 classes.
 """
 

@@ -1,8 +1,5 @@
 """Cityscapes: 19 classes of street scenes, its label ids turned into train ids.
 
-    leftImg8bit/{train,val}/CITY/CITY_000000_000019_leftImg8bit.png
-    gtFine/{train,val}/CITY/CITY_000000_000019_gtFine_labelIds.png, or ..._labelTrainIds.png
-
 Label maps hold ids from 0 to 33 (and -1, license plates, which 8 bits store as 255); 19 of them
 count, the others are ignored. Files of train ids, made by the authors' scripts, hold 0-18 and 255.
 The label maps of the test split have no class in them, and can be missing.
@@ -21,6 +18,7 @@ import numpy as np
 from deeplab.data.datasets.base import (
     Pair,
     PairedFiles,
+    PredictionLayout,
     files_by_name,
     missing_folder,
     unknown_split,
@@ -32,7 +30,6 @@ from deeplab.data.datasets.classes import (
     CITYSCAPES_VOID_IDS,
 )
 from deeplab.data.datasets.labels import LabelReader, label_table
-from deeplab.data.datasets.layouts import PredictionLayout
 from deeplab.errors import InputError
 
 _IMAGE_END = "_leftImg8bit"
@@ -74,26 +71,13 @@ def open_cityscapes(root: Path, split: str, labels: str | None = None) -> Paired
         labels, missing = "labelIds", "*_gtFine_labelIds.png or *_gtFine_labelTrainIds.png"
         unlabelled = unlabelled or f"{truth}: no file CITY/{missing} there"
     end = f"_gtFine_{labels}"
-    pairs = []
-    for name, path in pictures.items():
-        stem = name.removesuffix(_IMAGE_END)
-        pairs.append(Pair(Path(stem).name, path, truth / f"{stem}{end}.png"))
-    alone = [
-        path
-        for name, path in maps.items()
-        if name.endswith(end) and name.removesuffix(end) + _IMAGE_END not in pictures
-    ]
+    stems = {name.removesuffix(_IMAGE_END): path for name, path in pictures.items()}
+    pairs = [Pair(Path(s).name, path, truth / f"{s}{end}.png") for s, path in stems.items()]
+    kind = {name.removesuffix(end): path for name, path in maps.items() if name.endswith(end)}
+    alone = [path for stem, path in kind.items() if stem not in stems]
     reader = LabelReader(_TABLES[labels])
-    return PairedFiles(
-        f"cityscapes {split}",
-        pairs,
-        CITYSCAPES,
-        CITYSCAPES_PALETTE,
-        reader,
-        alone,
-        unlabelled,
-        _SERVER,
-    )
+    name, classes = f"cityscapes {split}", (CITYSCAPES, CITYSCAPES_PALETTE)
+    return PairedFiles(name, pairs, *classes, reader, alone, unlabelled, _SERVER)
 
 
 def cityscapes_splits(root: Path, labels: str | None = None) -> list[str]:

@@ -6,31 +6,6 @@ import numpy as np
 
 from deeplab.data.outputs import voc_palette
 
-VOC = (
-    "background",
-    "aeroplane",
-    "bicycle",
-    "bird",
-    "boat",
-    "bottle",
-    "bus",
-    "car",
-    "cat",
-    "chair",
-    "cow",
-    "diningtable",
-    "dog",
-    "horse",
-    "motorbike",
-    "person",
-    "pottedplant",
-    "sheep",
-    "sofa",
-    "train",
-    "tvmonitor",
-)
-VOC_PALETTE = voc_palette()[: len(VOC)]
-
 COCO_TO_VOC = {
     "airplane": "aeroplane",
     "bicycle": "bicycle",
@@ -55,16 +30,8 @@ COCO_TO_VOC = {
 }
 """COCO's names of the twenty VOC classes; its other sixty categories are background."""
 
-CONTEXT = (
-    *("background", "aeroplane", "bag", "bed", "bedclothes", "bench", "bicycle", "bird", "boat"),
-    *("book", "bottle", "building", "bus", "cabinet", "car", "cat", "ceiling", "chair", "cloth"),
-    *("computer", "cow", "cup", "curtain", "dog", "door", "fence", "floor", "flower", "food"),
-    *("grass", "ground", "horse", "keyboard", "light", "motorbike", "mountain", "mouse", "person"),
-    *("plate", "platform", "pottedplant", "road", "rock", "sheep", "shelves", "sidewalk", "sign"),
-    *("sky", "snow", "sofa", "table", "track", "train", "tree", "truck", "tvmonitor", "wall"),
-    *("water", "window", "wood"),
-)
-"""PASCAL-Context in alphabetical order, as its PNG label maps are mostly passed on."""
+VOC = ("background", *COCO_TO_VOC.values())
+VOC_PALETTE = voc_palette()[: len(VOC)]
 
 CONTEXT_59_LABELS = (
     *("background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat"),
@@ -75,18 +42,15 @@ CONTEXT_59_LABELS = (
     *("road", "rock", "shelves", "sidewalk", "sky", "snow", "bedclothes", "track", "tree"),
     *("truck", "wall", "water", "window", "wood"),
 )
-"""The same classes in the order of the authors' own archive (59_labels.txt)."""
+"""PASCAL-Context in the order of the authors' own archive (59_labels.txt)."""
+
+CONTEXT = ("background", *sorted(CONTEXT_59_LABELS[1:]))
+"""The same in alphabetical order, as its PNG label maps are mostly passed on."""
 
 CONTEXT_PALETTE = voc_palette()[: len(CONTEXT)]
 
 PERSON_PART = (
-    "background",
-    "head",
-    "torso",
-    "upper arms",
-    "lower arms",
-    "upper legs",
-    "lower legs",
+    *("background", "head", "torso", "upper arms", "lower arms", "upper legs", "lower legs"),
 )
 PERSON_PART_PALETTE = voc_palette()[: len(PERSON_PART)]
 

@@ -1,8 +1,5 @@
 """MS-COCO instances as label maps of the VOC classes, for the papers' pretraining.
 
-    annotations/instances_{train2017,val2017,train2014,...}.json
-    {train2017,val2017,...}/*.jpg, or images/{train2017,...}/*.jpg
-
 Masks are drawn when a picture is read (some milliseconds). Of COCO's eighty categories the twenty
 of VOC count and the rest is background. Where objects of two classes overlap, and in regions marked
 as a crowd, no label can be trusted: 255. Pictures whose objects cover no more than `min_pixels` are
@@ -25,13 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from deeplab.data.conversions import Conversion
-from deeplab.data.datasets.base import (
-    Image,
-    Labels,
-    SegmentationData,
-    files_in,
-    unknown_split,
-)
+from deeplab.data.datasets.base import Image, Labels, SegmentationData, files_in, unknown_split
 from deeplab.data.datasets.classes import COCO_TO_VOC, VOC, VOC_PALETTE
 from deeplab.data.datasets.labels import IGNORE
 from deeplab.data.images import read_image
@@ -77,10 +68,7 @@ class CocoAsVoc(SegmentationData):
 
 
 def open_coco(root: Path, split: str, min_pixels: int = 1000) -> CocoAsVoc:
-    """One annotation file of COCO, as VOC classes.
-
-    min_pixels: pictures whose objects cover no more than this many pixels are left out.
-    """
+    """One annotation file of COCO, as VOC classes; min_pixels: see above."""
     _mask_tools()
     if min_pixels < 0:
         raise InputError(f"min_pixels must be 0 or more, not {min_pixels}")
@@ -94,7 +82,6 @@ def open_coco(root: Path, split: str, min_pixels: int = 1000) -> CocoAsVoc:
 
 
 def coco_splits(root: Path, min_pixels: int = 1000) -> list[str]:
-    """The splits that have pictures and a file of instances."""
     return [split for split in _annotations(root) if _pictures(root, split) is not None]
 
 
@@ -163,21 +150,14 @@ def _read_annotations(path: Path, min_pixels: int) -> list[tuple[str, int, int, 
         areas: dict[int, float] = defaultdict(float)
         for entry in content["annotations"]:
             if entry["category_id"] in classes:
-                is_crowd = int(entry.get("iscrowd", 0))
-                objects[entry["image_id"]].append(
-                    [classes[entry["category_id"]], is_crowd, entry["segmentation"]]
-                )
-                areas[entry["image_id"]] += 0 if is_crowd else entry["area"]
-        return [
-            (
-                image["file_name"],
-                int(image["height"]),
-                int(image["width"]),
-                json.dumps(objects[image["id"]]).encode(),
-            )
-            for image in sorted(content["images"], key=lambda image: image["id"])
-            if areas[image["id"]] > min_pixels
-        ]
+                index, crowd = classes[entry["category_id"]], int(entry.get("iscrowd", 0))
+                objects[entry["image_id"]].append([index, crowd, entry["segmentation"]])
+                areas[entry["image_id"]] += 0 if crowd else entry["area"]
+        pictures = sorted(content["images"], key=lambda image: image["id"])
+        chosen = [image for image in pictures if areas[image["id"]] > min_pixels]
+        sizes = [(i["file_name"], int(i["height"]), int(i["width"])) for i in chosen]
+        drawn = [json.dumps(objects[image["id"]]).encode() for image in chosen]
+        return [(*size, text) for size, text in zip(sizes, drawn, strict=True)]
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise InputError(
             f"{path}: not COCO's file of instances, or damaged ({type(error).__name__}: {error}); "

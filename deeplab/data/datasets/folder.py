@@ -1,23 +1,9 @@
 """Data of one's own: images/ and labels/ with the same names, and a file that names the classes.
 
-    classes.toml or classes.txt
-    images/a.jpg      images/train/b.jpg      images/train/town/c.jpg
-    labels/a.png      labels/train/b.png      labels/train/town/c.png
-
-Splits are lists of names in splits/NAME.txt (or train.txt, val.txt, test.txt, trainval.txt beside
-images/), or the first folders in images/; "all" is everything. A name is the path below images/,
-with or without its suffix. classes.txt has a class a line, in the order of the label values from 0
-on, with its colour (R G B) behind it if wanted; classes.toml can say more:
-
-    ignore = [11, 255]                # label values that do not count; 255 never does
-    ignore_colours = [[0, 0, 0]]      # the same for labels drawn in colours
-
-    [[class]]
-    name = "sky"
-    colour = [128, 128, 128]
-    label = 0                         # its value in the label maps; by default its position
-
-Label maps are index maps (grey, or a palette's indices), or RGB pictures in the classes' colours.
+`DATASETS["folder"].layout` shows the folders, the lists of splits and classes.toml. A name is the
+path below images/, with or without its suffix. classes.txt has a class a line, in the order of the
+label values from 0 on, with its colour (R G B) behind it if wanted. Label maps are index maps
+(grey, or a palette's indices), or RGB pictures in the classes' colours.
 """
 
 from __future__ import annotations
@@ -89,14 +75,9 @@ def open_folder(
             raise InputError(f"{root / images / split}: no picture there")
     elif split != "all":
         raise unknown_split(root, split, folder_splits(root, images=images))
+    name, unlabelled = f"{root.name} {split}", missing_folder(root / labels)
     return PairedFiles(
-        f"{root.name} {split}",
-        pairs,
-        described.names,
-        described.palette,
-        described.reader,
-        unpaired,
-        missing_folder(root / labels),
+        name, pairs, described.names, described.palette, described.reader, unpaired, unlabelled
     )
 
 

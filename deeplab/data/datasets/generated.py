@@ -14,11 +14,8 @@ class GeneratedScenes(SegmentationData):
     def __init__(self, split: str, length: int, size: int) -> None:
         from deeplab.data import scenes
 
-        first = {
-            "train": scenes.TRAIN_START,
-            "val": scenes.VALIDATION_START,
-            "test": scenes.TEST_START,
-        }[split]
+        starts = (scenes.TRAIN_START, scenes.VALIDATION_START, scenes.TEST_START)
+        first = dict(zip(_DEFAULT_LENGTHS, starts, strict=True))[split]
         self._scenes = scenes.ScenesDataset(first, length, size)
         names = [f"scene_{first + i}" for i in range(length)]
         super().__init__(f"scenes {split}", names, scenes.CLASSES, scenes.PALETTE)

@@ -1,18 +1,9 @@
 """The PASCAL family: VOC 2012 with the SBD labels, PASCAL-Context, PASCAL-Person-Part.
 
-All have JPEGImages/, a folder of PNG label maps and text files that list the names of a split:
-
-    set                   labels                    lists
-    voc2012               SegmentationClass         ImageSets/Segmentation/{train,val,trainval}.txt
-      trainaug            SegmentationClassAug      ImageSets/Segmentation/trainaug.txt, or
-                                                    ImageSets/SegmentationAug/train_aug.txt
-    pascal_context        SegmentationClassContext  ImageSets/SegmentationContext/{train,val}.txt
-                          or 59_context_labels      or ImageSets/Main/{train,val}.txt
-    pascal_person_part    pascal_person_part_gt     pascal_person_part_trainval_list/{train,val}.txt
-
-A line of a list is a name, or image and label file as in the lists of DeepLab's own code
-(/JPEGImages/2007_000032.jpg /SegmentationClassAug/2007_000032.png); the second one's folder is then
-where the labels are. The split "all" is every label map, lists or not.
+All have JPEGImages/, a folder of PNG label maps and text files that list the names of a split, as
+`deeplab.data.datasets.DATASETS` shows. A line of a list is a name, or image and label file as in
+DeepLab's own lists (/JPEGImages/2007_000032.jpg /SegmentationClassAug/2007_000032.png); the second
+one's folder is then where the labels are. The split "all" is every label map, lists or not.
 
 `trainaug` is VOC's train split and all pictures of SBD (Hariharan et al., ICCV 2011) that are not
 in VOC's val: 10,582. A label map comes from SegmentationClassAug; or else, since some keep only
@@ -35,13 +26,13 @@ from deeplab.data.datasets import classes as known
 from deeplab.data.datasets.base import (
     Pair,
     PairedFiles,
+    PredictionLayout,
     files_by_name,
     files_in,
     read_lines,
     unknown_split,
 )
 from deeplab.data.datasets.labels import LabelReader, label_table
-from deeplab.data.datasets.layouts import PredictionLayout
 from deeplab.errors import InputError
 
 _IMAGES = "JPEGImages"

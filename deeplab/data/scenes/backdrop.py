@@ -23,10 +23,8 @@ _PAVINGS = ((110, 110, 115), (85, 88, 95), (150, 145, 138), (165, 140, 110), (13
 
 def paint_sky(view: View) -> None:
     rng = view.rng
-    top, bottom = (
-        np.array(c, np.float32) + rng.normal(0, 8, 3).astype(np.float32)
-        for c in _SKIES[rng.integers(len(_SKIES))]
-    )
+    sky = np.array(_SKIES[rng.integers(len(_SKIES))], np.float32)
+    top, bottom = sky + rng.normal(0, 8, (2, 3)).astype(np.float32)
     rows, columns = view.labels.shape
     down = np.clip(np.arange(rows, dtype=np.float32) / (view.horizon * view.scale), 0, 1)
     view.image[:] = (top + (bottom - top) * down[:, None])[:, None, :]
@@ -103,15 +101,7 @@ def _paint_road(view: View) -> None:
     view.paint(ROAD, [strip], colour, grain=0.035, cell=3, distance=1.6, relief=0.05)
     if len(strip) > 4 and rng.random() < 0.6:
         paint = view.colour((225, 225, 220), (220, 200, 90))
-        dashes = [
-            np.array(
-                [
-                    (middle[i] - 0.03 * edge[i], y[i]),
-                    (middle[i] + 0.03 * edge[i], y[i]),
-                    (middle[i + 1] + 0.03 * edge[i + 1], y[i + 1]),
-                    (middle[i + 1] - 0.03 * edge[i + 1], y[i + 1]),
-                ]
-            )
-            for i in range(4, 29, 2)
-        ]
+        left = np.stack([middle - 0.03 * edge, y], 1)
+        right = np.stack([middle + 0.03 * edge, y], 1)
+        dashes = [np.array([left[i], right[i], right[i + 1], left[i + 1]]) for i in range(4, 29, 2)]
         view.paint(ROAD, dashes, paint, distance=1.6)

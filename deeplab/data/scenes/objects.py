@@ -4,45 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
 
 from deeplab.data.scenes.classes import ANIMAL, BALL, BUILDING, CART, CHAIR, FENCE, POLE, TREE
-from deeplab.data.scenes.view import Points, View, box, ellipse, line, ring
+from deeplab.data.scenes.view import Points, View, box, colours, ellipse, line, ring, trapezium
 
-_WOODS = ((120, 80, 45), (150, 105, 65), (90, 60, 40), (185, 150, 105))
-_METALS = ((70, 72, 78), (150, 152, 158), (45, 45, 50), (200, 200, 200), (60, 90, 70))
-_PAINTS = (
-    (190, 45, 40),
-    (45, 85, 165),
-    (225, 190, 50),
-    (50, 125, 75),
-    (235, 235, 228),
-    (35, 35, 40),
-    (225, 120, 40),
-    (120, 60, 130),
-)
-_WALLS = (
-    (165, 85, 65),
-    (205, 190, 160),
-    (160, 160, 160),
-    (225, 220, 210),
-    (140, 120, 100),
-    (120, 145, 165),
-    (200, 160, 110),
-    (95, 90, 90),
-)
-_LEAVES = ((55, 95, 40), (75, 120, 50), (40, 75, 45), (110, 120, 45), (180, 110, 40), (140, 60, 35))
-_COATS = (
-    (120, 75, 45),
-    (60, 45, 38),
-    (200, 170, 125),
-    (225, 220, 210),
-    (130, 125, 122),
-    (165, 105, 60),
-    (35, 33, 35),
-)
+_WOODS = colours("78502d 966941 5a3c28 b99669")
+_METALS = colours("46484e 96989e 2d2d32 c8c8c8 3c5a46")
+_PAINTS = colours("be2d28 2d55a5 e1be32 327d4b ebebe4 232328 e17828 783c82")
+_WALLS = colours("a55541 cdbea0 a0a0a0 e1dcd2 8c7864 7891a5 c8a06e 5f5a5a")
+_LEAVES = colours("375f28 4b7832 284b2d 6e782d b46e28 8c3c23")
+_COATS = colours("784b2d 3c2d26 c8aa7d e1dcd2 827d7a a5693c 232123")
 
 
 def _paint_building(view: View, x: float, base: float) -> None:
@@ -64,15 +39,7 @@ def _paint_building(view: View, x: float, base: float) -> None:
     view.paint(BUILDING, [front], wall, grain=0.035, cell=4, distance=far, relief=0.06, fall=0.05)
     if rng.random() < 0.6:
         peak = top - height * rng.uniform(0.12, 0.35)
-        eaves = width * 0.04
-        roof = np.array(
-            [
-                (left - eaves, top),
-                (right + eaves, top),
-                (x + width * 0.2, peak),
-                (x - width * 0.2, peak),
-            ]
-        )
+        roof = trapezium(x, top, width * 0.54, peak, width * 0.2)
         tiles = view.colour((120, 60, 50), (80, 75, 78), (150, 95, 65), (60, 60, 70))
         view.paint(BUILDING, [roof], tiles, grain=0.06, cell=3, distance=far, relief=0.05)
     _paint_windows(view, left, top, right, base, far)
@@ -113,25 +80,19 @@ def _paint_tree(view: View, x: float, base: float) -> None:
     view.shadow(x, base, height * 0.4, m * 0.35, 0.35)
     trunk = max(height * rng.uniform(0.05, 0.09), view.finest)
     if kind == "bare":
-        branches = _branches(rng, x, base, -math.pi / 2, height * 0.4, trunk, 5, view.finest)
+        branches = _branches(view, x, base, -math.pi / 2, height * 0.4, trunk, 5)
         view.paint(TREE, branches, bark, relief=0.1, distance=far)
         return
     stem = line(x, base, x + rng.normal(0, height * 0.03), base - height * 0.7, trunk, trunk * 0.5)
     view.paint(TREE, [stem], bark, relief=0.2, grain=0.1, cell=3, distance=far)
     if kind == "conifer":
         half = height * rng.uniform(0.18, 0.28)
-        tiers = [
-            np.array(
-                [
-                    (x, base - height * (1.02 - 0.18 * i)),
-                    (x + half * (0.4 + 0.2 * i), b),
-                    (x, b - height * 0.02),
-                    (x - half * (0.4 + 0.2 * i), b),
-                ]
-            )
-            for i in range(4)
-            for b in (base - height * (0.68 - 0.18 * i),)
-        ]
+        tiers = []
+        for i in range(4):
+            peak, low = (base - height * (y - 0.18 * i) for y in (1.02, 0.68))
+            wide = half * (0.4 + 0.2 * i)
+            corners = [(x, peak), (x + wide, low), (x, low - height * 0.02), (x - wide, low)]
+            tiers.append(np.array(corners))
         view.paint(TREE, tiers, leaves, grain=0.14, cell=4, relief=0.15, fall=0.1, distance=far)
         return
     radius = height * rng.uniform(0.24, 0.36)
@@ -146,23 +107,15 @@ def _paint_tree(view: View, x: float, base: float) -> None:
 
 
 def _branches(
-    rng: np.random.Generator,
-    x: float,
-    y: float,
-    angle: float,
-    length: float,
-    width: float,
-    levels: int,
-    finest: float,
+    view: View, x: float, y: float, angle: float, length: float, width: float, levels: int
 ) -> list[Points]:
-    """A bare tree: every branch ends in two or three thinner ones."""
+    """A bare tree: every branch ends in two thinner ones."""
     tip_x, tip_y = x + length * math.cos(angle), y + length * math.sin(angle)
-    shapes = [line(x, y, tip_x, tip_y, max(width, finest), max(width * 0.7, finest))]
+    shapes = [line(x, y, tip_x, tip_y, max(width, view.finest), max(width * 0.7, view.finest))]
     if levels > 1:
-        for turn in rng.normal([-0.45, 0.45], 0.15):
-            shapes += _branches(
-                rng, tip_x, tip_y, angle + turn, length * 0.72, width * 0.62, levels - 1, finest
-            )
+        for turn in view.rng.normal([-0.45, 0.45], 0.15):
+            thinner = length * 0.72, width * 0.62, levels - 1
+            shapes += _branches(view, tip_x, tip_y, angle + turn, *thinner)
     return shapes
 
 
@@ -188,11 +141,9 @@ def _paint_pole(view: View, x: float, base: float) -> None:
     view.paint(POLE, parts, colour, relief=0.08, distance=far)
     if kind == "sign":
         r, board = m * rng.uniform(0.3, 0.45), view.pick(_PAINTS, x, top, m * 0.3)
-        plate = (
-            ellipse(x, top + r, r, r)
-            if rng.random() < 0.5
-            else ellipse(x, top + r, r * 1.2, r, n=int(rng.choice([3, 4, 8])))
-        )
+        plate = ellipse(x, top + r, r, r)
+        if rng.random() >= 0.5:
+            plate = ellipse(x, top + r, r * 1.2, r, n=int(rng.choice([3, 4, 8])))
         view.paint(POLE, [plate], board, distance=far, relief=0.05)
         mark = view.colour((240, 240, 235), (20, 20, 25))
         view.paint(POLE, [line(x - r * 0.45, top + r, x + r * 0.45, top + r, r * 0.3)], mark)
@@ -206,9 +157,8 @@ def _wires(view: View, x: float, y: float, arm: float) -> list[Points]:
         for edge in (-5.0, view.width + 5):
             t = np.linspace(0, 1, 7)
             px, py = start + (edge - start) * t, y + slope * (edge - start) * t + sag * t * (2 - t)
-            shapes += [
-                line(px[i], py[i], px[i + 1], py[i + 1], view.finest) for i in range(len(t) - 1)
-            ]
+            pieces = zip(pairwise(px), pairwise(py), strict=True)
+            shapes += [line(x0, y0, x1, y1, view.finest) for (x0, x1), (y0, y1) in pieces]
     return shapes
 
 
@@ -253,14 +203,7 @@ def _paint_cart(view: View, x: float, base: float) -> None:
     view.paint(CART, shaft, wood, distance=far)
     tall, flare = m * rng.uniform(0.35, 0.7), m * rng.uniform(0.0, 0.15)
     half = length / 2
-    hull = np.array(
-        [
-            (x - half - flare, deck - tall),
-            (x + half + flare, deck - tall),
-            (x + half, deck),
-            (x - half, deck),
-        ]
-    )
+    hull = trapezium(x, deck - tall, half + flare, deck, half)
     view.paint(CART, [hull], body, relief=0.1, fall=0.1, grain=0.05, distance=far)
     planks = [
         line(x - half, deck - tall * k, x + half, deck - tall * k, bar * 0.5) for k in (0.33, 0.66)
@@ -270,26 +213,14 @@ def _paint_cart(view: View, x: float, base: float) -> None:
         cover = deck - tall - m * rng.uniform(0.6, 0.9)
         posts = [line(x + s * half * 0.9, deck - tall, x + s * half, cover, bar) for s in (-1, 1)]
         view.paint(CART, posts, wood, distance=far)
-        awning = np.array(
-            [
-                (x - half * 1.15, cover + m * 0.2),
-                (x + half * 1.15, cover + m * 0.2),
-                (x + half * 0.8, cover - m * 0.1),
-                (x - half * 0.8, cover - m * 0.1),
-            ]
-        )
+        awning = trapezium(x, cover + m * 0.2, half * 1.15, cover - m * 0.1, half * 0.8)
         cloth = view.pick(_PAINTS, x, cover, m * 0.4)
         view.paint(CART, [awning], cloth, relief=0.1, fall=0.08, distance=far)
     wheels = [x - half * 0.55, x + half * 0.55] if rng.random() < 0.6 else [x - facing * half * 0.2]
     spokes, phase = int(rng.integers(6, 13)), rng.uniform(0, 1)
     for centre in wheels:
-        view.paint(
-            CART,
-            _wheel(centre, axle, radius, spokes, phase, view.finest),
-            wood,
-            relief=0.08,
-            distance=far,
-        )
+        wheel = _wheel(centre, axle, radius, spokes, phase, view.finest)
+        view.paint(CART, wheel, wood, relief=0.08, distance=far)
 
 
 def _wheel(x: float, y: float, r: float, spokes: int, phase: float, finest: float) -> list[Points]:

@@ -17,11 +17,24 @@ Floats = npt.NDArray[np.float32]
 Points = npt.NDArray[np.float64]
 Colour = npt.NDArray[np.float32]
 
+RGB = tuple[int, int, int]
+
+
+def colours(codes: str) -> tuple[RGB, ...]:
+    """Colours by their hexadecimal codes, RRGGBB with spaces between."""
+    return tuple((r, g, b) for r, g, b in map(bytes.fromhex, codes.split()))
+
+
 # Shapes: polygons in world units, of which the shorter image side has 321.
 
 
 def box(x0: float, y0: float, x1: float, y1: float) -> Points:
     return np.array([(x0, y0), (x1, y0), (x1, y1), (x0, y1)])
+
+
+def trapezium(x: float, y0: float, half0: float, y1: float, half1: float) -> Points:
+    """Two level sides about the same x, half as long as given."""
+    return np.array([(x - half0, y0), (x + half0, y0), (x + half1, y1), (x - half1, y1)])
 
 
 def ellipse(x: float, y: float, rx: float, ry: float, tilt: float = 0.0, n: int = 28) -> Points:
@@ -181,38 +194,31 @@ class View:
         """How far away an object stands: 1 at the near edge of the ground, more towards the sky."""
         return (self.height - self.horizon) / max(base - self.horizon, 4.0)
 
-    def contrasting(self, colours: Sequence[Colour], x: float, y: float, radius: float) -> Colour:
-        """Of some colours, the one furthest from what is already there."""
+    def colour(self, *bases: RGB) -> Colour:
+        """A random variant of one of ``bases``, brightness and tint both jittered."""
+        base = np.array(bases[self.rng.integers(len(bases))], np.float32)
+        tint = self.rng.normal(0, 9, 3) + self.rng.normal(0, 18)
+        return np.clip(base + tint, 12, 245).astype(np.float32)
+
+    def pick(self, bases: Sequence[RGB], x: float, y: float, radius: float) -> Colour:
+        """Of three random variants of ``bases`` the one furthest from what is already there."""
+        choices = [self.colour(*bases) for _ in range(3)]
         s = self.scale
         rows = slice(max(int((y - radius) * s), 0), max(int((y + radius) * s), 1))
         columns = slice(max(int((x - radius) * s), 0), max(int((x + radius) * s), 1))
         behind = self.image[rows, columns].reshape(-1, 3)
         if not len(behind):
-            return colours[0]
+            return choices[0]
         mean = behind.mean(0)
-        return max(colours, key=lambda c: float(np.abs(c - mean).sum()))
-
-    def colour(self, *bases: tuple[int, int, int], spread: float = 18.0) -> Colour:
-        """A random variant of one of ``bases``, brightness and tint both jittered."""
-        base = np.array(bases[self.rng.integers(len(bases))], np.float32)
-        tint = self.rng.normal(0, spread * 0.5, 3) + self.rng.normal(0, spread)
-        return np.clip(base + tint, 12, 245).astype(np.float32)
-
-    def pick(
-        self, bases: Sequence[tuple[int, int, int]], x: float, y: float, radius: float
-    ) -> Colour:
-        """A random variant of ``bases`` that usually stands out from its surroundings."""
-        return self.contrasting([self.colour(*bases) for _ in range(3)], x, y, radius)
+        return max(choices, key=lambda c: float(np.abs(c - mean).sum()))
 
 
-def _fractal_noise(rng: np.random.Generator, side: int = 256) -> Floats:
-    """Three octaves of smooth cyclic noise [side, side], zero mean, unit variance."""
-    total = np.zeros((side, side), np.float32)
+def _fractal_noise(rng: np.random.Generator) -> Floats:
+    """Three octaves of smooth cyclic noise [256, 256], zero mean, unit variance."""
+    total = np.zeros((256, 256), np.float32)
     for cells, amplitude in ((16, 1.0), (32, 0.8), (64, 0.6)):
         grid = np.pad(rng.standard_normal((cells, cells), np.float32), 2, mode="wrap")
-        step = side // cells
+        step = 256 // cells
         fine = Image.fromarray(grid).resize((len(grid) * step,) * 2, Image.Resampling.BICUBIC)
-        total += (
-            amplitude * np.asarray(fine)[2 * step : 2 * step + side, 2 * step : 2 * step + side]
-        )
+        total += amplitude * np.asarray(fine)[2 * step :, 2 * step :][:256, :256]
     return (total - total.mean()) / total.std()

@@ -269,7 +269,7 @@ def test_overlay_mixes_colours_and_leaves_black_classes_alone():
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
     path = tmp_path / "a.npz"
-    outputs.write_probabilities(path, np.ones((1, 2, 2), np.float32))
+    outputs.write_arrays(path, {"a": np.ones((1, 2, 2), np.float32)})
     before = path.read_bytes()
 
     def full_disk(file, **arrays) -> None:
@@ -278,7 +278,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypat
 
     monkeypatch.setattr(np, "savez_compressed", full_disk)
     with pytest.raises(InputError, match=r"a.npz: cannot be written .No space left"):
-        outputs.write_probabilities(path, np.zeros((1, 2, 2), np.float32))
+        outputs.write_arrays(path, {"a": np.zeros((1, 2, 2), np.float32)})
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
 
