@@ -1,0 +1,39 @@
+"""What host code reads from the fake GPU: as a picture of VOC's size would have it.
+
+By the qualified name of the function that reads. A function that is renamed or reads something new
+wants a line here.
+"""
+
+from __future__ import annotations
+
+from fake_cuda import Answers
+from torch import Tensor
+
+VERTICES = {2: 24_500, 5: 224_000, 20: 1_500_000}  # of a lattice, by the number of dimensions
+LANDMARKS = 112
+PIECES = 300  # of points in one cell
+SIGMAS = 6.0  # that positions and colours range over
+
+
+def _lattice(report: Tensor) -> list[float]:
+    """The sum of magnitudes, the extent of each coordinate, the last row."""
+    dims = len(report) - 2
+    return [10.0 * dims, *[60.0] * dims, VERTICES[dims] - 1]
+
+
+def _crf(flags: Tensor) -> list[float]:
+    """Whether logits (and images) are finite, then the extremes of images that are not uint8."""
+    return [1.0] * len(flags) if len(flags) < 4 else [1.0] * (len(flags) - 2) + [0.0, 255.0]
+
+
+ANSWERS: Answers = {
+    "kernels.permutohedral.triton.building.build": _lattice,
+    "kernels.permutohedral.triton.building._rank_words": lambda row: VERTICES[20] - 1,
+    "kernels.permutohedral.triton.building._levels": lambda values: 100_000,
+    "kernels.separable.factors.build": lambda r: [[0.0] * r.shape[1], [SIGMAS] * r.shape[1]],
+    "kernels.separable.factors._pieces": lambda last: PIECES,
+    "kernels.separable.landmarks._means_of_cells": lambda below: LANDMARKS - 1,
+    "kernels.separable.landmarks.choose": lambda gains: [0.95 / len(gains)] * len(gains),
+    "kernels.meanfield.api._check_values": lambda flags: [True] * len(flags),
+    "crf.checks._check_values": _crf,
+}
