@@ -18,7 +18,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -33,7 +33,7 @@ sys.path.insert(0, str(ROOT))  # measure this checkout, whatever is installed
 
 from kernels.atrous.triton import configs, weight_grad  # noqa: E402
 from kernels.atrous.triton.conv import conv  # noqa: E402
-from kernels.atrous.triton.layout import WORKSPACE, pixels_of, taps_of  # noqa: E402
+from kernels.atrous.triton.layout import pixels_of, taps_of  # noqa: E402
 
 RATES = (6, 12, 18, 24)
 ARITHMETIC = {"half": torch.bfloat16, "tf32": torch.float32, "ieee": torch.float32}
@@ -58,7 +58,7 @@ class Problem:
 PROBLEMS = [
     Problem("conv", 1, 41, 2048, 704),
     Problem("conv", 1, 65, 2048, 704),
-    Problem("conv", 8, 65, 2048, 704),  # what 64 MiB of slices hold
+    Problem("conv", 8, 65, 2048, 704),  # a training batch
     Problem("conv", 1, 65, 704, 2048, to_input=True),
     Problem("conv", 8, 65, 704, 2048, to_input=True),
     Problem("conv", 1, 41, 512, 1024, RATES, 3),
@@ -112,8 +112,6 @@ def tune(problem: Problem, kind: str, console: Console) -> dict[str, Any] | None
         run, pixels = launch(problem, ARITHMETIC[kind])
         reference, timed = None, list[tuple[float, configs.Config]]()
         listed = list(candidates(kind))
-        if problem.kernel == "conv" and torch.cuda.get_device_capability() >= (9, 0):
-            listed += [replace(config, tma=True) for config in listed]
         for config in track(listed, f"{kind} {problem}", console=console, transient=True):
             with mock.patch.object(configs, "select", lambda *_, c=config: c):
                 try:
@@ -169,9 +167,9 @@ def launch(problem: Problem, dtype: torch.dtype) -> tuple[Run, int]:
     if problem.kernel == "weight_grad":
         g, _ = pixels_of(maps(shape[0], branches * problem.outputs, *shape[2:]), branches)
         if problem.size == 1:
-            part, grads = x.part(0, x.pixels), g.part(0, x.pixels)
+            part, grads = x.as_row(), g.as_row()
             rows = problem.outputs
-            _, splits = weight_grad.splits_for(part, rows, 1, rows, WORKSPACE // 2)
+            _, splits = weight_grad.splits_for(part, rows, 1, rows)
             slices = torch.empty(splits, rows, problem.inputs, device="cuda")
 
             def multiply() -> Tensor:
@@ -196,7 +194,7 @@ def launch(problem: Problem, dtype: torch.dtype) -> tuple[Run, int]:
         device="cuda", dtype=dtype,
     )  # fmt: skip
     taps = taps_of(weight / weight[0, 0].numel() ** 0.5)
-    seen = x if problem.size > 1 else x.part(0, x.pixels)
+    seen = x if problem.size > 1 else x.as_row()
     sides = shape[2:] if problem.size > 1 else (1, shape[2] * shape[3] * shape[0])
     out = torch.empty(
         shape[0] if problem.size > 1 else 1, branches * problem.outputs, *sides, device="cuda",

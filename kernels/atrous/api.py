@@ -47,8 +47,9 @@ def multi_rate_atrous_conv2d(
         shift: `[R*Cout]`, for `"concat"` only.
         activation: `"relu"`, for `"concat"` only, or None.
         impl: `"reference"` is plain PyTorch, one convolution a rate, differentiable any number of
-            times. `"triton:shift"` (one product for all taps, then a gather: few outputs; a
-            gradient to weight of more than 32 MiB is computed by the other) and
+            times. `"triton:shift"` (one product for all taps, then a gather: few outputs; its
+            float32 slices of one map, H * W * taps * Cout, are at most 256 MiB, and a float32
+            gradient to weight of more than 64 MiB is computed by the other) and
             `"triton:implicit"` (one implicit product over all rates: many outputs) are Triton
             kernels for float16, bfloat16 and float32 on CUDA, differentiable once; float32 is
             computed in TF32 where `torch.backends.cudnn.allow_tf32` lets convolutions do so.

@@ -13,7 +13,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from kernels.atrous.triton.layout import WORKSPACE, aligned, tap_blocks
+from kernels.atrous.triton.layout import PARTIAL_SUMS, WORKSPACE, aligned, tap_blocks
 
 OPERATIONS = {"half": 600e12, "tf32": 300e12, "ieee": 40e12}  # a second
 BANDWIDTH = 2.8e12  # bytes a second, of memory
@@ -21,7 +21,6 @@ CACHE_BANDWIDTH = 2 * BANDWIDTH  # of the second-level cache, where the slices m
 MULTIPROCESSORS = 132
 LAUNCH = 4e-6  # seconds
 TILE = 128  # pixels, and columns where there are that many
-SHORT_LOOPS = 0.8  # what is left of the rate where a pipeline fills anew for every tap
 
 
 @dataclass(frozen=True)
@@ -45,19 +44,28 @@ class Problem:
 
 
 def estimates(problem: Problem) -> Mapping[str, float]:
-    """Seconds of a forward call by implementation."""
-    return {"triton:shift": shift(problem), "triton:implicit": implicit(problem)}
+    """Seconds of a forward call by implementation, of those that can hold the map."""
+    seconds = {"triton:implicit": implicit(problem)}
+    if problem.height * problem.width <= largest_map(problem):
+        seconds["triton:shift"] = shift(problem)
+    return seconds
+
+
+def largest_map(problem: Problem) -> int:
+    """Pixels of the largest map whose float32 slices fit the workspace of multiply-then-shift."""
+    blocks = tap_blocks(len(problem.rates), problem.kernel, problem.fuse)
+    return WORKSPACE // (4 * aligned(blocks * problem.outputs))
 
 
 def weight_gradient_impl(impl: str, shape: Sequence[int], fuse: str) -> str:
     """The algorithm for the gradient to a weight of `shape`, where `impl` computes the rest.
 
-    Multiply-then-shift adds the gradient up in float32 in half of the workspace. One that does not
-    fit there is computed by the implicit product, which writes it where it belongs.
+    Multiply-then-shift adds the gradient up in float32, in slices that `PARTIAL_SUMS` bounds. One
+    that does not fit there is computed by the implicit product, which writes it where it belongs.
     """
     rates, outputs, inputs, kernel, _ = shape
     rows = aligned(tap_blocks(rates, kernel, fuse) * outputs)
-    fits = 4 * rows * aligned(inputs) <= WORKSPACE // 2
+    fits = 4 * rows * aligned(inputs) <= PARTIAL_SUMS
     return impl if fits else "triton:implicit"
 
 
@@ -72,8 +80,7 @@ def implicit(problem: Problem) -> float:
     """Seconds of the implicit product."""
     live = sum(live_share(problem, rate) for rate in problem.rates) * problem.kernel**2
     branches = 1 if problem.fuse == "sum" else len(problem.rates)
-    steps = live / branches / SHORT_LOOPS
-    return _product(problem, problem.outputs, branches, steps) + LAUNCH
+    return _product(problem, problem.outputs, branches, steps=live / branches) + LAUNCH
 
 
 def live_share(problem: Problem, rate: int) -> float:
@@ -93,11 +100,12 @@ def _product(problem: Problem, columns: int, branches: int, steps: float) -> flo
     """Seconds of computing all tiles of `branches` x `columns`, or of moving the bytes.
 
     A tile goes through the input channels `steps` times on one multiprocessor; too few tiles leave
-    the others idle.
+    the others idle. A step takes the time of the TILE + tile rows that it brings: a narrow tile
+    multiplies less with them.
     """
     tile, tiles = _tiles(columns)
     waves = max(1.0, math.ceil(problem.pixels / TILE) * tiles * branches / MULTIPROCESSORS)
-    operations = 2 * TILE * tile * problem.inputs * steps * waves * MULTIPROCESSORS
+    operations = TILE * (TILE + tile) * problem.inputs * steps * waves * MULTIPROCESSORS
     outputs = problem.outputs * (1 if problem.fuse == "sum" else len(problem.rates))
     elements = problem.pixels * (problem.inputs + outputs)
     elements += len(problem.rates) * problem.kernel**2 * problem.outputs * problem.inputs

@@ -4,13 +4,14 @@ The operator is opaque: `torch.compile` and `torch.export` take it whole. The eq
 kernels/atrous/reference.py. Inside runs one of the algorithms of kernels/atrous/triton, on CUDA or
 in Triton's interpreter: `impl` names it, or is "triton", the one that kernels/atrous/cost.py
 expects to be faster for the sizes at hand, which a compiled program may leave open until it runs.
-The backward is a second operator. With g the gradient of y, zero where the ReLU gave zero:
+The backward is a second operator. With g the gradient of y, zero where the ReLU gave zero, and
+G_r = correlate(x, g_r), which has the shape of w_r:
 
-    d shift = sum_p g        d scale = sum_p g * z          d z = scale * g
-    d bias_r = sum_p d z_r   d w_r = correlate(x, d z_r)    d x = sum_r convolve(w_r, d z_r)
+    d shift = sum_p g            d scale = sum_{c, t} w * G + bias * sum_p g
+    d bias = scale * sum_p g     d w = scale * G       d x = sum_r convolve(scale_r * w_r, g_r)
 
-The algorithm of the forward also gives d x, and d w unless that is too large for it
-(`cost.weight_gradient_impl`); d scale is an implicit product always.
+d scale is sum_p g * z; that z is linear in w saves a second forward pass. The algorithm of the
+forward also gives d x, and G unless that is too large for it (`cost.weight_gradient_impl`).
 
 It is differentiable once, by autograd and not by functorch's transforms. Arguments are those of the
 public function, already validated; the output and the input's gradient are channels_last where the
@@ -48,9 +49,10 @@ def multi_rate_atrous_conv2d(
     algorithm = choose(input, weight, rates, fuse, impl).impl
     if output.numel():
         bias, scale, shift = (None if t is None else t.contiguous() for t in (bias, scale, shift))
-        dispatch.implementation("atrous", algorithm).forward(
-            input, weight, bias, _within(rates, input), fuse, scale, shift, activation, output
-        )
+        with torch.cuda.device_of(input):  # where Triton launches
+            dispatch.implementation("atrous", algorithm).forward(
+                input, weight, bias, _within(rates, input), fuse, scale, shift, activation, output
+            )
     return output
 
 
@@ -77,24 +79,33 @@ def multi_rate_atrous_conv2d_backward(
     activated: the forward's output where a ReLU made it, else None.
     """
     needs_input, needs_weight, needs_bias, needs_scale, needs_shift = needs
-    rates = _within(rates, input)
     if activated is not None:
         grad = grad.masked_fill(activated <= 0, 0)
-    gradients = []
-    if needs_input or needs_weight:
-        grad_z = grad if scale is None else grad * scale[:, None, None]
-        gradients += _products(grad_z, input, weight, rates, fuse, impl, needs_input, needs_weight)
-    if needs_bias or needs_shift:
+    by_tap = None if scale is None else scale.view(len(rates), -1, 1, 1, 1)
+    found: dict[str, Tensor] = {}
+    if needs_input:
+        found["input"] = _empty_input_gradient(input)
+    if needs_weight or needs_scale:  # G, in float32 where it is not yet what is returned
+        dtype = None if scale is None else torch.float32
+        found["weight"] = _empty_weight_gradient(weight, dtype)
+    scaled = weight if by_tap is None or not needs_input else weight * by_tap
+    products = found.get("input"), found.get("weight")
+    with torch.cuda.device_of(input):  # where Triton launches
+        _products(grad, input, scaled, _within(rates, input), fuse, impl, *products)
+    if needs_bias or needs_scale or needs_shift:
         total = grad.sum((0, 2, 3), dtype=torch.float32)
-    if needs_bias:
-        of_bias = total.clone() if scale is None else total * scale  # outputs share no memory
+        of_bias = total.clone() if scale is None else total * scale  # shares no memory with total
         of_bias = of_bias.repeat(len(rates)) if fuse == "sum" else of_bias
-        gradients.append(of_bias.unflatten(0, (len(rates), -1)))
+        found |= {"bias": of_bias.view(len(rates), -1), "shift": total}
     if needs_scale:
-        gradients.append(_scale_gradient(grad, input, weight, bias, rates))
-    if needs_shift:
-        gradients.append(total)
-    return [gradient.to(input.dtype) for gradient in gradients]
+        found["scale"] = (weight * found["weight"]).sum((2, 3, 4)).flatten()
+        if bias is not None:
+            found["scale"] += bias.flatten() * total
+    if needs_weight and by_tap is not None:
+        found["weight"] *= by_tap
+    names = ("input", "weight", "bias", "scale", "shift")
+    wanted = [name for name, needed in zip(names, needs, strict=True) if needed]
+    return [found[name].to(input.dtype) for name in wanted]
 
 
 @multi_rate_atrous_conv2d_backward.register_fake
@@ -111,41 +122,28 @@ def _(grad: Tensor, input: Tensor, weight: Tensor, *rest: Any) -> list[Tensor]:
 
 
 def _products(
-    grad_z: Tensor,
+    grad: Tensor,
     input: Tensor,
     weight: Tensor,
     rates: Sequence[int],
     fuse: str,
     impl: str,
-    needs_input: bool,
-    needs_weight: bool,
-) -> list[Tensor]:
-    """d x and d w, those that are needed."""
-    of_input = _empty_input_gradient(input) if needs_input else None
-    of_weight = _empty_weight_gradient(weight) if needs_weight else None
-    found = [gradient for gradient in (of_input, of_weight) if gradient is not None]
+    of_input: Tensor | None,
+    of_weight: Tensor | None,
+) -> None:
+    """Set `of_input` to sum_r convolve(weight_r, grad_r) and `of_weight` to G, where given."""
     if input.numel() == 0:
-        return [gradient.zero_() for gradient in found]
+        if of_weight is not None:
+            of_weight.zero_()
+        return
     algorithm = choose(input, weight, rates, fuse, impl).impl
     of_weight_by = cost.weight_gradient_impl(algorithm, weight.shape, fuse)
-    arguments = grad_z, input, weight, rates, fuse
+    arguments = grad, input, weight, rates, fuse
     if of_weight is not None and of_weight_by != algorithm:
         dispatch.implementation("atrous", of_weight_by).gradients(*arguments, None, of_weight)
         of_weight = None
     if of_input is not None or of_weight is not None:
         dispatch.implementation("atrous", algorithm).gradients(*arguments, of_input, of_weight)
-    return found
-
-
-def _scale_gradient(
-    grad: Tensor, input: Tensor, weight: Tensor, bias: Tensor | None, rates: Sequence[int]
-) -> Tensor:
-    if input.numel() == 0:
-        return grad.new_zeros(grad.shape[1])
-    bias = None if bias is None else bias.contiguous()
-    implicit = dispatch.implementation("atrous", "triton:implicit")
-    found: Tensor = implicit.scale_gradient(grad, input, weight, bias, rates)
-    return found
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -216,7 +214,8 @@ def choose(
     """Which algorithm computes these sizes, and why; `impl` "triton" or one of the algorithms.
 
     Raises:
-        ValueError: `impl` cannot run here: a program may run elsewhere than where it was exported.
+        ValueError: `impl` cannot run here, as a program may run elsewhere than where it was
+            exported, or the map is too large for it.
     """
     tf32 = input.element_size() == 4 and dispatch.convolutions_allow_tf32()
     sizes = *input.shape, *weight.shape[1:4:2]
@@ -234,15 +233,20 @@ def _choose(
     tf32: bool,
 ) -> dispatch.Choice:
     choice = dispatch.choose("atrous", impl, device=device, dtype=dtype)
-    if choice.impl != "triton":
-        return choice
     batch, inputs, height, width, outputs, kernel = sizes
     kind = "half" if dtype.itemsize == 2 else "tf32" if tf32 else "ieee"
-    seconds = cost.estimates(
-        cost.Problem(
-            batch, inputs, height, width, rates, outputs, kernel, fuse, dtype.itemsize, kind
-        )
+    problem = cost.Problem(
+        batch, inputs, height, width, rates, outputs, kernel, fuse, dtype.itemsize, kind
     )
+    seconds = cost.estimates(problem)
+    if choice.impl != "triton":
+        if choice.impl not in seconds:
+            raise ValueError(
+                f"input must be a map of at most {cost.largest_map(problem)} pixels for "
+                f"impl={choice.impl!r} with this weight, not {height} x {width}: take "
+                f"impl='triton:implicit', or 'triton', which chooses"
+            )
+        return choice
     expected = "; ".join(
         f"{name} expected to take {1e6 * seconds[name]:.3g} us" for name in seconds
     )
@@ -279,10 +283,11 @@ def _empty_input_gradient(input: Tensor) -> Tensor:
     return torch.empty_like(input, memory_format=_memory_format(input))
 
 
-def _empty_weight_gradient(weight: Tensor) -> Tensor:
+def _empty_weight_gradient(weight: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     """`[R, Cout, Cin, k, k]` with Cin contiguous, whatever weight's own strides.
 
     The kernels write it in one go; autograd gives `.grad` the parameter's strides.
     """
     rates, outputs, inputs, kernel, _ = weight.shape
-    return weight.new_empty(rates, outputs, kernel, kernel, inputs).permute(0, 1, 4, 2, 3)
+    empty = weight.new_empty(rates, outputs, kernel, kernel, inputs, dtype=dtype)
+    return empty.permute(0, 1, 4, 2, 3)

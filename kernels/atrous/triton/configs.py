@@ -13,7 +13,6 @@ import functools
 import json
 import math
 import re
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -29,17 +28,13 @@ FALLBACK = "generic"  # small enough for any GPU
 
 @dataclass(frozen=True)
 class Config:
-    """One tiling: pixels (or outputs) x outputs (or inputs) x the inner dimension.
-
-    tma: load by the bulk copy engine (`conv` on sm_90 and later).
-    """
+    """One tiling: pixels (or outputs) x outputs (or inputs) x the inner dimension."""
 
     block_m: int
     block_n: int
     block_k: int
     warps: int
     stages: int
-    tma: bool = False
 
 
 def select(kernel: str, x: Tensor, pixels: int, outputs: int, inputs: int) -> Config:
@@ -69,7 +64,7 @@ def nearest(
         return sum(abs(math.log(max(size, 1) / entry[name])) for name, size in problem)
 
     best = min(fitting, key=distance)
-    return Config(**{f.name: best[f.name] for f in fields(Config) if f.name in best})
+    return Config(**{field.name: best[field.name] for field in fields(Config)})
 
 
 def arithmetic(dtype: torch.dtype) -> str:
@@ -124,8 +119,3 @@ def multiprocessors(device: torch.device) -> int:
         if device.type == "cpu"
         else torch.cuda.get_device_properties(device).multi_processor_count
     )
-
-
-def on_device_of(x: Tensor) -> AbstractContextManager[Any]:
-    """Triton launches on the current device: make it x's."""
-    return torch.cuda.device(x.device) if x.is_cuda else nullcontext()

@@ -8,11 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
 from kernels.atrous.triton import weight_grad
-from kernels.atrous.triton.conv import conv, dot
+from kernels.atrous.triton.conv import conv
 from kernels.atrous.triton.layout import pixels_of, taps_of
 
 
@@ -44,9 +43,9 @@ def gradients(
     of_input: Tensor | None,
     of_weight: Tensor | None,
 ) -> None:
-    """Set the gradients to `input` and `weight`, those that are given, from d z.
+    """Set `of_input` to sum_r convolve(weight_r, grad_r), `of_weight` to correlate(input, grad).
 
-    grad: d z, `[B, channels, H, W]` of any strides. of_weight: with Cin contiguous.
+    grad: `[B, channels, H, W]` of any strides. of_weight: with Cin contiguous.
     """
     g, rate_stride = pixels_of(grad, rates=1 if fuse == "sum" else len(rates))
     rate_stride = 0 if fuse == "sum" else rate_stride
@@ -58,12 +57,3 @@ def gradients(
     if of_weight is not None:
         x, _ = pixels_of(input)
         weight_grad.correlate(x, g, rates, rate_stride, of_weight)
-
-
-def scale_gradient(
-    grad: Tensor, input: Tensor, weight: Tensor, bias: Tensor | None, rates: Sequence[int]
-) -> Tensor:
-    """d scale = sum_p grad * z, float32 `[R*Cout]`; grad is `[B, R*Cout, H, W]`."""
-    x, _ = pixels_of(input)
-    dense = grad.contiguous(memory_format=torch.channels_last)
-    return dot(x, taps_of(weight), rates, bias, dense)

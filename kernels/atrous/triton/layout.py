@@ -7,17 +7,16 @@ used as it is, and nothing is copied.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from torch import Tensor
 
 ALIGNMENT = 16  # elements, of rows in memory
-WORKSPACE = 64 * 2**20  # bytes of intermediate results that one call holds at most
+WORKSPACE = 256 * 2**20  # bytes that multiply-then-shift holds at once: offsets fit 32 bits
+PARTIAL_SUMS = 64 * 2**20  # bytes that the gradient to the weights takes where pixels are split
 
 
-@dataclass(frozen=True)
-class Pixels:
+class Pixels(NamedTuple):
     """A map `[B, H, W, channels]` seen as rows, one a pixel, `stride` elements apart.
 
     inputs: channels to read from a row (of one rate), a multiple of 16.
@@ -34,14 +33,17 @@ class Pixels:
     def pixels(self) -> int:
         return self.batch * self.height * self.width
 
-    def part(self, first: int, last: int) -> Pixels:
-        """Pixels [first, last) of the batch, as one row."""
-        rows = self.tensor.view(-1, self.stride)[first:last]
-        return Pixels(rows, 1, 1, last - first, self.inputs, self.stride)
+    def images(self, part: slice) -> Pixels:
+        """Some of the images."""
+        tensor = self.tensor[part]
+        return self._replace(tensor=tensor, batch=len(tensor))
+
+    def as_row(self) -> Pixels:
+        """All pixels of the batch as one row of one image."""
+        return self._replace(batch=1, height=1, width=self.pixels)
 
 
-@dataclass(frozen=True)
-class Taps:
+class Taps(NamedTuple):
     """Weights as `w[rate, output, tap, input]`, with the strides to find an element.
 
     Reading outputs as inputs (`transposed`) gives the weights of the gradient to the input.
@@ -63,6 +65,11 @@ class Taps:
         """The weights with `outputs` of their inputs as outputs."""
         strides = self.rate_stride, self.input_stride, self.tap_stride, self.output_stride
         return Taps(self.tensor, self.kernel, outputs, *strides)
+
+
+def cdiv(size: int, block: int) -> int:
+    """How many blocks hold `size`: triton.cdiv takes a microsecond, at every launch."""
+    return -(-size // block)
 
 
 def aligned(channels: int) -> int:
@@ -93,16 +100,10 @@ def pixels_of(x: Tensor, rates: int = 1) -> tuple[Pixels, int]:
     return Pixels(rows, batch, height, width, wanted, rates * wanted), wanted
 
 
-def chunks(batch: int, area: int, most: int) -> Iterator[tuple[int, int]]:
-    """Cut the pixels of a batch into ranges of at most `most`: whole images, or parts of one."""
-    if area <= most:
-        images = most // area
-        for first in range(0, batch, images):
-            yield first * area, min(first + images, batch) * area
-        return
-    for image in range(batch):
-        for first in range(0, area, most):
-            yield image * area + first, image * area + min(first + most, area)
+def groups(batch: int, area: int, most: int) -> list[slice]:
+    """Cut the images of a batch, of `area` pixels each, into groups of at most `most` pixels."""
+    images = most // area
+    return [slice(first, first + images) for first in range(0, batch, images)]
 
 
 def taps_of(weight: Tensor, pad_outputs: bool = False) -> Taps:

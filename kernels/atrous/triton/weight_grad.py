@@ -24,7 +24,7 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels.atrous.triton import configs
-from kernels.atrous.triton.layout import WORKSPACE, Pixels
+from kernels.atrous.triton.layout import PARTIAL_SUMS, Pixels, cdiv
 
 COLLECT_ROWS, COLLECT_INPUTS = 16, 128
 LEAST_STEPS = 4  # blocks of pixels that a split must be worth
@@ -135,7 +135,7 @@ def correlate(
     _, outputs, inputs, kernel, _ = gradient.shape
     taps = kernel * kernel
     rows = len(rates) * taps * outputs
-    splits = splits_for(x, outputs, len(rates) * taps, rows, WORKSPACE)
+    splits = splits_for(x, outputs, len(rates) * taps, rows)
     run = partial(_launch, x, g, rates=rates, kernel=kernel, outputs=outputs, splits=splits)
     if splits == (1, 1):
         strides = 0, gradient.stride(0), gradient.stride(1), inputs
@@ -170,28 +170,25 @@ def collect(slices: Tensor, gradient: Tensor, merged: bool) -> None:
     """
     rates, outputs, inputs, kernel, _ = gradient.shape
     rows = rates * outputs * kernel * kernel
-    grid = triton.cdiv(rows, COLLECT_ROWS), triton.cdiv(inputs, COLLECT_INPUTS)
-    with configs.on_device_of(slices):
-        collect_kernel[grid](
-            slices, gradient, slices.shape[0], inputs, outputs, slices.stride(0), slices.stride(1),
-            RATES=rates, KERNEL=kernel, MERGED=merged, ROWS=COLLECT_ROWS, BLOCK=COLLECT_INPUTS,
-        )  # fmt: skip
+    grid = cdiv(rows, COLLECT_ROWS), cdiv(inputs, COLLECT_INPUTS)
+    collect_kernel[grid](
+        slices, gradient, slices.shape[0], inputs, outputs, slices.stride(0), slices.stride(1),
+        RATES=rates, KERNEL=kernel, MERGED=merged, ROWS=COLLECT_ROWS, BLOCK=COLLECT_INPUTS,
+    )  # fmt: skip
 
 
-def splits_for(
-    x: Pixels, outputs: int, programs: int, rows: int, workspace: int
-) -> tuple[int, int]:
+def splits_for(x: Pixels, outputs: int, programs: int, rows: int) -> tuple[int, int]:
     """In how many parts to cut the images, and the pixels of an image.
 
     Enough to give every multiprocessor two programs, of `programs` for each tile, while each has
-    `LEAST_STEPS` blocks of pixels and the slices of `rows` rows stay within `workspace` bytes.
+    `LEAST_STEPS` blocks of pixels and the slices of `rows` rows stay within `PARTIAL_SUMS` bytes.
     """
     config = configs.select("weight_grad", x.tensor, x.pixels, outputs, x.inputs)
-    tiles = triton.cdiv(outputs, config.block_m) * triton.cdiv(x.inputs, config.block_n) * programs
-    wanted = triton.cdiv(2 * configs.multiprocessors(x.tensor.device), tiles)
-    wanted = max(1, min(wanted, workspace // (4 * rows * x.inputs)))
+    tiles = cdiv(outputs, config.block_m) * cdiv(x.inputs, config.block_n) * programs
+    wanted = cdiv(2 * configs.multiprocessors(x.tensor.device), tiles)
+    wanted = max(1, min(wanted, PARTIAL_SUMS // (4 * rows * x.inputs)))
     images = min(wanted, x.batch)
-    steps = triton.cdiv(x.height * x.width, config.block_k)
+    steps = cdiv(x.height * x.width, config.block_k)
     return images, max(1, min(wanted // images, steps // LEAST_STEPS))
 
 
@@ -211,16 +208,15 @@ def _launch(
 ) -> None:
     """Run `weight_grad_kernel`; strides of `out` by split, rate, output and tap."""
     config = configs.select("weight_grad", x.tensor, x.pixels, outputs, x.inputs)
-    tiles = triton.cdiv(outputs, config.block_m) * triton.cdiv(inputs, config.block_n)
-    with configs.on_device_of(x.tensor):
-        weight_grad_kernel[(tiles, len(rates) * kernel * kernel, splits[0] * splits[1])](
-            x.tensor, g.tensor, out,
-            x.batch, x.height, x.width, inputs, outputs,
-            x.stride, g.stride, g_rate_stride,
-            *strides,
-            *splits,
-            RATES=tuple(rates), KERNEL=kernel, ADD=add,
-            PRECISION=configs.precision(x.tensor.dtype),
-            BLOCK_M=config.block_m, BLOCK_N=config.block_n, BLOCK_K=config.block_k,
-            num_warps=config.warps, num_stages=config.stages,
-        )  # fmt: skip
+    tiles = cdiv(outputs, config.block_m) * cdiv(inputs, config.block_n)
+    weight_grad_kernel[(tiles, len(rates) * kernel * kernel, splits[0] * splits[1])](
+        x.tensor, g.tensor, out,
+        x.batch, x.height, x.width, inputs, outputs,
+        x.stride, g.stride, g_rate_stride,
+        *strides,
+        *splits,
+        RATES=tuple(rates), KERNEL=kernel, ADD=add,
+        PRECISION=configs.precision(x.tensor.dtype),
+        BLOCK_M=config.block_m, BLOCK_N=config.block_n, BLOCK_K=config.block_k,
+        num_warps=config.warps, num_stages=config.stages,
+    )  # fmt: skip

@@ -4,7 +4,14 @@ import dataclasses
 
 import pytest
 
-from kernels.atrous.cost import Problem, estimates, live_share, weight_gradient_impl
+from kernels.atrous.cost import (
+    Problem,
+    estimates,
+    largest_map,
+    live_share,
+    weight_gradient_impl,
+)
+from kernels.atrous.triton.layout import PARTIAL_SUMS, WORKSPACE
 
 V2_HEAD = Problem(1, 2048, 65, 65, (6, 12, 18, 24), 21, 3, "sum", 2, "half")
 VGG_ASPP = Problem(4, 512, 41, 41, (6, 12, 18, 24), 1024, 3, "concat", 2, "half")
@@ -47,7 +54,18 @@ def test_rows_of_taps_outside_the_map_cost_nothing():
 
 
 @pytest.mark.parametrize("fuse", ["sum", "concat"])
-def test_a_weight_gradient_of_more_than_half_the_workspace_is_implicit(fuse):
+def test_a_weight_gradient_of_more_than_its_partial_sums_may_take_is_implicit(fuse):
     assert weight_gradient_impl("triton:shift", (4, 21, 2048, 3, 3), fuse) == "triton:shift"
     assert weight_gradient_impl("triton:shift", (4, 1024, 512, 3, 3), fuse) == "triton:implicit"
     assert weight_gradient_impl("triton:implicit", (4, 21, 2048, 3, 3), fuse) == "triton:implicit"
+
+
+def test_the_slices_of_a_cityscapes_map_fit_and_those_of_its_image_do_not():
+    head = dataclasses.replace(V2_HEAD, height=129, width=257, outputs=19)
+    assert "triton:shift" in estimates(head)
+    assert largest_map(head) == WORKSPACE // (4 * 640)  # 33 taps x 19, padded
+    assert "triton:shift" not in estimates(dataclasses.replace(head, height=1024, width=2048))
+
+
+def test_offsets_into_what_a_call_holds_fit_32_bits():
+    assert max(WORKSPACE, PARTIAL_SUMS) <= 2**31

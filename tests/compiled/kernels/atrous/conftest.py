@@ -24,7 +24,7 @@ def _an_h100(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def call() -> Callable[..., None]:
-    """Compute a convolution at four rates, or its gradient to `input`, `weight` or `scale`.
+    """Compute a convolution at four rates, or its gradient to `input` or `weight`.
 
     Maps are 41 x 41 and 65 x 65, those of a 321 x 321 and a 513 x 513 image: pixels, height and
     width are no multiples of 16, the rows of channels are.
@@ -51,8 +51,6 @@ def call() -> Callable[..., None]:
             relu = None if fuse == "sum" else "relu"
             of = ALGORITHMS[algorithm].forward
             of(x, weight, bias, RATES, fuse, scale, scale, relu, y)
-        elif gradient == "scale":
-            implicit.scale_gradient(y, x, weight, bias, RATES)
         elif gradient == "input":
             of = ALGORITHMS[algorithm].gradients
             of(y, x, weight, RATES, fuse, torch.empty_like(x), None)

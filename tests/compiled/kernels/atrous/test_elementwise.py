@@ -11,8 +11,7 @@ KERNELS = ("gather_kernel", "spread_kernel", "pack_kernel", "collect_kernel")
 CALLS = {
     "sum": {"dtype": torch.bfloat16, "fuse": "sum", "outputs": 21},
     "concat": {"dtype": torch.float16, "fuse": "concat", "outputs": 150},
-    # An image of more pixels than the workspace holds, whose parts are added up.
-    "in parts": {"dtype": torch.float32, "fuse": "sum", "outputs": 21, "batch": 1, "size": 200},
+    "float32": {"dtype": torch.float32, "fuse": "sum", "outputs": 21, "batch": 1, "size": 65},
 }
 
 
@@ -47,6 +46,11 @@ def test_the_calls_launch_each_of_the_kernels(launches, shift):
 
     found = launches(every)
     assert {launch.name for launch in found} >= set(KERNELS)
-    gathers = [launch.kwargs for launch in found if launch.name == "gather_kernel"]
-    parts = {(kwargs["IS_FIRST"], kwargs["IS_LAST"]) for kwargs in gathers}
-    assert parts >= {(True, True), (True, False), (False, True)}
+
+
+@pytest.mark.parametrize("batch", [1, 16])
+def test_a_head_takes_three_launches(launches, call, batch):
+    head = {"fuse": "sum", "inputs": 2048, "outputs": 21, "size": 65, "batch": batch}
+    found = launches(lambda: call(torch.bfloat16, "triton:shift", **head))
+    names = [launch.name for launch in found]
+    assert names == ["pack_kernel", "conv_kernel", "gather_kernel"]

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import kernels
-from kernels.atrous import cost
+from kernels.atrous import cost, ops
 from kernels.atrous.triton import configs, implicit, layout, shift, weight_grad
 
 IMPLS = ("triton:shift", "triton:implicit")
@@ -19,8 +19,8 @@ sum_and_concat = pytest.mark.parametrize("options", [{}, RELU], ids=["sum", "con
 
 
 @pytest.fixture
-def workspace(monkeypatch) -> Callable[[int], None]:
-    """Set the workspace, in bytes: what one pass of a call holds by itself must stay within it."""
+def workspace(monkeypatch) -> Callable[..., None]:
+    """Set the sizes, in bytes, within which what a call holds by itself must stay."""
     made: list[int] = []
     empty = torch.empty
 
@@ -33,15 +33,20 @@ def workspace(monkeypatch) -> Callable[[int], None]:
         def watch(*args):
             made.clear()
             result = run(*args)
-            assert sum(made) <= shift.WORKSPACE
+            sums = weight_grad.PARTIAL_SUMS if run.__name__ == "gradients" else 0
+            assert sum(made) <= shift.WORKSPACE + sums
             return result
 
         return watch
 
-    def set_to(size: int) -> None:
+    def set_to(slices: int | None = None, partial_sums: int | None = None) -> None:
         monkeypatch.setattr(torch, "empty", counted)
-        for module in (cost, shift, weight_grad):
-            monkeypatch.setattr(module, "WORKSPACE", size)
+        for module, size in ((cost, slices), (shift, slices)):
+            if size is not None:
+                monkeypatch.setattr(module, "WORKSPACE", size)
+        for module, size in ((cost, partial_sums), (weight_grad, partial_sums)):
+            if size is not None:
+                monkeypatch.setattr(module, "PARTIAL_SUMS", size)
         for module, name in itertools.product((shift, implicit), ("forward", "gradients")):
             monkeypatch.setattr(module, name, watched(getattr(module, name)))
 
@@ -55,60 +60,56 @@ def by(impl):
     return compute
 
 
+@pytest.mark.parametrize("images", [1, 2])
 @pytest.mark.parametrize(
-    ("pixels", "memory_format", "options"),
+    ("memory_format", "options"),
     [
-        (100, torch.contiguous_format, {}),
-        (100, torch.channels_last, RELU),
-        (42, torch.contiguous_format, RELU),
-        (42, torch.channels_last, {}),
-        (20, torch.contiguous_format, {}),
-        (20, torch.channels_last, RELU),
+        (torch.contiguous_format, {}),
+        (torch.channels_last, RELU),
+        (torch.contiguous_format, RELU),
+        (torch.channels_last, {}),
     ],
-    ids=[
-        "groups, sum",
-        "groups, concat",
-        "image, concat",
-        "image, sum",
-        "bands, sum",
-        "bands, concat",
-    ],
+    ids=["sum, nchw", "concat, nhwc", "concat, nchw", "sum, nhwc"],
 )
 def test_shift_within_little_workspace_gives_the_same(
-    problem, assert_exact, workspace, options, memory_format, pixels
+    problem, assert_exact, workspace, options, memory_format, images
 ):
-    """Groups of images, one image, or bands of one."""
+    """Three images, one or two at a time."""
     p = problem(
-        shape=(3, 3, 6, 7), dtype=torch.float32, integers=True, memory_format=memory_format,
+        shape=(3, 3, 4, 5), dtype=torch.float32, integers=True, memory_format=memory_format,
         **options,
     )  # fmt: skip
-    rows = shift.pack(p.weight, p.fuse)
-    workspace(4 * len(rows) * pixels)
+    rows = shift.pack(p.weight, p.fuse).outputs
+    workspace(slices=4 * rows * (20 * images + 19), partial_sums=4 * rows * 16)
     assert_exact(by("triton:shift"), p)
 
 
 @sum_and_concat
-def test_an_image_whose_sums_do_not_fit_is_computed_in_bands(problem, by_taps, workspace, options):
-    """36 of its 63 pixels at a time; most see only some of the three that fit as slices."""
-    p = problem(
-        shape=(1, 3, 9, 7), rates=(1,), dtype=torch.float32, integers=True, requires_grad=False,
-        **options,
-    )  # fmt: skip
-    rows = shift.pack(p.weight, p.fuse)
-    workspace(2 * 3 * 4 * len(rows))
-    assert torch.equal(by("triton:shift")(p), by_taps(p))
+def test_a_map_whose_slices_do_not_fit_is_for_the_implicit_product(
+    problem, assert_exact, workspace, options
+):
+    p = problem(shape=(2, 3, 4, 5), dtype=torch.float32, integers=True, **options)
+    rows = shift.pack(p.weight, p.fuse).outputs
+    workspace(slices=4 * rows * 19)
+    ops._choose.cache_clear()
+    with pytest.raises(ValueError, match=r"input must be a map of at most 19 pixels .*not 4 x 5"):
+        by("triton:shift")(p)
+    choice = kernels.atrous.choose(p.input, p.weight, rates=p.rates, fuse=p.fuse, impl="triton")
+    assert choice.impl == "triton:implicit"
+    assert_exact(by("triton"), p)
+    ops._choose.cache_clear()
 
 
 @any_impl
 @sum_and_concat
-def test_a_weight_gradient_larger_than_the_workspace_is_written_in_place(
+def test_a_weight_gradient_too_large_to_add_up_is_written_in_place(
     problem, assert_exact, workspace, impl, options
 ):
     p = problem(
         shape=(1, 32, 3, 4), channels=16, rates=(1, 2), dtype=torch.float32, integers=True,
         **options,
     )  # fmt: skip
-    workspace(4 * p.weight.numel() // 2)
+    workspace(partial_sums=4 * p.weight.numel() // 2)
     assert_exact(by(impl), p)
 
 
@@ -124,7 +125,7 @@ def test_split_pixels_of_the_weight_gradient_add_up(
         **options,
     )  # fmt: skip
     x, _ = layout.pixels_of(p.input)
-    assert min(weight_grad.splits_for(x, 2, 18, 36, 2**20)) > 1
+    assert min(weight_grad.splits_for(x, 2, 18, 36)) > 1
     assert_exact(by(impl), p)
 
 

@@ -59,17 +59,14 @@ def test_transposed_taps_read_outputs_as_inputs():
 
 
 @pytest.mark.parametrize(
-    ("batch", "area", "most", "expected"),
-    [
-        (3, 10, 100, [(0, 30)]),
-        (3, 10, 25, [(0, 20), (20, 30)]),
-        (2, 10, 10, [(0, 10), (10, 20)]),
-        (2, 10, 4, [(0, 4), (4, 8), (8, 10), (10, 14), (14, 18), (18, 20)]),
-        (0, 10, 4, []),
-    ],
+    ("batch", "most", "expected"),
+    [(3, 100, [3]), (3, 25, [2, 1]), (2, 10, [1, 1]), (0, 10, [])],
 )
-def test_chunks_are_whole_images_or_parts_of_one(batch, area, most, expected):
-    assert list(layout.chunks(batch, area, most)) == expected
+def test_groups_are_as_many_images_as_fit(batch, most, expected):
+    x, _ = layout.pixels_of(torch.randn(batch, 16, 2, 5))
+    parts = [x.images(part) for part in layout.groups(batch, 10, most)]
+    assert [part.batch for part in parts] == expected
+    assert torch.equal(torch.cat([part.tensor for part in parts] or [x.tensor]), x.tensor)
 
 
 def test_the_weight_gradient_has_inputs_contiguous():

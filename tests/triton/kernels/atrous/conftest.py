@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 
 import pytest
@@ -16,8 +15,6 @@ from atrous_problems import (  # noqa: F401
     with_gradients,
 )
 from atrous_problems import problem as problem_on_a_cpu  # noqa: F401
-
-from kernels.atrous.triton import configs
 
 
 @pytest.fixture(scope="session")
@@ -39,14 +36,3 @@ def trained() -> Callable[[Problem, torch.dtype], Problem]:
         return Problem(**{**vars(p), "weight": weight, "input": input}).to(dtype)
 
     return scaled
-
-
-@pytest.fixture
-def bulk_copy(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every product loads by the bulk copy engine."""
-    if device.type == "cuda" and torch.cuda.get_device_capability() < (9, 0):
-        pytest.skip("this GPU has no bulk copy engine")
-    select = configs.select
-    monkeypatch.setattr(
-        configs, "select", lambda *problem: dataclasses.replace(select(*problem), tma=True)
-    )
