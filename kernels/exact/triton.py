@@ -169,12 +169,13 @@ def mass_kernel(
     total = tl.zeros((TILE,), tl.float32)
     for column in range(tiles):
         if tl.load(line + column) > negligible:
-            part = tl.zeros((TILE,), tl.float32)
+            sums = tl.zeros((TILE, BLOCK_N), tl.float32)
             for s in range(0, TILE, BLOCK_N):
                 there = column * TILE + s + tl.arange(0, BLOCK_N)
                 squares = squared_distance(points, rows, there, padded, D, TILE, BLOCK_N)
                 kernel = tl.exp2(squares * EXPONENT)
-                part += tl.sum(tl.where((there < count)[None, :], kernel, 0.0), axis=1)
+                sums += tl.where((there < count)[None, :], kernel, 0.0)
+            part = tl.sum(sums, axis=1)
             total += part
             tl.store(line + column, tl.max(tl.where(rows < count, part, 0.0), axis=0))
     tl.store(mass + rows, total, mask=rows < count)
