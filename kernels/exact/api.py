@@ -12,7 +12,7 @@ from torch import Tensor
 
 from kernels import dispatch, validate
 from kernels.exact import ops, reference
-from kernels.exact.tiles import Tiles
+from kernels.exact.tiles import Tiles, place
 from kernels.validate import Precision
 
 
@@ -40,8 +40,9 @@ def filter(
         return (ops.exact_filter if compiling else reference.filter)(values, features)
     order = kept = None
     if eps > 0:
-        order, kept, *_ = ops.exact_build_tiles(features.detach(), eps, choice.impl)
-    filtered: Tensor = ops.exact_apply_tiles(values, features, order, kept, choice.impl, precision)
+        _, order, kept, *_ = ops.exact_build_tiles(features.detach(), eps, choice.impl)
+    points = place(features, order)  # those of the operator have no gradient
+    filtered: Tensor = ops.exact_apply_tiles(values, points, order, kept, choice.impl, precision)
     return filtered
 
 
@@ -81,12 +82,12 @@ def build_tiles(features: Tensor, *, eps: float = 0.0, impl: str = "auto") -> Ti
         validate.check_finite(features)
     batch = features.detach()[None]
     if eps > 0:
-        order, kept, mass, bound = ops.exact_build_tiles(batch, eps, choice.impl)
-        return Tiles(batch[0], order[0], kept[0], mass[0], bound[0], eps)
-    ones = torch.ones_like(batch[..., :1])
-    mass = ops.exact_apply_tiles(ones, batch, None, None, choice.impl, "ieee")
+        points, order, kept, mass, bound = ops.exact_build_tiles(batch, eps, choice.impl)
+        return Tiles(points[0], order[0], kept[0], mass[0], bound[0], eps)
+    ones, points = torch.ones_like(batch[..., :1]), place(batch, None)
+    mass = ops.exact_apply_tiles(ones, points, None, None, choice.impl, "ieee")
     bound = torch.zeros((), dtype=torch.float64, device=features.device)
-    return Tiles(batch[0], None, None, mass[0, :, 0], bound, 0.0)
+    return Tiles(points[0], None, None, mass[0, :, 0], bound, 0.0)
 
 
 def apply_tiles(
@@ -112,11 +113,11 @@ def apply_tiles(
     """
     validate.check_points("values", values, ndim=2)
     validate.check_rows(values, tiles.num_points, "the tiles")
-    validate.check_alike("values", values, "tiles.features", tiles.features)
+    validate.check_alike("values", values, "tiles.points", tiles.points)
     choice = dispatch.choose("exact", impl, device=values.device, dtype=values.dtype)
     validate.check_precision(precision, choice.impl, values.device)
     order, kept = (None if t is None else t[None] for t in (tiles.order, tiles.kept))
-    arguments = values[None], tiles.features[None], order, kept, choice.impl, precision
+    arguments = values[None], tiles.points[None], order, kept, choice.impl, precision
     return ops.exact_apply_tiles(*arguments)[0]
 
 

@@ -2,7 +2,7 @@
 
     kernels::exact_filter(values, features)                           all pairs, in plain PyTorch
     kernels::exact_build_tiles(features, eps, impl)                   which pairs of tiles to keep
-    kernels::exact_apply_tiles(values, features, order, kept, impl, precision)
+    kernels::exact_apply_tiles(values, points, order, kept, impl, precision)
 
 The arguments are those of the public functions, already validated, with a batch in front; the
 tensors of `Tiles` are as it has them. The kernel is symmetric, so that the gradient to the values
@@ -37,9 +37,7 @@ def exact_filter_backward(grad: Tensor, values: Tensor, features: Tensor) -> Ten
     return reference.feature_gradient(grad, values, features)
 
 
-@exact_filter_backward.register_fake
-def _(grad: Tensor, values: Tensor, features: Tensor) -> Tensor:
-    return like_first(features)
+exact_filter_backward.register_fake(lambda grad, values, features: like_first(features))
 
 
 def _save_both(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -66,11 +64,8 @@ def over_tiles(impl: str) -> ModuleType:
 @opaque_operator("kernels::exact_build_tiles")
 def exact_build_tiles(
     features: Tensor, eps: float, impl: str
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """`[B, N, D]` -> order `[B, N]`, kept `[B, T + T * T]`, mass `[B, N]`, bound `[B]`.
-
-    Not differentiable.
-    """
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """`[B, N, D]` -> points, order, kept, mass and bound, as in `Tiles`. Not differentiable."""
     masses = over_tiles(impl).masses
     output = _tiles_like(features)
     for image, *made in zip(features, *output, strict=True):
@@ -79,15 +74,11 @@ def exact_build_tiles(
     return output
 
 
-@exact_build_tiles.register_fake
-def _(features: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return _tiles_like(features)
-
-
-def _tiles_like(features: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    batch, count, _ = features.shape
+def _tiles_like(features: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    batch, count, dims = features.shape
     total = tiles.tiles_of(count)
     return (
+        features.new_empty(batch, dims, total * tiles.TILE),
         features.new_empty(batch, count, dtype=torch.int64),
         features.new_empty(batch, total * (total + 1), dtype=torch.int32),
         features.new_empty(batch, count),
@@ -95,19 +86,21 @@ def _tiles_like(features: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     )
 
 
+exact_build_tiles.register_fake(_tiles_like)
+
+
 @opaque_operator("kernels::exact_apply_tiles")
 def exact_apply_tiles(
     values: Tensor,
-    features: Tensor,
+    points: Tensor,
     order: Tensor | None,
     kept: Tensor | None,
     impl: str,
     precision: str,
 ) -> Tensor:
-    """`[B, N, C]`, `[B, N, D]` -> `[B, N, C]`."""
+    """`[B, N, C]`, `[B, D, T * TILE]` -> `[B, N, C]`."""
     output = values.new_empty(values.shape)
     apply = over_tiles(impl).apply
-    points = tiles.place(features, order)
     for b in range(len(values)):
         apply(values[b], points[b], *_of_image(b, order, kept), precision, output[b])
     return output
@@ -120,25 +113,22 @@ exact_apply_tiles.register_fake(like_first)
 def exact_apply_tiles_backward(
     grad: Tensor,
     values: Tensor,
-    features: Tensor,
+    points: Tensor,
     order: Tensor | None,
     kept: Tensor | None,
     impl: str,
     precision: str,
 ) -> Tensor:
-    """Gradient to the features, `[B, N, D]`."""
-    points = tiles.place(features, order)
-    output = torch.empty_like(points)
+    """Gradient to the points, `[B, D, T * TILE]`."""
+    output = points.new_empty(points.shape)
     gradient = over_tiles(impl).feature_gradient
     for b in range(len(values)):
         lists = _of_image(b, order, kept)
         gradient(grad[b], values[b], points[b], *lists, precision, output[b])
-    return tiles.unplace(output, order, features.shape[1])
+    return output
 
 
-@exact_apply_tiles_backward.register_fake
-def _(grad: Tensor, values: Tensor, features: Tensor, *_: Any) -> Tensor:
-    return like_first(features)
+exact_apply_tiles_backward.register_fake(lambda grad, values, points, *_: like_first(points))
 
 
 def _of_image(index: int, *tensors: Tensor | None) -> list[Tensor | None]:
@@ -153,10 +143,10 @@ def _save_tiles(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 def _tiles_gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     values, *rest = ctx.saved_tensors
     arguments = *rest, ctx.impl, ctx.precision
-    to_values, to_features, *_ = ctx.needs_input_grad
+    to_values, to_points, *_ = ctx.needs_input_grad
     return (
         exact_apply_tiles(grad, *arguments) if to_values else None,
-        exact_apply_tiles_backward(grad, values, *arguments) if to_features else None,
+        exact_apply_tiles_backward(grad, values, *arguments) if to_points else None,
         *(None,) * 4,
     )
 

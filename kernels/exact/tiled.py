@@ -80,6 +80,7 @@ def feature_gradient(
             pairs = pairs.addmm_(v[row], (g[part] * real).flatten(0, 1).T).mul_(_kernel(f, near))
             middle = f.mean(1, keepdim=True)  # or else large features cancel below
             gradient[:, row] += (near - middle) @ pairs.T - (f - middle) * pairs.sum(1)
+    out.mul_(2 * math.log(2))  # the derivative of 2^-d^2 is -2 log(2) d times itself
 
 
 def _sorted(tensors: tuple[Tensor, ...], order: Tensor | None, count: int) -> list[Tensor]:
@@ -112,9 +113,9 @@ def _tiles_at_once(points: Tensor) -> int:
 
 
 def _kernel(queries: Tensor, points: Tensor) -> Tensor:
-    """exp(-|q_i - f_j|^2 / 2) `[M, N]` of `[D, M]` and `[D, N]`."""
-    squares = points.new_zeros(queries.shape[1], points.shape[1])
-    for q, f in zip(queries, points, strict=True):
-        difference = q[:, None] - f
-        squares = squares.addcmul_(difference, difference)
-    return squares.mul_(-0.5).exp_()
+    """2^-|q_i - p_j|^2 `[M, N]` of `[D, M]` and `[D, N]`."""
+    exponent = points.new_zeros(queries.shape[1], points.shape[1])
+    for q, p in zip(queries, points, strict=True):
+        difference = q[:, None] - p
+        exponent = exponent.addcmul_(difference, difference, value=-1)
+    return exponent.exp2_()

@@ -2,6 +2,7 @@
 
     order      points split at the median of their widest dimension, again and again, down to tiles
                of TILE points: those of a tile are neighbours
+    p          features from their middle times SCALE, so that K_ij = 2^-|p_i - p_j|^2
     m[I, J]    max over the points i of tile I of sum_{j in J} K_ij: what a row of I loses at most
                where tile J is skipped
     kept       for each I the J of least m are dropped, as long as what they add up to is at most
@@ -23,8 +24,10 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 TILE = 128  # points
+SCALE = math.sqrt(0.5 / math.log(2))  # exp(-d^2 / 2) = 2^-(SCALE d)^2
 WHOLE = 2**40  # parts of the mass that a row may lose
 TABLE_BYTES = 2**32  # what the tables over all pairs of tiles may take while they are made
 CHUNK_BYTES = 2**26  # of one step through a table
@@ -37,7 +40,7 @@ class Tiles:
     """Points in tiles, to filter on them any number of times. T tiles of TILE points.
 
     Attributes:
-        features: `[N, D]`, the points as they were given.
+        points: `[D, T * TILE]`, the features in that order, centred and scaled: see `place`.
         order: int64 `[N]`, which point comes to each place; None: they lie as they were given.
         kept: int32 `[T + T * T]`, the tiles that rows of tile I sum over: first how many, for each
             I, then for each I a line of T that names them first, in ascending order. None: all.
@@ -46,7 +49,7 @@ class Tiles:
         eps: what was asked for.
     """
 
-    features: Tensor
+    points: Tensor
     order: Tensor | None
     kept: Tensor | None
     mass: Tensor
@@ -55,7 +58,7 @@ class Tiles:
 
     @property
     def num_points(self) -> int:
-        return len(self.features)
+        return len(self.mass)
 
     @property
     def share(self) -> Tensor:
@@ -66,8 +69,8 @@ class Tiles:
         return counts.double().mean() / len(columns)
 
 
-def build(features: Tensor, eps: float, masses: Masses) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """`order`, `kept`, `mass` and `bound` of the tiles of `features` `[N, D]`.
+def build(features: Tensor, eps: float, masses: Masses) -> tuple[Tensor, ...]:
+    """`points`, `order`, `kept`, `mass` and `bound` of the tiles of `features` `[N, D]`.
 
     Args:
         eps: above 0.
@@ -86,8 +89,13 @@ def build(features: Tensor, eps: float, masses: Masses) -> tuple[Tensor, Tensor,
     # What distance alone proves to be nothing: below eps and below the rounding of n.
     negligible = min(eps / 16, torch.finfo(features.dtype).eps / 8) / tiles
     mass = masses(points, table, count, negligible)
-    kept, bound = prune(table, mass, eps, dims=features.shape[1])
-    return order, kept, torch.empty_like(mass).index_copy_(0, order, mass), bound
+    computed = _rounding(features.dtype, features.shape[1], tiles)
+    keep, bound = prune(table, mass, eps, (1 + computed) * (1 + _placing(points)) - 1)
+    mass = torch.empty_like(mass).index_copy_(0, order, mass)
+    longest, kept = _longest_first(keep)
+    full = pad(order, (0, points.shape[1] - count)).view(-1, TILE)
+    order = full[longest].flatten()[:count]
+    return place(features[None], order[None])[0], order, kept, mass, bound
 
 
 def tiles_of(count: int) -> int:
@@ -103,21 +111,17 @@ def lists(kept: Tensor, tiles: int) -> tuple[Tensor, Tensor]:
 def place(features: Tensor, order: Tensor | None) -> Tensor:
     """`features` `[B, N, D]` as the implementations want them: `points` `[B, D, T * TILE]`.
 
-    They are in `order` `[B, N]`, and the last is repeated where its tile is not full.
+    They are in `order` `[B, N]`, seen from the middle of their extent and times SCALE: rounding
+    moves a point by no more than eps times its distance from the middle. The last is repeated
+    where its tile is not full. Differentiable in the features, wherever their middle lies.
     """
-    if order is not None:
-        features = features.gather(1, order[..., None].expand_as(features))
-    spare = tiles_of(features.shape[1]) * TILE - features.shape[1]
-    last = features[:, -1:].expand(-1, spare, -1)
-    return torch.cat([features, last], 1).mT.contiguous()
-
-
-def unplace(points: Tensor, order: Tensor | None, count: int) -> Tensor:
-    """`[B, D, T * TILE]` back to `[B, N, D]`; what is beyond the last point is left out."""
-    features = points[..., :count].mT.contiguous()
-    if order is None:
-        return features
-    return torch.empty_like(features).scatter_(1, order[..., None].expand_as(features), features)
+    count, fixed = features.shape[1], features.detach()
+    low, high = fixed.aminmax(dim=1, keepdim=True) if count else (fixed, fixed)
+    centred = features.double() - (0.5 * low.double() + 0.5 * high.double())
+    points = (SCALE * centred).to(features.dtype)
+    places = torch.arange(tiles_of(count) * TILE, device=features.device).clamp(max=count - 1)
+    which = places.expand(len(points), -1) if order is None else order[:, places]
+    return points.gather(1, which[..., None].expand(-1, -1, points.shape[2])).mT.contiguous()
 
 
 def sort(features: Tensor) -> Tensor:
@@ -146,18 +150,17 @@ def sort(features: Tensor) -> Tensor:
     return order[:count]
 
 
-def prune(table: Tensor, mass: Tensor, eps: float, *, dims: int) -> tuple[Tensor, Tensor]:
-    """`kept` and `bound`, from m `[T, T]` and n `[N]` of the sorted points.
+def prune(table: Tensor, mass: Tensor, eps: float, rounding: Tensor) -> tuple[Tensor, Tensor]:
+    """Whether to keep, bool `[T, T]`, and `bound`, from m `[T, T]` and n `[N]` of sorted points.
 
-    Both are taken as that much larger and smaller as rounding can have made them wrong.
+    Both are taken as much larger and smaller as `rounding`, float64 `[]`, can have made them.
     """
     tiles = len(table)
-    rounding = _rounding(table.dtype, dims, tiles)
-    least = _least(mass, tiles).double() * (1 - rounding)
+    least = _least(mass, tiles).double() * (1 - rounding).clamp(min=0)
     floor = TILE * torch.finfo(table.dtype).tiny  # where K underflows
 
     def upper(rows: slice) -> Tensor:
-        return table[rows].double() * (1 + rounding) + floor
+        return (table[rows].double() + floor) * (1 + rounding)
 
     keep = torch.empty(tiles, tiles, dtype=torch.bool, device=table.device)
     for rows in _chunks(tiles):
@@ -169,15 +172,28 @@ def prune(table: Tensor, mass: Tensor, eps: float, *, dims: int) -> tuple[Tensor
         keep[rows] = torch.empty_like(needed).scatter_(1, which, needed)
     keep |= keep.T.clone()
 
-    kept = torch.empty(tiles * (tiles + 1), dtype=torch.int32, device=table.device)
-    counts, columns = lists(kept, tiles)
-    counts.copy_(keep.sum(1))
     skipped = torch.zeros_like(least)
     for rows in _chunks(tiles):
-        columns[rows] = (~keep[rows]).to(torch.uint8).argsort(dim=1, stable=True)
         skipped[rows] = upper(rows).masked_fill(keep[rows], 0).sum(1)
-    bound = (skipped / least).amax() if tiles else skipped.sum()
-    return kept, bound.clamp(max=eps)  # which the sum above it, in another order, kept to
+    bound = (skipped / least.clamp(min=floor)).amax() if tiles else skipped.sum()
+    return keep, bound.clamp(max=eps)  # which the sum above it, in another order, kept to
+
+
+def _longest_first(keep: Tensor) -> tuple[Tensor, Tensor]:
+    """Tiles `[T]` by how many they keep, and `Tiles.kept` of them in that order.
+
+    A GPU so begins with the longest lists. The last tile, which may not be full, stays the last.
+    """
+    tiles, counts = len(keep), keep.sum(1)
+    counts[-1:] = 0
+    longest = counts.argsort(descending=True, stable=True)
+    keep = keep[longest][:, longest]
+    kept = torch.empty(tiles * (tiles + 1), dtype=torch.int32, device=keep.device)
+    counts, columns = lists(kept, tiles)
+    counts.copy_(keep.sum(1))
+    for rows in _chunks(tiles):
+        columns[rows] = (~keep[rows]).to(torch.uint8).argsort(dim=1, stable=True)
+    return longest, kept
 
 
 def _extent(by_tile: Tensor, segment: Tensor, segments: int) -> tuple[Tensor, Tensor]:
@@ -196,8 +212,8 @@ def _bounds_by_distance(points: Tensor) -> Tensor:
     squares = points.new_zeros(low.shape[1], low.shape[1])
     for a, b in zip(low, high, strict=True):
         gap = torch.maximum(a[:, None] - b, a - b[:, None]).clamp_(min=0)
-        squares.addcmul_(gap, gap)
-    return squares.mul_(-0.5).exp_().mul_(TILE)
+        squares.addcmul_(gap, gap, value=-1)
+    return squares.exp2_().mul_(TILE)
 
 
 def _rounding(dtype: torch.dtype, dims: int, tiles: int) -> float:
@@ -210,10 +226,21 @@ def _rounding(dtype: torch.dtype, dims: int, tiles: int) -> float:
     return info.eps * (-math.log(info.tiny) * (dims + 4) + TILE + tiles)
 
 
+def _placing(points: Tensor) -> Tensor:
+    """How far, relatively, a K may be off since placing rounded the points: float64 `[]`.
+
+    The distance d of two, below the root of -log2(tiny) or else K underflows, is off by at most
+    2 eps times the largest distance from the middle: `moved`; so d^2 is by moved (2 d + moved).
+    """
+    info = torch.finfo(points.dtype)
+    squares = pad(points.double().square().sum(0), (0, 1))  # 0 for no points
+    moved = 2 * info.eps * squares.amax().sqrt()
+    return (math.log(2) * moved * (2 * math.sqrt(-math.log2(info.tiny)) + moved)).expm1()
+
+
 def _least(mass: Tensor, tiles: int) -> Tensor:
     """The least n `[T]` of each tile."""
-    spare = mass.new_full((tiles * TILE - len(mass),), math.inf)
-    return torch.cat([mass, spare]).view(tiles, TILE).amin(1)
+    return pad(mass, (0, tiles * TILE - len(mass)), value=math.inf).view(tiles, TILE).amin(1)
 
 
 def _chunks(tiles: int) -> Iterator[slice]:

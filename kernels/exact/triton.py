@@ -4,11 +4,11 @@
         i   [ K_ij, made in registers ]   x   j [ values ]   =>   acc [BLOCK_M, BLOCK_C]
 
     filter_kernel     y_i = sum_j K_ij v_j
-    gradient_kernel   d L / d f_i = sum_j K_ij (g_i . v_j + g_j . v_i) (f_j - f_i)
+    gradient_kernel   d L / d p_i = 2 log(2) sum_j K_ij (g_i . v_j + g_j . v_i) (p_j - p_i)
     mass_kernel       n_i = sum_j K_ij, and what of it each pair of tiles holds
 
 One program has BLOCK_M rows of one tile and goes through that tile's list of columns, or through
-all of them. Squared distances are sums of squared differences in float32, K = exp2 of them; the
+all of them; the longest lists come first. K = 2^-|p_i - p_j|^2 from float32 sums of squares; the
 product with all channels is `precision`: "ieee" float32, or on tensor cores "tf32" or "bf16", with
 float32 sums. Points and values lie with the points innermost (`[D, T * TILE]`, `[C, T * TILE]`), as
 Hopper's TF32 instructions want their second operand. Values beyond the last point are 0, so that no
@@ -18,9 +18,7 @@ product has a mask. Sums are in a fixed order: two runs give the same bits.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import triton
@@ -29,7 +27,7 @@ from torch import Tensor
 
 from kernels.exact import tiles
 
-EXPONENT = tl.constexpr(-0.5 * 1.4426950408889634)  # exp(-d / 2) = exp2(EXPONENT * d)
+TWICE_LOG_2 = tl.constexpr(1.3862943611198906)  # the derivative of 2^-d^2 is -2 log(2) d times it
 UNROLLED = tl.constexpr(8)  # dimensions: a loop over more stays a loop
 
 
@@ -60,22 +58,20 @@ MASS_COLUMNS, MASS_WARPS = 16, 8  # its rows are a whole tile
 
 
 @triton.jit
-def squared_distance(
-    points, rows, columns, padded, D: tl.constexpr, M: tl.constexpr, N: tl.constexpr
-):
-    """|f_i - f_j|^2 of rows `[M]` and columns `[N]`."""
-    squares = tl.zeros((M, N), tl.float32)
+def gaussian(points, rows, columns, padded, D: tl.constexpr, M: tl.constexpr, N: tl.constexpr):
+    """K_ij of rows `[M]` and columns `[N]`."""
+    exponent = tl.zeros((M, N), tl.float32)
     if D <= UNROLLED:
         for d in tl.static_range(D):
             line = points + d * padded.to(tl.int64)
             gap = tl.load(line + rows)[:, None] - tl.load(line + columns)[None, :]
-            squares += gap * gap
+            exponent -= gap * gap
     else:
         for d in tl.range(D, num_stages=1):
             line = points + d * padded.to(tl.int64)
             gap = tl.load(line + rows)[:, None] - tl.load(line + columns)[None, :]
-            squares += gap * gap
-    return squares
+            exponent -= gap * gap
+    return tl.exp2(exponent)
 
 
 @triton.jit(do_not_specialize=["count", "tiles"])
@@ -101,10 +97,9 @@ def filter_kernel(
             column = tl.load(columns + k)
         for s in range(0, TILE, BLOCK_N):
             there = column * TILE + s + tl.arange(0, BLOCK_N)
-            squares = squared_distance(points, rows, there, padded, D, BLOCK_M, BLOCK_N)
+            kernel = gaussian(points, rows, there, padded, D, BLOCK_M, BLOCK_N)
             v = tl.load(lines[None, :] + there[:, None])
-            kernel = tl.exp2(squares * EXPONENT).to(v.dtype)
-            acc = tl.dot(kernel, v, acc, input_precision=PRECISION)
+            acc = tl.dot(kernel.to(v.dtype), v, acc, input_precision=PRECISION)
 
     real = rows < count
     place = rows
@@ -136,8 +131,7 @@ def gradient_kernel(
             column = tl.load(columns + k)
         for s in range(0, TILE, BLOCK_N):
             there = column * TILE + s + tl.arange(0, BLOCK_N)
-            squares = squared_distance(points, rows, there, padded, D, BLOCK_M, BLOCK_N)
-            kernel = tl.exp2(squares * EXPONENT)
+            kernel = gaussian(points, rows, there, padded, D, BLOCK_M, BLOCK_N)
             pairs = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
             for c in range(0, channels, BLOCK_C):
                 lines = (c + tl.arange(0, BLOCK_C)).to(tl.int64) * padded
@@ -153,28 +147,28 @@ def gradient_kernel(
                 along = tl.sum(pairs * gap, axis=1)
                 acc += tl.where(axis == d, 1.0, 0.0)[None, :] * along[:, None]
     target = out + axis.to(tl.int64)[None, :] * padded + rows[:, None]
-    tl.store(target, acc, mask=(axis < D)[None, :])
+    tl.store(target, acc * TWICE_LOG_2, mask=(axis < D)[None, :])
 
 
 @triton.jit(do_not_specialize=["count", "tiles"])
 def mass_kernel(
-    points, table, mass,
+    points, table, longest, mass,
     count, padded, tiles, negligible,
     D: tl.constexpr, TILE: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """A row of the table: where it is above `negligible`, max_i sum_{j in J} K_ij; and n_i."""
-    tile = tl.program_id(0)
+    tile = tl.load(longest + tl.program_id(0)).to(tl.int32)
     rows = tile * TILE + tl.arange(0, TILE)
     line = table + tile.to(tl.int64) * tiles
     total = tl.zeros((TILE,), tl.float32)
     for column in range(tiles):
         if tl.load(line + column) > negligible:
-            part = tl.zeros((TILE,), tl.float32)
+            sums = tl.zeros((TILE, BLOCK_N), tl.float32)
             for s in range(0, TILE, BLOCK_N):
                 there = column * TILE + s + tl.arange(0, BLOCK_N)
-                squares = squared_distance(points, rows, there, padded, D, TILE, BLOCK_N)
-                kernel = tl.exp2(squares * EXPONENT)
-                part += tl.sum(tl.where((there < count)[None, :], kernel, 0.0), axis=1)
+                kernel = gaussian(points, rows, there, padded, D, TILE, BLOCK_N)
+                sums += tl.where((there < count)[None, :], kernel, 0.0)
+            part = tl.sum(sums, axis=1)
             total += part
             tl.store(line + column, tl.max(tl.where(rows < count, part, 0.0), axis=0))
     tl.store(mass + rows, total, mask=rows < count)
@@ -184,9 +178,10 @@ def masses(points: Tensor, table: Tensor, count: int, negligible: float) -> Tens
     """n `[N]` of `points` `[D, T * TILE]`, and m `[T, T]` where the table is above `negligible`."""
     dims, padded = points.shape
     mass = points.new_empty(count)
-    with _on_device_of(points):
+    longest = (table > negligible).sum(1).argsort(descending=True)
+    with torch.cuda.device_of(points):
         mass_kernel[(len(table),)](
-            points, table, mass, count, padded, len(table), negligible,
+            points, table, longest, mass, count, padded, len(table), negligible,
             D=dims, TILE=tiles.TILE, BLOCK_N=min(MASS_COLUMNS, tiles.TILE),
             num_warps=MASS_WARPS, num_stages=1,
         )  # fmt: skip
@@ -209,7 +204,7 @@ def apply(
     config = FILTER[precision]
     block_m, block_n, block_c = _blocks(config, channels, dims)
     lines = _lines(values, order, padded, block_c, precision)
-    with _on_device_of(points):
+    with torch.cuda.device_of(points):
         filter_kernel[(padded // block_m, len(lines) // block_c)](
             points.contiguous(), lines, order, kept, out,
             count, padded, padded // tiles.TILE, channels,
@@ -236,11 +231,11 @@ def feature_gradient(
     config = GRADIENT[precision]
     block_m, block_n, block_c = _blocks(config, values.shape[1], dims)
     v, g = (_lines(tensor, order, padded, block_c, precision) for tensor in (values, grad))
-    with _on_device_of(points):
+    with torch.cuda.device_of(points):
         gradient_kernel[(padded // block_m,)](
             points.contiguous(), v, g, kept, out,
             padded, padded // tiles.TILE, len(v),
-            D=dims, AXES=triton.next_power_of_2(dims), TILE=tiles.TILE,
+            D=dims, AXES=1 << (dims - 1).bit_length(), TILE=tiles.TILE,
             PRECISION=_product(precision),
             BLOCK_M=block_m, BLOCK_N=block_n, BLOCK_C=block_c,
             num_warps=config.warps, num_stages=config.stages,
@@ -253,7 +248,7 @@ def _blocks(config: Config, channels: int, dims: int) -> tuple[int, int, int]:
     A loop over many dimensions holds its squares beside the rest: no more than 64 rows have room.
     """
     block_m = config.block_m if dims <= UNROLLED.value else min(config.block_m, 64)
-    block_c = min(config.block_c, max(16, triton.next_power_of_2(channels)))
+    block_c = min(config.block_c, max(16, 1 << (channels - 1).bit_length()))
     return min(block_m, tiles.TILE), min(config.block_n, tiles.TILE), block_c
 
 
@@ -263,7 +258,7 @@ def _lines(
     """`values` `[N, C]` in order as `[C, padded]`, C made a multiple of block_c, zeros around."""
     count, channels = values.shape
     dtype = torch.bfloat16 if precision == "bf16" else values.dtype
-    lines = values.new_zeros(triton.cdiv(channels, block_c) * block_c, padded, dtype=dtype)
+    lines = values.new_zeros(-(-channels // block_c) * block_c, padded, dtype=dtype)
     lines[:channels, :count] = (values if order is None else values[order]).T
     return lines
 
@@ -271,8 +266,3 @@ def _lines(
 def _product(precision: str) -> str:
     """`input_precision` of tl.dot; it has no meaning for bfloat16."""
     return "tf32" if precision == "tf32" else "ieee"
-
-
-def _on_device_of(points: Tensor) -> AbstractContextManager[Any]:
-    """Triton launches on the current device: make it that of the points."""
-    return torch.cuda.device(points.device) if points.is_cuda else nullcontext()

@@ -15,7 +15,7 @@ import gc
 import re
 import subprocess
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +53,7 @@ class Binary:
 
     kernel: its name. shared: bytes of shared memory. spills: what does not fit the registers, all
     0 if all is well. multiplies: the types that its matrix instructions take. assembly: PTX, or
-    AMD's.
+    AMD's. object: the file that a GPU loads.
     """
 
     kernel: str
@@ -61,6 +61,7 @@ class Binary:
     spills: dict[str, int]
     multiplies: set[str]
     assembly: str
+    object: bytes = field(repr=False)
 
 
 @dataclass(frozen=True)
@@ -123,6 +124,16 @@ def binaries(
     return make
 
 
+@pytest.fixture
+def sass(tmp_path: Path) -> Callable[[Binary], str]:
+    """List the machine code of a binary for NVIDIA."""
+
+    def listing(binary: Binary) -> str:
+        return _cuobjdump("-sass", binary.object, tmp_path)
+
+    return listing
+
+
 def _read(compiled: Any, target: str, folder: Path) -> Binary:
     on_amd = TARGETS[target].backend == "hip"
     assembly = compiled.asm["amdgcn" if on_amd else "ptx"]
@@ -132,6 +143,7 @@ def _read(compiled: Any, target: str, folder: Path) -> Binary:
         spills=_spills_on_amd(assembly) if on_amd else _spills_on_nvidia(compiled, folder),
         multiplies=set(re.findall(MATRIX_INSTRUCTIONS[target], assembly)),
         assembly=assembly,
+        object=compiled.asm["hsaco" if on_amd else "cubin"],
     )
 
 
@@ -141,8 +153,12 @@ def _spills_on_amd(assembly: str) -> dict[str, int]:
 
 
 def _spills_on_nvidia(compiled: Any, folder: Path) -> dict[str, int]:
-    file = folder / "kernel.cubin"
-    file.write_bytes(compiled.asm["cubin"])
-    command = [triton.knobs.nvidia.cuobjdump.path, "-res-usage", str(file)]
-    usage = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    usage = _cuobjdump("-res-usage", compiled.asm["cubin"], folder)
     return {name: int(re.findall(rf"{name}:(\d+)", usage)[0]) for name in ("STACK", "LOCAL")}
+
+
+def _cuobjdump(option: str, cubin: bytes, folder: Path) -> str:
+    file = folder / "kernel.cubin"
+    file.write_bytes(cubin)
+    command = [triton.knobs.nvidia.cuobjdump.path, option, str(file)]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout

@@ -30,12 +30,12 @@ def normal(*shape: int, strided: bool = False) -> Tensor:
     return torch.randn(*shape)
 
 
-def listed(features: Tensor, pruned: bool) -> tuple[Any, ...]:
-    """features, order, kept, impl and precision."""
+def placed(features: Tensor, pruned: bool) -> tuple[Any, ...]:
+    """points, order, kept, impl and precision."""
     order = kept = None
     if pruned:
-        order, kept, *_ = ops.exact_build_tiles(features, 1e-2, "reference")
-    return features, order, kept, "reference", "ieee"
+        _, order, kept, *_ = ops.exact_build_tiles(features, 1e-2, "reference")
+    return tiles.place(features, order), order, kept, "reference", "ieee"
 
 
 @any_layout
@@ -59,10 +59,11 @@ def test_opchecks_of_apply_and_its_backward_pass(
     strided: bool, shape: tuple[int, int], pruned: bool
 ) -> None:
     values, grad = (normal(*shape, 3, strided=strided) for _ in range(2))
-    features, *lists = listed(normal(*shape, 4, strided=strided), pruned)
-    arguments = grad, values, features, *lists
+    features = normal(*shape, 4, strided=strided)
+    points, *rest = placed(features, pruned)
+    arguments = grad, values, points, *rest
     torch.library.opcheck(ops.exact_apply_tiles_backward, arguments, test_utils=OPCHECKS)
-    leaves = values.requires_grad_(), features.requires_grad_(), *lists
+    leaves = values.requires_grad_(), points.requires_grad_(), *rest
     torch.library.opcheck(ops.exact_apply_tiles, leaves, test_utils=OPCHECKS)
 
 

@@ -83,17 +83,16 @@ def test_equal_and_extreme_points_are_sorted_too(tile_of: Sizes) -> None:
         assert torch.equal(tiles.sort(features).sort().values, everywhere)
 
 
-def test_points_are_placed_in_order_and_back(tile_of: Sizes) -> None:
+def test_points_are_placed_in_order_and_scaled(tile_of: Sizes) -> None:
     tile_of(4)
     features = torch.randn(2, 6, 3)
     order = torch.stack([torch.randperm(6) for _ in range(2)])
     points = tiles.place(features, order)
     for image in range(2):
-        placed = features[image, order[image]]
-        assert torch.equal(points[image, :, :6], placed.T)
-        assert torch.equal(points[image, :, 6:], placed[-1:].T.expand(3, 2))
-    assert torch.equal(tiles.unplace(points, order, 6), features)
-    assert torch.equal(tiles.unplace(tiles.place(features, None), None, 6), features)
+        placed = tiles.SCALE * features[image, order[image]].double()
+        placed = placed - (placed.amin(0) + placed.amax(0)) / 2
+        torch.testing.assert_close(points[image, :, :6].T, placed.float(), rtol=FLOAT32_EPS, atol=0)
+        assert torch.equal(points[image, :, 6:], points[image, :, 5:6].expand(3, 2))
 
 
 # What is kept, and what is lost
@@ -147,6 +146,26 @@ def test_small_masses_that_add_up_are_not_dropped(tile_of: Sizes) -> None:
     assert p.kernel[0, 1:].sum() > 0.8 * p.mass[0]
     filtered = kernels.apply_tiles(kernels.build_tiles(p.features, eps=1e-2), p.values)
     assert p.error(filtered) <= 1e-2
+
+
+def test_the_bound_counts_how_placing_rounds_the_points(tile_of: Sizes) -> None:
+    """Two tiles that are a point each, and one so far that the others' distance is rounded."""
+    tile_of(4)
+    for gap in torch.linspace(2, 4, 20):
+        features = torch.tensor([0.0, gap, 1e5]).repeat_interleave(4)[:, None]
+        built = kernels.build_tiles(features, eps=0.5)
+        weight = torch.exp(-gap.double().square() / 2)
+        assert weight / (1 + weight) <= built.bound <= 2 * weight
+    assert kernels.build_tiles(1e4 * features, eps=0.5).share == 1
+
+
+def test_the_longest_lists_come_first(tile_of: Sizes) -> None:
+    tile_of(4)
+    built = kernels.build_tiles(problem(90, 2, spread=8.0).features, eps=1e-3)
+    assert built.kept is not None
+    *counts, _ = tiles.lists(built.kept, 23)[0].tolist()  # the last tile is not full
+    assert len(set(counts)) > 1
+    assert counts == sorted(counts, reverse=True)
 
 
 def test_columns_are_in_order_and_complete(tile_of: Sizes) -> None:
@@ -293,8 +312,7 @@ def test_memory_stays_within_blocks_forward_and_backward(tile_of: Sizes) -> None
     tile_of(16, pairs=8)
     p = problem(1000, 2, 3, dtype=torch.float64)
     with LargestTensor() as largest:
-        order, kept, *_ = tiles.build(p.features, 1e-3, tiled.masses)
-        points = tiles.place(p.features[None], order[None])[0]
+        points, order, kept, *_ = tiles.build(p.features, 1e-3, tiled.masses)
         lists = order, kept, "ieee"
         tiled.apply(p.values, points, *lists, torch.empty_like(p.values))
         tiled.feature_gradient(p.values, p.values, points, *lists, torch.empty_like(points))
@@ -362,7 +380,7 @@ def test_values_that_do_not_fit_the_tiles_are_refused() -> None:
     built = kernels.build_tiles(problem(10).features)
     with pytest.raises(ValueError, match=r"shape \[10, C\], one row for each point of the tiles"):
         kernels.apply_tiles(built, torch.zeros(9, 3))
-    with pytest.raises(ValueError, match=r"dtype and device of tiles\.features"):
+    with pytest.raises(ValueError, match=r"dtype and device of tiles\.points"):
         kernels.apply_tiles(built, torch.zeros(10, 3, dtype=torch.float64))
     with pytest.raises(ValueError, match=r"values must have shape \[N, C\]"):
         kernels.apply_tiles(built, torch.zeros(1, 10, 3))

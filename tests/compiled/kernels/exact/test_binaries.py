@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from sass import loops
 from targets import SHARED_MEMORY, assert_fits, meta
 
 from kernels.exact import tiles, triton
@@ -58,6 +59,23 @@ def test_a_product_compiles_to_what_its_target_has(binaries, target, kernel, pre
 def test_the_masses_compile_to_what_their_target_has(binaries, target, mode):
     (binary,) = binaries(target, call("mass_kernel", mode, "ieee"), {"mass_kernel"})
     assert_fits(binary, target)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "tf32"])
+def test_a_pair_of_the_filter_takes_few_instructions_on_hopper(binaries, sass, precision):
+    (binary,) = binaries("sm_90", call("filter_kernel", "pruned", precision), {"filter_kernel"})
+    inner, *_ = loops(sass(binary))
+    assert inner["MUFU"] == 64  # an exponential is a pair
+    assert inner.total() <= 860
+    assert inner["SHFL"] == 0
+
+
+def test_a_pair_of_the_masses_takes_few_instructions_on_hopper_and_waits_for_none(binaries, sass):
+    (binary,) = binaries("sm_90", call("mass_kernel", "pruned", "ieee"), {"mass_kernel"})
+    inner, *_ = loops(sass(binary))
+    assert inner["MUFU"] == 8  # an exponential is a pair
+    assert inner.total() <= 135
+    assert inner["SHFL"] == inner["BAR"] == 0
 
 
 def test_the_modes_reach_every_branch(launches):

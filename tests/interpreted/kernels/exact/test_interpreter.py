@@ -8,7 +8,7 @@ from exact_problems import SMALL_SHAPES, Problem, problem
 from opchecks import OPCHECKS
 
 import kernels
-from kernels.exact import ops
+from kernels.exact import ops, tiles
 
 EPS = torch.finfo(torch.float32).eps
 any_shape = pytest.mark.parametrize("shape", SMALL_SHAPES)
@@ -72,11 +72,11 @@ def test_opchecks_pass(pruned):
     if pruned:
         arguments = features, 1e-2, "triton"
         torch.library.opcheck(ops.exact_build_tiles, arguments, test_utils=OPCHECKS)
-        order, kept, *_ = ops.exact_build_tiles(*arguments)
-    rest = order, kept, "triton", "ieee"
-    backward = values, values, features, *rest
+        _, order, kept, *_ = ops.exact_build_tiles(*arguments)
+    points, rest = tiles.place(features, order), (order, kept, "triton", "ieee")
+    backward = values, values, points, *rest
     torch.library.opcheck(ops.exact_apply_tiles_backward, backward, test_utils=OPCHECKS)
-    leaves = values.requires_grad_(), features.requires_grad_(), *rest
+    leaves = values.requires_grad_(), points.requires_grad_(), *rest
     torch.library.opcheck(ops.exact_apply_tiles, leaves, test_utils=OPCHECKS)
 
 
