@@ -13,6 +13,8 @@ import machine
 from rich.console import Console
 from rich.table import Table
 
+RECORDS = Path(__file__).resolve().parent / "records"
+
 Report = dict[str, Any]
 
 # A column: its heading, where its figure is in a candidate's report, and the unit it is shown in.
