@@ -1,8 +1,8 @@
 """Compile what a function launches, for GPUs that need not be there, and read the machine code.
 
-The launches are real: the function runs on tensors of device "meta", which hold no memory, and every
-argument is specialised as on the GPU. Only Triton's driver is a stub, and nothing is launched.
-Compiled code goes to Triton's cache on disk, where a process with a GPU finds it.
+The launches are real: the function runs on tensors of device "meta", which hold no memory, and
+every argument is specialised as on the GPU. Only Triton's driver is a stub, and nothing is
+launched. Compiled code goes to Triton's cache on disk, where a process with a GPU finds it.
 """
 
 from __future__ import annotations
@@ -192,7 +192,7 @@ def nvidia_code(sass: str) -> Code:
 
 
 def amd_code(assembly: str) -> Code:
-    """The instructions of a kernel's assembly; labels end in a colon, directives begin with a dot."""
+    """The instructions of a kernel's assembly: what is neither a label nor a directive."""
     lines: list[str] = []
     labels: dict[str, int] = {}
     targets: list[tuple[int, str]] = []

@@ -114,17 +114,25 @@ def _measure(
     from runner import run
 
     torch.set_num_threads(options.threads)
-    record = new_record(["bench/compare.py", *arguments], options.threads, options.quick)
+    names = [comparison.name for comparison, _ in pairs]
+    record = new_record(["bench/compare.py", *arguments], names, options.threads, options.quick)
     record["ceilings"] = {d: machine.ceilings(d) for d in sorted({device for _, device in pairs})}
+    done: list[dict[str, Any]] = []
+
+    def keep(report: dict[str, Any]) -> None:  # lest a run that is stopped leave nothing
+        record["comparisons"] = [*done, report]
+        write_record(record, options.out)
+
     for comparison, device in pairs:
         if options.most_seconds is not None:
             comparison = replace(comparison, most_seconds={device: options.most_seconds})
         settings = Settings(device, options.threads, options.quick, options.clock)
         with console.status(f"{comparison.name} on the {device}") as status:
             say = status.update if console.is_terminal else _on_stderr(time.monotonic())
-            report = run(comparison, settings, record["ceilings"][device], say)
+            report = run(comparison, settings, record["ceilings"][device], say, keep)
         show(report, console)
-        record["comparisons"].append(report)
+        done.append(report)
+    record["comparisons"] = done
     path = write_record(record, options.out)
     console.print(f"\nrecord: {path}", highlight=False, soft_wrap=True)
     return record

@@ -4,8 +4,8 @@
     python bench/static.py --targets sm_90      # for one of them
     python bench/static.py --markdown           # also the table for docs/figures.md
 
-A prediction is of an H200 (sm_90), the same rule for every kernel, fitted to nothing. A launch takes
-LAUNCH and the largest of
+A prediction is of an H200 (sm_90), the same rule for every kernel, fitted to nothing. A launch
+takes LAUNCH and the largest of
 
     memory      the bytes of its tensors, each once, at COPY of the datasheet's bandwidth
     cache       the bytes that its programs load, repeats too, at COPY of the L2's 5120 a cycle
@@ -247,7 +247,7 @@ HEADINGS = (
 
 
 def show(rows: Sequence[Row]) -> str:
-    """The rows as text, a paragraph for each case; "-": the kernel has no loop, or no prediction."""
+    """The rows as text, a paragraph a case; "-": the kernel has no loop, or no prediction."""
     lines = []
     for case in dict.fromkeys(row["case"] for row in rows):
         table = [HEADINGS, *(_cells(row) for row in rows if row["case"] == case)]
@@ -313,7 +313,7 @@ def main(arguments: Sequence[str]) -> int:
     print(show(rows))
     if options.markdown:
         print(f"\n{markdown(rows)}\n")
-    found = new_record(["bench/static.py", *arguments], threads=1)
+    found = new_record(["bench/static.py", *arguments], ["static"], threads=1)
     found["comparisons"] = [{"name": "static", "model": _model(), "rows": rows}]
     took = time.monotonic() - start
     print(f"compiled and read in {took:.0f} s; record: {write_record(found, options.out)}")

@@ -76,6 +76,18 @@ def _conv(a: Mapping[str, Any], programs: int) -> Work:
     return Work(matrix=matrix, loaded=programs * steps * tile, steps=steps)
 
 
+def _weight_grad(a: Mapping[str, Any], programs: int) -> Work:
+    """Every pixel against its source, for each tap of each rate; not the rows beyond the map."""
+    area, width, rates, kernel = a["height"] * a["width"], a["width"], a["RATES"], a["KERNEL"]
+    live = kernel * sum(a["height"] - abs(dy) for _, dy in live_rows(a["height"], rates, kernel))
+    share = live / (a["height"] * len(rates) * kernel**2)
+    splits = a["image_splits"] * a["pixel_splits"]
+    steps = share * a["batch"] * area / (splits * a["BLOCK_K"])
+    tile = (a["BLOCK_M"] + a["BLOCK_N"]) * a["BLOCK_K"] * a["x_ptr"].element_size()
+    matrix = 2 * a["batch"] * live * width * a["inputs"] * a["outputs"]
+    return Work(matrix=matrix, loaded=programs * steps * tile, steps=steps)
+
+
 def _gather(a: Mapping[str, Any], programs: int) -> Work:
     pixels = a["stop"] - a["start"]
     rows = len(a["RATES"]) * a["KERNEL"] / (1 if a["FUSE"] == "sum" else len(a["RATES"]))
@@ -177,6 +189,8 @@ def _stream(a: Mapping[str, Any], programs: int) -> Work:
 FORMULAS: dict[tuple[str, str], Callable[[Mapping[str, Any], int], Work]] = {
     ("atrous", "conv_kernel"): _conv,
     ("atrous", "gather_kernel"): _gather,
+    ("atrous", "weight_grad_kernel"): _weight_grad,
+    ("atrous", "collect_kernel"): _stream,
     ("atrous", "pack_kernel"): _stream,
     ("permutohedral", "pack_kernel"): _stream,
     ("permutohedral", "place_kernel"): _place,
