@@ -19,6 +19,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from report import RECORDS, new_record, show, write_record
 from rich.console import Console
 
 if TYPE_CHECKING:
@@ -29,7 +30,6 @@ COMPARISONS = {
     "crf": "dense CRF inference: crf.pydensecrf.densecrf and crf.DenseCRF beside pydensecrf2",
     "aspp": "multi-rate atrous convolution: kernels beside one F.conv2d a rate",
 }
-RECORDS = Path(__file__).resolve().parent / "records"
 WIDTH = 180  # of a table that goes to a file
 
 GUIDE = """\
@@ -53,7 +53,9 @@ exit code
 beside it
   python bench/first_call.py      the first CRF of a process against the next one
   python bench/pareto.py RECORD   draw time against error from a record of crf
+  python bench/static.py          what the kernels compile to, and times that this predicts
   python bench/tune_atrous.py     tune the tile sizes of the Triton convolutions for this GPU
+  python bench/gpu.py             tests, comparisons and tuning on a machine with a GPU
 
 Close other programs first: two busy cores make every figure wrong.
 """
@@ -110,7 +112,6 @@ def _measure(
     import machine
     import torch
     from frame import Settings
-    from report import new_record, show, write_record
     from runner import run
 
     torch.set_num_threads(options.threads)

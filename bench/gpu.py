@@ -8,8 +8,8 @@ a list of steps, each a process with a time limit; one that fails, or is stopped
 not stop the next. The folder holds at most eight files: a log a part, gpu.json, and what the steps
 write.
 
-The same command again goes on: steps that ended are not repeated, one that was killed, for which
-the time was up or that has more to do is. `--seconds` is the time of this call.
+The same command again goes on: steps that ended, or reached their own limit, are not repeated;
+one that was killed, for which the part's time was up, or that has more to do is.
 
 exit code  0 all steps passed, 1 one did not, or is left, 2 no CUDA device or a wrong argument
 """
@@ -61,12 +61,20 @@ WORKERS = 6  # of pytest: what takes time is compiling
 
 @dataclass(frozen=True)
 class Step:
-    """A command of this checkout, and the pattern of the records that it writes to the folder."""
+    """A command of this checkout.
+
+    Attributes:
+        most_seconds: its time limit.
+        writes: the pattern of the record that it writes to the folder.
+        margin: seconds before its limit after which it shall start nothing new; None: the command
+            takes no `--most-seconds`.
+    """
 
     name: str
     command: Sequence[str]
     most_seconds: float
     writes: str | None = None
+    margin: float | None = None
 
 
 def steps(part: str, out: Path, target: str) -> list[Step]:
@@ -83,12 +91,12 @@ def steps(part: str, out: Path, target: str) -> list[Step]:
             ),
         ]
     folder = ("--out", str(out))
-    measure = ("bench/compare.py", "--device", "cuda", *folder, "--most-seconds")
-    tune = ("bench/tune_atrous.py", *folder, "--records", str(out), "--resume", "--most-seconds")
+    measure = ("bench/compare.py", "--device", "cuda", *folder)
+    tune = ("bench/tune_atrous.py", *folder, "--records", str(out), "--resume")
     return [
-        Step("aspp", (*measure, "70", "aspp"), 110, "*-aspp.json"),
-        Step("crf", (*measure, "50", "crf"), 90, "*-crf.json"),
-        Step("tune", (*tune, "240"), 280),
+        Step("aspp", (*measure, "aspp"), 110, "*-aspp.json", margin=40),
+        Step("crf", (*measure, "crf"), 90, "*-crf.json", margin=40),
+        Step("tune", tune, 270, margin=25),
     ]
 
 
@@ -116,7 +124,10 @@ def run_part(part: str, listed: Sequence[Step], out: Path, seconds: float) -> in
             for old in out.glob(step.writes) if step.writes else ():
                 old.unlink()
             start, begin = time.monotonic(), log.tell()
-            status = run_step(step, log, min(step.most_seconds, left - GRACE))
+            given = min(step.most_seconds, left - GRACE)
+            status = run_step(step, log, given)
+            if status == LATE and given < step.most_seconds:
+                status = UNFINISHED
             results[step.name] = {
                 "status": status,
                 "seconds": round(time.monotonic() - start, 1),
@@ -132,8 +143,11 @@ def run_step(step: Step, log: IO[str], seconds: float) -> str:
     log.write(f"\n=== {step.name}, at most {seconds:.0f} s\n")
     log.flush()
     path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    command = [sys.executable, *step.command]
+    if step.margin is not None:
+        command += ["--most-seconds", f"{max(0, seconds - step.margin):.0f}"]
     process = subprocess.Popen(
-        [sys.executable, *step.command],
+        command,
         cwd=ROOT,
         env={**os.environ, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1"},
         stdout=log,

@@ -131,6 +131,23 @@ def test_a_step_without_time_left_is_not_started_and_runs_in_the_next_call(tmp_p
     assert run(tmp_path, python("one", "")) == 0
 
 
+def test_a_step_that_the_part_had_no_time_for_is_not_held_to_have_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gpu, "run_step", lambda step, log, seconds: LATE)
+    run(tmp_path, python("own limit", "", 5), python("cut short", "", 1000), seconds=50)
+    assert states(tmp_path) == {"own limit": LATE, "cut short": UNFINISHED}
+
+
+def test_a_step_that_takes_a_limit_is_told_to_start_nothing_before_it(tmp_path: Path) -> None:
+    code = "import sys; print(sys.argv[1:])"
+    run(tmp_path, Step("told", ("-c", code), 30.0, margin=10.0))
+    assert "['--most-seconds', '20']" in (tmp_path / "suite.log").read_text()
+    for step in gpu.steps("compare", tmp_path, "sm_90"):
+        assert step.margin is not None
+        assert step.margin < step.most_seconds
+
+
 def test_no_step_may_take_more_than_what_is_left(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
