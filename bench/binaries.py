@@ -7,11 +7,12 @@ launched. Compiled code goes to Triton's cache on disk, where a process with a G
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
@@ -68,6 +69,17 @@ class Launch:
     def name(self) -> tuple[str, str]:
         """The operation's folder in `kernels`, and the kernel."""
         return str(self.kernel.__module__).split(".")[1], str(self.kernel.__name__)
+
+    @property
+    def programs(self) -> int:
+        """How many programs it has."""
+        return math.prod(self.grid)
+
+    @property
+    def code(self) -> tuple[Any, ...]:
+        """What tells code apart: the kernel, its constants, and which arguments are None."""
+        constants = sorted((name, str(value)) for name, value in self.kwargs.items())
+        return self.name, tuple(constants), tuple(argument is None for argument in self.args)
 
     @property
     def arguments(self) -> dict[str, Any]:
@@ -135,11 +147,12 @@ def compile_launch(launch: Launch, target: str) -> Binary:
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / "kernel.cubin"
             file.write_bytes(compiled.asm["cubin"])
-            usage, sass = (_cuobjdump(option, file) for option in ("-res-usage", "-sass"))
+            command = [triton.knobs.nvidia.cuobjdump.path, "-res-usage", "-sass", str(file)]
+            said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
         registers, *spills = (
-            int(re.findall(rf"{name}:(\d+)", usage)[0]) for name in ("REG", "STACK", "LOCAL")
+            int(re.findall(rf"{name}:(\d+)", said)[0]) for name in ("REG", "STACK", "LOCAL")
         )
-        code = nvidia_code(sass)
+        code = nvidia_code(said)
     loop = inner_loop(code)
     lines = code.lines if loop is None else code.lines[loop[0] : loop[1] + 1]
     return Binary(
@@ -230,23 +243,8 @@ def pool() -> ProcessPoolExecutor:
     return ProcessPoolExecutor(cores, mp_context=get_context("spawn"), initializer=_one_thread)
 
 
-def distinct(launches: Iterable[Launch], target: str) -> dict[tuple[Any, ...], Launch]:
-    """One launch of each kernel and set of constants, with how it is specialised left to Triton."""
-    found: dict[tuple[Any, ...], Launch] = {}
-    for launch in launches:
-        constants = tuple(sorted((k, str(v)) for k, v in launch.kwargs.items()))
-        present = tuple(argument is None for argument in launch.args)
-        found.setdefault((launch.name, constants, present), launch)
-    return found
-
-
 def _one_thread() -> None:
     torch.set_num_threads(1)
-
-
-def _cuobjdump(option: str, file: Path) -> str:
-    command = [triton.knobs.nvidia.cuobjdump.path, option, str(file)]
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
 @dataclass(frozen=True)

@@ -41,7 +41,6 @@ from binaries import (  # noqa: E402
     Binary,
     Launch,
     compile_launch,
-    distinct,
     of_target,
     pool,
     record,
@@ -89,15 +88,13 @@ def compile_case(name: str, target: str) -> list[Row]:
     """A row for each kernel of a case, launches of the same code in one."""
     with of_target(target):
         launches = record(cases()[name])
-        rows: dict[int, Row] = {}
-        same: dict[tuple[Any, ...], Binary] = {}
-        for launch in launches:
-            (key,) = distinct([launch], target)
-            if key not in same:
-                same[key] = compile_launch(launch, target)
-            row = rows.setdefault(id(same[key]), _row(name, target, launch, same[key]))
-            row["launches"] += 1
-            _add(row, launch, same[key])
+        different = {launch.code: launch for launch in launches}
+        made = {code: compile_launch(launch, target) for code, launch in different.items()}
+    rows: dict[tuple[Any, ...], Row] = {}
+    for launch in launches:
+        binary = made[launch.code]
+        row = rows.setdefault(launch.code, _row(name, target, launch, binary))
+        _add(row, launch, binary)
     return list(rows.values())
 
 
@@ -135,14 +132,12 @@ def _row(case: str, target: str, launch: Launch, binary: Binary) -> Row:
 def _add(row: Row, launch: Launch, binary: Binary) -> None:
     """One launch more of a row's kernel."""
     work, moved = work_of(launch), bytes_of(launch)
-    programs = 1
-    for size in launch.grid:
-        programs *= size
-    row["programs"] += programs
+    row["launches"] += 1
+    row["programs"] += launch.programs
     row["bytes"] += moved
     row["operations"] += int(work.matrix + work.plain)
     if row["target"] == PREDICTED:
-        bounds = predict(binary, work, moved, programs)
+        bounds = predict(binary, work, moved, launch.programs)
         row["bound"] = max(bounds, key=lambda name: bounds[name])
         row["floor_seconds"] += floor(work, moved)
         row["predicted_seconds"] += LAUNCH + max(bounds.values())

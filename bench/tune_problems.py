@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
+from switches import TF32_EPS
 from torch import Tensor
 
 from kernels.atrous.triton import weight_grad
@@ -16,7 +17,6 @@ from kernels.atrous.triton.layout import WORKSPACE, pixels_of, taps_of
 
 RATES, V3_RATES = (6, 12, 18, 24), (12, 24, 36)
 ARITHMETIC = {"half": torch.bfloat16, "tf32": torch.float32, "ieee": torch.float32}
-TF32_EPS = 2.0**-10  # of operands: TF32 keeps 10 bits of the mantissa
 
 
 @dataclass(frozen=True)
