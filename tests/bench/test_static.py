@@ -13,6 +13,7 @@ pytest.importorskip("triton")
 
 import binaries
 import static
+from atrous_heads import Head, live_pairs
 from binaries import Binary, Code
 from work import Work, bytes_of, work_of
 
@@ -40,14 +41,19 @@ def test_every_kernel_of_every_configuration_has_a_formula(target: str) -> None:
 
 
 def test_a_convolution_multiplies_what_its_live_taps_and_no_others_want() -> None:
-    from atrous_heads import live_pairs
-
     with binaries.of_target("sm_90"):
         (launch,) = binaries.record(static.cases()["VGG ASPP, batch 4"])
     wanted = 2 * 4 * 512 * 1024 * live_pairs(41, (6, 12, 18, 24), "concat")
     assert work_of(launch).matrix == wanted
     least = 4 * 41**2 * 512 + 4 * 1024 * (9 * 512 + 1) + 4 * 41**2 * 4096
     assert bytes_of(launch) == 2 * least
+
+
+def test_a_tap_beyond_the_map_is_no_work() -> None:
+    with binaries.of_target("sm_90"):
+        wide = Head(32, 32, 20, "concat", rates=(19, 20, 30))
+        (launch,) = binaries.record(lambda: static._head("implicit", wide, 1))
+    assert work_of(launch).matrix == 2 * 32 * 32 * live_pairs(20, (19, 20, 30), "concat")
 
 
 def test_the_product_of_a_head_has_a_column_for_each_tap_padded_to_16() -> None:
