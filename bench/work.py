@@ -89,9 +89,10 @@ def _weight_grad(a: Mapping[str, Any], programs: int) -> Work:
 
 
 def _gather(a: Mapping[str, Any], programs: int) -> Work:
-    pixels = a["stop"] - a["start"]
-    rows = len(a["RATES"]) * a["KERNEL"] / (1 if a["FUSE"] == "sum" else len(a["RATES"]))
-    read = pixels * a["outputs"] * len(a["RATES"]) * a["KERNEL"] ** 2
+    """A program reads every tap of its pixels, of all rates or of one, a row of taps a step."""
+    rows = (len(a["RATES"]) if a["FUSE"] == "sum" else 1) * a["KERNEL"]
+    channels = a["outputs"] / math.ceil(a["outputs"] / a["BLOCK_C"])
+    read = programs * a["BLOCK_P"] * channels * rows * a["KERNEL"]
     return Work(plain=read, loaded=4 * read, steps=rows)
 
 
