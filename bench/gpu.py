@@ -3,7 +3,7 @@
     PYTHONPATH=. python bench/gpu.py suite --out DIR      # kernels compiled, then the GPU's tests
     PYTHONPATH=. python bench/gpu.py compare --out DIR    # comparisons, then tuning
 
-Nothing has to be installed but torch, Triton, pytest and rich, and nothing is downloaded. A part is
+The project need not be installed, nor pydantic, tomli-w and typer; nothing is downloaded. A part is
 a list of steps, each a process with a time limit; one that fails, or is stopped at its limit, does
 not stop the next. The folder holds at most eight files: a log a part, gpu.json, and what the steps
 write.
