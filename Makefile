@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup demo test campaign bench clean
+.PHONY: setup demo test campaign bench gpu clean
 
 setup: $(VENV)/.ready
 
@@ -32,6 +32,11 @@ campaign: setup
 
 bench: setup
 	$(BIN)/python bench/compare.py
+
+# Two parts of at most five minutes; the same again goes on where time was up.
+gpu: setup
+	$(BIN)/python bench/gpu.py suite --out out/gpu; suite=$$?; \
+	$(BIN)/python bench/gpu.py compare --out out/gpu && exit $$suite
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info demo out

@@ -19,6 +19,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from report import RECORDS, new_record, show, write_record
 from rich.console import Console
 
 if TYPE_CHECKING:
@@ -29,7 +30,6 @@ COMPARISONS = {
     "crf": "dense CRF inference: crf.pydensecrf.densecrf and crf.DenseCRF beside pydensecrf2",
     "aspp": "multi-rate atrous convolution: kernels beside one F.conv2d a rate",
 }
-RECORDS = Path(__file__).resolve().parent / "records"
 WIDTH = 180  # of a table that goes to a file
 
 GUIDE = """\
@@ -53,7 +53,9 @@ exit code
 beside it
   python bench/first_call.py      the first CRF of a process against the next one
   python bench/pareto.py RECORD   draw time against error from a record of crf
+  python bench/static.py          what the kernels compile to, and times that this predicts
   python bench/tune_atrous.py     tune the tile sizes of the Triton convolutions for this GPU
+  python bench/gpu.py             tests, comparisons and tuning on a machine with a GPU
 
 Close other programs first: two busy cores make every figure wrong.
 """
@@ -110,21 +112,28 @@ def _measure(
     import machine
     import torch
     from frame import Settings
-    from report import new_record, show, write_record
     from runner import run
 
     torch.set_num_threads(options.threads)
-    record = new_record(["bench/compare.py", *arguments], options.threads, options.quick)
+    names = [comparison.name for comparison, _ in pairs]
+    record = new_record(["bench/compare.py", *arguments], names, options.threads, options.quick)
     record["ceilings"] = {d: machine.ceilings(d) for d in sorted({device for _, device in pairs})}
+    done: list[dict[str, Any]] = []
+
+    def keep(report: dict[str, Any]) -> None:  # lest a run that is stopped leave nothing
+        record["comparisons"] = [*done, report]
+        write_record(record, options.out)
+
     for comparison, device in pairs:
         if options.most_seconds is not None:
             comparison = replace(comparison, most_seconds={device: options.most_seconds})
         settings = Settings(device, options.threads, options.quick, options.clock)
         with console.status(f"{comparison.name} on the {device}") as status:
             say = status.update if console.is_terminal else _on_stderr(time.monotonic())
-            report = run(comparison, settings, record["ceilings"][device], say)
+            report = run(comparison, settings, record["ceilings"][device], say, keep)
         show(report, console)
-        record["comparisons"].append(report)
+        done.append(report)
+    record["comparisons"] = done
     path = write_record(record, options.out)
     console.print(f"\nrecord: {path}", highlight=False, soft_wrap=True)
     return record

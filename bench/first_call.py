@@ -23,7 +23,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-RECORDS = Path(__file__).resolve().parent / "records"
 OURS = "crf.pydensecrf.densecrf"
 LIBRARIES = {OURS: OURS, "pydensecrf2": "pydensecrf.densecrf"}
 BAR = 0.3  # processor seconds of the first call above the second
@@ -96,7 +95,7 @@ def medians(samples: Sequence[dict[str, Any]], clock: str) -> Seconds:
 
 def main(arguments: Sequence[str]) -> int:
     """Measure, print, write the record; 1 where the bar is missed."""
-    from report import new_record, write_record
+    from report import RECORDS, new_record, write_record
 
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -119,7 +118,7 @@ def main(arguments: Sequence[str]) -> int:
     compiled = found["nothing compiled yet"]["seconds"]["first call"]["cpu"]
     print(f"import numba {1000 * numba:.1f} cpu ms; nothing compiled yet {compiled:.1f} cpu s")
     passed = table[OURS]["cpu"]["first above second"] < BAR
-    record = new_record(["bench/first_call.py", *arguments], threads=1)
+    record = new_record(["bench/first_call.py", *arguments], ["first-call"], threads=1)
     record["comparisons"] = [{"name": "first-call", "passed": passed, "bar": BAR, **table, **found}]
     print(f"record: {write_record(record, options.out)}")
     return 0 if passed else 1

@@ -13,6 +13,10 @@ import machine
 from rich.console import Console
 from rich.table import Table
 
+from deeplab.whole_file import whole_file
+
+RECORDS = Path(__file__).resolve().parent / "records"
+
 Report = dict[str, Any]
 
 # A column: its heading, where its figure is in a candidate's report, and the unit it is shown in.
@@ -32,10 +36,14 @@ COLUMNS: Sequence[tuple[str, tuple[str, ...], float]] = (
 )
 
 
-def new_record(command: Sequence[str], threads: int, quick: bool = False) -> Report:
-    """What every record says: when, by which command, of which sources, on which machine."""
+def new_record(
+    command: Sequence[str], names: Sequence[str], threads: int, quick: bool = False
+) -> Report:
+    """What every record says: what was asked for, when, by which command, of which sources, on
+    which machine."""
     return {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "names": list(dict.fromkeys(names)),
         "command": shlex.join(["python", *command]),
         "quick": quick,
         "threads": threads,
@@ -47,15 +55,23 @@ def new_record(command: Sequence[str], threads: int, quick: bool = False) -> Rep
 
 
 def write_record(record: Report, folder: Path) -> Path:
-    """Write the record under a name made of its date, commit and comparisons; give its path."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Write the record under a name made of its date, commit and comparisons; give its path.
+
+    Once more, it replaces what was written before."""
     date = record["date"].replace("-", "").replace(":", "").split("+")[0]
-    names = "-".join(dict.fromkeys(each["name"] for each in record["comparisons"]))
+    names = "-".join(record["names"])
     commit = (record["commit"]["id"] or "unknown")[:7]
     kind = "-quick" if record["quick"] else ""
     path = folder / f"{date}-{commit}-{names}{kind}.json"
-    path.write_text(json.dumps(record, indent=1) + "\n")
+    write_whole(path, json.dumps(record, indent=1) + "\n")
     return path
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file in one step, so that a process that is killed leaves the old one or the new."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with whole_file(path) as file:
+        file.write(text.encode())
 
 
 def show(comparison: Report, console: Console) -> None:

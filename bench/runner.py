@@ -32,25 +32,32 @@ GPU_FULL, GPU_QUICK = Budget(rounds=5, seconds=0.03), Budget(rounds=3, seconds=0
 
 
 def run(
-    comparison: Comparison, settings: Settings, ceilings: Mapping[str, float], say: Say = str
+    comparison: Comparison,
+    settings: Settings,
+    ceilings: Mapping[str, float],
+    say: Say = str,
+    keep: Callable[[Report], object] = bool,
 ) -> Report:
-    """Everything that a comparison measures under these settings; `say` is told each step."""
+    """Everything that a comparison measures under these settings; `say` is told each step, and
+    `keep` is given the report so far after each case."""
     most = comparison.most_seconds.get(settings.device, math.inf)
     start = time.monotonic()
-    cases, left_out = [], []
-    for case in comparison.cases(settings):
-        if time.monotonic() - start > most:
-            left_out.append(case.name)
-        else:
-            cases.append(_run_case(comparison.name, case, settings, ceilings, say))
-    return {
+    report: Report = {
         "name": comparison.name,
         "description": comparison.description,
         "device": settings.device,
-        "passed": all(case["passed"] for case in cases),
-        "cases": cases,
-        "left_out": left_out,
+        "passed": True,
+        "cases": [],
+        "left_out": [],
     }
+    for case in comparison.cases(settings):
+        if time.monotonic() - start > most:
+            report["left_out"].append(case.name)
+            continue
+        report["cases"].append(_run_case(comparison.name, case, settings, ceilings, say))
+        report["passed"] = all(case["passed"] for case in report["cases"])
+        keep(report)
+    return report
 
 
 def _run_case(

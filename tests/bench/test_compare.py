@@ -109,6 +109,20 @@ def test_cases_for_which_the_time_was_up_are_named(tmp_path, monkeypatch, capsys
     assert "LEFT OUT, the time was up: one" in capsys.readouterr().out
 
 
+def test_a_run_that_is_stopped_leaves_the_record_of_the_cases_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped() -> Prepared:
+        raise KeyboardInterrupt
+
+    add_comparison(monkeypatch, error=0, others=(Case("two", stopped),))
+    with pytest.raises(KeyboardInterrupt):
+        compare.main(["made_up", "--quick", "--threads", "1", "--out", str(tmp_path)])
+    (path,) = tmp_path.glob("*-made_up-quick.json")
+    (comparison,) = json.loads(path.read_text())["comparisons"]
+    assert [case["name"] for case in comparison["cases"]] == ["one"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
