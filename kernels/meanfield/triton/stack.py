@@ -24,6 +24,7 @@ from kernels.meanfield.term import LatticeTerm
 from kernels.permutohedral.lattice import Lattice
 from kernels.permutohedral.triton.filtering import Splat, fold, width_of
 from kernels.permutohedral.triton.segments import completed, num_partials
+from kernels.sizes import blocks
 
 BLOCK = 512  # points, pieces or rows a program
 
@@ -152,7 +153,7 @@ def _corners(
     column = 0
     for lattice, term, first in zip(lattices, terms, bounds, strict=False):
         after = None if term.after is None else term.after.contiguous()
-        corners_kernel[(triton.cdiv(count, BLOCK),)](
+        corners_kernel[(blocks(count, BLOCK),)](
             lattice.corners.contiguous(), lattice.weights.contiguous(), after, corners, weights,
             count, first, column,
             SCALE=lattice.scale, CORNERS=lattice.num_dims + 1, BLOCK=BLOCK,
@@ -190,7 +191,7 @@ def _move(
 ) -> None:
     count = table.shape[1]
     if count:
-        move_kernel[(triton.cdiv(count, BLOCK),)](
+        move_kernel[(blocks(count, BLOCK),)](
             table, out, count, out.shape[1], first, shift, rows, row, partial, BLOCK=BLOCK
         )
 
@@ -201,7 +202,7 @@ def _neighbours(lattices: Sequence[Lattice], bounds: Sequence[int]) -> Tensor:
     directions = max(lattice.num_dims + 1 for lattice in lattices)
     neighbours = lattices[0].neighbours.new_empty(directions, 2, bounds[-1])
     for lattice, first in zip(lattices, bounds, strict=False):
-        neighbours_kernel[(triton.cdiv(lattice.num_rows, BLOCK), 2 * directions)](
+        neighbours_kernel[(blocks(lattice.num_rows, BLOCK), 2 * directions)](
             lattice.neighbours.contiguous(), neighbours, lattice.num_rows, bounds[-1], first,
             LINES=2 * (lattice.num_dims + 1), BLOCK=BLOCK,
         )  # fmt: skip

@@ -36,6 +36,7 @@ from kernels.permutohedral.triton.segments import (
     require_memory,
     starts_of,
 )
+from kernels.sizes import blocks, power_of_2
 
 WORD = 2**62  # a packed key stays below this
 PLACE_TILE = 512  # points x coordinates that a program places
@@ -220,9 +221,9 @@ def place(points: Tensor, lows: Tensor, strides: Tensor, images: int) -> tuple[T
     count, dims = points.shape
     keys = torch.empty(count * (dims + 1), dtype=torch.int64, device=points.device)
     weights = torch.empty(count, dims + 1, dtype=torch.float32, device=points.device)
-    width = triton.next_power_of_2(dims + 1)
+    width = power_of_2(dims + 1)
     block = max(1, PLACE_TILE // width)
-    place_kernel[(triton.cdiv(count, block),)](
+    place_kernel[(blocks(count, block),)](
         points, lows, strides, keys, weights, count, count // images,
         SCALES=scales(dims), INVERSE=float(np.float32(1 / (dims + 1))), BLOCK=block, WIDTH=width,
         enable_fp_fusion=False,
@@ -234,7 +235,7 @@ def search(keys: Tensor, strides: Tensor, dims: int) -> Tensor:
     """Neighbours int32 `[D+1, 2, R]` of the vertices with these sorted, distinct packed keys."""
     rows = len(keys)
     neighbours = torch.empty(dims + 1, 2, rows, dtype=torch.int32, device=keys.device)
-    search_kernel[(triton.cdiv(rows, SEARCH_BLOCK), dims + 1)](
+    search_kernel[(blocks(rows, SEARCH_BLOCK), dims + 1)](
         keys, strides, neighbours, rows, highest_bit(rows),
         DIMS=dims, BLOCK=SEARCH_BLOCK,
     )  # fmt: skip

@@ -27,6 +27,7 @@ from kernels.permutohedral.triton.segments import (
     num_partials,
     require_memory,
 )
+from kernels.sizes import blocks, power_of_2
 
 MAX_BLOCK_C = 64  # channels of a tile; more are further programs
 SPLAT_TILE = 256  # elements: few rows, since the longest piece of a tile decides how long it takes
@@ -196,13 +197,13 @@ def filter(lattice: Lattice, values: Tensor, reverse: bool = False) -> Tensor:
 
 def width_of(channels: int) -> int:
     """Floats of a row: the next power of two up to 4, from there on the next multiple of 8."""
-    return triton.next_power_of_2(channels) if channels <= 4 else -(-channels // 8) * 8
+    return power_of_2(channels) if channels <= 4 else -(-channels // 8) * 8
 
 
 def block_of(width: int, tile: int) -> tuple[int, int, int]:
     """Rows and channels of a tile of so many elements, and how many tiles hold a whole row."""
-    channels = min(MAX_BLOCK_C, triton.next_power_of_2(width))
-    return max(1, tile // channels), channels, triton.cdiv(width, channels)
+    channels = min(MAX_BLOCK_C, power_of_2(width))
+    return max(1, tile // channels), channels, blocks(width, channels)
 
 
 def fold(lattice: Lattice, before: Tensor | None) -> Splat:
@@ -213,7 +214,7 @@ def fold(lattice: Lattice, before: Tensor | None) -> Splat:
     assert sums is not None
     points = torch.empty_like(entries)
     folded = torch.empty(len(entries), dtype=torch.float32, device=entries.device)
-    fold_kernel[(triton.cdiv(len(entries), FOLD_BLOCK),)](
+    fold_kernel[(blocks(len(entries), FOLD_BLOCK),)](
         entries, lattice.weights.contiguous(),
         None if before is None else before.contiguous(), points, folded,
         len(entries), lattice.corners.numel(), CORNERS=lattice.num_dims + 1, BLOCK=FOLD_BLOCK,
@@ -233,7 +234,7 @@ def splat_rows(values: Tensor, splat: Splat, rows: Tensor) -> None:
     width = rows.shape[1]
     pieces, sums = splat.pieces.shape[1], splat.sums.shape[1]
     block_p, block_c, across = block_of(width, SPLAT_TILE)
-    splat_kernel[(triton.cdiv(pieces, block_p), across)](
+    splat_kernel[(blocks(pieces, block_p), across)](
         values, splat.points, splat.weights, splat.pieces, rows, pieces,
         CHANNELS=values.shape[1], WIDTH=width, UNROLL=4, BLOCK_P=block_p, BLOCK_C=block_c,
         num_warps=2,
@@ -254,7 +255,7 @@ def blur(
     block_r, block_c, across = block_of(width, TILE)
     neighbours = neighbours.contiguous()
     for j in reversed(range(directions)) if reverse else range(directions):
-        blur_kernel[(triton.cdiv(count, block_r), across)](
+        blur_kernel[(blocks(count, block_r), across)](
             rows, spare, neighbours, j, count, WIDTH=width, BLOCK_R=block_r, BLOCK_C=block_c
         )
         rows, spare = spare, rows
@@ -265,7 +266,7 @@ def _slice(lattice: Lattice, rows: Tensor, output: Tensor) -> None:
     count, channels = output.shape
     width = rows.shape[1]
     block_p, block_c, across = block_of(width, TILE)
-    slice_kernel[(triton.cdiv(count, block_p), across)](
+    slice_kernel[(blocks(count, block_p), across)](
         rows, lattice.corners.contiguous(), lattice.weights.contiguous(), output, count,
         SCALE=lattice.scale, CORNERS=lattice.num_dims + 1, CHANNELS=channels, WIDTH=width,
         BLOCK_P=block_p, BLOCK_C=block_c,

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from kernels import memory
 from kernels.permutohedral.lattice import Lattice
+from kernels.sizes import blocks
 
 PIECE = 128  # entries
 BLOCK = 256  # rows, pieces or sums a program
@@ -111,17 +112,17 @@ def cut(starts: Tensor, entries: int) -> tuple[Tensor, Tensor]:
     """
     rows = len(starts) - 1
     counts = torch.empty(3, rows, dtype=torch.int32, device=starts.device)
-    count_kernel[(triton.cdiv(rows, BLOCK),)](starts, counts, rows, PIECE=PIECE, BLOCK=BLOCK)
+    count_kernel[(blocks(rows, BLOCK),)](starts, counts, rows, PIECE=PIECE, BLOCK=BLOCK)
     ends = torch.cumsum(counts, 1, dtype=torch.int32)
     pieces = counts.new_empty(3, rows + entries // PIECE)
     sums = counts.new_empty(3, entries // PIECE)  # at most so many rows have several pieces
     count, most = pieces.shape[1], sums.shape[1]
     bit = highest_bit(rows)
-    piece_kernel[(triton.cdiv(count, BLOCK),)](
+    piece_kernel[(blocks(count, BLOCK),)](
         starts, ends, pieces, rows, count, bit, PIECE=PIECE, BLOCK=BLOCK
     )
     if most:
-        table_kernel[(triton.cdiv(most, BLOCK),)](ends, sums, rows, most, bit, BLOCK=BLOCK)
+        table_kernel[(blocks(most, BLOCK),)](ends, sums, rows, most, bit, BLOCK=BLOCK)
     return pieces, sums
 
 
