@@ -24,6 +24,7 @@ from kernels.meanfield.filters import (
     SeparableFilter,
     TileFilter,
     pixel_order,
+    reference_lattices,
 )
 from kernels.meanfield.term import Normalization, Term
 from kernels.validate import Precision
@@ -139,23 +140,20 @@ def lattice_groups(
         order = pixel_order(count // settings.width, settings.width)
         features = [points[:, order] for points in features]
 
-    def term(points: Tensor, compatibility: Tensor) -> Term:
-        filter = LatticeFilter.over(points, together, order)
-        ones = points.new_ones(*points.shape[:2], 1)
-        return Term.normalized(filter, compatibility, settings.normalization, ones)
-
-    pairs = list(zip(features, compatibilities, strict=True))
-    shared = [term(points, p) if len(points) == 1 and batch else None for points, p in pairs]
+    shared: dict[int, Term] = {}  # of features that all images share
     for first in range(0, batch, together):
         images = slice(first, min(first + together, batch))
+        own = [k for k in range(len(features)) if k not in shared]
+        points = [features[k] if len(features[k]) == 1 else features[k][images] for k in own]
+        terms = dict(shared)
+        for k, of_images, lattice in zip(own, points, reference_lattices(points), strict=True):
+            filter = LatticeFilter([lattice], order)
+            ones = of_images.new_ones(*of_images.shape[:2], 1)
+            terms[k] = Term.normalized(filter, compatibilities[k], settings.normalization, ones)
+        shared = {k: term for k, term in terms.items() if len(features[k]) == 1}
         size = images.stop - first
-        yield (
-            images,
-            [
-                _repeated(of_all, size, together) if of_all else term(points[images], compatibility)
-                for of_all, (points, compatibility) in zip(shared, pairs, strict=True)
-            ],
-        )
+        repeated = {k: _repeated(term, size, together) for k, term in shared.items()}
+        yield images, [(terms | repeated)[k] for k in range(len(features))]
 
 
 def _repeated(term: Term, batch: int, together: int) -> Term:
