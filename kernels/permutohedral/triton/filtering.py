@@ -35,12 +35,12 @@ TILE = 1024  # elements of the other tiles
 FOLD_BLOCK = 1024  # entries
 
 
-@triton.jit(do_not_specialize=["entries", "limit"])
+@triton.jit(do_not_specialize=["entries", "limit", "to"])
 def fold_kernel(
-    entries_ptr, weights_ptr, before_ptr, points_ptr, folded_ptr, entries, limit,
+    entries_ptr, weights_ptr, before_ptr, points_ptr, folded_ptr, entries, limit, to,
     CORNERS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Point and weight of each entry, in the order of entries; 0 and 0 from `limit` on."""
+    """Point and weight of each entry, in their order, from place `to` on; 0 from `limit` on."""
     offs = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     real = offs < entries
     entry = tl.load(entries_ptr + offs, mask=real, other=0)
@@ -49,8 +49,8 @@ def fold_kernel(
     weight = tl.load(weights_ptr + entry, mask=live, other=0.0)
     if before_ptr is not None:
         weight *= tl.load(before_ptr + point, mask=live, other=0.0)
-    tl.store(points_ptr + offs, point, mask=real)
-    tl.store(folded_ptr + offs, weight, mask=real)
+    tl.store(points_ptr + to + offs, point, mask=real)
+    tl.store(folded_ptr + to + offs, weight, mask=real)
 
 
 @triton.jit(do_not_specialize=["pieces"])
@@ -206,21 +206,25 @@ def block_of(width: int, tile: int) -> tuple[int, int, int]:
     return max(1, tile // channels), channels, blocks(width, channels)
 
 
-def fold(lattice: Lattice, before: Tensor | None) -> Splat:
-    """The splat of a completed lattice, values multiplied by `before` `[N]`."""
+def fold(
+    lattice: Lattice, before: Tensor | None, into: tuple[Tensor, Tensor] | None = None, to: int = 0
+) -> Splat:
+    """The splat of a completed lattice, values multiplied by `before` `[N]`.
+
+    into: points and weights of several lattices, of which this one's stand from `to` on.
+    """
     entries, pieces, sums = lattice.entries, lattice.pieces, lattice.sums
     assert entries is not None
     assert pieces is not None
     assert sums is not None
-    points = torch.empty_like(entries)
-    folded = torch.empty(len(entries), dtype=torch.float32, device=entries.device)
-    fold_kernel[(blocks(len(entries), FOLD_BLOCK),)](
+    count, rows = len(entries), lattice.num_rows
+    points, folded = into or (torch.empty_like(entries), lattice.weights.new_empty(count))
+    fold_kernel[(blocks(count, FOLD_BLOCK),)](
         entries, lattice.weights.contiguous(),
         None if before is None else before.contiguous(), points, folded,
-        len(entries), lattice.corners.numel(), CORNERS=lattice.num_dims + 1, BLOCK=FOLD_BLOCK,
+        count, lattice.corners.numel(), to, CORNERS=lattice.num_dims + 1, BLOCK=FOLD_BLOCK,
     )  # fmt: skip
-    rows = lattice.num_rows
-    return Splat(points, folded, pieces, sums, rows, rows + num_partials(len(entries)))
+    return Splat(points, folded, pieces, sums, rows, rows + num_partials(count))
 
 
 def buffers(splat: Splat, width: int) -> tuple[Tensor, Tensor]:

@@ -268,6 +268,18 @@ def test_a_repeated_lattice_has_the_sums_of_one_built_of_all_its_images(
             assert torch.equal(getattr(repeated, name), getattr(built, name)), name
 
 
+def test_lattices_built_together_are_those_built_alone(device: torch.device) -> None:
+    features = [walk(40, 2, 0.5), torch.zeros(0, 4), walk(30, 5, 1.0).view(3, 10, 5)]
+    on_device = [one.to(device) for one in features]
+    together = kernels.permutohedral.build_lattices(on_device, impl="triton")
+    for ours, one in zip(together, on_device, strict=True):
+        alone = kernels.build_lattice(one, impl="triton")
+        for field in dataclasses.fields(alone):
+            expected, found = getattr(alone, field.name), getattr(ours, field.name)
+            assert found is expected is None or torch.equal(found, expected), field.name
+    assert together[2].parts.tolist() == [[0, 0, 0], [30, together[2].num_rows, 0]]
+
+
 def test_images_of_a_batch_do_not_mix(device: torch.device) -> None:
     features, values = walk(40, 2, 0.5).view(2, 20, 2).to(device), normal(40, 3).to(device)
     lattice = kernels.build_lattice(features, impl="triton")
