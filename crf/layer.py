@@ -206,8 +206,8 @@ class DenseCRF(nn.Module):
             For lists, a list of these.
 
             `torch.compile(fullgraph=True)` takes the call whole, except with `return_kl`. On a GPU
-            the host waits for the lattice of each term, which as many images of a batch share as
-            fit, and for the checks of the arguments. A process that was forked after torch had
+            the host waits once to check the arguments and once for the lattices, which as many
+            images of a batch share as fit. A process that was forked after torch had
             computed in parallel calls torch.set_num_threads(1) first, as data loaders do: with more
             threads torch itself hangs there.
 

@@ -1,8 +1,8 @@
 """The pairwise terms of a batch, made from features: filters, normalisation, shared lattices.
 
-On a GPU the images of a batch share lattices, as many as fit: one build and one wait for the host a
-term, and launches of a single image. On a CPU each image has its own: threads keep both cores busy
-already, and what one image needs stays in the caches.
+On a GPU the images of a batch share lattices, as many as fit: one build a term, one wait for the
+host for all terms, and launches of a single image. On a CPU each image has its own: threads keep
+both cores busy already, and what one image needs stays in the caches.
 """
 
 from __future__ import annotations
@@ -145,13 +145,12 @@ def lattice_groups(
         images = slice(first, min(first + together, batch))
         own = [k for k in range(len(features)) if k not in shared]
         points = [features[k] if len(features[k]) == 1 else features[k][images] for k in own]
-        terms = dict(shared)
+        size, terms = images.stop - first, dict(shared)
+        ones = unary.new_ones(size, count, 1)
         for k, of_images, lattice in zip(own, points, reference_lattices(points), strict=True):
-            filter = LatticeFilter([lattice], order)
-            ones = of_images.new_ones(*of_images.shape[:2], 1)
-            terms[k] = Term.normalized(filter, compatibilities[k], settings.normalization, ones)
+            filter, mass_of = LatticeFilter([lattice], order), ones[: len(of_images)]
+            terms[k] = Term.normalized(filter, compatibilities[k], settings.normalization, mass_of)
         shared = {k: term for k, term in terms.items() if len(features[k]) == 1}
-        size = images.stop - first
         repeated = {k: _repeated(term, size, together) for k, term in shared.items()}
         yield images, [(terms | repeated)[k] for k in range(len(features))]
 

@@ -21,7 +21,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -53,8 +52,8 @@ def pack_kernel(
     """Lowest coordinate and stride of each digit, from the ranges of the features.
 
     Coordinate j is sum_{i >= j} s_i - j s_{j-1} of the scaled features s; the margin holds the
-    rounding to a vertex, the other corners of its simplex and their neighbours. The report is a 0,
-    to which begin_kernel adds, the largest sum of magnitudes, and the extent of each coordinate.
+    rounding to a vertex, the other corners of its simplex and their neighbours. The report is the
+    largest sum of magnitudes and the extent of each coordinate, behind room for a number.
     """
     dims: tl.constexpr = len(SCALES)
     margin: tl.constexpr = 4 * (dims + 1)
@@ -78,7 +77,6 @@ def pack_kernel(
         tl.store(report_ptr + 2 + j, extent)
         stride *= extent.to(tl.int64)
     tl.store(strides_ptr + dims, stride)
-    tl.store(report_ptr, 0.0)
     tl.store(report_ptr + 1, reach)
 
 
@@ -136,17 +134,13 @@ def place_kernel(
 
 
 @triton.jit(do_not_specialize=["count"])
-def begin_kernel(keys_ptr, begins_ptr, total_ptr, count, BLOCK: tl.constexpr):
-    """1 where a key differs from the one before it, and how often that is.
-
-    The total is added up by atomics, whose order does not matter to integers below 2^53.
-    """
+def begin_kernel(keys_ptr, begins_ptr, count, BLOCK: tl.constexpr):
+    """1 where a key differs from the one before it, else 0."""
     offs = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     follows = (offs > 0) & (offs < count)
     before = tl.load(keys_ptr + offs - 1, mask=follows, other=0)
     begins = follows & (tl.load(keys_ptr + offs, mask=follows, other=0) != before)
     tl.store(begins_ptr + offs, begins.to(tl.int32), mask=offs < count)
-    tl.atomic_add(total_ptr, tl.sum(begins.to(tl.int32), axis=0).to(tl.float64))
 
 
 @triton.jit(do_not_specialize=["count", "rows", "points"])
@@ -195,24 +189,21 @@ def search_kernel(
         tl.store(neighbours_ptr + offs, tl.where(exists, found, rows).to(tl.int32), mask=real)
 
 
-class Sorted(NamedTuple):
-    """Keys sorted, the entries in that order (int64), and the row of each (int32)."""
-
-    keys: Tensor
-    entries: Tensor
-    row: Tensor
-
-
 @dataclass(frozen=True)
 class Placed:
-    """What is known of a lattice before the host has waited; lows and strides as of `pack`."""
+    """What is known of a lattice before the host has waited.
+
+    lows and strides are as of `pack`; keys, entries and row as of `_sort`.
+    """
 
     points: Tensor
     images: int
     lows: Tensor
     strides: Tensor
     weights: Tensor
-    order: Sorted
+    keys: Tensor
+    entries: Tensor
+    row: Tensor
 
 
 def build(features: Tensor, images: int = 1) -> Lattice:
@@ -237,54 +228,53 @@ def build_all(features: Sequence[Tensor], images: Sequence[int]) -> list[Lattice
         held = count * (dims + 1) * BYTES_PER_ENTRY
         require_memory(held, one.device, f"a lattice of {count} points in {dims} dimensions")
     width = max(one.shape[1] for one in features) + 2
-    even = width + width % 2  # each report at 16 bytes, or kernels would be compiled for others
-    report = features[0].new_empty(len(features), even, dtype=torch.float64)
-    with torch.cuda.device_of(report):
+    even = width + width % 2  # reports start at 16 bytes: one pack_kernel serves all
+    with torch.cuda.device_of(features[0]):
+        filled = [k for k, one in enumerate(features) if len(one)]
+        report = features[0].new_empty(len(filled), even, dtype=torch.float64)
         placed = [
-            _placed(*each) if len(each[0]) else None
-            for each in zip(features, images, report, strict=True)
+            _placed(features[k], images[k], own) for k, own in zip(filled, report, strict=True)
         ]
-        numbers = report.tolist() if any(placed) else report  # the one wait
-        return [
-            _empty(one) if each is None else _finished(each, *found[: one.shape[1] + 2])
-            for one, each, found in zip(features, placed, numbers, strict=True)
-        ]
+        if placed:
+            torch.stack([each.row[-1] for each in placed], out=report[:, 0])
+        found = zip(placed, report.tolist(), strict=True)  # the one wait
+        finished = {k: _finished(*each) for k, each in zip(filled, found, strict=True)}
+        return [finished[k] if k in finished else _empty(one) for k, one in enumerate(features)]
 
 
 def _placed(features: Tensor, images: int, report: Tensor) -> Placed:
     points = features.detach().contiguous()
     lows, strides = pack(points, report)
     keys, weights = place(points, lows, strides, images)
-    return Placed(points, images, lows, strides, weights, _sort(keys, report))
+    return Placed(points, images, lows, strides, weights, *_sort(keys))
 
 
-def _finished(placed: Placed, last: float, reach: float, *extents: float) -> Lattice:
-    """last, reach, extents: what was reported."""
-    points, weights, order = placed.points, placed.weights, placed.order
+def _finished(placed: Placed, report: Sequence[float]) -> Lattice:
+    points, weights = placed.points, placed.weights
     (count, dims), device = points.shape, points.device
+    last, reach, *extents = report[: dims + 2]
     refuse_unplaceable(reach, dims, points.dtype)
     word_strides = _word_strides([int(extent) for extent in extents], placed.images)
-    rows = int(last) + 1
+    sorted_keys, order, row, rows = placed.keys, placed.entries, placed.row, int(last) + 1
     if len(word_strides) > 1:
         strides = torch.tensor(word_strides, device=device)
         words = torch.stack([place(points, placed.lows, s, placed.images)[0] for s in strides])
         levels = _levels(words)
-        total = torch.zeros(1, dtype=torch.float64, device=device)
-        order = _sort(_ranked(words, levels), total)
-        rows = int(total.item()) + 1
+        sorted_keys, order, row = _sort(_ranked(words, levels))
+        rows = int(row[-1]) + 1
     keys = torch.empty(rows, dtype=torch.int64, device=device)
     starts = torch.empty(rows + 1, dtype=torch.int32, device=device)
     corners = torch.empty(count, dims + 1, dtype=torch.int32, device=device)
-    entries = torch.empty_like(order.row)
+    entries = torch.empty_like(row)
     parts = torch.empty(2, 3, dtype=torch.int64, device=device)
     number_kernel[(blocks(len(entries), NUMBER_BLOCK),)](
-        *order, keys, starts, corners, entries, parts, len(entries), rows, count,
+        sorted_keys, order, row, keys, starts, corners, entries, parts, len(entries), rows, count,
         BLOCK=NUMBER_BLOCK,
     )  # fmt: skip
     if len(word_strides) == 1:
         neighbours = search(keys, placed.strides, dims)
     else:
-        neighbours = _search_words(keys, words[:, order.entries[starts[:-1]]], strides, levels)
+        neighbours = _search_words(keys, words[:, order[starts[:-1]]], strides, levels)
     pieces, sums = cut(starts, len(entries))
     ghosts = corners.new_empty(0, 2)
     return Lattice(corners, weights, neighbours, ghosts, parts, None, entries, pieces, sums)
@@ -297,7 +287,7 @@ def scales(dims: int) -> tuple[float, ...]:
 
 
 def pack(points: Tensor, report: Tensor) -> tuple[Tensor, Tensor]:
-    """Lowest coordinates `[D]` and strides `[D+1]`, the last the image's; set `report` `[D+2]`."""
+    """Lowest coordinates `[D]`, strides `[D+1]` (the last is the image's); set `report[1:]`."""
     dims = points.shape[1]
     least, most = torch.aminmax(points, dim=0)
     lows = torch.empty(dims, dtype=torch.int64, device=points.device)
@@ -332,14 +322,14 @@ def search(keys: Tensor, strides: Tensor, dims: int) -> Tensor:
     return neighbours
 
 
-def _sort(keys: Tensor, total: Tensor) -> Sorted:
-    """The entries by key; `total[0]`, 0, becomes the number of rows, less one."""
+def _sort(keys: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Sorted keys, the entries in that order (int64), and the row of each (int32)."""
     sorted_keys, entries = torch.sort(keys, stable=True)
     begins = torch.empty(len(keys), dtype=torch.int32, device=keys.device)
     begin_kernel[(blocks(len(keys), NUMBER_BLOCK),)](
-        sorted_keys, begins, total, len(keys), BLOCK=NUMBER_BLOCK
+        sorted_keys, begins, len(keys), BLOCK=NUMBER_BLOCK
     )
-    return Sorted(sorted_keys, entries, torch.cumsum(begins, 0, dtype=torch.int32))
+    return sorted_keys, entries, torch.cumsum(begins, 0, dtype=torch.int32)
 
 
 def _empty(points: Tensor) -> Lattice:

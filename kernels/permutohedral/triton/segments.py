@@ -65,7 +65,10 @@ def cut_kernel(
     starts_ptr, ends_ptr, pieces_ptr, sums_ptr, rows, pieces, sums, highest_bit,
     PIECE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Pieces, and behind them sums; `ends` are the running sums of counts, `[3, R]`."""
+    """Pieces by the first column of programs, sums by the second.
+
+    `ends` are the running sums of counts, `[3, R]`.
+    """
     which = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     if tl.program_id(1) == 0:
         write_pieces(starts_ptr, ends_ptr, pieces_ptr, which, rows, pieces, highest_bit, PIECE)
