@@ -190,7 +190,8 @@ def _check_values(logits: Tensor, images: Tensor | None, features: Features) -> 
     if not named:
         return
     extremes = [extreme for tensor in named.values() for extreme in tensor.detach().aminmax()]
-    numbers = torch.stack(extremes).tolist()
+    with torch.autocast(logits.device.type, enabled=False):  # which would cast what is compared
+        numbers = torch.stack(extremes).tolist()
     for name, low, high in zip(named, numbers[::2], numbers[1::2], strict=True):
         if not (math.isfinite(low) and math.isfinite(high)):  # of a NaN both are NaN
             raise ValueError(not_finite(name))

@@ -28,7 +28,7 @@ any_target = pytest.mark.parametrize("target", SHARED_MEMORY)
 def place(dims: int, count: int = COUNT) -> None:
     """All launches of a build, which by itself would wait for a device that is not there."""
     placed = building._placed(meta(count, dims), 1, meta(10, dtype=torch.float64))
-    building._finished(placed, 224_000.0, 100.0, *[30.0] * dims)
+    building._finished(placed, [224_000.0, 100.0, *[30.0] * dims])
 
 
 @any_target
