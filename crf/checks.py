@@ -149,7 +149,7 @@ def _check_images(images: Tensor, logits: Tensor) -> None:
             f"images must be RGB of shape [{batch}, 3, {height}, {width}], as the logits are, "
             f"not {tuple(images.shape)}; resize the logits to the images first"
         )
-    _check_device("images", images, logits)
+    check_device("images", images, logits)
 
 
 def _check_features(features: Features, names: list[str], logits: Tensor) -> None:
@@ -169,36 +169,37 @@ def _check_features(features: Features, names: list[str], logits: Tensor) -> Non
                 f"features[{name!r}] must have shape [B, N, D] = [{batch}, {count}, D], one row a "
                 f"pixel and D at least 1, not {tuple(points.shape)}"
             )
-        _check_device(f"features[{name!r}]", points, logits)
+        check_device(f"features[{name!r}]", points, logits)
 
 
-def _check_device(name: str, tensor: Tensor, logits: Tensor) -> None:
+def check_device(name: str, tensor: Tensor, logits: Tensor, mend: str = "") -> None:
+    """Refuse what is not on the device of the logits."""
     if tensor.device != logits.device:
         raise ValueError(
-            f"{name} (on {tensor.device}) must be on the device of the logits ({logits.device})"
+            f"{name} (on {tensor.device}) must be on the device of the logits "
+            f"({logits.device}){mend}"
         )
 
 
 def _check_values(logits: Tensor, images: Tensor | None, features: Features) -> None:
     """NaN, Inf and grey levels; one transfer for all, for which the host waits on a GPU."""
     named = {"logits": logits, **{f"features[{name!r}]": f for name, f in features.items()}}
-    found = [tensor.isfinite().all().double() for tensor in named.values()]
-    graded = images is not None and images.dtype != torch.uint8 and images.numel() > 0
-    if graded:
-        assert images is not None
-        extremes = images.detach().aminmax()
-        found += [images.isfinite().all().double(), *(level.double() for level in extremes)]
-    numbers = torch.stack(found).tolist()
-    for name, finite in zip(named, numbers, strict=False):
-        if not finite:
+    if images is not None and images.dtype != torch.uint8:
+        named["images"] = images
+    named = {name: tensor for name, tensor in named.items() if tensor.numel()}
+    if not named:
+        return
+    extremes = [extreme for tensor in named.values() for extreme in tensor.detach().aminmax()]
+    with torch.autocast(logits.device.type, enabled=False):  # which would cast what is compared
+        numbers = torch.stack(extremes).tolist()
+    for name, low, high in zip(named, numbers[::2], numbers[1::2], strict=True):
+        if not (math.isfinite(low) and math.isfinite(high)):  # of a NaN both are NaN
             raise ValueError(not_finite(name))
-    if graded:
-        _check_grey_levels(*numbers[-3:])
+    if "images" in named:
+        _check_grey_levels(*numbers[-2:])
 
 
-def _check_grey_levels(finite: float, low: float, high: float) -> None:
-    if not finite:
-        raise ValueError(not_finite("images"))
+def _check_grey_levels(low: float, high: float) -> None:
     if low < 0 or high > 255:
         raise ValueError(
             f"images must hold RGB values 0-255, but range from {low:g} to {high:g}; pass the "

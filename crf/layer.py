@@ -79,7 +79,8 @@ class DenseCRF(nn.Module):
         normalization: of each filter by its mass n: `"symmetric"`, 1 / sqrt(n) before and after
             (as pydensecrf); `"after"`, 1 / n (as DeepLab's own code); `"before"`; `"none"`.
         compatibility: `"potts"`, a penalty where labels differ, or a matrix mu of compatibilities
-            `[C, C]`, used as it is (pydensecrf takes the mean with its transpose).
+            `[C, C]`, used as it is (pydensecrf takes the mean with its transpose). A layer with a
+            matrix is moved to the device of the logits, as one that learns is.
         precision: of the products of `"exact"` and `"separable"` on a GPU: `"ieee"` float32,
             `"tf32"` or `"bf16"`.
         eps: pairs that `"exact"` may leave out: at most this share of each pixel's sum of weights,
@@ -205,8 +206,8 @@ class DenseCRF(nn.Module):
             For lists, a list of these.
 
             `torch.compile(fullgraph=True)` takes the call whole, except with `return_kl`. On a GPU
-            the host waits for the lattice of each term, which as many images of a batch share as
-            fit, and for the checks of the arguments. A process that was forked after torch had
+            the host waits once to check the arguments and once for the lattices, which as many
+            images of a batch share as fit. A process that was forked after torch had
             computed in parallel calls torch.set_num_threads(1) first, as data loaders do: with more
             threads torch itself hangs there.
 
@@ -390,6 +391,10 @@ class DenseCRF(nn.Module):
         self, logits: Tensor, images: Tensor | None, features: Features
     ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
         """Unary energies `[B, C, N]`; features and compatibility of each term, in their order."""
+        matrix = self.compatibility if self.learned is None else self.learned.compatibility
+        if matrix is not None:  # to copy it would wait for the device, for each term of each call
+            mend = f"; move the layer there: layer.to({str(logits.device)!r})"
+            checks.check_device("the layer's compatibility", matrix, logits, mend)
         dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
         unary = -logits.to(dtype).log_softmax(1).flatten(2)
         points, compatibilities = [], []

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from numbers import Real
 from typing import Any
 
@@ -127,7 +128,7 @@ def grid_positions(shape: Sequence[int], like: Tensor) -> Tensor:
     """
     axes = [torch.arange(size, dtype=like.dtype, device=like.device) for size in shape]
     grids = torch.meshgrid(*axes, indexing="ij")
-    return torch.stack([grid.flatten() for grid in reversed(grids)], dim=1)
+    return torch.stack(grids[::-1], dim=-1).flatten(0, -2)
 
 
 def grid_features(
@@ -219,7 +220,9 @@ def weighted_compatibility(weight: float, compatibility: Tensor | None, like: Te
 
 def _filled(numbers: Sequence[float], like: Tensor) -> Tensor:
     """A few numbers where `like` is, filled in there: a copy to a GPU would wait for it."""
-    return torch.stack([like.new_full((), float(number)) for number in numbers])
+    runs = [(float(number), len(list(equal))) for number, equal in groupby(numbers)]
+    filled = [like.new_full((count,), number) for number, count in runs]
+    return filled[0] if len(filled) == 1 else torch.cat(filled)
 
 
 LARGEST = torch.finfo(torch.float32).max  # beyond it a weight or a sigma would be infinite

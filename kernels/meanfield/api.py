@@ -6,6 +6,7 @@ Krähenbühl and Koltun, "Efficient Inference in Fully Connected CRFs with Gauss
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -45,7 +46,8 @@ def mean_field(
             `"reference"` is plain PyTorch over any filters, on any device, differentiable. `"auto"`
             takes a fused one where it can and no gradient is wanted
             (`kernels.dispatch.choose("meanfield", ...)` tells which there is). On a GPU the host
-            waits once, for what the values of `unary` and the filters' order are checked for.
+            waits once, to check the values of `unary` and the filters' order. While a CUDA graph
+            is captured it does not: call it once before, on the same tensors.
 
     Returns:
         `[B, N, C]` with the memory layout of `unary`; the rows of marginals sum to 1.
@@ -61,6 +63,19 @@ def mean_field(
     order = _shared_order(terms)
     _check_order_shape(unary, order)
     _check_values(unary, order)
+    return mean_field_of_usable(unary, terms, iterations, start, marginals, impl)
+
+
+def mean_field_of_usable(
+    unary: Tensor,
+    terms: Sequence[Term],
+    iterations: int,
+    start: Tensor | None = None,
+    marginals: bool = True,
+    impl: str = "auto",
+) -> Tensor:
+    """`mean_field` of arguments that are known to be fit, which spares a GPU's host the wait."""
+    order = _shared_order(terms)
     choice = dispatch.choose("meanfield", impl, device=unary.device, dtype=unary.dtype)
     refusal = _why_not_fused(unary, terms, start)
     if choice.impl == "reference" or (impl == "auto" and refusal is not None):
@@ -184,13 +199,18 @@ def _check_order_shape(unary: Tensor, order: Tensor | None) -> None:
 
 def _check_values(unary: Tensor, order: Tensor | None) -> None:
     """Refuse values that compiled code would trust: it writes where `order` says."""
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or not unary.numel():
         return
     if unary.device.type == "cpu":
         usable, permutes = _usable_on_cpu(unary), order is None or _permutes_on_cpu(order)
+    elif unary.device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+        return
     else:
-        flags = [unary.amin(dim=2).isfinite().all(), _permutes(order, like=unary[0])]
-        usable, permutes = torch.stack(flags).tolist()  # one wait for both
+        flags = list(unary.detach().amin(dim=2).aminmax())
+        if order is not None:
+            flags.append(_permutes(order).to(unary.dtype))
+        low, high, *flags = torch.stack(flags).tolist()  # one wait for all
+        usable, permutes = math.isfinite(low) and math.isfinite(high), all(flags)
     if not usable:
         raise ValueError(
             "unary holds NaN or -Inf, or +Inf for every label of a point; energies are "
@@ -220,13 +240,11 @@ def _permutes_on_cpu(order: Tensor) -> bool:
     return bool(seen.all())
 
 
-def _permutes(order: Tensor | None, like: Tensor) -> Tensor:
-    """Whether `order` is a permutation: a bool on the device of `like`."""
-    seen = torch.ones(len(like), dtype=torch.bool, device=like.device)
-    if order is None:
-        return seen.all()
+def _permutes(order: Tensor) -> Tensor:
+    """Whether `order` is a permutation: a bool on its device."""
+    seen = torch.zeros(len(order), dtype=torch.bool, device=order.device)
     inside = (order >= 0) & (order < len(order))
-    seen.zero_().index_fill_(0, order.clamp(0, max(len(order) - 1, 0)), 1)
+    seen.index_fill_(0, order.clamp(0, len(order) - 1), 1)
     return (seen & inside).all()
 
 

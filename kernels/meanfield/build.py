@@ -1,8 +1,8 @@
 """The pairwise terms of a batch, made from features: filters, normalisation, shared lattices.
 
-On a GPU the images of a batch share lattices, as many as fit: one build and one wait for the host a
-term, and launches of a single image. On a CPU each image has its own: threads keep both cores busy
-already, and what one image needs stays in the caches.
+On a GPU the images of a batch share lattices, as many as fit: one build a term, one wait for the
+host for all terms, and launches of a single image. On a CPU each image has its own: threads keep
+both cores busy already, and what one image needs stays in the caches.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from kernels.meanfield.filters import (
     SeparableFilter,
     TileFilter,
     pixel_order,
+    reference_lattices,
 )
 from kernels.meanfield.term import Normalization, Term
 from kernels.validate import Precision
@@ -139,23 +140,19 @@ def lattice_groups(
         order = pixel_order(count // settings.width, settings.width)
         features = [points[:, order] for points in features]
 
-    def term(points: Tensor, compatibility: Tensor) -> Term:
-        filter = LatticeFilter.over(points, together, order)
-        ones = points.new_ones(*points.shape[:2], 1)
-        return Term.normalized(filter, compatibility, settings.normalization, ones)
-
-    pairs = list(zip(features, compatibilities, strict=True))
-    shared = [term(points, p) if len(points) == 1 and batch else None for points, p in pairs]
+    shared: dict[int, Term] = {}  # of features that all images share
     for first in range(0, batch, together):
         images = slice(first, min(first + together, batch))
-        size = images.stop - first
-        yield (
-            images,
-            [
-                _repeated(of_all, size, together) if of_all else term(points[images], compatibility)
-                for of_all, (points, compatibility) in zip(shared, pairs, strict=True)
-            ],
-        )
+        own = [k for k in range(len(features)) if k not in shared]
+        points = [features[k] if len(features[k]) == 1 else features[k][images] for k in own]
+        size, terms = images.stop - first, dict(shared)
+        ones = unary.new_ones(size, count, 1)
+        for k, of_images, lattice in zip(own, points, reference_lattices(points), strict=True):
+            filter, mass_of = LatticeFilter([lattice], order), ones[: len(of_images)]
+            terms[k] = Term.normalized(filter, compatibilities[k], settings.normalization, mass_of)
+        shared = {k: term for k, term in terms.items() if len(features[k]) == 1}
+        repeated = {k: _repeated(term, size, together) for k, term in shared.items()}
+        yield images, [(terms | repeated)[k] for k in range(len(features))]
 
 
 def _repeated(term: Term, batch: int, together: int) -> Term:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from kernels import exact
 from kernels.exact import Tiles, apply_tiles, build_tiles
-from kernels.permutohedral import Lattice, apply_lattice, build_lattice, repeat_lattice
+from kernels.permutohedral import Lattice, apply_lattice, build_lattices, repeat_lattice
 from kernels.separable import Separable, apply_separable, build_separable
 from kernels.validate import Precision
 
@@ -245,17 +245,27 @@ def reference_lattice(features: Tensor) -> Lattice:
     pydensecrf places points four at a time and fills the last block with points at the origin.
     They carry no values, but their vertices take part in the blur.
     """
+    return reference_lattices([features])[0]
+
+
+def reference_lattices(features: Sequence[Tensor]) -> list[Lattice]:
+    """`reference_lattice` of each of `features`, on a GPU with one wait for all."""
+    lattices = build_lattices([_in_blocks_of_four(one) for one in features])
+    return [
+        _without_last_points(lattice, *one.shape[:-2]) if one.shape[-2] % 4 else lattice
+        for lattice, one in zip(lattices, features, strict=True)
+    ]
+
+
+def _in_blocks_of_four(features: Tensor) -> Tensor:
     *batch, count, dims = features.shape
     if count % 4 == 0:
-        return build_lattice(features)
+        return features
     origin = features.new_zeros(*batch, 1, dims)  # one has the vertices of several
     if features.device.type == "cpu" and not features.requires_grad:
         # In NumPy: torch would hang in a process that was forked after it had run in parallel.
-        arrays = features.numpy(), origin.numpy()
-        padded = torch.from_numpy(np.concatenate(arrays, -2))
-    else:
-        padded = torch.cat([features, origin], -2)
-    return _without_last_points(build_lattice(padded), *batch)
+        return torch.from_numpy(np.concatenate([features.numpy(), origin.numpy()], -2))
+    return torch.cat([features, origin], -2)
 
 
 def _without_last_points(lattice: Lattice, images: int = 1) -> Lattice:

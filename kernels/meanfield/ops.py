@@ -19,7 +19,7 @@ from torch import Tensor
 from kernels import memory
 from kernels.dispatch import WAITS
 from kernels.meanfield import reference
-from kernels.meanfield.api import mean_field
+from kernels.meanfield.api import mean_field_of_usable
 from kernels.meanfield.build import FilterSettings, lattice_groups, require_finite, terms_of
 from kernels.meanfield.filters import LatticeFilter
 from kernels.meanfield.term import Term
@@ -35,7 +35,7 @@ def infer(
     """Mean field over the filters of some features.
 
     Args:
-        unary: energies `[B, C, N]`.
+        unary: energies `[B, C, N]`, -log softmax of finite logits: nothing looks at them again.
         features: of each term, `[B, N, D]` or `[1, N, D]` for all images, divided by sigma.
         compatibilities: of each term, `[C]` or `[C, C]`.
         settings: how to filter, and how often to update.
@@ -69,7 +69,7 @@ def _update(
     points = unary.transpose(1, 2)
     on_lattices = bool(terms) and all(isinstance(term.filter, LatticeFilter) for term in terms)
     if on_lattices and not differentiable:
-        found = mean_field(points, terms, settings.iterations, marginals=settings.marginals)
+        found = mean_field_of_usable(points, terms, settings.iterations, None, settings.marginals)
     else:
         found = reference.mean_field(
             points.contiguous(), terms, settings.iterations, marginals=settings.marginals

@@ -12,7 +12,13 @@ ops.py        the custom operators
 import torch
 
 from kernels.dispatch import Implementation, register
-from kernels.permutohedral.api import apply_lattice, build_lattice, filter, repeat_lattice
+from kernels.permutohedral.api import (
+    apply_lattice,
+    build_lattice,
+    build_lattices,
+    filter,
+    repeat_lattice,
+)
 from kernels.permutohedral.lattice import Lattice
 from kernels.permutohedral.limits import UnplaceableError
 
@@ -21,6 +27,7 @@ __all__ = [
     "UnplaceableError",
     "apply_lattice",
     "build_lattice",
+    "build_lattices",
     "filter",
     "repeat_lattice",
 ]

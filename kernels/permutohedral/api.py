@@ -7,6 +7,8 @@ points. Features are already divided by sigma.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -52,18 +54,37 @@ def build_lattice(features: Tensor, *, impl: str = "auto") -> Lattice:
         ValueError: another shape, an `impl` that cannot run here, features that hold NaN or Inf,
             are too large, or require a gradient, which the lattice does not have.
     """
-    batched = isinstance(features, Tensor) and features.ndim == 3
-    validate.check_points("features", features, ndim=3 if batched else 2)
-    _check_no_gradient(features)
-    choice = dispatch.choose("permutohedral", impl, device=features.device, dtype=features.dtype)
-    build = dispatch.implementation("permutohedral", choice.impl).build
-    images = max(1, len(features)) if batched else 1
-    points = features.detach().flatten(0, -2)
+    return build_lattices([features], impl=impl)[0]
+
+
+def build_lattices(features: Sequence[Tensor], *, impl: str = "auto") -> list[Lattice]:
+    """`build_lattice` of each of `features`, alike in dtype and device; on a GPU one wait for all.
+
+    Raises:
+        TypeError, ValueError: as `build_lattice`.
+    """
+    for one in features:
+        batched = isinstance(one, Tensor) and one.ndim == 3
+        validate.check_points("features", one, ndim=3 if batched else 2)
+        validate.check_alike("features", one, "features[0]", features[0])
+        _check_no_gradient(one)
+    if not features:
+        return []
+    first = features[0]
+    choice = dispatch.choose("permutohedral", impl, device=first.device, dtype=first.dtype)
+    implementation = dispatch.implementation("permutohedral", choice.impl)
+    points = [one.detach().flatten(0, -2) for one in features]
+    images = [max(1, len(one)) if one.ndim == 3 else 1 for one in features]
     if choice.impl == "triton":  # which learns whether they are placeable as it waits
-        lattice: Lattice = build(points, images)
-        return lattice
-    require_placeable(points)
-    return batch.joined([build(of_image) for of_image in points.chunk(images)])
+        lattices: list[Lattice] = implementation.build_all(points, images)
+        return lattices
+    lattices = []
+    for all_points, several in zip(points, images, strict=True):
+        require_placeable(all_points)
+        lattices.append(
+            batch.joined([implementation.build(one) for one in all_points.chunk(several)])
+        )
+    return lattices
 
 
 def repeat_lattice(lattice: Lattice, images: int) -> Lattice:

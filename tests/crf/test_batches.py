@@ -114,12 +114,12 @@ def test_gradients_and_divergence_of_a_batch_are_those_of_its_images(together, d
 def test_each_term_is_built_once_for_a_batch(monkeypatch, gradient):
     built: list[tuple[int, ...]] = []
 
-    def counted(features: Tensor) -> Any:
-        built.append(tuple(features.shape))
+    def counted(features: list[Tensor]) -> Any:
+        built.extend(tuple(one.shape) for one in features)
         return plain(features)
 
-    plain = filters.build_lattice
-    monkeypatch.setattr(filters, "build_lattice", counted)
+    plain = filters.build_lattices
+    monkeypatch.setattr(filters, "build_lattices", counted)
     monkeypatch.setattr(build, "images_together", lambda features, batch, labels: batch)
     logits, *rest = problem(5, 4, 6)
     layer()(logits.requires_grad_(gradient), *rest)
@@ -129,12 +129,12 @@ def test_each_term_is_built_once_for_a_batch(monkeypatch, gradient):
 def test_a_cpu_has_a_lattice_for_each_image_and_one_where_all_have_the_same_points(monkeypatch):
     built: list[int] = []
 
-    def counted(features: Tensor) -> Any:
-        built.append(len(features))
+    def counted(features: list[Tensor]) -> Any:
+        built.extend(len(one) for one in features)
         return plain(features)
 
-    plain = filters.reference_lattice
-    monkeypatch.setattr(filters, "reference_lattice", counted)
+    plain = build.reference_lattices
+    monkeypatch.setattr(build, "reference_lattices", counted)
     layer(pairwise=())(*problem(3, 4, 6)[:2])
     assert built == [1] * 4
 

@@ -35,6 +35,7 @@ from kernels.permutohedral.triton.filtering import (
     width_of,
 )
 from kernels.permutohedral.triton.segments import require_memory
+from kernels.sizes import blocks, power_of_2
 
 TILE = 1024  # elements: points x labels
 
@@ -62,10 +63,14 @@ def start_kernel(
 def update_kernel(
     logits_ptr, rows_ptr, corners_ptr, weights_ptr, compatibilities_ptr, order_ptr, out_ptr,
     count, point_stride, label_stride,
-    CORNERS: tl.constexpr, OUTPUTS: tl.constexpr, WIDTH: tl.constexpr, MARGINALS: tl.constexpr,
-    BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
+    CORNERS: tl.constexpr, LABELS: tl.constexpr, WIDTH: tl.constexpr, TO_ROWS: tl.constexpr,
+    MARGINALS: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """Slice all terms, whose numbers of corners are CORNERS; subtract, softmax if wanted, write."""
+    """Slice all terms, whose numbers of corners are CORNERS; subtract, softmax if wanted, write.
+
+    TO_ROWS: for the next splat, whose width is known and lets a thread store 16 bytes; else a
+    result of any strides, in the caller's order.
+    """
     p = tl.program_id(0) * BLOCK_P + tl.arange(0, BLOCK_P)
     c = tl.arange(0, BLOCK_C)[None, :]
     real = p < count
@@ -79,10 +84,14 @@ def update_kernel(
         sliced = slice_term(rows_ptr, tables, real, c, count, CORNERS[k], WIDTH, BLOCK_P, BLOCK_C)
         logits -= sliced * tl.load(compatibilities_ptr + k * WIDTH + c, mask=c < WIDTH, other=0.0)
         column += CORNERS[k] * count.to(tl.int64)
-    offs = source_of(p, real, order_ptr)[:, None] * point_stride + c.to(tl.int64) * label_stride
     if MARGINALS:
         logits = softmax(logits, real)
-    tl.store(out_ptr + offs, logits, mask=real[:, None] & (c < OUTPUTS))
+    if TO_ROWS:
+        tl.store(out_ptr + p.to(tl.int64)[:, None] * WIDTH + c, logits, mask=mask)
+    else:
+        source = source_of(p, real, order_ptr)[:, None]
+        offs = source * point_stride + c.to(tl.int64) * label_stride
+        tl.store(out_ptr + offs, logits, mask=real[:, None] & (c < LABELS))
 
 
 @triton.jit
@@ -142,7 +151,7 @@ def mean_field(
     with torch.cuda.device_of(unary):
         logits, first = _start(unary, order, start is None and iterations > 0 and bool(terms))
         if iterations == 0 or not terms:
-            _update(logits, None, output, order, marginals)
+            _update(logits, None, output, unary.shape[1], (order, marginals))
             return
         stack = Stack.of(terms, unary.shape[1])
         if first is None:
@@ -155,9 +164,9 @@ def mean_field(
             blurred, other = blur(rows, spare, stack.neighbours)
             costs = stack.multiplied(blurred, other)
             if left:
-                _update(logits, (stack, costs), first, None, True)
+                _update(logits, (stack, costs), first, unary.shape[1])
             else:
-                _update(logits, (stack, costs), output, order, marginals)
+                _update(logits, (stack, costs), output, unary.shape[1], (order, marginals))
 
 
 def _start(unary: Tensor, order: Tensor | None, with_softmax: bool) -> tuple[Tensor, Tensor | None]:
@@ -167,7 +176,7 @@ def _start(unary: Tensor, order: Tensor | None, with_softmax: bool) -> tuple[Ten
     logits = torch.empty(count, width, dtype=torch.float32, device=unary.device)
     marginals = torch.empty_like(logits) if with_softmax else None
     block_p, block_c = _tile(width)
-    start_kernel[(triton.cdiv(count, block_p),)](
+    start_kernel[(blocks(count, block_p),)](
         unary, order, logits, marginals, count, *unary.stride(),
         LABELS=labels, WIDTH=width, BLOCK_P=block_p, BLOCK_C=block_c,
     )  # fmt: skip
@@ -178,25 +187,29 @@ def _update(
     logits: Tensor,
     pairwise: tuple[Stack, Tensor] | None,
     output: Tensor,
-    order: Tensor | None,
-    marginals: bool,
+    labels: int,
+    last: tuple[Tensor | None, bool] | None = None,
 ) -> None:
-    """Set `output`, of any strides and in the caller's order, to the marginals or the logits."""
+    """Set `output`, rows as `logits`, to the marginals.
+
+    last: the output is of any strides, in this order, and holds marginals or logits.
+    """
     count, width = logits.shape
     block_p, block_c = _tile(width)
     stack, rows = pairwise if pairwise is not None else (None, None)
-    update_kernel[(triton.cdiv(count, block_p),)](
+    order, marginals = last or (None, True)
+    update_kernel[(blocks(count, block_p),)](
         logits, rows,
         *((stack.corners, stack.weights, stack.compatibilities) if stack else [None] * 3),
         order, output, count, *output.stride(),
-        CORNERS=stack.counts if stack else (), OUTPUTS=output.shape[1], WIDTH=width,
-        MARGINALS=marginals, BLOCK_P=block_p, BLOCK_C=block_c,
+        CORNERS=stack.counts if stack else (), LABELS=labels, WIDTH=width,
+        TO_ROWS=last is None, MARGINALS=marginals, BLOCK_P=block_p, BLOCK_C=block_c,
     )  # fmt: skip
 
 
 def _tile(width: int) -> tuple[int, int]:
     """Points and labels of a tile, which holds all labels."""
-    labels = triton.next_power_of_2(width)
+    labels = power_of_2(width)
     return max(1, TILE // labels), labels
 
 

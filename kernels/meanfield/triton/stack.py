@@ -11,7 +11,7 @@ weights. One launch a term and table; nothing waits for the device.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -23,7 +23,8 @@ from torch import Tensor
 from kernels.meanfield.term import LatticeTerm
 from kernels.permutohedral.lattice import Lattice
 from kernels.permutohedral.triton.filtering import Splat, fold, width_of
-from kernels.permutohedral.triton.segments import completed, num_partials
+from kernels.permutohedral.triton.segments import completed
+from kernels.sizes import blocks
 
 BLOCK = 512  # points, pieces or rows a program
 
@@ -49,19 +50,37 @@ def corners_kernel(
         to += count
 
 
-@triton.jit(do_not_specialize=["count", "stride", "first", "shift", "rows", "row", "partial"])
+@triton.jit(
+    do_not_specialize=[
+        "pieces", "all_pieces", "first_piece", "entry", "sums", "all_sums", "first_sum",
+        "rows", "row", "partial",
+    ]
+)  # fmt: skip
 def move_kernel(
-    table_ptr, out_ptr, count, stride, first, shift, rows, row, partial, BLOCK: tl.constexpr
+    pieces_ptr, pieces_out_ptr, sums_ptr, sums_out_ptr,
+    pieces, all_pieces, first_piece, entry, sums, all_sums, first_sum, rows, row, partial,
+    BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Pieces or sums of one term as columns of all: ranges by `shift`, targets to where they went.
+    """Pieces and sums of one term as columns of all, whose entries move by `entry`."""
+    i = (tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)).to(tl.int64)
+    if tl.program_id(1) == 0:
+        out_ptr = pieces_out_ptr + first_piece
+        move(pieces_ptr, out_ptr, i, pieces, all_pieces, entry, rows, row, partial)
+    else:
+        out_ptr = sums_out_ptr + first_sum
+        move(sums_ptr, out_ptr, i, sums, all_sums, partial - rows, rows, row, partial)
+
+
+@triton.jit
+def move(table_ptr, out_ptr, i, count, stride, shift, rows, row, partial):
+    """A table's columns: ranges by `shift`, targets to where they went.
 
     Row r is row + r among those of all terms, partial row rows + q is partial + q.
     """
-    i = (tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)).to(tl.int64)
     real = i < count
     target = tl.load(table_ptr + 2 * count.to(tl.int64) + i, mask=real, other=-1)
     moved = tl.where(target < rows, target + row, target - rows + partial)
-    out = out_ptr + first + i
+    out = out_ptr + i
     tl.store(out, tl.load(table_ptr + i, mask=real, other=0) + shift, mask=real)
     last = tl.load(table_ptr + count + i, mask=real, other=0)
     tl.store(out + stride, last + shift, mask=real)
@@ -111,11 +130,14 @@ class Stack:
         """The terms, at least one, over the same points, at least one."""
         lattices = [completed(term.lattice) for term in terms]
         bounds = [0, *itertools.accumulate(lattice.num_rows for lattice in lattices)]
-        factors = [_padded(term.compatibility, width_of(labels)) for term in terms]
+        factors, width = [term.compatibility for term in terms], width_of(labels)
         if any(factor.ndim == 2 for factor in factors):
-            compatibilities = factors[0].new_ones(len(terms), width_of(labels))
+            compatibilities = factors[0].new_ones(len(terms), width)
+            factors = [_padded(factor, width) for factor in factors]
         else:
-            compatibilities, factors = torch.stack(factors), []
+            compatibilities = factors[0].new_zeros(len(terms), width)
+            torch.stack(factors, out=compatibilities[:, :labels])
+            factors = []
         corners, weights = _corners(lattices, terms, bounds)
         return cls(
             splat=_splat(lattices, terms, bounds),
@@ -152,7 +174,7 @@ def _corners(
     column = 0
     for lattice, term, first in zip(lattices, terms, bounds, strict=False):
         after = None if term.after is None else term.after.contiguous()
-        corners_kernel[(triton.cdiv(count, BLOCK),)](
+        corners_kernel[(blocks(count, BLOCK),)](
             lattice.corners.contiguous(), lattice.weights.contiguous(), after, corners, weights,
             count, first, column,
             SCALE=lattice.scale, CORNERS=lattice.num_dims + 1, BLOCK=BLOCK,
@@ -165,34 +187,31 @@ def _splat(
     lattices: Sequence[Lattice], terms: Sequence[LatticeTerm], bounds: Sequence[int]
 ) -> Splat:
     """One splat for all lattices."""
-    splats = [fold(a, term.before) for a, term in zip(lattices, terms, strict=True)]
-    if len(splats) == 1:
-        return splats[0]
-    like = splats[0].pieces
-    pieces = like.new_empty(3, sum(splat.pieces.shape[1] for splat in splats))
-    sums = like.new_empty(3, sum(splat.sums.shape[1] for splat in splats))
+    if len(lattices) == 1:
+        return fold(lattices[0], terms[0].before)
+    like = lattices[0].corners
+    points = like.new_empty(_columns(lattice.entries for lattice in lattices))
+    weights = torch.empty_like(points, dtype=torch.float32)
+    pieces = like.new_empty(3, _columns(lattice.pieces for lattice in lattices))
+    sums = like.new_empty(3, _columns(lattice.sums for lattice in lattices))
     partial, entry, piece, sum_ = bounds[-1], 0, 0, 0
-    for splat, row in zip(splats, bounds, strict=False):
-        targets = splat.rows, row, partial
-        _move(splat.pieces, pieces, piece, entry, *targets)
-        _move(splat.sums, sums, sum_, partial - splat.rows, *targets)
-        entry += len(splat.points)
-        piece += splat.pieces.shape[1]
-        sum_ += splat.sums.shape[1]
-        partial += num_partials(len(splat.points))
-    points = torch.cat([splat.points for splat in splats])
-    weights = torch.cat([splat.weights for splat in splats])
+    for lattice, term, row in zip(lattices, terms, bounds, strict=False):
+        own = fold(lattice, term.before, (points, weights), entry)
+        widths = own.pieces.shape[1], own.sums.shape[1]  # sums are fewer
+        move_kernel[blocks(widths[0], BLOCK), 2 if widths[1] else 1](
+            own.pieces, pieces, own.sums, sums, widths[0], pieces.shape[1], piece, entry,
+            widths[1], sums.shape[1], sum_, own.rows, row, partial, BLOCK=BLOCK,
+        )  # fmt: skip
+        entry += _columns([lattice.entries])
+        piece += widths[0]
+        sum_ += widths[1]
+        partial += own.buffer_rows - own.rows
     return Splat(points, weights, pieces, sums, bounds[-1], partial)
 
 
-def _move(
-    table: Tensor, out: Tensor, first: int, shift: int, rows: int, row: int, partial: int
-) -> None:
-    count = table.shape[1]
-    if count:
-        move_kernel[(triton.cdiv(count, BLOCK),)](
-            table, out, count, out.shape[1], first, shift, rows, row, partial, BLOCK=BLOCK
-        )
+def _columns(tables: Iterable[Tensor | None]) -> int:
+    """Of all together."""
+    return sum(table.shape[-1] for table in tables if table is not None)
 
 
 def _neighbours(lattices: Sequence[Lattice], bounds: Sequence[int]) -> Tensor:
@@ -201,7 +220,7 @@ def _neighbours(lattices: Sequence[Lattice], bounds: Sequence[int]) -> Tensor:
     directions = max(lattice.num_dims + 1 for lattice in lattices)
     neighbours = lattices[0].neighbours.new_empty(directions, 2, bounds[-1])
     for lattice, first in zip(lattices, bounds, strict=False):
-        neighbours_kernel[(triton.cdiv(lattice.num_rows, BLOCK), 2 * directions)](
+        neighbours_kernel[(blocks(lattice.num_rows, BLOCK), 2 * directions)](
             lattice.neighbours.contiguous(), neighbours, lattice.num_rows, bounds[-1], first,
             LINES=2 * (lattice.num_dims + 1), BLOCK=BLOCK,
         )  # fmt: skip

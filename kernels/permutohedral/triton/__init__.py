@@ -14,10 +14,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from kernels.permutohedral.triton.building import build
+from kernels.permutohedral.triton.building import build, build_all
 from kernels.permutohedral.triton.filtering import filter
 
-__all__ = ["build", "filter", "filter_batch"]
+__all__ = ["build", "build_all", "filter", "filter_batch"]
 
 MOST_POINTS = 2**22  # that one lattice of several images holds, so that memory stays bounded
 

@@ -5,12 +5,12 @@ significant digit, above it the image where several are built at once. The radic
 of the coordinates, which follow from the ranges of the features and stay on the device.
 
     features -> packed keys, weights     place_kernel: D+1 entries a point
-    keys     -> rows, entries by row     one stable sort of all entries
+    keys     -> rows, entries by row     one stable sort of all entries, begin_kernel, number_kernel
     rows     -> neighbours               search_kernel: key + step, by binary search
 
-The host waits for the device once, for the number of rows; whether the features were placeable and
-the radices fit into an int64 comes with it. If they do not fit, keys are packed into several words
-and the words replaced by their ranks, which costs further waits.
+The host waits for the device once, for the number of rows, however many lattices it builds; whether
+the features were placeable and the radices fit into an int64 comes with it. If they do not fit,
+keys are packed into several words and the words replaced by their ranks, which costs further waits.
 
 Placing rounds as eager.py does, operation by operation: kernels that place are compiled without
 contraction of a * b + c to one rounding, which would move points to other simplices.
@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -34,11 +35,12 @@ from kernels.permutohedral.triton.segments import (
     highest_bit,
     rank,
     require_memory,
-    starts_of,
 )
+from kernels.sizes import blocks, power_of_2
 
 WORD = 2**62  # a packed key stays below this
 PLACE_TILE = 512  # points x coordinates that a program places
+NUMBER_BLOCK = 1024  # entries
 SEARCH_BLOCK = 256  # vertices
 BYTES_PER_ENTRY = 44  # held while sorting: weight, key, sorted key and number, the sort's copies
 
@@ -51,7 +53,7 @@ def pack_kernel(
 
     Coordinate j is sum_{i >= j} s_i - j s_{j-1} of the scaled features s; the margin holds the
     rounding to a vertex, the other corners of its simplex and their neighbours. The report is the
-    largest sum of magnitudes, and the extent of each coordinate.
+    largest sum of magnitudes and the extent of each coordinate, behind room for a number.
     """
     dims: tl.constexpr = len(SCALES)
     margin: tl.constexpr = 4 * (dims + 1)
@@ -72,10 +74,10 @@ def pack_kernel(
         extent = tl.ceil(high) + margin - low + 1
         tl.store(lows_ptr + j, low.to(tl.int64))
         tl.store(strides_ptr + j, stride)
-        tl.store(report_ptr + 1 + j, extent)
+        tl.store(report_ptr + 2 + j, extent)
         stride *= extent.to(tl.int64)
     tl.store(strides_ptr + dims, stride)
-    tl.store(report_ptr, reach)
+    tl.store(report_ptr + 1, reach)
 
 
 @triton.jit(do_not_specialize=["count", "points_per_image"])
@@ -131,6 +133,39 @@ def place_kernel(
         tl.store(weights_ptr + offs, weight, mask=real)
 
 
+@triton.jit(do_not_specialize=["count"])
+def begin_kernel(keys_ptr, begins_ptr, count, BLOCK: tl.constexpr):
+    """1 where a key differs from the one before it, else 0."""
+    offs = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    follows = (offs > 0) & (offs < count)
+    before = tl.load(keys_ptr + offs - 1, mask=follows, other=0)
+    begins = follows & (tl.load(keys_ptr + offs, mask=follows, other=0) != before)
+    tl.store(begins_ptr + offs, begins.to(tl.int32), mask=offs < count)
+
+
+@triton.jit(do_not_specialize=["count", "rows", "points"])
+def number_kernel(
+    sorted_ptr, order_ptr, row_ptr, keys_ptr, starts_ptr, corners_ptr, entries_ptr, parts_ptr,
+    count, rows, points, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Key and first entry of each row, row of each corner; all points are one part."""
+    offs = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    real = offs < count
+    row = tl.load(row_ptr + offs, mask=real, other=0)
+    entry = tl.load(order_ptr + offs, mask=real, other=0)
+    tl.store(corners_ptr + entry, row, mask=real)
+    tl.store(entries_ptr + offs, entry.to(tl.int32), mask=real)
+    before = tl.load(row_ptr + offs - 1, mask=real & (offs > 0), other=-1)
+    begins = real & (row != before)
+    tl.store(starts_ptr + row, offs.to(tl.int32), mask=begins)
+    tl.store(keys_ptr + row, tl.load(sorted_ptr + offs, mask=begins, other=0), mask=begins)
+    if tl.program_id(0) == 0:
+        tl.store(starts_ptr + rows, count)
+        i = tl.arange(0, 8)
+        number = tl.where(i == 3, points, tl.where(i == 4, rows, 0))
+        tl.store(parts_ptr + i, number.to(tl.int64), mask=i < 6)
+
+
 @triton.jit(do_not_specialize=["rows", "highest_bit"])
 def search_kernel(
     keys_ptr, strides_ptr, neighbours_ptr, rows, highest_bit,
@@ -154,48 +189,95 @@ def search_kernel(
         tl.store(neighbours_ptr + offs, tl.where(exists, found, rows).to(tl.int32), mask=real)
 
 
+@dataclass(frozen=True)
+class Placed:
+    """What is known of a lattice before the host has waited.
+
+    lows and strides are as of `pack`; keys, entries and row as of `_sort`.
+    """
+
+    points: Tensor
+    images: int
+    lows: Tensor
+    strides: Tensor
+    weights: Tensor
+    keys: Tensor
+    entries: Tensor
+    row: Tensor
+
+
 def build(features: Tensor, images: int = 1) -> Lattice:
-    """Build the lattice of float32 `features` `[N, D]`, divided by sigma.
+    """Build the lattice of float32 `features` `[N, D]`, divided by sigma; see `build_all`."""
+    return build_all([features], [images])[0]
+
+
+def build_all(features: Sequence[Tensor], images: Sequence[int]) -> list[Lattice]:
+    """Build a lattice of each of some float32 `features` `[N, D]`, divided by sigma.
 
     The points may be those of several images of equal size, one image after another: those of
-    different images share no vertex. The lattice has `entries`, `pieces` and `sums`, no `chains`.
+    different images share no vertex. Lattices have `entries`, `pieces` and `sums`, no `chains`.
 
     Raises:
         ValueError: as `kernels.permutohedral.require_placeable`, from the same transfer
-            that brings the number of rows.
+            that brings the numbers of rows.
         MemoryError: the build does not fit the device.
     """
-    count, dims = features.shape
-    require_indexable(count, dims)
-    held = count * (dims + 1) * BYTES_PER_ENTRY
-    require_memory(held, features.device, f"a lattice of {count} points in {dims} dimensions")
+    for one in features:
+        count, dims = one.shape
+        require_indexable(count, dims)
+        held = count * (dims + 1) * BYTES_PER_ENTRY
+        require_memory(held, one.device, f"a lattice of {count} points in {dims} dimensions")
+    width = max(one.shape[1] for one in features) + 2
+    even = width + width % 2  # reports start at 16 bytes: one pack_kernel serves all
+    with torch.cuda.device_of(features[0]):
+        filled = [k for k, one in enumerate(features) if len(one)]
+        report = features[0].new_empty(len(filled), even, dtype=torch.float64)
+        placed = [
+            _placed(features[k], images[k], own) for k, own in zip(filled, report, strict=True)
+        ]
+        if placed:
+            torch.stack([each.row[-1] for each in placed], out=report[:, 0])
+        found = zip(placed, report.tolist(), strict=True)  # the one wait
+        finished = {k: _finished(*each) for k, each in zip(filled, found, strict=True)}
+        return [finished[k] if k in finished else _empty(one) for k, one in enumerate(features)]
+
+
+def _placed(features: Tensor, images: int, report: Tensor) -> Placed:
     points = features.detach().contiguous()
-    if not count:
-        return _empty(points)
-    with torch.cuda.device_of(points):
-        lows, strides, report = pack(points)
-        keys, weights = place(points, lows, strides, images)
-        sorted_keys, entries, row = _sort(keys)
-        reach, *extents, last = torch.cat([report, row[-1:].double()]).tolist()  # the one wait
-        refuse_unplaceable(reach, dims, points.dtype)
-        words = _word_strides([int(extent) for extent in extents], images)
-        if len(words) == 1:
-            starts = starts_of(row, int(last) + 1)
-            neighbours = search(sorted_keys[starts[:-1]], strides, dims)
-        else:
-            found = _rank_words(points, lows, words, images)
-            entries, row, starts, neighbours = found
-        pieces, sums = cut(starts, len(entries))
-    return Lattice(
-        corners=torch.empty_like(row).scatter_(0, entries, row).view(count, dims + 1),
-        weights=weights,
-        neighbours=neighbours,
-        ghosts=row.new_empty(0, 2),
-        parts=_parts(count, len(starts) - 1, points.device),
-        entries=entries.int(),
-        pieces=pieces,
-        sums=sums,
-    )
+    lows, strides = pack(points, report)
+    keys, weights = place(points, lows, strides, images)
+    return Placed(points, images, lows, strides, weights, *_sort(keys))
+
+
+def _finished(placed: Placed, report: Sequence[float]) -> Lattice:
+    points, weights = placed.points, placed.weights
+    (count, dims), device = points.shape, points.device
+    last, reach, *extents = report[: dims + 2]
+    refuse_unplaceable(reach, dims, points.dtype)
+    word_strides = _word_strides([int(extent) for extent in extents], placed.images)
+    sorted_keys, order, row, rows = placed.keys, placed.entries, placed.row, int(last) + 1
+    if len(word_strides) > 1:
+        strides = torch.tensor(word_strides, device=device)
+        words = torch.stack([place(points, placed.lows, s, placed.images)[0] for s in strides])
+        levels = _levels(words)
+        sorted_keys, order, row = _sort(_ranked(words, levels))
+        rows = int(row[-1]) + 1
+    keys = torch.empty(rows, dtype=torch.int64, device=device)
+    starts = torch.empty(rows + 1, dtype=torch.int32, device=device)
+    corners = torch.empty(count, dims + 1, dtype=torch.int32, device=device)
+    entries = torch.empty_like(row)
+    parts = torch.empty(2, 3, dtype=torch.int64, device=device)
+    number_kernel[(blocks(len(entries), NUMBER_BLOCK),)](
+        sorted_keys, order, row, keys, starts, corners, entries, parts, len(entries), rows, count,
+        BLOCK=NUMBER_BLOCK,
+    )  # fmt: skip
+    if len(word_strides) == 1:
+        neighbours = search(keys, placed.strides, dims)
+    else:
+        neighbours = _search_words(keys, words[:, order[starts[:-1]]], strides, levels)
+    pieces, sums = cut(starts, len(entries))
+    ghosts = corners.new_empty(0, 2)
+    return Lattice(corners, weights, neighbours, ghosts, parts, None, entries, pieces, sums)
 
 
 def scales(dims: int) -> tuple[float, ...]:
@@ -204,15 +286,14 @@ def scales(dims: int) -> tuple[float, ...]:
     return tuple(float(np.float32(spread / math.sqrt(j * (j + 1)))) for j in range(1, dims + 1))
 
 
-def pack(points: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Lowest coordinates `[D]`, strides `[D+1]` (the last is the image's), and the report."""
+def pack(points: Tensor, report: Tensor) -> tuple[Tensor, Tensor]:
+    """Lowest coordinates `[D]`, strides `[D+1]` (the last is the image's); set `report[1:]`."""
     dims = points.shape[1]
     least, most = torch.aminmax(points, dim=0)
     lows = torch.empty(dims, dtype=torch.int64, device=points.device)
     strides = torch.empty(dims + 1, dtype=torch.int64, device=points.device)
-    report = torch.empty(dims + 1, dtype=torch.float64, device=points.device)
     pack_kernel[(1,)](least, most, lows, strides, report, SCALES=scales(dims), num_warps=1)
-    return lows, strides, report
+    return lows, strides
 
 
 def place(points: Tensor, lows: Tensor, strides: Tensor, images: int) -> tuple[Tensor, Tensor]:
@@ -220,9 +301,9 @@ def place(points: Tensor, lows: Tensor, strides: Tensor, images: int) -> tuple[T
     count, dims = points.shape
     keys = torch.empty(count * (dims + 1), dtype=torch.int64, device=points.device)
     weights = torch.empty(count, dims + 1, dtype=torch.float32, device=points.device)
-    width = triton.next_power_of_2(dims + 1)
+    width = power_of_2(dims + 1)
     block = max(1, PLACE_TILE // width)
-    place_kernel[(triton.cdiv(count, block),)](
+    place_kernel[(blocks(count, block),)](
         points, lows, strides, keys, weights, count, count // images,
         SCALES=scales(dims), INVERSE=float(np.float32(1 / (dims + 1))), BLOCK=block, WIDTH=width,
         enable_fp_fusion=False,
@@ -234,7 +315,7 @@ def search(keys: Tensor, strides: Tensor, dims: int) -> Tensor:
     """Neighbours int32 `[D+1, 2, R]` of the vertices with these sorted, distinct packed keys."""
     rows = len(keys)
     neighbours = torch.empty(dims + 1, 2, rows, dtype=torch.int32, device=keys.device)
-    search_kernel[(triton.cdiv(rows, SEARCH_BLOCK), dims + 1)](
+    search_kernel[(blocks(rows, SEARCH_BLOCK), dims + 1)](
         keys, strides, neighbours, rows, highest_bit(rows),
         DIMS=dims, BLOCK=SEARCH_BLOCK,
     )  # fmt: skip
@@ -244,18 +325,11 @@ def search(keys: Tensor, strides: Tensor, dims: int) -> Tensor:
 def _sort(keys: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Sorted keys, the entries in that order (int64), and the row of each (int32)."""
     sorted_keys, entries = torch.sort(keys, stable=True)
-    begins = sorted_keys[1:] != sorted_keys[:-1]
-    row = torch.zeros(len(keys), dtype=torch.int32, device=keys.device)
-    torch.cumsum(begins, 0, dtype=torch.int32, out=row[1:])
-    return sorted_keys, entries, row
-
-
-def _parts(count: int, rows: int, device: torch.device) -> Tensor:
-    """All points are one part; filled on the device, where a copy to it would wait."""
-    parts = torch.zeros(2, 3, dtype=torch.int64, device=device)
-    parts[1, 0].fill_(count)
-    parts[1, 1].fill_(rows)
-    return parts
+    begins = torch.empty(len(keys), dtype=torch.int32, device=keys.device)
+    begin_kernel[(blocks(len(keys), NUMBER_BLOCK),)](
+        sorted_keys, begins, len(keys), BLOCK=NUMBER_BLOCK
+    )
+    return sorted_keys, entries, torch.cumsum(begins, 0, dtype=torch.int32)
 
 
 def _empty(points: Tensor) -> Lattice:
@@ -266,7 +340,7 @@ def _empty(points: Tensor) -> Lattice:
         weights=points.new_empty(0, dims + 1),
         neighbours=integers.view(dims + 1, 2, 0),
         ghosts=integers.view(0, 2),
-        parts=_parts(0, 0, points.device),
+        parts=integers.new_zeros(2, 3, dtype=torch.int64),
         entries=integers,
         pieces=integers.view(3, 0),
         sums=integers.view(3, 0),
@@ -290,26 +364,19 @@ def _word_strides(extents: Sequence[int], images: int) -> list[list[int]]:
     return words[::-1]
 
 
-def _rank_words(
-    points: Tensor, lows: Tensor, word_strides: list[list[int]], images: int
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Entries, their rows, the starts of rows and the neighbours, for keys of several words."""
-    dims = points.shape[1]
-    strides = torch.tensor(word_strides, device=points.device)
-    words = torch.stack([place(points, lows, of_word, images)[0] for of_word in strides])
-    levels = _levels(words)
-    sorted_keys, entries, row = _sort(_ranked(words, levels))
-    starts = starts_of(row, int(row[-1]) + 1)
-    rows, own = len(starts) - 1, starts[:-1]
-    keys, words = sorted_keys[own], words[:, entries[own]]
-    neighbours = torch.empty(dims + 1, 2, rows, dtype=torch.int32, device=points.device)
+def _search_words(
+    keys: Tensor, words: Tensor, strides: Tensor, levels: list[tuple[Tensor, Tensor]]
+) -> Tensor:
+    """Neighbours, as of `search`, of vertices with these ranks `[R]` and words `[W, R]`."""
+    rows, dims = len(keys), strides.shape[1] - 1
+    neighbours = torch.empty(dims + 1, 2, rows, dtype=torch.int32, device=keys.device)
     for j, sides in enumerate(neighbours):
         step = strides[:, :dims].sum(1) - (dims + 1) * (strides[:, j] if j < dims else 0)
         for side, sign in zip(sides, (-1, 1), strict=True):
             wanted = _ranked(words + sign * step[:, None], levels)
             place_of = torch.searchsorted(keys, wanted).clamp_(max=rows - 1)
             side.copy_(torch.where(keys[place_of] == wanted, place_of, rows))
-    return entries, row, starts, neighbours
+    return neighbours
 
 
 def _levels(words: Tensor) -> list[tuple[Tensor, Tensor]]:

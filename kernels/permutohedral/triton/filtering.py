@@ -27,6 +27,7 @@ from kernels.permutohedral.triton.segments import (
     num_partials,
     require_memory,
 )
+from kernels.sizes import blocks, power_of_2
 
 MAX_BLOCK_C = 64  # channels of a tile; more are further programs
 SPLAT_TILE = 256  # elements: few rows, since the longest piece of a tile decides how long it takes
@@ -34,12 +35,12 @@ TILE = 1024  # elements of the other tiles
 FOLD_BLOCK = 1024  # entries
 
 
-@triton.jit(do_not_specialize=["entries", "limit"])
+@triton.jit(do_not_specialize=["entries", "limit", "to"])
 def fold_kernel(
-    entries_ptr, weights_ptr, before_ptr, points_ptr, folded_ptr, entries, limit,
+    entries_ptr, weights_ptr, before_ptr, points_ptr, folded_ptr, entries, limit, to,
     CORNERS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Point and weight of each entry, in the order of entries; 0 and 0 from `limit` on."""
+    """Point and weight of each entry, in their order, from place `to` on; 0 from `limit` on."""
     offs = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     real = offs < entries
     entry = tl.load(entries_ptr + offs, mask=real, other=0)
@@ -48,8 +49,8 @@ def fold_kernel(
     weight = tl.load(weights_ptr + entry, mask=live, other=0.0)
     if before_ptr is not None:
         weight *= tl.load(before_ptr + point, mask=live, other=0.0)
-    tl.store(points_ptr + offs, point, mask=real)
-    tl.store(folded_ptr + offs, weight, mask=real)
+    tl.store(points_ptr + to + offs, point, mask=real)
+    tl.store(folded_ptr + to + offs, weight, mask=real)
 
 
 @triton.jit(do_not_specialize=["pieces"])
@@ -196,30 +197,34 @@ def filter(lattice: Lattice, values: Tensor, reverse: bool = False) -> Tensor:
 
 def width_of(channels: int) -> int:
     """Floats of a row: the next power of two up to 4, from there on the next multiple of 8."""
-    return triton.next_power_of_2(channels) if channels <= 4 else -(-channels // 8) * 8
+    return power_of_2(channels) if channels <= 4 else -(-channels // 8) * 8
 
 
 def block_of(width: int, tile: int) -> tuple[int, int, int]:
     """Rows and channels of a tile of so many elements, and how many tiles hold a whole row."""
-    channels = min(MAX_BLOCK_C, triton.next_power_of_2(width))
-    return max(1, tile // channels), channels, triton.cdiv(width, channels)
+    channels = min(MAX_BLOCK_C, power_of_2(width))
+    return max(1, tile // channels), channels, blocks(width, channels)
 
 
-def fold(lattice: Lattice, before: Tensor | None) -> Splat:
-    """The splat of a completed lattice, values multiplied by `before` `[N]`."""
+def fold(
+    lattice: Lattice, before: Tensor | None, into: tuple[Tensor, Tensor] | None = None, to: int = 0
+) -> Splat:
+    """The splat of a completed lattice, values multiplied by `before` `[N]`.
+
+    into: points and weights of several lattices, of which this one's stand from `to` on.
+    """
     entries, pieces, sums = lattice.entries, lattice.pieces, lattice.sums
     assert entries is not None
     assert pieces is not None
     assert sums is not None
-    points = torch.empty_like(entries)
-    folded = torch.empty(len(entries), dtype=torch.float32, device=entries.device)
-    fold_kernel[(triton.cdiv(len(entries), FOLD_BLOCK),)](
+    count, rows = len(entries), lattice.num_rows
+    points, folded = into or (torch.empty_like(entries), lattice.weights.new_empty(count))
+    fold_kernel[(blocks(count, FOLD_BLOCK),)](
         entries, lattice.weights.contiguous(),
         None if before is None else before.contiguous(), points, folded,
-        len(entries), lattice.corners.numel(), CORNERS=lattice.num_dims + 1, BLOCK=FOLD_BLOCK,
+        count, lattice.corners.numel(), to, CORNERS=lattice.num_dims + 1, BLOCK=FOLD_BLOCK,
     )  # fmt: skip
-    rows = lattice.num_rows
-    return Splat(points, folded, pieces, sums, rows, rows + num_partials(len(entries)))
+    return Splat(points, folded, pieces, sums, rows, rows + num_partials(count))
 
 
 def buffers(splat: Splat, width: int) -> tuple[Tensor, Tensor]:
@@ -233,7 +238,7 @@ def splat_rows(values: Tensor, splat: Splat, rows: Tensor) -> None:
     width = rows.shape[1]
     pieces, sums = splat.pieces.shape[1], splat.sums.shape[1]
     block_p, block_c, across = block_of(width, SPLAT_TILE)
-    splat_kernel[(triton.cdiv(pieces, block_p), across)](
+    splat_kernel[(blocks(pieces, block_p), across)](
         values, splat.points, splat.weights, splat.pieces, rows, pieces,
         CHANNELS=values.shape[1], WIDTH=width, UNROLL=4, BLOCK_P=block_p, BLOCK_C=block_c,
         num_warps=2,
@@ -254,7 +259,7 @@ def blur(
     block_r, block_c, across = block_of(width, TILE)
     neighbours = neighbours.contiguous()
     for j in reversed(range(directions)) if reverse else range(directions):
-        blur_kernel[(triton.cdiv(count, block_r), across)](
+        blur_kernel[(blocks(count, block_r), across)](
             rows, spare, neighbours, j, count, WIDTH=width, BLOCK_R=block_r, BLOCK_C=block_c
         )
         rows, spare = spare, rows
@@ -265,7 +270,7 @@ def _slice(lattice: Lattice, rows: Tensor, output: Tensor) -> None:
     count, channels = output.shape
     width = rows.shape[1]
     block_p, block_c, across = block_of(width, TILE)
-    slice_kernel[(triton.cdiv(count, block_p), across)](
+    slice_kernel[(blocks(count, block_p), across)](
         rows, lattice.corners.contiguous(), lattice.weights.contiguous(), output, count,
         SCALE=lattice.scale, CORNERS=lattice.num_dims + 1, CHANNELS=channels, WIDTH=width,
         BLOCK_P=block_p, BLOCK_C=block_c,

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from kernels import memory
 from kernels.permutohedral.lattice import Lattice
+from kernels.sizes import blocks
 
 PIECE = 128  # entries
 BLOCK = 256  # rows, pieces or sums a program
@@ -59,13 +60,27 @@ def count_kernel(starts_ptr, counts_ptr, rows, PIECE: tl.constexpr, BLOCK: tl.co
     tl.store(offs + rows + rows, several.to(tl.int32), mask=real)
 
 
-@triton.jit(do_not_specialize=["rows", "pieces", "highest_bit"])
-def piece_kernel(
-    starts_ptr, ends_ptr, pieces_ptr, rows, pieces, highest_bit,
+@triton.jit(do_not_specialize=["rows", "pieces", "sums", "highest_bit"])
+def cut_kernel(
+    starts_ptr, ends_ptr, pieces_ptr, sums_ptr, rows, pieces, sums, highest_bit,
     PIECE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Entries and target of each piece; `ends` are the running sums of counts, `[3, R]`."""
-    piece = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    """Pieces by the first column of programs, sums by the second.
+
+    `ends` are the running sums of counts, `[3, R]`.
+    """
+    which = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    if tl.program_id(1) == 0:
+        write_pieces(starts_ptr, ends_ptr, pieces_ptr, which, rows, pieces, highest_bit, PIECE)
+    else:
+        write_sums(ends_ptr, sums_ptr, which, rows, sums, highest_bit)
+
+
+@triton.jit
+def write_pieces(
+    starts_ptr, ends_ptr, pieces_ptr, piece, rows, pieces, highest_bit, PIECE: tl.constexpr
+):  # fmt: skip
+    """Entries and target of each piece."""
     inside = piece < pieces
     row = rank(ends_ptr, rows, piece + 1, inside, highest_bit)
     real = inside & (row < rows)
@@ -82,10 +97,9 @@ def piece_kernel(
     tl.store(offs + pieces + pieces, tl.where(real, target, -1), mask=inside)
 
 
-@triton.jit(do_not_specialize=["rows", "sums", "highest_bit"])
-def table_kernel(ends_ptr, sums_ptr, rows, sums, highest_bit, BLOCK: tl.constexpr):
+@triton.jit
+def write_sums(ends_ptr, sums_ptr, which, rows, sums, highest_bit):
     """Partial rows and target of each sum."""
-    which = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = which < sums
     several_ptr = ends_ptr + rows + rows.to(tl.int64)
     row = rank(several_ptr, rows, which + 1, inside, highest_bit)
@@ -111,17 +125,14 @@ def cut(starts: Tensor, entries: int) -> tuple[Tensor, Tensor]:
     """
     rows = len(starts) - 1
     counts = torch.empty(3, rows, dtype=torch.int32, device=starts.device)
-    count_kernel[(triton.cdiv(rows, BLOCK),)](starts, counts, rows, PIECE=PIECE, BLOCK=BLOCK)
+    count_kernel[(blocks(rows, BLOCK),)](starts, counts, rows, PIECE=PIECE, BLOCK=BLOCK)
     ends = torch.cumsum(counts, 1, dtype=torch.int32)
     pieces = counts.new_empty(3, rows + entries // PIECE)
     sums = counts.new_empty(3, entries // PIECE)  # at most so many rows have several pieces
-    count, most = pieces.shape[1], sums.shape[1]
-    bit = highest_bit(rows)
-    piece_kernel[(triton.cdiv(count, BLOCK),)](
-        starts, ends, pieces, rows, count, bit, PIECE=PIECE, BLOCK=BLOCK
-    )
-    if most:
-        table_kernel[(triton.cdiv(most, BLOCK),)](ends, sums, rows, most, bit, BLOCK=BLOCK)
+    cut_kernel[blocks(pieces.shape[1], BLOCK), 2 if sums.numel() else 1](  # sums are fewer
+        starts, ends, pieces, sums, rows, pieces.shape[1], sums.shape[1], highest_bit(rows),
+        PIECE=PIECE, BLOCK=BLOCK,
+    )  # fmt: skip
     return pieces, sums
 
 

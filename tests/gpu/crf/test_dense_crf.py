@@ -109,9 +109,18 @@ def test_eight_images_in_one_mean_field_have_the_bits_of_each_and_wait_as_one(
     found = model(logits, images)
     for b in range(8):
         assert torch.equal(found[b : b + 1], model(logits[b : b + 1], images[b : b + 1]))
-    # The check of the logits, the lattice of each term, the check of mean field.
+    # The check of the logits, and the lattices of both terms.
     together, alone = (waits_of(lambda n=n: model(logits[:n], images[:n])) for n in (8, 1))
-    assert together == alone == 4
+    assert together == alone == 2
+
+
+def test_a_matrix_of_compatibilities_costs_no_wait() -> None:
+    logits, images = (t.cuda() for t in problem(1, 5, 60, 70))
+    model = layer(5, "permutohedral", SIGMAS[0], compatibility=1 - torch.eye(5)).cuda()
+    model(logits, images)  # compiled
+    assert waits_of(lambda: model(logits, images)) == 2
+    with pytest.raises(ValueError, match=r"layer\.to\('cuda:0'\)"):
+        model.cpu()(logits, images)
 
 
 def test_a_batch_in_groups_has_the_same_bits_and_less_memory(

@@ -52,12 +52,11 @@ def test_a_batch_is_that_of_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_builds_waits_and_updates_do_not_grow_with_the_batch(
     monkeypatch: pytest.MonkeyPatch, batch: int
 ) -> None:
-    builds = counted(monkeypatch, lattices, "build")
+    builds = counted(monkeypatch, lattices, "build_all")
     fields = counted(monkeypatch, updates, "mean_field")
     logits, images = batch_problem(batch, 4, 5)
     with Reads() as reads:
         batch_layer()(logits, images.float())
-    assert (len(builds), len(fields)) == (2, 1)
-    # The values of logits and images, and the size of each lattice. On a GPU mean field reads once
-    # more, whether its energies are finite: on a CPU it asks NumPy.
-    assert reads.names == ["tolist"] * 3
+    assert (len(builds), len(fields)) == (1, 1)
+    # The values of logits and images, and the sizes of both lattices.
+    assert reads.names == ["tolist"] * 2

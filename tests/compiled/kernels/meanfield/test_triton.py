@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 from targets import SHARED_MEMORY, assert_fits, assert_serves_any_size, lattice, meta
@@ -42,6 +44,15 @@ def test_updates_spill_nothing(binaries, target, labels):
 def test_labels_side_by_side_and_no_order_spill_nothing(binaries, target):
     for binary in binaries(target, lambda: infer(21, transposed=False, ordered=False), OWN):
         assert_fits(binary, target)
+
+
+@pytest.mark.parametrize("labels", [21, 24])  # 24 fill their rows
+def test_updates_store_rows_in_vectors_and_without_shared_memory(binaries, labels):
+    found = binaries("sm_90", lambda: infer(labels), {"update_kernel"})
+    within, last = found  # the second writes the caller's layout
+    assert re.search(r"st\.global(\.\w+)*\.v4", within.assembly)
+    assert within.shared == 0
+    assert last.assembly != within.assembly
 
 
 def test_an_iteration_is_nine_launches(launches):

@@ -17,9 +17,6 @@ import crf
 import kernels
 
 pytest.importorskip("triton", reason="triton is not installed")
-from kernels.meanfield import triton
-from kernels.meanfield.api import _on_lattice
-
 pytestmark = pytest.mark.gpu
 
 GOLDEN = Path(__file__).parents[3] / "golden"
@@ -119,24 +116,24 @@ def test_the_host_waits_once_for_the_check_of_values() -> None:
     assert waits_of(lambda: mean_field("triton", unary, terms, 2)) == 1
 
 
-def test_a_cuda_graph_holds_all_iterations() -> None:
-    unary, terms = problem(60, 70, 21, SIGMAS[0], "cuda")
+@pytest.mark.parametrize("matrix", [False, True])
+def test_a_cuda_graph_holds_all_iterations(matrix: bool) -> None:
+    unary, terms = problem(60, 70, 21, SIGMAS[0], "cuda", torch.randperm(4200, device="cuda"))
+    if matrix:
+        terms[1] = dataclasses.replace(terms[1], compatibility=torch.rand(21, 21, device="cuda"))
     unary = unary.contiguous()
-    flat = [_on_lattice(one, 1) for one in terms]
-    captured, again = torch.empty_like(unary), torch.empty_like(unary)
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
-        triton.mean_field(unary, flat, 3, None, None, True, again)
+        mean_field("triton", unary, terms, 3)  # compiled, and the arguments checked
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        triton.mean_field(unary, flat, 3, None, None, True, captured)
+        captured = mean_field("triton", unary, terms, 3)
     for _ in range(2):
         unary.normal_()
         graph.replay()
-        triton.mean_field(unary, flat, 3, None, None, True, again)
-        assert torch.equal(captured, again)
+        assert torch.equal(captured, mean_field("triton", unary, terms, 3))
 
 
 def test_a_cityscapes_image_takes_less_than_four_gigabytes() -> None:

@@ -103,6 +103,8 @@ def test_a_build_waits_once_and_a_filter_never() -> None:
     kernels.apply_lattice(lattice, values)  # compiled
     assert waits_of(lambda: kernels.build_lattice(features)) == 1
     assert waits_of(lambda: kernels.apply_lattice(lattice, values)) == 0
+    several = [features, features[:, :2].contiguous()]
+    assert waits_of(lambda: kernels.permutohedral.build_lattices(several)) == 1
     batch = features[None].expand(3, -1, -1), values[None].expand(3, -1, -1)
     assert waits_of(lambda: kernels.gaussian_filter(batch[1], batch[0])) == 1
 

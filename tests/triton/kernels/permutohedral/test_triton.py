@@ -93,8 +93,9 @@ def test_keys_beyond_62_bits_are_told_apart(lattices: Lattices, images: int) -> 
     generator = torch.Generator().manual_seed(0)
     features = 2000 * torch.rand(30, 9, generator=generator)
     features = torch.cat([features, features + 0.01])  # shared simplices, far-apart points
-    _, _, report = building.pack(features.to(lattices.device))
-    extents = [int(extent) for extent in report[1:].tolist()]
+    report = torch.empty(2 + 9, dtype=torch.float64, device=lattices.device)
+    building.pack(features.to(lattices.device), report)
+    extents = [int(extent) for extent in report[2:].tolist()]
     assert math.prod(extents) > 2**63
     assert len(building._word_strides(extents, images)) > 1
     points = features.reshape(2, 30, 9).transpose(0, 1).reshape(60, 9) if images > 1 else features
@@ -265,6 +266,18 @@ def test_a_repeated_lattice_has_the_sums_of_one_built_of_all_its_images(
         built = kernels.build_lattice(on_device.expand(3, -1, -1), impl="triton")
         for name in ("corners", "weights", "neighbours", "ghosts", "entries"):
             assert torch.equal(getattr(repeated, name), getattr(built, name)), name
+
+
+def test_lattices_built_together_are_those_built_alone(device: torch.device) -> None:
+    features = [walk(40, 2, 0.5), torch.zeros(0, 4), walk(30, 5, 1.0).view(3, 10, 5)]
+    on_device = [one.to(device) for one in features]
+    together = kernels.permutohedral.build_lattices(on_device, impl="triton")
+    for ours, one in zip(together, on_device, strict=True):
+        alone = kernels.build_lattice(one, impl="triton")
+        for field in dataclasses.fields(alone):
+            expected, found = getattr(alone, field.name), getattr(ours, field.name)
+            assert found is expected is None or torch.equal(found, expected), field.name
+    assert together[2].parts.tolist() == [[0, 0, 0], [30, together[2].num_rows, 0]]
 
 
 def test_images_of_a_batch_do_not_mix(device: torch.device) -> None:
