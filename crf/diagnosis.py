@@ -94,7 +94,7 @@ def _of_filter(image: int, term: str, filter: Filter, reason: str) -> TermDiagno
         (lattice,) = filter.lattices
         return TermDiagnosis(image, term, "permutohedral", reason, vertices=lattice.num_vertices)
     if isinstance(filter, GridFilter):
-        why = "a Gaussian of a grid is two passes, without error"
+        why = "a Gaussian of a grid is two passes, without error but for rounding"
         return TermDiagnosis(image, term, "rows and columns", why, bound=0.0)
     if isinstance(filter, SeparableFilter):
         (separable,) = filter.images

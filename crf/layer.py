@@ -75,7 +75,8 @@ class DenseCRF(nn.Module):
             ======================================================  ===============
 
             With exact and separable the smoothness term is a pass over rows and one over columns,
-            without error; as matrix products, these follow torch.set_float32_matmul_precision.
+            whose error is less than rounding. Where gradients are wanted on a GPU, these are
+            matrix products that follow torch.set_float32_matmul_precision.
         normalization: of each filter by its mass n: `"symmetric"`, 1 / sqrt(n) before and after
             (as pydensecrf); `"after"`, 1 / n (as DeepLab's own code); `"before"`; `"none"`.
         compatibility: `"potts"`, a penalty where labels differ, or a matrix mu of compatibilities

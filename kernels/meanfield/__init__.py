@@ -5,7 +5,8 @@ term.py       one pairwise term: a filter, its normalisation, the compatibility 
 filters.py    the Gaussian filters that a term may have
 reference.py  plain PyTorch over any filters, with the divergence and the gradients: the oracle
 cpu.py        over lattices: fused slice - softmax - splat; compiled.py by numba
-triton/       the same on a GPU: splat, blur, one fused pass; stack.py, all terms as one
+triton/       the same on a GPU: splat, blur, one fused pass; stack.py, all terms as one;
+              composed.py, one fused pass between filters of any kind
 build.py      the terms of a batch from features
 ops.py        mean field from features, and the custom operator that compilers see
 """

@@ -43,8 +43,9 @@ def mean_field(
             iterations they are -unary.
         impl: `"cpu"` (numba, float32) and `"triton"` (CUDA, float32) are fused passes over terms
             whose filters are each a `LatticeFilter` of one lattice; they have no gradients.
-            `"reference"` is plain PyTorch over any filters, on any device, differentiable. `"auto"`
-            takes a fused one where it can and no gradient is wanted
+            `"triton"` fuses what lies between other filters. `"reference"` is plain PyTorch over
+            any filters, on any device, differentiable. `"auto"` takes a fused one where it can and
+            no gradient is wanted
             (`kernels.dispatch.choose("meanfield", ...)` tells which there is). On a GPU the host
             waits once, to check the values of `unary` and the filters' order. While a CUDA graph
             is captured it does not: call it once before, on the same tensors.
@@ -77,7 +78,10 @@ def mean_field_of_usable(
     """`mean_field` of arguments that are known to be fit, which spares a GPU's host the wait."""
     order = _shared_order(terms)
     choice = dispatch.choose("meanfield", impl, device=unary.device, dtype=unary.dtype)
-    refusal = _why_not_fused(unary, terms, start)
+    refusal = _why_no_gradient(unary, terms, start)
+    composed = _why_not_on_lattices(terms)
+    if choice.impl == "cpu":
+        refusal = composed or refusal
     if choice.impl == "reference" or (impl == "auto" and refusal is not None):
         if impl == "reference":
             terms = [_plain(term) for term in terms]
@@ -87,6 +91,10 @@ def mean_field_of_usable(
         raise ValueError(f"impl={impl!r} cannot run 'meanfield' here: {refusal}")
     if iterations == 0 and (start is not None or not marginals):
         return torch.empty_like(unary).copy_(-unary if start is None else start)
+    if composed is not None:
+        fused = dispatch.implementation("meanfield", f"{choice.impl}:composed")
+        found = fused.mean_field(unary.detach(), terms, iterations, start, marginals)
+        return torch.empty_like(unary).copy_(found)
     if order is not None and len(unary) > 1:
         images = torch.arange(len(unary), device=order.device)
         order = (order + unary.shape[1] * images[:, None]).flatten()
@@ -109,9 +117,8 @@ def _shared_order(terms: Sequence[Term]) -> Tensor | None:
     return terms[0].filter.order if terms and isinstance(terms[0].filter, LatticeFilter) else None
 
 
-def _why_not_fused(unary: Tensor, terms: Sequence[Term], start: Tensor | None) -> str | None:
-    """Why the fused implementations cannot compute this; None where they can."""
-    tensors = [unary, start]
+def _why_not_on_lattices(terms: Sequence[Term]) -> str | None:
+    """Why no fused pass goes over the lattices of all terms; None where one does."""
     for k, term in enumerate(terms):
         filter = term.filter
         if not isinstance(filter, LatticeFilter) or filter.reverse or len(filter.lattices) != 1:
@@ -119,6 +126,13 @@ def _why_not_fused(unary: Tensor, terms: Sequence[Term], start: Tensor | None) -
             return f"terms[{k}].filter must be a LatticeFilter of one lattice, not {kind}"
         if filter.order is not _shared_order(terms):
             return f"terms[{k}].filter must visit the points in the order of the first term's"
+    return None
+
+
+def _why_no_gradient(unary: Tensor, terms: Sequence[Term], start: Tensor | None) -> str | None:
+    """Why the fused implementations cannot compute what is wanted; None where they can."""
+    tensors = [unary, start]
+    for term in terms:
         tensors += [term.compatibility, term.before, term.after]
     wanted = any(tensor is not None and tensor.requires_grad for tensor in tensors)
     if wanted and torch.is_grad_enabled():

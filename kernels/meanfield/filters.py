@@ -4,7 +4,7 @@ LatticeFilter     on permutohedral lattices, built once
 TileFilter        all pairs, the points sorted once, negligible tiles skipped
 PairFilter        all pairs, differentiable in the features too
 SeparableFilter   over landmark colours, chosen once
-GridFilter        positions on a grid: a pass over rows and one over columns
+GridFilter        positions on a grid: short convolutions along rows and along columns
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from torch import Tensor
 from kernels import exact
 from kernels.exact import Tiles, apply_tiles, build_tiles
 from kernels.permutohedral import Lattice, apply_lattice, build_lattices, repeat_lattice
-from kernels.separable import Separable, apply_separable, build_separable
+from kernels.separable import Separable, apply_separable, band, build_separable
+from kernels.separable.api import convolve
 from kernels.validate import Precision
 
 
@@ -110,7 +111,7 @@ class TileFilter:
     def __call__(self, values: Tensor) -> Tensor:
         if not len(values):
             return values
-        return torch.stack([
+        return _together([
             apply_tiles(tiles, image, precision=self.precision)
             for tiles, image in zip(self.tiles, values, strict=True)
         ])  # fmt: skip
@@ -145,7 +146,7 @@ class SeparableFilter:
     def __call__(self, values: Tensor) -> Tensor:
         if not len(values):
             return values
-        return torch.stack([
+        return _together([
             apply_separable(separable, image, precision=self.precision)
             for separable, image in zip(self.images, values, strict=True)
         ])  # fmt: skip
@@ -156,33 +157,53 @@ class SeparableFilter:
 
 @dataclass(frozen=True)
 class GridFilter:
-    """The Gaussian of positions on a grid, which is a pass over columns times one over rows.
+    """The Gaussian of positions on a grid: a convolution along x, then one along y.
+
+    Each leaves out what `kernels.separable.band` says, less than rounding.
 
     Attributes:
-        rows: `[H, H]`, exp(-(y - y')^2 / (2 sigma_y^2)).
-        columns: `[W, W]`, the same for x.
+        rows: exp(-d^2 / (2 sigma_y^2)) of rows d = 0, 1, ... apart, as far as it counts.
+        columns: the same of columns, by sigma_x.
+        width: W, in pixels.
     """
 
     rows: Tensor
     columns: Tensor
+    width: int
 
     @classmethod
     def of(cls, features: Tensor, width: int) -> GridFilter:
-        """The filter of `features` `[1, H*W, 2]`, (x, y) / sigma of every pixel."""
+        """The filter of `features` `[1, H*W, 2]`, (x, y) / sigma of every pixel.
+
+        The host waits for the number of weights; where compilers trace, all are kept.
+        """
         grid = features[0].unflatten(0, (-1, width))
-
-        def gaussian(x: Tensor) -> Tensor:
-            return (x[:, None] - x).square().mul(-0.5).exp()
-
-        return cls(gaussian(grid[:, 0, 1]), gaussian(grid[0, :, 0]))
+        rows, columns = (
+            (x - x[:1]).square().mul(-0.5).exp() for x in (grid[:, 0, 1], grid[0, :, 0])
+        )
+        if not torch.compiler.is_compiling():
+            least = band.negligible(features.dtype)
+            counts = torch.stack([(taps >= least).sum() for taps in (rows, columns)])
+            down, across = counts.tolist()
+            rows, columns = rows[:down], columns[:across]
+        return cls(rows, columns, width)
 
     def __call__(self, values: Tensor) -> Tensor:
-        grid = values.unflatten(1, (self.rows.shape[0], self.columns.shape[0]))
-        across = self.columns @ grid
-        return (self.rows @ across.flatten(2)).reshape(grid.shape).flatten(1, 2)
+        rows = self.across(values).unflatten(1, (-1, self.width)).flatten(2)
+        return convolve(rows, self.rows).reshape(values.shape)
+
+    def across(self, values: Tensor) -> Tensor:
+        """The convolution along x alone, of `values` `[B, H*W, C]`."""
+        lines = values.reshape(-1, self.width, values.shape[2])
+        return convolve(lines, self.columns).reshape(values.shape)
 
     def transposed(self) -> GridFilter:
         return self
+
+
+def _together(images: list[Tensor]) -> Tensor:
+    """Images as a batch; a single one is not copied."""
+    return images[0][None] if len(images) == 1 else torch.stack(images)
 
 
 def in_order(values: Tensor, order: Tensor | None) -> Tensor:

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kernels import memory
+from kernels import dispatch, memory
 from kernels.dispatch import WAITS
 from kernels.meanfield import reference
 from kernels.meanfield.api import mean_field_of_usable
@@ -65,13 +65,16 @@ def infer(
 def _update(
     unary: Tensor, terms: Sequence[Term], settings: FilterSettings, differentiable: bool = False
 ) -> Tensor:
-    """The updates of images `[B, C, N]`, fused where they are over lattices."""
+    """The updates of images `[B, C, N]`, fused where no gradient is wanted."""
     points = unary.transpose(1, 2)
     on_lattices = bool(terms) and all(isinstance(term.filter, LatticeFilter) for term in terms)
     if on_lattices and not differentiable:
         found = mean_field_of_usable(points, terms, settings.iterations, None, settings.marginals)
     else:
-        found = reference.mean_field(
+        choice = dispatch.choose("meanfield", device=unary.device, dtype=unary.dtype)
+        fused = choice.impl == "triton" and not differentiable
+        of = dispatch.implementation("meanfield", "triton:composed") if fused else reference
+        found = of.mean_field(
             points.contiguous(), terms, settings.iterations, marginals=settings.marginals
         )
     return found.transpose(1, 2).contiguous()

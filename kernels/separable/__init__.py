@@ -3,6 +3,7 @@
 api.py        build_separable, apply_separable, separable_error, filter: validate, choose, call
 landmarks.py  which colours stand for all, and the kernel between them
 grid.py       positions on a grid
+band.py       a Gaussian along one axis of it: a short convolution
 factors.py    `Separable`, the filter as data, and how it is built
 error.py      how far from all pairs
 reference.py  plain PyTorch: the oracle

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from kernels import dispatch, validate
-from kernels.separable import error, landmarks, ops
+from kernels.separable import band, error, landmarks, ops
 from kernels.separable.error import SeparableError
 from kernels.separable.factors import Separable
 from kernels.validate import Precision
@@ -129,6 +129,17 @@ def separable_error(
     with torch.no_grad():
         filtered = apply_separable(separable, values, precision=precision, impl=impl)
         return error.measure(filtered, values, features, sample)
+
+
+def convolve(values: Tensor, taps: Tensor) -> Tensor:
+    """`band.convolve`, in Triton where that runs and no gradient is wanted."""
+    choice = dispatch.choose("separable", device=values.device, dtype=values.dtype)
+    recorded = torch.is_grad_enabled() and (values.requires_grad or taps.requires_grad)
+    if choice.impl == "reference" or recorded or torch.compiler.is_compiling():
+        return band.convolve(values, taps)
+    triton = dispatch.implementation("separable", choice.impl)
+    filtered: Tensor = triton.convolve(values.contiguous(), taps)
+    return filtered
 
 
 def _check_factors(

@@ -21,11 +21,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from kernels.separable import grid, landmarks
+from kernels.separable import band, grid, landmarks
 from kernels.separable.landmarks import Landmarks, NotSeparable
 
 PIECE = 1024  # points at most that are summed one after another
-MOST_GRID_BYTES = 2**28  # of a grid of one channel, and of the matrices of its axes
+MOST_GRID_BYTES = 2**28  # of a grid of one channel
 WORKSPACE = 2**28  # bytes of sums that one pass over the channels holds, if one channel allows
 CHUNK_BYTES = 2**24  # of phi while building
 
@@ -39,7 +39,8 @@ class Separable:
     Attributes:
         landmarks: `[K, E]`.
         mixing: A, `[K, K]`, symmetric.
-        axes: G_s, `[M_s, M_s]` each, symmetric.
+        axes: G_s of nodes 0, 1, ... apart, `[R_s + 1]`; further ones have none.
+        shape: M_s, of the grid.
         order: int64 `[N]`.
         colours: `[N, E]`, in order.
         fractions: `[N, S]`, in order; where in its cell a point is, from 0 to 1.
@@ -53,6 +54,7 @@ class Separable:
     landmarks: Tensor
     mixing: Tensor
     axes: tuple[Tensor, ...]
+    shape: tuple[int, ...]
     order: Tensor
     colours: Tensor
     fractions: Tensor
@@ -65,11 +67,6 @@ class Separable:
     def num_points(self) -> int:
         return len(self.order)
 
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Of the grid."""
-        return tuple(len(axis) for axis in self.axes)
-
     def channels_at_once(self, channels: int) -> Iterator[slice]:
         """Ranges of channels whose sums over nodes, or corners of pieces, fit WORKSPACE."""
         rows = max(math.prod(self.shape), len(self.pieces) * 2 ** len(self.axes))
@@ -78,17 +75,21 @@ class Separable:
         for first in range(0, channels, width):
             yield slice(first, min(first + width, channels))
 
-    def smooth(self, sums: Tensor) -> Tensor:
+    def smooth(
+        self,
+        sums: Tensor,
+        product: Callable[[Tensor, Tensor], Tensor] = torch.mm,
+        convolve: Callable[[Tensor, Tensor], Tensor] = band.convolve,
+    ) -> Tensor:
         """The Gaussian of each axis and A, applied to sums over nodes, `[M, C, K]`."""
         width = sums.shape[1] * sums.shape[2]
         before, after = 1, math.prod(self.shape)
-        mixed = sums.flatten(0, 1) @ self.mixing
-        for axis in self.axes:
-            after //= len(axis)
-            lines = mixed.view(before, len(axis), after * width)
-            mixed = torch.bmm(axis.expand(before, -1, -1), lines)  # `@` would transpose the lines
-            before *= len(axis)
-        return mixed.view(sums.shape)
+        smooth = sums
+        for axis, length in zip(self.axes, self.shape, strict=True):
+            after //= length
+            smooth = convolve(smooth.reshape(before, length, after * width), axis)
+            before *= length
+        return product(smooth.reshape(-1, sums.shape[2]), self.mixing).view(sums.shape)
 
 
 def own_weights(colours: Tensor, chosen: Landmarks) -> Tensor:
@@ -145,6 +146,7 @@ def build(
         landmarks=chosen.colours,
         mixing=((mixing + mixing.T) / 2).to(features.dtype),
         axes=gaussians,
+        shape=tuple(axis.nodes for axis in axes),
         order=order,
         colours=colours,
         fractions=fractions,
@@ -159,7 +161,8 @@ def _of_nothing(features: Tensor, spatial_dims: int) -> Separable:
     colours = features.shape[1] - spatial_dims
     empty = features.new_empty
     return Separable(
-        empty(1, colours).zero_(), empty(1, 1).fill_(1), (empty(2, 2).fill_(1),) * spatial_dims,
+        empty(1, colours).zero_(), empty(1, 1).fill_(1),
+        (empty(2).fill_(1),) * spatial_dims, (2,) * spatial_dims,
         torch.empty(0, dtype=torch.int64, device=features.device),
         empty(0, colours), empty(0, spatial_dims), empty(0),
         torch.empty(0, 3, dtype=torch.int32, device=features.device),
@@ -169,7 +172,7 @@ def _of_nothing(features: Tensor, spatial_dims: int) -> Separable:
 
 def _require_room(axes: list[grid.Axis], count: int, size: int) -> None:
     shape = [axis.nodes for axis in axes]
-    needed = (math.prod(shape) * count + sum(m * m for m in shape)) * size
+    needed = math.prod(shape) * count * size
     if needed > MOST_GRID_BYTES:
         raise NotSeparable(
             f"a grid of {' x '.join(map(str, shape))} nodes with {count} landmarks takes "
@@ -198,6 +201,6 @@ def _own_position(fractions: Tensor, gaussians: tuple[Tensor, ...]) -> Tensor:
     between = fractions - fractions.square()
     own = fractions.new_ones(len(fractions))
     for b, gaussian in zip(between.T, gaussians, strict=True):
-        same, next = gaussian[0, 0], gaussian[0, 1]
+        same, next = gaussian[0], gaussian[1]
         own = own * (same + 2 * (next - same) * b)
     return own

@@ -7,6 +7,8 @@ with a triangle of variance h^2 / 6, h being the spacing; twice, on either side.
 
     (G_s)_ab = exp(-(a - b)^2 h^2 / 2 s^2) / s,   s^2 = 1 - h^2 / 3
 
+but for what is negligible (band.py),
+
 which comes close to the best G in the least squares sense for h up to about 1. The error of sums
 over many points grows with h^2, and is larger on an axis that spans few sigmas.
 
@@ -23,6 +25,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from kernels.separable import band
+
 MOST_SPACING = 1.0  # of a sigma
 
 
@@ -35,11 +39,11 @@ class Axis:
     nodes: int
 
     def gaussian(self, like: Tensor) -> Tensor:
-        """G_s `[M, M]`, of the dtype and device of `like`."""
-        nodes = torch.arange(self.nodes, dtype=torch.float64, device=like.device) * self.spacing
-        variance = 1 - self.spacing**2 / 3
-        squares = (nodes[:, None] - nodes).square()
-        return (squares.mul(-0.5 / variance).exp() / math.sqrt(variance)).to(like.dtype)
+        """G_s of nodes 0, 1, ... apart, as far as they count, in the dtype of `like`, there."""
+        sigma = math.sqrt(1 - self.spacing**2 / 3)
+        count = int(min(self.nodes, 1 + band.reach(sigma, like.dtype) / self.spacing))
+        apart = torch.arange(count, dtype=torch.float64, device=like.device) * self.spacing
+        return (apart.div_(sigma).square_().mul_(-0.5).exp_() / sigma).to(like.dtype)
 
 
 def axes_over(least: Sequence[float], largest: Sequence[float], tolerance: float) -> list[Axis]:

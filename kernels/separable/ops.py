@@ -1,6 +1,9 @@
 """The separable filter as opaque custom operators.
 
     kernels::separable_apply(values, the tensors of a Separable, impl, precision)
+                                              waits for a GPU where impl="reference" alone, which
+                                              is kernels::separable_apply_reference: graphs may
+                                              hold the other
     kernels::separable_filter(values, features, spatial_dims, tolerance, max_landmarks, impl,
                               precision)      factor an image's kernel and filter, image by image:
                                               for compilers, since the factors' sizes depend on data
@@ -12,7 +15,7 @@ the values is the same filter.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -47,10 +50,14 @@ def build(
 def apply(separable: Separable, values: Tensor, impl: str, precision: str) -> Tensor:
     """Filter `values` `[N, C]`; differentiable."""
     s = separable
-    return separable_apply(
-        values, s.landmarks, s.mixing, s.axes, s.order, s.colours, s.fractions, s.diagonal,
-        s.pieces, s.starts, impl, precision,
+    return _operator_of(impl)(
+        values, s.landmarks, s.mixing, s.axes, s.shape, s.order, s.colours, s.fractions,
+        s.diagonal, s.pieces, s.starts, impl, precision,
     )  # fmt: skip
+
+
+def _operator_of(impl: str) -> Callable[..., Tensor]:
+    return separable_apply_reference if impl == "reference" else separable_apply
 
 
 def filter(
@@ -73,12 +80,12 @@ def filter(
     return torch.stack(filtered)
 
 
-@opaque_operator("kernels::separable_apply", tags=WAITS)
-def separable_apply(
+def _apply(
     values: Tensor,
     landmarks: Tensor,
     mixing: Tensor,
     axes: Sequence[Tensor],
+    shape: Sequence[int],
     order: Tensor,
     colours: Tensor,
     fractions: Tensor,
@@ -90,16 +97,14 @@ def separable_apply(
 ) -> Tensor:
     """`[N, C]` -> `[N, C]`; the tensors of a `Separable`."""
     separable = Separable(
-        landmarks, mixing, tuple(axes), order, colours, fractions, diagonal, pieces, starts, 0.0
-    )
+        landmarks, mixing, tuple(axes), tuple(shape), order, colours, fractions, diagonal,
+        pieces, starts, 0.0,
+    )  # fmt: skip
     return _filter(separable, values, impl, precision)
 
 
-separable_apply.register_fake(like_first)
-
-
 def _save_factors(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    _, landmarks, mixing, axes, *tensors, ctx.impl, ctx.precision = inputs
+    _, landmarks, mixing, axes, ctx.shape, *tensors, ctx.impl, ctx.precision = inputs
     ctx.axes = len(axes)
     ctx.save_for_backward(landmarks, mixing, *tensors, *axes)
 
@@ -107,11 +112,17 @@ def _save_factors(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 def _apply_again(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     landmarks, mixing, *tensors = ctx.saved_tensors
     tensors, axes = tensors[: -ctx.axes], tensors[-ctx.axes :]
-    arguments = landmarks, mixing, axes, *tensors, ctx.impl, ctx.precision
-    return separable_apply(grad, *arguments), None, None, [None] * ctx.axes, *(None,) * 8
+    arguments = landmarks, mixing, axes, ctx.shape, *tensors, ctx.impl, ctx.precision
+    return _operator_of(ctx.impl)(grad, *arguments), None, None, [None] * ctx.axes, *(None,) * 9
 
 
-separable_apply.register_autograd(_apply_again, setup_context=_save_factors)
+separable_apply = opaque_operator("kernels::separable_apply")(_apply)
+separable_apply_reference = opaque_operator("kernels::separable_apply_reference", tags=WAITS)(
+    _apply
+)
+for _operator in (separable_apply, separable_apply_reference):
+    _operator.register_fake(like_first)
+    _operator.register_autograd(_apply_again, setup_context=_save_factors)
 
 
 @opaque_operator("kernels::separable_filter", tags=WAITS)

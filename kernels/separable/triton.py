@@ -1,8 +1,8 @@
-"""The separable filter in Triton: splat and slice; the passes between are PyTorch's products.
+"""The separable filter in Triton: splat, the grid's Gaussian, and slice.
 
     splat     sums of a piece   [K, corners x C]  =  phi^T [K, points]  x  w v [points, corners x C]
     combine   node m            sums[m]           =  over corners, over pieces whose corner it is
-    smooth    `Separable.smooth`
+    smooth    `Separable.smooth`: a short convolution along each axis, a product with A
     slice     at the corners    [points, corners x C]  =  phi [points, K]  x  sums [K, corners x C]
               y                                   =  sum over corners of w times that
 
@@ -21,20 +21,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from kernels.product import product
 from kernels.separable.factors import PIECE, Separable
 from kernels.separable.landmarks import Landmarks
 
 EXPONENT = tl.constexpr(-0.5 * 1.4426950408889634)  # exp(-d / 2) = exp2(EXPONENT * d)
 BLOCK_COMBINE = 1024
+BLOCK_CONVOLVE = 1024
 
 
 @dataclass(frozen=True)
@@ -153,6 +153,23 @@ def combine_kernel(
     tl.store(sums + tl.cast(node, tl.int64) * width + offs, acc, mask=offs < width)
 
 
+@triton.jit(do_not_specialize=["size", "length", "reach"])
+def convolve_kernel(values, taps, out, size, length, inner, reach, BLOCK: tl.constexpr):
+    """BLOCK values of one of A, in `[A, length, inner]`, each of `size`, which types offsets."""
+    blocks = tl.cdiv(size, BLOCK)
+    line = (tl.program_id(0) // blocks).to(tl.int64) * size
+    offs = (tl.program_id(0) % blocks).to(size.dtype) * BLOCK + tl.arange(0, BLOCK)
+    real, place = offs < size, offs // inner
+    source = values + line + offs
+    acc = tl.load(source, mask=real, other=0.0) * tl.load(taps)
+    for d in range(1, reach):
+        step = tl.cast(d, size.dtype) * inner
+        near = tl.load(source - step, mask=real & (place >= d), other=0.0)
+        near += tl.load(source + step, mask=real & (place < length - d), other=0.0)
+        acc += near * tl.load(taps + d)
+    tl.store(out + line + offs, acc, mask=real)
+
+
 @triton.jit
 def slice_kernel(
     sums, values, order, colours, fractions, diagonal, landmarks, pieces, out,
@@ -220,8 +237,8 @@ def own_weights(colours: Tensor, chosen: Landmarks) -> Tensor:
     """sum_kl phi_k A_kl phi_l of each colour, `[N]`, from float32 `[N, E]`, contiguous."""
     whitener = chosen.whitener.to(colours.dtype)
     own = colours.new_empty(len(colours))
-    with _on_device_of(colours):
-        own_kernel[(triton.cdiv(len(colours), OWN.block_p),)](
+    with torch.cuda.device_of(colours):
+        own_kernel[(-(-len(colours) // OWN.block_p),)](
             colours, chosen.colours, whitener, own, len(colours), len(whitener),
             E=colours.shape[1], PRECISION=OWN_PRECISION,
             BLOCK_P=OWN.block_p, BLOCK_K=OWN.block_k, num_warps=OWN.warps, num_stages=OWN.stages,
@@ -233,11 +250,34 @@ def filter(separable: Separable, values: Tensor, precision: str) -> Tensor:
     """`[N, C]` -> `[N, C]`, both contiguous; without gradient."""
     output = torch.empty_like(values)
     if values.numel():
-        with _on_device_of(values):
+        with torch.cuda.device_of(values):
             for channels in separable.channels_at_once(values.shape[1]):
                 inputs = values[:, channels]
-                sums = separable.smooth(_splat(separable, inputs, precision))
+                sums = _smooth(separable, _splat(separable, inputs, precision), precision)
                 _slice(separable, sums, inputs, precision, output[:, channels])
+    return output
+
+
+def _smooth(separable: Separable, sums: Tensor, precision: str) -> Tensor:
+    """`Separable.smooth`, in the dtype that a slice multiplies; in float32 till it is rounded."""
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+
+    def mixed(a: Tensor, mixing: Tensor) -> Tensor:
+        return product(a, mixing, torch.empty_like(a, dtype=dtype))
+
+    return separable.smooth(sums, mixed, convolve)
+
+
+def convolve(values: Tensor, taps: Tensor) -> Tensor:
+    """`band.convolve` of `[A, N, B]`, float32, contiguous; without gradient."""
+    output = torch.empty_like(values)
+    outer, length, inner = values.shape
+    size = length * inner
+    if values.numel():
+        with torch.cuda.device_of(values):
+            convolve_kernel[(outer * -(-size // BLOCK_CONVOLVE),)](
+                values, taps, output, size, length, inner, len(taps), BLOCK=BLOCK_CONVOLVE
+            )
     return output
 
 
@@ -249,7 +289,7 @@ def _splat(separable: Separable, values: Tensor, precision: str) -> Tensor:
     config = SPLAT[precision]
     block_c = _block_c(config, channels, corners)
     partial = values.new_empty(pieces, corners, channels, count)
-    grid = pieces, triton.cdiv(count, config.block_k), triton.cdiv(channels, block_c)
+    grid = pieces, -(-count // config.block_k), -(-channels // block_c)
     splat_kernel[grid](
         values, s.order, s.colours, s.fractions, s.landmarks, s.pieces, partial,
         channels, count, values.stride(0),
@@ -259,7 +299,7 @@ def _splat(separable: Separable, values: Tensor, precision: str) -> Tensor:
         num_warps=config.warps, num_stages=config.stages,
     )  # fmt: skip
     sums = values.new_empty(nodes, channels, count)
-    combine_kernel[nodes, triton.cdiv(channels * count, BLOCK_COMBINE)](
+    combine_kernel[nodes, -(-channels * count // BLOCK_COMBINE)](
         partial, s.starts, sums, channels * count, *_strides(s),
         S=len(s.axes), BLOCK=BLOCK_COMBINE, num_warps=4,
     )  # fmt: skip
@@ -269,10 +309,9 @@ def _splat(separable: Separable, values: Tensor, precision: str) -> Tensor:
 def _slice(separable: Separable, sums: Tensor, values: Tensor, precision: str, out: Tensor) -> None:
     s = separable
     channels = values.shape[1]
-    sums = sums.bfloat16() if precision == "bf16" else sums
     config = SLICE[precision]
     block_c = _block_c(config, channels, 2 ** len(s.axes))
-    grid = len(s.pieces), triton.cdiv(PIECE, config.block_p), triton.cdiv(channels, block_c)
+    grid = len(s.pieces), -(-PIECE // config.block_p), -(-channels // block_c)
     slice_kernel[grid](
         sums, values, s.order, s.colours, s.fractions, s.diagonal, s.landmarks, s.pieces, out,
         channels, len(s.landmarks), values.stride(0), out.stride(0), *_strides(s),
@@ -284,7 +323,7 @@ def _slice(separable: Separable, sums: Tensor, values: Tensor, precision: str, o
 
 def _block_c(config: Config, channels: int, corners: int) -> int:
     """Channels of a block: with all corners no wider than the configuration, nor less than 16."""
-    return max(16 // corners, min(config.width // corners, triton.next_power_of_2(channels)))
+    return max(16 // corners, min(config.width // corners, 1 << (channels - 1).bit_length()))
 
 
 def _strides(separable: Separable) -> tuple[int, int]:
@@ -296,8 +335,3 @@ def _strides(separable: Separable) -> tuple[int, int]:
 def _product(precision: str) -> str:
     """`input_precision` of tl.dot; it has no meaning for bfloat16."""
     return "tf32" if precision == "tf32" else "ieee"
-
-
-def _on_device_of(values: Tensor) -> AbstractContextManager[Any]:
-    """Triton launches on the current device: make it that of the values."""
-    return torch.cuda.device(values.device) if values.is_cuda else nullcontext()

@@ -41,6 +41,7 @@ def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(factors, "PIECE", 40)
     monkeypatch.setattr(triton, "PIECE", 40)
     monkeypatch.setattr(triton, "BLOCK_COMBINE", 64)
+    monkeypatch.setattr(triton, "BLOCK_CONVOLVE", 64)
     monkeypatch.setattr(triton, "OWN", replace(triton.OWN, block_p=32, block_k=16))
     for table, points in ((triton.SPLAT, 16), (triton.SLICE, 32)):
         small = {name: replace(c, block_p=points, block_k=16) for name, c in table.items()}

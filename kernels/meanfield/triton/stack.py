@@ -24,6 +24,7 @@ from kernels.meanfield.term import LatticeTerm
 from kernels.permutohedral.lattice import Lattice
 from kernels.permutohedral.triton.filtering import Splat, fold, width_of
 from kernels.permutohedral.triton.segments import completed
+from kernels.product import product
 from kernels.sizes import blocks
 
 BLOCK = 512  # points, pieces or rows a program
@@ -158,7 +159,7 @@ class Stack:
             self.factors, itertools.pairwise(self.bounds), strict=True
         ):
             if factor.ndim == 2:
-                torch.mm(blurred[first:last], factor.T, out=other[first:last])
+                product(blurred[first:last], factor.T, other[first:last])
             else:
                 torch.mul(blurred[first:last], factor, out=other[first:last])
         return other

@@ -15,7 +15,7 @@ from kernels.separable import factors, ops
 
 def apply_arguments(values: Tensor, features: Tensor) -> tuple[Any, ...]:
     s = kernels.build_separable(features)
-    tensors = s.landmarks, s.mixing, s.axes, s.order, s.colours, s.fractions, s.diagonal
+    tensors = s.landmarks, s.mixing, s.axes, s.shape, s.order, s.colours, s.fractions, s.diagonal
     return values, *tensors, s.pieces, s.starts, "reference", "ieee"
 
 
@@ -23,7 +23,13 @@ def apply_arguments(values: Tensor, features: Tensor) -> tuple[Any, ...]:
 def test_opchecks_of_apply_pass(strided: bool) -> None:
     values = torch.randn(3, 30).T if strided else torch.randn(30, 3)
     arguments = apply_arguments(values.requires_grad_(), torch.randn(30, 4))
-    torch.library.opcheck(ops.separable_apply, arguments, test_utils=OPCHECKS)
+    torch.library.opcheck(ops.separable_apply_reference, arguments, test_utils=OPCHECKS)
+
+
+def test_only_what_waits_for_a_gpu_is_kept_out_of_cuda_graphs() -> None:
+    operators = ops.separable_apply, ops.separable_apply_reference, ops.separable_filter
+    unsafe = [torch.Tag.cudagraph_unsafe in each._opoverload.tags for each in operators]
+    assert unsafe == [False, True, True]
 
 
 @pytest.mark.parametrize("shape", [(2, 30), (0, 5), (1, 1)])

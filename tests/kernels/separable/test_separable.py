@@ -382,7 +382,12 @@ def test_the_filter_is_the_equation_of_its_data() -> None:
         for corner, offset in enumerate(offsets):
             w[first:end, lowest + offset] = grid.corner_weights(s.fractions)[first:end, corner]
     phi = landmarks.features_of(s.colours, s.landmarks)
-    kernel = (w @ torch.kron(*s.axes) @ w.T) * (phi @ s.mixing @ phi.T) + s.diagonal.diag()
+    between = [torch.zeros(nodes, nodes).double() for nodes in s.shape]
+    for gaussian, taps in zip(between, s.axes, strict=True):
+        for apart, tap in enumerate(taps):
+            gaussian.diagonal(apart).fill_(tap)
+            gaussian.diagonal(-apart).fill_(tap)
+    kernel = (w @ torch.kron(*between) @ w.T) * (phi @ s.mixing @ phi.T) + s.diagonal.diag()
     expected = torch.empty_like(values)
     expected[s.order] = kernel @ values[s.order]
     torch.testing.assert_close(reference.filter(s, values), expected)

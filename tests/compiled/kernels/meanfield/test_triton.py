@@ -56,13 +56,15 @@ def test_updates_store_rows_in_vectors_and_without_shared_memory(binaries, label
 
 
 def test_an_iteration_is_nine_launches(launches):
-    """Splat, its sums, six directions, update: as many for one term as for two."""
+    """Splat, its sums, six directions, update: as many for one term as for two; and products."""
     for matrix in (False, True):
         found = [launch.name for launch in launches(lambda m=matrix: infer(21, matrix=m))]
         iteration = ["splat_kernel", "sum_kernel", *["blur_kernel"] * 6, "update_kernel"]
+        iteration[-1:-1] = ["product_kernel"] * 2 * matrix  # with a matrix, one a term
+        both = 2 * len(iteration)
         assert found[0] == "start_kernel"
-        assert found[-18:] == iteration * 2
-        assert set(found[1:-18]) == STACKING | {"fold_kernel"}
+        assert found[-both:] == iteration * 2
+        assert set(found[1:-both]) == STACKING | {"fold_kernel"}
 
 
 def test_sizes_are_no_reason_to_compile_anew(launches):

@@ -10,6 +10,8 @@ from gpu_measures import waits_of
 from torch import Tensor
 
 import kernels
+from kernels.meanfield import GridFilter, SeparableFilter
+from kernels.meanfield.triton import composed
 from kernels.separable import factors, landmarks, triton
 
 pytestmark = pytest.mark.gpu
@@ -129,6 +131,16 @@ def test_a_build_waits_four_times_however_many_landmarks() -> None:
         features = picture(120, 160)
         features[:, 2:] *= depth
         assert waits_of(lambda features=features: kernels.build_separable(features)) == 4
+
+
+def test_updates_of_a_mean_field_wait_for_nothing() -> None:
+    features = picture(60, 70)[None]
+    grid = GridFilter.of(features[..., [1, 0]] * 80 / 3, 70)
+    colours = SeparableFilter.over(features, 2, 0.1, "bf16")
+    terms = [kernels.Term(each, torch.full((5,), -3.0, device="cuda")) for each in (grid, colours)]
+    unary = torch.randn(1, 4200, 5, device="cuda")
+    composed.mean_field(unary, terms, 2)  # compiles
+    assert waits_of(lambda: composed.mean_field(unary, terms, 2)) == 0
 
 
 def test_a_filter_is_recorded_in_a_graph() -> None:

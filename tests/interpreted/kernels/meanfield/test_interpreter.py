@@ -14,12 +14,16 @@ from mean_field_problems import (
     mean_field,
     normal,
     term,
+    uniform,
     walked,
 )
 
-from kernels import memory
-from kernels.meanfield import triton
+import crf
+from kernels import dispatch, memory
+from kernels.meanfield import ops, triton
+from kernels.meanfield.build import FilterSettings
 from kernels.meanfield.term import LatticeTerm
+from kernels.meanfield.triton import composed
 from kernels.permutohedral import reference as lattice_eager
 from kernels.permutohedral import triton as lattice_triton
 
@@ -77,3 +81,31 @@ def test_more_entries_than_32_bits_index_are_refused() -> None:
     one = LatticeTerm(wide, torch.full((3,), -1.0))
     with pytest.raises(ValueError, match="32 bits"):
         triton._require_memory(normal(1, 3), [one, one])
+
+
+@pytest.mark.parametrize("method", ["exact", "separable"])
+def test_other_methods_are_updated_by_the_kernel_where_no_gradient_is_wanted(
+    method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images, unary = 255 * uniform(2, 3, 5, 4), normal(2, 3, 20)
+    terms = [crf.Gaussian(3.0, 2.0), crf.Bilateral(4.0, 9.0, 90.0)]
+    features = [term.features(images) for term in terms]
+    compatibilities = [compatibility("attractive", 3), compatibility("matrix", 3)]
+    settings = FilterSettings(
+        method, "symmetric", iterations=2, precision="ieee", eps=0.0, tolerance=1e-3, width=4,
+        has_gaussian=True, spatial_dims=2, marginals=True,
+    )  # fmt: skip
+    expected = ops.infer(unary, features, compatibilities, settings)
+    interpreted = dispatch.Implementation("triton", "as on a GPU", device="cpu", triton=True)
+    monkeypatch.setitem(dispatch.OPERATIONS, "meanfield", (interpreted,))
+    updates = []
+    update = composed.mean_field
+    monkeypatch.setattr(
+        composed, "mean_field", lambda *a, **options: (updates.append(a), update(*a, **options))[1]
+    )
+    found = ops.infer(unary, features, compatibilities, settings)
+    torch.testing.assert_close(found, expected)
+    assert len(updates) == 1
+    with_gradient = ops.infer(unary.requires_grad_(), features, compatibilities, settings)
+    torch.testing.assert_close(with_gradient, expected)
+    assert len(updates) == 1

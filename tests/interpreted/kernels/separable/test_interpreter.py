@@ -31,7 +31,7 @@ def test_opchecks_pass() -> None:
     arguments = leaf[None], features[None], *options
     torch.library.opcheck(ops.separable_filter, arguments, test_utils=OPCHECKS)
     s = kernels.build_separable(features, spatial_dims=spatial)
-    tensors = s.landmarks, s.mixing, s.axes, s.order, s.colours, s.fractions, s.diagonal
+    tensors = s.landmarks, s.mixing, s.axes, s.shape, s.order, s.colours, s.fractions, s.diagonal
     arguments = leaf, *tensors, s.pieces, s.starts, "triton", "ieee"
     torch.library.opcheck(ops.separable_apply, arguments, test_utils=OPCHECKS)
 

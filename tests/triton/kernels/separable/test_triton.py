@@ -12,9 +12,10 @@ from torch import Tensor
 
 import kernels
 from kernels import dispatch
-from kernels.separable import factors, landmarks
+from kernels.separable import band, factors, landmarks
 
 pytest.importorskip("triton", reason="triton is not installed")
+from kernels.product import product
 from kernels.separable import triton
 
 EPS = torch.finfo(torch.float32).eps
@@ -51,6 +52,40 @@ def test_output_and_gradient_are_those_of_the_eager_filter(
     size = _size_of_sums(doubled(separable), values.double().abs())
     budget = 2 * (eager - exact).abs().max() + EPS * size
     assert (found - exact).abs().max() <= budget
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1), (3, 7, 5), (2, 40, 16), (1, 150, 3), (0, 4, 4)])
+@pytest.mark.parametrize("sigma", [0.2, 1.0, 30.0])
+def test_a_convolution_is_the_banded_product(
+    device: torch.device, shape: tuple[int, int, int], sigma: float
+) -> None:
+    count = int(min(shape[1], 1 + band.reach(sigma, torch.float32)))
+    taps = torch.arange(count).div(sigma).square().mul(-0.5).exp().to(device)
+    values = torch.randn(shape).to(device)
+    exact = band.convolve(values.double(), taps.double())
+    size = band.convolve(values.double().abs(), taps.double())
+    found = triton.convolve(values, taps)
+    assert ((found - exact).abs() <= EPS * 2 * len(taps) * size).all()
+
+
+@pytest.mark.parametrize(("rows", "inner", "columns"), [(1, 1, 1), (70, 33, 5), (130, 16, 80)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_products_keep_float32_whatever_the_switch_says(
+    device: torch.device, rows: int, inner: int, columns: int, dtype: torch.dtype
+) -> None:
+    if dtype == torch.bfloat16 and dispatch.interpreting():
+        pytest.skip("the interpreter stores no bfloat16")
+    a, b = torch.randn(rows, inner).to(device), torch.randn(columns, inner).to(device).T
+    out = torch.empty(rows, columns, dtype=dtype, device=device)
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium")
+    try:
+        product(a, b, out)
+    finally:
+        torch.set_float32_matmul_precision(before)
+    exact, size = a.double() @ b.double(), a.double().abs() @ b.double().abs()
+    budget = EPS * inner * size + torch.finfo(dtype).eps * exact.abs()
+    assert ((out - exact).abs() <= budget).all()
 
 
 @pytest.mark.parametrize(("count", "dims", "spread"), COLOURS)
