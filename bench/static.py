@@ -172,14 +172,12 @@ def _points() -> int:
 
 def _build() -> None:
     """Both lattices of a CRF, without the wait between the launches."""
-    from kernels.permutohedral.triton import building, segments
+    from kernels.permutohedral.triton import building
 
     for dims, rows in VERTICES.items():
         points = meta(_points(), dims)
-        lows, strides, _ = building.pack(points)
-        building.place(points, lows, strides, 1)
-        building.search(meta(rows, dtype=torch.int64), strides, dims)
-        segments.cut(meta(rows + 1, dtype=torch.int32), len(points) * (dims + 1))
+        placed = building._placed(points, 1, meta(10, dtype=torch.float64))
+        building._finished(placed, [rows - 1.0, 100.0, *[30.0] * dims])
 
 
 def _updates() -> None:
@@ -228,7 +226,7 @@ def _separable() -> None:
 
     count, nodes = _points(), GRID[0] * GRID[1]
     factors = Separable(
-        meta(LANDMARKS, 3), meta(LANDMARKS, LANDMARKS), tuple(meta(m, m) for m in GRID),
+        meta(LANDMARKS, 3), meta(LANDMARKS, LANDMARKS), tuple(meta(m) for m in GRID), GRID,
         meta(count, dtype=torch.int64), meta(count, 3), meta(count, 2), meta(count),
         meta(PIECES, 3, dtype=torch.int32), meta(nodes + 1, dtype=torch.int32), 0.1,
     )  # fmt: skip

@@ -10,6 +10,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from kernels.sizes import blocks
+
 BLOCK_M, BLOCK_N, BLOCK_K = 64, 64, 16  # what compiles without spills on sm_80, sm_90 and gfx942
 
 
@@ -39,7 +41,7 @@ def product(a: Tensor, b: Tensor, out: Tensor) -> Tensor:
     """
     (rows, inner), columns = a.shape, b.shape[1]
     with torch.cuda.device_of(a):
-        product_kernel[-(-rows // BLOCK_M), -(-columns // BLOCK_N)](
+        product_kernel[blocks(rows, BLOCK_M), blocks(columns, BLOCK_N)](
             a, b, out, rows, inner, columns, *b.stride(),
             BLOCK_M=BLOCK_M, BLOCK_N=BLOCK_N, BLOCK_K=BLOCK_K, num_warps=4,
         )  # fmt: skip

@@ -31,6 +31,7 @@ from torch import Tensor
 from kernels.product import product
 from kernels.separable.factors import PIECE, Separable
 from kernels.separable.landmarks import Landmarks
+from kernels.sizes import blocks
 
 EXPONENT = tl.constexpr(-0.5 * 1.4426950408889634)  # exp(-d / 2) = exp2(EXPONENT * d)
 BLOCK_COMBINE = 1024
@@ -238,7 +239,7 @@ def own_weights(colours: Tensor, chosen: Landmarks) -> Tensor:
     whitener = chosen.whitener.to(colours.dtype)
     own = colours.new_empty(len(colours))
     with torch.cuda.device_of(colours):
-        own_kernel[(-(-len(colours) // OWN.block_p),)](
+        own_kernel[(blocks(len(colours), OWN.block_p),)](
             colours, chosen.colours, whitener, own, len(colours), len(whitener),
             E=colours.shape[1], PRECISION=OWN_PRECISION,
             BLOCK_P=OWN.block_p, BLOCK_K=OWN.block_k, num_warps=OWN.warps, num_stages=OWN.stages,
@@ -275,7 +276,7 @@ def convolve(values: Tensor, taps: Tensor) -> Tensor:
     size = length * inner
     if values.numel():
         with torch.cuda.device_of(values):
-            convolve_kernel[(outer * -(-size // BLOCK_CONVOLVE),)](
+            convolve_kernel[(outer * blocks(size, BLOCK_CONVOLVE),)](
                 values, taps, output, size, length, inner, len(taps), BLOCK=BLOCK_CONVOLVE
             )
     return output

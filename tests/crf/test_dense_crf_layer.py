@@ -295,7 +295,7 @@ def test_images_scaled_to_one_are_warned_about():
 @pytest.mark.parametrize("learnable", [False, True])
 def test_a_matrix_on_another_device_than_the_logits_is_refused(learnable: bool) -> None:
     """It would be copied at each call, which a GPU's host would wait for."""
-    options: dict[str, Any] = {"learnable": True, "learn_sigmas": False} if learnable else {}
+    options = {"learnable": True, "learn_sigmas": False} if learnable else {}
     layer = crf.DenseCRF(2, bilateral=None, compatibility=torch.ones(2, 2), **options).to("meta")
     with pytest.raises(ValueError, match=r"compatibility \(on meta\) .* layer\.to\('cpu'\)"):
         layer(torch.zeros(1, 2, 4, 5))

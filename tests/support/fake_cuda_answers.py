@@ -15,10 +15,11 @@ PIECES = 300  # of points in one cell
 SIGMAS = 6.0  # that positions and colours range over
 
 
-def _lattice(report: Tensor) -> list[float]:
-    """The sum of magnitudes, the extent of each coordinate, the last row."""
-    dims = len(report) - 2
-    return [10.0 * dims, *[60.0] * dims, VERTICES[dims] - 1]
+def _lattices(reports: Tensor) -> list[list[float]]:
+    """Of each term the last row, the sum of magnitudes, and the extents; of positions first."""
+    terms, width = reports.shape
+    dims = [2] * (terms - 1) + [{4: 2, 8: 5, 22: 20}[width]]
+    return [[VERTICES[d] - 1, 10.0 * d, *[60.0] * (width - 2)] for d in dims]
 
 
 def _crf(flags: Tensor) -> list[float]:
@@ -27,8 +28,9 @@ def _crf(flags: Tensor) -> list[float]:
 
 
 ANSWERS: Answers = {
-    "kernels.permutohedral.triton.building.build": _lattice,
-    "kernels.permutohedral.triton.building._rank_words": lambda row: VERTICES[20] - 1,
+    "kernels.permutohedral.triton.building.build_all": _lattices,
+    "kernels.permutohedral.triton.building._finished": lambda row: VERTICES[20] - 1,
+    "kernels.meanfield.filters.GridFilter.of": lambda counts: [18, 18],
     "kernels.permutohedral.triton.building._levels": lambda values: 100_000,
     "kernels.separable.factors.build": lambda r: [[0.0] * r.shape[1], [SIGMAS] * r.shape[1]],
     "kernels.separable.factors._pieces": lambda last: PIECES,

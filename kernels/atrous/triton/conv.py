@@ -28,7 +28,8 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels.atrous.triton import configs
-from kernels.atrous.triton.layout import Pixels, Taps, cdiv
+from kernels.atrous.triton.layout import Pixels, Taps
+from kernels.sizes import blocks
 
 OUTSIDE = tl.constexpr(-(2**30))  # a row that no tap of any map sees
 
@@ -178,7 +179,7 @@ def conv(
     """
     config = configs.select("conv", x.tensor, x.pixels, weight.outputs, x.inputs * weight.taps)
     image_stride, channel_stride, _, pixel_stride = out.stride()
-    tiles = cdiv(x.pixels, config.block_m) * cdiv(weight.outputs, config.block_n)
+    tiles = blocks(x.pixels, config.block_m) * blocks(weight.outputs, config.block_n)
     conv_kernel[(tiles, 1 if fuse == "sum" else len(rates))](
         x.tensor, weight.tensor, out, bias, scale, shift,
         x.pixels, x.height, x.width, x.inputs, weight.outputs,

@@ -67,11 +67,6 @@ class Taps(NamedTuple):
         return Taps(self.tensor, self.kernel, outputs, *strides)
 
 
-def cdiv(size: int, block: int) -> int:
-    """How many blocks hold `size`: triton.cdiv takes a microsecond, at every launch."""
-    return -(-size // block)
-
-
 def aligned(channels: int) -> int:
     """The next multiple of ALIGNMENT."""
     return -(-channels // ALIGNMENT) * ALIGNMENT

@@ -36,11 +36,11 @@ from kernels.atrous.triton.layout import (
     WORKSPACE,
     Taps,
     aligned,
-    cdiv,
     groups,
     pixels_of,
     tap_blocks,
 )
+from kernels.sizes import blocks
 
 BLOCK_P = 16  # pixels that a program gathers: many small programs hide the latency
 SPREAD_P, SPREAD_N = 32, 128  # pixels and columns that one spreads
@@ -193,7 +193,7 @@ def pack(weight: Tensor, fuse: str) -> Taps:
     columns = tap_blocks(rates, kernel, fuse) * outputs
     rows, padded = aligned(columns), aligned(inputs)
     packed = weight.new_empty(rows, padded)
-    pack_kernel[cdiv(rows, PACK_ROWS), cdiv(padded, PACK_INPUTS)](
+    pack_kernel[blocks(rows, PACK_ROWS), blocks(padded, PACK_INPUTS)](
         weight, packed, inputs, outputs, columns, rows, padded, *weight.stride(),
         RATES=rates, KERNEL=kernel, FUSE=fuse, ROWS=PACK_ROWS, BLOCK=PACK_INPUTS,
     )  # fmt: skip
@@ -226,7 +226,7 @@ def forward(
     for part in parts:
         images, of = (x, out) if len(parts) == 1 else (x.images(part), out[part])
         conv(images, taps, slices, (1,), fuse="sum")
-        grid = cdiv(images.pixels, BLOCK_P), cdiv(outputs, block_c), out.shape[1] // outputs
+        grid = blocks(images.pixels, BLOCK_P), blocks(outputs, block_c), out.shape[1] // outputs
         gather_kernel[grid](
             slices, of, bias, scale, shift,
             images.pixels, x.height, x.width, outputs, columns,
@@ -268,7 +268,7 @@ def gradients(
     for part in parts:
         images = x.images(part)
         g = images._replace(tensor=spread, inputs=columns, stride=columns)
-        spread_kernel[cdiv(g.pixels, SPREAD_P), cdiv(columns, SPREAD_N)](
+        spread_kernel[blocks(g.pixels, SPREAD_P), blocks(columns, SPREAD_N)](
             grad[part], spread, g.pixels, x.height, x.width, outputs, used, columns,
             *grad.stride(),
             RATES=tuple(rates), KERNEL=kernel, FUSE=fuse, BLOCK_P=SPREAD_P, BLOCK_N=SPREAD_N,

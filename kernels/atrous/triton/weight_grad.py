@@ -24,7 +24,8 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels.atrous.triton import configs
-from kernels.atrous.triton.layout import PARTIAL_SUMS, Pixels, cdiv
+from kernels.atrous.triton.layout import PARTIAL_SUMS, Pixels
+from kernels.sizes import blocks
 
 COLLECT_ROWS, COLLECT_INPUTS = 16, 128
 LEAST_STEPS = 4  # blocks of pixels that a split must be worth
@@ -170,7 +171,7 @@ def collect(slices: Tensor, gradient: Tensor, merged: bool) -> None:
     """
     rates, outputs, inputs, kernel, _ = gradient.shape
     rows = rates * outputs * kernel * kernel
-    grid = cdiv(rows, COLLECT_ROWS), cdiv(inputs, COLLECT_INPUTS)
+    grid = blocks(rows, COLLECT_ROWS), blocks(inputs, COLLECT_INPUTS)
     collect_kernel[grid](
         slices, gradient, slices.shape[0], inputs, outputs, slices.stride(0), slices.stride(1),
         RATES=rates, KERNEL=kernel, MERGED=merged, ROWS=COLLECT_ROWS, BLOCK=COLLECT_INPUTS,
@@ -184,11 +185,11 @@ def splits_for(x: Pixels, outputs: int, programs: int, rows: int) -> tuple[int, 
     `LEAST_STEPS` blocks of pixels and the slices of `rows` rows stay within `PARTIAL_SUMS` bytes.
     """
     config = configs.select("weight_grad", x.tensor, x.pixels, outputs, x.inputs)
-    tiles = cdiv(outputs, config.block_m) * cdiv(x.inputs, config.block_n) * programs
-    wanted = cdiv(2 * configs.multiprocessors(x.tensor.device), tiles)
+    tiles = blocks(outputs, config.block_m) * blocks(x.inputs, config.block_n) * programs
+    wanted = blocks(2 * configs.multiprocessors(x.tensor.device), tiles)
     wanted = max(1, min(wanted, PARTIAL_SUMS // (4 * rows * x.inputs)))
     images = min(wanted, x.batch)
-    steps = cdiv(x.height * x.width, config.block_k)
+    steps = blocks(x.height * x.width, config.block_k)
     return images, max(1, min(wanted // images, steps // LEAST_STEPS))
 
 
@@ -208,7 +209,7 @@ def _launch(
 ) -> None:
     """Run `weight_grad_kernel`; strides of `out` by split, rate, output and tap."""
     config = configs.select("weight_grad", x.tensor, x.pixels, outputs, x.inputs)
-    tiles = cdiv(outputs, config.block_m) * cdiv(inputs, config.block_n)
+    tiles = blocks(outputs, config.block_m) * blocks(inputs, config.block_n)
     weight_grad_kernel[(tiles, len(rates) * kernel * kernel, splits[0] * splits[1])](
         x.tensor, g.tensor, out,
         x.batch, x.height, x.width, inputs, outputs,

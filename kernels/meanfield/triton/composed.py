@@ -20,6 +20,7 @@ from kernels.meanfield.filters import GridFilter
 from kernels.meanfield.term import Term
 from kernels.meanfield.triton import softmax
 from kernels.product import product
+from kernels.sizes import blocks
 
 TILE = 1024  # elements: points x labels
 
@@ -138,7 +139,7 @@ def _update(
     if not count:
         return
     with torch.cuda.device_of(unary):
-        composed_update_kernel[(-(-count // block_p),)](
+        composed_update_kernel[(blocks(count, block_p),)](
             unary, *_columns(energies),
             tuple(t.compatibility if t.compatibility.ndim == 1 else None for t in terms),
             taps, *_columns(outputs),
