@@ -29,6 +29,7 @@ from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # measure this checkout, whatever is installed
@@ -51,6 +52,8 @@ from report import RECORDS, new_record, write_record  # noqa: E402
 from torch import Tensor  # noqa: E402
 from work import Work, bytes_of, work_of  # noqa: E402
 
+from kernels.separable.factors import Separable  # noqa: E402
+
 BF16, FP32, CYCLES = 989e12, 67e12, 1.98e9  # operations/s and cycles/s of an H200
 BANDWIDTH, CACHE = 4.8e12, 5120 * CYCLES  # bytes/s of its memory and its L2
 COPY, PRODUCT = 0.9, 0.8  # what of these a plain copy and a plain product reach
@@ -62,6 +65,7 @@ CRF = Problem(375, 500, 21, 80, 13, 10)
 # Of the photograph that the comparisons use: vertices of both lattices; landmarks, grid, pieces.
 VERTICES = {2: 24_540, 5: 26_100}
 LANDMARKS, GRID, PIECES = 320, (11, 9), 240
+REACH = 19  # taps of the smoothness, of sigma 3, on each side
 
 Row = dict[str, Any]
 
@@ -81,6 +85,7 @@ def cases() -> dict[str, Callable[[], object]]:
         "exact, build": partial(_exact, "build"),
         "exact, one filter": partial(_exact, "apply"),
         "separable, one filter": _separable,
+        "separable, 10 updates": _composed_updates,
     }
 
 
@@ -222,15 +227,37 @@ def _exact(part: str) -> None:
 
 def _separable() -> None:
     from kernels.separable import triton
-    from kernels.separable.factors import Separable
 
+    triton.filter(_factors(), meta(_points(), CRF.labels), "bf16")
+
+
+def _composed_updates() -> None:
+    """Smoothness on the grid and appearance over landmarks, as a GPU takes them."""
+    from kernels import Term
+    from kernels.meanfield import GridFilter, SeparableFilter, filters
+    from kernels.meanfield.triton import composed
+    from kernels.separable import triton
+
+    taps, scale = meta(REACH), meta(1, _points(), 1)
+    over = (
+        GridFilter(taps, taps, CRF.width),
+        SeparableFilter([_factors()], "bf16"),
+    )
+    terms = [Term(each, meta(CRF.labels), scale, scale) for each in over]
+    with (
+        mock.patch.object(filters, "apply_separable", triton.filter),
+        mock.patch.object(filters, "convolve", triton.convolve),
+    ):
+        composed.mean_field(meta(1, _points(), CRF.labels), terms, CRF.iterations)
+
+
+def _factors() -> Separable:
     count, nodes = _points(), GRID[0] * GRID[1]
-    factors = Separable(
+    return Separable(
         meta(LANDMARKS, 3), meta(LANDMARKS, LANDMARKS), tuple(meta(m) for m in GRID), GRID,
         meta(count, dtype=torch.int64), meta(count, 3), meta(count, 2), meta(count),
         meta(PIECES, 3, dtype=torch.int32), meta(nodes + 1, dtype=torch.int32), 0.1,
     )  # fmt: skip
-    triton.filter(factors, meta(count, CRF.labels), "bf16")
 
 
 HEADINGS = (

@@ -121,14 +121,10 @@ def _place(a: Mapping[str, Any], programs: int) -> Work:
     return Work(plain=6 * a["count"] * corners**2)
 
 
-def _bisect(rows: str, wanted: str) -> Callable[[Mapping[str, Any], int], Work]:
-    """`wanted` numbers, each looked for among `rows` by halves."""
-
-    def work(a: Mapping[str, Any], programs: int) -> Work:
-        halves = math.log2(max(2, a[rows]))
-        return Work(loaded=8 * a[wanted] * halves, steps=halves)
-
-    return work
+def _cut(a: Mapping[str, Any], programs: int) -> Work:
+    """Each piece and each sum looks for its row by halves."""
+    halves = math.log2(max(2, a["rows"]))
+    return Work(loaded=8 * (a["pieces"] + a["sums"]) * halves, steps=halves)
 
 
 def _search(a: Mapping[str, Any], programs: int) -> Work:
@@ -178,6 +174,27 @@ def _separable(a: Mapping[str, Any], programs: int) -> Work:
     return Work(2 * affinities * columns, affinities * (3 * a["E"] + 2), loaded, steps)
 
 
+def _convolve(a: Mapping[str, Any], programs: int) -> Work:
+    """Each value, and its neighbours within reach on both sides."""
+    read = a["values"].numel() * (2 * a["reach"] - 1)
+    return Work(plain=2 * read, loaded=4 * read, steps=a["reach"] - 1)
+
+
+def _composed(a: Mapping[str, Any], programs: int) -> Work:
+    """Every term once, and of one the neighbours along y."""
+    reach = 1 if a["taps"] is None else a["reach"]
+    read = a["count"] * a["LABELS"] * (len(a["filtered"]) + 2 * reach - 2)
+    return Work(plain=2 * read, loaded=4 * read, steps=reach)
+
+
+def _product(a: Mapping[str, Any], programs: int) -> Work:
+    """In float32: the tensor cores have no such products."""
+    steps = math.ceil(a["inner"] / a["BLOCK_K"])
+    tile = 4 * (a["BLOCK_M"] + a["BLOCK_N"]) * a["BLOCK_K"]
+    plain = 2 * a["rows"] * a["inner"] * a["columns"]
+    return Work(plain=plain, loaded=programs * steps * tile, steps=steps)
+
+
 def _combine(a: Mapping[str, Any], programs: int) -> Work:
     return Work(plain=a["partial"].numel(), loaded=a["partial"].nbytes, steps=1 << a["S"])
 
@@ -197,8 +214,9 @@ FORMULAS: dict[tuple[str, str], Callable[[Mapping[str, Any], int], Work]] = {
     ("permutohedral", "place_kernel"): _place,
     ("permutohedral", "search_kernel"): _search,
     ("permutohedral", "count_kernel"): _stream,
-    ("permutohedral", "piece_kernel"): _bisect("rows", "pieces"),
-    ("permutohedral", "table_kernel"): _bisect("rows", "sums"),
+    ("permutohedral", "begin_kernel"): _stream,
+    ("permutohedral", "number_kernel"): _stream,
+    ("permutohedral", "cut_kernel"): _cut,
     ("permutohedral", "fold_kernel"): _stream,
     ("permutohedral", "splat_kernel"): _splat,
     ("permutohedral", "sum_kernel"): lambda a, programs: Work(steps=0),  # most have no row to sum
@@ -214,4 +232,7 @@ FORMULAS: dict[tuple[str, str], Callable[[Mapping[str, Any], int], Work]] = {
     ("separable", "splat_kernel"): _separable,
     ("separable", "combine_kernel"): _combine,
     ("separable", "slice_kernel"): _separable,
+    ("separable", "convolve_kernel"): _convolve,
+    ("meanfield", "composed_update_kernel"): _composed,
+    ("product", "product_kernel"): _product,
 }
