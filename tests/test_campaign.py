@@ -1,7 +1,5 @@
 """The campaign in short (`make campaign` runs it whole), and that it finds what it should find."""
 
-from __future__ import annotations
-
 import json
 import sys
 import time
@@ -25,14 +23,14 @@ SHORT = {
 
 
 @pytest.mark.parametrize("family", SHORT)
-def test_a_short_campaign_finds_nothing(family: str) -> None:
+def test_a_short_campaign_finds_nothing(family):
     tally = families.run(family, 1, SHORT[family])
     assert tally.cases == SHORT[family]
     assert tally.result + tally.refused == tally.cases
     assert not tally.failures
 
 
-def test_kills_and_two_writers_in_processes_of_their_own(tmp_path: Path) -> None:
+def test_kills_and_two_writers_in_processes_of_their_own(tmp_path):
     record = tmp_path / "record.json"
     command = ["-m", "campaign", "--family", "kill", "--family", "writers"]
     run_python(*command, "--count", "2", "--out", str(record))
@@ -42,16 +40,13 @@ def test_kills_and_two_writers_in_processes_of_their_own(tmp_path: Path) -> None
     assert kept["failures"] == 0
 
 
-def test_every_family_is_in_the_short_form() -> None:
+def test_every_family_is_in_the_short_form():
     assert set(families.PARTS) == {*SHORT, "kill", "writers", "concurrency"}
     assert sum(families.PARTS[name].count for name in families.INPUTS) == 10_000
 
 
 def tally_of(*cases: case.Case) -> Tally:
-    nothing = Family(
-        "f", "", lambda _shared: None, lambda _shared: st.nothing(), lambda _shared: []
-    )
-    chosen = Family(nothing.name, "", nothing.prepare, lambda _: st.sampled_from(cases))
+    chosen = Family("f", "", lambda _shared: None, lambda _shared: st.sampled_from(cases))
     return runner.run_family(chosen, 0, len(cases))
 
 
@@ -62,9 +57,7 @@ def found(*cases: case.Case) -> str:
     return str(failure["wrong"])
 
 
-def acts(
-    monkeypatch: pytest.MonkeyPatch, status: int, stderr: str = "", writes: str = ""
-) -> Command:
+def acts(monkeypatch, status: int, stderr: str = "", writes: str = "") -> Command:
     """A command that behaves as told, in place of the product."""
 
     def run_command(_args: object) -> int:
@@ -94,13 +87,11 @@ def acts(
         (0, "x.py:1: UserWarning: y\n", "", "a warning"),
     ],
 )
-def test_a_command_that_ends_as_none_may_is_a_failure(
-    monkeypatch: pytest.MonkeyPatch, status: int, stderr: str, writes: str, wrong: str
-) -> None:
+def test_a_command_that_ends_as_none_may_is_a_failure(monkeypatch, status, stderr, writes, wrong):
     assert wrong in found(acts(monkeypatch, status, stderr, writes))
 
 
-def test_another_end_than_the_case_wants_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_end_than_the_case_wants_is_a_failure(monkeypatch):
     told = acts(monkeypatch, 0)
     assert "expected refused, was result" in found(Command("x", ["x"], wanted="refused"))
     told = acts(monkeypatch, 2, "Error: other.png: no\n")
@@ -109,7 +100,7 @@ def test_another_end_than_the_case_wants_is_a_failure(monkeypatch: pytest.Monkey
     assert tally_of(told).refused == 1
 
 
-def test_a_wrong_label_is_a_failure(tmp_path: Path) -> None:
+def test_a_wrong_label_is_a_failure(tmp_path):
     labels = np.zeros((4, 5), np.uint8)
     outputs.write_labels(tmp_path / "a_labels.png", labels, outputs.voc_palette())
     outputs.write_picture(tmp_path / "a_overlay.png", np.zeros((4, 5, 3), np.uint8))
@@ -119,7 +110,7 @@ def test_a_wrong_label_is_a_failure(tmp_path: Path) -> None:
         check_labels(tmp_path / "a_labels.png", labels)
 
 
-def test_a_hang_a_crash_and_a_heap_of_memory_are_failures(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hang_a_crash_and_a_heap_of_memory_are_failures(monkeypatch):
     monkeypatch.setattr(runner, "MOST_CPU", 0.05)
 
     def spin() -> None:
@@ -133,7 +124,7 @@ def test_a_hang_a_crash_and_a_heap_of_memory_are_failures(monkeypatch: pytest.Mo
     assert "MiB more than anything before" in found(Call("grows", lambda: None))
 
 
-def test_a_call_may_refuse_in_words_only() -> None:
+def test_a_call_may_refuse_in_words_only():
     def raises(error: Exception) -> Call:
         def call() -> None:
             raise error
@@ -145,7 +136,7 @@ def test_a_call_may_refuse_in_words_only() -> None:
     assert "names none of" in found(raises(TypeError("a truth value is ambiguous")))
 
 
-def test_a_seed_makes_the_same_cases_again() -> None:
+def test_a_seed_makes_the_same_cases_again():
     lines: list[list[str]] = []
     for _ in range(2):
         drawn = runner._drawn(st.builds(Call, st.text(), st.just(lambda: None)), 3, 50)

@@ -1,7 +1,5 @@
 """One case: what is run, and what has to hold when it ends, whichever way it ends."""
 
-from __future__ import annotations
-
 import fcntl
 import io
 import os
@@ -80,18 +78,13 @@ class Command:
         outcome = judged(ended)
         left = [path.name for path in folder.rglob("*") if path.suffix in (".part", ".tmp")]
         require(not left, f"temporary files are left: {left}")
+        now = snapshot(folder)
+        changed = sorted(path for path in before | now if before.get(path) != now.get(path))
         if outcome == "refused":
-            changed = difference(before, snapshot(folder))
             require(not changed, f"refused, and yet these changed: {changed}; {ended.stderr}")
-            named = not self.names or any(name in ended.stderr for name in self.names)
-            require(named, f"names none of {list(self.names)}: {ended.stderr}")
-        if self.wanted is not None:
-            said = ended.stderr.strip() or ended.stdout.strip()
-            require(outcome == self.wanted, f"expected {self.wanted}, was {outcome}: {said:.600}")
+        as_told(self, outcome, ended.stderr.strip() or ended.stdout.strip())
         if outcome == "result":
-            kept = {path: was for path, was in before.items() if path in self.files}
-            now = snapshot(folder)
-            lost = [path for path, was in kept.items() if now.get(path) != was]
+            lost = [path for path in changed if path in self.files]
             require(not lost, f"inputs changed: {lost}")
             self.check(folder, ended)
         return outcome
@@ -121,19 +114,24 @@ class Call:
                 outcome: Outcome = "refused"
                 inner = isinstance(error, TypeError) and "unexpected keyword" in str(error)
                 require(not inner, f"the case itself is wrong: {error}")
-                named = not self.names or any(name in str(error) for name in self.names)
-                require(named, f"names none of {list(self.names)}: {error}")
                 said = str(error)
             else:
                 outcome, said = "result", ""
-        if self.wanted is not None:
-            require(outcome == self.wanted, f"expected {self.wanted}, was {outcome} {said:.300}")
+        as_told(self, outcome, said)
         if outcome == "result":
             self.check(value)
         return outcome
 
 
 Case = Command | Call
+
+
+def as_told(case: Case, outcome: Outcome, said: str) -> None:
+    """Whether the case ended as it says that it must: raises Wrong for another end."""
+    named = outcome == "result" or not case.names or any(name in said for name in case.names)
+    require(named, f"names none of {list(case.names)}: {said}")
+    expected = case.wanted or outcome
+    require(outcome == expected, f"expected {expected}, was {outcome}: {said:.600}")
 
 
 def judged(ended: Ended) -> Outcome:
@@ -241,9 +239,3 @@ def snapshot(folder: Path) -> dict[str, Any]:
         if not small and path.is_file():
             found[name] = (state.st_size, state.st_mtime_ns)
     return found
-
-
-def difference(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
-    return sorted(
-        name for name in before.keys() | after.keys() if before.get(name) != after.get(name)
-    )

@@ -1,9 +1,8 @@
 """Damage to the bytes of a valid file: what disks, networks, editors and adversaries do to it."""
 
-from __future__ import annotations
-
 import random
 from collections.abc import Callable
+from typing import Any
 
 from hypothesis import strategies as st
 
@@ -74,18 +73,9 @@ def _junk_in_front(content: bytes, chance: random.Random) -> bytes:
 
 
 MAGICS = (
-    b"\x89PNG\r\n\x1a\n",
-    b"\xff\xd8\xff\xe0\0\x10JF",
-    b"GIF89a\x01\0",
-    b"BM\0\0\0\0\0\0",
-    b"II*\0\x08\0\0\0",
-    b"RIFF\0\0\0\0",
-    b"PK\x03\x04\x14\0\0\0",
-    b"\x93NUMPY\x01\0",
-    b"%PDF-1.7",
-    b"P6 9 9 25",
-    b"\x7fELF\x02\x01\x01\0",
-    bytes(8),
+    *(b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff\xe0\0\x10JF", b"GIF89a\x01\0", b"BM\0\0\0\0\0\0"),
+    *(b"II*\0\x08\0\0\0", b"RIFF\0\0\0\0", b"PK\x03\x04\x14\0\0\0", b"\x93NUMPY\x01\0"),
+    *(b"%PDF-1.7", b"P6 9 9 25", b"\x7fELF\x02\x01\x01\0", bytes(8)),
 )
 LOSSY: dict[str, Damage] = {
     "bits flipped": _flip,
@@ -121,9 +111,22 @@ OTHER_FILES = {  # what people name by mistake
 }
 
 
+class Dangerous:
+    """Whose pickle calls a function."""
+
+    def __reduce__(self) -> Any:
+        return open, ("executed", "w")
+
+
 def seeds() -> st.SearchStrategy[int]:
     return st.integers(0, 2**32 - 1)
 
 
 def damaged(content: bytes, kind: str, seed: int) -> bytes:
     return DAMAGES[kind](content, random.Random(seed))
+
+
+def harm(draw: Any, content: bytes) -> tuple[str, bytes]:
+    """(what was done, what came of it)"""
+    how = draw(st.sampled_from(sorted(DAMAGES)))
+    return how, damaged(content, how, draw(seeds()))

@@ -5,8 +5,7 @@ give the same in that order; the drop-in and the layer agree on the same problem
 a ValueError or TypeError.
 """
 
-from __future__ import annotations
-
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,14 +19,13 @@ import crf.pydensecrf.densecrf as dcrf
 import crf.pydensecrf.utils
 from campaign.case import Call, Case, require
 from campaign.damage import seeds
+from campaign.filters import DTYPES
 from campaign.runner import Family
 
 SIDE = st.integers(1, 14)
 WEIGHT = st.one_of(st.floats(0, 20), st.integers(0, 9))
 SIGMA = st.floats(0.5, 80)
-ODD = st.sampled_from(
-    (0, -1, -0.5, float("nan"), float("inf"), None, "3", [3.0], 2**70, 1e-30, 1e38, True)
-)
+ODD = st.sampled_from((0, -1, -0.5, math.nan, math.inf, None, "3", [3.0], 2**70, 1e-30, 1e38, True))
 
 
 def logits_of(shape: tuple[int, ...], seed: int) -> torch.Tensor:
@@ -35,9 +33,8 @@ def logits_of(shape: tuple[int, ...], seed: int) -> torch.Tensor:
 
 
 def images_of(batch: int, height: int, width: int, seed: int) -> torch.Tensor:
-    return torch.from_numpy(
-        np.random.default_rng(seed).integers(0, 256, (batch, 3, height, width), dtype=np.uint8)
-    )
+    shape = batch, 3, height, width
+    return torch.from_numpy(np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8))
 
 
 def sums_to_one(shape: Any) -> Callable[[Any], None]:
@@ -63,10 +60,8 @@ def layer(draw: Any) -> Case:
         "bilateral": draw(st.one_of(st.none(), st.builds(crf.Bilateral, WEIGHT, SIGMA, SIGMA))),
     }
     made = {"iterations": draw(st.integers(0, 4)), "method": method, "normalization": normalization}
-    logits, images = (
-        logits_of((batch, classes, height, width), seed),
-        images_of(batch, height, width, seed),
-    )
+    logits = logits_of((batch, classes, height, width), seed)
+    images = images_of(batch, height, width, seed)
     order = torch.from_numpy(np.random.default_rng(seed).permutation(classes))
 
     def call() -> torch.Tensor:
@@ -76,9 +71,8 @@ def layer(draw: Any) -> Case:
             turned = layer(logits[:, order], images)
         difference = float((turned - found[:, order]).abs().max())
         # "none" multiplies small differences by the mass of a filter, thousands for a large image
-        require(
-            normalization == "none" or difference < 2e-3, f"labels in another order: {difference}"
-        )
+        same = normalization == "none" or difference < 2e-3
+        require(same, f"labels in another order: {difference}")
         return found
 
     said = f"DenseCRF({classes}, {terms}, {made}) of {batch} x {height} x {width}"
@@ -100,8 +94,8 @@ def odd_layer(draw: Any) -> Case:
             usual = {"weight": 3.0, "sigma_xy": 3.0, "sigma_rgb": 9.0}
             arguments[term] = crf.Bilateral(**(usual | {inner: value}))
         else:
-            arguments[name] = value if value != 2**70 else 2**20  # iterations, without waiting
-        if arguments.get("iterations", 0) == 2**20:
+            arguments[name] = value
+        if arguments["iterations"] == 2**70:  # nobody waits for these
             arguments["iterations"] = -(2**20)
         return crf.DenseCRF(**arguments)(logits, images)
 
@@ -120,26 +114,11 @@ LAYER_ARGUMENTS = (
 def odd_tensors(draw: Any) -> Case:
     """Logits and images of any shape, type and value."""
     shape = tuple(draw(st.lists(st.sampled_from((0, 1, 3, 4, 6)), min_size=2, max_size=5)))
-    dtype = draw(
-        st.sampled_from(
-            (
-                torch.float32,
-                torch.float64,
-                torch.float16,
-                torch.bfloat16,
-                torch.int64,
-                torch.bool,
-                torch.complex64,
-            )
-        )
-    )
-    pictures = tuple(
-        draw(st.one_of(st.just((1, 3, 4, 6)), st.tuples(*[st.sampled_from((0, 1, 3, 4, 6))] * 4)))
-    )
+    dtype = draw(st.sampled_from(DTYPES))
+    any_shape = st.tuples(*[st.sampled_from((0, 1, 3, 4, 6))] * 4)
+    pictures = draw(st.just((1, 3, 4, 6)) | any_shape)
     levels = draw(st.sampled_from((torch.uint8, torch.float32, torch.int64, torch.float16)))
-    poison = draw(
-        st.sampled_from((None, None, float("nan"), float("inf"), -float("inf"), 1e30, -1.0, 300.0))
-    )
+    poison = draw(st.sampled_from((None, None, math.nan, math.inf, -math.inf, 1e30, -1.0, 300.0)))
     given = draw(st.sampled_from(("both", "no images", "a list", "an array")))
     logits, images = torch.zeros(shape, dtype=dtype), torch.full(pictures, 9, dtype=levels)
     if poison is not None and images.numel() and levels.is_floating_point:
@@ -158,13 +137,9 @@ def odd_tensors(draw: Any) -> Case:
         return model(logits, images)
 
     fits = len(shape) == 4 and shape[1] == 3 and pictures == (shape[0], 3, *shape[2:])
-    wanted = None if fits else "refused"
-    if given == "a list" and shape and shape[0] == 0:
-        wanted = None
-    said = (
-        f"logits {dtype} {list(shape)}, images {levels} {list(pictures)}, {poison} in them, {given}"
-    )
-    return Call(said, call, wanted, sums_to_one(shape))  # type: ignore[arg-type]
+    empty = given == "a list" and shape and shape[0] == 0
+    said = f"logits {dtype} {list(shape)}, images {levels} {list(pictures)}, {poison}, {given}"
+    return Call(said, call, None if fits or empty else "refused", sums_to_one(shape))
 
 
 @st.composite
@@ -182,20 +157,15 @@ def drop_in(draw: Any) -> Case:
         model.addPairwiseGaussian(sxy=3, compat=2)
         model.addPairwiseBilateral(sxy=sxy, srgb=srgb, rgbim=image, compat=compat)
         found = torch.from_numpy(np.array(model.inference(steps))).reshape(1, labels, height, width)
-        layer = crf.DenseCRF(
-            labels,
-            gaussian=crf.Gaussian(2, 3),
-            bilateral=crf.Bilateral(compat, sxy, srgb),
-            iterations=steps,
-        )
+        terms = {"gaussian": crf.Gaussian(2, 3), "bilateral": crf.Bilateral(compat, sxy, srgb)}
+        layer = crf.DenseCRF(labels, **terms, iterations=steps)
         theirs = layer(logits, torch.from_numpy(image).permute(2, 0, 1)[None])
         worst = float((theirs - found).abs().max())
         require(worst < 2e-3, f"drop-in and layer differ by {worst}")
         return found
 
-    said = (
-        f"drop-in {width} x {height}, {labels} labels, {steps} steps, {sxy:g} {srgb:g} {compat:g}"
-    )
+    numbers = f"{labels} labels, {steps} steps, {sxy:g} {srgb:g} {compat:g}"
+    said = f"drop-in {width} x {height}, {numbers}"
     return Call(said, call, "result", sums_to_one(logits.shape))
 
 
@@ -232,41 +202,27 @@ ARRAYS: dict[str, Callable[[], Any]] = {
 @st.composite
 def odd_drop_in(draw: Any) -> Case:
     """One argument of a call of pydensecrf's interface that may be none."""
-    names = (
-        "u",
-        "f",
-        "compat",
-        "features",
-        "rgbim",
-        "kernel",
-        "normalization",
-        "sxy",
-        "niter",
-        "Q",
-        "w",
-        "nlabels",
-    )
-    name = draw(st.sampled_from(names))
+    zeros, image = np.zeros((3, 20), np.float32), np.zeros((4, 5, 3), np.uint8)
+    usual: dict[str, Any] = {
+        **{"u": zeros, "f": None, "compat": 3, "features": zeros[:2], "rgbim": image, "sxy": 3},
+        **{"kernel": dcrf.DIAG_KERNEL, "normalization": dcrf.NORMALIZE_SYMMETRIC},
+        **{"niter": 1, "Q": None, "w": 5, "nlabels": 3},
+    }
+    name = draw(st.sampled_from(sorted(usual)))
     what = draw(st.sampled_from(sorted(ARRAYS)))
     value = ARRAYS[what]() if draw(st.booleans()) else draw(ODD)
     if name in ("niter", "w", "nlabels") and isinstance(value, int | float) and value > 1000:
         value = -value
 
     def call() -> torch.Tensor:
-        model = dcrf.DenseCRF2D(value if name == "w" else 5, 4, value if name == "nlabels" else 3)
-        zeros = np.zeros((3, 20), np.float32)
-        model.setUnaryEnergy(value if name == "u" else zeros, value if name == "f" else None)
-        compat = value if name == "compat" else 3
-        model.addPairwiseEnergy(
-            value if name == "features" else zeros[:2],
-            compat,
-            value if name == "kernel" else dcrf.DIAG_KERNEL,
-            value if name == "normalization" else dcrf.NORMALIZE_SYMMETRIC,
-        )
-        model.addPairwiseGaussian(value if name == "sxy" else 3, compat)
-        image = np.zeros((4, 5, 3), np.uint8)
-        model.addPairwiseBilateral(3, 9, value if name == "rgbim" else image, compat)
-        found = model.inference(value if name == "niter" else 1)
+        given = usual | {name: value}
+        model = dcrf.DenseCRF2D(given["w"], 4, given["nlabels"])
+        model.setUnaryEnergy(given["u"], given["f"])
+        compat, how = given["compat"], (given["kernel"], given["normalization"])
+        model.addPairwiseEnergy(given["features"], compat, *how)
+        model.addPairwiseGaussian(given["sxy"], compat)
+        model.addPairwiseBilateral(3, 9, given["rgbim"], compat)
+        found = model.inference(given["niter"])
         if name == "Q":
             model.stepInference(value)
             model.klDivergence(value)
@@ -299,9 +255,8 @@ def utilities(draw: Any) -> Case:
 
 
 def cases(_shared: Path) -> st.SearchStrategy[Case]:
-    return st.one_of(
-        layer(), odd_layer(), odd_tensors(), drop_in(), odd_drop_in(), odd_drop_in(), utilities()
-    )
+    layers, drop_ins = [layer(), odd_layer(), odd_tensors()], [drop_in(), odd_drop_in()]
+    return st.one_of(*layers, *drop_ins, odd_drop_in(), utilities())
 
 
 FAMILY = Family("crf", "the CRF layer and the drop-in", lambda _shared: None, cases)

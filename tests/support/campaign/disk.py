@@ -7,31 +7,27 @@ data reach the disk. After it every file is what it was before, or whole and rig
 the same command, given room, then does what it would have done.
 """
 
-from __future__ import annotations
-
 import errno
 import os
 import random
 import resource
-import shutil
 import signal
 import subprocess
 import tempfile
-import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from campaign import kill
-from campaign.case import Ended, Wrong, invoke, judged, require
-from campaign.files import content, contents, lay
+from campaign.case import Ended, Outcome, Wrong, invoke, judged, require
+from campaign.files import contents, lay
 from campaign.labels import drawn, one_set, stored
 from campaign.network import WEIGHTS, write_weights
 from campaign.options import IMAGE, LINES
 from campaign.rasters import lay_picture
-from campaign.runner import Advance, Tally
+from campaign.runner import Tally, emptied, world
 from deeplab.model import build
 from deeplab.weights import save_weights
 
@@ -75,64 +71,52 @@ COMMANDS = (
     Written("export --format export", f"export net.pt2 --weights {WEIGHTS}", share=2),
     Written("export --format onnx", f"export net.onnx --weights {WEIGHTS}", share=2),
 )
-HEAVY = ("demo", "export --format export", "export --format onnx")
 
 
-def run_disk(seed: int, count: int, advance: Advance, heavy: bool = True) -> Tally:
-    """`count` full disks. heavy: the commands too that take many seconds each."""
-    tally, chance, start = Tally("disk", seed), random.Random(seed), time.perf_counter()
-    home = Path.cwd()
+def run_disk(seed: int, count: int) -> Tally:
+    """`count` full disks, each command once before any comes again."""
+    tally, chance = Tally("disk", seed), random.Random(seed)
+    shares = [one.share for one in COMMANDS]
+    turns = chance.choices(COMMANDS, shares, k=max(0, count - len(COMMANDS)))
     ways: dict[str, int] = {}
-    with tempfile.TemporaryDirectory(prefix="campaign-") as name:
-        root = Path(name).resolve()
+    with world(tally) as root:
         _lay_inputs(root)
-        chosen = [one for one in COMMANDS if heavy or one.name not in HEAVY]
-        turns = chance.choices(chosen, [one.share for one in chosen], k=max(0, count - len(chosen)))
         expected: dict[str, dict[str, Any]] = {}
-        try:
-            for number, one in enumerate((chosen + turns)[:count]):
-                way = chance.choice(list(WAYS))
-                try:
-                    if one.name not in expected:
-                        expected[one.name] = _undisturbed(root, one)
-                    sizes = [size for size, _ in expected[one.name].values()]
-                    most = sum(sizes) if way == "tmpfs" else max(sizes)
-                    bytes_ = chance.choice(
-                        (0, 1, 4096, most // 2, most - 1, chance.randrange(most + 1))
-                    )
-                    said = f"{one.name}, {way} full at byte {bytes_}"
-                    outcome = _full_disk(root, one, way, bytes_, expected[one.name])
-                    setattr(tally, outcome, getattr(tally, outcome) + 1)
-                    ways[way] = ways.get(way, 0) + 1
-                except (Wrong, OSError, ValueError) as wrong:
-                    tally.fail(number, said, one.line, f"{wrong!r}"[:1500])
-                tally.cases += 1
-                advance()
-        finally:
-            os.chdir(home)
-    tally.facts = {"ways": ways, "commands": len(chosen)}
-    tally.seconds = round(time.perf_counter() - start, 1)
+        for number, one in enumerate([*COMMANDS, *turns][:count]):
+            way = chance.choice(list(WAYS))
+            said = f"{one.name}, {way}"
+            try:
+                if one.name not in expected:
+                    expected[one.name] = _undisturbed(root, one)
+                sizes = [size for size, _ in expected[one.name].values()]
+                most = sum(sizes) if way == "tmpfs" else max(sizes)
+                full_at = (0, 1, 4096, most // 2, most - 1, chance.randrange(most + 1))
+                bytes_ = chance.choice(full_at)
+                said += f" full at byte {bytes_}"
+                tally.ended(_full_disk(root, one, way, bytes_, expected[one.name]))
+                ways[way] = ways.get(way, 0) + 1
+            except (Wrong, OSError, ValueError) as wrong:
+                tally.fail(number, said, one.line, f"{wrong!r}"[:1500])
+            tally.cases += 1
+    tally.facts = {"ways": ways, "commands": len(COMMANDS)}
     return tally
 
 
 def _lay_inputs(root: Path) -> None:
     shared, inputs = root / "shared", root / "inputs"
-    for folder in (
-        shared,
-        inputs,
-        inputs / "voc" / "JPEGImages",
-        inputs / "voc" / "ImageSets" / "Segmentation",
-    ):
-        folder.mkdir(parents=True)
+    shared.mkdir()
+    inputs.mkdir()
     write_weights(shared)
     save_weights(build("deeplab_v2_small", num_classes=21).eval(), inputs / "voc.safetensors")
     kill.lay_data(root / "data")
     lay_picture(inputs, 24, 32, 1)
     lay(inputs, one_set([(IMAGE, *stored(drawn(3, number), "grey")) for number in (1, 2)]))
-    (inputs / "voc" / "SegmentationClass").mkdir()
-    (inputs / "voc" / "SegmentationClass" / "two.png").write_bytes(stored(drawn(3, 1), "grey")[1])
-    (inputs / "voc" / "JPEGImages" / "one.jpg").write_bytes(IMAGE)
-    (inputs / "voc" / "ImageSets" / "Segmentation" / "test.txt").write_text("one\n")
+    voc = {
+        "SegmentationClass/two.png": stored(drawn(3, 1), "grey")[1],
+        "JPEGImages/one.jpg": IMAGE,
+        "ImageSets/Segmentation/test.txt": b"one\n",
+    }
+    lay(inputs / "voc", voc)
 
 
 def _undisturbed(root: Path, one: Written) -> dict[str, Any]:
@@ -148,21 +132,23 @@ def _undisturbed(root: Path, one: Written) -> dict[str, Any]:
         return {name: (sizes[name], what) for name, what in contents(folder, DRAWN_ANEW).items()}
 
 
-def _full_disk(root: Path, one: Written, way: str, bytes_: int, expected: dict[str, Any]) -> str:
+def _full_disk(
+    root: Path, one: Written, way: str, bytes_: int, expected: dict[str, Any]
+) -> Outcome:
     with _folder(root, way, bytes_) as folder:
-        with WAYS[way](folder, bytes_):
+        with WAYS[way](bytes_):
             ended = invoke(one.line.split())
         _judge(ended)
-        for name, found in _found(folder).items():
+        for name, found in contents(folder, DRAWN_ANEW).items():
             require(name in expected, f"left behind: {name}")
             if name not in LOGS and not name.endswith(
                 (".state", "w.safetensors", "w-last.safetensors")
             ):
                 require(found == expected[name][1], f"{name} is whole, and not what it should be")
         if ended.status != 2:
-            missing = sorted(expected.keys() - _found(folder).keys())
+            missing = sorted(expected.keys() - contents(folder, DRAWN_ANEW).keys())
             require(not missing, f"a result, without {missing}: {ended.stderr[-500:]}")
-        outcome = "refused" if ended.status == 2 else "result"
+        outcome: Outcome = "refused" if ended.status == 2 else "result"
         if way == "tmpfs":
             subprocess.run(["mount", "-o", "remount,size=64m", str(folder)], check=True)
         again = one.line
@@ -170,7 +156,7 @@ def _full_disk(root: Path, one: Written, way: str, bytes_: int, expected: dict[s
             again = one.again if (folder / "w.state").exists() else f"{one.line} --overwrite"
         after = invoke(again.split())
         require(judged(after) == "result", f"with room again: {after.stderr[-600:]}")
-        now = _found(folder)
+        now = contents(folder, DRAWN_ANEW)
         for name, (_, wanted) in expected.items():
             require(name in now, f"with room again, {name} is missing")
             require(now[name] == wanted, f"with room again, {name} differs")
@@ -182,51 +168,32 @@ def _judge(ended: Ended) -> None:
     require(ended.status in (0, 1, 2), f"status {ended.status}: {ended.stderr[-600:]}")
     if ended.status == 2:
         lines = [line for line in ended.stderr.splitlines() if not line.startswith("Note: ")]
-        require(
-            len(lines) == 1 and lines[0].startswith("Error: "),
-            f"not one line: {ended.stderr[-900:]}",
-        )
+        one = len(lines) == 1 and lines[0].startswith("Error: ")
+        require(one, f"not one line: {ended.stderr[-900:]}")
         said = any(word in lines[0] for word in ("cannot", "written", "room"))
         require(said, f"does not say what is wrong: {lines[0]}")
-
-
-def _found(folder: Path) -> dict[str, Any]:
-    """What lies there; a log may be cut, anything else must be whole."""
-    found = {}
-    for path in folder.rglob("*"):
-        name = path.relative_to(folder).as_posix()
-        if path.is_dir() or path.name.startswith(DRAWN_ANEW):
-            continue
-        if name == "tuned/results.jsonl":
-            found[name] = path.read_bytes()
-            continue
-        found[name] = content(path)
-    return found
 
 
 @contextmanager
 def _folder(root: Path, way: str, bytes_: int = 0) -> Iterator[Path]:
     """A folder to work in; in a small file system of its own for "tmpfs"."""
-    folder = root / "case"
-    folder.mkdir()
-    mounted = way == "tmpfs"
-    if mounted:
+    with emptied(root) as folder:
+        if way != "tmpfs":
+            yield folder
+            return
         size = max(4096, bytes_ // 4096 * 4096)
-        subprocess.run(
-            ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)], check=True
-        )
-    os.chdir(folder)
-    try:
-        yield folder
-    finally:
-        os.chdir(root)
-        if mounted:
+        mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
+        subprocess.run(mount, check=True)
+        os.chdir(folder)  # the folder of the file system, not that below it
+        try:
+            yield folder
+        finally:
+            os.chdir(root)
             subprocess.run(["umount", str(folder)], check=True)
-        shutil.rmtree(folder)
 
 
 @contextmanager
-def _limited_files(_folder: Path, bytes_: int) -> Iterator[None]:
+def _limited_files(bytes_: int) -> Iterator[None]:
     """No file grows beyond so many bytes: EFBIG, a write before it may be short."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -239,7 +206,7 @@ def _limited_files(_folder: Path, bytes_: int) -> Iterator[None]:
 
 
 @contextmanager
-def _late(_folder: Path, bytes_: int) -> Iterator[None]:
+def _late(bytes_: int) -> Iterator[None]:
     """Room is missing when data are flushed: at the first, second or third flush."""
     flush, left = os.fsync, [bytes_ % 3]
 
@@ -256,11 +223,6 @@ def _late(_folder: Path, bytes_: int) -> Iterator[None]:
         os.fsync = flush
 
 
-@contextmanager
-def _small(_folder: Path, _bytes: int) -> Iterator[None]:
-    yield  # the folder is it
-
-
 def _may_mount() -> bool:
     with tempfile.TemporaryDirectory() as name:
         mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", name]
@@ -272,6 +234,6 @@ def _may_mount() -> bool:
             return False
 
 
-WAYS: dict[str, Callable[[Path, int], Any]] = {"size of files": _limited_files, "flush": _late}
+WAYS: dict[str, Callable[[int], Any]] = {"size of files": _limited_files, "flush": _late}
 if os.geteuid() == 0 and _may_mount():
-    WAYS["tmpfs"] = _small
+    WAYS["tmpfs"] = nullcontext  # the folder is it

@@ -1,16 +1,11 @@
 """All families, and how many cases each has at full size."""
 
-from __future__ import annotations
-
 import importlib
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from campaign import runner
-from campaign.runner import Advance, Tally
-
-Run = Callable[[int, int, Advance], Tally]
+from campaign.runner import Tally
 
 
 @dataclass(frozen=True)
@@ -44,17 +39,12 @@ INPUTS = ("pictures", "labels", "settings", "checkpoints", "class_files", "array
 
 
 def run(
-    name: str,
-    seed: int,
-    count: int,
-    advance: Advance = lambda: None,
-    only: int | None = None,
-    keep: Path | None = None,
+    name: str, seed: int, count: int, only: int | None = None, keep: Path | None = None
 ) -> Tally:
     """Run a family in this process."""
     part = PARTS[name]
     module = importlib.import_module(f"campaign.{part.module}")
     if part.run:
-        tally: Tally = getattr(module, part.run)(seed, count, advance)
+        tally: Tally = getattr(module, part.run)(seed, count)
         return tally
-    return runner.run_family(module.FAMILY, seed, count, only=only, keep=keep, advance=advance)
+    return runner.run_family(module.FAMILY, seed, count, only, keep)

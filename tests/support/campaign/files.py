@@ -1,7 +1,5 @@
 """What a file says, whatever its bytes: times, speeds and packing left out."""
 
-from __future__ import annotations
-
 import csv
 import io
 import json
@@ -21,7 +19,7 @@ TIMED = ("images_per_second", "loader_images_per_second", "wait_share", "memory_
 def content(path: Path) -> Any:
     """Comparable with ==; raises where the file is not whole."""
     kind = path.suffix
-    if kind == ".png":
+    if kind in (".png", ".jpg"):
         with Image.open(path) as picture:
             picture.load()
             return picture.mode, picture.size, picture.tobytes(), picture.getpalette()

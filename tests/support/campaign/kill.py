@@ -7,13 +7,8 @@ where its weights, last weights, state and log must be those of the run that was
 bit.
 """
 
-from __future__ import annotations
-
-import os
 import random
-import shutil
 import signal
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -25,7 +20,7 @@ from campaign.files import content
 from campaign.labels import CLASSES, drawn, stored
 from campaign.processes import Child, warm
 from campaign.rasters import png, raster
-from campaign.runner import Advance, Tally
+from campaign.runner import Tally, emptied, world
 
 STEPS = 8
 RECIPE = (
@@ -39,39 +34,26 @@ OPTIONS = f"--steps {STEPS} {RECIPE}".split()
 FILES = ("w.safetensors", "w-last.safetensors", "w.state", "w.csv")
 
 
-def run_kills(seed: int, count: int, advance: Advance) -> Tally:
+def run_kills(seed: int, count: int) -> Tally:
     """`count` kills; each case of the tally is a kill that the run has survived."""
-    tally, chance, start = Tally("kill", seed), random.Random(seed), time.perf_counter()
-    home = Path.cwd()
+    tally, chance, runs = Tally("kill", seed), random.Random(seed), 0
     warm()
-    with tempfile.TemporaryDirectory(prefix="campaign-") as name:
-        root = Path(name).resolve()
+    with world(tally) as root:
         lay_data(root / "data")
-        try:
-            expected, seconds = _alone(root)
-            runs = 0
-            while tally.cases < count and len(tally.failures) < 10:
-                folder = root / "run"
-                folder.mkdir()
-                os.chdir(folder)
-                kills = min(chance.randint(1, 3), count - tally.cases)
-                try:
-                    moments = _killed_run(folder, kills, chance, seconds, expected)
-                    tally.result += len(moments)
-                except (Wrong, TimeoutError, OSError, ValueError) as wrong:
-                    moments = [(-1, 0.0)] * kills
-                    said = f"run {runs} of seed {seed}, killed {kills} times"
-                    tally.fail(tally.cases, said, "train, --resume", f"{wrong!r}")
-                tally.cases += len(moments)
-                runs += 1
-                os.chdir(root)
-                shutil.rmtree(folder)
-                for _ in moments:
-                    advance()
-        finally:
-            os.chdir(home)
+        expected, seconds = _alone(root)
+        while tally.cases < count and len(tally.failures) < 10:
+            kills = min(chance.randint(1, 3), count - tally.cases)
+            try:
+                with emptied(root) as folder:
+                    survived = len(_killed_run(folder, kills, chance, seconds, expected))
+                tally.result += survived
+            except (Wrong, OSError, ValueError) as wrong:
+                survived = kills
+                said = f"run {runs} of seed {seed}, killed {kills} times"
+                tally.fail(tally.cases, said, "train, --resume", f"{wrong!r}")
+            tally.cases += survived
+            runs += 1
     tally.facts = {"runs": runs, "steps": STEPS, "seconds_of_a_run": round(seconds, 2)}
-    tally.seconds = round(time.perf_counter() - start, 1)
     return tally
 
 
@@ -96,17 +78,13 @@ def _start(*more: str) -> Child:
 
 def _alone(root: Path) -> tuple[dict[str, Any], float]:
     """What the run that nobody disturbs leaves, and how long it takes."""
-    folder = root / "alone"
-    folder.mkdir()
-    os.chdir(folder)
     begin = time.perf_counter()
-    child = _start(*OPTIONS)
-    child.wait()
-    require(
-        child.status == 0,
-        f"the run that is not killed: status {child.status}, {child.text()[-500:]}",
-    )
-    return {name: content(folder / name) for name in FILES}, time.perf_counter() - begin
+    with emptied(root) as folder:
+        child = _start(*OPTIONS)
+        child.wait()
+        ended = f"the run that is not killed: status {child.status}, {child.text()[-500:]}"
+        require(child.status == 0, ended)
+        return {name: content(folder / name) for name in FILES}, time.perf_counter() - begin
 
 
 def _killed_run(
@@ -129,9 +107,8 @@ def _killed_run(
         if status == 0:
             break
     child.wait()
-    require(
-        child.status == 0, f"status {child.status} after kills at {moments}: {child.text()[-600:]}"
-    )
+    ended = f"status {child.status} after kills at {moments}: {child.text()[-600:]}"
+    require(child.status == 0, ended)
     for name, wanted in expected.items():
         found = content(folder / name)
         shown = f": {found} instead of {wanted}" if name == "w.csv" else ""

@@ -4,9 +4,6 @@ Oracles: the pixels of each class that `data check` counts are those that were d
 matrix of `evaluate` is that of the drawn labels and of what the network says.
 """
 
-from __future__ import annotations
-
-import io
 import json
 from pathlib import Path
 from typing import Any
@@ -18,10 +15,11 @@ from PIL import Image
 from campaign import damage
 from campaign.case import Case, Command, Ended, require
 from campaign.network import CLASSES, WEIGHTS, label_map, labels_of, write_weights
-from campaign.rasters import chunk, png, raster
+from campaign.rasters import chunk, png, raster, saved
 from campaign.runner import Family
 
 HEIGHT, WIDTH = 12, 16
+PICTURE = png(raster("noise", HEIGHT, WIDTH, 0), 2)
 COLOURS = np.array([[0, 0, 0], [9, 200, 9], [9, 9, 200]], np.uint8)
 CHECK = ["data", "check", "folder", "set", "--json", "found.json", "--workers", "0"]
 EVALUATE = ["evaluate", "--data", "folder", "--root", "set", "--split", "all", "--weights", WEIGHTS]
@@ -44,12 +42,8 @@ def stored(labels: np.ndarray, form: str) -> tuple[str, bytes]:
         return ".png", png(labels[..., None], 3, extra=[chunk(b"PLTE", colours.tobytes())])
     if form == "grey of 16 bits":
         return ".png", png(labels[..., None].astype(np.uint16), 0, 16)
-    if form == "grey of 2 bits":
-        return ".png", png(np.where(labels == 255, 3, labels)[..., None].astype(np.uint8), 0, 2)
-    kind = {"grey": ("PNG", ".png"), "bmp": ("BMP", ".bmp"), "tiff": ("TIFF", ".tif")}[form]
-    content = io.BytesIO()
-    Image.fromarray(labels).save(content, format=kind[0])
-    return kind[1], content.getvalue()
+    suffix, kind = {"grey": (".png", "PNG"), "bmp": (".bmp", "BMP"), "tiff": (".tif", "TIFF")}[form]
+    return suffix, saved(Image.fromarray(labels), kind)
 
 
 FORMS = ("palette", "grey", "grey of 16 bits", "bmp", "tiff")
@@ -73,16 +67,12 @@ def counted(maps: list[np.ndarray]) -> Any:
     def check(folder: Path, ended: Ended) -> None:
         report = json.loads((folder / "found.json").read_text())["splits"]["all"]
         pixels, ignored = counts(maps)
-        require(
-            [one["pixels"] for one in report["classes"]] == pixels, f"pixels: {report['classes']}"
-        )
-        require(
-            report["ignored_pixels"] == ignored,
-            f"ignored: {report['ignored_pixels']}, are {ignored}",
-        )
-        require(
-            ended.status == (1 if report["findings"] else 0), f"status {ended.status} with {report}"
-        )
+        found = [one["pixels"] for one in report["classes"]]
+        require(found == pixels, f"pixels: {found}, are {pixels}")
+        found = report["ignored_pixels"]
+        require(found == ignored, f"ignored: {found}, are {ignored}")
+        status = 1 if report["findings"] else 0
+        require(ended.status == status, f"status {ended.status} with {report}")
 
     return check
 
@@ -113,12 +103,8 @@ def sound(draw: Any) -> Case:
         maps[0][0, 0] = 1
     forms = [draw(st.sampled_from(FORMS)) for _ in maps]
     images = [raster("noise", HEIGHT, WIDTH, number) for number in range(pictures)]
-    files = one_set(
-        [
-            (png(image, 2), *stored(labels, form))
-            for image, labels, form in zip(images, maps, forms, strict=True)
-        ]
-    )
+    laid = [stored(labels, form) for labels, form in zip(maps, forms, strict=True)]
+    files = one_set([(png(image, 2), *one) for image, one in zip(images, laid, strict=True)])
     if draw(st.booleans()):
         return Command(f"check {forms}", CHECK, files, "result", check=counted(maps))
     return Command(f"evaluate {forms}", SCORES, files, "result", check=scored(images, maps))
@@ -130,9 +116,7 @@ def odd_values(draw: Any) -> Case:
     labels = drawn(3, draw(damage.seeds()))
     value = draw(st.integers(3, 254))
     labels[draw(st.integers(0, HEIGHT - 1)), draw(st.integers(0, WIDTH - 1))] = value
-    files = one_set(
-        [(png(raster("noise", HEIGHT, WIDTH, 0), 2), *stored(labels, draw(st.sampled_from(FORMS))))]
-    )
+    files = one_set([(PICTURE, *stored(labels, draw(st.sampled_from(FORMS))))])
     if draw(st.booleans()):
         return Command(f"evaluate with value {value}", SCORES, files, "refused", ["set/labels/0"])
 
@@ -148,7 +132,7 @@ def odd_values(draw: Any) -> Case:
 def odd_sizes(draw: Any) -> Case:
     height, width = draw(st.integers(1, 30)), draw(st.integers(1, 30))
     labels = np.ones((height, width), np.uint8)
-    files = one_set([(png(raster("noise", HEIGHT, WIDTH, 0), 2), *stored(labels, "grey"))])
+    files = one_set([(PICTURE, *stored(labels, "grey"))])
     same = (height, width) == (HEIGHT, WIDTH)
     args = draw(st.sampled_from((CHECK, SCORES)))
     wanted = "refused" if args is SCORES and not same else "result"
@@ -164,13 +148,12 @@ def odd_sizes(draw: Any) -> Case:
 def harmed(draw: Any) -> Case:
     """A damaged label map or picture, beside a sound pair."""
     labels, other = drawn(3, 3), drawn(3, 4)
-    form, how = draw(st.sampled_from(FORMS)), draw(st.sampled_from(sorted(damage.DAMAGES)))
+    form = draw(st.sampled_from(FORMS))
     suffix, whole = stored(labels, form)
-    broken = damage.damaged(whole, how, draw(damage.seeds()))
+    how, broken = damage.harm(draw, whole)
     images = [raster("noise", HEIGHT, WIDTH, n) for n in (0, 1)]
-    files = one_set(
-        [(png(images[0], 2), suffix, broken), (png(images[1], 2), *stored(other, "grey"))]
-    )
+    sound = png(images[1], 2), *stored(other, "grey")
+    files = one_set([(png(images[0], 2), suffix, broken), sound])
     sealed = suffix == ".png" or how in damage.CUTS  # a PNG has checksums
     args = draw(st.sampled_from((CHECK, SCORES)))
 
@@ -213,26 +196,22 @@ def cases(_shared: Path) -> st.SearchStrategy[Case]:
 
 
 def handmade(_shared: Path) -> list[Case]:
-    picture, labels = png(raster("noise", HEIGHT, WIDTH, 0), 2), drawn(3, 1)
+    labels = drawn(3, 1)
     rgb = COLOURS[np.where(labels == 255, 0, labels)]
-    jpeg = io.BytesIO()
-    Image.fromarray(labels).save(jpeg, format="JPEG")
     odd = {
         "colours without colours in the class file": (".png", png(rgb, 2)),
-        "a JPEG": (".jpg", jpeg.getvalue()),
-        "floating point": (".tif", _saved(labels.astype(np.float32))),
+        "a JPEG": (".jpg", saved(Image.fromarray(labels), "JPEG")),
+        "floating point": (".tif", saved(Image.fromarray(labels.astype(np.float32)), "TIFF")),
         "a value of 300": (".png", png(labels[..., None].astype(np.uint16) + 300, 0, 16)),
         "transparency": (".png", png(np.dstack([labels, labels // 2]), 4)),
     }
     odd |= {what: (".png", content) for what, content in damage.OTHER_FILES.items()}
     made: list[Case] = []
     for what, (suffix, content) in odd.items():
-        files = one_set([(picture, suffix, content)])
-        made.append(
-            Command(f"evaluate, labels are {what}", SCORES, files, "refused", ["set/labels/0"])
-        )
-        made.append(Command(f"check, labels are {what}", CHECK, files, "result", check=_finds))
-    whole = one_set([(picture, *stored(labels, "grey"))])
+        files, said = one_set([(PICTURE, suffix, content)]), f"labels are {what}"
+        made.append(Command(f"evaluate, {said}", SCORES, files, "refused", ["set/labels/0"]))
+        made.append(Command(f"check, {said}", CHECK, files, "result", check=_finds))
+    whole = one_set([(PICTURE, *stored(labels, "grey"))])
     for what, gone in {"labels": "set/labels/0.png", "picture": "set/images/0.png"}.items():
         files = {name: content for name, content in whole.items() if name != gone}
         made.append(Command(f"evaluate without the {what}", SCORES, files, "refused"))
@@ -248,37 +227,20 @@ def handmade(_shared: Path) -> list[Case]:
     }
     for what, content in lists.items():
         files = whole | {"set/val.txt": content}
-        args = [
-            "evaluate",
-            "--data",
-            "folder",
-            "--root",
-            "set",
-            "--split",
-            "val",
-            "--weights",
-            WEIGHTS,
-        ]
+        args = ["val" if arg == "all" else arg for arg in SCORES]
         wanted = "result" if what == "a list with a suffix" else None
-        made.append(Command(what, [*args, "--no-crf", "--out", "scores.json"], files, wanted))
+        made.append(Command(what, args, files, wanted))
         made.append(Command(f"check, {what}", [*CHECK, "--split", "val"], files))
     everything = np.full((HEIGHT, WIDTH), 255, np.uint8)
-    files = one_set([(picture, *stored(everything, "grey"))])
+    files = one_set([(PICTURE, *stored(everything, "grey"))])
     made.append(Command("no labelled pixel", SCORES, files, "refused"))
     return made
 
 
 def _finds(folder: Path, ended: Ended) -> None:
     require(ended.status == 1, f"no finding: {ended.stdout[:300]}")
-    require(
-        json.loads((folder / "found.json").read_text())["splits"]["all"]["findings"], "none in JSON"
-    )
-
-
-def _saved(values: np.ndarray) -> bytes:
-    content = io.BytesIO()
-    Image.fromarray(values).save(content, format="TIFF")
-    return content.getvalue()
+    report = json.loads((folder / "found.json").read_text())["splits"]["all"]
+    require(report["findings"], "none in JSON")
 
 
 FAMILY = Family("labels", "label maps and data sets of one's own", write_weights, cases, handmade)

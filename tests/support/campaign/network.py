@@ -1,7 +1,5 @@
 """The weights that cases run with, and what they say of a picture: an oracle by another way in."""
 
-from __future__ import annotations
-
 from functools import lru_cache
 from pathlib import Path
 

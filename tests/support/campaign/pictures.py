@@ -5,8 +5,6 @@ in memory. A file that was cut off gives those of the whole file, or is refused.
 leave another picture: then the labels are those of the pixels that Pillow alone finds in the file.
 """
 
-from __future__ import annotations
-
 import io
 import os
 import re
@@ -17,32 +15,33 @@ from typing import Any
 
 import numpy as np
 from hypothesis import strategies as st
+from picture_files import chunk
 from PIL import Image
 
 from campaign import damage
-from campaign.case import Case, Command, Ended, require
+from campaign.case import Case, Check, Command, Ended, require
 from campaign.network import WEIGHTS, check_labels, labels_of, stored_crf, write_weights
-from campaign.rasters import LOSSLESS, LOSSY, Raster, chunk, decoded, encoded, png, raster, rasters
+from campaign.rasters import LOSSLESS, LOSSY, Raster, decoded, encoded, png, raster, rasters, saved
 from campaign.runner import Family
+from deeplab.crf_settings import CRFSettings
+from deeplab.data.images import read_image
 
 NAMES = (
-    "a",
-    "photo 1",
-    "-dash",
-    "ünïcode",
-    "emoji😀",
-    "a.b.c",
-    "[x]",
-    "UPPER",
-    "q'uote",
-    "semi;colon",
-    "x" * 120,
+    *("a", "photo 1", "-dash", "ünïcode", "emoji😀", "a.b.c", "[x]", "UPPER", "q'uote"),
+    *("semi;colon", "x" * 120),
 )
 
 
 def segment(name: str, *more: str) -> list[str]:
     given = f"./{name}" if name.startswith("-") else name
     return ["segment", given, "--weights", WEIGHTS, "--out", "out", *more]
+
+
+def shows(rgb: Raster, stem: str = "a", crf: CRFSettings | None = None) -> Check:
+    """The labels are those that the network, and the CRF if there is one, give for these pixels."""
+    return lambda folder, _ended: check_labels(
+        folder / "out" / f"{stem}_labels.png", labels_of(rgb, crf)
+    )
 
 
 @st.composite
@@ -52,37 +51,24 @@ def lossless(draw: Any) -> Case:
     name = draw(st.sampled_from(NAMES)) + suffix
     refined = draw(st.integers(0, 3)) == 0
     args = segment(name, *([] if refined else ["--no-crf"]))
-
-    def check(folder: Path, _ended: Ended) -> None:
-        expected = labels_of(rgb, stored_crf() if refined else None)
-        check_labels(folder / "out" / f"{Path(name).stem}_labels.png", expected)
-
-    return Command(
-        f"{kind}, {rgb.shape[1]} x {rgb.shape[0]}", args, {name: content}, "result", check=check
-    )
+    check = shows(rgb, Path(name).stem, stored_crf() if refined else None)
+    said = f"{kind}, {rgb.shape[1]} x {rgb.shape[0]}"
+    return Command(said, args, {name: content}, "result", check=check)
 
 
 @st.composite
 def lossy(draw: Any) -> Case:
     rgb, kind = draw(rasters()), draw(st.sampled_from(sorted(LOSSY)))
-    suffix, encode = LOSSY[kind]
-    content = encode(rgb)
-
-    def check(folder: Path, _ended: Ended) -> None:
-        check_labels(folder / "out" / "a_labels.png", labels_of(decoded(content)))
-
-    name = f"a{suffix}"
+    suffix, content = encoded(rgb, kind)
+    name, check = f"a{suffix}", shows(decoded(content))
     return Command(kind, segment(name, "--no-crf"), {name: content}, "result", check=check)
 
 
 @st.composite
 def harmed(draw: Any) -> Case:
-    rgb, how = draw(rasters(24)), draw(st.sampled_from(sorted(damage.DAMAGES)))
-    kind = draw(st.sampled_from(sorted(LOSSLESS | LOSSY)))
-    suffix, content = (
-        encoded(rgb, kind) if kind in LOSSLESS else (LOSSY[kind][0], LOSSY[kind][1](rgb))
-    )
-    broken = damage.damaged(content, how, draw(damage.seeds()))
+    rgb, kind = draw(rasters(24)), draw(st.sampled_from(sorted(LOSSLESS | LOSSY)))
+    suffix, content = encoded(rgb, kind)
+    how, broken = damage.harm(draw, content)
     name = f"a{suffix}"
 
     def check(folder: Path, ended: Ended) -> None:
@@ -92,11 +78,10 @@ def harmed(draw: Any) -> Case:
             return
         else:
             expected = as_found(broken, ended.stderr)
-        check_labels(folder / "out" / "a_labels.png", labels_of(expected))
+        shows(expected)(folder, ended)
 
-    return Command(
-        f"{kind}, {how}", segment(name, "--no-crf"), {name: broken}, names=[name], check=check
-    )
+    args = segment(name, "--no-crf")
+    return Command(f"{kind}, {how}", args, {name: broken}, names=[name], check=check)
 
 
 def as_found(content: bytes, notes: str) -> Raster:
@@ -111,8 +96,6 @@ def as_found(content: bytes, notes: str) -> Raster:
 
 
 def read_by_the_product(content: bytes) -> Raster:
-    from deeplab.data.images import read_image
-
     Path("again.bin").write_bytes(content)
     return read_image("again.bin")[0]
 
@@ -147,10 +130,10 @@ def several(draw: Any) -> Case:
     if broken:
         files["in/z.png"] = damage.damaged(png(rgb, 2), "cut off", draw(damage.seeds()))
 
-    def check(folder: Path, _ended: Ended) -> None:
+    def check(folder: Path, ended: Ended) -> None:
         for path in (folder / "in").iterdir():
             if path.name != "z.png":
-                check_labels(folder / "out" / f"{path.stem}_labels.png", labels_of(rgb))
+                shows(rgb, path.stem)(folder, ended)
 
     what = f"a folder of {', '.join(kinds)}{' and a broken picture' if broken else ''}"
     return Command(what, segment("in", "--no-crf"), files, check=check)
@@ -161,30 +144,29 @@ def cases(_shared: Path) -> st.SearchStrategy[Case]:
 
 
 def handmade(_shared: Path) -> list[Case]:
-    made: list[Case] = [
-        Command(f"{what} as a picture", segment("a.png"), {"a.png": content}, "refused", ["a.png"])
-        for what, content in damage.OTHER_FILES.items()
-    ]
     rgb = raster("noise", 9, 11, 0)
     whole = png(rgb, 2)
-    claims = {
+    headers = {
         "a bomb of 60000 x 60000": struct.pack(">IIBBBBB", 60000, 60000, 8, 2, 0, 0, 0),
         "no width": struct.pack(">IIBBBBB", 0, 9, 8, 2, 0, 0, 0),
         "a depth that is none": struct.pack(">IIBBBBB", 11, 9, 7, 2, 0, 0, 0),
     }
-    for what, header in claims.items():
-        content = whole[:8] + chunk(b"IHDR", header) + whole[33:]
-        made.append(
-            Command(f"PNG, {what}", segment("a.png"), {"a.png": content}, "refused", ["a.png"])
-        )
     bad = bytearray(whole)
     bad[-16] ^= 1  # in IDAT's checksum
-    for what, content in {
+    contents = {
+        **damage.OTHER_FILES,
+        **{
+            f"a PNG of {what}": whole[:8] + chunk(b"IHDR", header) + whole[33:]
+            for what, header in headers.items()
+        },
         "a PNG with a wrong checksum": bytes(bad),
-        "32-bit floating point": _tiff(np.ones((9, 9), np.float32)),
-        "32-bit integers": _tiff(np.full((9, 9), 70000, np.int32)),
-    }.items():
-        made.append(Command(what, segment("a.png"), {"a.png": content}, "refused", ["a.png"]))
+        "32-bit floating point": saved(Image.fromarray(np.ones((9, 9), np.float32)), "TIFF"),
+        "32-bit integers": saved(Image.fromarray(np.full((9, 9), 70000, np.int32)), "TIFF"),
+    }
+    made: list[Case] = [
+        Command(f"{what} as a picture", segment("a.png"), {"a.png": content}, "refused", ["a.png"])
+        for what, content in contents.items()
+    ]
     places = {
         "a folder": lambda folder: (folder / "a.png").mkdir(),
         "a pipe": lambda folder: os.mkfifo(folder / "a.png"),
@@ -207,12 +189,6 @@ def handmade(_shared: Path) -> list[Case]:
         args = ["segment", "in", "--weights", WEIGHTS, "--out", out]
         made.append(Command(f"an output folder that {side}", args, files, "refused"))
     return made
-
-
-def _tiff(values: np.ndarray) -> bytes:
-    content = io.BytesIO()
-    Image.fromarray(values).save(content, format="TIFF")
-    return content.getvalue()
 
 
 FAMILY = Family(

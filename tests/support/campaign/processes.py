@@ -4,8 +4,6 @@ A process that starts from nothing spends three seconds on imports. The parent m
 torch's threads, which a fork does not bring along: it runs with one (OMP_NUM_THREADS=1).
 """
 
-from __future__ import annotations
-
 import os
 import signal
 import sys

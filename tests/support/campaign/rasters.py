@@ -4,8 +4,6 @@ PNG files are written by hand from the specification, so that bit depths, 16 bit
 chunks are there that Pillow does not write, and a slip of Pillow's is not repeated.
 """
 
-from __future__ import annotations
-
 import io
 import struct
 import zlib
@@ -56,28 +54,16 @@ def png(
     header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, int(interlaced))
     passes = [(0, 0, 1, 1)]
     if interlaced:
-        passes = [
-            (0, 0, 8, 8),
-            (0, 4, 8, 8),
-            (4, 0, 8, 4),
-            (0, 2, 4, 4),
-            (2, 0, 4, 2),
-            (0, 1, 2, 2),
-            (1, 0, 2, 1),
-        ]
+        passes = [(0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4), (2, 0, 4, 2)]
+        passes += [(0, 1, 2, 2), (1, 0, 2, 1)]
     rows = b"".join(
         b"\0" + _row(line, depth)
         for y, x, down, right in passes
         if samples[y::down, x::right].size
         for line in samples[y::down, x::right]
     )
-    parts = [
-        chunk(b"IHDR", header),
-        *extra,
-        chunk(b"IDAT", zlib.compress(rows)),
-        chunk(b"IEND", b""),
-    ]
-    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+    data = chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + b"".join(extra) + data
 
 
 def lay_picture(folder: Path, height: int, width: int, seed: int) -> None:
@@ -98,7 +84,8 @@ def _row(line: np.ndarray, depth: int) -> bytes:
     return np.packbits(bits.astype(np.uint8).reshape(-1)).tobytes()
 
 
-def _saved(image: Image.Image, kind: str, **options: Any) -> bytes:
+def saved(image: Image.Image, kind: str, **options: Any) -> bytes:
+    """The file that Pillow makes of it."""
     content = io.BytesIO()
     image.save(content, format=kind, **options)
     return content.getvalue()
@@ -116,13 +103,7 @@ def _is_grey(rgb: Raster) -> bool:
 
 def _png_palette(rgb: Raster) -> bytes | None:
     found = _palette(rgb)
-    if found is None:
-        return None
-    return png(found[1][..., None], 3, extra=[chunk(b"PLTE", found[0].tobytes())])
-
-
-def _png_grey(rgb: Raster) -> bytes | None:
-    return png(rgb[..., :1], 0) if _is_grey(rgb) else None
+    return found and png(found[1][..., None], 3, extra=[chunk(b"PLTE", found[0].tobytes())])
 
 
 def _png_bits(rgb: Raster) -> bytes | None:
@@ -136,82 +117,69 @@ def _gif(rgb: Raster) -> bytes | None:
         return None
     image = Image.fromarray(found[1])
     image.putpalette(found[0].tobytes())
-    return _saved(image, "GIF")
+    return saved(image, "GIF")
 
 
-def _turned(rgb: Raster, orientation: int, kind: str) -> bytes:
+def _turned(rgb: Raster, orientation: int, kind: str, **options: Any) -> bytes:
     """Stored as a camera does: the pixels in another order, and a tag that says so."""
-    upright = Image.fromarray(rgb)
-    inverse = {
-        2: Image.Transpose.FLIP_LEFT_RIGHT,
-        3: Image.Transpose.ROTATE_180,
-        4: Image.Transpose.FLIP_TOP_BOTTOM,
-        5: Image.Transpose.TRANSPOSE,
-        6: Image.Transpose.ROTATE_90,
-        7: Image.Transpose.TRANSVERSE,
-        8: Image.Transpose.ROTATE_270,
-    }
+    turn = Image.Transpose
+    inverse = {5: turn.TRANSPOSE, 6: turn.ROTATE_90, 8: turn.ROTATE_270}[orientation]
     exif = Image.Exif()
     exif[0x0112] = orientation
-    return _saved(upright.transpose(inverse[orientation]), kind, exif=exif)
+    return saved(Image.fromarray(rgb).transpose(inverse), kind, exif=exif, **options)
+
+
+def _wide(samples: np.ndarray) -> np.ndarray:
+    """The same levels of 16 bits."""
+    return samples.astype(np.uint16) * 257
 
 
 def _alpha(rgb: Raster, value: int) -> np.ndarray:
     return np.concatenate([rgb, np.full((*rgb.shape[:2], 1), value, np.uint8)], axis=2)
 
 
+def _by_pillow(kind: str, **options: Any) -> Callable[[Raster], bytes]:
+    return lambda rgb: saved(Image.fromarray(rgb), kind, **options)
+
+
+# suffix, and what encodes: None where the form does not hold these pixels
 LOSSLESS: dict[str, tuple[str, Callable[[Raster], bytes | None]]] = {
     "png": (".png", lambda rgb: png(rgb, 2)),
-    "png by Pillow": (".png", lambda rgb: _saved(Image.fromarray(rgb), "PNG")),
+    "png by Pillow": (".png", _by_pillow("PNG")),
     "png interlaced": (".png", lambda rgb: png(rgb, 2, interlaced=True)),
-    "png of 16 bits": (".png", lambda rgb: png(rgb.astype(np.uint16) * 257, 2, 16)),
+    "png of 16 bits": (".png", lambda rgb: png(_wide(rgb), 2, 16)),
     "png opaque": (".png", lambda rgb: png(_alpha(rgb, 255), 6)),
     "png palette": (".png", _png_palette),
-    "png grey": (".png", _png_grey),
+    "png grey": (".png", lambda rgb: png(rgb[..., :1], 0) if _is_grey(rgb) else None),
     "png grey of 16 bits": (
         ".png",
-        lambda rgb: png(rgb[..., :1].astype(np.uint16) * 257, 0, 16) if _is_grey(rgb) else None,
+        lambda rgb: png(_wide(rgb[..., :1]), 0, 16) if _is_grey(rgb) else None,
     ),
     "png of 1 bit": (".png", _png_bits),
     "png turned 6": (".png", lambda rgb: _turned(rgb, 6, "PNG")),
     "tiff turned 5": (".tif", lambda rgb: _turned(rgb, 5, "TIFF")),
-    "webp turned 8": (".webp", lambda rgb: _saved_turned_webp(rgb)),
-    "bmp": (".bmp", lambda rgb: _saved(Image.fromarray(rgb), "BMP")),
-    "tiff": (".tiff", lambda rgb: _saved(Image.fromarray(rgb), "TIFF")),
-    "tiff lzw": (".tif", lambda rgb: _saved(Image.fromarray(rgb), "TIFF", compression="tiff_lzw")),
-    "tiff deflate": (
-        ".tif",
-        lambda rgb: _saved(Image.fromarray(rgb), "TIFF", compression="tiff_adobe_deflate"),
-    ),
-    "webp": (".webp", lambda rgb: _saved(Image.fromarray(rgb), "WEBP", lossless=True)),
-    "ppm": (".ppm", lambda rgb: _saved(Image.fromarray(rgb), "PPM")),
+    "webp turned 8": (".webp", lambda rgb: _turned(rgb, 8, "WEBP", lossless=True)),
+    "bmp": (".bmp", _by_pillow("BMP")),
+    "tiff": (".tiff", _by_pillow("TIFF")),
+    "tiff lzw": (".tif", _by_pillow("TIFF", compression="tiff_lzw")),
+    "tiff deflate": (".tif", _by_pillow("TIFF", compression="tiff_adobe_deflate")),
+    "webp": (".webp", _by_pillow("WEBP", lossless=True)),
+    "ppm": (".ppm", _by_pillow("PPM")),
     "gif": (".gif", _gif),
-    "tga": (".tga", lambda rgb: _saved(Image.fromarray(rgb), "TGA")),
+    "tga": (".tga", _by_pillow("TGA")),
     "png under another name": (".jpg", lambda rgb: png(rgb, 2)),
 }
-
-
-def _saved_turned_webp(rgb: Raster) -> bytes:
-    exif = Image.Exif()
-    exif[0x0112] = 8
-    turned = Image.fromarray(rgb).transpose(Image.Transpose.ROTATE_270)
-    return _saved(turned, "WEBP", lossless=True, exif=exif)
-
-
 LOSSY: dict[str, tuple[str, Callable[[Raster], bytes]]] = {
-    "jpeg": (".jpg", lambda rgb: _saved(Image.fromarray(rgb), "JPEG")),
-    "jpeg progressive": (
-        ".jpg",
-        lambda rgb: _saved(Image.fromarray(rgb), "JPEG", progressive=True),
-    ),
-    "jpeg grey": (".jpeg", lambda rgb: _saved(Image.fromarray(rgb).convert("L"), "JPEG")),
-    "webp lossy": (".webp", lambda rgb: _saved(Image.fromarray(rgb), "WEBP")),
+    "jpeg": (".jpg", _by_pillow("JPEG")),
+    "jpeg progressive": (".jpg", _by_pillow("JPEG", progressive=True)),
+    "jpeg grey": (".jpeg", lambda rgb: saved(Image.fromarray(rgb).convert("L"), "JPEG")),
+    "webp lossy": (".webp", _by_pillow("WEBP")),
 }
 
 
 def encoded(rgb: Raster, kind: str) -> tuple[str, bytes]:
-    """(suffix, content) in a lossless form; a PNG where that form does not hold these pixels."""
-    suffix, encode = LOSSLESS[kind]
+    """(suffix, content); a PNG where a lossless form does not hold these pixels."""
+    suffix, encode = (LOSSLESS | LOSSY)[kind]
     content = encode(rgb)
     return (".png", png(rgb, 2)) if content is None else (suffix, content)
 

@@ -1,13 +1,12 @@
 """A family's cases in this process, one after another, each under a limit of time and memory."""
 
-from __future__ import annotations
-
 import faulthandler
 import os
 import random
 import resource
 import shutil
 import signal
+import sys
 import tempfile
 import time
 import traceback
@@ -21,13 +20,12 @@ import hypothesis
 from hypothesis import HealthCheck, Phase
 from hypothesis.strategies import SearchStrategy
 
-from campaign.case import Case, Wrong
+from campaign.case import Case, Outcome, Wrong
 
 MOST_CPU = 60.0  # seconds of processor time of a case, whatever else the machine does
 MOST_WALL = 600.0  # seconds of a case that waits for something and never gets it
 MOST_GROWTH = 1 << 30  # bytes that the peak of memory may grow by within a case
 MOST_ADDRESSES = 12 << 30  # bytes of address space of a family: what asks for more gets MemoryError
-Advance = Callable[[], object]
 
 
 @dataclass(frozen=True)
@@ -61,6 +59,9 @@ class Tally:
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
 
+    def ended(self, outcome: Outcome) -> None:
+        setattr(self, outcome, getattr(self, outcome) + 1)
+
     def fail(self, case: int, said: str, line: str, wrong: str, **more: str) -> None:
         """Record a failure: of which case, what it is, its command line, what is wrong."""
         self.failures.append({"case": case, "said": said, "line": line, "wrong": wrong, **more})
@@ -70,34 +71,47 @@ class TooLong(BaseException):
     """Not an Exception, which the product may catch."""
 
 
-def run_family(
-    family: Family,
-    seed: int,
-    count: int,
-    *,
-    only: int | None = None,
-    keep: Path | None = None,
-    advance: Advance = lambda: None,
-) -> Tally:
-    """Run `count` cases. only: run this one alone, with its folder kept in `keep`."""
-    tally, start = Tally(family.name, seed), time.perf_counter()
-    home = Path.cwd()
-    with tempfile.TemporaryDirectory(prefix="campaign-") as name, _bounded_memory():
+@contextmanager
+def world(tally: Tally) -> Iterator[Path]:
+    """A folder that is the working folder inside, and gone behind; times the family."""
+    home, start = Path.cwd(), time.perf_counter()
+    with tempfile.TemporaryDirectory(prefix="campaign-") as name:
         root = Path(name).resolve()
-        shared = root / "shared"
-        shared.mkdir()
         os.chdir(root)
         try:
-            family.prepare(shared)
-            for case in _stream(family, shared, seed, count, tally):
-                number = tally.cases
-                tally.cases += 1
-                if only is None or number == only:
-                    _run(case, number, root / "case", tally, seed, keep)
-                advance()
+            yield root
         finally:
             os.chdir(home)
     tally.seconds = round(time.perf_counter() - start, 1)
+
+
+@contextmanager
+def emptied(root: Path) -> Iterator[Path]:
+    """A new folder below `root` that is the working folder inside."""
+    folder = root / "case"
+    folder.mkdir()
+    os.chdir(folder)
+    try:
+        yield folder
+    finally:
+        os.chdir(root)
+        shutil.rmtree(folder)
+
+
+def run_family(
+    family: Family, seed: int, count: int, only: int | None = None, keep: Path | None = None
+) -> Tally:
+    """Run `count` cases. only: run this one alone, with its folder kept in `keep`."""
+    tally = Tally(family.name, seed)
+    with world(tally) as root, _bounded_memory():
+        shared = root / "shared"
+        shared.mkdir()
+        family.prepare(shared)
+        for number, case in enumerate(_stream(family, shared, seed, count, tally)):
+            tally.cases += 1
+            if only is None or number == only:
+                print("case", number, file=sys.stderr)  # what is said last, should a case crash
+                _run(case, number, root / "case", tally, seed, keep)
     return tally
 
 
@@ -116,14 +130,10 @@ def _stream(family: Family, shared: Path, seed: int, count: int, tally: Tally) -
 def _drawn(strategy: SearchStrategy[Case], seed: int, count: int) -> list[Case]:
     made: list[Case] = []
 
+    quiet = {"database": None, "deadline": None, "suppress_health_check": list(HealthCheck)}
+
     @hypothesis.seed(seed)
-    @hypothesis.settings(
-        max_examples=count,
-        database=None,
-        deadline=None,
-        phases=[Phase.generate],
-        suppress_health_check=list(HealthCheck),
-    )
+    @hypothesis.settings(max_examples=count, phases=[Phase.generate], **quiet)
     @hypothesis.given(strategy)
     def draw(case: Case) -> None:
         made.append(case)
@@ -142,7 +152,7 @@ def _run(case: Case, number: int, folder: Path, tally: Tally, seed: int, keep: P
         grown = _peak() - peak
         if grown > MOST_GROWTH:
             raise Wrong(f"took {grown >> 20} MiB more than anything before")
-        setattr(tally, outcome, getattr(tally, outcome) + 1)
+        tally.ended(outcome)
     except Wrong as wrong:
         _record(tally, case, number, seed, str(wrong))
     except TooLong:

@@ -5,8 +5,6 @@ recipe that is taken stands as it was given in the weights that it trains; a val
 or out of range is refused with the key that has it.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import random
 from pathlib import Path
@@ -19,24 +17,20 @@ from campaign.case import Case, Command, Ended, Wrong, require
 from campaign.network import WEIGHTS, check_labels, labels_of, stored_crf, write_weights
 from campaign.rasters import png, raster
 from campaign.runner import Family
-from campaign.toml_texts import VALUES, broken_toml, dumps
+from campaign.toml_texts import ANY_TEXT, VALUES, broken_toml, dumps
 from deeplab.crf_settings import CRFSettings
 from deeplab.errors import InputError
 from deeplab.training import TrainConfig
+from deeplab.training.recipe import flat_settings, make_config
 from deeplab.weights import read_metadata
 
 IMAGE = raster("few", 20, 26, 3)
 PICTURE = {"a.png": png(IMAGE, 2)}
 SEGMENT = ["segment", "a.png", "--weights", WEIGHTS, "--out", "out"]
 FIELDS = (
-    "iterations",
-    "gaussian_weight",
-    "gaussian_sigma_xy",
-    "bilateral_weight",
-    "bilateral_sigma_xy",
-    "bilateral_sigma_rgb",
+    *("iterations", "gaussian_weight", "gaussian_sigma_xy"),
+    *("bilateral_weight", "bilateral_sigma_xy", "bilateral_sigma_rgb"),
 )
-
 NUMBERS = st.one_of(
     st.floats(0.5, 60).map(lambda x: round(x, 3)), st.integers(1, 50), st.sampled_from((0, 1, 3.0))
 )
@@ -81,22 +75,19 @@ def wrong_crf(draw: Any) -> Case:
     """One value that is none."""
     chosen, name = sensible(draw), draw(st.sampled_from(FIELDS))
     chosen[name] = draw(st.one_of(NONSENSE, VALUES))
+    refused = False
     try:
-        settings = CRFSettings().changed(chosen)
-        layer = settings.layer(3)
-        wanted = "result" if layer.iterations < 20 else None
+        layer = CRFSettings().changed(chosen).layer(3)
     except (InputError, ValueError, TypeError, OverflowError):
-        wanted = "refused"
-    if wanted is None:
-        chosen[name] = -1  # too many iterations to wait for
-        wanted = "refused"
-    one_type = not isinstance(chosen[name], bool) or wanted == "refused"
+        refused = True
+    else:
+        if layer.iterations >= 20:  # too many to wait for
+            chosen[name], refused = -1, True
+    one_type = not isinstance(chosen[name], bool) or refused
     require(one_type, f"{name} = {chosen[name]}: a truth value taken for a number")
     files = PICTURE | {"crf.toml": dumps({"crf": chosen})}
     args = [*SEGMENT, "--crf-settings", "crf.toml"]
-    return Command(
-        f"{name} = {chosen[name]!r:.60}", args, files, None if wanted == "result" else wanted
-    )
+    return Command(f"{name} = {chosen[name]!r:.60}", args, files, "refused" if refused else None)
 
 
 @st.composite
@@ -104,22 +95,14 @@ def no_crf_file(draw: Any) -> Case:
     text = broken_toml(random.Random(draw(damage.seeds())))
     if draw(st.booleans()):
         whole = dumps({"crf": {"iterations": 2, "bilateral_weight": 4.0}})
-        text = damage.damaged(
-            whole, draw(st.sampled_from(sorted(damage.DAMAGES))), draw(damage.seeds())
-        )
+        _, text = damage.harm(draw, whole)
     args = [*SEGMENT, "--crf-settings", "crf.toml"]
     return Command("a damaged crf.toml", args, PICTURE | {"crf.toml": text})
 
 
 TINY = {
-    "steps": 1,
-    "batch_size": 1,
-    "crop": 17,
-    "scenes": 1,
-    "validation_scenes": 1,
-    "workers": 0,
-    "warmup": 0,
-    "precision": "float32",
+    **{"steps": 1, "batch_size": 1, "crop": 17, "scenes": 1, "validation_scenes": 1},
+    **{"workers": 0, "warmup": 0, "precision": "float32"},
 }
 HARMLESS = {  # what changes a run of one step without making it longer
     "lr": st.floats(1e-4, 0.01),
@@ -170,27 +153,19 @@ def recipe(draw: Any) -> Case:
 def wrong_recipe(draw: Any) -> Case:
     """One field of a recipe with any value: refused with the key, unless it is a right one."""
     names = [field.name for field in dataclasses.fields(TrainConfig)]
-    name = draw(
-        st.one_of(
-            st.sampled_from(names), st.sampled_from(("data.root", "data.nam", "stepz", "Steps", ""))
-        )
-    )
-    value = draw(st.one_of(VALUES, NONSENSE))
-    chosen = TINY | {name: value}
-    table = dict(chosen)
+    odd = st.sampled_from(("data.root", "data.nam", "stepz", "Steps", ""))
+    name, value = draw(st.sampled_from(names) | odd), draw(VALUES | NONSENSE)
+    table = TINY | {name: value}
     try:
-        from deeplab.training.recipe import flat_settings, make_config
-
-        make_config(flat_settings(table, "x"))
+        make_config(flat_settings(dict(table), "x"))
     except InputError:
-        wanted = "refused"
+        pass
     except Exception as error:
         raise Wrong(f"{name} = {value!r}: {error!r}") from error
     else:  # a right one: it may take long, so another key makes the recipe wrong
         table |= {"crop": 18}
-        wanted = "refused"
     args, files = given(table, draw(st.sampled_from(("file", "--set"))))
-    return Command(f"{name} = {value!r:.60}", args, files, wanted)
+    return Command(f"{name} = {value!r:.60}", args, files, "refused")
 
 
 @st.composite
@@ -203,26 +178,9 @@ def no_recipe(draw: Any) -> Case:
 @st.composite
 def set_text(draw: Any) -> Case:
     """--set with any text: KEY=VALUE, or what is none."""
-    text = draw(
-        st.one_of(
-            st.text(
-                st.characters(exclude_categories=("Cs",), exclude_characters="\0"), max_size=30
-            ),
-            st.sampled_from(
-                (
-                    "=",
-                    "a=",
-                    "=3",
-                    "crop=18",
-                    "crop=17\nsteps=1",
-                    "lr=[" + "[" * 3000,
-                    "data=1",
-                    "data.options.x=1",
-                    "model_options=3",
-                )
-            ),
-        )
-    )
+    texts = ["=", "a=", "=3", "crop=18", "crop=17\nsteps=1", "lr=[" + "[" * 3000, "data=1"]
+    texts += ["data.options.x=1", "model_options=3"]
+    text = draw(ANY_TEXT | st.sampled_from(texts))
     args = ["train", "--out", "w.safetensors", "--set", "crop=18", "--set", text]
     args += ["--set", "batch_size=0"]
     return Command(f"--set {text!a:.60}", args, {}, "refused")
@@ -242,9 +200,8 @@ def handmade(_shared: Path) -> list[Case]:
         files = {"my.toml": content}
         train = ["train", "--out", "w.safetensors", "--config", "my.toml", "--set", "crop=18"]
         made.append(Command(f"{what} as a recipe", train, files, "refused"))
-    learned = {"compatibility": [[0, 1, 2], [1, 0, 3], [2, 3, 0]]}
     for what, matrix, wanted in (
-        ("learned penalties", learned["compatibility"], "result"),
+        ("learned penalties", [[0, 1, 2], [1, 0, 3], [2, 3, 0]], "result"),
         ("penalties of two classes", [[0, 1], [1, 0]], "refused"),
         ("ragged penalties", [[0, 1, 2], [1, 0], [2, 3, 0]], "refused"),
         ("penalties that are NaN", [[float("nan")] * 3] * 3, "refused"),
@@ -255,15 +212,8 @@ def handmade(_shared: Path) -> list[Case]:
     for name in ("nowhere.toml", ".", "/", "~", "scenes.", "../recipes/scenes", "", "a\nb"):
         train = ["train", "--out", "w.safetensors", f"--config={name}", "--set", "crop=18"]
         made.append(Command(f"--config {name!a}", train, {}, "refused"))
-    several = [
-        "train",
-        "--out",
-        "w.safetensors",
-        "--set",
-        "crop=17\nsteps=5",
-        "--set",
-        "batch_size=0",
-    ]
+    several = ["train", "--out", "w.safetensors", "--set", "crop=17\nsteps=5"]
+    several += ["--set", "workers=-1"]
     made.append(Command("two settings in one --set", several, {}, "refused", ["crop"]))
     return made
 

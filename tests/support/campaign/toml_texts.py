@@ -1,7 +1,5 @@
 """TOML texts: values of every type, and texts that are no TOML."""
 
-from __future__ import annotations
-
 import random
 from typing import Any
 
@@ -25,28 +23,13 @@ VALUES = st.recursive(
     max_leaves=5,
 )
 
+ANY_TEXT = st.text(st.characters(exclude_categories=("Cs",), exclude_characters="\0"), max_size=20)
+
 _TEXTS = (
-    b"= 3",
-    b"a = ",
-    b"a = 1\na = 2",
-    b"[a]\n[a]",
-    b"a.b = 1\na = 2",
-    b'a = "unclosed',
-    b"a = [1, 2",
-    b"a = {b = 1",
-    b"\xff\xfe",
-    b"\xef\xbb\xbfa = 1",
-    b"a = 1979-13-45",
-    b"a = 0x",
-    b"a = 1__0",
-    b"\0",
-    b"a = '''",
-    b"[[[a]]]",
-    b"a = [[[[[[",
-    b'"" = 1',
-    b"a\tb = 1",
-    b"a = 99999999999999999999999999999999999",
-    b"a = 1e99999",
+    *(b"= 3", b"a = ", b"a = 1\na = 2", b"[a]\n[a]", b"a.b = 1\na = 2", b'a = "unclosed'),
+    *(b"a = [1, 2", b"a = {b = 1", b"\xff\xfe", b"\xef\xbb\xbfa = 1", b"a = 1979-13-45"),
+    *(b"a = 0x", b"a = 1__0", b"\0", b"a = '''", b"[[[a]]]", b"a = [[[[[[", b'"" = 1'),
+    *(b"a\tb = 1", b"a = 99999999999999999999999999999999999", b"a = 1e99999"),
     b"# only a comment",
     b"x = " + b"[" * 3000,
     b"x = " + b"[" * 3000 + b"]" * 3000,

@@ -5,26 +5,19 @@ alone, with nothing temporary beside it. Two trainings leave the files of one of
 is refused.
 """
 
-from __future__ import annotations
-
-import os
 import random
-import shutil
-import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from campaign import kill
-from campaign.case import Wrong, require
+from campaign.case import Outcome, Wrong, require
 from campaign.files import content, contents, lay
 from campaign.labels import drawn, one_set, stored
 from campaign.network import WEIGHTS, write_weights
 from campaign.processes import Child, warm
 from campaign.rasters import lay_picture, png, raster
-from campaign.runner import Advance, Tally
+from campaign.runner import Tally, emptied, world
 from deeplab.model import build
 from deeplab.weights import save_weights
 
@@ -40,33 +33,26 @@ PAIRS = {  # a command that two processes run, each with inputs of its own
 }
 
 
-def run_writers(seed: int, count: int, advance: Advance) -> Tally:
+def run_writers(seed: int, count: int) -> Tally:
     """`count` pairs of writers."""
-    tally, chance, start = Tally("writers", seed), random.Random(seed), time.perf_counter()
-    home, reads = Path.cwd(), 0
+    tally, chance, reads = Tally("writers", seed), random.Random(seed), 0
     if count >= len(PAIRS):  # trainings are among them
         warm()
-    with tempfile.TemporaryDirectory(prefix="campaign-") as name:
-        root = Path(name).resolve()
+    with world(tally) as root:
         _lay_inputs(root)
-        try:
-            alone = {}
-            for number in range(count):
-                pair = list(PAIRS)[number % len(PAIRS)]
-                try:
-                    if pair not in alone:
-                        alone[pair] = [_one(root, _line(pair, which)) for which in (1, 2)]
-                    outcome, seen = _two(root, pair, alone[pair], chance.choice((0.0, 0.05, 0.3)))
-                    reads += seen
-                    setattr(tally, outcome, getattr(tally, outcome) + 1)
-                except (Wrong, TimeoutError, OSError, ValueError) as wrong:
-                    tally.fail(number, f"two of {pair}", PAIRS[pair], f"{wrong!r}"[:1500])
-                tally.cases += 1
-                advance()
-        finally:
-            os.chdir(home)
+        alone = {}
+        for number in range(count):
+            pair = list(PAIRS)[number % len(PAIRS)]
+            try:
+                if pair not in alone:
+                    alone[pair] = [_one(root, _line(pair, which)) for which in (1, 2)]
+                outcome, seen = _two(root, pair, alone[pair], chance.choice((0.0, 0.05, 0.3)))
+                reads += seen
+                tally.ended(outcome)
+            except (Wrong, OSError, ValueError) as wrong:
+                tally.fail(number, f"two of {pair}", PAIRS[pair], f"{wrong!r}"[:1500])
+            tally.cases += 1
     tally.facts = {"reads": reads, "commands": list(PAIRS)}
-    tally.seconds = round(time.perf_counter() - start, 1)
     return tally
 
 
@@ -93,7 +79,7 @@ def _lay_inputs(root: Path) -> None:
 
 
 def _one(root: Path, args: list[str]) -> dict[str, Any]:
-    with _emptied(root) as folder:
+    with emptied(root) as folder:
         child = Child(args, root / "said")
         child.wait()
         ended = child.status == 0 or "finding" in child.text()
@@ -101,8 +87,8 @@ def _one(root: Path, args: list[str]) -> dict[str, Any]:
         return contents(folder)
 
 
-def _two(root: Path, pair: str, alone: list[dict[str, Any]], delay: float) -> tuple[str, int]:
-    with _emptied(root) as folder:
+def _two(root: Path, pair: str, alone: list[dict[str, Any]], delay: float) -> tuple[Outcome, int]:
+    with emptied(root) as folder:
         first = Child(_line(pair, 1), root / "said1")
         time.sleep(delay)
         second = Child(_line(pair, 2), root / "said2")
@@ -128,15 +114,3 @@ def _two(root: Path, pair: str, alone: list[dict[str, Any]], delay: float) -> tu
             mixed = found not in alone
             require(not mixed, "weights, state and log are of two trainings, mixed")
         return "refused" if 2 in (first.status, second.status) else "result", reads
-
-
-@contextmanager
-def _emptied(root: Path) -> Iterator[Path]:
-    folder = root / "case"
-    folder.mkdir()
-    os.chdir(folder)
-    try:
-        yield folder
-    finally:
-        os.chdir(root)
-        shutil.rmtree(folder)
