@@ -4,8 +4,6 @@ The protobuf encoder here is written by hand from caffe.proto's field numbers, a
 other ports from their module classes, so that a slip in deeplab.weights is not repeated.
 """
 
-from __future__ import annotations
-
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -85,10 +83,8 @@ def _varints(numbers: Mapping[int, int]) -> bytes:
 
 def vgg_windows(fc6: Mapping[str, tuple[int, int]], pool5a: bool) -> Windows:
     """As in the released prototxts on VGG-16; fc6: kernel and rate of each branch, by its name."""
-    convolutions = [
-        f"conv{i}_{j}" for i, count in enumerate((2, 2, 3, 3), 1) for j in range(1, count + 1)
-    ]
-    found = dict.fromkeys(convolutions, (3, 1, 1, 1))
+    counts = enumerate((2, 2, 3, 3), 1)
+    found = {f"conv{i}_{j}": (3, 1, 1, 1) for i, count in counts for j in range(1, count + 1)}
     found |= {f"conv5_{j}": (3, 1, 2, 2) for j in (1, 2, 3)}
     found |= {f"pool{i}": (3, 2 if i < 4 else 1, 1, 1) for i in range(1, 6)}
     for name, (kernel, rate) in fc6.items():
@@ -101,9 +97,8 @@ def vgg_windows(fc6: Mapping[str, tuple[int, int]], pool5a: bool) -> Windows:
 def resnet_windows(blocks: Sequence[int], head: Mapping[str, int]) -> Windows:
     """As in the released prototxt on ResNet-101; head: the rate of each branch, by its name."""
     found = {"conv1": (7, 2, 3, 1), "pool1": (3, 2, 1, 1)}
-    for stage, (count, stride, rate) in enumerate(
-        zip(blocks, (1, 2, 1, 1), (1, 1, 2, 4), strict=True), 2
-    ):
+    stages = zip(blocks, (1, 2, 1, 1), (1, 1, 2, 4), strict=True)
+    for stage, (count, stride, rate) in enumerate(stages, 2):
         for i in range(count):
             name = f"res{stage}{chr(ord('a') + i)}"
             first = stride if i == 0 else 1
@@ -170,6 +165,16 @@ def kazuto1011_name(name: str) -> str:
     return f"layer{stage}.block{block}.{inner}.{parts[-1]}"
 
 
+def with_statistics(model: Any) -> Any:
+    """With random norms and biases."""
+    for name, tensor in model.state_dict().items():
+        if name.endswith(("running_var", "weight")) and tensor.ndim == 1:
+            nn.init.uniform_(tensor, 0.5, 1.5)
+        elif tensor.ndim == 1:
+            nn.init.normal_(tensor)
+    return model
+
+
 def small_network(
     seed: int, *, classes: int = CLASSES, head: str = "aspp", style: Style = "caffe"
 ) -> DeepLab:
@@ -179,13 +184,7 @@ def small_network(
     rows = (backbone.out_channels, classes)
     made = ASPP(*rows, (1, 2, 3, 4)) if head == "aspp" else Pointwise(*rows)
     config = {"model": "small", "num_classes": classes, "style": style}
-    model = DeepLab(backbone, made, config=config).eval()
-    for name, tensor in model.state_dict().items():
-        if name.endswith(("running_var", "weight")) and tensor.ndim == 1:
-            nn.init.uniform_(tensor, 0.5, 1.5)
-        elif tensor.ndim == 1:
-            nn.init.normal_(tensor)
-    return model
+    return with_statistics(DeepLab(backbone, made, config=config).eval())
 
 
 def output(model: DeepLab, size: tuple[int, int] = (37, 50)) -> Tensor:
@@ -195,14 +194,12 @@ def output(model: DeepLab, size: tuple[int, int] = (37, 50)) -> Tensor:
         return model(torch.randn(1, 3, *size))
 
 
-def caffe_v2(
-    model: DeepLab, head: str = "fc1_voc12", letters: bool = True
-) -> dict[str, list[Tensor]]:
+def caffe_v2(model: DeepLab, letters: bool = True) -> dict[str, list[Tensor]]:
     """The layers of the authors' network on ResNet."""
     state = model.state_dict()
     layers = caffe_resnet(state, BLOCKS, letters=letters)
     for i, pair in enumerate(branches(state, "head.classifier", 4)):
-        layers[f"{head}_c{i}"] = pair
+        layers[f"fc1_voc12_c{i}"] = pair
     return layers
 
 

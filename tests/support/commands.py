@@ -1,7 +1,5 @@
 """The command line in tests: run it, hold its answers, and the files that it is given."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 from pathlib import Path

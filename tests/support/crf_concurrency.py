@@ -8,8 +8,6 @@ processes start from nothing, at once. Each result must have the bits of the ser
 waits gives up after `PATIENCE` seconds, which no machine needs: a deadlock is an error, not a hang.
 """
 
-from __future__ import annotations
-
 import hashlib
 import multiprocessing
 import random
@@ -43,16 +41,8 @@ class Problem:
 def problems(count: int, seed: int) -> list[Problem]:
     """Few different sizes, many of them again and again: kernels are shared."""
     draw = random.Random(seed)
-    return [
-        Problem(
-            draw.choice(KINDS),
-            draw.randrange(8),
-            draw.choice((2, 5, 21)),
-            draw.choice((24, 70)),
-            draw.choice((31, 90)),
-        )
-        for _ in range(count)
-    ]
+    choices = (KINDS, range(8), (2, 5, 21), (24, 70), (31, 90))
+    return [Problem(*(draw.choice(each) for each in choices)) for _ in range(count)]
 
 
 def digest(problem: Problem) -> str:

@@ -1,7 +1,5 @@
 """Files of data sets, as tests lay them out: pictures, label maps, lists, data of one's own."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 

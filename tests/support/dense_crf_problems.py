@@ -1,7 +1,5 @@
 """Logits and images for crf.DenseCRF."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

@@ -1,7 +1,5 @@
 """CRFs through the interface of pydensecrf, small enough to follow."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np
@@ -34,8 +32,47 @@ FEATURES = np.random.default_rng(1).normal(0, 1, (2, POINTS)).astype(np.float32)
 MATRIX = np.array([[-2, 1, 0], [0, -1, 0.5], [3, 0, -4]], np.float32)
 
 
-def small_crf() -> dcrf.DenseCRF:
+def small_crf(
+    unary: Any = UNARY, features: Any = FEATURES, compat: Any = MATRIX, **options: Any
+) -> dcrf.DenseCRF:
     crf = dcrf.DenseCRF(POINTS, LABELS)
-    crf.setUnaryEnergy(UNARY)
-    crf.addPairwiseEnergy(FEATURES, MATRIX)
+    crf.setUnaryEnergy(unary)
+    crf.addPairwiseEnergy(features, compat, **options)
     return crf
+
+
+def on_a_picture(sxy: Any, srgb: Any, image: Any) -> Array:
+    """Marginals of a small picture with a bilateral term."""
+    crf = dcrf.DenseCRF2D(image.shape[1], image.shape[0], LABELS)
+    crf.setUnaryEnergy(UNARY[:, : image.shape[0] * image.shape[1]])
+    crf.addPairwiseBilateral(sxy, srgb, image, compat=2)
+    return crf.inference(3)
+
+
+def example(
+    densecrf: Any, utils: Any, image: Array, scribbles: Array, two_d: bool = False
+) -> tuple[Array, Any]:
+    """pydensecrf's own example on RGB arrays: the colours of the labels, and the CRF over them."""
+    codes = scribbles.astype(np.uint32) @ np.array([1, 1 << 8, 1 << 16], np.uint32)
+    values, labels = np.unique(codes, return_inverse=True)
+    unsure = 0 in values
+    values = values[1:] if unsure else values
+    colours = np.stack([values & 255, values >> 8 & 255, values >> 16], axis=1).astype(np.uint8)
+    height, width = image.shape[:2]
+    if two_d:
+        crf = densecrf.DenseCRF2D(width, height, len(values))
+    else:
+        crf = densecrf.DenseCRF(width * height, len(values))
+    known = {"gt_prob": 0.7, "zero_unsure": unsure}
+    crf.setUnaryEnergy(utils.unary_from_labels(labels.ravel(), len(values), **known))
+    types = {"kernel": densecrf.DIAG_KERNEL, "normalization": densecrf.NORMALIZE_SYMMETRIC}
+    if two_d:
+        crf.addPairwiseGaussian(sxy=(3, 3), compat=3, **types)
+        crf.addPairwiseBilateral(sxy=(80, 80), srgb=(13, 13, 13), rgbim=image, compat=10, **types)
+    else:
+        features = utils.create_pairwise_gaussian(sdims=(3, 3), shape=image.shape[:2])
+        crf.addPairwiseEnergy(features, compat=3, **types)
+        sigmas = {"sdims": (80, 80), "schan": (13, 13, 13)}
+        features = utils.create_pairwise_bilateral(**sigmas, img=image, chdim=2)
+        crf.addPairwiseEnergy(features, compat=10, **types)
+    return colours, crf

@@ -1,7 +1,5 @@
 """What the tests of the GPU share: sigmas, a picture, and how often the host waits."""
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Callable
 

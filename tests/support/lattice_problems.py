@@ -1,7 +1,5 @@
 """What the tests of the Triton lattice share: points, values, and what equal lattices are."""
 
-from __future__ import annotations
-
 import dataclasses
 
 import pytest

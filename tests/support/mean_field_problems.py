@@ -1,7 +1,5 @@
 """Problems of one image for kernels.mean_field, and the error that an implementation may have."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable
 from typing import Any

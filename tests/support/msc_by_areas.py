@@ -5,13 +5,12 @@ poolings round up, the stride lies on the first 1x1, all blocks of a stage have 
 classifiers are summed; pictures and scores are resized without align_corners, the largest counts.
 """
 
-from __future__ import annotations
-
 from collections import OrderedDict
 from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
+from checkpoints import with_statistics
 from torch import Tensor, nn
 
 
@@ -49,9 +48,8 @@ class Base(nn.Module):
             columns = 4 * width * 2 ** (number - 2)
             made = OrderedDict()
             for i in range(count):
-                made[f"block{i + 1}"] = Block(
-                    rows, columns, stride if i == 0 else 1, rate, first=i == 0
-                )
+                first = i == 0
+                made[f"block{i + 1}"] = Block(rows, columns, stride if first else 1, rate, first)
                 rows = columns
             setattr(self, f"layer{number}", nn.Sequential(made))
         heads = [nn.Conv2d(rows, classes, 3, padding=rate, dilation=rate) for rate in rates]
@@ -76,11 +74,8 @@ class MSC(nn.Module):
         seen = [full]
         for scale in (0.5, 0.75):
             small = F.interpolate(x, scale_factor=scale, mode="bilinear", align_corners=False)
-            seen.append(
-                F.interpolate(
-                    self.base(small), full.shape[2:], mode="bilinear", align_corners=False
-                )
-            )
+            scores, size = self.base(small), full.shape[2:]
+            seen.append(F.interpolate(scores, size, mode="bilinear", align_corners=False))
         return torch.stack(seen).amax(0)
 
     def published(self, x: Tensor) -> Tensor:
@@ -96,10 +91,4 @@ def random_msc(
 ) -> MSC:
     """In evaluation, with statistics that matter."""
     torch.manual_seed(3)
-    model = MSC(Base(blocks, width, classes, rates)).eval()
-    for name, tensor in model.state_dict().items():
-        if name.endswith(("running_var", "weight")) and tensor.ndim == 1:
-            nn.init.uniform_(tensor, 0.5, 1.5)
-        elif tensor.ndim == 1:
-            nn.init.normal_(tensor)
-    return model
+    return with_statistics(MSC(Base(blocks, width, classes, rates)).eval())

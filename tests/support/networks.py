@@ -1,7 +1,5 @@
 """Networks in small, weights that matter, and what layers give: for tests of deeplab.model."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Pyramids before and after deeplab.patch, held against each other."""
 
-from __future__ import annotations
-
 import copy
 from typing import Any
 

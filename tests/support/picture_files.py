@@ -1,7 +1,5 @@
 """Picture files of kinds that Pillow does not write, and drawings with soft edges."""
 
-from __future__ import annotations
-
 import struct
 import zlib
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """What the tests of the separable filter's kernels share: small blocks in the interpreter."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from typing import Any
 

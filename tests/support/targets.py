@@ -1,7 +1,5 @@
 """What the tests of compiled kernels share: the memory of each target, tensors without memory."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

@@ -1,7 +1,5 @@
 """Training runs of a second or less: what the tests of deeplab.training start from."""
 
-from __future__ import annotations
-
 import csv
 import dataclasses
 import os
@@ -24,17 +22,9 @@ from deeplab.model import DeepLab
 from deeplab.training import TrainConfig, TrainResult, train, trainer
 from deeplab.training.checkpoint import Files
 
+HERE = {"precision": "float32", "device": "cpu", "workers": 0}
 TINY = TrainConfig(
-    steps=6,
-    batch_size=2,
-    crop=33,
-    lr=0.02,
-    warmup=0,
-    validate_every=100,
-    log_every=1,
-    precision="float32",
-    device="cpu",
-    workers=0,
+    steps=6, batch_size=2, crop=33, lr=0.02, warmup=0, validate_every=100, log_every=1, **HERE
 )
 SHORT = dataclasses.replace(TINY, steps=3, log_every=20)
 FROZEN = dataclasses.replace(TINY, lr=1e-4, model_options={"frozen_bn": True})

@@ -1,7 +1,5 @@
 """Small models and what is said of their files: what the tests of deeplab.weights start from."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
