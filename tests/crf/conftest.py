@@ -1,7 +1,5 @@
 """pydensecrf as the live reference, its photographs, and the bar that the drop-in is held to."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType

@@ -1,7 +1,5 @@
 """Images of a batch that share lattices, as on a GPU, here on the CPU's implementations."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 
@@ -30,11 +28,8 @@ def problem(
 
 
 def layer(**options: Any) -> crf.DenseCRF:
-    given = {
-        "bilateral": crf.Bilateral(4.0, 9.0, 60.0),
-        "pairwise": [crf.Pairwise("depth", 0.5)],
-        "iterations": 3,
-    }
+    given = {"bilateral": crf.Bilateral(4.0, 9.0, 60.0), "iterations": 3}
+    given |= {"pairwise": [crf.Pairwise("depth", 0.5)]}
     return crf.DenseCRF(3, **given | options)
 
 
@@ -47,7 +42,7 @@ def one_by_one(call: Callable[..., Tensor], *batch: Any) -> Tensor:
 
 
 @pytest.fixture
-def shared_lattices(monkeypatch: pytest.MonkeyPatch, together: int) -> None:
+def shared_lattices(monkeypatch, together):
     monkeypatch.setattr(build, "images_together", lambda features, batch, labels: together)
 
 
@@ -57,8 +52,8 @@ def shared_lattices(monkeypatch: pytest.MonkeyPatch, together: int) -> None:
 @settings(deadline=None, max_examples=8)
 @given(batch=st.integers(1, 5), height=st.integers(1, 6), width=st.integers(1, 7))
 def test_a_batch_on_shared_lattices_is_its_images_one_by_one(
-    together: int, dtype: torch.dtype, call: str, batch: int, height: int, width: int
-) -> None:
+    together, dtype, call, batch, height, width
+):
     with pytest.MonkeyPatch.context() as patch:
         given = problem(batch, height, width, dtype)
         compute = getattr(layer(), call)
@@ -73,7 +68,7 @@ def test_a_batch_on_shared_lattices_is_its_images_one_by_one(
     {"normalization": "after"}, {"normalization": "none"}, {"gaussian": None},
     {"compatibility": torch.tensor([[0.0, 1, 2], [1, 0, 3], [2, 3, 0]])},
 ])  # fmt: skip
-def test_every_kind_of_term_takes_part(together: int, options: dict[str, Any]) -> None:
+def test_every_kind_of_term_takes_part(together, options):
     given = problem(3, 3, 5)
     model = layer(**options)
     expected = one_by_one(model, *given)
@@ -86,9 +81,7 @@ def test_every_kind_of_term_takes_part(together: int, options: dict[str, Any]) -
 @together
 @pytest.mark.usefixtures("shared_lattices")
 @any_dtype
-def test_gradients_and_divergence_of_a_batch_are_those_of_its_images(
-    together: int, dtype: torch.dtype
-) -> None:
+def test_gradients_and_divergence_of_a_batch_are_those_of_its_images(together, dtype):
     logits, *rest = problem(4, 3, 3, dtype)
     model = layer(learnable=True, learn_sigmas=False)
     weight = torch.randn_like(logits)
@@ -118,9 +111,7 @@ def test_gradients_and_divergence_of_a_batch_are_those_of_its_images(
 
 
 @pytest.mark.parametrize("gradient", [False, True])
-def test_each_term_is_built_once_for_a_batch(
-    monkeypatch: pytest.MonkeyPatch, gradient: bool
-) -> None:
+def test_each_term_is_built_once_for_a_batch(monkeypatch, gradient):
     built: list[tuple[int, ...]] = []
 
     def counted(features: Tensor) -> Any:
@@ -135,9 +126,7 @@ def test_each_term_is_built_once_for_a_batch(
     assert built == [(1, 24, 2), (5, 24, 5), (5, 24, 2)]
 
 
-def test_a_cpu_has_a_lattice_for_each_image_and_one_where_all_have_the_same_points(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_cpu_has_a_lattice_for_each_image_and_one_where_all_have_the_same_points(monkeypatch):
     built: list[int] = []
 
     def counted(features: Tensor) -> Any:
@@ -158,7 +147,7 @@ def on_a_gpu(batch: int, count: int, dims: tuple[int, ...] = (2, 5)) -> list[Ten
     return [torch.empty(batch, count, d, device="meta") for d in dims]
 
 
-def test_as_many_images_share_a_lattice_as_keep_a_gpu_busy() -> None:
+def test_as_many_images_share_a_lattice_as_keep_a_gpu_busy():
     assert build.images_together(on_a_gpu(8, 375 * 500), 8, labels=21) == 8
     assert build.images_together(on_a_gpu(100, 375 * 500), 100, labels=21) == 22
     assert build.images_together(on_a_gpu(3, 5_000_000), 3, labels=21) == 1
@@ -167,7 +156,7 @@ def test_as_many_images_share_a_lattice_as_keep_a_gpu_busy() -> None:
     assert build.images_together([torch.empty(4, 9, 2)], 4, labels=21) == 1  # a CPU
 
 
-def test_entries_of_images_that_share_a_lattice_fit_into_32_bits() -> None:
+def test_entries_of_images_that_share_a_lattice_fit_into_32_bits():
     many = on_a_gpu(8, 2**19, (1000,))
     for batch in (8, 4):
         size = build.images_together(many, batch, labels=2)
@@ -175,7 +164,7 @@ def test_entries_of_images_that_share_a_lattice_fit_into_32_bits() -> None:
     assert size == 4
 
 
-def test_images_share_a_lattice_as_far_as_memory_goes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_images_share_a_lattice_as_far_as_memory_goes(monkeypatch):
     points = on_a_gpu(20, 100_000)
     free = 8 * 2**30
     monkeypatch.setattr(memory, "available", lambda device: free)

@@ -1,7 +1,5 @@
 """CRF calls at once, from threads, forks and spawned processes."""
 
-from __future__ import annotations
-
 import os
 import signal
 import threading

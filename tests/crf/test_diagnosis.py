@@ -1,7 +1,5 @@
 """What DenseCRF.diagnose says of the filters that a call runs."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest
@@ -28,7 +26,7 @@ def layer(method: str, **options: Any) -> crf.DenseCRF:
     return crf.DenseCRF(3, **given | options)
 
 
-def test_lattices_are_told_by_their_vertices() -> None:
+def test_lattices_are_told_by_their_vertices():
     logits, images = problem()
     model = layer("permutohedral")
     found = model.diagnose(logits, images)
@@ -46,7 +44,7 @@ def test_lattices_are_told_by_their_vertices() -> None:
     assert lattices[1] > lattices[0]
 
 
-def test_exact_is_told_by_the_pairs_it_keeps_and_its_bound() -> None:
+def test_exact_is_told_by_the_pairs_it_keeps_and_its_bound():
     logits, images = problem(2, 20, 30)
     model = layer("exact", bilateral=crf.Bilateral(4.0, 3.0, 10.0), eps=0.01)
     grid, pairs = model.diagnose(logits, images)[2:]
@@ -62,7 +60,7 @@ def test_exact_is_told_by_the_pairs_it_keeps_and_its_bound() -> None:
     assert (all_pairs.kept_pairs, all_pairs.bound) == (1.0, 0.0)
 
 
-def test_separable_is_told_by_its_landmarks_and_residual() -> None:
+def test_separable_is_told_by_its_landmarks_and_residual():
     logits, images = problem()
     plain, noise = layer("separable", gaussian=None).diagnose(logits, images)
     assert plain.method == noise.method == "separable"
@@ -73,7 +71,7 @@ def test_separable_is_told_by_its_landmarks_and_residual() -> None:
     assert 0 < noise.residual <= kernels.separable.TOLERANCE
 
 
-def test_a_gradient_to_features_takes_all_pairs() -> None:
+def test_a_gradient_to_features_takes_all_pairs():
     logits, images = problem()
     model = layer("auto", gaussian=None)
     images.requires_grad_()
@@ -84,7 +82,7 @@ def test_a_gradient_to_features_takes_all_pairs() -> None:
         assert model.diagnose(logits, images)[0].method == "permutohedral"
 
 
-def test_auto_says_for_each_image_why_it_is_not_separable(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auto_says_for_each_image_why_it_is_not_separable(monkeypatch):
     """As on a GPU: the first image has one colour, the second takes too many landmarks."""
     logits, images = problem(2, 40, 40)
     model = layer("auto", bilateral=crf.Bilateral(4.0, 5.0, 2.0))
@@ -100,7 +98,7 @@ def test_auto_says_for_each_image_why_it_is_not_separable(monkeypatch: pytest.Mo
     torch.testing.assert_close(model(logits, images)[1:], lattice(logits[1:], images[1:]))
 
 
-def test_lists_and_own_features_are_numbered_and_named() -> None:
+def test_lists_and_own_features_are_numbered_and_named():
     sizes = [(4, 5), (6, 3), (2, 2)]
     logits = [torch.randn(3, *size) for size in sizes]
     features = [{"depth": torch.rand(size[0] * size[1], 2)} for size in sizes]
@@ -112,7 +110,7 @@ def test_lists_and_own_features_are_numbered_and_named() -> None:
     ]
 
 
-def test_it_prints_as_a_table_with_a_line_for_each_term() -> None:
+def test_it_prints_as_a_table_with_a_line_for_each_term():
     table = str(Diagnosis([
         TermDiagnosis(0, "gaussian", "permutohedral", "asked for", vertices=120),
         TermDiagnosis(0, "depth", "exact", "asked for", kept_pairs=0.4213, bound=0.00098),
@@ -127,7 +125,7 @@ def test_it_prints_as_a_table_with_a_line_for_each_term() -> None:
     assert str(crf.DenseCRF(3, bilateral=None).diagnose(torch.zeros(0, 3, 2, 2))).count("\n") == 0
 
 
-def test_it_refuses_what_a_call_refuses() -> None:
+def test_it_refuses_what_a_call_refuses():
     logits, images = problem()
     with pytest.raises(ValueError, match="images are missing"):
         layer("exact").diagnose(logits)
@@ -140,9 +138,7 @@ def test_it_refuses_what_a_call_refuses() -> None:
 
 
 @pytest.mark.parametrize("iterations", [1, 5])
-def test_exact_with_a_gradient_looks_at_its_features_once(
-    monkeypatch: pytest.MonkeyPatch, iterations: int
-) -> None:
+def test_exact_with_a_gradient_looks_at_its_features_once(monkeypatch, iterations):
     """On a GPU each look is a wait for the host."""
     looked: list[str] = []
     plain = build.require_finite
@@ -156,7 +152,7 @@ def test_exact_with_a_gradient_looks_at_its_features_once(
     assert looked == ["features"]
 
 
-def test_sigmas_that_underflow_are_named() -> None:
+def test_sigmas_that_underflow_are_named():
     model = layer("exact", gaussian=None, learnable=True)
     assert model.learned is not None
     with torch.no_grad():

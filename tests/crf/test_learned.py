@@ -1,7 +1,5 @@
 """The CRF that trains: what its parameters are, that they get gradients, and that they learn."""
 
-from __future__ import annotations
-
 import copy
 import warnings
 from typing import Any
@@ -35,9 +33,8 @@ def inputs(height: int = 5, width: int = 6) -> tuple[Tensor, Tensor, dict[str, T
 def test_a_fresh_learnable_layer_gives_what_the_fixed_one_gives(method: Any) -> None:
     given = inputs()
     expected = layer(method)(*given)
-    torch.testing.assert_close(
-        layer(method, learnable=True)(*given), expected, rtol=1e-4, atol=1e-5
-    )
+    found = layer(method, learnable=True)(*given)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_parameters_are_weights_compatibility_and_sigmas_and_are_saved() -> None:
@@ -45,11 +42,8 @@ def test_parameters_are_weights_compatibility_and_sigmas_and_are_saved() -> None
     assert model.learned is not None
     shapes = {name: tuple(p.shape) for name, p in model.learned.named_parameters()}
     assert shapes == {
-        "weights": (3,),
-        "compatibility": (3, 3),
-        "raw_sigmas.gaussian_sigma_xy": (2,),
-        "raw_sigmas.bilateral_sigma_xy": (1,),
-        "raw_sigmas.bilateral_sigma_rgb": (1,),
+        **{"weights": (3,), "compatibility": (3, 3), "raw_sigmas.gaussian_sigma_xy": (2,)},
+        **{"raw_sigmas.bilateral_sigma_xy": (1,), "raw_sigmas.bilateral_sigma_rgb": (1,)},
     }
     other = layer("permutohedral", learnable=True)
     other.load_state_dict(model.state_dict())  # train on one method, run with another
@@ -135,9 +129,8 @@ def test_other_methods_refuse_sigmas_that_want_a_gradient() -> None:
     model = layer("permutohedral", learnable=True)
     assert model.learned is not None
     model.learned.raw_sigmas.requires_grad_(True)
-    with pytest.raises(
-        ValueError, match='no gradient to images, features or sigmas: use method="ex'
-    ):
+    message = 'no gradient to images, features or sigmas: use method="ex'
+    with pytest.raises(ValueError, match=message):
         model(*inputs())
 
 

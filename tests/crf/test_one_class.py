@@ -1,7 +1,5 @@
 """One class: the layer says that there is nothing to decide, the drop-in takes it as pydensecrf."""
 
-from __future__ import annotations
-
 import warnings
 
 import numpy as np

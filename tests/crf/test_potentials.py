@@ -1,7 +1,5 @@
 """Terms of the CRF: features pixel by pixel, normalisation, penalties, order, bad parameters."""
 
-from __future__ import annotations
-
 import itertools
 from typing import Any
 
@@ -26,10 +24,9 @@ def random_images(batch: int, height: int, width: int) -> torch.Tensor:
 def test_gaussian_features_are_positions_over_sigma_pixel_by_pixel(height: int, width: int) -> None:
     features = crf.Gaussian(1.0, (3.0, 0.7)).features(random_images(2, height, width))
     assert features.shape == (1, height * width, 2)
-    expected = [
-        (np.float32(x) / np.float32(3.0), np.float32(y) / np.float32(0.7))
-        for y, x in itertools.product(range(height), range(width))
-    ]
+    pixels = itertools.product(range(height), range(width))
+    sigma = np.float32([3.0, 0.7])
+    expected = [(np.float32(x) / sigma[0], np.float32(y) / sigma[1]) for y, x in pixels]
     assert features[0].tolist() == np.array(expected).tolist()  # bit by bit, as pydensecrf divides
 
 
@@ -113,7 +110,6 @@ def test_a_bad_compatibility_is_named(value: Any, words: str) -> None:
 
 def test_weights_and_sigmas_may_be_integers_of_any_length_that_float32_holds() -> None:
     long, logits = 2**70, torch.randn(1, 3, 4, 5)
-    given = [
-        crf.DenseCRF(3, gaussian=crf.Gaussian(w, long), bilateral=None) for w in (long, 2.0**70)
-    ]
-    assert torch.equal(*(layer(logits) for layer in given))
+    terms = (crf.Gaussian(weight, long) for weight in (long, 2.0**70))
+    given = [crf.DenseCRF(3, gaussian=term, bilateral=None)(logits) for term in terms]
+    assert torch.equal(*given)

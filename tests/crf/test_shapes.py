@@ -1,7 +1,5 @@
 """What a DenseCRF takes beside a batch of pictures: lists of sizes, volumes, no picture at all."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest
@@ -16,7 +14,7 @@ any_method = pytest.mark.parametrize("method", METHODS)
 
 @any_method
 @pytest.mark.parametrize("call", ["forward", "refine_logits"])
-def test_a_list_is_its_images_one_by_one(method: Any, call: str) -> None:
+def test_a_list_is_its_images_one_by_one(method, call):
     model = crf.DenseCRF(3, bilateral=crf.Bilateral(4.0, 9.0, 60.0), iterations=2, method=method)
     infer = getattr(model, call)
     sizes = ((4, 5), (6, 3), (1, 1))
@@ -28,7 +26,7 @@ def test_a_list_is_its_images_one_by_one(method: Any, call: str) -> None:
     assert infer([], []) == []
 
 
-def test_features_in_a_list_have_no_batch_either() -> None:
+def test_features_in_a_list_have_no_batch_either():
     pairwise = [crf.Pairwise("f", 2.0)]
     model = crf.DenseCRF(3, gaussian=None, bilateral=None, pairwise=pairwise, iterations=2)
     logits, points = torch.randn(3, 4, 5), torch.rand(20, 2)
@@ -36,7 +34,7 @@ def test_features_in_a_list_have_no_batch_either() -> None:
     assert torch.equal(found, model(logits[None], features={"f": points[None]})[0])
 
 
-def test_a_list_gives_a_divergence_for_each_image() -> None:
+def test_a_list_gives_a_divergence_for_each_image():
     model = crf.DenseCRF(3, iterations=2)
     logits, images = [torch.randn(3, 4, 5)], [255 * torch.rand(3, 4, 5)]
     ((marginals, divergence),) = model(logits, images, return_kl=True)
@@ -53,22 +51,13 @@ def test_a_list_gives_a_divergence_for_each_image() -> None:
         ([torch.zeros(3, 4, 5)] * 2, {"f": 1}, "features must be a list"),
     ],
 )
-def test_lists_of_other_lengths_are_named(images: Any, features: Any, words: str) -> None:
+def test_lists_of_other_lengths_are_named(images, features, words):
     with pytest.raises(ValueError, match=words):
         crf.DenseCRF(3)([torch.zeros(3, 4, 5)] * 2, images, features)
 
 
 @any_method
-def test_a_batch_is_its_images_one_by_one(method: Any) -> None:
-    model = crf.DenseCRF(3, bilateral=crf.Bilateral(4.0, 9.0, 60.0), iterations=3, method=method)
-    logits, images = torch.randn(3, 3, 5, 6), 255 * torch.rand(3, 3, 5, 6)
-    found = model(logits, images)
-    for b in range(3):
-        torch.testing.assert_close(found[b], model(logits[b][None], images[b][None])[0])
-
-
-@any_method
-def test_a_volume_is_filtered_by_the_distances_of_its_voxels(method: Any) -> None:
+def test_a_volume_is_filtered_by_the_distances_of_its_voxels(method):
     logits, scan = torch.randn(2, 3, 3, 4, 5).double(), 255 * torch.rand(2, 1, 3, 4, 5).double()
     features = crf.grid_features((3, 4, 5), (4.0, 3.0, 2.0), scan, 80.0)
     assert features.shape == (2, 60, 4)
@@ -89,36 +78,32 @@ def test_a_volume_is_filtered_by_the_distances_of_its_voxels(method: Any) -> Non
     assert (found - expected).abs().max() < allowed
 
 
-def test_grid_features_are_places_and_values_over_sigma() -> None:
-    features = crf.grid_features(
-        (2, 3), (2.0, 5.0), torch.arange(12.0).reshape(1, 2, 2, 3), (1.0, 4.0)
-    )
+def test_grid_features_are_places_and_values_over_sigma():
+    values = torch.arange(12.0).reshape(1, 2, 2, 3)
+    features = crf.grid_features((2, 3), (2.0, 5.0), values, (1.0, 4.0))
     assert features[0, 4].tolist() == pytest.approx([1 / 2, 1 / 5, 4.0, 10 / 4])
     assert torch.equal(crf.grid_features((2, 3), 1.0), crf.grid_features((2, 3), (1.0, 1.0)))
+
+
+VALUES = torch.zeros(1, 1, 2, 3)
 
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (((2, 3), 0.0), "sigma must be positive"),
-        (((2, 3), (1.0, 1.0, 1.0)), "sigma must be one number or 2 of them"),
-        (((2, 3), 1.0, torch.zeros(1, 1, 2, 3)), "values and sigma_values go together"),
-        (
-            ((2, 3), 1.0, torch.zeros(1, 1, 3, 2), 1.0),
-            r"values must have shape \[B, channels, 2, 3",
-        ),
-        (
-            ((2, 3), 1.0, torch.zeros(1, 1, 2, 3), (1.0, 2.0)),
-            "sigma_values must be one number or 1",
-        ),
+        ((0.0,), "sigma must be positive"),
+        (((1.0, 1.0, 1.0),), "sigma must be one number or 2 of them"),
+        ((1.0, VALUES), "values and sigma_values go together"),
+        ((1.0, VALUES.mT, 1.0), r"values must have shape \[B, channels, 2, 3"),
+        ((1.0, VALUES, (1.0, 2.0)), "sigma_values must be one number or 1"),
     ],
 )
-def test_bad_grid_features_are_named(arguments: Any, words: str) -> None:
+def test_bad_grid_features_are_named(arguments, words):
     with pytest.raises(ValueError, match=words):
-        crf.grid_features(*arguments)
+        crf.grid_features((2, 3), *arguments)
 
 
-def test_without_a_bilateral_term_no_images_are_needed() -> None:
+def test_without_a_bilateral_term_no_images_are_needed():
     model = crf.DenseCRF(3, bilateral=None)
     logits = torch.randn(1, 3, 4, 5)
     assert torch.equal(model(logits), model(logits, torch.zeros(1, 3, 4, 5)))
@@ -126,7 +111,7 @@ def test_without_a_bilateral_term_no_images_are_needed() -> None:
         model(torch.randn(1, 3, 4, 5, 6))
 
 
-def test_auto_says_what_it_chooses_and_why() -> None:
+def test_auto_says_what_it_chooses_and_why():
     def impl(device: str, pixels: Any = None, needs: bool = False, **options: Any) -> str:
         return crf.DenseCRF(3, method="auto", **options).choose(device, pixels, needs).impl
 
@@ -142,7 +127,7 @@ def test_auto_says_what_it_chooses_and_why() -> None:
     assert crf.DenseCRF(3, method="exact").choose("cpu").reason == "asked for"
 
 
-def test_auto_is_exact_where_the_images_want_a_gradient() -> None:
+def test_auto_is_exact_where_the_images_want_a_gradient():
     logits, images = torch.randn(1, 3, 4, 5), (255 * torch.rand(1, 3, 4, 5)).requires_grad_()
     found = crf.DenseCRF(3, method="auto")(logits, images)
     assert torch.equal(found, crf.DenseCRF(3, method="exact")(logits, images))
@@ -151,9 +136,7 @@ def test_auto_is_exact_where_the_images_want_a_gradient() -> None:
 
 
 @any_method
-def test_images_that_cannot_fit_are_refused_before_any_work(
-    method: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_images_that_cannot_fit_are_refused_before_any_work(method, monkeypatch):
     monkeypatch.setattr(memory, "available", lambda device: 10_000)
     model = crf.DenseCRF(3, method=method)
     model(torch.zeros(1, 3, 2, 2), torch.zeros(1, 3, 2, 2))

@@ -1,7 +1,5 @@
 """Sigmas too small for a lattice: the error names the argument, and its advice works."""
 
-from __future__ import annotations
-
 import re
 from typing import Any
 
@@ -31,9 +29,7 @@ def _factor(error: pytest.ExceptionInfo[ValueError]) -> float:
 
 @pytest.mark.parametrize("sxy", [40, 3.5e-5])  # positions take hardly anything, or 0.4, of the room
 @pytest.mark.parametrize("small", [1e-4, 3e-5, 1e-40])
-def test_a_small_srgb_is_named_and_the_factor_asked_for_is_enough_and_needed(
-    small: float, sxy: float
-) -> None:
+def test_a_small_srgb_is_named_and_the_factor_asked_for_is_enough_and_needed(small, sxy):
     with pytest.raises(ValueError, match=f"^srgb={small!r} is too small") as error:
         _bilateral(sxy, small)
     assert "float64" not in str(error.value)  # the drop-in computes in float32
@@ -42,12 +38,12 @@ def test_a_small_srgb_is_named_and_the_factor_asked_for_is_enough_and_needed(
         _bilateral(sxy, small * _factor(error) * 0.9)
 
 
-def test_no_warning_comes_before_the_error() -> None:
+def test_no_warning_comes_before_the_error():
     with np.errstate(all="raise"), pytest.raises(ValueError, match="srgb"):
         _bilateral(40, 1e-40)
 
 
-def test_the_argument_at_fault_is_named_as_it_was_given() -> None:
+def test_the_argument_at_fault_is_named_as_it_was_given():
     with pytest.raises(ValueError, match=r"^sxy=\(1e-06, 3\) is too small"):
         _bilateral((1e-6, 3), 5)
     with pytest.raises(ValueError, match=r"^srgb=1e-05 and sxy=1e-06 are too small") as error:
@@ -57,11 +53,10 @@ def test_the_argument_at_fault_is_named_as_it_was_given() -> None:
         dcrf.DenseCRF2D(8, 6, 2).addPairwiseGaussian(sxy=1e-6, compat=3)
 
 
-def test_features_that_the_caller_divided_are_called_features() -> None:
+def test_features_that_the_caller_divided_are_called_features():
     features = create_pairwise_bilateral((3, 3), (1e-5,) * 3, IMAGE, chdim=2)
-    with pytest.raises(
-        ValueError, match=r"^features are too large .* schan of crf.pydensecrf.utils"
-    ):
+    message = r"^features are too large .* schan of crf.pydensecrf.utils"
+    with pytest.raises(ValueError, match=message):
         dcrf.DenseCRF(48, 2).addPairwiseEnergy(features, compat=3)
     with pytest.raises(ValueError, match=r"^features must be finite"):
         dcrf.DenseCRF(48, 2).addPairwiseEnergy(np.full_like(features, np.nan), compat=3)
@@ -72,7 +67,7 @@ def _layer(**terms: Any) -> crf.DenseCRF:
 
 
 @pytest.mark.parametrize("call", ["forward", "refine_logits", "diagnose", "return_kl"])
-def test_the_layer_names_the_term_and_its_sigma(call: str) -> None:
+def test_the_layer_names_the_term_and_its_sigma(call):
     layer = _layer(gaussian=crf.Gaussian(3, 3.0), bilateral=crf.Bilateral(4, 49.0, 1e-4))
     given = torch.zeros(1, 2, 6, 8), torch.from_numpy(IMAGE).permute(2, 0, 1)[None]
     options = {"return_kl": True} if call == "return_kl" else {}
@@ -81,13 +76,13 @@ def test_the_layer_names_the_term_and_its_sigma(call: str) -> None:
         method(*given, **options)
 
 
-def test_the_layer_names_the_features_of_a_term_of_ones_own() -> None:
+def test_the_layer_names_the_features_of_a_term_of_ones_own():
     layer = _layer(pairwise=[crf.Pairwise("depth", 2.0)])
     with pytest.raises(ValueError, match=r"^features\['depth'\] are too large"):
         layer(torch.zeros(1, 2, 6, 8), features={"depth": 1e9 * torch.rand(1, 48, 2)})
 
 
-def test_a_learned_sigma_is_named_with_its_number() -> None:
+def test_a_learned_sigma_is_named_with_its_number():
     layer = _layer(gaussian=crf.Gaussian(3, 3.0), learnable=True, learn_sigmas=False)
     assert layer.learned is not None
     with torch.no_grad():

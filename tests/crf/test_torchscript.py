@@ -1,7 +1,5 @@
 """TorchScript cannot hold a CRF: torch.jit says so in words."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from networks import tiny

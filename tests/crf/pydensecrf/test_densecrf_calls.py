@@ -1,8 +1,5 @@
 """crf.pydensecrf.densecrf: the formula in float64, and what each call does."""
 
-from __future__ import annotations
-
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -17,6 +14,7 @@ from densecrf_problems import (
     Array,
     kl_per_step,
     noisy_image,
+    on_a_picture,
     small_crf,
 )
 
@@ -37,9 +35,8 @@ def normalised_filter(normalization: int) -> Array:
     """F with its normalisation as a matrix `[to, from]`."""
     features = torch.from_numpy(FEATURES.T.copy())[None].double()
     identity = torch.eye(POINTS, dtype=torch.float64)[None]
-    filter = gaussian_filter(identity, features, method="permutohedral", impl="reference")[
-        0
-    ].numpy()
+    how = {"method": "permutohedral", "impl": "reference"}
+    filter = gaussian_filter(identity, features, **how)[0].numpy()
     mass = filter.sum(axis=1)
     after, before = {
         dcrf.NO_NORMALIZATION: (np.ones(POINTS), np.ones(POINTS)),
@@ -57,12 +54,10 @@ def softmax(field: Array) -> Array:
 
 @pytest.mark.parametrize("normalization", list(dcrf.NormalizationType), ids=lambda n: n.name)
 @pytest.mark.parametrize("form", SIGNED)
-def test_update_and_divergence_follow_the_formula(form: str, normalization: int) -> None:
+def test_update_and_divergence_follow_the_formula(form, normalization):
     compat, penalty = SIGNED[form]
     matrix = normalised_filter(normalization)
-    crf = dcrf.DenseCRF(POINTS, LABELS)
-    crf.setUnaryEnergy(UNARY)
-    crf.addPairwiseEnergy(FEATURES, compat, normalization=normalization)
+    crf = small_crf(compat=compat, normalization=normalization)
 
     expected = softmax(-UNARY.astype(np.float64))
     for _ in range(4):
@@ -77,16 +72,16 @@ def test_update_and_divergence_follow_the_formula(form: str, normalization: int)
 # What each call does
 
 
-def test_zero_iterations_give_the_softmax_of_the_negative_unary() -> None:
+def test_zero_iterations_give_the_softmax_of_the_negative_unary():
     np.testing.assert_allclose(small_crf().inference(0), softmax(-UNARY), atol=1e-6)
 
 
-def test_steps_by_hand_give_what_inference_gives() -> None:
+def test_steps_by_hand_give_what_inference_gives():
     q, _ = kl_per_step(small_crf(), 7)
     np.testing.assert_allclose(q, small_crf().inference(7), atol=1e-5)
 
 
-def test_step_updates_any_float_array_in_place() -> None:
+def test_step_updates_any_float_array_in_place():
     crf = small_crf()
     q, tmp1, tmp2 = crf.startInference()
     double = np.asfortranarray(q, dtype=np.float64)
@@ -95,7 +90,7 @@ def test_step_updates_any_float_array_in_place() -> None:
     np.testing.assert_array_equal(double.astype(np.float32), q)
 
 
-def test_inference_returns_a_fresh_float32_array() -> None:
+def test_inference_returns_a_fresh_float32_array():
     crf = small_crf()
     first = crf.inference(3)
     copy = first.copy()
@@ -105,7 +100,7 @@ def test_inference_returns_a_fresh_float32_array() -> None:
     np.testing.assert_array_equal(crf.inference(3), copy)
 
 
-def test_without_unary_inference_starts_uniform_and_steps_start_at_zero() -> None:
+def test_without_unary_inference_starts_uniform_and_steps_start_at_zero():
     crf = dcrf.DenseCRF(POINTS, LABELS)
     np.testing.assert_allclose(crf.inference(0), 1 / LABELS, rtol=1e-6)
     q, tmp1, tmp2 = crf.startInference()
@@ -114,22 +109,19 @@ def test_without_unary_inference_starts_uniform_and_steps_start_at_zero() -> Non
     np.testing.assert_allclose(q, 1 / LABELS, rtol=1e-6)
 
 
-def test_without_pairwise_terms_inference_is_the_softmax() -> None:
+def test_without_pairwise_terms_inference_is_the_softmax():
     crf = dcrf.DenseCRF(POINTS, LABELS)
     crf.setUnaryEnergy(UNARY)
     np.testing.assert_allclose(crf.inference(5), softmax(-UNARY), atol=1e-6)
 
 
-def test_later_unary_replaces_the_earlier_one() -> None:
-    crf = small_crf()
-    crf.setUnaryEnergy(UNARY[::-1].copy())
-    expected = dcrf.DenseCRF(POINTS, LABELS)
-    expected.setUnaryEnergy(UNARY[::-1].copy())
-    expected.addPairwiseEnergy(FEATURES, MATRIX)
-    np.testing.assert_array_equal(crf.inference(5), expected.inference(5))
+def test_later_unary_replaces_the_earlier_one():
+    crf, other = small_crf(), UNARY[::-1].copy()
+    crf.setUnaryEnergy(other)
+    np.testing.assert_array_equal(crf.inference(5), small_crf(other).inference(5))
 
 
-def test_changing_the_inputs_afterwards_changes_nothing() -> None:
+def test_changing_the_inputs_afterwards_changes_nothing():
     image = np.random.default_rng(0).integers(0, 256, (4, 6, 3)).astype(np.uint8)
     given = [UNARY.copy(), FEATURES.copy(), MATRIX.copy(), image.copy()]
     results = []
@@ -146,7 +138,7 @@ def test_changing_the_inputs_afterwards_changes_nothing() -> None:
     np.testing.assert_array_equal(*results)
 
 
-def test_one_unary_serves_several_crfs() -> None:
+def test_one_unary_serves_several_crfs():
     unary = dcrf.ConstUnary(UNARY)
     for _ in range(2):
         crf = dcrf.DenseCRF(POINTS, LABELS)
@@ -154,7 +146,7 @@ def test_one_unary_serves_several_crfs() -> None:
         np.testing.assert_allclose(crf.inference(0), softmax(-UNARY), atol=1e-6)
 
 
-def test_logistic_unary_is_weights_times_features() -> None:
+def test_logistic_unary_is_weights_times_features():
     rng = np.random.default_rng(0)
     weights = rng.normal(0, 1, (LABELS, 5)).astype(np.float32)
     inputs = rng.normal(0, 1, (5, POINTS)).astype(np.float32)
@@ -166,25 +158,19 @@ def test_logistic_unary_is_weights_times_features() -> None:
     np.testing.assert_array_equal(by_method.inference(0), by_object.inference(0))
 
 
-def test_impossible_label_stays_at_zero() -> None:
+def test_impossible_label_stays_at_zero():
     unary = UNARY.copy()
     unary[1] = np.inf
-    crf = dcrf.DenseCRF(POINTS, LABELS)
-    crf.setUnaryEnergy(unary)
-    crf.addPairwiseEnergy(FEATURES, 2)
-    q = crf.inference(5)
+    q = small_crf(unary, compat=2).inference(5)
     np.testing.assert_allclose(q[1], 0, atol=1e-30)
     np.testing.assert_allclose(q.sum(axis=0), 1, atol=1e-6)
 
 
-def test_divergence_leaves_out_impossible_labels() -> None:
+def test_divergence_leaves_out_impossible_labels():
     unary = UNARY.copy()
     unary[1] = np.inf
-    forbidding, nearly = dcrf.DenseCRF(POINTS, LABELS), dcrf.DenseCRF(POINTS, LABELS)
-    forbidding.setUnaryEnergy(unary)
-    nearly.setUnaryEnergy(np.minimum(unary, 200))  # exp(-200) is 0 in float32
-    for crf_of in (forbidding, nearly):
-        crf_of.addPairwiseEnergy(FEATURES, 2)
+    forbidding = small_crf(unary, compat=2)
+    nearly = small_crf(np.minimum(unary, 200), compat=2)  # exp(-200) is 0 in float32
     q = forbidding.inference(5)
     assert forbidding.klDivergence(q) == pytest.approx(nearly.klDivergence(q), rel=1e-5)
     q[1] = 0
@@ -192,30 +178,18 @@ def test_divergence_leaves_out_impossible_labels() -> None:
     assert forbidding.klDivergence(np.full_like(q, 1 / LABELS)) == np.inf
 
 
-def test_kernel_type_changes_nothing() -> None:
-    results = []
-    for kernel in dcrf.KernelType:
-        crf = dcrf.DenseCRF(POINTS, LABELS)
-        crf.setUnaryEnergy(UNARY)
-        crf.addPairwiseEnergy(FEATURES, 2, kernel=kernel)
-        results.append(crf.inference(3))
-    np.testing.assert_array_equal(results[0], results[1])
-    np.testing.assert_array_equal(results[0], results[2])
+def test_kernel_type_changes_nothing():
+    first, *others = (small_crf(kernel=kernel).inference(3) for kernel in dcrf.KernelType)
+    assert [np.array_equal(first, other) for other in others] == [True, True]
 
 
-def test_sigma_of_infinity_ignores_a_dimension() -> None:
+def test_sigma_of_infinity_ignores_a_dimension():
     image = np.zeros((3, 4, 3), np.uint8)
-    unary = UNARY[:, :12]
-    results = []
-    for sxy in ((np.inf, 2), (1e30, 2)):
-        crf = dcrf.DenseCRF2D(4, 3, LABELS)
-        crf.setUnaryEnergy(unary)
-        crf.addPairwiseBilateral(sxy, 10, image, 2)
-        results.append(crf.inference(3))
+    results = (on_a_picture((first, 2), 10, image) for first in (np.inf, 1e30))
     np.testing.assert_array_equal(*results)
 
 
-def test_small_sigma_separates_all_pixels() -> None:
+def test_small_sigma_separates_all_pixels():
     """pydensecrf's 16-bit keys overflow here."""
     width, height = 200, 3
     unary = np.random.default_rng(0).gamma(2.0, 1.0, (2, width * height)).astype(np.float32)
@@ -228,7 +202,7 @@ def test_small_sigma_separates_all_pixels() -> None:
     np.testing.assert_allclose(crf.inference(5), expected, atol=1e-5)
 
 
-def test_two_runs_agree_bit_for_bit(threads: Callable[[int], None]) -> None:
+def test_two_runs_agree_bit_for_bit(threads):
     threads(2)
     rng = np.random.default_rng(0)
     image = noisy_image(rng, 70, 130)
@@ -245,12 +219,9 @@ def test_two_runs_agree_bit_for_bit(threads: Callable[[int], None]) -> None:
 
 
 @pytest.mark.parametrize("change", ["device", "dtype"])
-def test_torchs_defaults_for_new_tensors_change_nothing(change: str) -> None:
+def test_torchs_defaults_for_new_tensors_change_nothing(change):
     def marginals() -> Any:
-        crf_2d = dcrf.DenseCRF2D(5, 4, LABELS)
-        crf_2d.setUnaryEnergy(UNARY[:, :20])
-        crf_2d.addPairwiseBilateral(3, 20, np.arange(60, dtype=np.uint8).reshape(4, 5, 3), 3)
-        return crf_2d.inference(3)
+        return on_a_picture(3, 20, np.arange(60, dtype=np.uint8).reshape(4, 5, 3))
 
     expected = marginals()
     try:
@@ -264,7 +235,7 @@ def test_torchs_defaults_for_new_tensors_change_nothing(change: str) -> None:
         torch.set_default_dtype(torch.float32)
 
 
-def test_subclass_may_extend_the_constructor() -> None:
+def test_subclass_may_extend_the_constructor():
     class Picture(dcrf.DenseCRF2D):
         def __init__(self, image: Array, labels: int) -> None:
             super().__init__(image.shape[1], image.shape[0], labels)
@@ -287,52 +258,36 @@ def test_subclass_may_extend_the_constructor() -> None:
     ],
     ids=["float64", "fortran", "strided", "reversed", "torch", "requires_grad", "memoryview"],
 )
-def test_other_arrays_of_the_same_numbers_give_the_same_result(
-    convert: Callable[[Array], Any],
-) -> None:
-    crf = dcrf.DenseCRF(POINTS, LABELS)
-    crf.setUnaryEnergy(convert(UNARY.copy()))
-    crf.addPairwiseEnergy(convert(FEATURES.copy()), convert(MATRIX.copy()))
+def test_other_arrays_of_the_same_numbers_give_the_same_result(convert):
+    crf = small_crf(*(convert(array.copy()) for array in (UNARY, FEATURES, MATRIX)))
     np.testing.assert_array_equal(crf.inference(3), small_crf().inference(3))
 
 
-def test_image_may_have_any_strides_or_be_a_tensor() -> None:
+def test_image_may_have_any_strides_or_be_a_tensor():
     image = np.random.default_rng(0).integers(0, 256, (4, 6, 3)).astype(np.uint8)
-    results = []
-    for picture in (image, image[:, ::-1].copy()[:, ::-1], torch.from_numpy(image)):
-        crf = dcrf.DenseCRF2D(6, 4, LABELS)
-        crf.setUnaryEnergy(UNARY)
-        crf.addPairwiseBilateral(5, 10, picture, 2)
-        results.append(crf.inference(2))
-    np.testing.assert_array_equal(results[0], results[1])
-    np.testing.assert_array_equal(results[0], results[2])
+    expected = on_a_picture(5, 10, image)
+    for picture in (image[:, ::-1].copy()[:, ::-1], torch.from_numpy(image)):
+        np.testing.assert_array_equal(on_a_picture(5, 10, picture), expected)
 
 
-def test_read_only_arrays_pass_without_a_warning(recwarn: pytest.WarningsRecorder) -> None:
-    unary, features, matrix = (array.copy() for array in (UNARY, FEATURES[:1], MATRIX))
-    for array in (unary, features, matrix):
+def test_read_only_arrays_pass_without_a_warning(recwarn):
+    given = [array.copy() for array in (UNARY, FEATURES[:1], MATRIX)]
+    for array in given:
         array.flags.writeable = False
-    crf = dcrf.DenseCRF(POINTS, LABELS)
-    crf.setUnaryEnergy(unary)
-    crf.addPairwiseEnergy(features, matrix)
+    crf = small_crf(*given)
     q = crf.inference(2)
     q.flags.writeable = False
     crf.klDivergence(q)
     assert not recwarn.list
 
 
-def test_sizes_and_iterations_may_be_numpy_integers_or_whole_floats() -> None:
+def test_sizes_and_iterations_may_be_numpy_integers_or_whole_floats():
     crf = dcrf.DenseCRF2D(w=np.int64(6), h=4.0, nlabels=np.uint8(LABELS))
     crf.setUnaryEnergy(UNARY)
     assert crf.inference(2.0).shape == (LABELS, 24)
 
 
-def test_sigmas_beyond_those_needed_are_not_used() -> None:
+def test_sigmas_beyond_those_needed_are_not_used():
     image = np.random.default_rng(0).integers(0, 256, (4, 6, 3)).astype(np.uint8)
-    results = []
-    for sxy, srgb in (((2, 5), (9, 8, 7)), (np.array([2, 5, 1]), [9, 8, 7, 1])):
-        crf = dcrf.DenseCRF2D(6, 4, LABELS)
-        crf.setUnaryEnergy(UNARY)
-        crf.addPairwiseBilateral(sxy, srgb, image, 3)
-        results.append(crf.inference(3))
-    np.testing.assert_array_equal(*results)
+    sigmas = (((2, 5), (9, 8, 7)), (np.array([2, 5, 1]), [9, 8, 7, 1]))
+    np.testing.assert_array_equal(*(on_a_picture(*pair, image) for pair in sigmas))

@@ -1,9 +1,5 @@
 """crf.pydensecrf.eigen takes what pydensecrf.eigen takes, and gives arrays."""
 
-from __future__ import annotations
-
-from typing import Any
-
 import numpy as np
 import pytest
 
@@ -11,7 +7,7 @@ from crf.pydensecrf import densecrf, eigen
 
 
 @pytest.mark.parametrize(("make", "shape"), [(eigen.vectorXf, (5,)), (eigen.matrixXf, (3, 4))])
-def test_an_array_is_copied(make: Any, shape: tuple[int, ...]) -> None:
+def test_an_array_is_copied(make, shape):
     given = np.random.default_rng(0).random(shape, np.float32)
     made = make(given.T.copy().T)
     np.testing.assert_array_equal(made, given)
@@ -19,7 +15,7 @@ def test_an_array_is_copied(make: Any, shape: tuple[int, ...]) -> None:
     assert given.any()
 
 
-def test_what_inference_gives_is_a_matrix() -> None:
+def test_what_inference_gives_is_a_matrix():
     marginals = densecrf.DenseCRF(4, 2).inference(1)
     assert isinstance(marginals, eigen.MatrixXf)
     np.testing.assert_array_equal(eigen.matrixXf(marginals), marginals)
@@ -36,8 +32,6 @@ def test_what_inference_gives_is_a_matrix() -> None:
         (eigen.vectorXf, [1.0, 2.0], TypeError),
     ],
 )
-def test_what_is_no_float32_array_of_that_shape_is_refused(
-    make: Any, given: Any, error: type[Exception]
-) -> None:
+def test_what_is_no_float32_array_of_that_shape_is_refused(make, given, error):
     with pytest.raises(error, match="arr must be"):
         make(given)

@@ -1,12 +1,9 @@
 """Programs that import pydensecrf run on the drop-in, unchanged, and the real one comes back."""
 
-from __future__ import annotations
-
 import importlib
 import importlib.util
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -39,18 +36,18 @@ def said(program: str) -> str:
     return run_python("-c", program).strip()
 
 
-def test_after_install_a_client_finds_the_drop_in() -> None:
+def test_after_install_a_client_finds_the_drop_in():
     program = f"import crf.pydensecrf; crf.pydensecrf.install(); crf.pydensecrf.install()\n{CLIENT}"
     assert said(program) == "(2, 12) crf.pydensecrf.densecrf crf.pydensecrf.eigen"
 
 
-def test_importing_the_drop_in_alone_changes_nothing() -> None:
+def test_importing_the_drop_in_alone_changes_nothing():
     program = "import sys, crf.pydensecrf.densecrf; print('pydensecrf' in sys.modules)"
     assert said(program) == "False"
 
 
 @real_is_installed
-def test_uninstall_brings_the_real_one_back() -> None:
+def test_uninstall_brings_the_real_one_back():
     program = """
 import crf.pydensecrf as drop_in
 drop_in.install()
@@ -64,7 +61,7 @@ print(first.__name__, second.__name__)
 
 
 @real_is_installed
-def test_install_refuses_where_the_real_one_is_imported_and_leaves_it() -> None:
+def test_install_refuses_where_the_real_one_is_imported_and_leaves_it():
     program = """
 import crf.pydensecrf, pydensecrf.densecrf
 try:
@@ -81,7 +78,7 @@ print(pydensecrf.utils.__name__)
     assert name == "pydensecrf.utils"
 
 
-def test_a_script_runs_with_its_own_arguments_and_folder(tmp_path: Path) -> None:
+def test_a_script_runs_with_its_own_arguments_and_folder(tmp_path):
     (tmp_path / "neighbour.py").write_text("WORD = 'beside'")
     script = tmp_path / "client.py"
     script.write_text(f"{CLIENT}\nimport neighbour; print(neighbour.WORD, __name__)")
@@ -92,20 +89,16 @@ def test_a_script_runs_with_its_own_arguments_and_folder(tmp_path: Path) -> None
     ]
 
 
-def test_a_module_runs_with_its_own_arguments(tmp_path: Path) -> None:
+def test_a_module_runs_with_its_own_arguments(tmp_path):
     (tmp_path / "client.py").write_text(CLIENT)
-    process = subprocess.run(
-        [sys.executable, "-m", "crf.pydensecrf", "-m", "client", "x"],
-        cwd=tmp_path,
-        env={"PYTHONPATH": str(ROOT), "PATH": ""},
-        capture_output=True,
-        text=True,
-    )
+    command = [sys.executable, "-m", "crf.pydensecrf", "-m", "client", "x"]
+    about = {"cwd": tmp_path, "env": {"PYTHONPATH": str(ROOT), "PATH": ""}}
+    process = subprocess.run(command, capture_output=True, text=True, **about)
     assert process.stdout.split()[-1:] == ["x"], process.stderr
 
 
 @pytest.fixture
-def nothing_imported(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def nothing_imported(monkeypatch):
     """As if nothing had imported pydensecrf in this process; what had is put back at the end."""
     kept = {name: m for name, m in sys.modules.items() if name.partition(".")[0] == "pydensecrf"}
     for name in kept:
@@ -118,7 +111,7 @@ def nothing_imported(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("nothing_imported")
-def test_every_module_of_the_drop_in_is_installed_and_taken_away_again() -> None:
+def test_every_module_of_the_drop_in_is_installed_and_taken_away_again():
     crf.pydensecrf.install()
     for part in ("densecrf", "utils", "eigen"):
         module = importlib.import_module(f"pydensecrf.{part}")
@@ -136,9 +129,7 @@ def test_every_module_of_the_drop_in_is_installed_and_taken_away_again() -> None
         (["missing.py"], "missing.py must be a Python file, and is none"),
     ],
 )
-def test_what_cannot_run_is_named(
-    arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_what_cannot_run_is_named(arguments, words, capsys):
     with pytest.raises(SystemExit) as ended:
         main(arguments)
     assert ended.value.code == 2
@@ -147,15 +138,13 @@ def test_what_cannot_run_is_named(
 
 
 @pytest.mark.usefixtures("nothing_imported")
-def test_help_says_how_to_call_it(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_says_how_to_call_it(capsys):
     main(["--help"])
     assert "usage: python -m crf.pydensecrf" in capsys.readouterr().out
 
 
 @pytest.mark.usefixtures("nothing_imported")
-def test_a_script_is_run_as_the_main_program(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_script_is_run_as_the_main_program(tmp_path, capsys):
     script = tmp_path / "client.py"
     script.write_text(f"{CLIENT}\nprint(__name__)")
     main([str(script), "x"])

@@ -1,7 +1,5 @@
 """crf.pydensecrf.utils equals pydensecrf.utils bit for bit, or is right by hand without it."""
 
-from __future__ import annotations
-
 import warnings
 from types import ModuleType
 from typing import Any
@@ -16,6 +14,8 @@ IMAGE = np.random.default_rng(0).integers(0, 256, (6, 7, 3)).astype(np.uint8)
 VOLUME = np.random.default_rng(1).normal(0, 40, (4, 5, 6)).astype(np.float32)
 SOFTMAX = np.random.default_rng(2).dirichlet(np.ones(4), (5, 6)).transpose(2, 0, 1)
 
+LABELLED, SOFTENED = "unary_from_labels", "unary_from_softmax"
+GAUSSIAN, BILATERAL = "create_pairwise_gaussian", "create_pairwise_bilateral"
 CALLS: dict[str, tuple[str, tuple[Any, ...], dict[str, Any]]] = {
     "labels": ("unary_from_labels", (LABELS, 3, 0.7), {}),
     "labels, none unsure": ("unary_from_labels", (LABELS, 4, 0.9), {"zero_unsure": False}),
@@ -27,11 +27,7 @@ CALLS: dict[str, tuple[str, tuple[Any, ...], dict[str, Any]]] = {
     "softmax": ("unary_from_softmax", (SOFTMAX,), {}),
     "softmax, float32": ("unary_from_softmax", (SOFTMAX.astype(np.float32),), {}),
     "softmax, scale": ("unary_from_softmax", (SOFTMAX, 0.7), {}),
-    "softmax, scale 1, float32": (
-        "unary_from_softmax",
-        (SOFTMAX.astype(np.float32),),
-        {"scale": 1},
-    ),
+    "softmax, scale 1, float32": (SOFTENED, (SOFTMAX.astype(np.float32),), {"scale": 1}),
     "softmax, clip": ("unary_from_softmax", (SOFTMAX,), {"clip": 0.2}),
     "softmax, no clip": ("unary_from_softmax", (SOFTMAX,), {"clip": None}),
     "softmax, flat": ("unary_from_softmax", (SOFTMAX.reshape(4, 30),), {}),
@@ -43,14 +39,10 @@ CALLS: dict[str, tuple[str, tuple[Any, ...], dict[str, Any]]] = {
     "gaussian, numpy sigma": ("create_pairwise_gaussian", (np.array([3.3, 0.7]), (6, 7)), {}),
     "bilateral": ("create_pairwise_bilateral", ((80, 60), (13, 7, 5), IMAGE), {"chdim": 2}),
     "bilateral, one number": ("create_pairwise_bilateral", ((8, 6), 13, IMAGE), {"chdim": 2}),
-    "bilateral, numpy number": (
-        "create_pairwise_bilateral",
-        ((8, 6), np.float64(1.3), IMAGE),
-        {"chdim": 2},
-    ),
+    "bilateral, numpy number": (BILATERAL, ((8, 6), np.float64(1.3), IMAGE), {"chdim": 2}),
     "bilateral, channels first": (
-        "create_pairwise_bilateral",
-        ((8, 6), (1, 2, 3), np.moveaxis(IMAGE, 2, 0)),
+        BILATERAL,
+        ((8, 6), (1, 2, 3), IMAGE.transpose(2, 0, 1)),
         {"chdim": 0},
     ),
     "bilateral, grey": ("create_pairwise_bilateral", ((8, 6), (0.01,), IMAGE[..., 0]), {}),
@@ -70,13 +62,10 @@ def test_result_equals_pydensecrf_bit_for_bit(name: str, pydensecrf_utils: Modul
     np.testing.assert_array_equal(result, expected)
 
 
-def test_every_public_function_of_pydensecrf_is_there(pydensecrf_utils: ModuleType) -> None:
-    functions = {
-        name
-        for name, value in vars(pydensecrf_utils).items()
-        if getattr(value, "__module__", None) == pydensecrf_utils.__name__ and name[0] != "_"
-    }
-    assert functions == set(utils.__all__)
+def test_every_public_function_of_pydensecrf_is_there(pydensecrf_utils):
+    theirs = vars(pydensecrf_utils).items()
+    own = [n for n, f in theirs if getattr(f, "__module__", None) == pydensecrf_utils.__name__]
+    assert {name for name in own if name[0] != "_"} == set(utils.__all__)
 
 
 def test_unary_from_labels_is_the_negative_log_of_the_stated_probabilities() -> None:
@@ -127,9 +116,8 @@ def test_one_sigma_for_all_channels_may_be_any_kind_of_number() -> None:
     image = np.arange(24.0).reshape(2, 4, 3)
     expected = utils.create_pairwise_bilateral((3, 3), 5, image, chdim=2)
     for sigma in (np.float32(5), np.array(5.0)):
-        assert np.array_equal(
-            utils.create_pairwise_bilateral((3, 3), sigma, image, chdim=2), expected
-        )
+        found = utils.create_pairwise_bilateral((3, 3), sigma, image, chdim=2)
+        assert np.array_equal(found, expected)
 
 
 def test_image_is_not_changed() -> None:
@@ -150,6 +138,7 @@ def test_deprecated_function_names_its_successor(call: Any, instead: str) -> Non
         call()
 
 
+bilateral = utils.create_pairwise_bilateral
 BAD = {
     "gt_prob": (lambda: utils.unary_from_labels(LABELS, 3, 1.0), r"gt_prob .*\(0, 1\).*1\.0"),
     "gt_prob nan": (lambda: utils.unary_from_labels(LABELS, 3, float("nan")), "gt_prob"),
@@ -165,18 +154,9 @@ BAD = {
     "single number": (lambda: utils.unary_from_softmax(0.5), "sm must have shape"),
     "sdims": (lambda: utils.create_pairwise_gaussian((3,), (6, 7)), "sdims .* 2 dim.*not 1"),
     "zero sigma": (lambda: utils.create_pairwise_gaussian((3, 0), (6, 7)), "sdims .*positive.*0"),
-    "many sdims": (
-        lambda: utils.create_pairwise_bilateral((1, 2, 3), 1, IMAGE, chdim=2),
-        "sdims has 3 entries for 2 dimensions",
-    ),
-    "many schan": (
-        lambda: utils.create_pairwise_bilateral((1, 2), (1, 2), IMAGE[..., 0]),
-        "schan has 2 entries for 1 channels",
-    ),
-    "negative schan": (
-        lambda: utils.create_pairwise_bilateral((1, 2), -3, IMAGE, chdim=2),
-        "schan .*positive.*-3",
-    ),
+    "many sdims": (lambda: bilateral((1, 2, 3), 1, IMAGE, 2), "sdims has 3 entries for 2 dim"),
+    "many schan": (lambda: bilateral((1, 2), (1, 2), IMAGE[..., 0]), "schan has 2 .* 1 channels"),
+    "negative schan": (lambda: bilateral((1, 2), -3, IMAGE, 2), "schan .*positive.*-3"),
 }
 
 
