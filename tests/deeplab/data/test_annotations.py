@@ -1,7 +1,5 @@
 """What the CRF alone is given: colours, masks, indices and probabilities, and what is refused."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 from picture_files import save, soft_drawing
@@ -11,9 +9,7 @@ from deeplab.data.annotations import read_colours, read_indices, read_probabilit
 from deeplab.errors import InputError
 
 
-def test_colours_are_labels_in_the_order_of_blue_green_red_and_black_is_unsure(
-    tmp_path: Path,
-) -> None:
+def test_colours_are_labels_in_the_order_of_blue_green_red_and_black_is_unsure(tmp_path):
     marks = np.array([[[0, 0, 0], [9, 0, 1], [200, 0, 0]], [[0, 5, 0], [9, 0, 1], [0, 0, 0]]])
     found = read_colours(save(tmp_path / "a.png", marks.astype(np.uint8)), (2, 3))
     assert found.num_labels == 3
@@ -21,7 +17,7 @@ def test_colours_are_labels_in_the_order_of_blue_green_red_and_black_is_unsure(
     assert found.labels.tolist() == [[0, 3, 1], [2, 3, 0]]
 
 
-def test_a_palette_annotation_counts_by_its_colours_not_its_indices(tmp_path: Path) -> None:
+def test_a_palette_annotation_counts_by_its_colours_not_its_indices(tmp_path):
     picture = Image.fromarray(np.array([[0, 1, 2, 3]], np.uint8))
     picture.putpalette([64, 128, 0, 0, 64, 0, 0, 0, 0, 64, 128, 0])
     picture.save(tmp_path / "a.png")
@@ -30,17 +26,17 @@ def test_a_palette_annotation_counts_by_its_colours_not_its_indices(tmp_path: Pa
     assert found.labels.tolist() == [[2, 1, 0, 2]]
 
 
-def test_transparent_pixels_of_an_annotation_are_unsure(tmp_path: Path) -> None:
+def test_transparent_pixels_of_an_annotation_are_unsure(tmp_path):
     marks = np.array([[[255, 0, 0, 0], [255, 0, 0, 255], [0, 0, 255, 255]]], np.uint8)
     assert read_colours(save(tmp_path / "a.png", marks), (1, 3)).labels.tolist() == [[0, 1, 2]]
 
 
-def test_without_black_every_pixel_of_an_annotation_is_marked(tmp_path: Path) -> None:
+def test_without_black_every_pixel_of_an_annotation_is_marked(tmp_path):
     marks = np.array([[[255, 0, 0], [0, 0, 255]]], np.uint8)
     assert read_colours(save(tmp_path / "a.png", marks), (1, 2)).labels.tolist() == [[1, 2]]
 
 
-def test_indices_are_classes_and_255_is_unsure(tmp_path: Path) -> None:
+def test_indices_are_classes_and_255_is_unsure(tmp_path):
     marks = np.array([[0, 3, 255]], np.uint8)
     path = save(tmp_path / "a.png", marks)
     found = read_indices(path, (1, 3))
@@ -49,7 +45,7 @@ def test_indices_are_classes_and_255_is_unsure(tmp_path: Path) -> None:
     assert read_indices(path, (1, 3), num_classes=21).num_labels == 21
 
 
-def test_a_class_index_out_of_range_is_refused_with_its_place(tmp_path: Path) -> None:
+def test_a_class_index_out_of_range_is_refused_with_its_place(tmp_path):
     marks = np.zeros((4, 5), np.uint8)
     marks[2, 3] = 7
     with pytest.raises(InputError, match=r"a.png: class index 7 at row 2, column 3 .*0 to 4,"):
@@ -72,9 +68,7 @@ def many_colours() -> np.ndarray:
         (np.zeros((20, 21, 3), np.uint8), "the annotation is 21 x 20 pixels, the image 20 x 20"),
     ],
 )
-def test_annotations_by_colour_that_cannot_be_meant_are_refused(
-    tmp_path: Path, marks: np.ndarray, message: str
-) -> None:
+def test_annotations_by_colour_that_cannot_be_meant_are_refused(tmp_path, marks, message):
     with pytest.raises(InputError, match=f"a.png: {message}"):
         read_colours(save(tmp_path / "a.png", marks), (20, 20))
 
@@ -90,9 +84,7 @@ def test_annotations_by_colour_that_cannot_be_meant_are_refused(
         (np.zeros((21, 20), np.uint8), 3, "the annotation is 20 x 21 pixels"),
     ],
 )
-def test_annotations_by_index_that_cannot_be_meant_are_refused(
-    tmp_path: Path, marks: np.ndarray, classes: int | None, message: str
-) -> None:
+def test_annotations_by_index_that_cannot_be_meant_are_refused(tmp_path, marks, classes, message):
     with pytest.raises(InputError, match=f"a.png: {message}"):
         read_indices(save(tmp_path / "a.png", marks), (20, 20), classes)
 
@@ -101,7 +93,7 @@ MASK = np.array([[0, 255, 255], [0, 0, 255]], np.uint8)
 
 
 @pytest.mark.parametrize("mode", ["L", "1", "P", "RGB", "LA"])
-def test_a_mask_of_black_and_white_is_background_and_foreground(tmp_path: Path, mode: str) -> None:
+def test_a_mask_of_black_and_white_is_background_and_foreground(tmp_path, mode):
     Image.fromarray(MASK).convert(mode).save(tmp_path / "a.png")
     found = read_colours(tmp_path / "a.png", (2, 3))
     assert found.labels.tolist() == [[1, 2, 2], [1, 1, 2]]
@@ -111,9 +103,7 @@ def test_a_mask_of_black_and_white_is_background_and_foreground(tmp_path: Path, 
     assert "read as a mask of two labels" in found.notes[0]
 
 
-def test_transparent_pixels_of_a_mask_stay_unsure_and_without_black_it_is_none(
-    tmp_path: Path,
-) -> None:
+def test_transparent_pixels_of_a_mask_stay_unsure_and_without_black_it_is_none(tmp_path):
     rgba = np.stack([MASK] * 3 + [np.full((2, 3), 255, np.uint8)], axis=-1)
     rgba[0, :2, 3] = 0
     found = read_colours(save(tmp_path / "a.png", rgba), (2, 3))
@@ -123,7 +113,7 @@ def test_transparent_pixels_of_a_mask_stay_unsure_and_without_black_it_is_none(
         read_colours(save(tmp_path / "a.png", rgba), (2, 3))
 
 
-def test_white_beside_other_colours_is_a_label_and_black_unsure(tmp_path: Path) -> None:
+def test_white_beside_other_colours_is_a_label_and_black_unsure(tmp_path):
     marks = np.array([[[0, 0, 0], [255, 255, 255], [9, 0, 0]]], np.uint8)
     found = read_colours(save(tmp_path / "a.png", marks), (1, 3))
     assert found.labels.tolist() == [[0, 2, 1]]
@@ -134,9 +124,7 @@ COLOURS = [(255, 0, 0), (0, 200, 0), (0, 0, 255)]  # in the order of their label
 
 
 @pytest.mark.parametrize(("width", "times"), [(3, 4), (8, 4), (4, 2)])
-def test_soft_edges_are_said_and_the_number_of_colours_mends_them(
-    tmp_path: Path, width: int, times: int
-) -> None:
+def test_soft_edges_are_said_and_the_number_of_colours_mends_them(tmp_path, width, times):
     drawn, inside = soft_drawing(COLOURS, width, times)
     path = save(tmp_path / "a.png", drawn)
     soft = read_colours(path, (90, 120))
@@ -150,9 +138,7 @@ def test_soft_edges_are_said_and_the_number_of_colours_mends_them(
     assert np.array_equal(mended.labels, inside)
 
 
-def test_colours_are_kept_by_the_area_they_fill_not_by_their_number_of_pixels(
-    tmp_path: Path,
-) -> None:
+def test_colours_are_kept_by_the_area_they_fill_not_by_their_number_of_pixels(tmp_path):
     marks = np.zeros((20, 60, 3), np.uint8)
     marks[3:6], marks[6], marks[12:16, 7:11] = (255, 0, 0), (128, 0, 0), (0, 0, 255)
     found = read_colours(save(tmp_path / "a.png", marks), (20, 60), colours=2)
@@ -160,9 +146,7 @@ def test_colours_are_kept_by_the_area_they_fill_not_by_their_number_of_pixels(
     assert not found.labels[6].any()  # the soft edge of 60 pixels; the blue dot has 16
 
 
-def test_a_soft_mask_is_mended_to_background_and_foreground_with_unsure_edges(
-    tmp_path: Path,
-) -> None:
+def test_a_soft_mask_is_mended_to_background_and_foreground_with_unsure_edges(tmp_path):
     drawn, inside = soft_drawing([(255, 255, 255)], 9)
     grey = save(tmp_path / "a.png", drawn[..., 0])
     assert read_colours(grey, (90, 120)).notes[-1].endswith("--colours 1")
@@ -173,7 +157,7 @@ def test_a_soft_mask_is_mended_to_background_and_foreground_with_unsure_edges(
     assert np.array_equal(found.labels, np.where(soft, 0, inside + 1))
 
 
-def test_hard_edges_thin_lines_and_dots_are_not_taken_for_soft_ones(tmp_path: Path) -> None:
+def test_hard_edges_thin_lines_and_dots_are_not_taken_for_soft_ones(tmp_path):
     marks = np.zeros((60, 80, 3), np.uint8)
     shades = np.array([[64 * (k & 3), 64 * (k >> 2 & 3), 64 * (k >> 4)] for k in range(1, 20)])
     for number, shade in enumerate(shades):  # many on a line between others, and black
@@ -187,13 +171,13 @@ def test_hard_edges_thin_lines_and_dots_are_not_taken_for_soft_ones(tmp_path: Pa
 
 
 @pytest.mark.parametrize("count", [0, -1, 4, 256])
-def test_a_number_of_colours_that_are_not_there_is_refused(tmp_path: Path, count: int) -> None:
+def test_a_number_of_colours_that_are_not_there_is_refused(tmp_path, count):
     path = save(tmp_path / "a.png", soft_drawing(COLOURS, times=1)[0])
     with pytest.raises(InputError, match=f"a.png: --colours {count} must be 1 to 3"):
         read_colours(path, (90, 120), colours=count)
 
 
-def test_too_many_colours_are_refused_with_the_number_that_fill_areas(tmp_path: Path) -> None:
+def test_too_many_colours_are_refused_with_the_number_that_fill_areas(tmp_path):
     drawn, inside = soft_drawing(COLOURS, 6)
     noise = np.random.default_rng(0).integers(1, 256, (12, 120, 3), dtype=np.uint8)
     noise[:, :, 0] = np.arange(120)
@@ -212,9 +196,7 @@ def softmax(classes: int = 3, height: int = 4, width: int = 6) -> np.ndarray:
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
 @pytest.mark.parametrize("last", [False, True], ids=["CHW", "HWC"])
 @pytest.mark.parametrize("suffix", ["npy", "npz"])
-def test_probabilities_are_read_in_either_layout(
-    tmp_path: Path, suffix: str, last: bool, dtype: type
-) -> None:
+def test_probabilities_are_read_in_either_layout(tmp_path, suffix, last, dtype):
     given = (np.moveaxis(softmax(), 0, -1) if last else softmax()).astype(dtype)
     path = tmp_path / f"p.{suffix}"
     np.save(path, given) if suffix == "npy" else np.savez(path, anything=given)
@@ -225,7 +207,7 @@ def test_probabilities_are_read_in_either_layout(
 
 
 @pytest.mark.parametrize("last", [False, True], ids=["CHW", "HWC"])
-def test_a_cube_of_probabilities_is_told_by_its_sums(tmp_path: Path, last: bool) -> None:
+def test_a_cube_of_probabilities_is_told_by_its_sums(tmp_path, last):
     cube = softmax(5, 5, 5)
     np.save(tmp_path / "p.npy", np.moveaxis(cube, 0, -1) if last else cube)
     np.testing.assert_array_equal(read_probabilities(tmp_path / "p.npy", (5, 5)).values, cube)
@@ -233,9 +215,7 @@ def test_a_cube_of_probabilities_is_told_by_its_sums(tmp_path: Path, last: bool)
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
 @pytest.mark.parametrize("shape", [(4, 6), (1, 4, 6), (4, 6, 1)], ids=str)
-def test_one_value_for_each_pixel_is_the_probability_of_foreground(
-    tmp_path: Path, shape: tuple[int, ...], dtype: type
-) -> None:
+def test_one_value_for_each_pixel_is_the_probability_of_foreground(tmp_path, shape, dtype):
     given = softmax()[0].astype(dtype)
     given[0, 0], given[0, 1] = -0.004, 1.004  # as resizing gives them
     np.savez(tmp_path / "p.npz", given.reshape(shape))
@@ -247,7 +227,7 @@ def test_one_value_for_each_pixel_is_the_probability_of_foreground(
     np.testing.assert_allclose(found.values.sum(0), 1, atol=1e-6)
 
 
-def test_probabilities_a_little_below_0_as_resizing_gives_them_count_as_0(tmp_path: Path) -> None:
+def test_probabilities_a_little_below_0_as_resizing_gives_them_count_as_0(tmp_path):
     given = softmax()
     given[0, 0, 0], given[1, 0, 0] = -0.004, given[1, 0, 0] + given[0, 0, 0]
     np.save(tmp_path / "p.npy", given)
@@ -256,7 +236,7 @@ def test_probabilities_a_little_below_0_as_resizing_gives_them_count_as_0(tmp_pa
     )
 
 
-def test_the_array_named_probabilities_is_taken_of_several(tmp_path: Path) -> None:
+def test_the_array_named_probabilities_is_taken_of_several(tmp_path):
     np.savez(tmp_path / "p.npz", other=np.zeros(3), probabilities=softmax())
     np.testing.assert_array_equal(read_probabilities(tmp_path / "p.npz", (4, 6)).values, softmax())
 
@@ -283,21 +263,19 @@ def test_the_array_named_probabilities_is_taken_of_several(tmp_path: Path) -> No
         (np.array([{"a": 1}], dtype=object), "cannot be read"),
     ],
 )
-def test_arrays_that_are_no_probabilities_of_the_image_are_refused(
-    tmp_path: Path, array: np.ndarray, message: str
-) -> None:
+def test_arrays_that_are_no_probabilities_of_the_image_are_refused(tmp_path, array, message):
     np.save(tmp_path / "p.npy", array)
     with pytest.raises(InputError, match=f"p.npy.*{message}"):
         read_probabilities(tmp_path / "p.npy", (4, 6))
 
 
-def test_a_cube_whose_sums_do_not_tell_is_refused(tmp_path: Path) -> None:
+def test_a_cube_whose_sums_do_not_tell_is_refused(tmp_path):
     np.save(tmp_path / "p.npy", np.full((4, 4, 4), 0.25, np.float32))
     with pytest.raises(InputError, match=r"could be .C, H, W. or .H, W, C."):
         read_probabilities(tmp_path / "p.npy", (4, 4))
 
 
-def test_damaged_and_missing_files_of_probabilities_are_refused(tmp_path: Path) -> None:
+def test_damaged_and_missing_files_of_probabilities_are_refused(tmp_path):
     np.savez(tmp_path / "cut.npz", softmax())
     content = (tmp_path / "cut.npz").read_bytes()
     np.savez(tmp_path / "two.npz", a=softmax(), b=softmax())

@@ -73,20 +73,16 @@ def test_scale_one_is_a_plain_crop_and_a_mirror_image_of_half_of_them(mode):
 
 def test_discrete_windows_reach_every_place_and_no_other():
     image, labels = coordinates(35, 33)
-    tops = {
-        int(sample(image, labels, seed, mode="discrete", scales=[1])[0][0, 0, 0])
-        for seed in range(60)
-    }
-    assert tops == {0, 1, 2}
+    drawn = (sample(image, labels, seed, mode="discrete", scales=[1])[0] for seed in range(60))
+    assert {int(crop[0, 0, 0]) for crop in drawn} == {0, 1, 2}
 
 
 def test_discrete_pads_bottom_and_right_with_the_mean_and_255():
     image, labels = coordinates(20, 30)
     for scale in CAFFE_SCALES[:3]:
         height, width = int(20 * scale), int(30 * scale)  # rounded down
-        crop, target = sample(
-            image, labels, 1, mode="discrete", scales=[scale], mirror=False, fill=(1.6, 2, 3)
-        )
+        options = {"scales": [scale], "mirror": False, "fill": (1.6, 2, 3)}
+        crop, target = sample(image, labels, 1, mode="discrete", **options)
         assert (target[:height, :width] < 30).all()
         assert (target[height:] == IGNORE).all()
         assert (target[:, width:] == IGNORE).all()
@@ -96,16 +92,10 @@ def test_discrete_pads_bottom_and_right_with_the_mean_and_255():
 
 
 def test_discrete_scales_are_the_ones_of_the_list():
-    labels = np.zeros((40, 40), np.uint8)
-    image = np.zeros((40, 40, 3), np.uint8)
-    sides = {
-        int(
-            (sample(image, labels, seed, crop=99, mode="discrete", scales=CAFFE_SCALES)[1] == 0)
-            .any(axis=0)
-            .sum()
-        )
-        for seed in range(60)
-    }
+    image, labels = np.zeros((40, 40, 3), np.uint8), np.zeros((40, 40), np.uint8)
+    options = {"crop": 99, "mode": "discrete", "scales": CAFFE_SCALES}
+    targets = (sample(image, labels, seed, **options)[1] for seed in range(60))
+    sides = {int((target == 0).any(axis=0).sum()) for target in targets}
     assert sides == {20, 30, 40, 50, 60}
 
 
@@ -118,11 +108,10 @@ def test_the_default_colour_is_the_one_that_preprocessing_turns_into_zero():
 
 @pytest.mark.parametrize("mode", ["continuous", "discrete"])
 def test_labels_are_never_blended(mode):
+    image = np.zeros((50, 50, 3), np.uint8)
     labels = np.where(np.indices((50, 50)).sum(0) % 2, 200, 3).astype(np.uint8)
     for seed in range(10):
-        _, target = sample(
-            np.zeros((50, 50, 3), np.uint8), labels, seed, mode=mode, scales=(0.5, 1.5)
-        )
+        _, target = sample(image, labels, seed, mode=mode, scales=(0.5, 1.5))
         assert set(np.unique(target)) <= {3, 200, IGNORE}
 
 
@@ -144,11 +133,9 @@ def test_labels_stay_where_the_picture_shows_them_at_every_scale(mode, scales):
 @pytest.mark.parametrize("shape", [(1, 1), (1, 300), (500, 2)])
 @pytest.mark.parametrize("mode", ["continuous", "discrete"])
 def test_pictures_of_any_shape_and_tiny_scales_give_whole_samples(mode, shape):
-    labels = np.zeros(shape, np.uint8)
+    image, labels = np.zeros((*shape, 3), np.uint8), np.zeros(shape, np.uint8)
     for seed, scales in enumerate([(0.01, 0.02), (0.5, 1.5), (1.5, 1.5)]):
-        crop, target = sample(
-            np.zeros((*shape, 3), np.uint8), labels, seed, mode=mode, scales=scales
-        )
+        crop, target = sample(image, labels, seed, mode=mode, scales=scales)
         assert (crop.shape, target.shape) == ((33, 33, 3), (33, 33))
         assert set(np.unique(target)) <= {0, IGNORE}
 

@@ -1,8 +1,8 @@
 """What reading changed in pictures: carried through data sets and workers, told once, counted."""
 
-import dataclasses
 import pickle
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +22,7 @@ GREY = "grey converted to RGB"
 
 
 @pytest.fixture
-def own(tmp_path: Path) -> Path:
+def own(tmp_path):
     """Four pictures of two classes: p and q grey, r turned by EXIF (180 degrees), s plain."""
     for kind in ("images", "labels"):
         (tmp_path / "data" / kind).mkdir(parents=True)
@@ -41,7 +41,7 @@ def own(tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def weights(tmp_path_factory):
     torch.manual_seed(0)
     path = tmp_path_factory.mktemp("weights") / "w.safetensors"
     save_weights(deeplab_v2_small(2), path, {"class_names": ["a", "b"]})
@@ -60,7 +60,7 @@ def assert_told(lines: list[str], images: Path, suffix: str = "") -> None:
     assert lines[1].endswith(f"labels have to fit the turned picture{suffix}")
 
 
-def test_each_kind_is_one_line_with_its_number_and_an_example() -> None:
+def test_each_kind_is_one_line_with_its_number_and_an_example():
     many = [Conversion(f"{name}.png", "grey", "is grey") for name in "cabb"]
     one = Conversion("b\n.png", "frames", "the first of 3 frames is used")
     assert counted([*many, one]) == [
@@ -71,7 +71,7 @@ def test_each_kind_is_one_line_with_its_number_and_an_example() -> None:
     assert counted([]) == []
 
 
-def test_a_pair_of_a_data_set_knows_its_conversions_in_other_processes_too(own: Path) -> None:
+def test_a_pair_of_a_data_set_knows_its_conversions_in_other_processes_too(own):
     pair = open_dataset("folder", own, "all")[0]
     image, labels = pair
     assert (image.shape, labels.shape) == ((40, 50, 3), (40, 50))
@@ -82,7 +82,7 @@ def test_a_pair_of_a_data_set_knows_its_conversions_in_other_processes_too(own: 
     np.testing.assert_array_equal(again[0], image)
 
 
-def test_plain_pairs_and_wrappers_of_ones_own_keep_working(own: Path) -> None:
+def test_plain_pairs_and_wrappers_of_ones_own_keep_working(own):
     plain = [(np.zeros((3, 4, 3), np.uint8), np.zeros((3, 4), np.uint8))]
     recorded = Recording(plain)
     assert recorded[0] is plain[0]
@@ -96,20 +96,20 @@ def test_plain_pairs_and_wrappers_of_ones_own_keep_working(own: Path) -> None:
 @pytest.mark.parametrize(
     "changes", [{}, {"workers": 1}, {"in_memory": True}, {"skip_broken": True}], ids=str
 )
-def test_a_training_tells_each_kind_once_with_the_number_of_pictures(own, capsys, changes) -> None:
+def test_a_training_tells_each_kind_once_with_the_number_of_pictures(own, capsys, changes):
     """Two epochs, and the pictures read again for each validation."""
-    config = dataclasses.replace(TINY, steps=4, validate_every=2, **changes)
+    config = replace(TINY, steps=4, validate_every=2, **changes)
     data = open_dataset("folder", own, "all")
     result = run(config, data, validation=data, class_names=["a", "b"])
     assert_told(notes(capsys.readouterr().err), own / "images")
     assert [Path(c.file).name for c in result.conversions] == ["p.png", "q.png", "r.png"]
 
 
-def test_a_training_tells_what_it_has_read_at_the_first_validation(own, capsys) -> None:
+def test_a_training_tells_what_it_has_read_at_the_first_validation(own, capsys):
     """Before the first epoch is over; kinds that come later are told then."""
     data = open_dataset("folder", own, "all")
     grey, turned = (torch.utils.data.Subset(data, chosen) for chosen in ([0, 1], [0, 1] + [2] * 9))
-    config = dataclasses.replace(TINY, steps=9, batch_size=2, validate_every=1)
+    config = replace(TINY, steps=9, batch_size=2, validate_every=1)
     run(config, turned, validation=grey, class_names=["a", "b"])
     first, second = notes(capsys.readouterr().err)
     assert first.startswith("Note: 2 pictures, such as ")
@@ -117,9 +117,7 @@ def test_a_training_tells_what_it_has_read_at_the_first_validation(own, capsys) 
     assert "r.png: turned upright" in second
 
 
-def test_a_training_of_several_processes_counts_the_pictures_of_all(
-    own, capsys, monkeypatch
-) -> None:
+def test_a_training_of_several_processes_counts_the_pictures_of_all(own, capsys, monkeypatch):
     other = Conversion("other.png", GREY, GREY)
 
     def gather(self, value):
@@ -127,18 +125,18 @@ def test_a_training_of_several_processes_counts_the_pictures_of_all(
 
     monkeypatch.setattr("deeplab.training.distributed.Processes.gather", gather)
     data = open_dataset("folder", own, "all")
-    result = run(dataclasses.replace(TINY, steps=2), data, validation=data, class_names=["a", "b"])
+    result = run(replace(TINY, steps=2), data, validation=data, class_names=["a", "b"])
     assert "Note: 3 pictures, such as " in capsys.readouterr().err
     assert other in result.conversions
 
 
-def test_evaluate_tells_each_kind_once(own: Path, weights: Path) -> None:
+def test_evaluate_tells_each_kind_once(own, weights):
     data = ["--data", "folder", "--root", own, "--split", "all"]
     result = done("evaluate", "--weights", weights, *data, "--no-crf")
     assert_told(notes(result.stderr), own / "images")
 
 
-def test_predictions_without_scores_tell_each_kind_once(own: Path, tmp_path: Path) -> None:
+def test_predictions_without_scores_tell_each_kind_once(own, tmp_path):
     voc = tmp_path / "VOC2012"
     for folder in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"):
         (voc / folder).mkdir(parents=True)
@@ -155,9 +153,7 @@ def test_predictions_without_scores_tell_each_kind_once(own: Path, tmp_path: Pat
     assert "r.jpg: turned upright" in second
 
 
-def test_tune_crf_tells_each_kind_once_also_when_the_logits_are_there(
-    own: Path, weights: Path, tmp_path: Path
-) -> None:
+def test_tune_crf_tells_each_kind_once_also_when_the_logits_are_there(own, weights, tmp_path):
     given = ["--weights", weights, "--data", "folder", "--root", own, "--split", "all"]
     given += ["--out", tmp_path / "crf", "--folds", 2, "--rounds", 0, "--iterations", 1]
     given += ["--bilateral-weight", "3", "--bilateral-sigma-xy", "20", "--bilateral-sigma-rgb", "5"]
@@ -165,7 +161,7 @@ def test_tune_crf_tells_each_kind_once_also_when_the_logits_are_there(
         assert_told(notes(done("tune-crf", *given).stderr), own / "images")
 
 
-def test_segment_tells_each_kind_once(own: Path, weights: Path, tmp_path: Path) -> None:
+def test_segment_tells_each_kind_once(own, weights, tmp_path):
     out = ["--out", tmp_path / "out", "--no-crf"]
     result = done("segment", own / "images", "--weights", weights, *out)
     assert_told(notes(result.stderr), own / "images")
@@ -173,7 +169,7 @@ def test_segment_tells_each_kind_once(own: Path, weights: Path, tmp_path: Path) 
     assert alone.stderr == f"Note: {own / 'images' / 'q.png'}: {GREY}\n"
 
 
-def test_refine_tells_how_the_picture_and_the_annotation_were_read(tmp_path: Path) -> None:
+def test_refine_tells_how_the_picture_and_the_annotation_were_read(tmp_path):
     photo, marks = tmp_path / "photo.png", tmp_path / "marks.png"
     shades = np.random.default_rng(0).integers(0, 256, (20, 30), dtype=np.uint8)
     Image.fromarray(shades).save(photo)

@@ -111,28 +111,24 @@ def test_scenes_are_a_data_set_of_the_same_kind():
 
 
 def test_what_is_asked_wrongly_is_refused_in_one_line(tmp_path):
-    with pytest.raises(InputError, match="no data set 'voc'; there are voc2012, pascal_context"):
-        open_dataset("voc", tmp_path, "train")
-    with pytest.raises(InputError, match="camvid: no option 'ignore'; it has none"):
-        open_dataset("camvid", tmp_path, "train", ignore=3)
-    with pytest.raises(InputError, match="no such folder; camvid is expected there"):
-        open_dataset("camvid", tmp_path / "gone", "train")
-    with pytest.raises(InputError, match="camvid: a folder is needed"):
-        open_dataset("camvid", None, "train")
+    for name, root, options, message in (
+        ("voc", tmp_path, {}, "no data set 'voc'; there are voc2012, pascal_context"),
+        ("camvid", tmp_path, {"ignore": 3}, "camvid: no option 'ignore'; it has none"),
+        ("camvid", tmp_path / "gone", {}, "no such folder; camvid is expected there"),
+        ("camvid", None, {}, "camvid: a folder is needed"),
+    ):
+        with pytest.raises(InputError, match=message):
+            open_dataset(name, root, "train", **options)
 
 
-@pytest.mark.parametrize(
-    ("name", "options"),
-    [
-        ("scenes", {"size": "big"}),
-        ("scenes", {"length": True}),
-        ("scenes", {"length": 2.5}),
-        ("coco_voc", {"min_pixels": "1000"}),
-        ("folder", {"ignore": "11"}),
-        ("folder", {"ignore": [1, "x"]}),
-        ("folder", {"labels": 3}),
-    ],
-)
+WRONG = {
+    "scenes": ({"size": "big"}, {"length": True}, {"length": 2.5}),
+    "coco_voc": ({"min_pixels": "1000"},),
+    "folder": ({"ignore": "11"}, {"ignore": [1, "x"]}, {"labels": 3}),
+}
+
+
+@pytest.mark.parametrize(("name", "options"), [(n, o) for n, many in WRONG.items() for o in many])
 def test_options_of_another_type_are_refused(tmp_path, name, options):
     (option,) = options
     with pytest.raises(InputError, match=f"{name}: {option} must be (int|str)"):

@@ -74,9 +74,8 @@ def test_everything_that_is_wrong_is_named_by_its_file(broken, workers):
         for message, words in zip(messages, expected, strict=True):
             assert words in message
             assert str(broken) in message
-    assert [str(c) for c in report.conversions] == [
-        f"{broken / 'images' / 'train' / 'c.jpg'}: grey converted to RGB"
-    ]
+    grey = broken / "images" / "train" / "c.jpg"
+    assert [str(c) for c in report.conversions] == [f"{grey}: grey converted to RGB"]
 
 
 def test_counts_are_of_pixels_and_pictures(own):

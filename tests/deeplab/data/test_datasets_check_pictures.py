@@ -41,10 +41,8 @@ def test_turned_pictures_are_counted_with_examples_and_are_no_finding(own):
     assert f"\n{images / 'f.png'}: grey converted to RGB\n" in result.stdout
     assert "6 pictures, nothing to mend" in result.stdout
     stored = json.loads((own / "report.json").read_text())["splits"]["all"]["conversions"]
-    assert [(kind["kind"], kind["pictures"]) for kind in stored] == [
-        ("EXIF turn", 4),
-        ("grey converted to RGB", 1),
-    ]
+    kinds = [(kind["kind"], kind["pictures"]) for kind in stored]
+    assert kinds == [("EXIF turn", 4), ("grey converted to RGB", 1)]
     assert stored[1]["example"] == f"{images / 'f.png'}: grey converted to RGB"
 
 
@@ -64,12 +62,13 @@ def test_pictures_of_nearly_no_contrast_are_findings(own):
     assert result.exit_code == 1
     findings = check(open_dataset("folder", own, "all"), 0).findings
     assert [finding.kind for finding in findings] == ["contrast"] * 4
-    for finding, name, words in zip(
-        findings,
-        "abde",
-        ("nearly one colour, RGB 122, 7, 200", "one colour, RGB 255, 0, 255", "below 512", "alpha"),
-        strict=True,
-    ):
+    said = (
+        "nearly one colour, RGB 122, 7, 200",
+        "one colour, RGB 255, 0, 255",
+        "below 512",
+        "alpha",
+    )
+    for finding, name, words in zip(findings, "abde", said, strict=True):
         assert f"{name}.png: " in finding.message
         assert words in finding.message
         assert finding.message in result.stdout

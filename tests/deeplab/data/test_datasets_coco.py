@@ -24,18 +24,12 @@ def coco(tmp_path):
     rle = {"size": [20, 24], "counts": [0, 20 * 4, 20 * 20]}  # the first four columns
 
     def entry(image, category, segmentation, area, crowd=0):
-        return {
-            "image_id": image,
-            "category_id": category,
-            "segmentation": segmentation,
-            "area": area,
-            "iscrowd": crowd,
-        }
+        keys = ("image_id", "category_id", "segmentation", "area", "iscrowd")
+        return dict(zip(keys, (image, category, segmentation, area, crowd), strict=True))
 
+    images = [{"id": i, "file_name": f"{i:012}.jpg", "height": 20, "width": 24} for i in (9, 5, 7)]
     content = {
-        "images": [
-            {"id": i, "file_name": f"{i:012}.jpg", "height": 20, "width": 24} for i in (9, 5, 7)
-        ],
+        "images": images,
         "categories": [{"id": k, "name": v} for k, v in names.items()],
         "annotations": [
             entry(9, 63, box(0, 10, 24, 20), 240),
@@ -73,10 +67,8 @@ def test_coco_crowds_are_ignored_and_other_categories_are_background(coco):
 
 
 def test_coco_pictures_with_too_little_are_left_out(coco):
-    lengths = [
-        len(open_dataset("coco_voc", coco, "val2017", min_pixels=n)) for n in (0, 9, 120, 279)
-    ]
-    assert lengths == [3, 2, 1, 1]
+    opened = (open_dataset("coco_voc", coco, "val2017", min_pixels=n) for n in (0, 9, 120, 279))
+    assert [len(data) for data in opened] == [3, 2, 1, 1]
     with pytest.raises(InputError, match="no picture with more than 1000 pixels"):
         open_dataset("coco_voc", coco, "val2017")
 
@@ -87,12 +79,13 @@ def test_coco_maps_every_voc_class_to_a_category():
 
 def test_coco_masks_of_another_size_are_refused(coco):
     wrong = {"size": [10, 10], "counts": [0, 100]}
-    with pytest.raises(ValueError, match=r"a mask of \[10, 10\]"):
-        draw(20, 24, [[15, 0, wrong]])
-    with pytest.raises(ValueError, match="a mask of"):
-        draw(20, 24, [[15, 0, {"size": [20, 24], "counts": [0, 9999]}]])
-    with pytest.raises(ValueError, match="fewer than three corners"):
-        draw(20, 24, [[15, 0, [[1, 2, 3, 4]]]])
+    for mask, message in (
+        (wrong, r"a mask of \[10, 10\]"),
+        ({"size": [20, 24], "counts": [0, 9999]}, "a mask of"),
+        ([[1, 2, 3, 4]], "fewer than three corners"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            draw(20, 24, [[15, 0, mask]])
     path = coco / "annotations" / "instances_val2017.json"
     content = json.loads(path.read_text())
     short = {"size": [20, 24], "counts": ""}

@@ -27,6 +27,8 @@ def test_own_data_in_folders(own):
     assert data.classes == ("ground", "old tree", "water")
     assert np.array_equal(data.palette, voc_palette()[:3])
     assert np.unique(data[0][1]).tolist() == [0, 1, 2]
+    with pytest.raises(IndexError):
+        data[4]
 
 
 def test_own_data_by_lists(own):
@@ -178,6 +180,21 @@ def test_colours_behind_the_names_in_a_text_file(tmp_path):
         ("[[class]]\nname = 'a'\ncolor = [1, 2, 3]", "unknown entry 'color'"),
         ("[[classes]]\nname = 'a'", "unknown entry 'classes'"),
         ("class = 3", "class must be tables"),
+        ("class = 'sky'", "class must be tables"),
+        ("[class]\nname = 'a'", "class must be tables"),
+        ("[[class]]\nlabel = 1", "name None must be a text"),
+        ("[[class]]\nname = ''", "name '' must be a text"),
+        ("[[class]]\nname = 'a'\nlabel = -1", "label -1 of a must be 0 to 255"),
+        ("[[class]]\nname = 'a'\nlabel = '3'", "label '3' of a must be 0 to 255"),
+        ("[[class]]\nname = 'a'\nlabel = 1.0", "label 1.0 of a must be 0 to 255"),
+        ("[[class]]\nname = 'a'\ncolour = [1, 2, 256]", "three numbers from 0 to 255"),
+        ("[[class]]\nname = 'a'\ncolour = 'red'", "three numbers from 0 to 255"),
+        ("[palette]\n[[class]]\nname = 'a'", "unknown entry 'palette'"),
+        ("class = []", "0 classes; expected 1 to 255"),
+        ("ignore = [[1]]\n[[class]]\nname = 'a'", r"ignore: \[1\] must be 0-255"),
+        ("ignore = 999\n[[class]]\nname = 'a'", "ignore: 999 must be 0-255"),
+        ("ignore = 0\n[[class]]\nname = 'a'", "label 0 is a class .a. and ignored"),
+        ("ignore_colours=[1]\n[[class]]\nname='a'\ncolour=[1,2,3]", "colour 1 must be three numb"),
         ("", "0 classes; expected 1 to 255"),
         ("[[class]\n", "not valid TOML"),
         ("ignore = 'x'\n[[class]]\nname = 'a'", "ignore: 'x' must be 0-255"),

@@ -1,7 +1,5 @@
 """Pictures of which little would be left: few bits of 16, alpha that hides, odd bands."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 from picture_files import deep_png, save, tiff
@@ -34,8 +32,8 @@ def kinds(conversions: list[Conversion]) -> list[str]:
 @pytest.mark.parametrize("channels", [1, 2, 3, 4])
 @pytest.mark.parametrize(("bits", "factor"), [(8, 256), (10, 64), (12, 16)])
 def test_few_bits_in_a_picture_of_16_are_said_with_the_factor_that_mends_them(
-    tmp_path: Path, bits: int, factor: int, channels: int
-) -> None:
+    tmp_path, bits, factor, channels
+):
     values, path = of_bits(bits, channels), tmp_path / "a.png"
     if channels in (2, 4):
         values[..., -1] = 65535  # alpha: not a colour
@@ -49,9 +47,7 @@ def test_few_bits_in_a_picture_of_16_are_said_with_the_factor_that_mends_them(
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_values_that_use_more_than_12_bits_are_not_called_few(
-    tmp_path: Path, channels: int
-) -> None:
+def test_values_that_use_more_than_12_bits_are_not_called_few(tmp_path, channels):
     values = of_bits(12, channels)
     values[3, 3] = 4096
     path = tmp_path / "a.png"
@@ -59,7 +55,7 @@ def test_values_that_use_more_than_12_bits_are_not_called_few(
     assert NEAR_ZERO not in kinds(read_image(path)[1])
 
 
-def test_a_tiff_of_12_bits_declares_its_range_and_is_scaled_by_it(tmp_path: Path) -> None:
+def test_a_tiff_of_12_bits_declares_its_range_and_is_scaled_by_it(tmp_path):
     values = of_bits(12, 1)
     first, second = values.ravel()[::2].astype(int), values.ravel()[1::2].astype(int)
     packed = np.stack([first >> 4, (first & 15) << 4 | second >> 8, second & 255], axis=-1)
@@ -77,14 +73,14 @@ def rgba(alpha: object) -> np.ndarray:
     return values
 
 
-def test_alpha_of_0_everywhere_is_said(tmp_path: Path) -> None:
+def test_alpha_of_0_everywhere_is_said(tmp_path):
     image, found = read_image(save(tmp_path / "a.png", rgba(0)))
     assert (image == 255).all()
     assert kinds(found) == [INVISIBLE]
     assert found[0].text.startswith("alpha is 0 everywhere, so that all of it is white; save")
 
 
-def test_a_band_that_is_hardly_alpha_is_said(tmp_path: Path) -> None:
+def test_a_band_that_is_hardly_alpha_is_said(tmp_path):
     path = save(tmp_path / "a.png", rgba(np.arange(48).reshape(6, 8) * 5))
     assert kinds(read_image(path)[1]) == [VEILED]
     sky = rgba(255)
@@ -94,7 +90,7 @@ def test_a_band_that_is_hardly_alpha_is_said(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "PA"])
-def test_alpha_that_hides_nothing_changes_nothing(tmp_path: Path, mode: str) -> None:
+def test_alpha_that_hides_nothing_changes_nothing(tmp_path, mode):
     picture = Image.fromarray(rgba(255)).convert(mode)
     picture.save(tmp_path / "a.tif")
     image, found = read_image(tmp_path / "a.tif")
@@ -105,19 +101,10 @@ def test_alpha_that_hides_nothing_changes_nothing(tmp_path: Path, mode: str) -> 
 
 @pytest.mark.parametrize(
     ("count", "extra", "bits"),
-    [
-        (4, None, 8),
-        (4, [0], 8),
-        (5, [0, 0], 8),
-        (6, [0, 0, 0], 8),
-        (4, None, 16),
-        (4, [0], 16),
-    ],
+    [(4, None, 8), (4, [0], 8), (5, [0, 0], 8), (6, [0, 0, 0], 8), (4, None, 16), (4, [0], 16)],
     ids=str,
 )
-def test_bands_that_a_tiff_does_not_declare_as_alpha_are_left_out(
-    tmp_path: Path, count: int, extra: list[int] | None, bits: int
-) -> None:
+def test_bands_that_a_tiff_does_not_declare_as_alpha_are_left_out(tmp_path, count, extra, bits):
     values = np.random.default_rng(0).integers(0, 1 << bits, (6, 8, count))
     values = values.astype(np.uint8 if bits == 8 else np.uint16)
     image, found = read_image(tiff(tmp_path / "a.tif", values, extra=extra, bits=bits))
@@ -129,9 +116,7 @@ def test_bands_that_a_tiff_does_not_declare_as_alpha_are_left_out(
 
 @pytest.mark.parametrize("extra", [1, 2], ids=["premultiplied", "straight"])
 @pytest.mark.parametrize("count", [2, 4], ids=["grey", "RGB"])
-def test_bands_that_a_tiff_declares_as_alpha_are_laid_on_white(
-    tmp_path: Path, count: int, extra: int
-) -> None:
+def test_bands_that_a_tiff_declares_as_alpha_are_laid_on_white(tmp_path, count, extra):
     values = np.zeros((6, 8, count), np.uint8)
     values[3:, :, -1] = 255  # black below, nothing above
     path = tiff(tmp_path / "a.tif", values, 1 if count == 2 else 2, extra=[extra])
@@ -141,7 +126,7 @@ def test_bands_that_a_tiff_declares_as_alpha_are_laid_on_white(
     assert kinds(found) == [TRANSPARENT]
 
 
-def test_a_band_beside_grey_and_cmyk_is_left_out(tmp_path: Path) -> None:
+def test_a_band_beside_grey_and_cmyk_is_left_out(tmp_path):
     for photometric, colours in ((1, 1), (5, 4)):
         values = np.random.default_rng(0).integers(0, 256, (6, 8, colours + 1), dtype=np.uint8)
         image, found = read_image(tiff(tmp_path / "a.tif", values, photometric, [0]))
@@ -152,9 +137,7 @@ def test_a_band_beside_grey_and_cmyk_is_left_out(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("extra", [None, [0], [1], [2]], ids=str)
-def test_a_damaged_tiff_is_one_clear_error_whatever_is_damaged(
-    tmp_path: Path, extra: list[int] | None
-) -> None:
+def test_a_damaged_tiff_is_one_clear_error_whatever_is_damaged(tmp_path, extra):
     path = tiff(tmp_path / "a.tif", rgba(100), extra=extra)
     content, random = path.read_bytes(), np.random.default_rng(0)
     read, refused = [], []
@@ -172,7 +155,7 @@ def test_a_damaged_tiff_is_one_clear_error_whatever_is_damaged(
     assert all(message.startswith(f"{path}: ") for message in refused)
 
 
-def test_the_library_below_prints_nothing_of_its_own(tmp_path: Path, capfd) -> None:
+def test_the_library_below_prints_nothing_of_its_own(tmp_path, capfd):
     path = tmp_path / "a.tif"
     Image.new("RGB", (50, 50)).save(path, compression="tiff_lzw")
     content = bytearray(path.read_bytes())
