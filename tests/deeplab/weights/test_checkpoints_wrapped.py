@@ -8,16 +8,10 @@ from deeplab.model import build
 from deeplab.weights import load_checkpoint, load_weights
 
 PREFIXES = [
-    "module.",
-    "model.",
-    "net.",
-    "network.",
-    "_orig_mod.",
-    "model.module.",
-    "module.model.",
-    "_orig_mod.module.",
-    "module._orig_mod.model.net.",
+    *("module.", "model.", "net.", "network.", "_orig_mod.", "model.module.", "module.model."),
+    *("_orig_mod.module.", "module._orig_mod.model.net."),
 ]
+KEYS = ("state_dict", "model_state", "model_state_dict", "model", "network", "net")
 
 
 def prefixed(state, prefix):
@@ -45,19 +39,7 @@ def test_torchvisions_deeplabv3_is_read_behind_a_prefix(path, torchvision):
     assert torch.equal(ours.backbone.conv1.weight, body["conv1.weight"])
 
 
-@pytest.mark.parametrize(
-    "keys",
-    [
-        ("state_dict",),
-        ("model_state",),
-        ("model_state_dict",),
-        ("model",),
-        ("network",),
-        ("net",),
-        ("model", "state_dict"),
-    ],
-    ids="-".join,
-)
+@pytest.mark.parametrize("keys", [*((key,) for key in KEYS), ("model", "state_dict")], ids="-".join)
 def test_the_dict_that_a_trainer_saved_it_in_is_opened(theirs, path, keys):
     content = prefixed(kazuto1011(theirs), "model.")
     for key in reversed(keys):

@@ -37,17 +37,12 @@ def shapes(name, classes, **options):
 
 
 def recognised(source, content, windows=None, model=None):
-    checkpoint = Checkpoint(
-        Path("file"), source, TRANSLATIONS[source](content), windows_of(windows or {})
-    )
+    windows = {name: Window(*numbers) for name, numbers in (windows or {}).items()}
+    checkpoint = Checkpoint(Path("file"), source, TRANSLATIONS[source](content), windows)
     fit = recognition._fit(checkpoint, model)
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(models.DeepLab, "to_empty", lambda self, device: self)  # no memory
         return recognition._built(checkpoint, fit).config
-
-
-def windows_of(windows):
-    return {name: Window(*numbers) for name, numbers in windows.items()}
 
 
 def refused(source, content, model=None):
@@ -164,12 +159,7 @@ TAPS = (("data", 3), ("pool1", 64), ("pool2", 128), ("pool3", 256), ("pool4", 51
     [
         ("deeplab_v1_largefov", of_vgg16([""]), vgg_windows({"fc6": (3, 12)}, True), {}),
         ("deeplab_v2_vgg16_largefov", of_vgg16([""]), vgg_windows({"fc6": (3, 12)}, False), {}),
-        (
-            "deeplab_v1_4x4",
-            of_vgg16([""], 4),
-            vgg_windows({"fc6": (4, 8)}, False),
-            {"rates": (8,)},
-        ),
+        ("deeplab_v1_4x4", of_vgg16([""], 4), vgg_windows({"fc6": (4, 8)}, False), {"rates": (8,)}),
         ("deeplab_v1_7x7", of_vgg16([""], 7), vgg_windows({"fc6": (7, 4)}, False), {}),
         ("deeplab_v1_msc", of_vgg16([""], 4, TAPS), {}, {}),
         ("deeplab_v1_msc_largefov", of_vgg16([""], 3, TAPS), {}, {}),
