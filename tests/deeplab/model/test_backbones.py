@@ -19,13 +19,7 @@ from deeplab.model.resnet import ResNet
 from deeplab.model.vgg import VGG16
 
 RESNET_STAGES = [("layer1", 1, 1), ("layer2", 2, 1), ("layer3", 1, 2), ("layer4", 1, 4)]
-VGG_STAGES = [  # convolutions, their rate, stride of the pool
-    (2, 1, 2),
-    (2, 1, 2),
-    (3, 1, 2),
-    (3, 1, 1),
-    (3, 2, 1),
-]
+VGG_STAGES = [(2, 1, 2), (2, 1, 2), (3, 1, 2), (3, 1, 1), (3, 2, 1)]  # convolutions, rate, pool
 
 
 def caffe_pool(x, stride, kind="max"):
@@ -39,9 +33,8 @@ def caffe_pool(x, stride, kind="max"):
 
     rows, columns = windows(x.shape[2]), windows(x.shape[3])
     y = x.new_empty(*x.shape[:2], len(rows), len(columns))
-    for (i, (top, bottom)), (j, (left, right)) in itertools.product(
-        enumerate(rows), enumerate(columns)
-    ):
+    places = itertools.product(enumerate(rows), enumerate(columns))
+    for (i, (top, bottom)), (j, (left, right)) in places:
         window = x[:, :, max(top, 0) : bottom, max(left, 0) : right].flatten(2)
         if kind == "max":
             y[:, :, i, j] = window.amax(2)
@@ -171,28 +164,10 @@ def sizes(model, names, height, width):
 
 
 # Size of the input, then at /2, /4 and /8.
-RESNET_SIZES = [
-    (1, 1, 1, 1),
-    (7, 4, 3, 2),
-    (41, 21, 11, 6),
-    (320, 160, 81, 41),
-    (321, 161, 81, 41),
-    (360, 180, 91, 46),
-    (480, 240, 121, 61),
-    (512, 256, 129, 65),
-    (513, 257, 129, 65),
-]
-VGG_SIZES = [
-    (1, 1, 1, 1),
-    (7, 4, 3, 2),
-    (41, 21, 11, 6),
-    (320, 161, 81, 41),
-    (321, 161, 81, 41),
-    (360, 181, 91, 46),
-    (480, 241, 121, 61),
-    (512, 257, 129, 65),
-    (513, 257, 129, 65),
-]
+RESNET_SIZES = [(1, 1, 1, 1), (7, 4, 3, 2), (41, 21, 11, 6), (320, 160, 81, 41), (321, 161, 81, 41)]
+RESNET_SIZES += [(360, 180, 91, 46), (480, 240, 121, 61), (512, 256, 129, 65), (513, 257, 129, 65)]
+VGG_SIZES = [(1, 1, 1, 1), (7, 4, 3, 2), (41, 21, 11, 6), (320, 161, 81, 41), (321, 161, 81, 41)]
+VGG_SIZES += [(360, 181, 91, 46), (480, 241, 121, 61), (512, 257, 129, 65), (513, 257, 129, 65)]
 
 
 @pytest.mark.parametrize("expected", RESNET_SIZES, ids=lambda sizes: str(sizes[0]))

@@ -52,9 +52,8 @@ def test_parameters_with_21_classes(name):
 
 def test_every_model_of_the_table_is_counted_here_and_in_its_docstring():
     assert set(MODELS) == set(PARAMETERS)
-    documented = re.findall(
-        r"^    (deeplab_\w+) .* ([\d,]+)$", deeplab.model.table.__doc__, re.MULTILINE
-    )
+    table = deeplab.model.table.__doc__
+    documented = re.findall(r"^    (deeplab_\w+) .* ([\d,]+)$", table, re.MULTILINE)
     assert {name: int(count.replace(",", "")) for name, count in documented} == PARAMETERS
 
 
@@ -168,9 +167,8 @@ def caffe_interp(x, height, width):
             weights[i, min(low + 1, n - 1)] += at - low
         return weights
 
-    return torch.einsum(
-        "hi,bcij,wj->bchw", matrix(x.shape[2], height), x, matrix(x.shape[3], width)
-    )
+    rows, columns = matrix(x.shape[2], height), matrix(x.shape[3], width)
+    return torch.einsum("hi,bcij,wj->bchw", rows, x, columns)
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 40), (7, 2), (33, 33), (40, 51)])
@@ -255,12 +253,7 @@ def test_bad_options_are_refused(name, arguments, said):
         ("deeplab_v2_small", {"rates": ()}, ValueError, "rates must hold at least one integer"),
         ("deeplab_v1_7x7", {"rates": ()}, ValueError, "rates must be one for deeplab_v1_7x7"),
         ("deeplab_v1_msc", {"rates": (4, 8)}, ValueError, r"rates must be one .*not \[4, 8\]"),
-        (
-            "deeplab_v2_resnet101_base",
-            {"rates": (12,)},
-            ValueError,
-            "rates must be none for the 1x1 classifier",
-        ),
+        ("deeplab_v2_resnet101_base", {"rates": (12,)}, ValueError, "must be none for the 1x1 cl"),
         ("deeplab_v2_small", {"frozen_bn": "no"}, ValueError, "frozen_bn must be True or False"),
         ("deeplab_v2_vgg16", {"frozen_bn": True}, TypeError, "keyword argument 'frozen_bn'"),
     ],

@@ -21,20 +21,11 @@ def aligned(x, size):
     return F.interpolate(x, size=size, mode="bilinear", align_corners=True)
 
 
-@pytest.mark.parametrize(
-    ("n", "three_quarters", "half"),
-    [
-        (1, 1, 1),
-        (7, 4, 4),
-        (41, 31, 21),
-        (320, 238, 160),
-        (321, 241, 161),
-        (360, 268, 180),
-        (480, 358, 240),
-        (512, 382, 256),
-        (513, 385, 257),
-    ],
-)
+SIZES = [(1, 1, 1), (7, 4, 4), (41, 31, 21), (320, 238, 160), (321, 241, 161)]
+SIZES += [(360, 268, 180), (480, 358, 240), (512, 382, 256), (513, 385, 257)]
+
+
+@pytest.mark.parametrize(("n", "three_quarters", "half"), SIZES)
 def test_sizes_are_those_of_caffes_interp(n, three_quarters, half):
     assert interp_size(n, 0.75) == three_quarters  # shrink by 4, then zoom by 3
     assert interp_size(n, 0.5) == half
@@ -103,10 +94,8 @@ def test_bad_scales_are_refused(scales):
 def reference_taps(state, image, pools):
     """One F.conv2d for each layer; a map too wide for the stride has its input padded to it."""
     size = pools[-1].shape[2:]
-    y = 0
-    for name, stride, x in zip(
-        ("image", "pool1", "pool2", "pool3", "pool4"), (8, 4, 2, 1, 1), (image, *pools), strict=True
-    ):
+    y, names = 0, ("image", "pool1", "pool2", "pool3", "pool4")
+    for name, stride, x in zip(names, (8, 4, 2, 1, 1), (image, *pools), strict=True):
 
         def conv(z, layer, name=name, **options):
             weight, bias = (state[f"{name}.{layer}.{part}"] for part in ("weight", "bias"))

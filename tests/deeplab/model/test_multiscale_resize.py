@@ -83,17 +83,15 @@ def test_a_model_of_one_graph_serves_all_sizes():
         graphs.append(graph)
         return graph.forward
 
+    def all_outputs(x):
+        return model(x), *model.forward_scales(x)
+
     torch._dynamo.reset()
-    compiled = torch.compile(
-        lambda x: (model(x), *model.forward_scales(x)),
-        fullgraph=True,
-        dynamic=True,
-        backend=backend,
-    )
+    compiled = torch.compile(all_outputs, fullgraph=True, dynamic=True, backend=backend)
     with torch.no_grad():
         for size in ((33, 40), (50, 35), (64, 97)):
             x = torch.randn(2, 3, *size)
-            torch.testing.assert_close(compiled(x), (model(x), *model.forward_scales(x)))
+            torch.testing.assert_close(compiled(x), all_outputs(x))
     assert len(graphs) == 1
 
 

@@ -23,15 +23,9 @@ from deeplab.model.vgg import VGG16
 
 BLOCKS = (2, 1, 2, 2)
 V3_HEAD = {  # ours: torchvision's, in classifier
-    "pointwise": "0.convs.0.0",
-    "pointwise_bn": "0.convs.0.1",
-    "pooled": "0.convs.4.1",
-    "pooled_bn": "0.convs.4.2",
-    "project": "0.project.0",
-    "project_bn": "0.project.1",
-    "conv": "1",
-    "conv_bn": "2",
-    "classifier": "4",
+    **{"pointwise": "0.convs.0.0", "pointwise_bn": "0.convs.0.1", "pooled": "0.convs.4.1"},
+    **{"pooled_bn": "0.convs.4.2", "project": "0.project.0", "project_bn": "0.project.1"},
+    **{"conv": "1", "conv_bn": "2", "classifier": "4"},
 }
 
 
@@ -40,15 +34,18 @@ def stages(model, pool, x):
     return list(layer_outputs(model, (pool, "layer1", "layer2", "layer3", "layer4"), x).values())
 
 
+def dilated(torchvision, blocks, **options):
+    """torchvision's ResNet of bottlenecks with output stride 8."""
+    dilation, kind = [False, True, True], torchvision.resnet.Bottleneck
+    return torchvision.resnet.ResNet(
+        kind, list(blocks), replace_stride_with_dilation=dilation, **options
+    )
+
+
 @pytest.fixture(scope="module")
 def bottlenecks(torchvision):
     """torchvision's dilated ResNet, and ours with its weights."""
-    theirs = torchvision.resnet.ResNet(
-        torchvision.resnet.Bottleneck,
-        list(BLOCKS),
-        num_classes=1,
-        replace_stride_with_dilation=[False, True, True],
-    )
+    theirs = dilated(torchvision, BLOCKS, num_classes=1)
     return with_weights_of(randomise(theirs), BLOCKS), theirs
 
 
@@ -96,9 +93,7 @@ def test_caffes_style_with_the_same_weights_is_another_network(bottlenecks):
 
 
 @pytest.mark.parametrize("kind", ["basic", "bottleneck"])
-def test_every_fourth_position_of_the_dilated_network_is_the_network_that_strides(
-    torchvision, kind
-):
+def test_every_fourth_position_of_the_dilated_network_is_of_the_one_that_strides(torchvision, kind):
     block = {"basic": "BasicBlock", "bottleneck": "Bottleneck"}[kind]
     theirs = torchvision.resnet.ResNet(getattr(torchvision.resnet, block), [2, 2, 2, 2], 1)
     mine = with_weights_of(randomise(theirs), (2, 2, 2, 2), kind)
@@ -132,17 +127,9 @@ def test_basic_blocks_in_caffes_style_have_the_rate_of_the_stage_everywhere():
     assert_equal(stages(model, "pool1", x), expected)
 
 
-SIZES = [  # of the input, then at 1/2, 1/4 and 1/8, in torchvision's style
-    (1, 1, 1, 1),
-    (7, 4, 2, 1),
-    (41, 21, 11, 6),
-    (320, 160, 80, 40),
-    (321, 161, 81, 41),
-    (360, 180, 90, 45),
-    (480, 240, 120, 60),
-    (512, 256, 128, 64),
-    (513, 257, 129, 65),
-]
+# Of the input, then at 1/2, 1/4 and 1/8, in torchvision's style.
+SIZES = [(1, 1, 1, 1), (7, 4, 2, 1), (41, 21, 11, 6), (320, 160, 80, 40), (321, 161, 81, 41)]
+SIZES += [(360, 180, 90, 45), (480, 240, 120, 60), (512, 256, 128, 64), (513, 257, 129, 65)]
 
 
 @pytest.mark.parametrize("block", ["basic", "bottleneck"])
@@ -179,11 +166,7 @@ def v3_state(theirs):
 @pytest.fixture(scope="module")
 def v3(torchvision):
     """torchvision's DeepLab v3 on a ResNet of four blocks, and ours with its weights."""
-    body = torchvision.resnet.ResNet(
-        torchvision.resnet.Bottleneck,
-        [1, 1, 1, 1],
-        replace_stride_with_dilation=[False, True, True],
-    )
+    body = dilated(torchvision, [1, 1, 1, 1])
     theirs = randomise(torchvision.deeplabv3._deeplabv3_resnet(body, 5, None))
     mine = DeepLab(
         ResNet((1, 1, 1, 1), frozen_bn=False, style="torchvision"),
@@ -204,9 +187,8 @@ def test_v3_with_torchvisions_weights_gives_torchvisions_output(v3, size):
 
 def test_deeplab_v3_resnet101_has_the_tensors_of_torchvisions(torchvision):
     with torch.device("meta"):
-        theirs = torchvision.deeplabv3.deeplabv3_resnet101(
-            weights=None, weights_backbone=None, aux_loss=False
-        )
+        make = torchvision.deeplabv3.deeplabv3_resnet101
+        theirs = make(weights=None, weights_backbone=None, aux_loss=False)
         mine, expected = build("deeplab_v3_resnet101").state_dict(), v3_state(theirs)
     assert {n: t.shape for n, t in mine.items()} == {n: t.shape for n, t in expected.items()}
 
@@ -303,15 +285,11 @@ def test_the_v3_head_in_half_precision_stays_within_its_rounding_and_trains():
 
 def test_preprocessing_belongs_to_the_style():
     pixel = np.array([[[10, 20, 30]]], np.uint8)
-    model = DeepLab(
-        VGG16(pool5a=False), nn.Identity(), config={"num_classes": 1, "style": "torchvision"}
-    )
-    expected = [
-        (value / 255 - mean) / deviation
-        for value, mean, deviation in zip(
-            (10, 20, 30), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), strict=True
-        )
-    ]
+    config = {"num_classes": 1, "style": "torchvision"}
+    model = DeepLab(VGG16(pool5a=False), nn.Identity(), config=config)
+    means, deviations = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+    parts = zip((10, 20, 30), means, deviations, strict=True)
+    expected = [(value / 255 - mean) / deviation for value, mean, deviation in parts]
     torch.testing.assert_close(model.preprocess(pixel).flatten(), torch.tensor(expected))
     torch.testing.assert_close(preprocess(pixel, "torchvision"), model.preprocess(pixel))
     with pytest.raises(ValueError, match="style must be one of caffe, torchvision, not 'keras'"):

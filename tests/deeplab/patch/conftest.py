@@ -1,7 +1,5 @@
 """A pyramid to patch, and what it computes with."""
 
-from __future__ import annotations
-
 import importlib
 from collections.abc import Iterator
 from typing import Any

@@ -1,7 +1,5 @@
 """What deeplab.patch leaves as it was, what it refuses, and segmentation_models_pytorch."""
 
-from __future__ import annotations
-
 import copy
 import io
 import pickle
@@ -32,12 +30,11 @@ def test_parameters_buffers_and_their_names_stay(aspp):
 def test_optimizer_that_held_the_parameters_trains_the_patched_model(in_float64):
     aspp, image = in_float64
     twin = copy.deepcopy(aspp).train()
-    steps = []
-    for model in (aspp.train(), twin):
-        optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
-        steps.append(optimizer)
+    optimizers = [
+        torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9) for model in (aspp.train(), twin)
+    ]
     patch(twin, "reference")
-    for model, optimizer in zip((aspp, twin), steps, strict=True):
+    for model, optimizer in zip((aspp, twin), optimizers, strict=True):
         for _ in range(2):
             optimizer.zero_grad()
             model(image).square().mean().backward()
@@ -204,9 +201,8 @@ def test_subclass_that_keeps_the_forward_is_patched(torchvision):
 
 def test_one_pyramid_that_cannot_be_fused_leaves_the_whole_model_unpatched(torchvision):
     separable = torchvision.deeplabv3.ASPP(4, RATES, 4)
-    separable.convs[1][0] = nn.Sequential(
-        nn.Conv2d(4, 4, 3, padding=1, groups=4, bias=False), nn.Conv2d(4, 4, 1)
-    )
+    depthwise = nn.Conv2d(4, 4, 3, padding=1, groups=4, bias=False)
+    separable.convs[1][0] = nn.Sequential(depthwise, nn.Conv2d(4, 4, 1))
     model = nn.Sequential(torchvision.deeplabv3.ASPP(4, RATES, 4), separable)
     with pytest.raises(ValueError, match=r"pyramid '1' has depthwise separable branches"):
         patch(model)
@@ -215,9 +211,8 @@ def test_one_pyramid_that_cannot_be_fused_leaves_the_whole_model_unpatched(torch
 
 
 def test_every_pyramid_of_a_model_is_patched(torchvision):
-    model = nn.Sequential(
-        torchvision.deeplabv3.ASPP(4, RATES, 4), torchvision.deeplabv3.ASPP(4, RATES[:2], 4)
-    )
+    pyramids = (torchvision.deeplabv3.ASPP(4, rates, 4) for rates in (RATES, RATES[:2]))
+    model = nn.Sequential(*pyramids)
     assert patch(model) == 2
     assert unpatch(model) == 2
 
@@ -243,9 +238,8 @@ def test_class_changed_after_the_patch_is_not_undone(aspp):
 
 
 def test_bad_arguments_are_refused(aspp):
-    with pytest.raises(
-        ValueError, match=r"impl must be one of \['auto', .*'reference'\], not 'fast'"
-    ):
+    message = r"impl must be one of \['auto', .*'reference'\], not 'fast'"
+    with pytest.raises(ValueError, match=message):
         patch(aspp, "fast")
     for function in (patch, unpatch):
         with pytest.raises(TypeError, match=r"model must be a torch\.nn\.Module, not str"):
@@ -265,13 +259,11 @@ def test_import_needs_neither_package():
 
 @MODES
 @pytest.mark.parametrize(
-    ("name", "options"),
-    [("DeepLabV3", {}), ("DeepLabV3Plus", {"decoder_aspp_separable": False})],
+    ("name", "options"), [("DeepLabV3", {}), ("DeepLabV3Plus", {"decoder_aspp_separable": False})]
 )
 def test_dense_pyramids_of_smp_compute_what_they_did(smp, fused_calls, name, options, train):
-    model = getattr(smp, name)(
-        "resnet18", encoder_weights=None, classes=5, decoder_channels=16, **options
-    )
+    options |= {"encoder_weights": None, "classes": 5, "decoder_channels": 16}
+    model = getattr(smp, name)("resnet18", **options)
     randomise(model.decoder)
     model.train(train)
     image = torch.randn(2, 3, 64, 64)
@@ -282,8 +274,6 @@ def test_dense_pyramids_of_smp_compute_what_they_did(smp, fused_calls, name, opt
 
 def test_separable_pyramid_of_smp_is_refused_with_the_way_out(smp):
     model = smp.DeepLabV3Plus("resnet18", encoder_weights=None, classes=5)
-    with pytest.raises(
-        ValueError,
-        match=r"'decoder\.aspp\.0' has depthwise separable.*decoder_aspp_separable=False",
-    ):
+    message = r"'decoder\.aspp\.0' has depthwise separable.*decoder_aspp_separable=False"
+    with pytest.raises(ValueError, match=message):
         patch(model)

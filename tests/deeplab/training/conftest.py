@@ -1,7 +1,5 @@
 """What most tests of training start from."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest

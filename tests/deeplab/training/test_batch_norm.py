@@ -1,6 +1,6 @@
 """How many pictures a forward pass has to have: two where BatchNorm trains behind pooling."""
 
-import dataclasses
+from dataclasses import replace
 
 import pytest
 import torch
@@ -26,7 +26,7 @@ def small_v3(name: str, num_classes: int, crf=None, frozen_bn: bool = False) -> 
 @pytest.fixture
 def v3(monkeypatch):
     monkeypatch.setattr(setup, "build", small_v3)
-    return dataclasses.replace(TINY, model="deeplab_v3_resnet50", steps=1)
+    return replace(TINY, model="deeplab_v3_resnet50", steps=1)
 
 
 @pytest.mark.parametrize(
@@ -40,7 +40,7 @@ def test_one_picture_at_a_time_is_refused_before_the_first_step(v3, changes, sum
     data = Signalling(tiny_pictures(), -1, 0)
     message = rf"batch_size: deeplab_v3_resnet50 trains BatchNorm .* 2 pictures .*{sum_of_it}"
     with pytest.raises(InputError, match=message):
-        run(dataclasses.replace(v3, **changes), data)
+        run(replace(v3, **changes), data)
     assert data.calls == 0
 
 
@@ -54,11 +54,11 @@ def test_one_picture_at_a_time_is_refused_before_the_first_step(v3, changes, sum
     ],
 )
 def test_two_pictures_or_constant_batch_norm_train(v3, changes):
-    assert run(dataclasses.replace(v3, **changes), tiny_pictures()).steps == 1
+    assert run(replace(v3, **changes), tiny_pictures()).steps == 1
 
 
 def test_models_without_image_pooling_train_on_one_picture():
-    assert run(dataclasses.replace(TINY, batch_size=1, steps=1), tiny_pictures()).steps == 1
+    assert run(replace(TINY, batch_size=1, steps=1), tiny_pictures()).steps == 1
 
 
 def test_pictures_are_counted_in_each_process_unless_batch_norm_is_synchronised(v3):
@@ -66,8 +66,8 @@ def test_pictures_are_counted_in_each_process_unless_batch_norm_is_synchronised(
     two = Processes(0, 2, torch.device("cpu"))
     with pytest.raises(InputError, match=r"batch_size 2 / \(accumulate 1 x 2 processes\)"):
         setup.check_batch(v3, model, two)
-    setup.check_batch(dataclasses.replace(v3, batch_size=4), model, two)
-    setup.check_batch(dataclasses.replace(v3, sync_bn=True), model, two)
+    setup.check_batch(replace(v3, batch_size=4), model, two)
+    setup.check_batch(replace(v3, sync_bn=True), model, two)
 
 
 def test_a_model_in_training_says_so_itself():

@@ -23,19 +23,10 @@ def test_a_short_run_on_camvid_lowers_the_loss_and_tells_classes_apart(tmp_path)
     some 0.15 and 0.5, by more or by less as rounding has it.
     """
     recipe = make_config(read_recipe("camvid_small"))
-    config = dataclasses.replace(
-        recipe,
-        data=dataclasses.replace(recipe.data, root=str(CAMVID)),
-        steps=100,
-        batch_size=4,
-        crop=97,
-        scales=(0.3, 0.6),
-        lr=0.02,
-        warmup=10,
-        validate_every=50,
-        device="cpu",
-        precision="float32",
-    )
+    changes = {"steps": 100, "batch_size": 4, "crop": 97, "scales": (0.3, 0.6), "lr": 0.02}
+    changes |= {"warmup": 10, "validate_every": 50, "device": "cpu", "precision": "float32"}
+    data = dataclasses.replace(recipe.data, root=str(CAMVID))
+    config = dataclasses.replace(recipe, data=data, **changes)
     pictures = open_dataset("camvid", CAMVID, config.data.validation)
     some = [pictures[i] for i in range(0, len(pictures), 25)]
     result = train(config, tmp_path / "camvid.safetensors", validation=some, progress=False)

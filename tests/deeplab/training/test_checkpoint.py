@@ -1,8 +1,8 @@
 """What a run may take the place of: nothing that lies there, unless it is told to."""
 
-import dataclasses
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,7 +14,7 @@ from deeplab.training.checkpoint import Files, write_state
 from deeplab.training.logs import COLUMNS
 from deeplab.weights import load_model, read_metadata
 
-SHORT = dataclasses.replace(TINY, steps=2)
+SHORT = replace(TINY, steps=2)
 ANEW = r"start anew in its place with --overwrite, or give another --out"
 FROM_LAST = r"start from its weights with --weights \S+w-last\.safetensors and another --out, "
 FROM_BEST = r"start from its weights with --weights \S+w\.safetensors and another --out, "
@@ -22,7 +22,7 @@ HEADER = ",".join(COLUMNS) + "\n"
 
 
 @pytest.fixture(scope="module")
-def runs(pictures, tmp_path_factory) -> Path:
+def runs(pictures, tmp_path_factory):
     """A folder with a finished run, one that was stopped after the first of two steps, and one
     after the second, before the validation."""
     folder = tmp_path_factory.mktemp("runs")
@@ -127,7 +127,7 @@ def test_overwrite_starts_anew_in_the_place_of_a_run(runs, pictures, tmp_path, k
     shutil.copytree(runs / kind, tmp_path, dirs_exist_ok=True)
     out = tmp_path / "w.safetensors"
     refused(tmp_path, "goes on or starts anew; leave one", pictures, resume=True, overwrite=True)
-    other = dataclasses.replace(SHORT, steps=1, seed=1)
+    other = replace(SHORT, steps=1, seed=1)
     result = run(other, pictures, out, overwrite=True)
     assert [row["step"] for row in rows(out)] == ["1"]
     for path in (out, Files(out).last):
@@ -140,13 +140,9 @@ def test_a_run_that_fails_before_its_first_state_leaves_the_weights_but_no_state
     runs, pictures, tmp_path
 ):
     shutil.copytree(runs / "finished", tmp_path, dirs_exist_ok=True)
+    exploding = replace(SHORT, lr=1e30)
     with pytest.raises(FloatingPointError):
-        run(
-            dataclasses.replace(SHORT, lr=1e30),
-            pictures,
-            tmp_path / "w.safetensors",
-            overwrite=True,
-        )
+        run(exploding, pictures, tmp_path / "w.safetensors", overwrite=True)
     assert not (tmp_path / "w.state").exists()
     refused(tmp_path, "weights lie here, without the state of a run", pictures)
 
@@ -164,7 +160,7 @@ def test_another_run_than_the_one_there_is_refused_without_losing_it(runs, pictu
     shutil.copytree(runs / "finished", tmp_path, dirs_exist_ok=True)
     before = contents(tmp_path)
     with pytest.raises(InputError, match=rf"seed 0 then, 1 now; give the same, or {FROM_LAST}"):
-        run(dataclasses.replace(SHORT, seed=1), pictures, tmp_path / "w.safetensors", resume=True)
+        run(replace(SHORT, seed=1), pictures, tmp_path / "w.safetensors", resume=True)
     assert contents(tmp_path) == before
 
 

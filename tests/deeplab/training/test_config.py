@@ -80,10 +80,7 @@ def test_a_wrong_value_is_refused_in_one_line_with_what_was_expected_and_given(
         ({"crf": True, "loss_stride": 8}, r"loss_stride must be 1 with crf"),
         ({"model_options": {"scales": [1.0, 0.5]}}, r"loss_stride must be 8 with a model of sev"),
         ({"stepz": 3}, r"stepz: unknown key; the known ones are accumulate, .*, steps, "),
-        (
-            {"data": {"nam": "x"}},
-            r"data.nam: unknown key; the known ones are name, options, ",
-        ),
+        ({"data": {"nam": "x"}}, r"data.nam: unknown key; the known ones are name, options, "),
     ],
 )
 def test_values_that_do_not_go_together_and_unknown_keys_are_refused(values, message):

@@ -1,9 +1,7 @@
 """Training that can teach nothing says so: before it, after an epoch, at its end; never wrongly."""
 
-from __future__ import annotations
-
-import dataclasses
 import signal
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +22,7 @@ from deeplab.training.checkpoint import Files, read_state, write_state
 from deeplab.weights import save_weights
 
 TWO = {"class_names": ["back", "front"]}
-FAST = dataclasses.replace(SHORT, steps=2, crop=9)
+FAST = replace(SHORT, steps=2, crop=9)
 Pictures = list[tuple[np.ndarray, np.ndarray]]
 
 
@@ -52,7 +50,7 @@ def opened(root: Path) -> tuple[SegmentationData, SegmentationData]:
 
 def trained(train: Any, val: Any = None, out: Path | None = None, **changes: Any) -> TrainResult:
     val = pictures((0, 1)) if val is None else val
-    return run(dataclasses.replace(FAST, **changes), train, out, validation=val, **TWO)
+    return run(replace(FAST, **changes), train, out, validation=val, **TWO)
 
 
 GOOD = pictures((0, 1), (1, 0, 255))
@@ -66,9 +64,9 @@ GOOD = pictures((0, 1), (1, 0, 255))
         ((1,), r"only front \(label 1\) occurs, of 2 classes; check the label maps"),
     ],
 )
-def test_files_that_teach_nothing_are_refused_before_the_first_picture_is_read(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, values: tuple[int, ...], message: str
-) -> None:
+def test_files_that_teach_nothing_are_refused_before_any_picture_is_read(
+    tmp_path, monkeypatch, values, message
+):
     train, val = opened(on_disk(tmp_path / "data", pictures(values, values), GOOD))
     monkeypatch.setattr(type(train), "image", None)
     out = tmp_path / "w.safetensors"
@@ -77,17 +75,13 @@ def test_files_that_teach_nothing_are_refused_before_the_first_picture_is_read(
     assert not list(tmp_path.glob("w*"))
 
 
-def test_a_validation_without_a_labelled_pixel_is_refused_before_the_first_step(
-    tmp_path: Path,
-) -> None:
+def test_a_validation_without_a_labelled_pixel_is_refused_before_the_first_step(tmp_path):
     train, val = opened(on_disk(tmp_path / "data", GOOD, pictures((255,))))
     with pytest.raises(InputError, match=r"^validation labels: no pixel is labelled, all"):
         run(FAST, train, validation=val)
 
 
-def test_one_label_map_of_a_sound_set_is_read_and_none_of_a_run_that_goes_on(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_one_label_map_of_a_sound_set_is_read_and_none_of_a_run_that_goes_on(tmp_path, monkeypatch):
     many = pictures(*[(0, 1)] * 9)
     train, val = opened(on_disk(tmp_path / "data", many, many))
     read: list[int] = []
@@ -96,15 +90,13 @@ def test_one_label_map_of_a_sound_set_is_read_and_none_of_a_run_that_goes_on(
     out = tmp_path / "w.safetensors"
     labels.check_labels(train, val, TWO["class_names"], (), pytest.fail)
     assert len(read) == 2
-    run(dataclasses.replace(FAST, steps=1, batch_size=1), train, out, validation=many)
+    run(replace(FAST, steps=1, batch_size=1), train, out, validation=many)
     del read[:]
-    run(dataclasses.replace(FAST, steps=1, batch_size=1), train, out, validation=many, resume=True)
+    run(replace(FAST, steps=1, batch_size=1), train, out, validation=many, resume=True)
     assert read == []
 
 
-def test_a_set_of_which_only_a_part_was_looked_at_is_not_refused_but_told(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_set_of_which_only_a_part_was_looked_at_is_not_refused_but_told(tmp_path, monkeypatch):
     monkeypatch.setattr(labels, "MOST_READ", 3)
     order = np.random.default_rng(0).permutation(5).tolist()
     values = [(0, 255)] * 5
@@ -121,9 +113,7 @@ def test_a_set_of_which_only_a_part_was_looked_at_is_not_refused_but_told(
 
 
 @pytest.mark.parametrize("in_memory", [False, True])
-def test_data_of_any_kind_that_teach_nothing_end_after_the_first_epoch(
-    tmp_path: Path, in_memory: bool
-) -> None:
+def test_data_of_any_kind_that_teach_nothing_end_after_the_first_epoch(tmp_path, in_memory):
     out = tmp_path / "w.safetensors"
     data = Signalling(pictures(*[(0, 255)] * 4), -1, 0)
     with pytest.raises(InputError, match=r"^training labels: only back .* if 255 is a class"):
@@ -133,25 +123,21 @@ def test_data_of_any_kind_that_teach_nothing_end_after_the_first_epoch(
     assert not out.exists()
 
 
-def test_a_run_shorter_than_an_epoch_ends_with_the_error_and_keeps_its_files(
-    tmp_path: Path,
-) -> None:
+def test_a_run_shorter_than_an_epoch_ends_with_the_error_and_keeps_its_files(tmp_path):
     out = tmp_path / "w.safetensors"
     with pytest.raises(InputError, match=r"labels \(of 4 of 5 pictures\): no pixel is labelled"):
         trained(pictures(*[(255,)] * 5), out=out)
     assert read_state(Files(out).state)["step"] == 2
 
 
-def test_a_second_class_in_one_picture_is_enough(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_second_class_in_one_picture_is_enough(capsys):
     result = trained(pictures((0, 255), (0, 255), (0, 1), (0,)))
     assert result.absent == {"training": (), "validation": ()}
     assert "Note" not in capsys.readouterr().err
 
 
-def test_classes_that_never_occur_are_told_once_by_name_and_returned(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    config = dataclasses.replace(SHORT, steps=4, validate_every=1, crop=9)
+def test_classes_that_never_occur_are_told_once_by_name_and_returned(capsys):
+    config = replace(SHORT, steps=4, validate_every=1, crop=9)
     names = {"class_names": ["a", "b", "c", "d"]}
     result = run(config, pictures((0, 1), (3,)), validation=pictures((2, 0), (1,)), **names)
     assert result.absent == {"training": ("c",), "validation": ("d",)}
@@ -168,7 +154,7 @@ def test_classes_that_never_occur_are_told_once_by_name_and_returned(
     ]
 
 
-def test_a_class_that_no_crop_shows_still_occurs(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_class_that_no_crop_shows_still_occurs(capsys):
     """What is counted is whole pictures: the accusation is never chance's."""
     image = pictures((0, 1))[0][0]
     wide = np.zeros((12, 1600), np.uint8)
@@ -178,7 +164,7 @@ def test_a_class_that_no_crop_shows_still_occurs(capsys: pytest.CaptureFixture[s
     assert "Note" not in capsys.readouterr().err
 
 
-def test_one_class_in_all_is_refused_with_the_cure(tmp_path: Path) -> None:
+def test_one_class_in_all_is_refused_with_the_cure(tmp_path):
     with pytest.raises(InputError, match=r"crack is the only class, .* such as background$"):
         run(FAST, Signalling(pictures((0,)), 1, signal.SIGKILL), class_names=["crack"])
 
@@ -190,11 +176,9 @@ def test_one_class_in_all_is_refused_with_the_cure(tmp_path: Path) -> None:
         ((0.0, 2.0, 1.0), "back, front occur, of which only front has a weight above 0 in class_w"),
     ],
 )
-def test_weights_that_leave_one_class_are_refused(
-    tmp_path: Path, weights: tuple[float, ...], message: str
-) -> None:
+def test_weights_that_leave_one_class_are_refused(tmp_path, weights, message):
     names = ["back", "front", "sky"]
-    config = dataclasses.replace(FAST, class_weights=weights)
+    config = replace(FAST, class_weights=weights)
     train, val = opened(on_disk(tmp_path, GOOD, GOOD, "\n".join(names)))
     with pytest.raises(InputError, match=message):
         run(config, train, validation=val)
@@ -202,31 +186,29 @@ def test_weights_that_leave_one_class_are_refused(
         run(config, GOOD, validation=GOOD, class_names=names)
 
 
-def test_weights_of_nothing_that_occurs_are_refused() -> None:
-    config = dataclasses.replace(FAST, class_weights=(0.0, 0.0, 2.0, 1.0))
+def test_weights_of_nothing_that_occurs_are_refused():
+    config = replace(FAST, class_weights=(0.0, 0.0, 2.0, 1.0))
     with pytest.raises(InputError, match="a, b occur, of which all have the weight 0 in class_w"):
         run(config, GOOD, validation=GOOD, class_names=["a", "b", "c", "d"])
 
 
-def test_labels_that_no_sample_shows_to_the_loss_are_refused() -> None:
+def test_labels_that_no_sample_shows_to_the_loss_are_refused():
     """The loss of stride 8 looks at every eighth pixel of a sample."""
     image, truth = np.zeros((9, 9, 3), np.uint8), np.full((9, 9), 255, np.uint8)
     truth[4, 4], truth[4, 3] = 0, 1
-    config = dataclasses.replace(FAST, loss_stride=8, scales=(1.0, 1.0))
+    config = replace(FAST, loss_stride=8, scales=(1.0, 1.0))
     with pytest.raises(InputError, match=r"no sample of 9 x 9 pixels .* counts in the loss; raise"):
         run(config, [(image, truth)], validation=GOOD, **TWO)
 
 
-def test_a_run_in_two_parts_counts_as_one(tmp_path: Path) -> None:
+def test_a_run_in_two_parts_counts_as_one(tmp_path):
     """Counts go on with a resume; they are those of a run that was not stopped."""
     train = pictures(*[(0, 255)] * 11, (0, 1))
     whole, out = tmp_path / "whole.safetensors", tmp_path / "w.safetensors"
     trained(train, out=whole, steps=6)
-    stopping = Signalling(train, 6, signal.SIGTERM)
-    assert trained(stopping, out=out, steps=6).steps == 3
-    config = dataclasses.replace(FAST, steps=6)
-    kept = pictures((0, 1))
-    result = run(config, train, out, validation=kept, resume=True, **TWO)
+    assert trained(Signalling(train, 6, signal.SIGTERM), out=out, steps=6).steps == 3
+    config = replace(FAST, steps=6)
+    result = run(config, train, out, validation=pictures((0, 1)), resume=True, **TWO)
     assert result.absent["training"] == ()
     states = [read_state(Files(path).state)["drawn"] for path in (whole, out)]
     assert torch.equal(states[0]["pixels"], states[1]["pixels"])
@@ -257,7 +239,7 @@ except Exception as error:
 
 
 @pytest.mark.slow
-def test_two_processes_count_together_and_say_it_once() -> None:
+def test_two_processes_count_together_and_say_it_once():
     """The one picture with the second class is drawn by one of them."""
     children = start_two("-c", TWO_PROCESSES, str(Path(__file__).parent))
     told = [child.communicate()[0].splitlines() for child in children]
@@ -267,30 +249,28 @@ def test_two_processes_count_together_and_say_it_once() -> None:
     assert told[1][2].startswith("OtherProcessEnded")
 
 
-def test_a_state_that_counted_nothing_accuses_nothing(tmp_path: Path) -> None:
+def test_a_state_that_counted_nothing_accuses_nothing(tmp_path):
     """One that was written before labels were counted: what it drew is not known."""
     train, out = pictures(*[(0, 1)] * 11, (0,)), tmp_path / "w.safetensors"
     trained(Signalling(train, 4, signal.SIGTERM), out=out, steps=6)
     state = read_state(Files(out).state)
     del state["drawn"]
     write_state(Files(out).state, state)
-    config = dataclasses.replace(FAST, steps=6)
+    config = replace(FAST, steps=6)
     one_class = pictures(*[(0,)] * 12)
     result = run(config, one_class, out, validation=GOOD, resume=True, **TWO)
     assert (result.steps, result.absent["training"]) == (6, ())
 
 
-def test_generated_scenes_are_not_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_generated_scenes_are_not_looked_at(monkeypatch):
     scenes = tiny_pictures()
     monkeypatch.setattr(labels, "_sample_labels", None)
-    result = run(dataclasses.replace(TINY, steps=1), scenes)
+    result = run(replace(TINY, steps=1), scenes)
     seen = {CLASSES[label] for _, truth in scenes for label in np.unique(truth)}
     assert set(result.absent["training"]) == set(CLASSES) - seen
 
 
-def test_the_commands_tell_what_never_occurs_and_refuse_masks_of_black_and_white(
-    tmp_path: Path,
-) -> None:
+def test_the_commands_tell_what_never_occurs_and_refuse_masks_of_black_and_white(tmp_path):
     root = on_disk(tmp_path / "data", GOOD, pictures((0, 255), (0,)), "back\nfront\nsky\n")
     out = tmp_path / "w.safetensors"
     settings = ["data.name=folder", f"data.root={root}", "batch_size=2", "crop=9", "workers=0"]
@@ -313,7 +293,7 @@ def test_the_commands_tell_what_never_occurs_and_refuse_masks_of_black_and_white
     assert_refused(tmp_path, "training labels: only back .* if 255 is a class", *given)
 
 
-def test_weights_of_one_class_score_100_and_it_is_told(tmp_path: Path) -> None:
+def test_weights_of_one_class_score_100_and_it_is_told(tmp_path):
     root = on_disk(tmp_path / "data", pictures((0,)), pictures((0, 255)), "crack\n")
     save_weights(deeplab_v2_small(1), tmp_path / "w.safetensors")
     given = ["evaluate", "--weights", tmp_path / "w.safetensors", "--data", "folder"]

@@ -5,7 +5,6 @@ import dataclasses
 import subprocess
 import sys
 import threading
-from pathlib import Path
 
 import pytest
 from tiny_training import SHORT, TINY, Acting, raises, rows, run
@@ -26,7 +25,7 @@ HEADER = ",".join(COLUMNS) + "\n"
 
 
 @pytest.mark.parametrize("name", ["w.csv", ".w.csv.part"], ids=["running", "starting"])
-def test_a_second_run_of_a_name_is_refused_and_changes_nothing(tmp_path: Path, name: str) -> None:
+def test_a_second_run_of_a_name_is_refused_and_changes_nothing(tmp_path, name):
     (tmp_path / "w.csv").write_text(HEADER)
     (tmp_path / "w.state").write_text("of the other")
     command = [sys.executable, "-c", HOLDS, tmp_path / name]
@@ -50,8 +49,8 @@ def test_a_second_run_of_a_name_is_refused_and_changes_nothing(tmp_path: Path, n
     [(3, 0, ["3", "6"]), (4, 1, ["4", "6"]), (6, 0, ["6"]), (100, 0, ["6"])],
 )
 def test_a_validation_that_was_cut_short_is_made_up_for_and_has_its_row_in_the_end(
-    pictures, tmp_path: Path, every: int, done: int, scored: list[str]
-) -> None:
+    pictures, tmp_path, every, done, scored
+):
     """done: how many validations come before it."""
     config = dataclasses.replace(TINY, validate_every=every)
     cut = Acting(pictures, done * len(pictures) + 1, raises(KeyboardInterrupt()))
@@ -66,7 +65,7 @@ def test_a_validation_that_was_cut_short_is_made_up_for_and_has_its_row_in_the_e
     assert told[0][-1][0] == "6"
 
 
-def test_a_log_that_cannot_be_started_leaves_nothing(tmp_path: Path, monkeypatch) -> None:
+def test_a_log_that_cannot_be_started_leaves_nothing(tmp_path, monkeypatch):
     def full(*_paths):
         raise OSError(28, "No space left on device")
 
@@ -76,7 +75,7 @@ def test_a_log_that_cannot_be_started_leaves_nothing(tmp_path: Path, monkeypatch
     assert list(tmp_path.iterdir()) == []
 
 
-def test_tensorboard_without_room_is_one_line(tmp_path: Path, monkeypatch, capfd) -> None:
+def test_tensorboard_without_room_is_one_line(tmp_path, monkeypatch, capfd):
     writer = pytest.importorskip("tensorboard.summary.writer.record_writer")
 
     def full(*_data):
@@ -97,7 +96,7 @@ def test_tensorboard_without_room_is_one_line(tmp_path: Path, monkeypatch, capfd
     assert "Traceback" not in capfd.readouterr().err
 
 
-def test_tensorboard_in_place_of_a_file_is_one_line(pictures, tmp_path: Path) -> None:
+def test_tensorboard_in_place_of_a_file_is_one_line(pictures, tmp_path):
     pytest.importorskip("tensorboard")
     (tmp_path / "w.tensorboard").write_text("a file")
     with pytest.raises(InputError, match=r"w\.tensorboard: cannot write the log"):

@@ -1,11 +1,10 @@
 """Runs that go on with other steps than they were to have, and finished ones that do not."""
 
-import dataclasses
 import json
 import re
 import shutil
 import signal
-from pathlib import Path
+from dataclasses import replace
 
 import pytest
 import torch
@@ -28,19 +27,19 @@ from deeplab.training.checkpoint import Files, read_state, stored_steps
 from deeplab.training.schedule import learning_rate
 from deeplab.weights import load_model, read_metadata, save_weights
 
-SHORT = dataclasses.replace(TINY, steps=2)
-LONGER = dataclasses.replace(TINY, steps=4)
+SHORT = replace(TINY, steps=2)
+LONGER = replace(TINY, steps=4)
 
 
 @pytest.fixture(scope="module")
-def finished(pictures, tmp_path_factory) -> Path:
+def finished(pictures, tmp_path_factory):
     folder = tmp_path_factory.mktemp("finished")
     run(SHORT, pictures, folder / "w.safetensors")
     return folder
 
 
 @pytest.fixture
-def out(finished, tmp_path) -> Path:
+def out(finished, tmp_path):
     """A copy of the finished run of two steps."""
     shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
     return tmp_path / "w.safetensors"
@@ -58,14 +57,14 @@ def test_a_finished_run_resumes_to_itself_and_says_how_to_train_on(pictures, out
     )
 
 
-def test_more_steps_of_a_rate_that_knows_no_end_are_the_run_that_had_them_from_the_start(
+def test_more_steps_of_a_rate_without_an_end_are_the_run_that_had_them_from_the_start(
     pictures, tmp_path
 ):
     """The step policy does not depend on the number of steps: bit for bit."""
-    by_steps = dataclasses.replace(LONGER, policy="step", step_size=3)
+    by_steps = replace(LONGER, policy="step", step_size=3)
     whole, parts = tmp_path / "whole.safetensors", tmp_path / "parts.safetensors"
     expected = run(by_steps, pictures, whole)
-    run(dataclasses.replace(by_steps, steps=2), pictures, parts)
+    run(replace(by_steps, steps=2), pictures, parts)
     result = run(by_steps, pictures, parts, resume=True)
     assert (result.steps, result.loss) == (4, expected.loss)
     assert result.metrics == expected.metrics
@@ -74,9 +73,7 @@ def test_more_steps_of_a_rate_that_knows_no_end_are_the_run_that_had_them_from_t
     for key, value in states[0]["optimizer"]["state"].items():
         other = states[1]["optimizer"]["state"][key]
         assert torch.equal(value["momentum_buffer"], other["momentum_buffer"])
-    logged = [
-        [(row["step"], row["loss"], row["lr"]) for row in rows(path)] for path in (whole, parts)
-    ]
+    logged = [[(row["step"], row["loss"], row["lr"]) for row in rows(o)] for o in (whole, parts)]
     assert logged[0] == logged[1]
     assert [row["step"] for row in rows(parts) if row["miou"]] == ["2", "4"]
 
@@ -97,9 +94,7 @@ def test_the_schedule_of_more_steps_is_told_used_and_written_down(pictures, out,
     assert about["restated"] == [{"step": 2, "steps_before": 2}]
 
 
-def test_a_stopped_run_takes_other_steps_too_and_ends_where_it_is_told_to(
-    pictures, tmp_path, capfd
-):
+def test_a_stopped_run_takes_other_steps_too_and_ends_where_told(pictures, tmp_path, capfd):
     out = tmp_path / "w.safetensors"
     run(LONGER, stop_at(1, pictures), out)
     fewer = run(SHORT, stop_at(1, pictures), out, resume=True)
@@ -110,7 +105,7 @@ def test_a_stopped_run_takes_other_steps_too_and_ends_where_it_is_told_to(
     assert made_up.metrics["images"] == 2
     assert rows(out)[-1]["step"] == "2"
     with pytest.raises(InputError, match=r"steps must be at least 2, which .* has done, not 1"):
-        run(dataclasses.replace(SHORT, steps=1), pictures, out, resume=True)
+        run(replace(SHORT, steps=1), pictures, out, resume=True)
 
 
 def test_a_stopped_run_may_end_where_it_stands(pictures, tmp_path, capfd):
@@ -158,11 +153,9 @@ def test_the_command_trains_a_finished_run_on_with_more_steps_only(out, monkeypa
     small = tiny_pictures()
     monkeypatch.setattr(scenes, "ScenesDataset", lambda start, length: small)
     resume = ["train", "--out", out, "--resume"]
-    before = contents(out.parent)
     recipe = tmp_path / "recipe.toml"
-    stored = dataclasses.asdict(SHORT)
-    lines = [f"{key} = {json.dumps(stored[key])}" for key in ("batch_size", "crop", "lr", "warmup")]
-    lines += [f"{key} = {json.dumps(stored[key])}" for key in ("precision", "device", "workers")]
+    keys = ("batch_size", "crop", "lr", "warmup", "precision", "device", "workers")
+    lines = [f"{key} = {json.dumps(getattr(SHORT, key))}" for key in keys]
     recipe.write_text("\n".join(lines))
     before = contents(out.parent)
     for given in ([], ["--config", recipe]):  # a recipe without steps asks for none

@@ -1,7 +1,7 @@
 """Recipes: those that ship are the papers', and what is wrong in one is named with its file."""
 
-import dataclasses
 import re
+from dataclasses import replace
 
 import pytest
 from commands import assert_refused, done, run
@@ -10,14 +10,8 @@ from deeplab.cli.shared.options import key_value
 from deeplab.data.datasets import DATASETS
 from deeplab.errors import InputError
 from deeplab.model import MODELS, build
-from deeplab.training import TrainConfig
-from deeplab.training.recipe import (
-    RECIPES,
-    make_config,
-    one_setting,
-    read_recipe,
-    shipped_recipes,
-)
+from deeplab.training import TrainConfig, train
+from deeplab.training.recipe import RECIPES, make_config, one_setting, read_recipe, shipped_recipes
 from deeplab.training.schedule import learning_rate, make_optimizer
 
 
@@ -26,18 +20,9 @@ def shipped(name: str) -> TrainConfig:
 
 
 def test_these_recipes_ship():
-    assert {
-        "scenes",
-        "scenes_quick",
-        "voc12_vgg16_largefov",
-        "voc12_vgg16",
-        "voc12_resnet101",
-        "coco_resnet101",
-        "voc12_resnet101_coco",
-        "cityscapes_resnet101",
-        "camvid_resnet101",
-        "camvid_small",
-    } == set(shipped_recipes())
+    names = "camvid_resnet101 camvid_small cityscapes_resnet101 coco_resnet101 scenes scenes_quick "
+    names += "voc12_resnet101 voc12_resnet101_coco voc12_vgg16 voc12_vgg16_largefov"
+    assert " ".join(sorted(shipped_recipes())) == names
 
 
 @pytest.mark.parametrize("name", shipped_recipes())
@@ -94,14 +79,16 @@ def test_step_policy_falls_by_gamma_after_each_step_size_behind_a_warm_up():
 def test_groups_have_the_papers_multipliers_and_decay(name):
     config = shipped(name)
     model = build(config.model, num_classes=21, **config.model_options)
-    groups = {
-        g["name"]: (g["lr_scale"], g["weight_decay"])
-        for g in make_optimizer(model, config).param_groups
-    }
+    groups = make_optimizer(model, config).param_groups
+    groups = {g["name"]: (g["lr_scale"], g["weight_decay"]) for g in groups}
     expected = {"body_weight": (1, 5e-4), "head_weight": (10, 5e-4), "head_bias": (20, 0)}
     if "vgg" in name:  # ResNet's convolutions have no bias, and its BatchNorm is frozen
         expected["body_bias"] = (2, 0)
     assert groups == expected
+
+
+RESNET = {"steps": 20_000, "batch_size": 10, "accumulate": 10}
+RESNET |= {"scales": (0.5, 0.75, 1.0, 1.25, 1.5), "model_options": {"scales": [1.0, 0.75, 0.5]}}
 
 
 @pytest.mark.parametrize(
@@ -109,16 +96,7 @@ def test_groups_have_the_papers_multipliers_and_decay(name):
     [
         ("voc12_vgg16_largefov", {"steps": 6000, "batch_size": 30, "scales": (1.0,)}),
         ("voc12_vgg16", {"steps": 20_000, "batch_size": 10, "scales": (1.0,)}),
-        (
-            "voc12_resnet101",
-            {
-                "steps": 20_000,
-                "batch_size": 10,
-                "accumulate": 10,
-                "scales": (0.5, 0.75, 1.0, 1.25, 1.5),
-                "model_options": {"scales": [1.0, 0.75, 0.5]},
-            },
-        ),
+        ("voc12_resnet101", RESNET),
     ],
 )
 def test_the_papers_recipes_have_the_papers_numbers(name, facts):
@@ -135,18 +113,16 @@ def test_fine_tuning_starts_from_the_file_of_the_pretraining():
 
 def test_a_recipe_of_ones_own_is_found_by_its_path(tmp_path):
     path = tmp_path / "mine.toml"
-    path.write_text(
-        'steps = 7\nlr = 1\n[data]\nname = "folder"\nroot = "x"\n[data.options]\na = 3\n'
-    )
+    text = 'steps = 7\nlr = 1\n[data]\nname = "folder"\nroot = "x"\n[data.options]\na = 3\n'
+    path.write_text(text)
     config = make_config(read_recipe(str(path)))
     assert (config.steps, config.lr, config.data.options) == (7, 1.0, {"a": 3})
     assert shipped("voc12_vgg16.toml") == shipped("voc12_vgg16")
 
 
 def test_a_recipe_that_is_nowhere_lists_those_that_are():
-    with pytest.raises(
-        InputError, match="voc13: no such recipe; expected a TOML file, or one of c"
-    ):
+    message = "voc13: no such recipe; expected a TOML file, or one of c"
+    with pytest.raises(InputError, match=message):
         read_recipe("voc13")
     with pytest.raises(InputError, match="no such recipe"):
         read_recipe("../recipes/scenes")
@@ -190,12 +166,14 @@ def test_options_and_set_override_a_recipe_and_are_named_when_wrong(tmp_path, mo
     changes = ["--lr", "0.1", "--set", "data.root=/data/voc", "--set", "scales=[1.0, 2.0]"]
     with pytest.raises(Stop):
         run(*given, *changes, "--weights", "init.pth")
-    (config,) = seen
+    with pytest.raises(Stop):
+        run("train", "--out", tmp_path / "w.safetensors")  # the recipe of the shipped weights
+    config, default = seen
+    assert default == TrainConfig()
     expected = shipped("voc12_resnet101")
-    data = dataclasses.replace(expected.data, root="/data/voc")
-    assert config == dataclasses.replace(
-        expected, lr=0.1, data=data, scales=(1.0, 2.0), weights="init.pth"
-    )
+    data = replace(expected.data, root="/data/voc")
+    changed = {"lr": 0.1, "data": data, "scales": (1.0, 2.0), "weights": "init.pth"}
+    assert config == replace(expected, **changed)
     for change, message in (
         (["--set", "steps=many"], "--set steps must be an integer, not 'many'"),
         (["--set", "steps"], "--set steps must be KEY=VALUE"),
@@ -215,9 +193,7 @@ def test_values_of_set_are_toml_or_text():
 
 
 def test_a_recipe_that_starts_from_weights_does_not_start_without(tmp_path):
-    from deeplab.training import train
-
-    config = dataclasses.replace(shipped("camvid_small"), starts_from="ImageNet weights")
+    config = replace(shipped("camvid_small"), starts_from="ImageNet weights")
     picture = ()  # of any kind: the run does not get so far
     with pytest.raises(InputError, match="starts from ImageNet weights; name the file with"):
         train(config, dataset=[picture], validation=[picture], progress=False)

@@ -1,8 +1,8 @@
 """Training as a whole: a run learns, starts from weights, and its file says what made it."""
 
-import dataclasses
 import io
 import json
+from dataclasses import asdict, replace
 
 import pytest
 import torch
@@ -18,10 +18,9 @@ from deeplab.weights import load_model, read_metadata
 
 
 def test_a_few_steps_overfit_two_pictures(pictures):
-    config = dataclasses.replace(
-        SHORT, steps=30, lr=0.03, head_lr_scale=1.0, scales=(1.0, 1.0), mirror=False
-    )
-    before = run(dataclasses.replace(config, steps=1), pictures)
+    changes = {"lr": 0.03, "head_lr_scale": 1.0, "scales": (1.0, 1.0), "mirror": False}
+    config = replace(SHORT, steps=30, **changes)
+    before = run(replace(config, steps=1), pictures)
     after = run(config, pictures)
     assert after.loss < 0.5 * before.loss
     assert after.metrics["miou"] > before.metrics["miou"] + 0.2
@@ -30,14 +29,14 @@ def test_a_few_steps_overfit_two_pictures(pictures):
 
 def test_weights_to_start_from_are_taken(pictures, tmp_path):
     first = run(SHORT, pictures, tmp_path / "w.safetensors").model
-    config = dataclasses.replace(SHORT, steps=1, lr=1e-30, weights=str(tmp_path / "w.safetensors"))
+    config = replace(SHORT, steps=1, lr=1e-30, weights=str(tmp_path / "w.safetensors"))
     same = run(config, pictures).model.state_dict()
     assert all(torch.equal(same[n], p) for n, p in first.named_parameters())
 
 
 def test_another_head_than_that_of_the_weights_is_said_aloud(pictures, tmp_path, capfd):
     first = run(SHORT, pictures, tmp_path / "w.safetensors").model
-    config = dataclasses.replace(SHORT, steps=1, lr=1e-30, weights=str(tmp_path / "w.safetensors"))
+    config = replace(SHORT, steps=1, lr=1e-30, weights=str(tmp_path / "w.safetensors"))
     names = [f"class {i}" for i in range(len(CLASSES) + 1)]
     palette = [[i, i, i] for i in range(len(names))]
     other = run(config, pictures, class_names=names, palette=palette).model
@@ -53,7 +52,7 @@ def test_weights_file_says_what_made_it(pictures, tmp_path):
     metadata = read_metadata(out)
     assert metadata["class_names"] == list(CLASSES)
     assert metadata["palette"] == PALETTE[: len(CLASSES)].tolist()
-    recipe = json.loads(json.dumps(dataclasses.asdict(SHORT)))
+    recipe = json.loads(json.dumps(asdict(SHORT)))
     assert metadata["recipe"] == recipe
     assert metadata["step"] == 3
     assert metadata["metrics"] == result.metrics
@@ -67,7 +66,7 @@ def test_weights_file_says_what_made_it(pictures, tmp_path):
 def test_a_crf_trains_with_the_network_and_comes_back_with_its_weights(pictures, tmp_path):
     out = tmp_path / "w.safetensors"
     start = {"iterations": 2, "bilateral_weight": 6.0, "bilateral_sigma_xy": 20.0}
-    config = dataclasses.replace(SHORT, crf=True)
+    config = replace(SHORT, crf=True)
     result = run(config, pictures, out, metadata={"crf": start})
     learned = result.model.crf.learned
     assert learned.weights.tolist() != [3.0, 6.0]
@@ -113,6 +112,6 @@ def test_place_that_cannot_be_written_is_found_before_training(pictures, tmp_pat
 
 def test_scenes_come_with_their_crf_settings(tmp_path, pictures):
     out = tmp_path / "w.safetensors"
-    config = dataclasses.replace(SHORT, steps=1, scenes=1, validation_scenes=1)
+    config = replace(SHORT, steps=1, scenes=1, validation_scenes=1)
     train(config, out, validation=pictures, progress=False)
     assert CRFSettings().changed(read_metadata(out)["crf"]) == CRFSettings().changed(SCENES_CRF)

@@ -1,11 +1,11 @@
 """Samples: chance from (seed, index) alone, shares, workers, broken pictures, sets in memory."""
 
-import dataclasses
 import multiprocessing
 import os
 import signal
 import sys
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -32,29 +32,21 @@ def test_samples_depend_on_seed_and_index_alone(pictures):
     assert not torch.equal(samples[0][0], samples[2][0])
 
 
-def test_every_epoch_visits_every_picture_once():
-    seen = []
-
-    class Counted:
-        def __len__(self):
-            return 5
-
-        def __getitem__(self, index):
-            seen.append(index)
-            return np.zeros((9, 9, 3), np.uint8), np.zeros((9, 9), np.uint8)
-
-    samples = Samples(Counted(), dataclasses.replace(SHORT, crop=9, steps=5, batch_size=2))
+def test_every_epoch_visits_every_picture_once(pictures):
+    counted = Counted(pictures[:1] * 5)
+    samples = Samples(counted, replace(SHORT, steps=5))
     for i in range(10):
         samples[i]
-    assert sorted(seen[:5]) == sorted(seen[5:]) == list(range(5))
-    assert seen[:5] != seen[5:]
+    first, second = counted.reads[:5], counted.reads[5:]
+    assert sorted(first) == sorted(second) == list(range(5))
+    assert first != second
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_broken_picture_stops_the_run_and_is_named(tmp_path, workers):
     data = own_data(tmp_path, broken="r")
     with pytest.raises(InputError, match=r"images/r\.png: .*skip_broken = true passes over it"):
-        run(dataclasses.replace(SHORT, workers=workers), data, validation=data)
+        run(replace(SHORT, workers=workers), data, validation=data)
 
 
 class Failing:
@@ -70,7 +62,7 @@ class Failing:
 def test_workers_end_with_a_run_that_fails_though_its_error_be_kept():
     before = set(multiprocessing.active_children())
     with pytest.raises(KeyError, match="a fault of its own") as kept:
-        run(dataclasses.replace(SHORT, workers=1), Failing())
+        run(replace(SHORT, workers=1), Failing())
     assert kept.value is not None
     assert set(multiprocessing.active_children()) <= before
 
@@ -78,12 +70,10 @@ def test_workers_end_with_a_run_that_fails_though_its_error_be_kept():
 @pytest.mark.parametrize("workers", [0, 2])
 def test_broken_pictures_are_passed_over_on_request_counted_and_said(tmp_path, capfd, workers):
     data = own_data(tmp_path, broken="qr")
-    config = dataclasses.replace(SHORT, workers=workers, skip_broken=True, log_every=1)
+    config = replace(SHORT, workers=workers, skip_broken=True, log_every=1)
     result = run(config, data, validation=data)
-    assert [message.split(": ")[0].split("/")[-1] for message in result.broken] == [
-        "q.png",
-        "r.png",
-    ]
+    named = [message.split(": ")[0].split("/")[-1] for message in result.broken]
+    assert named == ["q.png", "r.png"]
     said = capfd.readouterr().err
     assert "2 broken pictures were passed over: " in said
     assert said.count("Passed over: ") == 2
@@ -92,17 +82,13 @@ def test_broken_pictures_are_passed_over_on_request_counted_and_said(tmp_path, c
 def test_a_set_of_broken_pictures_is_refused_even_so(tmp_path):
     data = own_data(tmp_path, broken="pqrs")
     with pytest.raises(InputError, match="every picture of the training set is broken"):
-        run(dataclasses.replace(SHORT, skip_broken=True), data, validation=data)
+        run(replace(SHORT, skip_broken=True), data, validation=data)
 
 
 @pytest.mark.parametrize(
     ("image", "labels", "message"),
     [
-        (
-            np.zeros((9, 9), np.uint8),
-            np.zeros((9, 9), int),
-            r"RGB \[H, W, 3\], not .* \[9, 9\]",
-        ),
+        (np.zeros((9, 9), np.uint8), np.zeros((9, 9), int), r"RGB \[H, W, 3\], not .* \[9, 9\]"),
         (np.zeros((9, 9, 3)), np.zeros((9, 9), int), r"must be uint8 RGB .*, not float64"),
         (np.zeros((9, 9, 3), np.uint8), np.zeros((9, 8), int), r"labels for \[9, 9\] pixels"),
         (np.zeros((0, 9, 3), np.uint8), np.zeros((0, 9), int), "at least one, not"),
@@ -118,15 +104,13 @@ def test_what_is_no_picture_or_no_label_is_named(pictures, image, labels, messag
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["spawn", "forkserver"])
-def test_workers_give_the_same_samples_however_they_are_started(
-    pictures, tmp_path, monkeypatch, method
-):
+def test_workers_give_the_same_samples_however_started(pictures, tmp_path, monkeypatch, method):
     # Every kind of data goes to one worker, which takes seconds to start.
     data = ConcatDataset([pictures, InMemory(pictures), own_data(tmp_path)])
-    config = dataclasses.replace(SHORT, steps=len(data) // SHORT.batch_size)
+    config = replace(SHORT, steps=len(data) // SHORT.batch_size)
     expected = list(batches(data, config))
     monkeypatch.setattr(multiprocessing, "get_start_method", lambda allow_none: method)
-    found = batches(data, dataclasses.replace(config, workers=1))
+    found = batches(data, replace(config, workers=1))
     for batch, same in zip(found, expected, strict=True):
         assert torch.equal(batch.image, same.image)
 
@@ -144,7 +128,7 @@ def test_more_workers_than_processors_are_said_in_one_line(pictures, monkeypatch
     monkeypatch.setattr(os, "cpu_count", lambda: 1)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        run(dataclasses.replace(SHORT, steps=1, workers=2), pictures)
+        run(replace(SHORT, steps=1, workers=2), pictures)
     assert capfd.readouterr().err == (
         "workers: 2 processes prepare samples, on 1 processors; --workers 1 may be as fast\n"
     )
@@ -153,17 +137,17 @@ def test_more_workers_than_processors_are_said_in_one_line(pictures, monkeypatch
 def test_a_worker_that_is_killed_is_said(pictures):
     killed = Signalling(pictures, 3, signal.SIGKILL)
     with pytest.raises(InputError, match=r"prepares samples was killed .*lower workers \(now 1\)"):
-        run(dataclasses.replace(SHORT, workers=1), killed)
+        run(replace(SHORT, workers=1), killed)
 
 
 def test_the_longest_run_starts_at_once(pictures):
-    config = dataclasses.replace(SHORT, steps=2**31 - 1)
+    config = replace(SHORT, steps=2**31 - 1)
     assert next(batches(pictures, config)).image.shape == (2, 3, 33, 33)
 
 
 @pytest.mark.parametrize("world", [1, 2, 4])
 def test_processes_share_the_same_steps(pictures, world):
-    config = dataclasses.replace(SHORT, batch_size=4)
+    config = replace(SHORT, batch_size=4)
     whole = list(batches(pictures, config))
     shares = [list(batches(pictures, config, rank=rank, world=world)) for rank in range(world)]
     for step in range(config.steps):
@@ -204,7 +188,7 @@ def learned(pictures):
 
 def test_pictures_in_memory_are_read_once_and_give_the_same_weights(pictures, learned):
     counted = Counted(pictures)
-    config = dataclasses.replace(SHORT, in_memory=True)
+    config = replace(SHORT, in_memory=True)
     kept = train(config, dataset=counted, validation=pictures, progress=False)
     assert counted.reads == [0, 1]
     assert all(torch.equal(t, learned[name]) for name, t in kept.model.state_dict().items())
@@ -218,9 +202,7 @@ def test_a_broken_picture_in_memory_is_named_when_its_turn_comes(pictures):
         kept[1]
 
 
-def test_pictures_that_do_not_fit_the_memory_are_refused_before_most_are_read(
-    pictures, monkeypatch
-):
+def test_pictures_beyond_the_memory_are_refused_before_most_are_read(pictures, monkeypatch):
     monkeypatch.setattr(memory, "available", lambda device: 3 * pictures[0][0].nbytes)
     counted = Counted([pictures[0]] * 50)
     with pytest.raises(InputError, match="50 pictures in memory needs at least"):
@@ -234,8 +216,8 @@ def test_empty_data_set_is_refused(pictures):
 
 
 def test_same_configuration_gives_the_same_weights_whatever_the_workers(pictures, learned):
-    again = run(dataclasses.replace(SHORT, workers=2), pictures).model.state_dict()
-    other = run(dataclasses.replace(SHORT, seed=1), pictures).model.state_dict()
+    again = run(replace(SHORT, workers=2), pictures).model.state_dict()
+    other = run(replace(SHORT, seed=1), pictures).model.state_dict()
     assert all(torch.equal(learned[name], again[name]) for name in learned)
     assert not torch.equal(learned["head.classifier.weight"], other["head.classifier.weight"])
 
@@ -258,9 +240,9 @@ def test_data_of_a_recipe_bring_their_classes(tmp_path):
     own_data(tmp_path)
     given = DataConfig("folder", str(tmp_path), "all", "all")
     out = tmp_path / "w.safetensors"
-    train(dataclasses.replace(SHORT, data=given), out, progress=False)
+    train(replace(SHORT, data=given), out, progress=False)
     assert read_metadata(out)["class_names"] == ["a", "b"]
     assert "crf" not in read_metadata(out)
-    bad = dataclasses.replace(SHORT, data=dataclasses.replace(given, train="bad"))
+    bad = replace(SHORT, data=replace(given, train="bad"))
     with pytest.raises(InputError, match="no split 'bad'"):
         train(bad, progress=False)

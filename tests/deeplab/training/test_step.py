@@ -1,7 +1,7 @@
 """Precisions, overflow and divergence, memory formats, torch.compile."""
 
-import dataclasses
 import functools
+from dataclasses import replace
 
 import pytest
 import torch
@@ -15,16 +15,16 @@ from deeplab.weights import load_model
 
 
 def test_bfloat16_trains_close_to_float32(pictures):
-    full = run(dataclasses.replace(SHORT, steps=10), pictures)
-    half = run(dataclasses.replace(SHORT, steps=10, precision="bfloat16"), pictures)
+    full = run(replace(SHORT, steps=10), pictures)
+    half = run(replace(SHORT, steps=10, precision="bfloat16"), pictures)
     assert half.loss == pytest.approx(full.loss, rel=0.1)
     assert all(p.dtype == torch.float32 for p in half.model.parameters())
 
 
 def test_diverging_run_says_so_and_keeps_the_last_good_file(pictures, tmp_path):
     out = tmp_path / "w.safetensors"
-    diverging = dataclasses.replace(SHORT, lr=1e30, steps=20)
-    for good in (None, dataclasses.replace(SHORT, steps=2)):
+    diverging = replace(SHORT, lr=1e30, steps=20)
+    for good in (None, replace(SHORT, steps=2)):
         if good is not None:
             run(good, pictures, out, overwrite=True)
         before = out.read_bytes() if out.exists() else None
@@ -36,16 +36,16 @@ def test_diverging_run_says_so_and_keeps_the_last_good_file(pictures, tmp_path):
 
 def test_weights_that_overflow_in_the_last_step_never_reach_a_file(pictures, tmp_path):
     out, frozen = tmp_path / "w.safetensors", FROZEN  # whose gradients are large
-    run(dataclasses.replace(frozen, steps=1), pictures, out)
+    run(replace(frozen, steps=1), pictures, out)
     before = {path: path.read_bytes() for path in tmp_path.glob("*.safetensors")}
     with pytest.raises(FloatingPointError, match="weights are NaN or Inf after step 0: training"):
-        run(dataclasses.replace(frozen, steps=1, lr=3e38), pictures, out, overwrite=True)
+        run(replace(frozen, steps=1, lr=3e38), pictures, out, overwrite=True)
     assert {path: path.read_bytes() for path in before} == before
     assert not Files(out).state.exists()
 
 
 def test_memory_format_changes_no_result(pictures):
-    plain = run(dataclasses.replace(SHORT, channels_last=False), pictures)
+    plain = run(replace(SHORT, channels_last=False), pictures)
     assert plain.loss == pytest.approx(run(SHORT, pictures).loss, rel=1e-4)
 
 
@@ -58,8 +58,8 @@ def test_a_compiled_run_is_the_run(pictures, monkeypatch):
         return compile_(module, backend="eager")
 
     monkeypatch.setattr(torch, "compile", compile_for_less)
-    config = dataclasses.replace(SHORT, steps=2, compile=True)
-    expected = run(dataclasses.replace(config, compile=False), pictures)
+    config = replace(SHORT, steps=2, compile=True)
+    expected = run(replace(config, compile=False), pictures)
     result = run(config, pictures)
     assert compiled == [StepLoss]
     assert result.loss == pytest.approx(expected.loss, rel=1e-6)
@@ -86,10 +86,10 @@ class Overflowing:
 @pytest.mark.parametrize("backward", [False, True])
 def test_a_step_that_overflows_float16_is_skipped_whole(pictures, monkeypatch, tmp_path, backward):
     out = tmp_path / "w.safetensors"
-    half = dataclasses.replace(SHORT, precision="float16", policy="step", steps=2)
+    half = replace(SHORT, precision="float16", policy="step", steps=2)
     before = run(half, pictures).model.state_dict()
     Overflowing(monkeypatch, {2}, backward)
-    after = run(dataclasses.replace(half, steps=3), pictures, out)
+    after = run(replace(half, steps=3), pictures, out)
     assert after.steps == 3
     assert 0 < after.loss < 10
     parameters = dict(after.model.named_parameters())
@@ -105,7 +105,7 @@ def test_a_run_that_overflows_float16_in_every_step_ends(pictures, monkeypatch, 
     scaler = functools.partial(torch.amp.GradScaler, init_scale=4.0)
     monkeypatch.setattr(torch.amp, "GradScaler", scaler)
     seen = Overflowing(monkeypatch, range(2, 100), backward)
-    half = dataclasses.replace(SHORT, precision="float16", steps=100)
+    half = replace(SHORT, precision="float16", steps=100)
     message = r"float16 overflows in every step up to step 4: .*precision=bfloat16"
     with pytest.raises(FloatingPointError, match=message):
         run(half, pictures)
@@ -122,7 +122,7 @@ def test_validation_computes_in_the_precision_of_the_run(pictures, monkeypatch, 
         return evaluate(*args, **kwargs)
 
     monkeypatch.setattr(trainer, "evaluate", watched)
-    run(dataclasses.replace(SHORT, precision=precision), pictures)
+    run(replace(SHORT, precision=precision), pictures)
     assert seen == [dtype]
 
 
