@@ -58,21 +58,14 @@ def test_the_names_of_earlier_versions_are_read() -> None:
     assert CRFSettings.stored({}) == CRFSettings()
 
 
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [
-        ("iterations", -1),
-        ("iterations", 2.5),
-        ("iterations", True),
-        ("gaussian_weight", -0.5),
-        ("gaussian_weight", "much"),
-        ("gaussian_sigma_xy", 0.0),
-        ("gaussian_sigma_xy", [1.0]),
-        ("bilateral_weight", float("inf")),
-        ("bilateral_sigma_xy", -3.0),
-        ("bilateral_sigma_rgb", float("nan")),
-    ],
-)
+WRONG = {
+    **{"iterations": (-1, 2.5, True), "gaussian_weight": (-0.5, "much")},
+    **{"gaussian_sigma_xy": (0.0, [1.0]), "bilateral_weight": (float("inf"),)},
+    **{"bilateral_sigma_xy": (-3.0,), "bilateral_sigma_rgb": (float("nan"),)},
+}
+
+
+@pytest.mark.parametrize(("name", "value"), [(n, v) for n, many in WRONG.items() for v in many])
 def test_settings_without_sense_are_refused_by_name(name: str, value: object) -> None:
     with pytest.raises(InputError, match=f"weights.toml: .*CRF {name} must be .*, not"):
         CRFSettings.stored({"crf": {name: value}}, "weights.toml")

@@ -2,7 +2,6 @@
 
 import io
 import re
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -23,7 +22,7 @@ def case(name: str, before: np.ndarray, after: np.ndarray, size: int = 48) -> de
 
 
 @pytest.fixture
-def halves() -> demo.Case:
+def halves():
     """Half sky, half building; before the CRF a sixth is wrong, after it a twelfth."""
     before = np.zeros((48, 48), np.uint8)
     before[:, 32:] = 3
@@ -39,11 +38,11 @@ def lines_of(cases: list[demo.Case]) -> dict[str, list[str]]:
     return {row[0]: row[1:] for row in cells if row}
 
 
-def test_the_demo_uses_the_first_scenes_of_the_test_split() -> None:
+def test_the_demo_uses_the_first_scenes_of_the_test_split():
     assert (*demo.SCENES, demo.SCRIBBLED) == tuple(range(TEST_START, TEST_START + 4))
 
 
-def test_scribbles_mark_few_pixels_of_every_class_and_mostly_right() -> None:
+def test_scribbles_mark_few_pixels_of_every_class_and_mostly_right():
     truth = scene(demo.SCRIBBLED).labels
     strokes = demo.scribbles(truth, np.random.default_rng(0))
     marked = strokes != 255
@@ -53,7 +52,7 @@ def test_scribbles_mark_few_pixels_of_every_class_and_mostly_right() -> None:
     assert np.array_equal(strokes, demo.scribbles(truth, np.random.default_rng(0)))
 
 
-def test_scribbles_stay_on_the_page_of_tiny_regions() -> None:
+def test_scribbles_stay_on_the_page_of_tiny_regions():
     truth = np.zeros((9, 7), np.uint8)
     truth[8, 6] = 2
     strokes = demo.scribbles(truth, np.random.default_rng(0))
@@ -61,13 +60,13 @@ def test_scribbles_stay_on_the_page_of_tiny_regions() -> None:
     assert (strokes == 2).any()
 
 
-def test_scribbles_alone_recover_most_of_the_scene() -> None:
+def test_scribbles_alone_recover_most_of_the_scene():
     found = demo.scribbled_scene()
     assert demo.miou([(found.truth, found.after)]) > 0.6
     assert (found.after == found.truth).mean() > 0.9
 
 
-def test_the_table_has_a_line_for_each_scene_and_one_in_total(halves: demo.Case) -> None:
+def test_the_table_has_a_line_for_each_scene_and_one_in_total(halves):
     truth = halves.truth
     perfect = case("scene 2", truth, truth)
     rows = lines_of([halves, perfect])
@@ -79,7 +78,7 @@ def test_the_table_has_a_line_for_each_scene_and_one_in_total(halves: demo.Case)
     assert rows["total"] == ["84.52", "91.99", "+7.46"]
 
 
-def test_the_picture_shows_truth_labels_and_errors_side_by_side(halves: demo.Case) -> None:
+def test_the_picture_shows_truth_labels_and_errors_side_by_side(halves):
     strokes = np.full((48, 48), 255, np.uint8)
     strokes[5:8, 5:20] = 0
     scribbled = case("scene 3", strokes, halves.after)
@@ -106,7 +105,7 @@ def test_the_picture_shows_truth_labels_and_errors_side_by_side(halves: demo.Cas
     assert (cell(4, below)[10, 20:24] == demo.WRONG).all()
 
 
-def test_legends_and_captions_fit_the_page_of_the_demo() -> None:
+def test_legends_and_captions_fit_the_page_of_the_demo():
     """Nothing is drawn over the page's border, where it would be cut off."""
     truth = scene(demo.SCRIBBLED).labels
     blank = demo.Case("scene 10000000", np.full((*truth.shape, 3), 99, np.uint8), *[truth] * 3)
@@ -120,9 +119,7 @@ def test_legends_and_captions_fit_the_page_of_the_demo() -> None:
     assert {demo.WRONG, demo.MENDED, demo.BROKEN} <= shown
 
 
-def test_the_demo_with_the_shipped_weights_shows_a_gain_and_leaves_its_files(
-    tmp_path: Path,
-) -> None:
+def test_the_demo_with_the_shipped_weights_shows_a_gain_and_leaves_its_files(tmp_path):
     """Fails, and does not skip, where the package comes without its weights."""
     text = io.StringIO()
     demo.run(tmp_path, Console(file=text, width=100))

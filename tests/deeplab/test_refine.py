@@ -4,6 +4,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from commands import done
+from densecrf_problems import example
 from picture_files import save
 from PIL import Image
 
@@ -27,61 +29,45 @@ def two_halves(height: int = 24, width: int = 30) -> tuple[np.ndarray, np.ndarra
     return image.clip(0, 255).astype(np.uint8), labels
 
 
-def reference_example(image: np.ndarray, annotation: np.ndarray) -> np.ndarray:
-    """What pydensecrf's examples/inference.py does with a picture and an annotation, both RGB."""
+def colours_of_example(image: np.ndarray, annotation: np.ndarray) -> np.ndarray:
+    """What pydensecrf's example gives each pixel of a picture with an annotation, both RGB."""
     dcrf = pytest.importorskip("pydensecrf.densecrf", reason="pydensecrf2 is not installed")
-    from pydensecrf.utils import (
-        create_pairwise_bilateral,
-        create_pairwise_gaussian,
-        unary_from_labels,
-    )
+    from pydensecrf import utils
 
-    wide = annotation.astype(np.uint32)
-    codes = wide[..., 0] + (wide[..., 1] << 8) + (wide[..., 2] << 16)
-    colours, labels = np.unique(codes, return_inverse=True)
-    unsure = 0 in colours
-    colours = colours[1:] if unsure else colours
-    height, width = codes.shape
-    model = dcrf.DenseCRF(height * width, len(colours))
-    unary = unary_from_labels(labels.ravel(), len(colours), gt_prob=0.7, zero_unsure=unsure)
-    model.setUnaryEnergy(unary)
-    model.addPairwiseEnergy(create_pairwise_gaussian((3, 3), (height, width)), compat=3)
-    features = create_pairwise_bilateral((80, 80), (13, 13, 13), image, chdim=2)
-    model.addPairwiseEnergy(features, compat=10)
-    best = np.argmax(model.inference(5), axis=0)
-    rgb = np.stack([colours & 255, (colours >> 8) & 255, colours >> 16], axis=1)
-    return rgb.astype(np.uint8)[best].reshape(height, width, 3)
+    colours, model = example(dcrf, utils, image, annotation)
+    return colours[np.argmax(model.inference(5), axis=0)].reshape(image.shape)
 
 
 @pytest.mark.parametrize("number", [1, 3])
-def test_scribbles_on_photographs_give_the_labels_of_pydensecrfs_example(number: int) -> None:
+def test_scribbles_on_photographs_give_the_labels_of_pydensecrfs_example(tmp_path, number):
     photo, marks = EXAMPLES / f"im{number}.png", EXAMPLES / f"anno{number}.png"
     if not photo.is_file():
         pytest.skip(f"{photo} is not there: the example photographs are not part of this project")
     image, _ = read_image(photo)
-    expected = reference_example(image, np.asarray(Image.open(marks).convert("RGB")))
+    expected = colours_of_example(image, np.asarray(Image.open(marks).convert("RGB")))
     annotation = read_colours(marks, image.shape[:2])
     found = refine_scribbles(annotation, image)
     assert np.array_equal(annotation.colours[found.labels], expected)
+    done("refine", photo, marks, "--out", tmp_path)
+    with Image.open(tmp_path / f"im{number}_labels.png") as written:
+        assert np.array_equal(np.asarray(written.convert("RGB")), expected)
 
 
 @pytest.mark.parametrize("unsure", [True, False], ids=["with unsure pixels", "all marked"])
-def test_scribbles_on_a_generated_picture_give_the_labels_of_the_example(
-    tmp_path: Path, unsure: bool
-) -> None:
+def test_scribbles_on_a_generated_picture_give_the_labels_of_the_example(tmp_path, unsure):
     image, truth = two_halves()
     marks = np.array([[0, 60, 200], [250, 1, 0]], np.uint8)[truth]
     marks[5:9, 5:25] = marks[5:9, 24:4:-1]  # some are wrong
     if unsure:
         marks[10:, 3:28] = 0
-    expected = reference_example(image, marks)
+    expected = colours_of_example(image, marks)
     annotation = read_colours(save(tmp_path / "a.png", marks), image.shape[:2])
     found = refine_scribbles(annotation, image)
     assert np.array_equal(annotation.colours[found.labels], expected)
     assert np.array_equal(np.unique(found.labels), [0, 1])
 
 
-def test_scribbles_spread_to_the_edges_of_the_picture_they_lie_on() -> None:
+def test_scribbles_spread_to_the_edges_of_the_picture_they_lie_on():
     image, truth = two_halves()
     marks = np.zeros_like(truth)
     marks[12, 2:6], marks[12, 24:28] = 1, 2
@@ -90,7 +76,7 @@ def test_scribbles_spread_to_the_edges_of_the_picture_they_lie_on() -> None:
     np.testing.assert_allclose(found.probabilities.sum(0), 1, atol=1e-5)
 
 
-def test_a_higher_gt_prob_holds_marks_against_the_picture() -> None:
+def test_a_higher_gt_prob_holds_marks_against_the_picture():
     image, truth = two_halves()
     marks = truth + 1
     marks[10:12, 4:6] = 2  # a mistake on the dark side
@@ -101,13 +87,13 @@ def test_a_higher_gt_prob_holds_marks_against_the_picture() -> None:
 
 
 @pytest.mark.parametrize("gt_prob", [0.5, 1.0, 0.2, float("nan")])
-def test_a_gt_prob_that_says_nothing_is_refused(gt_prob: float) -> None:
+def test_a_gt_prob_that_says_nothing_is_refused(gt_prob):
     image, truth = two_halves()
     with pytest.raises(InputError, match="gt_prob"):
         refine_scribbles(Annotation(truth + 1, 2), image, SMALL, gt_prob)
 
 
-def test_refined_probabilities_follow_the_edges_of_the_picture() -> None:
+def test_refined_probabilities_follow_the_edges_of_the_picture():
     image, truth = two_halves()
     blurred = np.clip((np.arange(30) - 14.5) / 16 + 0.5, 0, 1)  # the edge is off by 3, and soft
     ones = np.broadcast_to(blurred, truth.shape)
@@ -118,7 +104,7 @@ def test_refined_probabilities_follow_the_edges_of_the_picture() -> None:
     np.testing.assert_allclose(found.probabilities.sum(0), 1, atol=1e-5)
 
 
-def test_refining_probabilities_is_pydensecrfs_recipe_with_unary_from_softmax() -> None:
+def test_refining_probabilities_is_pydensecrfs_recipe_with_unary_from_softmax():
     dcrf = pytest.importorskip("pydensecrf.densecrf", reason="pydensecrf2 is not installed")
     from pydensecrf.utils import unary_from_softmax
 

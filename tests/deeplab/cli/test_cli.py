@@ -1,29 +1,21 @@
 """The command line as a whole: what several commands refuse in one way, help, exit status."""
 
-from pathlib import Path
-
 import pytest
 from commands import assert_refused, done, picture, run, scribbled
 from several_processes import run_python
 
 
 @pytest.mark.parametrize("command", ["segment", "refine", "demo", "train"])
-def test_output_that_cannot_be_written_is_refused_before_any_work(
-    tmp_path: Path, weights: Path, command: str
-) -> None:
+def test_output_that_cannot_be_written_is_refused_before_any_work(tmp_path, weights, command):
     photo, marks = picture(tmp_path / "photo.png"), picture(tmp_path / "marks.png")
     (tmp_path / "file").write_text("not a folder")
-    given = {
-        "segment": [photo, "--weights", weights],
-        "refine": [photo, marks],
-        "demo": [],
-        "train": ["--steps", 1],
-    }
+    given = {"segment": [photo, "--weights", weights], "refine": [photo, marks], "demo": []}
+    given["train"] = ["--steps", 1]
     out = tmp_path / "file" / "out"
     assert_refused(tmp_path, "output folder", command, *given[command], "--out", out)
 
 
-def test_results_never_overwrite_inputs(tmp_path: Path, weights: Path) -> None:
+def test_results_never_overwrite_inputs(tmp_path, weights):
     picture(tmp_path / "a.png")
     picture(tmp_path / "a_labels.png")
     options = ["--weights", weights, "--out", tmp_path]
@@ -33,21 +25,16 @@ def test_results_never_overwrite_inputs(tmp_path: Path, weights: Path) -> None:
     assert_refused(tmp_path, message, "refine", *given, "--out", tmp_path)
 
 
-def test_crf_options_without_sense_are_refused_by_name(tmp_path: Path, weights: Path) -> None:
+def test_crf_options_without_sense_are_refused_by_name(tmp_path, weights):
     photo = picture(tmp_path / "photo.png")
     options = ["--weights", weights, "--out", tmp_path / "out"]
-    for option, name in {
-        "--iterations": "iterations",
-        "--gaussian-weight": "gaussian_weight",
-        "--gaussian-sigma-xy": "gaussian_sigma_xy",
-        "--bilateral-weight": "bilateral_weight",
-        "--bilateral-sigma-xy": "bilateral_sigma_xy",
-        "--bilateral-sigma-rgb": "bilateral_sigma_rgb",
-    }.items():
-        assert_refused(tmp_path, f"CRF {name} must be ", "segment", photo, *options, f"{option}=-1")
+    names = ["iterations", "gaussian_weight", "gaussian_sigma_xy", "bilateral_weight"]
+    for name in (*names, "bilateral_sigma_xy", "bilateral_sigma_rgb"):
+        wrong = f"--{name.replace('_', '-')}=-1"
+        assert_refused(tmp_path, f"CRF {name} must be ", "segment", photo, *options, wrong)
 
 
-def test_widths_that_a_lattice_cannot_hold_are_one_line(tmp_path: Path, weights: Path) -> None:
+def test_widths_that_a_lattice_cannot_hold_are_one_line(tmp_path, weights):
     photo, marks, _ = scribbled(tmp_path)
     narrow = ["--gaussian-sigma-xy", "1e-9"]
     message = r"gaussian\.sigma_xy=1e-09 is too small.*Make it at least"
@@ -60,14 +47,14 @@ def test_widths_that_a_lattice_cannot_hold_are_one_line(tmp_path: Path, weights:
 
 
 @pytest.mark.parametrize("command", ["segment", "refine", "train", "evaluate", "tune-crf", "demo"])
-def test_every_command_teaches_itself_with_examples(command: str) -> None:
+def test_every_command_teaches_itself_with_examples(command):
     text = done(command, "--help").stdout
     assert "Example" in text
     assert f"deeplab {command} " in text
     assert command in done("--help").stdout
 
 
-def test_wrong_usage_exits_with_2() -> None:
+def test_wrong_usage_exits_with_2():
     for args in (["segment"], ["segment", "--nonsense"], ["nonsense"], ["refine", "one"]):
         result = run(*args)
         assert result.exit_code == 2
@@ -75,5 +62,5 @@ def test_wrong_usage_exits_with_2() -> None:
 
 
 @pytest.mark.parametrize(("option", "shown"), [("--help", "segment"), ("--version", "torch ")])
-def test_it_runs_as_a_module(option: str, shown: str) -> None:
+def test_it_runs_as_a_module(option, shown):
     assert shown in run_python("-m", "deeplab", option)

@@ -26,9 +26,8 @@ def published(tmp_path, torchvision):
 @pytest.mark.slow
 def test_convert_writes_a_file_that_load_model_reads(tmp_path, torchvision):
     torch.manual_seed(0)
-    theirs = torchvision.deeplabv3.deeplabv3_resnet50(
-        weights=None, weights_backbone=None, num_classes=21, aux_loss=False
-    ).eval()
+    make = torchvision.deeplabv3.deeplabv3_resnet50
+    theirs = make(weights=None, weights_backbone=None, num_classes=21, aux_loss=False).eval()
     source, out = tmp_path / "v3.pth", tmp_path / "made" / "v3.safetensors"
     torch.save(theirs.state_dict(), source)
     result = done("convert", source, out, "--data", "voc2012")
@@ -43,6 +42,7 @@ def test_convert_writes_a_file_that_load_model_reads(tmp_path, torchvision):
 
 
 RESNET18 = ["--model", "deeplab_v2_resnet18"]
+VOC5 = [*RESNET18, "--data", "voc2012", "--classes", "5"]
 NO_HEAD = r"has a classifier of whole pictures.* no weights for the head .*deeplab train --weights"
 
 
@@ -52,12 +52,7 @@ NO_HEAD = r"has a classifier of whole pictures.* no weights for the head .*deepl
         ("resnet18.pth", "o.safetensors", [], NO_HEAD),
         ("resnet18.pth", "o.safetensors", RESNET18, NO_HEAD),
         ("resnet18.pth", "o.safetensors", ["--model", "unet"], "--model unet: unknown"),
-        (
-            "resnet18.pth",
-            "o.safetensors",
-            [*RESNET18, "--data", "voc2012", "--classes", "5"],
-            "--classes 5: voc2012 has 21",
-        ),
+        ("resnet18.pth", "o.safetensors", VOC5, "--classes 5: voc2012 has 21"),
         ("resnet18.pth", "o.safetensors", [*RESNET18, "--classes", "0"], "--classes"),
         ("resnet18.pth", "resnet18.pth", RESNET18, "is the checkpoint itself"),
         ("resnet18.pth", "o.pth", RESNET18, "ends in .safetensors"),

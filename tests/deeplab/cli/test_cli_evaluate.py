@@ -69,18 +69,10 @@ def test_scores_of_a_data_set_are_those_of_the_engine_and_go_to_every_file(tmp_p
     crf = ["--crf-settings", tmp_path / "crf.toml", "--iterations", 1]
     result = done("evaluate", "--weights", weights, *data(voc), *files, *views, *crf)
     pictures = open_dataset("voc2012", voc, "val")
-    settings = SETTINGS.changed({"iterations": 1})
-    expected = evaluate(
-        load_model(weights),
-        pictures,
-        settings.layer(21),
-        class_names=pictures.classes,
-        absent="zero",
-        trimap=(1, 3, 9),
-        around="void",
-        scales=(0.5, 1.0),
-        flip=True,
-    )
+    options = {"class_names": pictures.classes, "absent": "zero", "trimap": (1, 3, 9)}
+    options |= {"around": "void", "scales": (0.5, 1.0), "flip": True}
+    layer = SETTINGS.changed({"iterations": 1}).layer(21)
+    expected = evaluate(load_model(weights), pictures, layer, **options)
     stored = json.loads((tmp_path / "s.json").read_text())
     assert stored == stored | json.loads(json.dumps(expected.as_dict()))
     assert stored["crf_settings"]["iterations"] == 1
@@ -95,21 +87,6 @@ def test_scores_of_a_data_set_are_those_of_the_engine_and_go_to_every_file(tmp_p
     assert float(curve[1]["crf miou"]) == pytest.approx(expected.trimap["crf"].miou[1], abs=1e-6)
     with Image.open(tmp_path / "curve.png") as picture:
         assert len(np.unique(np.asarray(picture.convert("L")))) > 5
-
-
-def test_stored_confusion_gives_the_scores_in_plain_numpy(tmp_path, weights, voc):
-    done("evaluate", "--weights", weights, *data(voc), "--no-crf", "--out", tmp_path / "s.json")
-    stored = json.loads((tmp_path / "s.json").read_text())
-    matrix = np.zeros((21, 21), int)
-    for image, labels in open_dataset("voc2012", voc, "val"):
-        predicted = predict(load_model(weights), image).labels
-        counts = labels != 255
-        np.add.at(matrix, (labels[counts], predicted[counts]), 1)
-    assert stored["confusion"] == {"network": matrix.tolist()}
-    with np.errstate(invalid="ignore"):
-        iou = np.diag(matrix) / (matrix.sum(0) + matrix.sum(1) - np.diag(matrix))
-    assert stored["network"]["miou"] == pytest.approx(np.nanmean(iou), rel=1e-9)
-    assert stored["network"]["pixel_accuracy"] == np.trace(matrix) / matrix.sum()
 
 
 def test_submission_has_vocs_layout_and_the_final_labels(tmp_path, weights, voc):
@@ -128,19 +105,16 @@ def test_submission_has_vocs_layout_and_the_final_labels(tmp_path, weights, voc)
 
 
 def test_a_split_without_labels_is_predicted_for_its_server(tmp_path, weights, voc):
-    given = ["--weights", weights, *data(voc, "test")]
-    done("evaluate", *given, "--no-score", "--iterations", 1, "--submission", tmp_path)
+    given = ["evaluate", "--weights", weights, *data(voc, "test")]
+    done(*given, "--no-score", "--iterations", 1, "--submission", tmp_path)
     path = tmp_path / "results/VOC2012/Segmentation/comp6_test_cls/2008_000003.png"
     with Image.open(path) as found:
         assert found.size == (56, 42)
-    assert_refused(
-        tmp_path, "SegmentationClass/2008_000003.png: no such file", "evaluate", *given, "--no-crf"
-    )
-    assert_refused(tmp_path, "--no-score: leaves nothing to do", "evaluate", *given, "--no-score")
+    missing = "SegmentationClass/2008_000003.png: no such file"
+    assert_refused(tmp_path, missing, *given, "--no-crf")
+    assert_refused(tmp_path, "--no-score: leaves nothing to do", *given, "--no-score")
     useless = ["--no-score", "--submission", tmp_path / "x", "--trimap", "c", "--out", "s.json"]
-    assert_refused(
-        tmp_path, "--no-score: leaves nothing for --trimap, --out", "evaluate", *given, *useless
-    )
+    assert_refused(tmp_path, "--no-score: leaves nothing for --trimap, --out", *given, *useless)
     assert not (tmp_path / "x").exists()
 
 
@@ -182,10 +156,8 @@ def test_weights_whose_logits_overflow_are_named(tmp_path):
     save_weights(model, path)
     given = ["--weights", path, "--data-option", "size=33", "--out", tmp_path / "out"]
     message = f"^Error: {path}: the network's output for picture 0 has NaN or Inf"
-    for command in (
-        ["evaluate", "--scenes", 1, "--no-crf"],
-        ["tune-crf", "--images", 2, "--folds", 2],
-    ):
+    tuning = ["tune-crf", "--images", 2, "--folds", 2]
+    for command in (["evaluate", "--scenes", 1, "--no-crf"], tuning):
         assert_refused(folder, message, *command, *given)
 
 
@@ -272,21 +244,12 @@ def test_refine_says_what_it_would_else_pass_over(tmp_path):
     told = done("refine", photo, marks, "--out", tmp_path / "out", "--iterations", 1).stderr
     assert told == ""
     np.save(tmp_path / "p.npy", np.full((2, 20, 30), 0.5, np.float32))
-    assert_refused(
-        tmp_path,
-        "--gt-prob 0.9: .*p.npy holds probabilities",
-        "refine",
-        photo,
-        tmp_path / "p.npy",
-        "--gt-prob",
-        0.9,
-    )
+    given = ["refine", photo, tmp_path / "p.npy", "--gt-prob", 0.9]
+    assert_refused(tmp_path, "--gt-prob 0.9: .*p.npy holds probabilities", *given)
     matrix = CRFSettings(compatibility=((0.0, 1.0), (1.0, 0.0)))
     (tmp_path / "crf.toml").write_text(matrix.to_toml())
-    file = ["--crf-settings", tmp_path / "crf.toml"]
-    assert_refused(
-        tmp_path, "CRF compatibility: scribbles have labels", "refine", photo, marks, *file
-    )
+    given = ["refine", photo, marks, "--crf-settings", tmp_path / "crf.toml"]
+    assert_refused(tmp_path, "CRF compatibility: scribbles have labels", *given)
 
 
 @pytest.mark.slow

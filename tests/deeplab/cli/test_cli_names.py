@@ -1,15 +1,10 @@
 """File names that are no text, and options that are empty: said as they are, or refused."""
 
-from pathlib import Path
-
-import pytest
 from campaign.case import invoke
 from commands import assert_refused, scribbled
 
 
-def test_a_name_that_is_no_text_is_printed_in_escapes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_name_that_is_no_text_is_printed_in_escapes(tmp_path, monkeypatch):
     scribbled(tmp_path)
     (tmp_path / "photo.png").rename(tmp_path / "\udcff.png")
     monkeypatch.chdir(tmp_path)
@@ -20,6 +15,6 @@ def test_a_name_that_is_no_text_is_printed_in_escapes(
     assert (tmp_path / "out" / "\udcff_labels.png").is_file()
 
 
-def test_empty_weights_are_not_taken_for_none(tmp_path: Path) -> None:
+def test_empty_weights_are_not_taken_for_none(tmp_path):
     place = ["--out", tmp_path / "w.safetensors"]
     assert_refused(tmp_path, "--weights must be a file", "train", "--weights", "", *place)

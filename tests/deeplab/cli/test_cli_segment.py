@@ -9,6 +9,7 @@ import torch
 from commands import STORED_CRF, assert_refused, done, files, indices, picture, run
 from picture_files import png
 from PIL import Image
+from safetensors.torch import save_file
 
 from deeplab.crf_settings import CRFSettings
 from deeplab.data.images import read_image
@@ -18,9 +19,7 @@ from deeplab.predict import predict
 from deeplab.weights import load_model, save_weights
 
 
-def test_segment_writes_labels_overlay_and_probabilities_and_a_line(
-    tmp_path: Path, weights: Path
-) -> None:
+def test_segment_writes_labels_overlay_and_probabilities_and_a_line(tmp_path, weights):
     photo, out = picture(tmp_path / "photo.png"), tmp_path / "out"
     result = done("segment", photo, "--weights", weights, "--out", out, "--probabilities")
     assert files(out) == ["photo_labels.png", "photo_overlay.png", "photo_probabilities.npz"]
@@ -40,52 +39,41 @@ def test_segment_writes_labels_overlay_and_probabilities_and_a_line(
     assert result.stderr == ""
 
 
+OTHER = ["--iterations", "1", "--bilateral-sigma-rgb", "20"]
+
+
 @pytest.mark.parametrize(
-    ("options", "settings"),
+    ("options", "crf"),
     [
-        ([], CRFSettings().changed(STORED_CRF)),
-        (
-            ["--iterations", "1", "--bilateral-sigma-rgb", "20"],
-            CRFSettings().changed(STORED_CRF | {"iterations": 1, "bilateral_sigma_rgb": 20.0}),
-        ),
+        ([], STORED_CRF),
+        (OTHER, STORED_CRF | {"iterations": 1, "bilateral_sigma_rgb": 20.0}),
         (["--no-crf"], None),
     ],
     ids=["stored with the weights", "options", "no CRF"],
 )
-def test_segment_refines_with_the_weights_settings_unless_told_otherwise(
-    tmp_path: Path, weights: Path, options: list[str], settings: CRFSettings | None
-) -> None:
+def test_segment_refines_with_the_weights_settings_or_those_given(tmp_path, weights, options, crf):
     photo = picture(tmp_path / "photo.png")
     done("segment", photo, "--weights", weights, "--out", tmp_path, "--probabilities", *options)
-    layer = None if settings is None else settings.layer(len(CLASSES))
+    layer = crf and CRFSettings().changed(crf).layer(len(CLASSES))
     expected = predict(load_model(weights), np.asarray(Image.open(photo)), layer)
     found = np.load(tmp_path / "photo_probabilities.npz")["probabilities"]
     np.testing.assert_allclose(found, expected.probabilities, atol=1e-6)
 
 
-def test_segment_takes_files_folders_and_patterns_each_file_once(
-    tmp_path: Path, weights: Path
-) -> None:
+def test_segment_takes_files_folders_and_patterns_each_file_once(tmp_path, weights):
     for name in ("in/b.png", "in/a.jpg", "more/c.png", "more/c.txt"):
         picture(tmp_path / name) if name[-3:] != "txt" else (tmp_path / name).write_text("x")
     given = [tmp_path / "in", tmp_path / "more" / "*.png", tmp_path / "in" / "b.png"]
     result = done("segment", *given, "--weights", weights, "--out", tmp_path / "out", "--no-crf")
-    assert [Path(line.split(":")[0]).name for line in result.stdout.splitlines()] == [
-        "a.jpg",
-        "b.png",
-        "c.png",
-    ]
-    assert [name for name in files(tmp_path / "out") if "labels" in name] == [
-        "a_labels.png",
-        "b_labels.png",
-        "c_labels.png",
-    ]
+    names = [Path(line.split(":")[0]).name for line in result.stdout.splitlines()]
+    assert names == ["a.jpg", "b.png", "c.png"]
+    written = [name for name in files(tmp_path / "out") if "labels" in name]
+    assert written == ["a_labels.png", "b_labels.png", "c_labels.png"]
 
 
-def test_inputs_of_one_name_do_not_overwrite_each_other(tmp_path: Path, weights: Path) -> None:
-    photos = [
-        picture(tmp_path / f, seed=s) for s, f in enumerate(["1/x.png", "2/x.png", "1/x.bmp"])
-    ]
+def test_inputs_of_one_name_do_not_overwrite_each_other(tmp_path, weights):
+    given = ["1/x.png", "2/x.png", "1/x.bmp"]
+    photos = [picture(tmp_path / name, seed=seed) for seed, name in enumerate(given)]
     out = tmp_path / "out"
     done("segment", *photos, "--weights", weights, "--out", out, "--no-crf")
     names = ["1-x-bmp_labels.png", "1-x-png_labels.png", "2-x_labels.png"]
@@ -96,9 +84,7 @@ def test_inputs_of_one_name_do_not_overwrite_each_other(tmp_path: Path, weights:
         assert np.array_equal(indices(out / f"{name}_labels.png"), expected)
 
 
-def test_pictures_of_other_kinds_are_converted_and_it_is_said(
-    tmp_path: Path, weights: Path
-) -> None:
+def test_pictures_of_other_kinds_are_converted_and_it_is_said(tmp_path, weights):
     rgb = Image.open(picture(tmp_path / "rgb.png"))
     (tmp_path / "rgb.png").unlink()
     grey16 = np.asarray(rgb.convert("L")).astype(np.uint16) * 257
@@ -122,9 +108,7 @@ def test_pictures_of_other_kinds_are_converted_and_it_is_said(
     assert np.array_equal(indices(out / "deep_labels.png"), indices(out / "grey_labels.png"))
 
 
-def test_segment_can_check_the_model_that_the_weights_are_for(
-    tmp_path: Path, weights: Path
-) -> None:
+def test_segment_can_check_the_model_that_the_weights_are_for(tmp_path, weights):
     photo = picture(tmp_path / "photo.png")
     named = ["--model", "deeplab_v2_small", "--classes", len(CLASSES)]
     done("segment", photo, "--weights", weights, "--out", tmp_path, "--no-crf", *named)
@@ -132,7 +116,7 @@ def test_segment_can_check_the_model_that_the_weights_are_for(
     assert np.array_equal(indices(tmp_path / "photo_labels.png"), expected)
 
 
-def test_the_shipped_weights_say_that_they_know_generated_scenes_only(tmp_path: Path) -> None:
+def test_the_shipped_weights_say_that_they_know_generated_scenes_only(tmp_path):
     """The default weights of the package: fails where they are missing from it."""
     photo = picture(tmp_path / "photo.png", 65, 65)
     result = done("segment", photo, "--out", tmp_path)
@@ -141,9 +125,9 @@ def test_the_shipped_weights_say_that_they_know_generated_scenes_only(tmp_path: 
     assert indices(tmp_path / "photo_labels.png").shape == (65, 65)
 
 
-def test_a_single_picture_is_decoded_once_and_several_are_all_checked_first(
-    tmp_path: Path, weights: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_single_picture_is_decoded_once_several_are_all_checked_first(
+    tmp_path, weights, monkeypatch
+):
     photos = [picture(tmp_path / name) for name in ("a.png", "b.png")]
     decoded: list[str] = []
 
@@ -158,9 +142,7 @@ def test_a_single_picture_is_decoded_once_and_several_are_all_checked_first(
     assert "".join(decoded) == "a" + "abab"
 
 
-def test_one_bad_picture_among_good_ones_stops_before_anything_is_written(
-    tmp_path: Path, weights: Path
-) -> None:
+def test_one_bad_picture_among_good_ones_stops_before_anything_is_written(tmp_path, weights):
     Image.fromarray(np.zeros((9, 9), np.uint8)).save(tmp_path / "a.png")  # grey: worth a note
     content = picture(tmp_path / "b.png").read_bytes()
     (tmp_path / "b.png").write_bytes(content[:-300])
@@ -168,9 +150,7 @@ def test_one_bad_picture_among_good_ones_stops_before_anything_is_written(
     assert_refused(tmp_path, "b.png: .*truncated", "segment", tmp_path, *options)
 
 
-def test_segment_refuses_pictures_above_the_limit_which_can_be_raised(
-    tmp_path: Path, weights: Path
-) -> None:
+def test_segment_refuses_pictures_above_the_limit_which_can_be_raised(tmp_path, weights):
     huge = tmp_path / "huge.png"
     huge.write_bytes(png(12_000, 9_000, 8, 2, b""))  # a header that promises more than there is
     options = ["--weights", weights, "--out", tmp_path / "out"]
@@ -180,7 +160,7 @@ def test_segment_refuses_pictures_above_the_limit_which_can_be_raised(
     assert_refused(tmp_path, "huge.png: .*truncated or damaged", "segment", huge, *raised)
 
 
-def test_segment_refuses_inputs_that_are_no_picture(tmp_path: Path, weights: Path) -> None:
+def test_segment_refuses_inputs_that_are_no_picture(tmp_path, weights):
     (tmp_path / "empty").mkdir()
     (tmp_path / "text.png").write_text("no picture at all")
     options = ["--weights", weights, "--out", tmp_path / "out"]
@@ -193,12 +173,10 @@ def test_segment_refuses_inputs_that_are_no_picture(tmp_path: Path, weights: Pat
         assert_refused(tmp_path, message, "segment", tmp_path / given, *options)
 
 
-def test_segment_refuses_weights_that_do_not_fit(tmp_path: Path, weights: Path) -> None:
+def test_segment_refuses_weights_that_do_not_fit(tmp_path, weights):
     photo = picture(tmp_path / "photo.png")
     (tmp_path / "text.safetensors").write_text("no weights")
     bare = tmp_path / "bare.safetensors"
-    from safetensors.torch import save_file
-
     save_file(deeplab_v2_small(num_classes=3).state_dict(), bare)
     vgg = ["--model", "deeplab_v2_vgg16"]
     small = ["--model", "deeplab_v2_small"]
@@ -221,24 +199,16 @@ def test_segment_refuses_weights_that_do_not_fit(tmp_path: Path, weights: Path) 
         assert "bare.safetensors: without metadata, taken for deeplab_v2_small with 3" in told
 
 
-def test_segment_refuses_weights_that_give_nan_and_names_the_picture(
-    tmp_path: Path, weights: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    photo = picture(tmp_path / "photo.png")
-
-    def diverged(path: Path):
-        model = load(path)
-        with torch.no_grad():
-            model.head.classifier.bias[0] = float("nan")
-        return model
-
-    load = load_model
-    monkeypatch.setattr("deeplab.weights.file.load_model", diverged)
+def test_segment_refuses_weights_that_give_nan_naming_the_picture(tmp_path, weights, monkeypatch):
+    photo, model = picture(tmp_path / "photo.png"), load_model(weights)
+    with torch.no_grad():
+        model.head.classifier.bias[0] = float("nan")
+    monkeypatch.setattr("deeplab.weights.file.load_model", lambda _path: model)
     options = ["--weights", weights, "--out", tmp_path / "out"]
     assert_refused(tmp_path, "photo.png: .*NaN or Inf", "segment", photo, *options)
 
 
-def test_segment_refuses_more_classes_than_a_label_map_holds(tmp_path: Path) -> None:
+def test_segment_refuses_more_classes_than_a_label_map_holds(tmp_path):
     path = tmp_path / "w.safetensors"
     save_weights(deeplab_v2_small(num_classes=257), path)
     photo = picture(tmp_path / "photo.png")
@@ -246,26 +216,21 @@ def test_segment_refuses_more_classes_than_a_label_map_holds(tmp_path: Path) -> 
     assert_refused(tmp_path, "257 classes do not fit", "segment", photo, *options)
 
 
-def test_bad_crf_settings_in_the_weights_are_refused(tmp_path: Path) -> None:
+def test_bad_crf_settings_in_the_weights_are_refused(tmp_path):
     photo = picture(tmp_path / "photo.png")
+    path = tmp_path / "w.safetensors"
     for stored, message in (
-        ([1, 2], "w.safetensors: .*must hold settings by name"),
-        ({"s": 1}, "w.safetensors: .*unknown s;"),
-        ({"iterations": 2.5}, "w.safetensors: .*CRF iterations must be an integer"),
-        (
-            {"gaussian_weight": True},
-            "w.safetensors: .*CRF gaussian_weight must be a number, not True",
-        ),
+        ([1, 2], "must hold settings by name"),
+        ({"s": 1}, "unknown s;"),
+        ({"iterations": 2.5}, "CRF iterations must be an integer"),
+        ({"gaussian_weight": True}, "CRF gaussian_weight must be a number, not True"),
     ):
-        path = tmp_path / "w.safetensors"
         save_weights(deeplab_v2_small(num_classes=3), path, {"crf": stored})
         options = ["--weights", path, "--out", tmp_path / "out"]
-        assert_refused(tmp_path, message, "segment", photo, *options)
+        assert_refused(tmp_path, f"w.safetensors: .*{message}", "segment", photo, *options)
 
 
-def test_ctrl_c_exits_with_130_and_leaves_whole_files(
-    tmp_path: Path, weights: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_ctrl_c_exits_with_130_and_leaves_whole_files(tmp_path, weights, monkeypatch):
     photos = [picture(tmp_path / name) for name in ("a.png", "b.png")]
     calls = []
 

@@ -2,7 +2,6 @@
 
 import shutil
 import zipfile
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,9 +16,7 @@ from deeplab.weights import load_model
 
 
 @pytest.mark.parametrize("labels", ["none", "dummies", "no folder"])
-def test_the_test_split_of_cityscapes_is_predicted_with_or_without_its_dummy_labels(
-    tmp_path: Path, labels: str
-) -> None:
+def test_the_test_split_of_cityscapes_is_predicted_whatever_its_labels(tmp_path, labels):
     image = picture(tmp_path / "leftImg8bit/test/berlin/berlin_000000_000019_leftImg8bit.png")
     if labels != "no folder":
         truth = tmp_path / "gtFine" / "test" / "berlin"
@@ -36,15 +33,13 @@ def test_the_test_split_of_cityscapes_is_predicted_with_or_without_its_dummy_lab
     ids = np.array([7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33])
     with zipfile.ZipFile(up / "results.zip") as packed:
         assert packed.namelist() == ["berlin_000000_000019_labelIds.png"]
-    for file in (
-        up / "results" / "berlin_000000_000019_labelIds.png",
-        tmp_path / "own" / "berlin_000000_000019.png",
-    ):
+    name = "berlin_000000_000019"
+    for file in (up / "results" / f"{name}_labelIds.png", tmp_path / "own" / f"{name}.png"):
         with Image.open(file) as found:
             np.testing.assert_array_equal(np.asarray(found), ids[expected])
 
 
-def test_scores_of_a_split_without_labels_are_refused_in_one_line(tmp_path: Path) -> None:
+def test_scores_of_a_split_without_labels_are_refused_in_one_line(tmp_path):
     picture(tmp_path / "leftImg8bit/test/berlin/berlin_000000_000019_leftImg8bit.png")
     path = plain_weights(tmp_path / "w.safetensors", 19)
     given = ["evaluate", "--weights", path, "--data", "cityscapes", "--root", tmp_path]
@@ -55,9 +50,7 @@ def test_scores_of_a_split_without_labels_are_refused_in_one_line(tmp_path: Path
 
 
 @pytest.mark.parametrize("missing", ["labels", "labels/val"])
-def test_pictures_of_ones_own_are_predicted_without_a_folder_of_labels(
-    tmp_path: Path, missing: str
-) -> None:
+def test_pictures_of_ones_own_are_predicted_without_a_folder_of_labels(tmp_path, missing):
     root = own_data(tmp_path / "mine")
     shutil.rmtree(root / missing)
     path = plain_weights(tmp_path / "w.safetensors", 3)
@@ -71,7 +64,7 @@ def test_pictures_of_ones_own_are_predicted_without_a_folder_of_labels(
         np.testing.assert_array_equal(np.asarray(found), expected)
 
 
-def test_a_set_without_a_server_is_told_what_can_be_had_instead(tmp_path: Path) -> None:
+def test_a_set_without_a_server_is_told_what_can_be_had_instead(tmp_path):
     root = own_data(tmp_path / "mine")
     path = plain_weights(tmp_path / "w.safetensors", 3)
     given = ["evaluate", "--weights", path, "--data", "folder", "--root", root, "--split", "val"]
@@ -82,6 +75,6 @@ def test_a_set_without_a_server_is_told_what_can_be_had_instead(tmp_path: Path) 
     assert_refused(tmp_path, message, *given, "--predictions", root / "labels")
 
 
-def test_generated_scenes_have_no_server(tmp_path: Path) -> None:
+def test_generated_scenes_have_no_server(tmp_path):
     given = ["evaluate", "--scenes", 1, "--submission", tmp_path / "up"]
     assert_refused(tmp_path, "no evaluation server is known for scenes", *given)

@@ -9,9 +9,8 @@ from deeplab.evaluation.metrics import ConfusionMatrix
 
 def brute_force(true, pred, num_classes, ignore):
     """IoU, accuracy and presence of each class from sets of pixels, in plain Python."""
-    pixels = [
-        (int(t), int(p)) for t, p in zip(true.ravel(), pred.ravel(), strict=True) if t != ignore
-    ]
+    pairs = zip(true.ravel(), pred.ravel(), strict=True)
+    pixels = [(int(t), int(p)) for t, p in pairs if t != ignore]
     iou, accuracy = [], []
     for c in range(num_classes):
         own = {i for i, (t, _) in enumerate(pixels) if t == c}

@@ -10,7 +10,7 @@ import pytest
 from dataset_files import label_map, listing, own_data, picture
 from PIL import Image
 
-from deeplab.data.datasets import SegmentationData, open_dataset, open_pictures
+from deeplab.data.datasets import open_dataset, open_pictures
 from deeplab.data.outputs import voc_palette
 from deeplab.errors import InputError
 from deeplab.evaluation.submission import PredictionFiles
@@ -19,7 +19,7 @@ SIZE = (20, 24)  # of the pictures that dataset_files makes
 
 
 @pytest.fixture
-def voc(tmp_path: Path) -> SegmentationData:
+def voc(tmp_path):
     """A test split of two pictures, in the server's own download: without any labels."""
     root = tmp_path / "VOC2012"
     names = ("2008_000006", "2007_000032")
@@ -42,9 +42,7 @@ def every_class(classes: int) -> np.ndarray:
     return labels
 
 
-def test_predictions_lie_where_the_voc_server_looks_with_vocs_colours(
-    tmp_path: Path, voc: SegmentationData
-) -> None:
+def test_predictions_lie_where_the_voc_server_looks_with_vocs_colours(tmp_path, voc):
     labels = every_class(21)
     out = tmp_path / "up"
     files = PredictionFiles(out, voc, "test", voc.server)
@@ -68,7 +66,7 @@ def test_predictions_lie_where_the_voc_server_looks_with_vocs_colours(
         assert member.read() == (out / found[1]).read_bytes()
 
 
-def test_cityscapes_gets_grey_label_ids_under_names_that_its_script_finds(tmp_path: Path) -> None:
+def test_cityscapes_gets_grey_label_ids_under_names_that_its_script_finds(tmp_path):
     data = open_pictures("cityscapes", cityscapes(tmp_path / "data"), "test")
     files = PredictionFiles(tmp_path / "up", data, "test", data.server)
     for index in range(2):
@@ -88,12 +86,11 @@ def test_cityscapes_gets_grey_label_ids_under_names_that_its_script_finds(tmp_pa
     np.testing.assert_array_equal(values, np.array(ids)[every_class(19)])
 
 
-def test_label_maps_in_the_sets_own_values_read_back_as_the_classes(tmp_path: Path) -> None:
+def test_label_maps_in_the_sets_own_values_read_back_as_the_classes(tmp_path):
     """Whatever the set stores: Cityscapes' ids, a class file's values, Context's other order."""
     own = own_data(tmp_path / "own")
-    (own / "classes.toml").write_text(
-        "".join(f"[[class]]\nname = 'c{v}'\nlabel = {v}\n" for v in (0, 255, 7))
-    )
+    classes = (f"[[class]]\nname = 'c{v}'\nlabel = {v}\n" for v in (0, 255, 7))
+    (own / "classes.toml").write_text("".join(classes))
     context = tmp_path / "VOC2010"
     picture(context / "JPEGImages" / "a.jpg")
     label_map(context / "59_context_labels" / "a.png", [0])
@@ -114,18 +111,14 @@ def test_label_maps_in_the_sets_own_values_read_back_as_the_classes(tmp_path: Pa
         np.testing.assert_array_equal(colours, data.palette[labels])
 
 
-def test_a_prediction_that_is_not_there_cannot_be_packed(
-    tmp_path: Path, voc: SegmentationData
-) -> None:
+def test_a_prediction_that_is_not_there_cannot_be_packed(tmp_path, voc):
     files = PredictionFiles(tmp_path / "up", voc, "test", voc.server)
     with pytest.raises(InputError, match=r"2007_000032\.png: cannot be packed .*one folder"):
         files.pack()
     assert not (tmp_path / "up").exists()
 
 
-def test_names_that_lead_out_of_the_folder_are_refused(
-    tmp_path: Path, voc: SegmentationData
-) -> None:
+def test_names_that_lead_out_of_the_folder_are_refused(tmp_path, voc):
     for name in ("../x", "/etc/x", "a/../../x"):
         voc.names[1] = name
         with pytest.raises(InputError, match="lead out of"):
@@ -135,7 +128,7 @@ def test_names_that_lead_out_of_the_folder_are_refused(
     assert not (tmp_path / "up").exists()
 
 
-def test_predictions_do_not_take_the_place_of_the_sets_own_files(tmp_path: Path) -> None:
+def test_predictions_do_not_take_the_place_of_the_sets_own_files(tmp_path):
     data = open_dataset("folder", own_data(tmp_path), "val")
     (tmp_path / "link").symlink_to(tmp_path / "labels", target_is_directory=True)
     for folder in ("labels", "images/../labels", "link"):

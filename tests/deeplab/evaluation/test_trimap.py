@@ -84,9 +84,8 @@ def test_csv_has_a_row_for_each_width_and_columns_for_each_curve():
     assert [int(row["width"]) for row in rows] == list(WIDTHS)
     for k, row in enumerate(rows):
         assert float(row["crf miou"]) == pytest.approx(curve.miou[k], abs=1e-6)
-        assert float(row["network pixel_accuracy"]) == pytest.approx(
-            curve.pixel_accuracy[k], abs=1e-6
-        )
+        accuracy = pytest.approx(curve.pixel_accuracy[k], abs=1e-6)
+        assert float(row["network pixel_accuracy"]) == accuracy
 
 
 @pytest.mark.parametrize("widths", [(), (0, 1), (2, 2), (3, 1)])
