@@ -1,7 +1,5 @@
 """The rules of ARCHITECTURE.md that a test can hold."""
 
-from __future__ import annotations
-
 import ast
 import re
 import subprocess
@@ -44,9 +42,8 @@ def test_imports_go_one_way(layer: str) -> None:
 
 def test_an_import_leaves_heavy_packages_for_their_first_use() -> None:
     program = "import sys, kernels, crf, deeplab.model; print(*sys.modules)"
-    process = subprocess.run(
-        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True
-    )
+    command = [sys.executable, "-c", program]
+    process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     loaded = {name.split(".")[0] for name in process.stdout.split()}
     assert loaded > {"kernels", "crf", "deeplab"}
     heavy = {"triton", "numba", "llvmlite", "matplotlib", "pydantic", "typer", "rich"}

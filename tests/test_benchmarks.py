@@ -6,8 +6,6 @@
 A plain `pytest` leaves them out. Against other people's code: bench/compare.py.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 
@@ -29,29 +27,27 @@ Benchmark = Callable[..., Any]
 
 
 @pytest.fixture(scope="module")
-def image() -> np.ndarray:
+def image():
     """A generated scene, uint8 `[HEIGHT, WIDTH, 3]`."""
     return np.ascontiguousarray(scene(10_000_000, size=321).image[:HEIGHT, :WIDTH])
 
 
 @pytest.fixture(scope="module")
-def features(image: np.ndarray) -> torch.Tensor:
+def features(image):
     """Bilateral features `[N, 5]`, sigmas 49 and 5."""
     pixels = torch.from_numpy(image).permute(2, 0, 1)[None].float()
     return crf.Bilateral(weight=4, sigma_xy=49, sigma_rgb=5).features(pixels)[0].contiguous()
 
 
 @pytest.fixture(scope="module")
-def values() -> torch.Tensor:
+def values():
     """Marginals `[N, LABELS]`."""
     return torch.randn(HEIGHT * WIDTH, LABELS).softmax(dim=1)
 
 
 @pytest.mark.parametrize(("fuse", "outputs"), [("sum", 21), ("concat", 64)])
 @pytest.mark.parametrize("backward", [False, True], ids=["forward", "backward"])
-def test_multi_rate_atrous_conv2d(
-    benchmark: Benchmark, fuse: str, outputs: int, backward: bool
-) -> None:
+def test_multi_rate_atrous_conv2d(benchmark, fuse, outputs, backward):
     x = torch.randn(1, 256, 41, 41, requires_grad=backward)
     weight = torch.randn(len(RATES), outputs, 256, 3, 3, requires_grad=backward)
 
@@ -63,28 +59,26 @@ def test_multi_rate_atrous_conv2d(
     benchmark(call)
 
 
-def test_build_lattice(benchmark: Benchmark, features: torch.Tensor) -> None:
+def test_build_lattice(benchmark, features):
     benchmark(kernels.build_lattice, features)
 
 
-def test_apply_lattice(benchmark: Benchmark, features: torch.Tensor, values: torch.Tensor) -> None:
+def test_apply_lattice(benchmark, features, values):
     benchmark(kernels.apply_lattice, kernels.build_lattice(features), values)
 
 
-def test_mean_field(benchmark: Benchmark, features: torch.Tensor, values: torch.Tensor) -> None:
+def test_mean_field(benchmark, features, values):
     filter = LatticeFilter([kernels.build_lattice(features)])
     term = kernels.Term(filter, compatibility=-torch.ones(LABELS))
     benchmark(kernels.mean_field, -values.log()[None], [term], 5)
 
 
-def test_gaussian_filter_exact(
-    benchmark: Benchmark, features: torch.Tensor, values: torch.Tensor
-) -> None:
+def test_gaussian_filter_exact(benchmark, features, values):
     few = slice(0, 4000)
     benchmark(kernels.gaussian_filter, values[None, few], features[None, few], method="exact")
 
 
-def test_drop_in_with_set_up(benchmark: Benchmark, image: np.ndarray, values: torch.Tensor) -> None:
+def test_drop_in_with_set_up(benchmark, image, values):
     energies = np.ascontiguousarray(-values.log().T.numpy())
 
     def call() -> np.ndarray:
@@ -98,7 +92,7 @@ def test_drop_in_with_set_up(benchmark: Benchmark, image: np.ndarray, values: to
 
 
 @pytest.mark.parametrize("backward", [False, True], ids=["forward", "backward"])
-def test_dense_crf_layer(benchmark: Benchmark, image: np.ndarray, backward: bool) -> None:
+def test_dense_crf_layer(benchmark, image, backward):
     layer = crf.DenseCRF(
         LABELS,
         gaussian=crf.Gaussian(weight=3, sigma_xy=3),
@@ -117,7 +111,7 @@ def test_dense_crf_layer(benchmark: Benchmark, image: np.ndarray, backward: bool
     benchmark(call)
 
 
-def test_small_model(benchmark: Benchmark, image: np.ndarray) -> None:
+def test_small_model(benchmark, image):
     model = deeplab_v2_small(num_classes=LABELS).eval()
     with torch.inference_mode():
         benchmark(model, model.preprocess(image))

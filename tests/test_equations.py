@@ -1,7 +1,5 @@
 """EQUATIONS.md is true: each file that it names exists, and each name is defined in it."""
 
-from __future__ import annotations
-
 import ast
 import re
 from functools import cache

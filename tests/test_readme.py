@@ -1,7 +1,5 @@
 """What the documents show is true: commands exist, links lead somewhere, Python blocks run."""
 
-from __future__ import annotations
-
 import re
 import subprocess
 import sys
@@ -55,7 +53,6 @@ def test_every_python_block_of_the_readme_runs(tmp_path: Path) -> None:
         (tmp_path / f"block_{number}.py").write_text(block)
     files = [f"block_{number}.py" for number in range(1, len(blocks) + 1)]
     program = "import runpy, sys\nfor file in sys.argv[1:]: runpy.run_path(file)"
-    process = subprocess.run(
-        [sys.executable, "-c", program, *files], cwd=tmp_path, capture_output=True, text=True
-    )
+    command = [sys.executable, "-c", program, *files]
+    process = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert process.returncode == 0, process.stderr

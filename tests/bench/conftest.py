@@ -1,7 +1,5 @@
 """The modules of bench/ find each other by their folder, as when compare.py is run as a script."""
 
-from __future__ import annotations
-
 import sys
 from pathlib import Path
 

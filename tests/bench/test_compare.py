@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import json
 import re
 import sys
@@ -32,15 +30,12 @@ def add_comparison(
     **more: Any,
 ) -> None:
     """Add a comparison as a developer would: a module and a line in the table."""
-    prepared = Prepared(
-        candidates={"ours": lambda: 0, "peer": lambda: 0},
-        gate=lambda outputs: [Check("largest error", error, 1e-3)],
-        notes=["the peer is made up"],
-    )
+    calls = {"ours": lambda: 0, "peer": lambda: 0}
+    check = Check("largest error", error, 1e-3)
+    prepared = Prepared(calls, lambda outputs: [check], notes=["the peer is made up"])
     cases = [Case("one", lambda: prepared, bar=1e9), *others]
-    module = SimpleNamespace(
-        COMPARISON=Comparison("made_up", "Made up.", devices, lambda settings: cases, **more)
-    )
+    comparison = Comparison("made_up", "Made up.", devices, lambda settings: cases, **more)
+    module = SimpleNamespace(COMPARISON=comparison)
     monkeypatch.setitem(sys.modules, "compare_made_up", module)
     monkeypatch.setitem(compare.COMPARISONS, "made_up", "made up")
     monkeypatch.setattr(machine, "ceilings", lambda device: CEILINGS)
@@ -52,9 +47,7 @@ def run(out: Path, *arguments: str) -> tuple[int, dict[str, Any]]:
     return code, json.loads(path.read_text())
 
 
-def test_a_record_says_what_was_measured_where_and_from_which_sources(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_record_says_what_was_measured_where_and_from_which_sources(tmp_path, monkeypatch):
     add_comparison(monkeypatch, error=0)
     code, record = run(tmp_path / "new" / "folder")
     assert code == 0
@@ -71,9 +64,7 @@ def test_a_record_says_what_was_measured_where_and_from_which_sources(
     assert [comparison["name"] for comparison in record["comparisons"]] == ["made_up"]
 
 
-def test_a_table_shows_times_and_says_what_the_reader_must_know(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_table_shows_times_and_says_what_the_reader_must_know(tmp_path, monkeypatch, capsys):
     add_comparison(monkeypatch, error=0)
     code, _ = run(tmp_path)
     assert code == 0, "a bar that is missed fails nothing"
@@ -86,9 +77,9 @@ def test_a_table_shows_times_and_says_what_the_reader_must_know(
     assert steps, "steps are told on standard error where the output is no terminal"
 
 
-def test_outputs_that_do_not_agree_end_in_exit_code_1_and_say_by_how_much(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_outputs_that_do_not_agree_end_in_exit_code_1_and_by_how_much(
+    tmp_path, monkeypatch, capsys
+):
     add_comparison(monkeypatch, error=0.25)
     code, record = run(tmp_path)
     assert code == 1
@@ -98,9 +89,7 @@ def test_outputs_that_do_not_agree_end_in_exit_code_1_and_say_by_how_much(
     assert "not timed" in shown
 
 
-def test_a_case_that_breaks_ends_in_exit_code_1_and_is_named_with_its_error(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_case_that_breaks_ends_in_exit_code_1_named_with_its_error(tmp_path, monkeypatch, capsys):
     def breaks() -> Prepared:
         raise MemoryError("[too] large")
 
@@ -112,9 +101,7 @@ def test_a_case_that_breaks_ends_in_exit_code_1_and_is_named_with_its_error(
     assert "BROKE, not timed (the record has the traceback): two: MemoryError: [too] large" in shown
 
 
-def test_cases_for_which_the_time_was_up_are_named(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_cases_for_which_the_time_was_up_are_named(tmp_path, monkeypatch, capsys):
     add_comparison(monkeypatch, error=0, most_seconds={"cpu": 1e9})
     code, record = run(tmp_path, "--most-seconds", "0")
     assert code == 0
@@ -132,12 +119,7 @@ def test_cases_for_which_the_time_was_up_are_named(
         pytest.param(["aspp", "--device", "cuda"], "no CUDA device", marks=NO_CUDA),
     ],
 )
-def test_a_wrong_argument_is_refused_before_anything_runs(
-    arguments: list[str],
-    message: str,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+def test_a_wrong_argument_is_refused_before_anything_runs(arguments, message, monkeypatch, capsys):
     add_comparison(monkeypatch, error=0, devices=("cuda",))
     with pytest.raises(SystemExit) as stop:
         compare.main(arguments)
@@ -145,9 +127,7 @@ def test_a_wrong_argument_is_refused_before_anything_runs(
     assert message in capsys.readouterr().err
 
 
-def test_a_clock_of_the_processor_is_refused_for_a_gpu(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_clock_of_the_processor_is_refused_for_a_gpu(monkeypatch, capsys):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     with pytest.raises(SystemExit) as stop:
         compare.main(["aspp", "--clock", "cpu"])
@@ -155,9 +135,7 @@ def test_a_clock_of_the_processor_is_refused_for_a_gpu(
     assert "add --device cpu" in capsys.readouterr().err
 
 
-def test_help_names_every_comparison_and_explains_the_table(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+def test_help_names_every_comparison_and_explains_the_table(capsys):
     with pytest.raises(SystemExit) as stop:
         compare.main(["--help"])
     assert stop.value.code == 0
@@ -168,14 +146,12 @@ def test_help_names_every_comparison_and_explains_the_table(
         assert column in shown
 
 
-def test_every_name_in_the_table_is_a_module_beside_compare() -> None:
-    folder = Path(compare.__file__).parent
-    assert {f"compare_{name}.py" for name in compare.COMPARISONS} == {
-        path.name for path in folder.glob("compare_*.py")
-    }
+def test_every_name_in_the_table_is_a_module_beside_compare():
+    modules = {path.name for path in Path(compare.__file__).parent.glob("compare_*.py")}
+    assert {f"compare_{name}.py" for name in compare.COMPARISONS} == modules
 
 
-def test_no_module_of_bench_shadows_a_package_or_the_standard_library() -> None:
+def test_no_module_of_bench_shadows_a_package_or_the_standard_library():
     names = {path.stem for path in Path(compare.__file__).parent.glob("*.py")}
     assert not names & {"crf", "deeplab", "kernels", "torch", "numpy"}
     assert not names & sys.stdlib_module_names

@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 from dataclasses import replace
 from typing import Any
 
@@ -27,9 +25,7 @@ def outputs_of(prepared: Any) -> dict[str, Any]:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("fuse", ["sum", "concat"])
 @pytest.mark.parametrize("backward", [False, True])
-def test_ours_passes_the_gate_and_a_wrong_rate_does_not(
-    fuse: str, backward: bool, dtype: torch.dtype
-) -> None:
+def test_ours_passes_the_gate_and_a_wrong_rate_does_not(fuse, backward, dtype):
     head = small(fuse, backward, dtype)
     prepared = compare_aspp.prepare(head, "cpu")
     outputs = outputs_of(prepared)
@@ -40,7 +36,7 @@ def test_ours_passes_the_gate_and_a_wrong_rate_does_not(
     assert not all(check.passed for check in prepared.gate({**outputs, OURS: wrong}))
 
 
-def test_a_normalised_head_passes_the_gate_and_one_without_its_scale_does_not() -> None:
+def test_a_normalised_head_passes_the_gate_and_one_without_its_scale_does_not():
     prepared = compare_aspp.prepare(NORMALISED, "cpu")
     outputs = outputs_of(prepared)
     assert all(check.passed for check in prepared.gate(outputs))
@@ -48,7 +44,7 @@ def test_a_normalised_head_passes_the_gate_and_one_without_its_scale_does_not() 
     assert not all(check.passed for check in prepared.gate({**outputs, OURS: plain}))
 
 
-def test_an_output_of_another_shape_or_with_a_nan_fails_the_gate_whosever_it_is() -> None:
+def test_an_output_of_another_shape_or_with_a_nan_fails_the_gate_whosever_it_is():
     prepared = compare_aspp.prepare(small("sum", False), "cpu")
     outputs = outputs_of(prepared)
     for wrong in (outputs[OURS][:, :1], outputs[OURS].clone().fill_(float("nan"))):
@@ -56,9 +52,7 @@ def test_an_output_of_another_shape_or_with_a_nan_fails_the_gate_whosever_it_is(
             assert not all(check.passed for check in prepared.gate({**outputs, name: wrong}))
 
 
-def test_where_nothing_can_be_compiled_the_others_are_compared_and_the_reader_told(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_where_nothing_can_be_compiled_the_others_are_compared_and_the_reader_told(monkeypatch):
     def broken(head: Head, mode: str | None) -> Any:
         def forward(given: Any) -> torch.Tensor:
             raise RuntimeError("no C++ compiler\nlook here")
@@ -81,20 +75,18 @@ def test_where_nothing_can_be_compiled_the_others_are_compared_and_the_reader_to
         (torch.bfloat16, "cuda", 2.0**-7),
     ],
 )
-def test_a_rounding_is_that_of_the_arithmetic_which_the_switches_allow(
-    dtype: torch.dtype, device: str, eps: float
-) -> None:
+def test_a_rounding_is_that_of_the_arithmetic_which_the_switches_allow(dtype, device, eps):
     with switches.tuned():
         assert compare_aspp._eps(dtype, device) == eps
 
 
 @pytest.mark.parametrize("settings", [Settings("cpu", 1, True), Settings("cpu", 1, False), GPU])
-def test_the_case_names_tell_the_cases_apart(settings: Settings) -> None:
+def test_the_case_names_tell_the_cases_apart(settings):
     names = [case.name for case in compare_aspp.cases(settings)]
     assert len(set(names)) == len(names)
 
 
-def test_on_a_gpu_every_head_runs_in_every_dtype_and_batch_those_with_a_bar_first() -> None:
+def test_on_a_gpu_every_head_runs_in_every_dtype_and_batch_those_with_a_bar_first():
     cases = compare_aspp.cases(GPU)
     assert len(cases) == len(GPU_HEADS) * len(DTYPES) * len(BATCHES) * 2
     barred = {case.name: case.bar for case in cases[: 2 * len(BARS)]}
@@ -112,14 +104,14 @@ def test_on_a_gpu_every_head_runs_in_every_dtype_and_batch_those_with_a_bar_firs
         assert with_compiled is (case.name in barred), "every peer runs where a bar is set"
 
 
-def test_quick_on_a_gpu_is_a_handful_and_judges_only_where_all_peers_are() -> None:
+def test_quick_on_a_gpu_is_a_handful_and_judges_only_where_all_peers_are():
     cases = compare_aspp.cases(GPU_QUICK)
     assert {case.name for case in cases} == set(compare_aspp.QUICK)
     for case in cases:
         assert (case.bar is not None) is case.prepare.args[2]
 
 
-def test_operations_are_held_against_the_peak_of_their_dtype() -> None:
+def test_operations_are_held_against_the_peak_of_their_dtype():
     assert compare_aspp._peak(small("sum", False, torch.bfloat16)) == machine.BF16_PEAK
     assert compare_aspp._peak(small("sum", False, torch.float32)) == machine.TF32_PEAK
 
@@ -127,7 +119,7 @@ def test_operations_are_held_against_the_peak_of_their_dtype() -> None:
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("backward", [False, True])
-def test_on_a_gpu_every_peer_passes_the_gate(dtype: torch.dtype, backward: bool) -> None:
+def test_on_a_gpu_every_peer_passes_the_gate(dtype, backward):
     head = Head(64, 21, 33, "sum", batch=2, dtype=dtype, backward=backward)
     prepared = compare_aspp.prepare(head, "cuda")
     assert prepared.facts["cudnn.allow_tf32"] is True

@@ -1,7 +1,5 @@
 """The cases of DenseCRF's methods: they pass their gate, say their error, and cover the bars."""
 
-from __future__ import annotations
-
 import crf_methods
 import pytest
 import torch

@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -11,17 +9,11 @@ import pytest
 import torch
 from fresh_process import in_fresh_process
 
-SAMPLE = {
-    "seconds": {
-        "import the library": {"cpu": 0.07, "wall": 0.1},
-        "first call": {"cpu": 0.2, "wall": 0.3},
-        "second call": {"cpu": 0.01, "wall": 0.02},
-    },
-    "compilers": [],
-}
+SECONDS = {"import the library": {"cpu": 0.07, "wall": 0.1}}
+SECONDS |= {"first call": {"cpu": 0.2, "wall": 0.3}, "second call": {"cpu": 0.01, "wall": 0.02}}
 
 
-def test_a_sample_tells_each_step_and_that_the_calls_imported_no_compiler() -> None:
+def test_a_sample_tells_each_step_and_that_the_calls_imported_no_compiler():
     threads = torch.get_num_threads()
     first_call.sample(first_call.OURS)  # here, so that its code is on disk
     torch.set_num_threads(threads)
@@ -32,9 +24,9 @@ def test_a_sample_tells_each_step_and_that_the_calls_imported_no_compiler() -> N
 
 
 @pytest.mark.parametrize(("first", "status"), [(0.2, 0), (0.5, 1)])
-def test_the_record_holds_every_sample_and_the_status_whether_the_bar_is_met(
-    first: float, status: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_record_holds_every_sample_and_whether_the_bar_is_met(
+    first, status, tmp_path, monkeypatch
+):
     caches = set()
 
     def made_up(function: Callable[..., Any], *arguments: str) -> Any:
@@ -42,8 +34,8 @@ def test_the_record_holds_every_sample_and_the_status_whether_the_bar_is_met(
             return {"cpu": 0.25, "wall": 0.3}
         assert function is first_call.sample
         caches.add(Path(arguments[1]))
-        seconds = {**SAMPLE["seconds"], "first call": {"cpu": first, "wall": first}}
-        return {**SAMPLE, "seconds": seconds}
+        seconds = SECONDS | {"first call": {"cpu": first, "wall": first}}
+        return {"seconds": seconds, "compilers": []}
 
     monkeypatch.setattr(fresh_process, "in_fresh_process", made_up)
     assert first_call.main(["--samples", "3", "--out", str(tmp_path)]) == status

@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import time
 from collections.abc import Callable
 from functools import partial
@@ -22,7 +20,7 @@ class Graph:
         self.replays += 1
 
 
-def test_replays_are_timed_and_not_the_calls(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_replays_are_timed_and_not_the_calls(monkeypatch):
     graph = Graph()
     monkeypatch.setattr(graphs, "captured", lambda name, call: graph)
     monkeypatch.setattr(graphs, "EventClock", lambda: time.perf_counter)
@@ -32,9 +30,7 @@ def test_replays_are_timed_and_not_the_calls(monkeypatch: pytest.MonkeyPatch) ->
     assert graph.replays > len(rounds["ours"]) == BUDGET.rounds
 
 
-def test_where_one_cannot_be_captured_all_are_timed_by_events_and_the_reader_told(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_where_one_cannot_be_captured_all_are_timed_by_events_and_the_reader_told(monkeypatch):
     called = []
 
     def captured(name: str, call: Callable[[], Any]) -> Graph:
@@ -52,7 +48,7 @@ def test_where_one_cannot_be_captured_all_are_timed_by_events_and_the_reader_tol
     assert "peer: it waits for the device" in note
 
 
-def test_a_replay_that_leaves_a_value_unwritten_is_no_capture() -> None:
+def test_a_replay_that_leaves_a_value_unwritten_is_no_capture():
     output = {"output": torch.ones(3), "gradients": (torch.ones(2, 3), torch.ones(1).expand(4))}
     tensors = list(graphs.tensors_in(output))
 
@@ -72,7 +68,7 @@ def test_a_replay_that_leaves_a_value_unwritten_is_no_capture() -> None:
 
 
 @pytest.fixture
-def gradients() -> Callable[[], Any]:
+def gradients():
     """A call with a backward."""
     matrix = torch.randn(64, 64, device="cuda")
 
@@ -85,14 +81,14 @@ def gradients() -> Callable[[], Any]:
 
 
 @pytest.mark.gpu
-def test_a_captured_call_writes_what_the_eager_call_gives(gradients: Callable[[], Any]) -> None:
+def test_a_captured_call_writes_what_the_eager_call_gives(gradients):
     rounds, how, notes = graphs.device_times({"ours": gradients, "peer": gradients}, BUDGET)
     assert (how, notes) == (graphs.REPLAYS, [])
     assert all(0 < sample < 1e-2 for each in rounds.values() for sample in samples(each))
 
 
 @pytest.mark.gpu
-def test_after_a_failed_capture_the_next_one_works(gradients: Callable[[], Any]) -> None:
+def test_after_a_failed_capture_the_next_one_works(gradients):
     stream = torch.cuda.current_stream()
     flag = torch.ones(1, device="cuda")
 
@@ -107,7 +103,7 @@ def test_after_a_failed_capture_the_next_one_works(gradients: Callable[[], Any])
 
 
 @pytest.mark.gpu
-def test_a_replay_takes_as_long_as_its_kernels() -> None:
+def test_a_replay_takes_as_long_as_its_kernels():
     matrix = torch.randn(4096, 4096, device="cuda")
     calls = {"one": lambda: matrix @ matrix, "four": lambda: [matrix @ matrix for _ in range(4)]}
     rounds, _, _ = graphs.device_times(calls, BUDGET)

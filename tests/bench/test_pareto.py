@@ -1,9 +1,6 @@
 """The picture of time against error: what it takes from a record, and what it refuses."""
 
-from __future__ import annotations
-
 import json
-from pathlib import Path
 from typing import Any
 
 import pareto
@@ -26,13 +23,13 @@ def record() -> dict[str, Any]:
     return {"comparisons": [{"device": "cuda", "cases": cases}]}
 
 
-def test_methods_of_one_problem_share_a_panel() -> None:
+def test_methods_of_one_problem_share_a_panel():
     panels = dict(pareto.panels_of(record()))
     assert list(panels) == ["10x20 80/13 on the cuda", "10x20 49/5 on the cuda"]
     assert [p["name"] for p in panels["10x20 80/13 on the cuda"]] == ["exact", "separable"]
 
 
-def test_a_picture_is_written(tmp_path: Path) -> None:
+def test_a_picture_is_written(tmp_path):
     pytest.importorskip("matplotlib", reason="matplotlib is not installed: pip install '.[plots]'")
     source, out = tmp_path / "record.json", tmp_path / "pareto.png"
     source.write_text(json.dumps(record()))
@@ -48,9 +45,7 @@ def test_a_picture_is_written(tmp_path: Path) -> None:
         ('{"comparisons": []}', "no case states an error"),
     ],
 )
-def test_what_is_no_such_record_is_named(
-    tmp_path: Path, text: str, words: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_what_is_no_such_record_is_named(tmp_path, text, words, capsys):
     source = tmp_path / "record.json"
     source.write_text(text)
     with pytest.raises(SystemExit):

@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Iterator
@@ -29,7 +27,7 @@ def made_up(error: float, calls: list[str], **case: Any) -> Comparison:
 
     def prepare() -> Prepared:
         return Prepared(
-            candidates={"ours": lambda: calls.append("ours"), "peer": lambda: calls.append("peer")},
+            candidates={name: lambda name=name: calls.append(name) for name in ("ours", "peer")},
             gate=lambda outputs: [Check("error", error, 1e-3)],
             quality=lambda outputs: {name: Quality(0.9, 0.1) for name in outputs},
             cost=Cost(2000, 500, {"N": 500}),
@@ -51,9 +49,8 @@ def test_outputs_that_do_not_agree_are_not_timed() -> None:
     assert not report["passed"]
     assert calls == ["ours", "peer"], "the gate's own calls and no more"
     assert report["cases"][0]["candidates"] == {"ours": {}, "peer": {}}
-    assert report["cases"][0]["checks"] == [
-        {"what": "error", "value": 2e-3, "limit": 1e-3, "passed": False}
-    ]
+    failed = {"what": "error", "value": 2e-3, "limit": 1e-3, "passed": False}
+    assert report["cases"][0]["checks"] == [failed]
 
 
 def test_a_gate_that_checks_nothing_is_refused() -> None:
@@ -75,9 +72,8 @@ def test_a_case_that_raises_has_the_traceback_and_the_next_one_is_measured() -> 
     broken, measured = report["cases"]
     assert not broken["passed"]
     assert broken["error"].strip().endswith("MemoryError: too large")
-    assert broken["bars"] == [
-        {"what": "times as fast as the fastest peer", "value": None, "bar": 2.0, "met": False}
-    ]
+    unmet = {"what": "times as fast as the fastest peer", "value": None, "bar": 2.0, "met": False}
+    assert broken["bars"] == [unmet]
     assert measured["passed"]
     assert measured["candidates"]["ours"]["samples"]
     json.dumps(report)
@@ -107,9 +103,8 @@ def test_a_report_holds_percentiles_samples_ratios_rates_and_quality(clock: str)
     assert len(ours["samples"]) >= 3
     assert ours["quality"] == {"same_label": 0.9, "mean_error": 0.1}
     assert "ours_is_faster_by" not in ours
-    assert peer["ours_is_faster_by"]["ratio_of_p50"] == pytest.approx(
-        peer["seconds"]["p50"] / ours["seconds"]["p50"]
-    )
+    ratio = peer["seconds"]["p50"] / ours["seconds"]["p50"]
+    assert peer["ours_is_faster_by"]["ratio_of_p50"] == pytest.approx(ratio)
     assert ours["bytes_per_second"] == pytest.approx(2000 / ours["seconds"]["p50"])
     assert case["floor_seconds"] == pytest.approx(2000 / 1e9)
     assert case["cost"]["sizes"] == {"N": 500}
@@ -137,11 +132,11 @@ def test_the_fastest_peer_decides_whether_a_bar_is_met() -> None:
 @pytest.fixture
 def gpu(monkeypatch: pytest.MonkeyPatch) -> Settings:
     """Settings of a made-up GPU."""
-    monkeypatch.setattr(
-        runner,
-        "device_times",
-        lambda calls, budget: (time_in_turn(calls, budget), REPLAYS, ["odd"]),
-    )
+
+    def times(calls: Any, budget: Budget) -> Any:
+        return time_in_turn(calls, budget), REPLAYS, ["odd"]
+
+    monkeypatch.setattr(runner, "device_times", times)
     monkeypatch.setattr(runner, "peak_of_call", lambda call, device: 7)
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
     return Settings(device="cuda", threads=1, quick=True)
@@ -168,11 +163,8 @@ def test_what_is_around_the_candidates_holds_while_they_run_and_no_longer(gpu: S
         yield
         held[0] = False
 
-    prepared = Prepared(
-        candidates={"ours": lambda: seen.append(held[0])},
-        gate=lambda outputs: [Check("error", 0, 0)],
-        around=around,
-    )
+    calls = {"ours": lambda: seen.append(held[0])}
+    prepared = Prepared(calls, lambda outputs: [Check("error", 0, 0)], around=around)
     comparison = Comparison("made_up", "", ("cuda",), lambda s: [Case("one", lambda: prepared)])
     assert run(comparison, gpu)["passed"]
     assert len(seen) > 3

@@ -136,9 +136,8 @@ def test_numbas_settings_have_machine_code_of_their_own(doubles, tmp_path, monke
 
 
 @pytest.mark.parametrize("setting", ["NUMBA_BOUNDSCHECK", "NUMBA_DISABLE_JIT"])
-def test_settings_to_debug_other_code_leave_kernels_compiled_and_that_code_as_it_is(
-    doubles, monkeypatch, setting
-):
+def test_settings_to_debug_other_code_leave_kernels_compiled(doubles, monkeypatch, setting):
+    """And that other code as it is."""
     monkeypatch.setenv(setting, "1")
     config.reload_config()
     try:
@@ -149,7 +148,7 @@ def test_settings_to_debug_other_code_leave_kernels_compiled_and_that_code_as_it
         config.reload_config()
 
 
-def test_without_a_writable_folder_a_kernel_still_runs_and_a_warning_says_once_how_to_mend(
+def test_without_a_writable_folder_a_kernel_runs_and_a_warning_says_once_how_to_mend(
     doubles, tmp_path, monkeypatch
 ):
     (tmp_path / "file").write_text("")
@@ -212,9 +211,8 @@ def test_the_address_of_an_array_is_that_of_its_interface():
 def test_a_first_call_with_its_code_on_disk_imports_no_compiler_and_links_few_kernels():
     """What makes it quick. Whoever adds a kernel, or a type of argument, meets the number here."""
     exec(INFERENCE, {})  # from here on its code is on disk
-    process = subprocess.run(
-        [sys.executable, "-c", COUNTED], capture_output=True, text=True, check=True, cwd=ROOT
-    )
+    command = [sys.executable, "-c", COUNTED]
+    process = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
     assert process.stdout.split() == ["12"]
 
 

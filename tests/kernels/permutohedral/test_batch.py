@@ -1,7 +1,5 @@
 """One lattice of several images: each is filtered as on its own, bit for bit."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest
@@ -17,7 +15,7 @@ any_impl = pytest.mark.parametrize("impl", ["cpu", "reference"])
 
 
 @pytest.fixture(autouse=True)
-def _several_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+def _several_parts(monkeypatch):
     """Lattices of the CPU have two parts, and so ghosts."""
     monkeypatch.setattr(cpu, "MIN_PART", 8)
 
@@ -29,12 +27,9 @@ def features_of(images: int, count: int, dims: int, spread: float = 0.5, seed: i
 
 def alone(features: Tensor, values: Tensor, impl: str, **options: Any) -> Tensor:
     """The values `[B * N, C]`, each image filtered on a lattice of its own."""
-    return torch.cat(
-        [
-            kernels.apply_lattice(kernels.build_lattice(f, impl=impl), v, impl=impl, **options)
-            for f, v in zip(features, values.unflatten(0, features.shape[:2]), strict=True)
-        ]
-    )
+    own = (kernels.build_lattice(f, impl=impl) for f in features)
+    pairs = zip(own, values.unflatten(0, features.shape[:2]), strict=True)
+    return torch.cat([kernels.apply_lattice(one, v, impl=impl, **options) for one, v in pairs])
 
 
 @any_impl
@@ -46,9 +41,7 @@ def alone(features: Tensor, values: Tensor, impl: str, **options: Any) -> Tensor
     spread=st.sampled_from([0.0, 0.1, 3.0]),
     reverse=st.booleans(),
 )
-def test_images_of_a_lattice_are_filtered_as_on_their_own(
-    impl: str, images: int, count: int, dims: int, spread: float, reverse: bool
-) -> None:
+def test_images_of_a_lattice_are_filtered_as_alone(impl, images, count, dims, spread, reverse):
     features = features_of(images, count, dims, spread)
     values = torch.randn(images * count, 3)
     lattice = kernels.build_lattice(features, impl=impl)
@@ -61,7 +54,7 @@ def test_images_of_a_lattice_are_filtered_as_on_their_own(
 
 @any_impl
 @pytest.mark.parametrize("images", [1, 2, 5])
-def test_a_repeated_lattice_is_that_of_images_with_the_same_points(impl: str, images: int) -> None:
+def test_a_repeated_lattice_is_that_of_images_with_the_same_points(impl, images):
     features = features_of(1, 30, 4)
     one = kernels.build_lattice(features[0], impl=impl)
     lattice = kernels.repeat_lattice(one, images)
@@ -71,27 +64,23 @@ def test_a_repeated_lattice_is_that_of_images_with_the_same_points(impl: str, im
         assert (found is None and wanted is None) or torch.equal(found, wanted), name
 
 
-def test_joined_lattices_need_not_be_alike() -> None:
+def test_joined_lattices_need_not_be_alike():
     """Of different sizes, with and without ghosts; chains only where all have them."""
     pieces = [features_of(1, count, 3, seed=count)[0] for count in (40, 3, 0, 17)]
     values = torch.randn(60, 2)
-    for impls, has_chains in (
-        (["cpu"] * 4, True),
-        (["cpu", "reference", "cpu", "reference"], False),
-    ):
+    for impls, has_chains in ((["cpu"] * 4, True), (["cpu", "reference"] * 2, False)):
         built = [kernels.build_lattice(f, impl=i) for f, i in zip(pieces, impls, strict=True)]
         lattice = batch.joined(built)
         assert (lattice.chains is not None) == has_chains
-        expected = torch.cat([
-            kernels.apply_lattice(one, v, impl="reference")
-            for one, v in zip(built, values.split([len(f) for f in pieces]), strict=True)
-        ])  # fmt: skip
+        shares = zip(built, values.split([len(f) for f in pieces]), strict=True)
+        filtered = [kernels.apply_lattice(one, v, impl="reference") for one, v in shares]
+        expected = torch.cat(filtered)
         for impl in ("cpu", "reference"):
             found = kernels.apply_lattice(lattice, values, impl=impl)
             torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
 
 
-def test_gradients_stay_within_their_image() -> None:
+def test_gradients_stay_within_their_image():
     features, values = features_of(2, 20, 3), torch.randn(40, 2, requires_grad=True)
     lattice = kernels.build_lattice(features)
     kernels.apply_lattice(lattice, values)[:20].sum().backward()
@@ -101,12 +90,12 @@ def test_gradients_stay_within_their_image() -> None:
 
 
 @any_impl
-def test_no_images_have_a_lattice_without_points(impl: str) -> None:
+def test_no_images_have_a_lattice_without_points(impl):
     lattice = kernels.build_lattice(torch.empty(0, 5, 3), impl=impl)
     assert lattice.num_points == lattice.num_rows == 0
 
 
-def test_what_cannot_be_is_refused() -> None:
+def test_what_cannot_be_is_refused():
     with pytest.raises(ValueError, match=r"features must have shape \[B, N, D\]"):
         kernels.build_lattice(torch.empty(2, 5, 0))
     with pytest.raises(ValueError, match=r"features must have shape \[N, D\]"):
