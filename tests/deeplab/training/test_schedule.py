@@ -7,7 +7,7 @@ import torch
 from tiny_training import SHORT, run
 
 from deeplab.model import deeplab_v2_small
-from deeplab.training.schedule import make_optimizer, poly_lr
+from deeplab.training.schedule import make_optimizer, poly_lr, step_lr
 
 
 def test_poly_schedule_has_the_papers_values():
@@ -15,6 +15,12 @@ def test_poly_schedule_has_the_papers_values():
     assert poly_lr(0.1, 500, 1000) == pytest.approx(0.1 * 0.535886731)
     assert poly_lr(0.1, 999, 1000) == pytest.approx(0.1 * 0.001995262)
     assert poly_lr(0.1, 250, 1000, power=1) == pytest.approx(0.075)
+
+
+def test_step_schedule_is_a_tenth_after_every_2000_iterations():
+    assert [step_lr(1e-3, step, 2000) for step in (0, 1999)] == [1e-3, 1e-3]
+    assert step_lr(1e-3, 2000, 2000) == pytest.approx(1e-4)
+    assert step_lr(1e-3, 4500, 2000) == pytest.approx(1e-5)
 
 
 def test_warmup_rises_linearly_and_then_leaves_the_schedule_alone():
