@@ -1,6 +1,6 @@
 """The learning rate over a run, and the parameter groups that reach the optimiser."""
 
-import dataclasses
+from dataclasses import replace
 
 import pytest
 import torch
@@ -38,13 +38,12 @@ def test_group_factors_and_schedule_reach_the_optimizer(pictures, monkeypatch):
 
     class Recorder(torch.optim.SGD):
         def step(self, closure=None):
-            seen.append(
-                {g["name"]: (g["lr"], g["weight_decay"], g["momentum"]) for g in self.param_groups}
-            )
+            keys = ("lr", "weight_decay", "momentum")
+            seen.append({g["name"]: tuple(g[key] for key in keys) for g in self.param_groups})
             return super().step(closure)
 
     monkeypatch.setattr(torch.optim, "SGD", Recorder)
-    config = dataclasses.replace(SHORT, steps=2, lr=0.01, head_lr_scale=10, weight_decay=0.003)
+    config = replace(SHORT, steps=2, lr=0.01, head_lr_scale=10, weight_decay=0.003)
     run(config, pictures)
     second = 0.01 * 0.5**0.9
     expected = {
@@ -61,20 +60,19 @@ def test_group_factors_and_schedule_reach_the_optimizer(pictures, monkeypatch):
 
 @pytest.mark.parametrize("scale", [0.2, 1.0, 10.0])
 def test_head_lr_scale_is_relative_to_the_body(scale):
-    groups = make_optimizer(
-        deeplab_v2_small(5), dataclasses.replace(SHORT, head_lr_scale=scale)
-    ).param_groups
+    config = replace(SHORT, head_lr_scale=scale)
+    groups = make_optimizer(deeplab_v2_small(5), config).param_groups
     rates = {group["name"]: group["lr"] for group in groups}
     assert rates["head_weight"] / rates["body_weight"] == pytest.approx(scale)
     assert rates["head_bias"] / rates["body_weight"] == pytest.approx(2 * scale)
 
 
 def test_adamw_takes_the_same_groups(pictures):
-    config = dataclasses.replace(SHORT, optimizer="adamw", lr=1e-3, weight_decay=0.05)
+    config = replace(SHORT, optimizer="adamw", lr=1e-3, weight_decay=0.05)
     optimizer = make_optimizer(deeplab_v2_small(5), config)
     assert isinstance(optimizer, torch.optim.AdamW)
     decays = {group["name"]: group["weight_decay"] for group in optimizer.param_groups}
     assert decays["body_weight"] == decays["head_weight"] == 0.05
     assert decays["body_norm"] == decays["head_bias"] == 0
-    trained = run(dataclasses.replace(config, steps=30, scales=(1.0, 1.0)), pictures)
-    assert trained.loss < run(dataclasses.replace(config, steps=1), pictures).loss
+    trained = run(replace(config, steps=30, scales=(1.0, 1.0)), pictures)
+    assert trained.loss < run(replace(config, steps=1), pictures).loss
