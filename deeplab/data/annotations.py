@@ -1,9 +1,8 @@
 """What the CRF alone is given: annotations and probabilities, from files.
 
-An annotation has labels for some pixels of a picture. By colours, each colour is a label and black
-is unsure, as in pydensecrf's example; black and white alone are a mask, background and foreground.
-By indices, the values are the classes and 255 is unsure, as in VOC's label maps. Probabilities come
-as an array for each class, or as one of the foreground.
+An annotation has labels for some pixels of a picture: by colours, as in pydensecrf's example, or by
+class indices, as in VOC's label maps. Probabilities come as an array for each class, or as one of
+the foreground.
 """
 
 from __future__ import annotations
@@ -18,19 +17,11 @@ from deeplab.data.conversions import Conversion
 from deeplab.data.images import MAX_MEGAPIXELS, load_picture
 from deeplab.errors import InputError
 
-ROUNDING = 0.01
-"""How far probabilities may be from 0 and their sums from 1: half precision, resizing."""
-
+ROUNDING = 0.01  # of probabilities and their sums: half precision, resizing
 UNSURE_INDEX = 255
-"""The unsure pixels of an annotation by class indices, as in VOC's label maps."""
-
 MAX_LABELS = 255
-
-SMALL_INDEX = 64
-"""Grey levels below this, and 255, are more likely class indices than shades that were drawn."""
-
+SMALL_INDEX = 64  # grey levels below, and 255, are more likely class indices than drawn shades
 FOREGROUND = ("background", "foreground")
-"""The labels of a mask of black and white, and of the probabilities of a foreground."""
 
 GREY = (
     "a grey picture of small values, read as colours (0 is unsure); if its values are class "
@@ -96,8 +87,7 @@ def read_colours(
         as the blends at soft (antialiased) edges. None: all of them.
 
     Raises InputError: as `read_image`; for another size than the picture's, 16-bit pixels, fewer
-    than two labels or more than 255 (soft edges or JPEG, most likely), or fewer colours than asked
-    for.
+    than two labels or more than 255, or fewer colours than asked for.
     """
     picture, conversions = load_picture(path, max_megapixels)
     _check_annotation_size(path, picture, size)
@@ -110,8 +100,7 @@ def read_colours(
     codes = rgba[..., 0] + (rgba[..., 1] << 8) + (rgba[..., 2] << 16)
     clear = rgba[..., 3] == 0
     codes[clear] = 0
-    found = np.unique(codes)
-    found = found[found != 0]
+    found = np.setdiff1d(codes, 0)
     labels = np.where(codes == 0, 0, np.searchsorted(found, codes) + 1)
     areas = _areas(labels, len(found))
     notes = _texts(conversions)
@@ -135,7 +124,7 @@ def read_colours(
             f"{path}: {len(found)} label (colours other than black, which means unsure); at "
             f"least two are needed: mark the background in a colour of its own too{hint}"
         )
-    rgb = _rgb(found)
+    rgb = np.stack([found & 255, (found >> 8) & 255, found >> 16], axis=1)
     notes += _reading_notes(picture)
     if colours is None:
         notes += _soft_edges(rgb, areas)
@@ -242,11 +231,6 @@ def _texts(conversions: list[Conversion]) -> tuple[str, ...]:
     return tuple(conversion.text for conversion in conversions)
 
 
-def _rgb(codes: np.ndarray) -> np.ndarray:
-    """int64 `[n, 3]`."""
-    return np.stack([codes & 255, (codes >> 8) & 255, codes >> 16], axis=1)
-
-
 def _areas(labels: np.ndarray, count: int) -> np.ndarray:
     """How many blocks of 2 x 2 pixels each label fills, int64 `[count]`; soft edges fill hardly any
     and thin lines few."""
@@ -344,11 +328,8 @@ def _load_array(path: Path) -> np.ndarray:
 
 def _class_axis(path: Path, array: np.ndarray, size: tuple[int, int]) -> int:
     """0 for `[C, H, W]`, 2 for `[H, W, C]`."""
-    axes = [
-        axis
-        for axis in (0, 2)
-        if array.ndim == 3 and tuple(np.delete(array.shape, axis)) == tuple(size)
-    ]
+    shapes = {axis: tuple(np.delete(array.shape, axis)) for axis in (0, 2) if array.ndim == 3}
+    axes = [axis for axis, rest in shapes.items() if rest == tuple(size)]
     if not axes:
         height, width = size
         raise InputError(

@@ -1,10 +1,7 @@
 """What reading changed in pictures, reported once for each kind of change.
 
 A conversion belongs to a file and has a kind. Whoever reads pictures collects them, from other
-processes too, as they are plain values; `counted` makes the lines, one a kind:
-
-    photos/a.png: grey converted to RGB
-    12 pictures, such as photos/b.jpg: turned upright, as its EXIF orientation (6) says; ...
+processes too, as they are plain values; `counted` makes the lines, one a kind.
 """
 
 from __future__ import annotations
@@ -50,10 +47,7 @@ def by_kind(conversions: Iterable[Conversion]) -> dict[str, list[Conversion]]:
 
 
 def counted(conversions: Iterable[Conversion], examples: int = 1) -> list[str]:
-    """A line for each kind: the picture's own where it is alone, else how many and the first.
-
-    examples: how many pictures to name at most.
-    """
+    """A line for each kind: the picture's own where it is alone, else how many, and `examples`."""
     lines = []
     for group in by_kind(conversions).values():
         many = f"{len(group)} pictures, such as " if len(group) > 1 else ""

@@ -32,13 +32,8 @@ from deeplab.data.conversions import (
 from deeplab.errors import InputError
 
 MAX_MEGAPIXELS = 100.0
-"""Larger pictures are refused unless the caller raises the limit: see `read_image`."""
-
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".ppm", ".pgm")
-"""The file names that count as pictures when a folder is given."""
-
-NEARLY_BLACK = 4096
-"""16-bit values that all lie below this are those of a sensor of 12 bits or fewer, most likely."""
+NEARLY_BLACK = 4096  # 16-bit values below are those of a sensor of 12 bits or fewer, most likely
 
 
 def read_image(
@@ -53,13 +48,9 @@ def read_image(
     file does not declare would be a guess: 16-bit values below 4096, and alpha that leaves nearly
     nothing of the picture, are conversions of their own kind that say so.
 
-    The size is read from the file's header, before anything is decoded. Above `max_megapixels`
-    (10^6 pixels) the picture is refused: segmenting takes from 0.3 KB a pixel upwards (see
-    `deeplab.predict`), so a huge picture is more likely a mistake than a wish.
-
     Raises InputError: the file is missing, a folder, unreadable, empty, truncated, damaged, of no
-    known format, without pixels, above the limit, or of a pixel type without a fixed range (32-bit
-    integer or floating point).
+    known format, without pixels, above `max_megapixels` (10^6 pixels) by its header, or of a pixel
+    type without a fixed range (32-bit integer or floating point).
     """
     path = Path(path)
     image, conversions = load_picture(path, max_megapixels)
@@ -86,7 +77,8 @@ def load_picture(
                     raise InputError(f"{path}: PostScript, not a picture; save it as PNG or JPEG")
                 _check_size(path, image.size, max_megapixels)
                 if image.format == "PNG":
-                    _check_sums(path)
+                    with Image.open(path) as again:
+                        again.verify()  # checksums, at which decoding does not look
                 return _decode(path, image)
         except InputError:
             raise
@@ -153,19 +145,18 @@ def _expand(item: str | Path) -> list[Path]:
 
 def _check_file(path: Path) -> None:
     try:
-        if path.is_dir():
-            raise InputError(f"{path}: is a folder, expected an image file")
-        if path.stat().st_size == 0:
-            raise InputError(f"{path}: the file is empty (0 bytes); copy or download it again")
-        with path.open("rb"):
-            pass
+        empty = path.stat().st_size == 0
+        if not (empty or path.is_dir()):
+            path.open("rb").close()
     except FileNotFoundError:
         raise InputError(f"{path}: no such file; check the name and the folder") from None
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
-        if isinstance(error, InputError):
-            raise
         raise InputError(f"{path}: cannot be opened ({reason})") from error
+    if path.is_dir():
+        raise InputError(f"{path}: is a folder, expected an image file")
+    if empty:
+        raise InputError(f"{path}: the file is empty (0 bytes); copy or download it again")
 
 
 def _check_size(path: Path, size: tuple[int, int], max_megapixels: float) -> None:
@@ -179,12 +170,6 @@ def _check_size(path: Path, size: tuple[int, int], max_megapixels: float) -> Non
             f"of {max_megapixels:g}; make it smaller, or raise the limit where there is an option "
             f"for it and the memory allows (--max-megapixels {int(megapixels) + 1})"
         )
-
-
-def _check_sums(path: Path) -> None:
-    """Raises where a checksum of a PNG is wrong: decoding its pixels looks at none of theirs."""
-    with Image.open(path) as image:
-        image.verify()
 
 
 @contextmanager

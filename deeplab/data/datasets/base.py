@@ -38,10 +38,7 @@ class LabelledImages(Protocol):
 
 
 class LabelledPicture(tuple[Image, Labels]):
-    """The pair (image, labels) that a data set gives; it also knows what was converted in reading.
-
-    A plain pair will do for a data set of one's own: `conversions_of` then finds none.
-    """
+    """The pair (image, labels) that a data set gives, and what was converted in reading."""
 
     conversions: tuple[Conversion, ...]
 
@@ -235,9 +232,8 @@ class PairedFiles(SegmentationData):
 def pair_folders(images: Path, labels: Path) -> tuple[list[Pair], list[Path]]:
     """Pairs of the files in two folders and their subfolders, by name; label maps left over.
 
-    A picture without labels is paired with the PNG that should be there, also where the folder of
-    labels is missing. Raises InputError where that of the pictures is missing or empty, or two
-    pictures have one name.
+    A picture without labels is paired with the PNG that should be there. InputError where the
+    folder of pictures is missing or empty, or two pictures have one name.
     """
     found = files_by_name(images, SUFFIXES)
     if not found:
@@ -265,29 +261,23 @@ def files_by_name(folder: Path, suffixes: Sequence[str]) -> dict[str, Path]:
     """
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder")
-    found: dict[str, Path] = {}
-    twice: list[tuple[Path, Path]] = []
+    found: dict[str, list[Path]] = {}
     for path in _files_below(folder, ()):
         if path.suffix.lower() in suffixes:
             name = composed(path.relative_to(folder).with_suffix("").as_posix())
-            first = found.setdefault(name, path)
-            if first != path:
-                twice.append((path, first))
-    if twice:
+            found.setdefault(name, []).append(path)
+    if twice := [(path, first) for first, *others in found.values() for path in others]:
         path, first = twice[0]
         more = f" (and so on, {len(twice)} in all)" if len(twice) > 1 else ""
         raise InputError(
             f"{path}: has the name of {first.name}{more}; one picture and one label map belong to "
             "a name, so rename or remove one"
         )
-    return found
+    return {name: first for name, (first,) in found.items()}
 
 
 def files_in(folder: Path, suffix: str) -> list[Path]:
-    """The files with a suffix in a folder itself, sorted; none hidden; none where it is missing.
-
-    OSError where the folder cannot be read, which a pattern would pass over.
-    """
+    """The files with a suffix in a folder itself, sorted, none hidden; none where it is missing."""
     if not folder.is_dir():
         return []
     paths = (path for path in folder.iterdir() if path.suffix == suffix)

@@ -1,8 +1,7 @@
 """What is wrong with the files of a data set, and what is in it.
 
-Every picture and every label map is read once. What a person has to mend is a `Finding`, with the
-file's name; a broken picture ends nothing. Counts are of pixels by class, and of the pictures that
-a class occurs in: what class weights and the choice of a crop rest on.
+Every picture and every label map is read once. What a person has to mend is a `Finding`; a broken
+picture ends nothing.
 """
 
 from __future__ import annotations
@@ -13,7 +12,6 @@ import signal
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from itertools import combinations
 from pathlib import Path
@@ -42,12 +40,8 @@ KINDS = {
 }
 """The kinds of findings, and what they are."""
 
-TINY = 16
-"""Pictures with a shorter side than this (pixels) are findings: icons, or cut-off files."""
-
-FLAT = 3.0
-"""Pictures whose every channel has a smaller standard deviation (grey levels) are findings."""
-
+TINY = 16  # pixels of the shorter side: below are icons, or cut-off files
+FLAT = 3.0  # grey levels of standard deviation in any channel: below is nearly one colour
 _PICTURES_PER_WORKER = 500  # starting a process takes as long as reading some hundreds
 
 
@@ -127,7 +121,6 @@ def check(
 
     workers: processes that read; 0 reads in this one; by default as many as pay off. A script that
         uses them must guard its main part with `if __name__ == "__main__"`.
-    advance: called after each picture.
 
     Raises InputError: workers is negative, or a worker was killed.
     """
@@ -207,16 +200,14 @@ def _examine(data: SegmentationData, index: int) -> _Examined:
             labels, unknown = error.labels, error.unknown
         except InputError as error:
             findings.append(Finding("unreadable", str(error)))
-    size = None
+    size, file = None, data.file(index)
     if image is not None:
         size = (image.shape[1], image.shape[0])
         if min(size) < TINY:
-            line = f"{data.file(index)}: only {size[0]} x {size[1]} pixels"
-            findings.append(_finding("size", line))
-        findings += _contrast(data.file(index), image, conversions)
+            findings.append(_finding("size", f"{file}: only {size[0]} x {size[1]} pixels"))
+        findings += _contrast(file, image, conversions)
         if labels is not None and labels.shape != image.shape[:2]:
-            line = f"{data.file(index)}: {size_message(image, labels)}"
-            findings.append(_finding("size", line))
+            findings.append(_finding("size", f"{file}: {size_message(image, labels)}"))
     counts = None if labels is None else histogram(labels)
     if counts is not None:
         counts[IGNORE] -= unknown
@@ -252,18 +243,6 @@ def _examine_all(data: SegmentationData, workers: int) -> Iterator[_Examined]:
         for index in range(len(data)):
             yield _examine(data, index)
         return
-    with _pool(data, workers) as pool:
-        try:
-            yield from pool.map(_examine_mine, range(len(data)), chunksize=8)
-        except BrokenExecutor as error:
-            raise InputError(
-                f"{data.name}: a reading process was killed, for lack of memory most likely; "
-                "use fewer workers"
-            ) from error
-
-
-@contextmanager
-def _pool(data: SegmentationData, workers: int) -> Iterator[ProcessPoolExecutor]:
     # Not a plain fork: the parent may run threads (a progress bar, torch's) that hold locks.
     methods = multiprocessing.get_all_start_methods()
     context = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
@@ -271,7 +250,12 @@ def _pool(data: SegmentationData, workers: int) -> Iterator[ProcessPoolExecutor]
         context.set_forkserver_preload([__name__])
     pool = ProcessPoolExecutor(workers, context, initializer=_start, initargs=(data,))
     try:
-        yield pool
+        yield from pool.map(_examine_mine, range(len(data)), chunksize=8)
+    except BrokenExecutor as error:
+        raise InputError(
+            f"{data.name}: a reading process was killed, for lack of memory most likely; "
+            "use fewer workers"
+        ) from error
     finally:
         pool.shutdown(cancel_futures=True)
 

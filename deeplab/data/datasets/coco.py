@@ -68,10 +68,7 @@ class CocoAsVoc(SegmentationData):
 
 
 def open_coco(root: Path, split: str, min_pixels: int = 1000) -> CocoAsVoc:
-    """One annotation file of COCO, as VOC classes.
-
-    min_pixels: pictures whose objects cover no more than this many pixels are left out.
-    """
+    """One annotation file of COCO, as VOC classes; min_pixels: see above."""
     _mask_tools()
     if min_pixels < 0:
         raise InputError(f"min_pixels must be 0 or more, not {min_pixels}")
@@ -85,7 +82,6 @@ def open_coco(root: Path, split: str, min_pixels: int = 1000) -> CocoAsVoc:
 
 
 def coco_splits(root: Path, min_pixels: int = 1000) -> list[str]:
-    """The splits that have pictures and a file of instances."""
     return [split for split in _annotations(root) if _pictures(root, split) is not None]
 
 
@@ -104,10 +100,7 @@ def _pictures(root: Path, split: str) -> Path | None:
 
 
 def draw(height: int, width: int, objects: list[list[Any]]) -> Labels:
-    """The label map uint8 `[H, W]` of objects [class, is a crowd, segmentation as COCO has it].
-
-    Raises ValueError for a segmentation that does not fit the size, and what pycocotools raises.
-    """
+    """The label map uint8 `[H, W]` of objects [class, is a crowd, segmentation as COCO has it]."""
     labels = np.zeros((height, width), np.uint8)
     conflict = np.zeros((height, width), bool)
     crowd = np.zeros((height, width), bool)
@@ -154,21 +147,14 @@ def _read_annotations(path: Path, min_pixels: int) -> list[tuple[str, int, int, 
         areas: dict[int, float] = defaultdict(float)
         for entry in content["annotations"]:
             if entry["category_id"] in classes:
-                is_crowd = int(entry.get("iscrowd", 0))
-                objects[entry["image_id"]].append(
-                    [classes[entry["category_id"]], is_crowd, entry["segmentation"]]
-                )
-                areas[entry["image_id"]] += 0 if is_crowd else entry["area"]
-        return [
-            (
-                image["file_name"],
-                int(image["height"]),
-                int(image["width"]),
-                json.dumps(objects[image["id"]]).encode(),
-            )
-            for image in sorted(content["images"], key=lambda image: image["id"])
-            if areas[image["id"]] > min_pixels
-        ]
+                index, crowd = classes[entry["category_id"]], int(entry.get("iscrowd", 0))
+                objects[entry["image_id"]].append([index, crowd, entry["segmentation"]])
+                areas[entry["image_id"]] += 0 if crowd else entry["area"]
+        pictures = sorted(content["images"], key=lambda image: image["id"])
+        chosen = [image for image in pictures if areas[image["id"]] > min_pixels]
+        sizes = [(i["file_name"], int(i["height"]), int(i["width"])) for i in chosen]
+        drawn = [json.dumps(objects[image["id"]]).encode() for image in chosen]
+        return [(*size, text) for size, text in zip(sizes, drawn, strict=True)]
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise InputError(
             f"{path}: not COCO's file of instances, or damaged ({type(error).__name__}: {error}); "

@@ -5,8 +5,7 @@ A label map stores values; a data set gives classes. Between them is a table of 
     class = table[value],    0 <= class < C,    255 = ignored,    -1 = not to be there
 
 so that a set with another ignore label (CamVid's 11), other ids (Cityscapes) or another order gives
-the same kind of labels as VOC. A value that the table lacks is an error that names the file: it
-would be read as a wrong class, or crash a loss.
+the same kind of labels as VOC.
 
 Pixel values are what counts: the indices of a palette PNG, the grey levels of a grey one. Lossy
 files are refused, since JPEG invents values at every edge. Grey PNGs of 2 and 4 bits hold small
@@ -101,7 +100,8 @@ def read_values(path: Path, allow_colours: bool = False) -> npt.NDArray[np.uint8
     if path.suffix.lower() == ".mat":
         return read_segmentation(path)
     picture, _ = load_picture(path)
-    header = _header(path)
+    with path.open("rb") as file:
+        header = file.read(26)
     if header.startswith(b"\xff\xd8"):
         raise InputError(
             f"{path}: a label map as JPEG has lost its values; export the labels again as PNG"
@@ -159,11 +159,6 @@ def read_by_colour(
 
 def _code(rgb: npt.NDArray[np.integer]) -> npt.NDArray[np.integer]:
     return (rgb[..., 0] << 16) | (rgb[..., 1] << 8) | rgb[..., 2]
-
-
-def _header(path: Path) -> bytes:
-    with path.open("rb") as file:
-        return file.read(26)
 
 
 def _stretched(header: bytes) -> int:

@@ -6,8 +6,6 @@ A file is a header of 128 bytes and then elements: type and number of bytes, the
 a multiple of 8. Up to four bytes can stand in a tag of eight itself. A compressed element holds
 another one. An array is an element of elements: flags, dimensions, name; then its values column by
 column, or, for a struct, the length of a field's name, the names, and an array for each.
-
-SciPy reads these files too, but a damaged one can end its process.
 Sources: Hariharan et al., ICCV 2011; The MathWorks, MAT-File Format, level 5.
 """
 
