@@ -5,41 +5,29 @@ from __future__ import annotations
 from collections import Counter
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
 from deeplab.cli.shared import options
+from deeplab.cli.shared.options import option
 from deeplab.data import outputs
 from deeplab.errors import InputError
 
 if TYPE_CHECKING:
     from deeplab.model import DeepLab
-    from deeplab.weights import Loaded
+    from deeplab.weights import Loaded, Source
 
 
-class From(StrEnum):
-    """The sources of `deeplab.weights.loading`."""
-
-    auto = "auto"
-    safetensors = "safetensors"
-    caffemodel = "caffemodel"
-    kazuto1011 = "kazuto1011"
-    isht7 = "isht7"
-    torchvision = "torchvision"
-    state_dict = "state_dict"
-
-
-class Named(StrEnum):
-    """Data sets whose class names and colours go into the file."""
-
-    voc2012 = "voc2012"
-    pascal_context = "pascal_context"
-    pascal_person_part = "pascal_person_part"
-    cityscapes = "cityscapes"
-    camvid = "camvid"
+From = StrEnum(
+    "From",
+    ["auto", "safetensors", "caffemodel", "kazuto1011", "isht7", "torchvision", "state_dict"],
+)
+Named = StrEnum(
+    "Named", ["voc2012", "pascal_context", "pascal_person_part", "cityscapes", "camvid"]
+)
 
 
 def convert(
@@ -60,7 +48,7 @@ def convert(
     msc: options.MSC = None,
     data: Annotated[
         Named | None,
-        options.option(
+        option(
             "SET",
             f"Name and colour the classes as this data set does: {', '.join(Named)}.",
             shown=False,
@@ -110,7 +98,7 @@ def convert(
         raise InputError(
             f"--classes {classes}: {data} has {len(names)}; leave one of the two options out"
         )
-    opened = load_checkpoint(checkpoint, model, classes, source.value)
+    opened = load_checkpoint(checkpoint, model, classes, cast("Source", source.value))
     network, loaded = opened.model, opened.loaded
     if msc is not None:
         network.set_scales(scales)
@@ -135,17 +123,10 @@ def convert(
 def _classes_of(data: Named | None) -> tuple[list[str], list[list[int]]]:
     from deeplab.data.datasets import classes
 
-    known = {
-        Named.voc2012: (classes.VOC, classes.VOC_PALETTE),
-        Named.pascal_context: (classes.CONTEXT, classes.CONTEXT_PALETTE),
-        Named.pascal_person_part: (classes.PERSON_PART, classes.PERSON_PART_PALETTE),
-        Named.cityscapes: (classes.CITYSCAPES, classes.CITYSCAPES_PALETTE),
-        Named.camvid: (classes.CAMVID, classes.CAMVID_PALETTE),
-    }
     if data is None:
         return [], []
-    names, palette = known[data]
-    return list(names), palette.tolist()
+    name = data.upper().removeprefix("PASCAL_").replace("VOC2012", "VOC")
+    return list(getattr(classes, name)), getattr(classes, f"{name}_PALETTE").tolist()
 
 
 def _summary(network: DeepLab, loaded: Loaded, out: Path) -> Table:

@@ -15,6 +15,7 @@ from rich.table import Table
 
 from deeplab.cli.shared import options
 from deeplab.cli.shared.dataset import parsed
+from deeplab.cli.shared.options import option
 from deeplab.data import outputs
 from deeplab.data.conversions import counted
 from deeplab.errors import InputError
@@ -89,17 +90,14 @@ def check(
         typer.Argument(metavar="ROOT", help="The folder where the set lies.", show_default=False),
     ] = None,
     split: Annotated[
-        list[str] | None,
-        options.option("NAME", "A split; repeatable.", shown="the usual ones"),
+        list[str] | None, option("NAME", "A split; repeatable.", shown="the usual ones")
     ] = None,
     data_option: options.DataOption = None,
     json_file: Annotated[
-        Path | None,
-        options.option("FILE", "Write all of it there.", "--json", shown=False),
+        Path | None, option("FILE", "Write all of it there.", "--json", shown=False)
     ] = None,
     workers: Annotated[
-        int | None,
-        options.option("N", "Processes that read.", shown="as many as pay off"),
+        int | None, option("N", "Processes that read.", shown="as many as pay off")
     ] = None,
 ) -> None:
     """Read every picture and label map of a data set; name what is wrong, count what is there.

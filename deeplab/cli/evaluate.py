@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -21,6 +21,7 @@ from deeplab.cli.shared import options
 from deeplab.cli.shared.dataset import class_names, open_data
 from deeplab.cli.shared.groups import takes_options
 from deeplab.cli.shared.network import load_network, named_weights, torch_device
+from deeplab.cli.shared.options import option
 from deeplab.cli.shared.results import named_errors, print_notes
 from deeplab.cli.shared.several import reported_once
 from deeplab.data import outputs
@@ -37,18 +38,8 @@ if TYPE_CHECKING:
     from deeplab.model import DeepLab
 
 
-class Absent(StrEnum):
-    """How a class counts that is neither in the truth nor predicted."""
-
-    skip = "skip"
-    zero = "zero"
-
-
-class Around(StrEnum):
-    """What the bands of a trimap curve lie around."""
-
-    void = "void"
-    boundary = "boundary"
+Absent = StrEnum("Absent", ["skip", "zero"])
+Around = StrEnum("Around", ["void", "boundary"])
 
 
 @dataclass(frozen=True)
@@ -57,11 +48,11 @@ class TrimapOptions:
 
     trimap: Annotated[
         Path | None,
-        options.option(
+        option(
             "FILE", "Write the trimap curve: FILE.csv and, with matplotlib, FILE.png.", shown=False
         ),
     ] = None
-    trimap_widths: Annotated[str, options.option("W,W,...", "Its widths in pixels.")] = (
+    trimap_widths: Annotated[str, option("W,W,...", "Its widths in pixels.")] = (
         "1,2,4,6,8,10,15,20,25,30,35,40"
     )
     trimap_around: Annotated[
@@ -94,11 +85,10 @@ class TrimapOptions:
         known = path.suffix in (".csv", ".png")
         return path.with_name(f"{path.stem if known else path.name}.csv")
 
-    def around(self, data_name: str) -> Literal["void", "boundary"]:
+    def around(self, data_name: str) -> Any:
         """What the bands lie around, by default as is usual for the data set."""
-        if self.trimap_around is None:
-            return "void" if data_name == "voc2012" else "boundary"
-        return self.trimap_around.value
+        usual = Around.void if data_name == "voc2012" else Around.boundary
+        return (self.trimap_around or usual).value
 
 
 @dataclass(frozen=True)
@@ -107,7 +97,7 @@ class PredictionOptions:
 
     submission: Annotated[
         Path | None,
-        options.option(
+        option(
             "DIR",
             "Write the predictions as the data set's own server takes them, and the archive "
             "to upload: of VOC 2012 DIR/results.tgz, of Cityscapes DIR/results.zip.",
@@ -116,7 +106,7 @@ class PredictionOptions:
     ] = None
     predictions: Annotated[
         Path | None,
-        options.option(
+        option(
             "DIR",
             "Write the predictions of any set as DIR/NAME.png, label maps in the values of "
             "the set's own.",
@@ -167,13 +157,11 @@ def evaluate(
     data: options.DataOptions,
     split: Annotated[
         str | None,
-        options.option("NAME", "Which part of it.", panel="Data", shown="val; of the scenes test"),
+        option("NAME", "Which part of it.", panel="Data", shown="val; of the scenes test"),
     ] = None,
     scenes: Annotated[
         int | None,
-        options.option(
-            "N", "How many generated scenes, from the first on.", panel="Data", shown="50"
-        ),
+        option("N", "How many generated scenes, from the first on.", panel="Data", shown="50"),
     ] = None,
     views: options.ViewOptions,
     device: options.Device = "auto",
@@ -188,12 +176,11 @@ def evaluate(
     files: PredictionOptions,
     use_crf: options.UseCRF = True,
     out: Annotated[
-        Path | None,
-        options.option("FILE", "Write the scores as JSON too.", shown=False),
+        Path | None, option("FILE", "Write the scores as JSON too.", shown=False)
     ] = None,
     save_confusion: Annotated[
         Path | None,
-        options.option(
+        option(
             "FILE.csv", "Write the confusion matrix: rows true, columns predicted.", shown=False
         ),
     ] = None,
@@ -260,7 +247,7 @@ def evaluate(
                     recorded,
                     layer,
                     class_names=names,
-                    absent=absent.value,
+                    absent="zero" if absent is Absent.zero else "skip",
                     trimap=widths,
                     around=around,
                     scales=scales,

@@ -12,6 +12,7 @@ from rich.console import Console
 from deeplab.cli.shared import options
 from deeplab.cli.shared.groups import takes_options
 from deeplab.cli.shared.network import load_network
+from deeplab.cli.shared.options import option
 from deeplab.errors import InputError
 
 
@@ -24,7 +25,7 @@ def export(
     weights: options.WeightsOptions,
     format: Annotated[
         str | None,
-        options.option(
+        option(
             "NAME",
             "onnx, export (torch.export) or aoti (AOTInductor).",
             shown="onnx for .onnx, export for .pt2",
@@ -32,7 +33,7 @@ def export(
     ] = None,
     size: Annotated[
         str | None,
-        options.option(
+        option(
             "HxW",
             "The only size of pictures that the program takes, such as 513x513.",
             shown="any from 33x33 up",

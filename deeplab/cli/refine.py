@@ -10,6 +10,7 @@ import typer
 
 from deeplab.cli.shared import options
 from deeplab.cli.shared.groups import takes_options
+from deeplab.cli.shared.options import option
 from deeplab.cli.shared.results import (
     Result,
     named_errors,
@@ -44,12 +45,11 @@ def refine(
         ),
     ] = False,
     classes: Annotated[
-        int | None,
-        options.option("N", "With --indices: how many classes.", shown="the highest + 1"),
+        int | None, option("N", "With --indices: how many classes.", shown="the highest + 1")
     ] = None,
     colours: Annotated[
         int | None,
-        options.option(
+        option(
             "N",
             "Only the N colours that fill the largest areas are labels, the rest is unsure: "
             "for soft (antialiased) edges.",
@@ -57,12 +57,11 @@ def refine(
         ),
     ] = None,
     gt_prob: Annotated[
-        float | None,
-        options.option("P", "How far scribbles are to be trusted.", shown=str(GT_PROB)),
+        float | None, option("P", "How far scribbles are to be trusted.", shown=str(GT_PROB))
     ] = None,
     out: Annotated[
         Path,
-        options.option(
+        option(
             "DIR|FILE.png",
             "Folder for the results, or the name of the label map; the rest goes beside it.",
         ),

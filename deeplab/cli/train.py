@@ -11,6 +11,7 @@ import typer
 from typer.core import TyperCommand
 
 from deeplab.cli.shared import options
+from deeplab.cli.shared.options import option
 from deeplab.cli.shared.several import reported_once
 from deeplab.data import outputs
 from deeplab.errors import InputError
@@ -26,33 +27,30 @@ class ShowsRecipe(TyperCommand):
         from deeplab.training import TrainConfig
 
         recipe = asdict(TrainConfig())
-        for option in self.params:
-            if recipe.get(option.name, "") != "":
-                option.show_default = str(recipe[option.name])  # type: ignore[attr-defined]
+        for given in self.params:
+            if recipe.get(given.name, "") != "":
+                given.show_default = str(recipe[given.name])  # type: ignore[attr-defined]
         super().format_help(ctx, formatter)
 
 
 def train(
     ctx: typer.Context,
     config: Annotated[
-        str | None,
-        options.option("RECIPE", "A TOML file, or the name of a recipe that comes with this."),
+        str | None, option("RECIPE", "A TOML file, or the name of a recipe that comes with this.")
     ] = None,
     settings: Annotated[
         list[str] | None,
-        options.option(
+        option(
             "KEY=VALUE",
             "Any field of a recipe, such as data.root=VOC2012; may be repeated.",
             "--set",
         ),
     ] = None,
     out: Annotated[
-        Path,
-        options.option("FILE", "The best weights (.safetensors); the run's files lie beside it."),
+        Path, option("FILE", "The best weights (.safetensors); the run's files lie beside it.")
     ] = Path("weights.safetensors"),
     weights: Annotated[
-        str | None,
-        options.option("FILE", "Start from these weights, in any format of `convert`."),
+        str | None, option("FILE", "Start from these weights, in any format of `convert`.")
     ] = None,
     resume: Annotated[
         bool,
@@ -71,40 +69,33 @@ def train(
     tensorboard: Annotated[
         bool, typer.Option("--tensorboard", help="Log for TensorBoard too, into FILE.tensorboard.")
     ] = False,
-    model: Annotated[str | None, options.option("NAME", "Which model.")] = None,
-    steps: Annotated[int | None, options.option("N", "Steps of SGD.")] = None,
-    batch_size: Annotated[int | None, options.option("N", "Samples in a step.")] = None,
-    accumulate: Annotated[
-        int | None, options.option("N", "Pieces of a step, to save memory.")
-    ] = None,
-    lr: Annotated[float | None, options.option("RATE", "First learning rate.")] = None,
-    warmup: Annotated[int | None, options.option("N", "Steps in which it rises.")] = None,
-    weight_decay: Annotated[float | None, options.option("D", "Of weights.")] = None,
-    crop: Annotated[int | None, options.option("PIXELS", "Side of a sample, 8k + 1.")] = None,
+    model: Annotated[str | None, option("NAME", "Which model.")] = None,
+    steps: Annotated[int | None, option("N", "Steps of SGD.")] = None,
+    batch_size: Annotated[int | None, option("N", "Samples in a step.")] = None,
+    accumulate: Annotated[int | None, option("N", "Pieces of a step, to save memory.")] = None,
+    lr: Annotated[float | None, option("RATE", "First learning rate.")] = None,
+    warmup: Annotated[int | None, option("N", "Steps in which it rises.")] = None,
+    weight_decay: Annotated[float | None, option("D", "Of weights.")] = None,
+    crop: Annotated[int | None, option("PIXELS", "Side of a sample, 8k + 1.")] = None,
     loss_stride: Annotated[
-        int | None,
-        options.option("1|8", "Loss on every pixel, or on every eighth as in the papers."),
+        int | None, option("1|8", "Loss on every pixel, or on every eighth as in the papers.")
     ] = None,
-    scenes: Annotated[int | None, options.option("N", "Generated scenes to learn from.")] = None,
-    validation_scenes: Annotated[int | None, options.option("N", "Scenes to validate on.")] = None,
-    validate_every: Annotated[
-        int | None, options.option("STEPS", "Validate and save so often.")
-    ] = None,
+    scenes: Annotated[int | None, option("N", "Generated scenes to learn from.")] = None,
+    validation_scenes: Annotated[int | None, option("N", "Scenes to validate on.")] = None,
+    validate_every: Annotated[int | None, option("STEPS", "Validate and save so often.")] = None,
     precision: Annotated[
         str | None,
-        options.option(
-            "NAME", "float32, bfloat16, float16, or auto: bfloat16 where the processor has it."
-        ),
+        option("NAME", "float32, bfloat16, float16, or auto: bfloat16 where the processor has it."),
     ] = None,
     device: Annotated[
-        str | None, options.option("NAME", "cpu, cuda, or auto: a GPU if there is one.")
+        str | None, option("NAME", "cpu, cuda, or auto: a GPU if there is one.")
     ] = None,
     crf: Annotated[
         bool | None,
         typer.Option("--crf", help="End in a CRF that learns with the network; slower by far."),
     ] = None,
-    workers: Annotated[int | None, options.option("N", "Processes that prepare samples.")] = None,
-    seed: Annotated[int | None, options.option("N", "Of initialisation and samples.")] = None,
+    workers: Annotated[int | None, option("N", "Processes that prepare samples.")] = None,
+    seed: Annotated[int | None, option("N", "Of initialisation and samples.")] = None,
 ) -> None:
     """Train a model: the papers' recipes, your own, or the one of the shipped weights.
 

@@ -18,6 +18,7 @@ from deeplab.cli.shared import options
 from deeplab.cli.shared.dataset import class_names, open_data
 from deeplab.cli.shared.groups import takes_options
 from deeplab.cli.shared.network import load_network, named_weights, torch_device
+from deeplab.cli.shared.options import option
 from deeplab.cli.shared.results import named_errors, print_notes
 from deeplab.data import outputs
 from deeplab.data.conversions import counted
@@ -35,15 +36,11 @@ _TRIED, _RANGE = "What is tried", "LOW:STEP:HIGH|V,V,..."
 MOST = 10_000  # settings of a coarse grid: more are a slip, or would take weeks
 
 
-class Search(StrEnum):
-    """How settings are chosen."""
-
-    grid = "grid"
-    tpe = "tpe"
+Search = StrEnum("Search", ["grid", "tpe"])
 
 
 def _values(name: str, what: str) -> Any:
-    return options.option("LOW:STEP:HIGH|V,V,...", what, name, panel=_TRIED)
+    return option("LOW:STEP:HIGH|V,V,...", what, name, panel=_TRIED)
 
 
 @takes_options
@@ -53,23 +50,21 @@ def tune_crf(
     data: options.DataOptions,
     split: Annotated[
         str,
-        options.option(
+        option(
             "NAME", "Which part of it; not the one that the final scores come from.", panel="Data"
         ),
     ] = "val",
     images: Annotated[
-        int,
-        options.option("N", "How many pictures, drawn at random (--seed).", panel="Data"),
+        int, option("N", "How many pictures, drawn at random (--seed).", panel="Data")
     ] = 100,
     out: Annotated[
         Path,
-        options.option(
+        option(
             "DIR", "Folder for crf.toml, heatmap.png, results.jsonl (to resume from) and logits."
         ),
     ] = Path("out/crf"),
     cache: Annotated[
-        Path | None,
-        options.option("DIR", "Another folder for the logits.", shown="OUT/logits"),
+        Path | None, option("DIR", "Another folder for the logits.", shown="OUT/logits")
     ] = None,
     search: Annotated[
         Search,
@@ -79,30 +74,24 @@ def tune_crf(
             "optuna proposes, between the lowest and the highest values.",
         ),
     ] = Search.grid,
-    bilateral_weight: Annotated[str, options.option(_RANGE, "w1.", panel=_TRIED)] = "3:1:6",
+    bilateral_weight: Annotated[str, option(_RANGE, "w1.", panel=_TRIED)] = "3:1:6",
     bilateral_sigma_xy: Annotated[
-        str, options.option(_RANGE, "sigma_alpha, pixels.", panel=_TRIED)
+        str, option(_RANGE, "sigma_alpha, pixels.", panel=_TRIED)
     ] = "30:10:100",
     bilateral_sigma_rgb: Annotated[
-        str, options.option(_RANGE, "sigma_beta, levels.", panel=_TRIED)
+        str, option(_RANGE, "sigma_beta, levels.", panel=_TRIED)
     ] = "3:1:6",
-    rounds: Annotated[
-        int,
-        options.option("N", "With grid: how many finer rounds.", panel=_TRIED),
-    ] = 2,
-    trials: Annotated[
-        int,
-        options.option("N", "With tpe: how many settings.", panel=_TRIED),
-    ] = 60,
+    rounds: Annotated[int, option("N", "With grid: how many finer rounds.", panel=_TRIED)] = 2,
+    trials: Annotated[int, option("N", "With tpe: how many settings.", panel=_TRIED)] = 60,
     folds: Annotated[
         int | None,
-        options.option(
+        option(
             "K",
             "Parts of the cross-validation.",
             shown="5, or the number of pictures where there are fewer",
         ),
     ] = None,
-    seed: Annotated[int, options.option("N", "Of the drawn pictures, and of tpe.")] = 0,
+    seed: Annotated[int, option("N", "Of the drawn pictures, and of tpe.")] = 0,
     device: options.Device = "auto",
     smoothness: options.SmoothnessOptions,
 ) -> None:
