@@ -6,11 +6,9 @@ The ASPP of both packages sends one input x through parallel branches and projec
     branch_i(x) = relu(BN_i(w_i *_r x))      for the branches that are 3x3 at an atrous rate r
 
 Patched, those 3x3 convolutions are one call of `kernels.multi_rate_atrous_conv2d`, which in
-evaluation applies BN and ReLU too. Everything else stays: the 1x1 branch, image pooling and
-projection, and every parameter and buffer, in its place and under its name.
-
-Neither package is imported: a pyramid is known by the class that defines its forward, and a branch
-that may be fused by its structure.
+evaluation applies BN and ReLU too. Every parameter and buffer stays in its place and keeps its
+name. Neither package is imported: a pyramid is known by the class that defines its forward, and a
+branch that may be fused by its structure.
 
 Source: Chen et al., "Rethinking Atrous Convolution for Semantic Image Segmentation", 2017,
 figure 5.
@@ -19,7 +17,7 @@ figure 5.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -46,12 +44,11 @@ def patch(model: nn.Module, impl: str = "auto") -> int:
         model.load_state_dict(checkpoint)         # names and parameters are as before
         deeplab.patch.unpatch(model)              # the original forward again
 
-    In evaluation BatchNorm and ReLU are part of that call, with what BatchNorm holds at the time.
-    Only the convolutions are, and then each branch's own modules run on its channels, where one
-    normalises with batch statistics (running statistics change as unpatched), by a module other
-    than nn.BatchNorm2d and nn.SyncBatchNorm, or has hooks after the convolution; and in half
-    precision unless gradients are off, for their sake. A branch that is hooked itself, or whose
-    convolution is hooked or exchanged for one of another kind, is called as a module.
+    In evaluation BatchNorm and ReLU are part of that call. Only the convolutions are, and then each
+    branch's own modules run on its channels, where one normalises with batch statistics, by a
+    module other than nn.BatchNorm2d and nn.SyncBatchNorm, or has hooks after the convolution; and
+    in half precision unless gradients are off. A branch that is hooked itself, or whose convolution
+    is hooked or exchanged for one of another kind, is called as a module.
 
     Patching again is harmless and sets `impl` anew. Copies and pickles of the model stay patched.
     Programs that read forward's source (torch.jit.script, torch.fx.symbolic_trace) want the
@@ -71,7 +68,9 @@ def patch(model: nn.Module, impl: str = "auto") -> int:
             unknown `impl`. The model is then as it was.
     """
     _check_model(model)
-    _check_impl(impl)
+    # By name only: whether it runs is for each call to say, the model may be moved before.
+    names = ["auto", *(implementation.name for implementation in dispatch.OPERATIONS["atrous"])]
+    validate.check_option("impl", impl, names)
     pyramids = {name: module for name, module in model.named_modules() if _is_pyramid(module)}
     if not pyramids:
         raise ValueError(f"no atrous pyramid in {type(model).__name__}: looked for {_LOOKED_FOR}")
@@ -111,11 +110,10 @@ def unpatch(model: nn.Module) -> int:
 
 
 # Why the class is swapped: children, and with them state_dict keys, optimizers and hooks, are
-# untouched; isinstance and the class's own methods go on working; swapping back restores the
-# original exactly. A wrapper in the parent would rename keys. A `forward` set on the instance would
-# be bound to that instance: DataParallel's replicas would compute with the first one's weights. The
-# subclass is made when it is first needed, as the original is not ours to import, so
-# `__reduce_ex__` tells pickle and deepcopy how to come by it.
+# untouched; isinstance and the class's own methods go on working. A wrapper in the parent would
+# rename keys; a `forward` set on the instance would be bound to it, and DataParallel's replicas
+# compute with the first one's weights. The subclass is made when it is first needed, as the
+# original is not ours to import, so `__reduce_ex__` tells pickle and deepcopy how to come by it.
 class FusedPyramid(nn.Module):
     """The forward of a patched pyramid: `[B, Cin, H, W]` -> `[B, Cout, H, W]`.
 
@@ -176,7 +174,7 @@ def _run_fused(x: Tensor, branches: Sequence[Any], impl: str) -> list[Tensor]:
     if fold:
         return outputs
     # Dense copies: over strides BatchNorm sums in another order, and slower.
-    return [_run(tail, z.clone()) for tail, z in zip(tails, outputs, strict=True)]
+    return [nn.Sequential(*tail)(z.clone()) for tail, z in zip(tails, outputs, strict=True)]
 
 
 def _stacked(weights: Sequence[Tensor], on_gpu: bool) -> Tensor:
@@ -185,12 +183,6 @@ def _stacked(weights: Sequence[Tensor], on_gpu: bool) -> Tensor:
         return torch.stack(list(weights))
     last = torch.stack([weight.permute(0, 2, 3, 1) for weight in weights])
     return last.permute(0, 1, 4, 2, 3)
-
-
-def _run(modules: Iterable[nn.Module], x: Tensor) -> Tensor:
-    for module in modules:
-        x = module(x)
-    return x
 
 
 def _biases(convs: Sequence[nn.Conv2d]) -> Tensor | None:
@@ -295,12 +287,6 @@ def _has_hooks(module: nn.Module) -> bool:
 def _check_model(model: nn.Module) -> None:
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, not {type(model).__name__}")
-
-
-def _check_impl(impl: str) -> None:
-    # By name only: whether it runs is for each call to say, the model may be moved before.
-    names = ["auto", *(implementation.name for implementation in dispatch.OPERATIONS["atrous"])]
-    validate.check_option("impl", impl, names)
 
 
 def _check_pyramid(name: str, module: Any) -> None:

@@ -98,9 +98,3 @@ def checked_scales(scales: Sequence[float] | None) -> list[float] | None:
             f"(1.0, 0.75, 0.5), not {scales!r}"
         )
     return [float(scale) for scale in listed]
-
-
-def check_resize(resize: object) -> None:
-    """Raise ValueError unless `resize` is one of RESIZES."""
-    if resize not in RESIZES:
-        raise ValueError(f"resize must be one of {', '.join(RESIZES)}, not {resize!r}")

@@ -71,10 +71,7 @@ class DeepLab(nn.Module):
     def preprocess(self, image: np.ndarray | Tensor) -> Tensor:
         """RGB in 0-255 -> the input that weights of this model's style expect.
 
-        Style "caffe": BGR, mean subtracted; "torchvision": RGB, whitened.
-        image: NumPy `[H, W, 3]`, or tensor `[3, H, W]` or `[B, 3, H, W]`; uint8 or floating point.
-        Returns `[B, 3, H, W]` on the model's device and in its dtype; raises as
-        `deeplab.model.preprocess.preprocess` does.
+        As `deeplab.model.preprocess.preprocess`, on the model's device and in its dtype.
         """
         return preprocess(image, self.style).to(next(self.parameters()))
 
@@ -96,10 +93,7 @@ class DeepLab(nn.Module):
         """
         self._check(x)
         self._check_image(x, image, upsample)
-        if self.scales is None:
-            logits = self._scores(x)
-        else:
-            logits = self._scores_of_scales(x)[0]
+        logits = self._scores(x) if self.scales is None else self._scores_of_scales(x)[0]
         if upsample:
             logits = self.upsample(logits, x.shape[2:])
         if self.crf is None:
@@ -165,10 +159,9 @@ class DeepLab(nn.Module):
             crf                  1                 no
 
         The classifiers are the layers that give scores: the last of the head, as in the released
-        prototxts, and the last of each tap of MSc. The other layers of a head or tap (fc6 and fc7,
-        the pyramid of v3) are body, as fc6 and fc7 are in the prototxts. head_lr_scale is 10 in the
-        papers. Each group is a dict with "params", "lr" (multiplied already), "weight_decay",
-        "name" and "lr_scale" (the factor, for schedules). Empty groups are left out.
+        prototxts, and the last of each tap of MSc. Each group is a dict with "params", "lr"
+        (multiplied already), "weight_decay", "name" and "lr_scale" (the factor, for schedules).
+        Empty groups are left out.
         """
         groups = {
             "body_weight": (1.0, weight_decay),
@@ -184,12 +177,12 @@ class DeepLab(nn.Module):
         return [
             {
                 "params": params[name],
-                "lr": lr * lr_scale,
+                "lr": lr * scale,
                 "weight_decay": decay,
                 "name": name,
-                "lr_scale": lr_scale,
+                "lr_scale": scale,
             }
-            for name, (lr_scale, decay) in groups.items()
+            for name, (scale, decay) in groups.items()
             if params[name]
         ]
 

@@ -17,8 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from deeplab.model import styles
-from deeplab.model.styles import Style
+from deeplab.model.styles import STYLES, Style, check
 
 MEAN_BGR = (104.008, 116.669, 122.675)  # grey levels, 0-255
 MEAN_RGB = (0.485, 0.456, 0.406)  # of 1
@@ -35,7 +34,7 @@ def preprocess(image: np.ndarray | Tensor, style: Style = "caffe") -> Tensor:
     empty image.
     Warns when a floating point image on the CPU has no value above 1: it is most likely in 0-1.
     """
-    styles.check(style)
+    check("style", style, STYLES)
     batch = _as_batch(image)
     if batch.is_floating_point() and batch.device.type == "cpu":
         peak = batch.max().item()

@@ -21,7 +21,7 @@ Style = Literal["caffe", "torchvision"]
 STYLES: tuple[Style, ...] = get_args(Style)
 
 
-def check(style: str) -> None:
-    """Raise ValueError unless `style` is one of STYLES."""
-    if style not in STYLES:
-        raise ValueError(f"style must be one of {', '.join(STYLES)}, not {style!r}")
+def check(option: str, value: str, known: tuple[str, ...]) -> None:
+    """Raise ValueError unless a convention is one of those that are known."""
+    if value not in known:
+        raise ValueError(f"{option} must be one of {', '.join(known)}, not {value!r}")

@@ -38,7 +38,6 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypedDict, Unpack
 
 from crf import DenseCRF
-from deeplab.model import multiscale, styles
 from deeplab.model.heads import (
     ASPP,
     DeepLabV3Head,
@@ -47,10 +46,10 @@ from deeplab.model.heads import (
     MultiScaleTaps,
     Pointwise,
 )
-from deeplab.model.multiscale import Resize
+from deeplab.model.multiscale import RESIZES, Resize, checked_scales
 from deeplab.model.network import DeepLab, Head
 from deeplab.model.resnet import ResNet
-from deeplab.model.styles import Style
+from deeplab.model.styles import STYLES, Style, check
 from deeplab.model.vgg import VGG16
 
 LARGEFOV = (12,)
@@ -95,9 +94,6 @@ class OnVGG16:
     pool5a: bool
     kernel: int = 3  # of fc6
     taps: bool = False
-
-    def backbone(self, style: Style) -> VGG16:
-        return VGG16(pool5a=self.pool5a, style=style)
 
     def head(self, in_channels: int, num_classes: int, rates: Sequence[int]) -> Head:
         if self.kernel == 3:
@@ -172,7 +168,7 @@ def build(name: str, num_classes: int = 21, **options: Any) -> DeepLab:
     config = _config(name, line, num_classes, options)
     rates, style = config["rates"], config["style"]
     if isinstance(line, OnVGG16):
-        backbone = line.backbone(style)
+        backbone = VGG16(pool5a=line.pool5a, style=style)
         head = line.head(backbone.out_channels, num_classes, rates)
         taps = MultiScaleTaps(num_classes) if line.taps else None
         return DeepLab(backbone, head, config=config, taps=taps, crf=crf)
@@ -182,19 +178,15 @@ def build(name: str, num_classes: int = 21, **options: Any) -> DeepLab:
 
 
 def deeplab_v1_7x7(num_classes: int = 21, **options: Unpack[Options]) -> DeepLab:
-    """DeepLab v1 with fc6 as large as VGG-16 has it: 7x7 at rate 4, 4096 channels.
-
-    Its poolings are the 3x3 of the other networks: see `deeplab_v1_4x4`.
-    """
+    """DeepLab v1 with fc6 as large as VGG-16 has it: 7x7 at rate 4. Poolings: `deeplab_v1_4x4`."""
     return build("deeplab_v1_7x7", num_classes, **options)
 
 
 def deeplab_v1_4x4(num_classes: int = 21, **options: Unpack[Options]) -> DeepLab:
     """DeepLab v1, the paper's first network: fc6 cut to 4x4, at rate 4; v2 has it at rate 8 too.
 
-    Its poolings are the 3x3 of the other networks, so that scores lie at every eighth pixel from
-    the first on. The authors' own file has poolings of 2x2, whose scores lie elsewhere, and is
-    refused.
+    Its poolings are the 3x3 of the other networks. The authors' own file has poolings of 2x2, whose
+    scores lie elsewhere, and is refused.
     """
     return build("deeplab_v1_4x4", num_classes, **options)
 
@@ -272,11 +264,10 @@ def deeplab_v2_resnet18(num_classes: int = 21, **options: Unpack[ResNetOptions])
 
 
 def deeplab_v2_small(num_classes: int = 21, **options: Unpack[ResNetOptions]) -> DeepLab:
-    """The layout of `deeplab_v2_resnet101` in small, for CPUs and tests: about 0.7 M parameters.
+    """The layout of `deeplab_v2_resnet101` in small, for CPUs and tests.
 
-    Base width 16 instead of 64 and (2, 2, 1, 1) blocks instead of (3, 4, 23, 3): 0.53 M parameters
-    in the backbone and 18,436 a class in the head. It is trained from scratch, so BatchNorm is
-    trained too unless frozen_bn says otherwise.
+    Base width 16 instead of 64 and (2, 2, 1, 1) blocks instead of (3, 4, 23, 3). It is trained from
+    scratch, so BatchNorm is trained too unless frozen_bn says otherwise.
     """
     return build("deeplab_v2_small", num_classes, **options)
 
@@ -295,12 +286,8 @@ def _config(
     name: str, line: OnVGG16 | OnResNet, num_classes: int, options: dict[str, Any]
 ) -> dict[str, Any]:
     """The model's name and options as JSON-able values; raises where they make no model."""
-    defaults: dict[str, Any] = {
-        "rates": line.rates,
-        "style": "caffe",
-        "scales": None,
-        "resize": "caffe",
-    }
+    defaults: dict[str, Any] = {"rates": line.rates, "style": "caffe", "scales": None}
+    defaults["resize"] = "caffe"
     if isinstance(line, OnResNet):
         defaults |= {"frozen_bn": line.frozen_bn, "style": line.style}
     if unknown := options.keys() - defaults.keys():
@@ -313,10 +300,10 @@ def _config(
         raise ValueError(f"num_classes must be an integer from 1 up, not {num_classes!r}")
     if not isinstance(chosen.get("frozen_bn", False), bool):
         raise ValueError(f"frozen_bn must be True or False, not {chosen['frozen_bn']!r}")
-    styles.check(chosen["style"])
+    check("style", chosen["style"], STYLES)
+    check("resize", chosen["resize"], RESIZES)
     chosen["rates"] = _checked_rates(name, line, chosen["rates"])
-    chosen["scales"] = multiscale.checked_scales(chosen["scales"])
-    multiscale.check_resize(chosen["resize"])
+    chosen["scales"] = checked_scales(chosen["scales"])
     return {"model": name, "num_classes": num_classes, **chosen}
 
 
