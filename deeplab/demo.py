@@ -174,8 +174,7 @@ def picture(scenes: Sequence[Case], scribbled: Case) -> np.ndarray:
     """All cases in rows: image, truth, network, network + CRF, error. RGB uint8 `[H, W, 3]`."""
     height, width = scribbled.truth.shape
     row = height + CAPTION + GAP
-    rows = len(scenes) + 1
-    size = (5 * (width + GAP) + GAP, 2 * HEAD + rows * row + LEGEND)
+    size = (5 * (width + GAP) + GAP, 2 * HEAD + (len(scenes) + 1) * row + LEGEND)
     canvas = Image.new("RGB", size, PAPER)
     draw = ImageDraw.Draw(canvas)
     lefts = [GAP + i * (width + GAP) for i in range(5)]
@@ -198,7 +197,7 @@ def _centred(
 ) -> None:
     for text, left in zip(texts, lefts, strict=True):
         position = (left + width / 2, top + HEAD / 2)
-        draw.text(position, text, fill=INK, font=_font(24), anchor="mm")
+        draw.text(position, text, fill=INK, font=ImageFont.load_default(24), anchor="mm")
 
 
 def _paste_row(canvas: Image.Image, case: Case, lefts: Sequence[int], top: int) -> None:
@@ -211,21 +210,19 @@ def _paste_row(canvas: Image.Image, case: Case, lefts: Sequence[int], top: int) 
         PALETTE[case.after],
         _errors(case),
     )
-    before = (
-        f"{100 * (case.before != 255).mean():.1f}% of the pixels marked"
-        if strokes
-        else f"mIoU {100 * miou([(case.truth, case.before)]):.1f}"
-    )
+    if strokes:
+        before = f"{100 * (case.before != 255).mean():.1f}% of the pixels marked"
+    else:
+        before = f"mIoU {100 * miou([(case.truth, case.before)]):.1f}"
     after = f"mIoU {100 * miou([(case.truth, case.after)]):.1f}"
     wrong = f"{100 * (case.after != case.truth).mean():.1f}% of the pixels wrong"
+    captions = (case.name.split(",")[0], "", before, after, wrong)
     draw = ImageDraw.Draw(canvas)
-    for cell, caption, left in zip(
-        cells, (case.name.split(",")[0], "", before, after, wrong), lefts, strict=True
-    ):
+    for cell, caption, left in zip(cells, captions, lefts, strict=True):
         canvas.paste(Image.fromarray(cell), (left, top))
         draw.rectangle((left - 1, top - 1, left + width, top + height), outline=(150, 150, 150))
         position = (left + width / 2, top + height + CAPTION / 2 + 2)
-        draw.text(position, caption, fill=INK, font=_font(18), anchor="mm")
+        draw.text(position, caption, fill=INK, font=ImageFont.load_default(18), anchor="mm")
 
 
 def _strokes_picture(strokes: np.ndarray, image: np.ndarray | None = None) -> np.ndarray:
@@ -253,12 +250,8 @@ def _faded(image: np.ndarray) -> np.ndarray:
 
 def _draw_legend(draw: ImageDraw.ImageDraw, top: int, width: int) -> None:
     classes = [(name, tuple(PALETTE[i].tolist())) for i, name in enumerate(CLASSES)]
-    errors = [
-        ("wrong", WRONG),
-        ("mended by the CRF", MENDED),
-        ("broken by the CRF", BROKEN),
-    ]
-    font = _font(20)
+    errors = [("wrong", WRONG), ("mended by the CRF", MENDED), ("broken by the CRF", BROKEN)]
+    font = ImageFont.load_default(20)
     for entries, y in ((classes, top + 22), (errors, top + 58)):
         lengths = [30 + draw.textlength(name, font=font) for name, _ in entries]
         gap = min(36.0, (width - 2 * GAP - sum(lengths)) / max(1, len(entries) - 1))
@@ -267,7 +260,3 @@ def _draw_legend(draw: ImageDraw.ImageDraw, top: int, width: int) -> None:
             draw.rectangle((x, y - 10, x + 20, y + 10), fill=colour, outline=INK)
             draw.text((x + 28, y), name, fill=INK, font=font, anchor="lm")
             x += length + gap
-
-
-def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    return ImageFont.load_default(size)

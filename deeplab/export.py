@@ -10,8 +10,6 @@ The program takes `x`, float32 `[B, 3, H, W]`, preprocessed, and gives the logit
 its user must know - how to preprocess, the classes, their colours - stands beside it as JSON, in a
 file of the same name and `.json`.
 
-Nothing is left on disk unless the program, read back, agrees with the model at several sizes.
-
 Source: PyTorch's documentation of torch.export, torch.onnx.export(dynamo=True) and AOTInductor.
 """
 
@@ -19,7 +17,6 @@ from __future__ import annotations
 
 import copy
 import importlib
-import importlib.metadata
 import io
 import json
 import os
@@ -28,6 +25,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -40,6 +38,7 @@ from deeplab.data.datasets import IGNORE
 from deeplab.errors import InputError
 from deeplab.model import DeepLab, preprocess
 from deeplab.weights.file import metadata_problem
+from deeplab.whole_file import whole_file
 from kernels import memory
 
 Format = Literal["export", "onnx", "aoti"]
@@ -84,8 +83,7 @@ def export(
     path: ends in .onnx or .pt2; an existing file is replaced.
     format: None takes "onnx" for .onnx and "export" for .pt2.
     size: (height, width) in pixels of the only size that the program takes; None for any.
-    metadata: class_names, palette and other JSON-able facts for the description, such as those of
-        `deeplab.weights.read_metadata`.
+    metadata: class_names, palette and other JSON-able facts for the description.
 
     Raises InputError for a model with a CRF layer, an unknown format or suffix, a missing package
     or compiler, a file that cannot be written, and a program that does not agree with the model.
@@ -107,13 +105,14 @@ def export(
     description = path.with_name(path.name + ".json")
     text = _described(model, chosen, size, metadata or {})
     with (
-        _quiet(),
+        warnings.catch_warnings(action="ignore"),  # of the exporters about themselves
         torch.no_grad(),
         _disk_errors_of(path),
         tempfile.TemporaryDirectory(dir=path.parent) as folder,
     ):
         part = Path(folder, f"program{SUFFIXES[chosen]}")
-        _write(part, make(network, size))
+        with whole_file(part) as file:
+            file.write(make(network, size))
         error = _largest_error(network, read(part), size)
         if not error <= TOLERANCE:  # NaN is no agreement
             mend = "use another format" if size else "give a fixed size (--size), or another format"
@@ -225,9 +224,8 @@ def _largest_error(model: DeepLab, program: Program, size: tuple[int, int] | Non
     for shape in shapes:
         x = strength * torch.randn(shape, generator=generator)
         expected = model(x)
-        difference = (program(x) - expected).abs().max() / expected.abs().max()
-        errors.append(difference.item())
-    return float(torch.tensor(errors).max())  # NaN if any is
+        errors.append((program(x) - expected).abs().max() / expected.abs().max())
+    return float(torch.stack(errors).max())  # NaN if any is
 
 
 def _described(
@@ -240,9 +238,7 @@ def _described(
         "num_classes": model.num_classes,
         "options": {k: v for k, v in model.config.items() if k not in ("model", "num_classes")},
         "format": format,
-        "made_with": {
-            name: importlib.metadata.version(name) for name in ("deeplab-triton", "torch")
-        },
+        "made_with": {name: version(name) for name in ("deeplab-triton", "torch")},
         "input": {
             "name": "x",
             "dtype": "float32",
@@ -282,14 +278,15 @@ def _checked_format(path: Path, format: str | None) -> Format:
 
 
 def _check_size(size: tuple[int, int] | None) -> None:
-    if size is not None and (len(size) != 2 or min(size) < 1):
+    if size is None:
+        return
+    if len(size) != 2 or min(size) < 1:
         raise InputError(f"size must be height and width from 1 up, not {size}")
-    if size is not None:
-        needed = 2 * BYTES_A_PIXEL * size[0] * size[1]  # two pictures are compared at a time
-        try:
-            memory.require(needed, torch.device("cpu"), "the comparison", "give a smaller size")
-        except MemoryError as error:
-            raise InputError(f"size {size[0]} x {size[1]}: {error}") from error
+    needed = 2 * BYTES_A_PIXEL * size[0] * size[1]  # two pictures are compared at a time
+    try:
+        memory.require(needed, torch.device("cpu"), "the comparison", "give a smaller size")
+    except MemoryError as error:
+        raise InputError(f"size {size[0]} x {size[1]}: {error}") from error
 
 
 def _require(format: Format) -> None:
@@ -313,14 +310,6 @@ def _require(format: Format) -> None:
             ) from error
 
 
-def _write(path: Path, content: bytes) -> None:
-    """Through to the disk: the file gets its name only then."""
-    with path.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-
-
 @contextmanager
 def _disk_errors_of(path: Path) -> Iterator[None]:
     """A full or broken disk, beside the program or where a compiler works, as InputError."""
@@ -330,11 +319,3 @@ def _disk_errors_of(path: Path) -> Iterator[None]:
         raise InputError(
             f"{path}: cannot write the program ({error}); make room, or choose another folder"
         ) from error
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the warnings of the exporters about themselves."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield

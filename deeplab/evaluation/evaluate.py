@@ -1,18 +1,16 @@
 """Evaluation: the scores of a network over a data set, with and without a CRF, in one pass.
 
-Besides the usual scores over all pixels there is one for edges and thin structures, the papers'
-trimap idea: the mIoU over the *band*, the pixels within ``band`` pixels of a class boundary. Blurry
-edges cost little of the whole mIoU and much of the band's. The curve over bands of growing width is
-in ``deeplab.evaluation.trimap``. Source: Krähenbühl and Koltun, NIPS 2011, figure 2; Chen et al.,
-DeepLab v1, figure 6.
+Besides the usual scores there is one for edges and thin structures, the papers' trimap idea: the
+mIoU over the *band*, the pixels within ``band`` pixels of a class boundary. The curve over bands of
+growing width is in ``deeplab.evaluation.trimap``. Source: Krähenbühl and Koltun, NIPS 2011,
+figure 2; Chen et al., DeepLab v1, figure 6.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -94,25 +92,20 @@ def evaluate(
     """Scores of ``model`` on every picture of ``dataset``, one confusion matrix over the whole set.
 
     Args:
-        model: in any mode; put into evaluation mode and back. Its own ``crf`` must be None, so that
-            both scores come from the same pass.
+        model: in any mode, without a ``crf`` of its own, so that both scores come from one pass.
         dataset: pairs (image uint8 [H, W, 3] RGB, labels [H, W]).
         crf: ``crf(logits [1, C, H, W], image [1, 3, H, W] RGB 0-255)`` -> marginals
             [1, C, H, W], such as ``crf.DenseCRF``; None scores the network alone.
         class_names: names of the classes in the result; numbers by default.
         ignore: true label of pixels that do not count.
-        absent: how a class counts that neither occurs nor is predicted: "skip", or "zero" as in the
-            VOC kit.
+        absent: see ``ConfusionMatrix``.
         band: half-width in pixels of the band around class boundaries.
-        trimap: widths in pixels of the trimap curve; none by default.
-        around: what the curve's bands lie around: "void" labels, as VOC draws them around objects,
-            or the class "boundary".
-        scales, flip: the views of a picture whose probabilities are averaged, see
-            ``deeplab.predict.network_scores``.
+        trimap, around: widths in pixels of the trimap curve, and what its bands lie around.
+        scales, flip: the views of a picture, see ``deeplab.predict.network_scores``.
         on_prediction: called with the index of each picture and its labels [H, W], uint8, or int64
             above 256 classes (the CRF's where there is one).
         shard: with several processes of torch.distributed, each evaluates its share of the pictures
-            (dataset[rank::world]) and all get the scores of the whole set; every process must call.
+            and all get the scores of the whole set; every process must call.
         progress: show a progress bar, on standard error; with shard, in the first process only.
 
     Raises:
@@ -133,22 +126,26 @@ def evaluate(
     network, refined = tally(), None if crf is None else tally()
     device = next(model.parameters()).device
     dtype = np.uint8 if len(names) <= 256 else np.int64
-    rank, world = _process() if shard else (0, 1)
+    several = shard and dist.is_available() and dist.is_initialized()
+    rank, world = (dist.get_rank(), dist.get_world_size()) if several else (0, 1)
     mine = range(rank, len(dataset), world)
     with torch.no_grad(), progress_bar(progress and rank == 0) as bar:
         task = bar.add_task("evaluate", total=len(mine))
         for index in mine:
             image, labels = (np.asarray(part) for part in dataset[index])
-            with (
-                _named(index, labels, image),
-                enough_memory(model, image, scales, flip, refines=crf is not None),
-            ):
-                truth = torch.from_numpy(labels.astype(np.int64))
-                logits = network_scores(model, image, scales, flip)
-                require_finite(logits, index)
-                predicted = network.add(truth, logits)
-                if crf is not None and refined is not None:
-                    predicted = refined.add(truth, crf(logits, as_rgb(image).to(device)))
+            size = f"labels of {list(labels.shape)} for a picture of {list(image.shape[:2])} pixels"
+            try:
+                if labels.shape != image.shape[:2]:
+                    raise ValueError(size)
+                with enough_memory(model, image, scales, flip, refines=crf is not None):
+                    truth = torch.from_numpy(labels.astype(np.int64))
+                    logits = network_scores(model, image, scales, flip)
+                    require_finite(logits, index)
+                    predicted = network.add(truth, logits)
+                    if crf is not None and refined is not None:
+                        predicted = refined.add(truth, crf(logits, as_rgb(image).to(device)))
+            except ValueError as error:
+                raise InputError(f"picture {index}: {error}") from error
             if on_prediction is not None:
                 on_prediction(index, predicted.numpy().astype(dtype))
             bar.advance(task)
@@ -170,19 +167,6 @@ def evaluate(
         trimap={k: v.curve.curve() for k, v in tallies.items() if v.curve} or None,
         confusion={name: one.all for name, one in tallies.items()},
     )
-
-
-@contextmanager
-def _named(index: int, labels: np.ndarray, image: np.ndarray) -> Iterator[None]:
-    """What is wrong with a picture, with its number."""
-    try:
-        if labels.shape != image.shape[:2]:
-            raise ValueError(
-                f"labels of {list(labels.shape)} for a picture of {list(image.shape[:2])} pixels"
-            )
-        yield
-    except ValueError as error:
-        raise InputError(f"picture {index}: {error}") from error
 
 
 def require_finite(logits: Tensor, index: int) -> None:
@@ -220,10 +204,9 @@ class _Tally:
         return predicted
 
     def all_reduce(self) -> None:
-        self.all.all_reduce()
-        self.edges.all_reduce()
-        if self.curve is not None:
-            self.curve.all_reduce()
+        for counts in (self.all, self.edges, self.curve):
+            if counts is not None:
+                counts.all_reduce()
 
     def scores(self, names: Sequence[str]) -> Scores:
         iou = self.all.iou().tolist()
@@ -235,13 +218,6 @@ class _Tally:
             band_miou=None if band_miou != band_miou else band_miou,
             iou={n: None if v != v else v for n, v in zip(names, iou, strict=True)},
         )
-
-
-def _process() -> tuple[int, int]:
-    """Rank of this process and number of processes."""
-    if dist.is_available() and dist.is_initialized():
-        return dist.get_rank(), dist.get_world_size()
-    return 0, 1
 
 
 def _check(model: DeepLab, dataset: LabelledImages, names: Sequence[str], band: int) -> None:

@@ -5,11 +5,8 @@
 
 Of each pixel's logits the largest is subtracted before they are rounded to 16 bits: interpolation
 is linear, so that the softmax at the picture's size stays what it was, and the rounding is finest
-for the classes that matter. Image and labels lie beside them, so that tuning reads nothing else and
-holds one picture in memory for each worker.
-
-What a cache was made of is hashed: the network's weights and options, and every picture with its
-labels. Another network or data set is refused, not used.
+for the classes that matter. What a cache was made of is hashed: the network's weights and options,
+and every picture with its labels. Another network or data set is refused, not used.
 """
 
 from __future__ import annotations
@@ -47,8 +44,6 @@ class Cached:
 
 class LogitCache:
     """The logits of `model` for the pictures `indices` of `dataset`, in `folder`.
-
-    What is there already is used after a check; `fill` computes the rest.
 
     Raises InputError: the folder holds the logits of another network or of other pictures, or files
     of which nothing tells.
@@ -106,12 +101,8 @@ class LogitCache:
                     logits = self.model(self.model.preprocess(image).to(device), upsample=False)
                 require_finite(logits, index)
                 logits = (logits - logits.amax(1, keepdim=True)).clamp(min=LOWEST)
-                arrays = {
-                    "logits": logits[0].cpu().numpy().astype(np.float16),
-                    "image": image,
-                    "labels": labels,
-                }
-                outputs.write_arrays(path, arrays)
+                rounded = logits[0].cpu().numpy().astype(np.float16)
+                outputs.write_arrays(path, {"logits": rounded, "image": image, "labels": labels})
                 yield True
         finally:
             self.model.train(training)
@@ -148,8 +139,11 @@ class LogitCache:
 
     def _check(self, path: Path, index: int, image: np.ndarray, labels: np.ndarray) -> None:
         stored = self._load(path)
-        for what, now in (("picture", image), ("labels", labels)):
-            if not np.array_equal(stored["image" if what == "picture" else what], now):
+        for what, before, now in (
+            ("picture", stored["image"], image),
+            ("labels", stored["labels"], labels),
+        ):
+            if not np.array_equal(before, now):
                 raise InputError(
                     f"{path}: the {what} of number {index} in the data set changed since these "
                     f"logits were computed; remove {self.folder}, or choose another --cache"

@@ -32,7 +32,6 @@ class ConfusionMatrix:
     ``ignored`` counts the pixels with the label ``ignore``, which are not in the matrix.
 
     Args:
-        num_classes: labels are 0 .. num_classes - 1.
         ignore: true label of pixels that do not count; None when every pixel counts.
         absent: how a class counts that is neither in the truth nor predicted anywhere. "skip"
             (default) leaves it out of the means; "zero" scores it 0, as the VOC kit does.
@@ -80,11 +79,7 @@ class ConfusionMatrix:
         self.ignored += ignored
 
     def all_reduce(self) -> None:
-        """Sum the counts of all processes of torch.distributed, so that each has the whole.
-
-        To be called once, in every process, when each has added its share of the pictures. Without
-        torch.distributed, or before it is initialised, there is one process and nothing to sum.
-        """
+        """Sum the counts of all processes of torch.distributed, if any; to be called in each."""
         if not (dist.is_available() and dist.is_initialized()):
             return
         device = "cuda" if dist.get_backend() == "nccl" else "cpu"  # NCCL alone knows no CPU

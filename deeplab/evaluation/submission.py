@@ -4,10 +4,9 @@
     cityscapes   DIR/results/<city>_<sequence>_<frame>_labelIds.png, DIR/results.zip
     any          DIR/<name>.png, label maps that the set's own labels can be compared with
 
-Each at its picture's own size. What a set's server takes is known to the set
-(`SegmentationData.server`); here the files are written and packed. VOC's hold class indices in
-VOC's colours, and comp6 is the competition for methods that were trained on more than VOC's own
-pictures, such as an ImageNet backbone; Cityscapes' hold its label ids.
+Each at its picture's own size. VOC's hold class indices in VOC's colours, and comp6 is the
+competition for methods that were trained on more than VOC's own pictures, such as an ImageNet
+backbone; Cityscapes' hold its label ids.
 
 Sources: the VOC2012 development kit, section "results" of its documentation;
 evalPixelLevelSemanticLabeling.py of cityscapesScripts.
@@ -19,7 +18,7 @@ import io
 import re
 import tarfile
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -34,8 +33,8 @@ from deeplab.errors import InputError
 class PredictionFiles:
     """The predictions of a split, written one by one and packed at the end.
 
-    folder: where they go; data: the pictures; split: its name, for layouts that have it in a path;
-    layout: `data.server`, or None for label maps in the set's own values.
+    split: its name, for layouts that have it in a path; layout: `data.server`, or None for label
+    maps in the set's own values.
 
     Raises InputError: a folder that cannot be written, a name that leads out of it, and files that
     would replace the set's own.
@@ -77,9 +76,17 @@ class PredictionFiles:
             return self.folder
         start = self.folder / self.inside if self.layout.flat else self.folder
         target = self.folder / self.layout.archive
-        pack = _tar if target.suffix == ".tgz" else _zip
-        members = {path.relative_to(start).as_posix(): path for path in sorted(set(self.files))}
-        outputs.write_bytes(target, pack(members))
+        content = io.BytesIO()
+        with _archive(target, content) as add:
+            for path in sorted(set(self.files)):
+                try:
+                    add(path, path.relative_to(start).as_posix())
+                except OSError as error:
+                    raise InputError(
+                        f"{path}: cannot be packed ({error.strerror or error}); all processes must "
+                        "write to one folder"
+                    ) from error
+        outputs.write_bytes(target, content.getvalue())
         return target
 
 
@@ -109,33 +116,15 @@ def _keep_the_sets_own(files: list[Path], data: SegmentationData) -> None:
             )
 
 
-def _tar(members: dict[str, Path]) -> bytes:
-    content = io.BytesIO()
-    with tarfile.open(fileobj=content, mode="w:gz") as archive:
-        for name, path in members.items():
-            with _named_errors(path):
-                archive.add(path, name, filter=_without_owner)
-    return content.getvalue()
-
-
-def _zip(members: dict[str, Path]) -> bytes:
-    content = io.BytesIO()
-    with zipfile.ZipFile(content, "w") as archive:  # stored: PNGs are compressed already
-        for name, path in members.items():
-            with _named_errors(path):
-                archive.write(path, name)
-    return content.getvalue()
-
-
 @contextmanager
-def _named_errors(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise InputError(
-            f"{path}: cannot be packed ({error.strerror or error}); all processes must write to "
-            "one folder"
-        ) from error
+def _archive(target: Path, content: io.BytesIO) -> Iterator[Callable[[Path, str], object]]:
+    """A function that adds a file under a name; .tgz, or .zip without compression: PNGs have it."""
+    if target.suffix == ".tgz":
+        with tarfile.open(fileobj=content, mode="w:gz") as tar:
+            yield lambda path, name: tar.add(path, name, filter=_without_owner)
+    else:
+        with zipfile.ZipFile(content, "w") as archive:
+            yield archive.write
 
 
 def _without_owner(entry: tarfile.TarInfo) -> tarfile.TarInfo:

@@ -9,9 +9,8 @@ half of that, ... "tpe" lets optuna's tree-structured Parzen estimator propose s
 
 Each setting is scored with one confusion matrix a fold. The search over all pictures gives the
 settings to use. The *held-out* score tells how far their score is owed to the choice among many:
-the whole search, finer rounds too, is made again for each fold without that fold's pictures, and
-the fold counts with what that search chose. The searches share their results, so that the coarse
-grid is scored once, and a finer one only where no other search has been.
+the whole search is made again for each fold without that fold's pictures, and the fold counts with
+what that search chose. The searches share their results.
 
 Every result is a line of a JSONL file, written before the next setting starts; a run that was
 stopped goes on from there. Sources: DeepLab v1, section 5.1; v2, section 4; Akiba et al., "Optuna",
@@ -24,8 +23,7 @@ import json
 import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
@@ -217,11 +215,9 @@ class Tuner:
 
     Args:
         pictures: see `deeplab.evaluation.logit_cache.LogitCache`.
-        num_classes: of the logits.
         fixed: the settings of which the tuned numbers are replaced.
         log: where results go, and come from where a run is resumed.
         folds: 2 up to the number of pictures; picture i is in fold i % folds.
-        device: where the CRF runs.
         on_picture: called after every picture of a setting.
 
     Raises InputError for a wrong number of folds, and a fold without a labelled pixel.
@@ -270,7 +266,7 @@ class Tuner:
         yield Stage("coarse", self._unknown(coarse))
         for point in coarse:
             self.score(point)
-        for without in self._searches():
+        for without in (None, *range(self.folds)):
             tried = self.tried[without] = list(coarse)
             for k in range(1, rounds + 1):
                 best = self._best(without).point
@@ -283,9 +279,8 @@ class Tuner:
     def tpe(self, space: Space, trials: int, seed: int = 0) -> Iterator[Stage]:
         """`trials` settings of each search between the ends of the space, that optuna proposes.
 
-        The first `RANDOM` are drawn at random, the same ones for each search. Trial k depends on
-        the seed, k and the results of its search alone, so that a resumed search goes on as if it
-        had not been stopped. Yields each trial before it starts.
+        The first `RANDOM` are drawn at random. Trial k depends on the seed, k and the results of
+        its search alone, so that a search can be resumed. Yields each trial before it starts.
         """
         optuna = _optuna()
         axes = space.axes()
@@ -293,7 +288,7 @@ class Tuner:
             name: optuna.distributions.FloatDistribution(axis[0], axis[-1])
             for name, axis in zip(TUNED, axes, strict=True)
         }
-        for without in self._searches():
+        for without in (None, *range(self.folds)):
             tried = self.tried[without] = []
             study = optuna.create_study(direction="maximize")
             for k in range(trials):
@@ -311,10 +306,6 @@ class Tuner:
         results = [self.score(point) for point in self.tried[None]]
         choices = [self._best(fold) for fold in range(self.folds)]
         return Tuning(sorted(results, key=lambda r: -r.miou()), choices, self.alone)
-
-    def _searches(self) -> list[int | None]:
-        """The search over all pictures, and for each fold the one without its pictures."""
-        return [None, *range(self.folds)]
 
     def _seen(self, without: int | None) -> list[int]:
         """The folds that a search looks at."""
@@ -370,16 +361,13 @@ class Tuner:
         if self.device.type != "cpu" or torch.get_num_threads() == 1:
             yield from ((position, one(position)) for position in range(count))
             return
-        with (
-            _restored_threads() as workers,
-            ThreadPoolExecutor(workers, initializer=_use_one_thread) as pool,
-        ):
-            futures: list[Future[np.ndarray]] = [pool.submit(one, k) for k in range(count)]
-            try:
-                yield from ((k, future.result()) for k, future in enumerate(futures))
-            except BaseException:
-                pool.shutdown(cancel_futures=True)
-                raise
+        threads = torch.get_num_threads()
+        pool = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
+        try:
+            yield from enumerate(pool.map(one, range(count)))
+        finally:
+            pool.shutdown(cancel_futures=True)
+            torch.set_num_threads(threads)
 
 
 def log_identity(
@@ -408,20 +396,6 @@ def heat_map(results: Sequence[Result]) -> tuple[list[float], list[float], np.nd
 
 def _without_fold(without: int | None) -> str:
     return "" if without is None else f", without fold {without + 1}"
-
-
-@contextmanager
-def _restored_threads() -> Iterator[int]:
-    """How many workers there are for torch's threads; torch's setting is restored afterwards."""
-    threads = torch.get_num_threads()
-    try:
-        yield threads
-    finally:
-        torch.set_num_threads(threads)
-
-
-def _use_one_thread() -> None:
-    torch.set_num_threads(1)
 
 
 def _rounded(value: float) -> float:
