@@ -13,23 +13,11 @@ k + 1). Source: Chen et al., DeepLab v2, section 4.1.
     config = TrainConfig(data=DataConfig("voc2012", root="VOCdevkit/VOC2012"))
     result = train(config, "voc.safetensors")
 
-The defaults of `TrainConfig` are the recipe of the weights that the package ships. The command is
-`deeplab train --out deeplab_v2_small_scenes.safetensors`; its scores, and those of an earlier run,
-are in bench/records/scenes_deeplab_v2_small.json.
+The defaults of `TrainConfig` are the recipe of the weights that the package ships; its scores are
+in bench/records/scenes_deeplab_v2_small.json. A run is a function of its configuration: sample i
+depends on (seed, i) alone, and a run that was stopped goes on as if it had not been.
 
-A run is a function of its configuration: sample i depends on (seed, i) alone, however many workers
-and processes prepare it, and a run that was stopped goes on as if it had not been. Ctrl-C and
-SIGTERM stop after the current step and write what there is.
-
-    run            train: a run from its configuration to its result
-    config         TrainConfig, DataConfig; config_errors, recipe: from TOML files and --set
-    setup          what is checked, opened and built before the first step
-    trainer        Trainer: steps, validations, log, files
-    step           forward, backward, update; losses, schedule (optimiser and learning rate)
-    samples        pictures in a random order, cropped at random; labels, report: what is in them
-    checkpoint     the files of a run
-    logs           progress bar, CSV, TensorBoard
-    distributed    several processes; interrupt (signals), failures (memory, killed workers)
+`run.py` is a run from its configuration to its result, `trainer.py` its loop, `step.py` one update.
 """
 
 from deeplab.training.config import DataConfig, TrainConfig

@@ -5,15 +5,10 @@
     FILE.state               all that a run needs to go on: see below
     FILE.csv                 the log
 
-A file is written under a temporary name beside its place, flushed to the disk and renamed, so that
-a kill, a full disk or a power cut at any moment leaves the one before. The temporary name is fixed:
-what a killed run leaves is overwritten by the next one. A new run takes the place of none of them
-unless it is told to (`Files.check_free`).
-
-The state is a dict of tensors, numbers and texts in torch's format: network and CRF, optimiser,
-loss scale, step, running loss, scores, configuration. Chance needs no state: samples and dropout of
-step i depend on (seed, i) alone. It is loaded with weights_only=True, which runs nothing from the
-file.
+A new run takes the place of none of them unless it is told to (`Files.check_free`). The state is a
+dict of tensors, numbers and texts in torch's format: network and CRF, optimiser, loss scale, step,
+running loss, scores, configuration. Chance needs no state: samples and dropout of step i depend on
+(seed, i) alone. It is loaded with weights_only=True, which runs nothing from the file.
 """
 
 from __future__ import annotations
@@ -77,8 +72,7 @@ class Files:
     def check_free(self) -> None:
         """Raises InputError where a new run would take the place of anything, and says of what.
 
-        What TensorBoard has is added to, so that it is never in the way; nor is a log without rows,
-        which a run leaves that failed in its first step.
+        A log without rows, which a run leaves that failed in its first step, is not in the way.
         """
         there = [path for path in (self.best, self.last, self.state) if os.path.lexists(path)]
         there += [self.log] if has_rows(self.log) else []
@@ -121,10 +115,7 @@ class Files:
 
 
 def write_state(path: Path, state: Mapping[str, Any]) -> None:
-    """Write a training state in place of the one before; InputError where that fails.
-
-    Tensors go from where they are to the file, one after another.
-    """
+    """Write a training state in place of the one before; InputError where that fails."""
     try:
         with whole_file(path) as file:
             sink = _Sink(file)
@@ -186,9 +177,8 @@ def check_agreement(
 ) -> None:
     """InputError unless the run that wrote the state is the one that `config` describes.
 
-    `config.steps` may differ, which gives the rest of the run another schedule, but not be fewer
-    than are done. facts: what else fixes a run (number of pictures, names of classes), stored as
-    "facts".
+    `config.steps` may differ, but not be fewer than are done. facts: what else fixes a run (number
+    of pictures, names of classes), stored as "facts".
     """
     found = differences(stored_config(path, state), config, FREE_ON_RESUME | {"steps"})
     stored = _table(path, state, "facts")
@@ -236,7 +226,6 @@ class _Sink:
         pass  # once, when all is written
 
     def finish(self) -> None:
-        """Raises the OSError that came up on the way, if any."""
         if self.error is not None:
             raise self.error
 

@@ -1,10 +1,8 @@
 """The configuration of a training run: `TrainConfig`, its defaults, and the values it refuses.
 
 pydantic checks types strictly (an integer counts as a number, a list as a tuple, and nothing else
-is converted), ranges, and unknown keys. The defaults are the recipe of the weights that the package
-ships: trained from scratch on the generated scenes, so the learning rate is higher and the head's
-is lower than over a pretrained body. The papers' recipes are TOML files in
-`deeplab.training.recipes`.
+is converted), ranges, and unknown keys. The defaults are for training from scratch on the generated
+scenes; the papers' recipes are TOML files in `deeplab.training.recipes`.
 """
 
 from __future__ import annotations
@@ -30,22 +28,11 @@ SCENES_CRF: dict[str, Any] = {
 """CRF settings for the generated scenes, the best of a search on validation scenes."""
 
 FREE_ON_RESUME = frozenset(
-    {
-        "weights",
-        "starts_from",
-        "new_classifier",
-        "data.root",
-        "skip_broken",
-        "accumulate",
-        "validate_every",
-        "save_every",
-        "log_every",
-        "compile",
-        "channels_last",
-        "in_memory",
-        "device",
-        "workers",
-    }
+    (
+        *("weights", "starts_from", "new_classifier", "data.root", "skip_broken", "accumulate"),
+        *("validate_every", "save_every", "log_every"),
+        *("compile", "channels_last", "in_memory", "device", "workers"),
+    )
 )
 """The fields that a resumed run may change: where and how it computes, not what.
 
@@ -116,15 +103,13 @@ class TrainConfig:
         data: the pictures.
         steps, batch_size: SGD steps, and samples in each: over all micro-batches and processes.
         accumulate: micro-batches in which a process computes its share of a step, to save memory.
-        lr: first learning rate.
-        policy: "poly": lr (1 - i / steps)^power; "step": lr gamma^floor(i / step_size).
-        power, step_size, gamma: of the policy. warmup: steps in which the rate rises linearly.
+        lr, policy, power, step_size, gamma, warmup: see `deeplab.training.schedule`.
         head_lr_scale: learning rate of the classifier relative to the body; its bias has twice
             that. The papers use 10 over a pretrained body.
         optimizer: "sgd", the papers', or "adamw", which learns faster from scratch and wants a
             smaller lr and a larger weight_decay.
-        momentum, weight_decay: of SGD, or beta_1 and the decay of AdamW (beta_2 is 0.99); the decay
-            is for weights, not biases or BatchNorm.
+        momentum, weight_decay: of SGD, or beta_1 and the decay of AdamW; the decay is for weights,
+            not biases or BatchNorm.
         crop: side of a sample in pixels, 8k + 1; 16k + 1 for a model of several scales.
         scales: smallest and largest random scale, or with scale_mode "discrete" the list to draw
             from. scale_mode: see `deeplab.data.augment`.

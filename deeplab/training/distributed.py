@@ -2,9 +2,8 @@
 
 Started by `torchrun --nproc-per-node N -m deeplab train ...`, or by a program that has initialised
 torch.distributed itself. Processes with a GPU each speak NCCL over gradients, and gloo over the few
-numbers on the host (how many pixels are labelled, whether to stop), so that agreeing on those never
-waits for the GPU. A program that has brought no gloo, or NCCL alone, gets a gloo group beside its
-own for as long as the run lasts. Only the first process writes and prints.
+numbers on the host, so that agreeing on those never waits for the GPU. Only the first process
+writes and prints.
 
 A process that fails says why; the others notice that it is gone, raise `OtherProcessEnded`, and
 have nothing of their own to say.
@@ -112,11 +111,18 @@ def processes(device: str) -> Iterator[Processes]:
         torch.cuda.set_device(chosen)
     if started:
         _start_group("cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo")
-    group = _processes(chosen, started)
+    group = Processes(0, 1, chosen)
+    if dist.is_available() and dist.is_initialized():
+        world = dist.get_world_size()
+        # Whatever backends another program has chosen, the CPU's numbers travel by gloo.
+        host = dist.new_group(backend="gloo") if world > 1 and not started else None
+        group = Processes(dist.get_rank(), world, chosen, host)
     try:
         yield group
     except RuntimeError as error:
-        if group.world > 1 and _is_lost_connection(error):
+        # Gloo raises RuntimeErrors that name its source files; NCCL and the store have a class.
+        lost = isinstance(error, dist.DistError) or "gloo" in str(error)
+        if group.world > 1 and lost:
             raise OtherProcessEnded from error
         raise
     finally:
@@ -145,20 +151,6 @@ def _start_group(backend: str) -> None:
             f"WORLD_SIZE is {os.environ['WORLD_SIZE']}, but the processes of this run do not find "
             f"each other ({reason:.200}); start them with torchrun, or unset WORLD_SIZE"
         ) from error
-
-
-def _processes(device: torch.device, started: bool) -> Processes:
-    if not (dist.is_available() and dist.is_initialized()):
-        return Processes(0, 1, device)
-    world = dist.get_world_size()
-    # Whatever backends another program has chosen, the CPU's numbers travel by gloo.
-    host = dist.new_group(backend="gloo") if world > 1 and not started else None
-    return Processes(dist.get_rank(), world, device, host)
-
-
-def _is_lost_connection(error: RuntimeError) -> bool:
-    """Gloo raises RuntimeErrors that name its own source files; NCCL and the store have a class."""
-    return isinstance(error, dist.DistError) or "gloo" in str(error)
 
 
 def _device(wanted: str, local: int) -> torch.device:

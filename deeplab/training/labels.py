@@ -3,10 +3,9 @@
 A run learns nothing where no pixel counts in its loss, and the same answer everywhere where all
 that count are of one class. Both end with a loss near 0, and a mIoU of 100 on labels of that kind.
 
-Before the first step label maps are read until two classes have occurred, which the first one or
-two of a sound set show, and at most `MOST_READ`. It is an error only where all have been read. For
-the rest, each sample brings the number of pixels of each label in its whole picture: after the
-first epoch it is known which classes never occur, and whether anything can be learned.
+Before the first step label maps are read until two classes have occurred, at most `MOST_READ`. It
+is an error only where all have been read. For the rest, each sample brings the number of pixels of
+each label in its whole picture: after the first epoch it is known which classes never occur.
 """
 
 from __future__ import annotations
@@ -38,9 +37,8 @@ def check_labels(
 ) -> None:
     """Read a few label maps of both sets before the first step.
 
-    names, class_weights: of the classes, the latter empty where all count alike. info: takes a line
-    where the labels that were read teach nothing, but not all were read. Only sets whose labels
-    can be read alone are looked at (`SegmentationData`).
+    class_weights: empty where all count alike. info: takes a line where the labels that were read
+    teach nothing, but not all were read. Only sets whose labels can be read alone are looked at.
 
     Raises InputError: one class alone, or one with a weight above 0; no two classes that count in
     any training label; no labelled pixel in any validation label.
@@ -75,8 +73,7 @@ def _sample_labels(
 ) -> tuple[npt.NDArray[np.int64], int | None]:
     """Pixels by label in label maps spread over the set, and how many were read.
 
-    None once `enough` of the classes that count have occurred, or a label that is no class. Label
-    maps that cannot be read, and such labels, are left to whoever reads their pictures.
+    None once `enough` of the classes that count have occurred, or a label that is no class.
     """
     classes = len(counting)
     pixels, read = np.zeros(256, np.int64), 0
@@ -96,8 +93,7 @@ class DrawnLabels:
     """The labels of all pictures that a run has drawn, in all its processes.
 
     pixels: int64 `[256]`, of each label in whole pictures, as often as they were drawn.
-    loss_weight: the weight of the labelled pixels in the samples that were cut out of them, as the
-    loss counts it.
+    loss_weight: the weight in the loss of the labelled pixels in the samples cut out of them.
     """
 
     def __init__(self, names: Sequence[str], class_weights: Sequence[float], crop: int) -> None:

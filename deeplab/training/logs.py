@@ -22,8 +22,8 @@ import os
 import resource
 import sys
 import threading
-from collections.abc import Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -55,7 +55,7 @@ class Throughput:
     """Images and seconds of a stretch of training, all processes counted as fast as this one.
 
     images: in all processes; stepping, waiting: seconds of this process in steps and for samples;
-    making: seconds that its workers spent on its share of them; workers: how many it has.
+    making: seconds that its workers spent on its share of them.
     """
 
     workers: int = 1
@@ -85,11 +85,8 @@ class Throughput:
         return self.waiting / max(self.stepping + self.waiting, 1e-9)
 
     def as_row(self) -> dict[str, float]:
-        return {
-            "images_per_second": round(self.images_per_second, 3),
-            "loader_images_per_second": round(self.loader_images_per_second, 3),
-            "wait_share": round(self.wait_share, 4),
-        }
+        names = ("images_per_second", "loader_images_per_second", "wait_share")
+        return {name: round(getattr(self, name), 4) for name in names}
 
     def __str__(self) -> str:
         makers = f"{self.workers} workers" if self.workers else "no workers"
@@ -116,8 +113,7 @@ def has_rows(path: Path) -> bool:
 class CSVLog:
     """The log in a file, one row a step at most, each row on the disk when `write` returns.
 
-    It is locked while it is open, and with it all files of the run: a second run of the same name
-    would mix its weights, states and rows with those of the first. The lock belongs to the process
+    It is locked while it is open, and with it all files of the run. The lock belongs to the process
     and not to its workers, so that none outlives a run that is killed.
     """
 
@@ -126,7 +122,7 @@ class CSVLog:
         self.path = path
         kept = [row for row in _rows(path) if int(row["step"]) <= keep_through]
         part = path.with_name(f".{path.name}.part")
-        try:
+        with _named_errors(path):
             self._file: IO[str] = part.open("a", newline="", encoding="utf-8")
             self._lock(self._file)  # it becomes the log, and stays locked
             try:
@@ -143,15 +139,11 @@ class CSVLog:
                 with suppress(OSError):
                     part.unlink(missing_ok=True)
                 raise
-        except OSError as error:
-            raise _write_error(self.path, error) from error
 
     def write(self, row: Mapping[str, Any]) -> None:
-        try:
+        with _named_errors(self.path):
             self._writer.writerow(row)
             self._file.flush()
-        except OSError as error:
-            raise _write_error(self.path, error) from error
 
     def close(self) -> None:
         with suppress(OSError):  # `write` has raised it already
@@ -169,11 +161,15 @@ class CSVLog:
             pass  # some network file systems have no locks
 
 
-def _write_error(path: Path, error: OSError) -> InputError:
-    return InputError(
-        f"{path}: cannot write the log ({error.strerror or error}); make room, then go on with "
-        "--resume"
-    )
+@contextmanager
+def _named_errors(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise InputError(
+            f"{path}: cannot write the log ({error.strerror or error}); make room, then go on with "
+            "--resume"
+        ) from error
 
 
 class TensorBoardLog:
@@ -193,19 +189,18 @@ class TensorBoardLog:
         self.folder = folder
         self._hook, threading.excepthook = threading.excepthook, self._unless_raised
         try:
-            self._writer: Any = SummaryWriter(str(folder), purge_step=first_step + 1)
-        except OSError as error:
+            with _named_errors(folder):
+                self._writer: Any = SummaryWriter(str(folder), purge_step=first_step + 1)
+        except InputError:
             threading.excepthook = self._hook
-            raise _write_error(self.folder, error) from error
+            raise
 
     def write(self, row: Mapping[str, Any]) -> None:
-        try:
+        with _named_errors(self.folder):
             for name, value in row.items():
                 if name != "step" and value != "":
                     self._writer.add_scalar(name, value, row["step"])
             self._writer.flush()
-        except OSError as error:
-            raise _write_error(self.folder, error) from error
 
     def close(self) -> None:
         with suppress(OSError):  # `write` has raised it already
@@ -295,12 +290,12 @@ def _rows(path: Path) -> list[dict[str, str]]:
 
 def _progress_bar() -> Progress:
     """Times and counts whole, and what is said beside them on a second line where it is narrow."""
-    whole = Column(no_wrap=True)
+    count, taken, left = (Column(no_wrap=True) for _ in range(3))
     return Progress(
-        MofNCompleteColumn(table_column=whole.copy()),
+        MofNCompleteColumn(table_column=count),
         BarColumn(bar_width=16),
-        TimeElapsedColumn(table_column=whole.copy()),
-        TimeRemainingColumn(table_column=whole.copy()),
+        TimeElapsedColumn(table_column=taken),
+        TimeRemainingColumn(table_column=left),
         TextColumn("{task.fields[status]}", table_column=Column()),
         console=Console(stderr=True),
     )

@@ -5,9 +5,8 @@
                      fused, scale 1, scale 0.75 brought to the map of scale 1    labels[::8, ::8]
                      scale 0.5 at its own size                                   labels[::16, ::16]
 
-Numerators are computed where the network is, denominators from the labels alone: they are known
-before the first forward pass, so that micro-batches and processes share those of the whole step,
-and a step cut into pieces has the gradient of the step in one piece.
+Denominators come from the labels alone: they are known before the first forward pass, so that
+micro-batches and processes share those of the whole step, whose gradient does not depend on them.
 
 With logits of output stride 8 and align_corners, n = 8k + 1 pixels meet k + 1 scores on every
 eighth pixel: what Caffe's Interp layer makes of the labels. Style "torchvision" and resize "torch"
@@ -35,12 +34,9 @@ from deeplab.model import DeepLab
 class Grid:
     """Where a model's scores lie on the pixels of a crop of stride k + 1 pixels a side.
 
-    Attributes:
-        aligned: score i lies on pixel stride i, as upsampling with align_corners has it. Otherwise
-            scores lie on the centres of their shares, and
-        apart: those of a coarser stride than 8 too. Otherwise they lie on every second of the
-            finer ones, to whose map they are brought with align_corners.
-        rounds_up: such a map has k + 1 scores a side as with align_corners; otherwise k.
+    aligned: score i lies on pixel stride i, as upsampling with align_corners has it. Otherwise
+    scores lie on the centres of their shares, and (apart) those of a coarser stride than 8 too, or
+    else on every second of the finer ones. rounds_up: such a map has k + 1 scores a side, not k.
     """
 
     aligned: bool = True
@@ -87,8 +83,7 @@ def loss_denominators(
 ) -> Tensor:
     """float64 [terms]: the weight of the labelled pixels at each stride.
 
-    labels: integers [B, H, W], 255 ignored; class_weights: [classes], None counts pixels; grid:
-    where the scores lie.
+    labels: integers [B, H, W], 255 ignored; class_weights: [classes], None counts pixels.
     """
     weights = []
     for stride in strides:
@@ -104,10 +99,8 @@ def loss_denominators(
 class StepLoss(nn.Module):
     """Network and loss in one module, which torch.compile and DistributedDataParallel can wrap.
 
-    forward(rgb, labels, denominators) -> the part that these samples have in the loss, a float32
-    scalar (float64 for a model in float64):
-    rgb [B, 3, H, W] uint8 or float in 0-255, labels int64 [B, H, W], denominators [terms] of the
-    whole step (`loss_denominators`), none of them 0.
+    forward(rgb [B, 3, H, W] in 0-255, labels int64 [B, H, W], denominators [terms] of the whole
+    step, none of them 0) -> the part of these samples in the loss, a scalar of at least float32.
     """
 
     class_weights: Tensor | None

@@ -36,10 +36,7 @@ def shipped_recipes() -> list[str]:
 
 
 def read_recipe(name: str) -> Settings:
-    """The settings of a recipe: a TOML file by its path, or a shipped one by its name.
-
-    Raises InputError: no such file or name, no TOML, an unknown key.
-    """
+    """The settings of a recipe: a TOML file by its path, or a shipped one by its name."""
     path = Path(name)
     if not path.is_file():
         path = RECIPES / f"{name.removesuffix('.toml')}.toml"

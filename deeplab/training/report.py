@@ -14,15 +14,15 @@ from deeplab.training.config import TrainConfig
 from deeplab.training.distributed import OtherProcessEnded, Processes
 from deeplab.training.labels import TRAINING, DrawnLabels
 from deeplab.training.logs import Logger
-from deeplab.training.samples import Batch, SkipBroken
+from deeplab.training.samples import Sample, SkipBroken
 
 
 class PictureReport:
     """Collects what steps and validations find in their pictures, over all processes.
 
     pictures: how many there are to train on. Attributes: `validation`, the pictures to score on;
-    `drawn`, the labels of all that were trained on; `absent`, classes without a pixel, by split
-    once they are known; `broken`, what is wrong with pictures passed over; `conversions`.
+    `drawn`, the labels of all that were trained on; `absent`, classes without a pixel, by split;
+    `broken`, what is wrong with pictures passed over; `conversions`.
     """
 
     def __init__(
@@ -47,9 +47,9 @@ class PictureReport:
 
     def start(self, step: int) -> None:
         """The run reads pictures from this step on."""
-        self._epoch_end = step + math.ceil(self.pictures / self.config.batch_size)
+        self.epoch_end = step + math.ceil(self.pictures / self.config.batch_size)
 
-    def add(self, batch: Batch) -> None:
+    def add(self, batch: Sample) -> None:
         """Take in the pictures of a step."""
         self.conversions.update(batch.conversions)
         for message in batch.broken:
@@ -79,13 +79,9 @@ class PictureReport:
         self.conversions = set().union(*self.processes.gather(found))
         new = {c for c in self.conversions if c.kind not in self._reported_kinds}
         self._reported_kinds |= {conversion.kind for conversion in new}
-        so_far = " (so far)" if step < self._epoch_end else ""
+        so_far = " (so far)" if step < self.epoch_end else ""
         for line in counted(new):
             self.logger.info(f"Note: {line}{so_far}")
-
-    def epoch_ends(self, step: int) -> bool:
-        """Whether every picture has been read since `start`, for the first time."""
-        return step == self._epoch_end
 
     def finish(self, step: int) -> None:
         """Report the conversions that are new, and all pictures that were passed over."""

@@ -26,13 +26,11 @@ class TrainResult:
     """The trained model in evaluation mode and what the run achieved.
 
     `steps` done, `interrupted` by Ctrl-C or SIGTERM (`signal` is its number) or not, the mean
-    `loss` of the last steps, and the validation `metrics` (mIoU and the like) of the last
-    validation: of the refined segmentation where the model ends in a CRF, the network's own under
-    "network" then. `best`: step and mIoU of the validation whose weights the weights file has.
-    `throughput`: of the steps and workers. `broken`: what is wrong with pictures passed over.
-    `absent`: the classes without a pixel in the labels of the "training" pictures that were drawn,
-    and in those of "validation"; each once that is known.
-    `conversions`: what reading changed in the pictures of both sets.
+    `loss` of the last steps, and the `metrics` of the last validation: of the refined segmentation
+    where the model ends in a CRF, with the network's own under "network". `best`: step and mIoU of
+    the validation whose weights the weights file has. `broken`: what is wrong with pictures passed
+    over. `absent`: the classes without a pixel in the "training" and the "validation" labels, once
+    that is known. `conversions`: what reading changed in the pictures of both sets.
     """
 
     model: DeepLab
@@ -69,9 +67,8 @@ def train(
 
     Args:
         config: the recipe.
-        out: weights file: the best so far by validation mIoU. Beside it lie the last weights
-            (FILE-last), the state to resume from (FILE.state), the log (FILE.csv) and, if wanted,
-            FILE.tensorboard. None writes nothing.
+        out: weights file: the best so far by validation mIoU; beside it lie the files that
+            `deeplab.training.checkpoint` names. None writes nothing.
         dataset, validation: pairs (image uint8 [H, W, 3] RGB, labels [H, W], 255 ignored);
             by default those of `config.data`.
         class_names: a name for each class; their number is the model's. By default the data set's
@@ -80,21 +77,17 @@ def train(
         metadata: more JSON-able entries for the weights file. For the generated scenes "crf" is
             `SCENES_CRF` unless given here; a CRF that learns (`config.crf`) replaces it.
         resume: go on from FILE.state, with the same configuration up to what does not change the
-            result (`deeplab.training.config.FREE_ON_RESUME`). Every process reads the file.
-            Other `steps` than the run was to have, more than it has done, give the rest of it
-            another schedule, which is said; so a finished run trains on. Without more steps a
-            finished run stays as it is.
+            result (`deeplab.training.config.FREE_ON_RESUME`). Other `steps` than the run was to
+            have give the rest of it another schedule; so a finished run trains on.
         overwrite: start anew in place of the run or the weights that lie at `out`.
         tensorboard: log for TensorBoard too.
         progress: show loss, learning rate, last mIoU, speed and time left, on standard error.
 
     Raises:
         ValueError: an empty data set. FloatingPointError: the loss is not finite any more.
-        InputError: `out` cannot be written (found before training starts) or the disk is full; data
-            or weights cannot be read; the state to resume is of another run; weights, a run or its
-            log would be lost; weights or validation have the classes in another order; memory is
-            not enough; labels from which nothing can be learned (no two classes that count), at the
-            start, after the first epoch or at the end.
+        InputError: `out` cannot be written, or a run there would be lost; data or weights cannot be
+            read, or have the classes in another order; the state to resume is of another run;
+            memory is not enough; nothing can be learned from the labels.
         OtherProcessEnded: of several processes another one has failed, and says why itself.
     """
     with processes(config.device) as group:
@@ -115,16 +108,7 @@ def train(
                 metadata=metadata,
                 resume=resume,
             )
-        trainer = Trainer(
-            config,
-            setup.model,
-            setup.validation,
-            facts=setup.facts,
-            metadata=setup.metadata,
-            files=files,
-            processes=group,
-            logger=logger,
-        )
+        trainer = Trainer(config, setup, files, group, logger)
         finished = False
         try:
             with group.together():
@@ -134,7 +118,12 @@ def train(
                     finished = trainer.finished and steps == config.steps
                     setup.state = None  # as large as the model and its optimiser
                 if files is not None and group.first and not finished:
-                    _open_logs(logger, files, trainer, resume, tensorboard)
+                    kept = trainer.step - trainer.awaits_validation
+                    logger.logs.append(CSVLog(files.log, kept))  # locked: no other run writes here
+                    if not resume:
+                        files.state.unlink(missing_ok=True)  # of an earlier run, which ends here
+                    if tensorboard:
+                        logger.logs.append(TensorBoardLog(files.tensorboard, kept))
                 if config.in_memory and trainer.step < config.steps:
                     setup.dataset = InMemory(setup.dataset, logger.reading)
             if finished:
@@ -146,21 +135,6 @@ def train(
         finally:
             logger.close()
             trainer.close()
-    return _result(trainer)
-
-
-def _open_logs(
-    logger: Logger, files: Files, trainer: Trainer, resumed: bool, tensorboard: bool
-) -> None:
-    kept = trainer.step - trainer.awaits_validation
-    logger.logs.append(CSVLog(files.log, kept))  # locked: no other run is writing here
-    if not resumed:
-        files.state.unlink(missing_ok=True)  # of an earlier run, which ends here
-    if tensorboard:
-        logger.logs.append(TensorBoardLog(files.tensorboard, kept))
-
-
-def _result(trainer: Trainer) -> TrainResult:
     return TrainResult(
         trainer.model.eval(),
         trainer.step,

@@ -12,7 +12,8 @@ import signal
 import sys
 import time
 import warnings
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
+from itertools import chain
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -34,22 +35,12 @@ CHECKED_EVERY = 100  # pictures, between looks at the free memory
 
 
 class Sample(NamedTuple):
-    """image: RGB uint8 [3, crop, crop]; labels: uint8 [crop, crop], 255 ignored; pixels: int64
-    [256], of each label in the whole picture; conversions: what reading changed in the picture;
-    broken: what is wrong with pictures that were passed over; seconds: how long it took to make."""
+    """A sample, or a process's share of a step: pictures with a batch axis, all else summed.
 
-    image: Tensor
-    labels: Tensor
-    pixels: Tensor
-    conversions: tuple[Conversion, ...]
-    broken: tuple[str, ...]
-    seconds: float
-
-
-class Batch(NamedTuple):
-    """A process's share of a step: pictures with a batch axis in front, all else summed.
-
-    waited: seconds that the step waited for it.
+    image: RGB uint8 [3, crop, crop]; labels: uint8 [crop, crop], 255 ignored; pixels: int64 [256],
+    of each label in the whole picture; conversions: what reading changed in the picture; broken:
+    what is wrong with pictures that were passed over; seconds: how long it took to make; waited:
+    seconds that the step waited for it.
     """
 
     image: Tensor
@@ -151,17 +142,16 @@ def _check_picture(place: int, image: np.ndarray, labels: np.ndarray, classes: i
 class InMemory:
     """A data set whose pictures have all been read, once, and are kept.
 
-    Workers that are forked share them; those that are spawned get a copy each.
-    A broken picture raises its InputError when it is asked for.
+    Workers that are forked share them; those that are spawned get a copy each. A broken picture
+    raises its InputError when it is asked for. progress: passes on the numbers that it is given,
+    and may show how far they are.
 
-    Raises:
-        InputError: there is not enough memory, as far as the system tells, before most are read.
+    Raises InputError where the memory is not enough, as far as the system tells.
     """
 
     def __init__(
         self, dataset: LabelledImages, progress: Callable[[Iterable[int]], Iterable[int]] = iter
     ) -> None:
-        """progress: passes on the numbers that it is given, and may show how far they are."""
         self._kept: list[LabelledPicture | InputError] = []
         for index in progress(range(len(dataset))):
             try:
@@ -171,13 +161,10 @@ class InMemory:
                 continue
             if index % CHECKED_EVERY == 0:
                 left = len(dataset) - index
+                needed = left * sum(part.nbytes for part in pair)
+                what, mend = f"{left} pictures in memory", "set in_memory to false"
                 try:
-                    memory.require(
-                        left * sum(part.nbytes for part in pair),
-                        torch.device("cpu"),
-                        f"{left} pictures in memory",
-                        "set in_memory to false",
-                    )
+                    memory.require(needed, torch.device("cpu"), what, mend)
                 except MemoryError as error:
                     raise InputError(str(error)) from error
             self._kept.append(pair)
@@ -223,22 +210,29 @@ def batches(
     rank: int = 0,
     world: int = 1,
     pin: bool = False,
-) -> Generator[Batch, None, None]:
+) -> Generator[Sample, None, None]:
     """The shares of process `rank` of `world` in the steps from `first_step` on.
 
     Workers make them ahead, two steps each. InputError names a picture that cannot be read, see
-    `Samples`, or says that a worker has been killed.
+    `Samples`.
     """
     share = config.batch_size // world
-    starts = range(
-        first_step * config.batch_size + rank * share,
-        config.steps * config.batch_size,
-        config.batch_size,
-    )
+    starts = (step * config.batch_size + rank * share for step in range(first_step, config.steps))
     with warnings.catch_warnings():
         # The run says it in one line at its start.
         warnings.filterwarnings("ignore", message="This DataLoader will create")
-        made = iter(_loader(dataset, config, fill, classes, starts, share, pin))
+        loader: DataLoader[Any] = DataLoader(
+            _WithErrors(Samples(dataset, config, fill, classes)),
+            batch_sampler=(list(range(start, start + share)) for start in starts),
+            num_workers=config.workers,
+            multiprocessing_context=start_method() if config.workers else None,
+            collate_fn=_collate,
+            worker_init_fn=_start_worker,
+            pin_memory=pin,
+            # Samples bring their own chance; without this it draws from the global generator.
+            generator=torch.Generator().manual_seed(config.seed),
+        )
+        made = iter(loader)
     try:
         for batch in made:
             if isinstance(batch, InputError):
@@ -250,28 +244,6 @@ def batches(
         getattr(made, "_shutdown_workers", lambda: None)()
 
 
-def _loader(
-    dataset: LabelledImages,
-    config: TrainConfig,
-    fill: Sequence[float],
-    classes: int,
-    starts: range,
-    share: int,
-    pin: bool,
-) -> DataLoader[Any]:
-    return DataLoader(
-        _WithErrors(Samples(dataset, config, fill, classes)),
-        batch_sampler=_StepSampler(starts, share),
-        num_workers=config.workers,
-        multiprocessing_context=start_method() if config.workers else None,
-        collate_fn=_collate,
-        worker_init_fn=_start_worker,
-        pin_memory=pin,
-        # Samples bring their own chance; without this the loader draws from the global generator.
-        generator=torch.Generator().manual_seed(config.seed),
-    )
-
-
 def start_method() -> str:
     """How workers are started: as the program has chosen, or forked on Linux.
 
@@ -280,19 +252,6 @@ def start_method() -> str:
     """
     default = "fork" if sys.platform == "linux" else "spawn"
     return multiprocessing.get_start_method(allow_none=True) or default
-
-
-class _StepSampler:
-    """The numbers of the samples of each step: `share` of them from each of `starts` on."""
-
-    def __init__(self, starts: range, share: int) -> None:
-        self.starts, self.share = starts, share
-
-    def __len__(self) -> int:
-        return len(self.starts)
-
-    def __iter__(self) -> Iterator[list[int]]:
-        return (list(range(start, start + self.share)) for start in self.starts)
 
 
 class _WithErrors(Dataset[Sample | InputError]):
@@ -308,19 +267,18 @@ class _WithErrors(Dataset[Sample | InputError]):
             return error
 
 
-def _collate(samples: list[Sample | InputError]) -> Batch | InputError:
-    whole: list[Sample] = []
-    for sample in samples:
-        if isinstance(sample, InputError):
-            return sample
-        whole.append(sample)
-    return Batch(
-        torch.stack([sample.image for sample in whole]),
-        torch.stack([sample.labels for sample in whole]),
-        torch.stack([sample.pixels for sample in whole]).sum(0),
-        tuple(conversion for sample in whole for conversion in sample.conversions),
-        tuple(message for sample in whole for message in sample.broken),
-        sum(sample.seconds for sample in whole),
+def _collate(samples: list[Sample | InputError]) -> Sample | InputError:
+    whole = [sample for sample in samples if isinstance(sample, Sample)]
+    if len(whole) < len(samples):
+        return next(sample for sample in samples if isinstance(sample, InputError))
+    images, labels, pixels, conversions, broken, seconds, _ = zip(*whole, strict=True)
+    return Sample(
+        torch.stack(images),
+        torch.stack(labels),
+        torch.stack(pixels).sum(0),
+        tuple(chain.from_iterable(conversions)),
+        tuple(chain.from_iterable(broken)),
+        sum(seconds),
     )
 
 

@@ -4,9 +4,6 @@
     step    lr(i) = lr_0 gamma^floor(i / step_size)
     both times min(1, (i + 1) / (warmup + 1)), and times the factor of each parameter group
 
-`DeepLab.param_groups` says which parameters a group has, and its factor; the rate of a step is
-set here.
-
 Sources: Chen et al., DeepLab v1 (step: a tenth every 2000 iterations) and v2, section 4.1 (poly,
 power 0.9); Caffe's `lr_policy`. Caffe multiplies the gradient by the rate before momentum, PyTorch
 after it: the same until the rate changes, and close for as slow a change as these.
@@ -22,21 +19,12 @@ from deeplab.model import DeepLab
 from deeplab.training.config import TrainConfig
 
 
-def poly_lr(lr: float, step: int, steps: int, power: float = 0.9, warmup: int = 0) -> float:
-    """The learning rate of `step` (0 is the first): poly policy, linear warm-up in front."""
-    return lr * (1 - step / steps) ** power * _warm(step, warmup)
-
-
-def step_lr(lr: float, step: int, step_size: int, gamma: float = 0.1, warmup: int = 0) -> float:
-    """The learning rate of `step` (0 is the first): step policy, linear warm-up in front."""
-    return lr * gamma ** (step // step_size) * _warm(step, warmup)
-
-
 def learning_rate(config: TrainConfig, step: int) -> float:
     """The body's learning rate at `step` (0 is the first)."""
+    warm = min(1.0, (step + 1) / (config.warmup + 1))
     if config.policy == "step":
-        return step_lr(config.lr, step, config.step_size, config.gamma, config.warmup)
-    return poly_lr(config.lr, step, config.steps, config.power, config.warmup)
+        return config.lr * config.gamma ** (step // config.step_size) * warm
+    return config.lr * (1 - step / config.steps) ** config.power * warm
 
 
 def make_optimizer(model: DeepLab, config: TrainConfig) -> torch.optim.Optimizer:
@@ -67,7 +55,3 @@ def changed_steps_note(config: TrainConfig, done: int, before: int) -> str:
         return note
     earlier = learning_rate(dataclasses.replace(config, steps=before), done - 1)
     return f"{note}, and was {earlier:.4g} in the last step"
-
-
-def _warm(step: int, warmup: int) -> float:
-    return min(1.0, (step + 1) / (warmup + 1))

@@ -22,12 +22,13 @@ import torch
 from deeplab.crf_settings import CRFSettings
 from deeplab.data import scenes
 from deeplab.data.agreement import Classes, compare_classes
+from deeplab.data.datasets import open_dataset
 from deeplab.errors import InputError
 from deeplab.evaluation.evaluate import LabelledImages
 from deeplab.model import DeepLab, build
 from deeplab.model.heads import DeepLabV3Head
 from deeplab.training.checkpoint import Files, check_agreement, read_state
-from deeplab.training.config import SCENES_CRF, DataConfig, TrainConfig
+from deeplab.training.config import SCENES_CRF, TrainConfig
 from deeplab.training.distributed import Processes
 from deeplab.training.labels import check_labels
 from deeplab.training.logs import Logger
@@ -96,10 +97,7 @@ def set_up(
 
 
 def check_files(files: Files, resume: bool, overwrite: bool, first: bool) -> None:
-    """InputError where the files of the run cannot be written, or would replace those there.
-
-    first: whether this is the first process, which alone writes.
-    """
+    """InputError where the first process cannot write the run's files, or would replace others."""
     files.check_name()
     if resume and overwrite:
         raise InputError(
@@ -128,26 +126,20 @@ def _open_data(
 ) -> tuple[LabelledImages, LabelledImages, dict[str, Any]]:
     """The pictures to train and to validate on, and what the weights' metadata say of them."""
     data = config.data
-    is_scenes = dataset is None and data.name == "scenes"
-    if dataset is None:
-        if is_scenes:
-            dataset = scenes.ScenesDataset(scenes.TRAIN_START, config.scenes)
-        else:
-            dataset = _opened(data, data.train)
-    if validation is None:
+
+    def opened(split: str, start: int, scenes_wanted: int) -> LabelledImages:
         if data.name == "scenes":
-            validation = scenes.ScenesDataset(scenes.VALIDATION_START, config.validation_scenes)
-        else:
-            validation = _opened(data, data.validation)
+            return scenes.ScenesDataset(start, scenes_wanted)
+        return open_dataset(data.name, data.root or None, split, **data.options)
+
+    known = {"crf": SCENES_CRF} if dataset is None and data.name == "scenes" else {}
+    if dataset is None:
+        dataset = opened(data.train, scenes.TRAIN_START, config.scenes)
+    if validation is None:
+        validation = opened(data.validation, scenes.VALIDATION_START, config.validation_scenes)
     if len(dataset) == 0 or len(validation) == 0:
         raise ValueError("dataset, validation must have at least one picture in each")
-    return dataset, validation, {"crf": SCENES_CRF} if is_scenes else {}
-
-
-def _opened(data: DataConfig, split: str) -> LabelledImages:
-    from deeplab.data.datasets import open_dataset
-
-    return open_dataset(data.name, data.root or None, split, **data.options)
+    return dataset, validation, known
 
 
 def _check_config(config: TrainConfig, classes: int, group: Processes, logger: Logger) -> None:
@@ -180,10 +172,7 @@ def _check_classes(ours: Classes, dataset: LabelledImages, validation: LabelledI
 
 
 def _check_classes_of_weights(config: TrainConfig, ours: Classes, logger: Logger) -> None:
-    """InputError where the weights to start from have the run's classes in another order.
-
-    Weights of another number of classes pass: `load_weights` draws the classifier then.
-    """
+    """InputError where the weights to start from have as many classes, but in another order."""
     if config.new_classifier or not (config.weights and is_own(config.weights)):
         return
     names = read_metadata(config.weights).get("class_names") or ()
@@ -257,10 +246,7 @@ def _load_weights(model: DeepLab, config: TrainConfig, logger: Logger) -> None:
 
 
 def _other_scales(model: DeepLab, loaded: Loaded) -> str:
-    """What to say where the weights were trained at other scales (MSC), or resized otherwise.
-
-    Several scales that start from weights of one are the papers' own recipe.
-    """
+    """What to say where the weights were trained at other scales (MSC), or resized otherwise."""
     scales, resize = loaded.scales or model.scales, loaded.resize or model.resize
     if (scales, resize) == (model.scales, model.resize):
         return ""

@@ -17,7 +17,7 @@ from deeplab.model import DeepLab
 from deeplab.training.config import TrainConfig
 from deeplab.training.distributed import Processes
 from deeplab.training.losses import StepLoss, loss_denominators
-from deeplab.training.samples import Batch
+from deeplab.training.samples import Sample
 from deeplab.training.schedule import make_optimizer
 
 
@@ -42,7 +42,7 @@ class TrainStep:
         if config.compile:
             self._forward = torch.compile(self._forward)  # type: ignore[assignment]
 
-    def __call__(self, batch: Batch, denominators: Tensor) -> Tensor:
+    def __call__(self, batch: Sample, denominators: Tensor) -> Tensor:
         """Update the weights; returns the part of this process in the loss, on its device.
 
         denominators: float64 `[terms]` on the CPU, those of the whole step (`denominators`).

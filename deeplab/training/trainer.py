@@ -1,7 +1,6 @@
 """The training loop: steps, validations, the log, and the files that a run leaves.
 
-Random numbers are drawn anew for each step from (seed, step, rank), so that a run goes on after a
-resume as if it had not stopped.
+Random numbers are drawn anew for each step from (seed, step, rank), so that a run can be resumed.
 """
 
 from __future__ import annotations
@@ -22,18 +21,17 @@ from torch import Tensor
 from deeplab.crf_settings import CRFSettings
 from deeplab.errors import InputError
 from deeplab.evaluation.evaluate import LabelledImages, evaluate
-from deeplab.model import DeepLab
 from deeplab.model.preprocess import mean_colour
 from deeplab.training.checkpoint import Files, stored_steps, write_state
 from deeplab.training.config import TrainConfig
 from deeplab.training.distributed import OtherProcessEnded, Processes
-from deeplab.training.failures import clear_errors
-from deeplab.training.interrupt import StopRequest, stop_request
+from deeplab.training.interrupt import StopRequest, clear_errors, stop_request
 from deeplab.training.labels import VALIDATION
 from deeplab.training.logs import Logger, Throughput, peak_memory_mib
 from deeplab.training.report import PictureReport
-from deeplab.training.samples import Batch, batches, step_seed
+from deeplab.training.samples import Sample, batches, step_seed
 from deeplab.training.schedule import changed_steps_note, set_learning_rate
+from deeplab.training.setup import Setup
 from deeplab.training.step import TrainStep
 from deeplab.weights import read_metadata, save_weights
 
@@ -43,9 +41,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 class Trainer:
     """One training run: `fit` trains, `resume` takes up a stored state before it.
 
-    facts: what fixes the run beside its configuration, see `check_agreement`: "pictures", how many
-    there are, and "class names"; metadata: what the weights file says of the run; files: None
-    writes nothing.
+    files: None writes nothing.
 
     Attributes: `step`, how many are done; `loss`, the mean of the last fifty or so; `metrics` of
     the last validation; `best`, step and mIoU of the best one; `signal`, that stopped the run, or
@@ -55,30 +51,28 @@ class Trainer:
     def __init__(
         self,
         config: TrainConfig,
-        model: DeepLab,
-        validation: LabelledImages,
-        *,
-        facts: Mapping[str, Any],
-        metadata: Mapping[str, Any],
+        setup: Setup,
         files: Files | None,
         processes: Processes,
         logger: Logger,
     ) -> None:
         self.config, self.processes, self.logger = config, processes, logger
-        self.files, self.facts, self.metadata = files, facts, metadata
-        self.class_names: Sequence[str] = facts["class names"]
+        self.files, self.facts, self.metadata = files, setup.facts, setup.metadata
+        self.class_names: Sequence[str] = self.facts["class names"]
         self.step, self.loss, self.signal = 0, math.nan, 0
         self.metrics: dict[str, Any] = {}
         self.best: dict[str, Any] = {}
         self.validated = -1  # the step of the last validation
         self.restated: list[dict[str, int]] = []  # where the run was given other steps, and which
-        self.throughput, self._since_last_row = self._stopwatch(), self._stopwatch()
+        self.throughput = Throughput(config.workers)
+        self._since_last_row = Throughput(config.workers)
         self._unread_losses: list[Tensor] = []  # that may still be computing on the GPU
         self._last_row = -1  # its step
-        self.model = model
-        self.update = TrainStep(model, config, processes)
+        self.model = setup.model
+        self.update = TrainStep(self.model, config, processes)
+        pictures = self.facts["pictures"]
         self.report = PictureReport(
-            config, self.class_names, facts["pictures"], validation, processes, logger
+            config, self.class_names, pictures, setup.validation, processes, logger
         )
 
     def fit(self, dataset: LabelledImages) -> None:
@@ -114,10 +108,10 @@ class Trainer:
                     self.save()  # before the validation, which another signal may end
                 if validates:
                     self.validate()
-                if validates or report.epoch_ends(self.step):
+                if validates or self.step == report.epoch_end:
                     report.report_conversions(self.step)
 
-    def train_step(self, batch: Batch, request: StopRequest) -> None:
+    def train_step(self, batch: Sample, request: StopRequest) -> None:
         """Update the weights; sets `signal` where the run is to stop after this step."""
         begin = time.perf_counter()
         self.report.add(batch)
@@ -183,10 +177,7 @@ class Trainer:
             self._save_weights(self.files.best)
 
     def resume(self, state: Mapping[str, Any], path: Path) -> None:
-        """Go on from the state in a file, which `check_agreement` has passed.
-
-        Where the run was to have other steps, the schedule is another from here on, which is said.
-        """
+        """Go on from the state in a file, which `check_agreement` has passed."""
         before = stored_steps(path, state)
         try:
             self.model.load_state_dict(state["model"])
@@ -241,7 +232,7 @@ class Trainer:
     def _due(self, every: int) -> bool:
         return self.step % every == 0
 
-    def _batches(self, dataset: LabelledImages) -> Generator[Batch, None, None]:
+    def _batches(self, dataset: LabelledImages) -> Generator[Sample, None, None]:
         """This process's batches of the steps that are left.
 
         Before a broken picture ends the run, its state is saved.
@@ -268,7 +259,7 @@ class Trainer:
                     raise InputError(f"{error}; --resume goes on from step {self.step}") from error
                 yield batch._replace(waited=time.perf_counter() - begin)
 
-    def _agree(self, batch: Batch, stop: int) -> tuple[Tensor, int]:
+    def _agree(self, batch: Sample, stop: int) -> tuple[Tensor, int]:
         """Denominators of the loss over the whole step, and the signal that any process got."""
         votes = torch.tensor([stop == number for number in SIGNALS], dtype=torch.float64)
         parts = [self.update.denominators(batch.labels), votes, batch.pixels.double()]
@@ -352,16 +343,12 @@ class Trainer:
             return
         self._last_row = self.step
         scored = self.metrics if self.validated == self.step else {}
-        row = {
-            "step": self.step,
-            "loss": self.loss,
-            "lr": self._learning_rate,
-            "memory_mib": peak_memory_mib(self.update.device),
-        }
+        row = {"step": self.step, "loss": self.loss, "lr": self._learning_rate}
         row |= {name: scored[name] for name in ("miou", "pixel_accuracy") if name in scored}
+        row["memory_mib"] = peak_memory_mib(self.update.device)
         if self._since_last_row.images:
             row |= self._since_last_row.as_row()
-        self._since_last_row = self._stopwatch()
+        self._since_last_row = Throughput(self.config.workers)
         self.logger.row(row)
 
     def _status(self) -> str:
@@ -378,6 +365,3 @@ class Trainer:
         """The body's, of the last step."""
         rate: float = self.update.optimizer.param_groups[0]["lr"]
         return rate
-
-    def _stopwatch(self) -> Throughput:
-        return Throughput(self.config.workers)
