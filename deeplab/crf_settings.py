@@ -3,10 +3,7 @@
     [crf]
     iterations = 10
     gaussian_weight = 3.0           # the fields of crf.Gaussian
-    gaussian_sigma_xy = 3.0
     bilateral_weight = 4.0          # the fields of crf.Bilateral
-    bilateral_sigma_xy = 49.0
-    bilateral_sigma_rgb = 5.0
 
 The metadata of weights hold the same names. The defaults are those of DeepLab v2's released script.
 """
@@ -45,8 +42,7 @@ class CRFSettings:
         compatibility: what each label (a row) pays next to each other, as a training learns it;
             None: 1 where they differ.
 
-    Raises InputError on construction: a negative or fractional number of iterations, a negative
-    weight where no compatibility was learned with it, a matrix that is not square and finite.
+    Raises InputError for values that the CRF cannot compute with.
     """
 
     iterations: int = 10

@@ -83,8 +83,7 @@ def export(
     path: ends in .onnx or .pt2; an existing file is replaced.
     format: None takes "onnx" for .onnx and "export" for .pt2.
     size: (height, width) in pixels of the only size that the program takes; None for any.
-    metadata: class_names, palette and other JSON-able facts for the description, such as those of
-        `deeplab.weights.read_metadata`.
+    metadata: class_names, palette and other JSON-able facts for the description.
 
     Raises InputError for a model with a CRF layer, an unknown format or suffix, a missing package
     or compiler, a file that cannot be written, and a program that does not agree with the model.

@@ -6,11 +6,9 @@ The ASPP of both packages sends one input x through parallel branches and projec
     branch_i(x) = relu(BN_i(w_i *_r x))      for the branches that are 3x3 at an atrous rate r
 
 Patched, those 3x3 convolutions are one call of `kernels.multi_rate_atrous_conv2d`, which in
-evaluation applies BN and ReLU too. Everything else stays: the 1x1 branch, image pooling and
-projection, and every parameter and buffer, in its place and under its name.
-
-Neither package is imported: a pyramid is known by the class that defines its forward, and a branch
-that may be fused by its structure.
+evaluation applies BN and ReLU too. Every parameter and buffer stays in its place and keeps its
+name. Neither package is imported: a pyramid is known by the class that defines its forward, and a
+branch that may be fused by its structure.
 
 Source: Chen et al., "Rethinking Atrous Convolution for Semantic Image Segmentation", 2017,
 figure 5.
@@ -112,11 +110,10 @@ def unpatch(model: nn.Module) -> int:
 
 
 # Why the class is swapped: children, and with them state_dict keys, optimizers and hooks, are
-# untouched; isinstance and the class's own methods go on working; swapping back restores the
-# original exactly. A wrapper in the parent would rename keys. A `forward` set on the instance would
-# be bound to that instance: DataParallel's replicas would compute with the first one's weights. The
-# subclass is made when it is first needed, as the original is not ours to import, so
-# `__reduce_ex__` tells pickle and deepcopy how to come by it.
+# untouched; isinstance and the class's own methods go on working. A wrapper in the parent would
+# rename keys; a `forward` set on the instance would be bound to it, and DataParallel's replicas
+# compute with the first one's weights. The subclass is made when it is first needed, as the
+# original is not ours to import, so `__reduce_ex__` tells pickle and deepcopy how to come by it.
 class FusedPyramid(nn.Module):
     """The forward of a patched pyramid: `[B, Cin, H, W]` -> `[B, Cout, H, W]`.
 

@@ -6,9 +6,8 @@ Source: DeepLab v2 (TPAMI 2018), section 3 and figure 1: the network's scores ar
 picture's size before the fully connected CRF refines them.
 
 At test time a network may look at several views of the picture, at other scales and mirrored; their
-probabilities are averaged, as is usual for networks trained at one scale, and the CRF refines the
-logarithm of the average. The papers' MSC, which takes the maximum of the scores, belongs to the
-model (`scales=` of its builder), because the network is trained with it.
+probabilities are averaged, and the CRF refines the logarithm of the average. The papers' MSC, which
+takes the maximum of the scores, belongs to the model (`scales=` of its builder).
 """
 
 from __future__ import annotations
@@ -97,9 +96,7 @@ def network_scores(
     """What the network alone says about a picture: logits `[1, C, H, W]`, float32.
 
     Their softmax is the mean of the probabilities over the views: the picture at each of `scales`,
-    and with `flip` each of these mirrored too. A view is resized bilinearly with corners aligned,
-    its logits are brought to the picture's size by `model.upsample`; a single view at scale 1 gives
-    the network's own logits. A CRF layer of the model is left out.
+    and with `flip` each of these mirrored too. A CRF layer of the model is left out.
     """
     check_scales(scales)
     x = model.preprocess(image)
@@ -178,7 +175,7 @@ def enough_memory(
     """Memory that cannot be enough, or runs out, for a picture's views and a CRF: InputError.
 
     A picture that cannot fit on the CPU is refused before any work: Linux would grant the memory,
-    and then end the process. Memory that runs out is a RuntimeError of PyTorch's.
+    and then end the process.
     """
     try:
         _require_memory(model, image, scales, flip, refines)

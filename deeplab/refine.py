@@ -24,9 +24,7 @@ from deeplab.data.annotations import Annotation
 from deeplab.errors import InputError
 from deeplab.predict import Prediction, as_rgb
 
-CLIP = 1e-5
-"""Probabilities below this count as this, so that no label is ruled out for good."""
-
+CLIP = 1e-5  # least probability, so that no label is ruled out for good
 
 SCRIBBLES = CRFSettings(5, crf.Gaussian(3.0, 3.0), crf.Bilateral(10.0, 80.0, 13.0))
 """pydensecrf's example: strong and wide, because most pixels start without an opinion."""
@@ -55,8 +53,7 @@ def refine_scribbles(
 ) -> Prediction:
     """Spread an annotation over the whole picture.
 
-    image: RGB, uint8 `[H, W, 3]`. gt_prob: how far the annotation is to be trusted, the probability
-    of its label where it has one.
+    image: RGB, uint8 `[H, W, 3]`. gt_prob: the probability of a label where there is one.
     """
     height, width = annotation.labels.shape
     count = annotation.num_labels

@@ -5,8 +5,7 @@
     a name of both, at two places        an error: one class would silently be taken for another
     other names, each of one side        taken for the same, such as a translation, with a note
 
-Ignored pixels are no class: every data set gives them as 255, whatever its files say, so that a
-class that one side has and the other ignores shows as another count or another order.
+Ignored pixels, which every data set gives as 255, are no class.
 """
 
 from __future__ import annotations
@@ -48,8 +47,6 @@ class Classes:
 
 def compare_classes(theirs: Classes, ours: Classes, advice: str) -> str:
     """A note on classes that are named differently; empty where they agree, or are not named.
-
-    advice: what to do where they do not fit, the end of the error.
 
     Raises InputError where the counts differ, or a name of both stands at two places.
     """

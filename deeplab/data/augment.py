@@ -5,10 +5,9 @@
     discrete      one of a list, CAFFE_SCALES      anywhere in the picture; a picture smaller than
                                                    the window is padded at the bottom and the right
 
-The first is the paper's text, the second what its released Caffe layer does: it resizes the picture
-to int(scale * size), pads, crops, and mirrors. Beyond the picture an image has the mean colour,
-which preprocessing turns into zero, and a label map 255. Images are resized bilinearly (smoothed
-where they shrink), labels take the nearest pixel.
+The first is the paper's text, the second what its released Caffe layer does. Beyond the picture an
+image has the mean colour, which preprocessing turns into zero, and a label map 255. Images are
+resized bilinearly (smoothed where they shrink), labels take the nearest pixel.
 
 Sources: Chen et al., DeepLab v2, section 4.1; the transformer of its Caffe data layer.
 """

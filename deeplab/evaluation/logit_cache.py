@@ -45,8 +45,6 @@ class Cached:
 class LogitCache:
     """The logits of `model` for the pictures `indices` of `dataset`, in `folder`.
 
-    What is there already is used after a check; `fill` computes the rest.
-
     Raises InputError: the folder holds the logits of another network or of other pictures, or files
     of which nothing tells.
     """

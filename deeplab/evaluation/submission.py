@@ -33,8 +33,8 @@ from deeplab.errors import InputError
 class PredictionFiles:
     """The predictions of a split, written one by one and packed at the end.
 
-    folder: where they go; data: the pictures; split: its name, for layouts that have it in a path;
-    layout: `data.server`, or None for label maps in the set's own values.
+    split: its name, for layouts that have it in a path; layout: `data.server`, or None for label
+    maps in the set's own values.
 
     Raises InputError: a folder that cannot be written, a name that leads out of it, and files that
     would replace the set's own.

@@ -41,8 +41,7 @@ class TrimapCurve:
 def band_index(labels: Tensor, widths: Sequence[int], around: Around, ignore: int = 255) -> Tensor:
     """For each pixel of labels `[H, W]` the first of the rising `widths` whose band holds it.
 
-    int64 `[H, W]`, an index into `widths`; len(widths) where no band does. Void pixels get one too:
-    they are left out where scores are counted.
+    int64 `[H, W]`, an index into `widths`; len(widths) where no band does. Void pixels get one too.
     """
     x = (labels == ignore if around == "void" else labels)[None, None].float()
     high, low = x, -x

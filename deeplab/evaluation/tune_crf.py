@@ -215,11 +215,9 @@ class Tuner:
 
     Args:
         pictures: see `deeplab.evaluation.logit_cache.LogitCache`.
-        num_classes: of the logits.
         fixed: the settings of which the tuned numbers are replaced.
         log: where results go, and come from where a run is resumed.
         folds: 2 up to the number of pictures; picture i is in fold i % folds.
-        device: where the CRF runs.
         on_picture: called after every picture of a setting.
 
     Raises InputError for a wrong number of folds, and a fold without a labelled pixel.
@@ -281,9 +279,8 @@ class Tuner:
     def tpe(self, space: Space, trials: int, seed: int = 0) -> Iterator[Stage]:
         """`trials` settings of each search between the ends of the space, that optuna proposes.
 
-        The first `RANDOM` are drawn at random, the same ones for each search. Trial k depends on
-        the seed, k and the results of its search alone, so that a resumed search goes on as if it
-        had not been stopped. Yields each trial before it starts.
+        The first `RANDOM` are drawn at random. Trial k depends on the seed, k and the results of
+        its search alone, so that a search can be resumed. Yields each trial before it starts.
         """
         optuna = _optuna()
         axes = space.axes()

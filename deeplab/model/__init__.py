@@ -3,15 +3,7 @@
     model = deeplab.model.deeplab_v2_resnet101(num_classes=21).eval()
     labels = model(model.preprocess(image)).argmax(1)
 
-table.py       the table of networks, `MODELS`, and the builders: start here
-network.py     DeepLab (nn.Module): backbone, head, scales, CRF layer, parameter groups
-resnet.py      the backbones, image classification networks turned into dense feature extractors of
-vgg.py         output stride 8; mobilenet.py, 16; batch_norm.py, frozen statistics
-heads.py       LargeFOV, ASPP, MSc's taps, the pyramid of v3
-multiscale.py  MSC: several scales of one picture, fused by maximum
-styles.py      "caffe" and "torchvision": conventions that weights follow
-preprocess.py  the input that a model's weights expect
-initialise.py  how fresh weights are drawn
+`table.py` has the table of networks, `MODELS`, and the builders: start there.
 """
 
 from deeplab.model.network import DeepLab

@@ -130,13 +130,10 @@ class FullyConnectedASPP(nn.Module):
 class DeepLabV3Head(nn.Module):
     """The pyramid of DeepLab v3: a 1x1, a 3x3 for each rate and the mean of the map side by side.
 
-    Each branch has `channels` outputs, as have the 1x1 projection of all of them (with dropout) and
-    the 3x3 convolution after it; all these have batch normalisation and ReLU, and no bias.
-    `pyramid` holds the 3x3 branches stacked: rows k * channels to (k + 1) * channels of its weight
-    and of `pyramid_bn` are rates[k]. Where the normalisation is constant (frozen, or evaluation) it
-    is part of that one convolution, and so is the ReLU.
-
-    The layers and their order are those of torchvision's head.
+    The layers and their order are those of torchvision's head. `pyramid` holds the 3x3 branches
+    stacked: rows k * channels to (k + 1) * channels of its weight and of `pyramid_bn` are rates[k].
+    Where the normalisation is constant (frozen, or evaluation) it is part of that one convolution,
+    and so is the ReLU.
     """
 
     def __init__(
@@ -213,10 +210,9 @@ class MultiScaleTaps(nn.Module):
     Each tap is 3x3 with 128 outputs, which strides to 1/8 of the picture, 1x1 with 128 outputs,
     both with ReLU and dropout, and a 1x1 `classifier`; the scores of all are summed.
 
-    Strides count from the top left corner. Where pools round up, and the picture is not 8k + 1 wide
-    and high, the deepest map reaches beyond what a stride of 8 on the image gives: a tap's input is
-    padded with zeros (on the image, the mean) at the bottom and right to the extent of the map, as
-    DeepLab pads its pictures to 8k + 1.
+    Where pools round up, and the picture is not 8k + 1 wide and high, the deepest map reaches
+    beyond what a stride of 8 on the image gives: a tap's input is padded with zeros at the bottom
+    and right to the extent of the map, as DeepLab pads its pictures to 8k + 1.
     """
 
     def __init__(self, num_classes: int) -> None:

@@ -17,15 +17,7 @@ The defaults of `TrainConfig` are the recipe of the weights that the package shi
 in bench/records/scenes_deeplab_v2_small.json. A run is a function of its configuration: sample i
 depends on (seed, i) alone, and a run that was stopped goes on as if it had not been.
 
-    run            train: a run from its configuration to its result
-    config         TrainConfig, DataConfig; config_errors, recipe: from TOML files and --set
-    setup          what is checked, opened and built before the first step
-    trainer        Trainer: steps, validations, log, files
-    step           forward, backward, update; losses, schedule (optimiser and learning rate)
-    samples        pictures in a random order, cropped at random; labels, report: what is in them
-    checkpoint     the files of a run
-    logs           progress bar, CSV, TensorBoard
-    distributed    several processes; interrupt (signals), failures (memory, killed workers)
+`run.py` is a run from its configuration to its result, `trainer.py` its loop, `step.py` one update.
 """
 
 from deeplab.training.config import DataConfig, TrainConfig

@@ -103,15 +103,13 @@ class TrainConfig:
         data: the pictures.
         steps, batch_size: SGD steps, and samples in each: over all micro-batches and processes.
         accumulate: micro-batches in which a process computes its share of a step, to save memory.
-        lr: first learning rate.
-        policy: "poly": lr (1 - i / steps)^power; "step": lr gamma^floor(i / step_size).
-        power, step_size, gamma: of the policy. warmup: steps in which the rate rises linearly.
+        lr, policy, power, step_size, gamma, warmup: see `deeplab.training.schedule`.
         head_lr_scale: learning rate of the classifier relative to the body; its bias has twice
             that. The papers use 10 over a pretrained body.
         optimizer: "sgd", the papers', or "adamw", which learns faster from scratch and wants a
             smaller lr and a larger weight_decay.
-        momentum, weight_decay: of SGD, or beta_1 and the decay of AdamW (beta_2 is 0.99); the decay
-            is for weights, not biases or BatchNorm.
+        momentum, weight_decay: of SGD, or beta_1 and the decay of AdamW; the decay is for weights,
+            not biases or BatchNorm.
         crop: side of a sample in pixels, 8k + 1; 16k + 1 for a model of several scales.
         scales: smallest and largest random scale, or with scale_mode "discrete" the list to draw
             from. scale_mode: see `deeplab.data.augment`.

@@ -73,8 +73,7 @@ def _sample_labels(
 ) -> tuple[npt.NDArray[np.int64], int | None]:
     """Pixels by label in label maps spread over the set, and how many were read.
 
-    None once `enough` of the classes that count have occurred, or a label that is no class. Label
-    maps that cannot be read, and such labels, are left to whoever reads their pictures.
+    None once `enough` of the classes that count have occurred, or a label that is no class.
     """
     classes = len(counting)
     pixels, read = np.zeros(256, np.int64), 0
@@ -94,8 +93,7 @@ class DrawnLabels:
     """The labels of all pictures that a run has drawn, in all its processes.
 
     pixels: int64 `[256]`, of each label in whole pictures, as often as they were drawn.
-    loss_weight: the weight of the labelled pixels in the samples that were cut out of them, as the
-    loss counts it.
+    loss_weight: the weight in the loss of the labelled pixels in the samples cut out of them.
     """
 
     def __init__(self, names: Sequence[str], class_weights: Sequence[float], crop: int) -> None:

@@ -35,12 +35,9 @@ from deeplab.model import DeepLab
 class Grid:
     """Where a model's scores lie on the pixels of a crop of stride k + 1 pixels a side.
 
-    Attributes:
-        aligned: score i lies on pixel stride i, as upsampling with align_corners has it. Otherwise
-            scores lie on the centres of their shares, and
-        apart: those of a coarser stride than 8 too. Otherwise they lie on every second of the
-            finer ones, to whose map they are brought with align_corners.
-        rounds_up: such a map has k + 1 scores a side as with align_corners; otherwise k.
+    aligned: score i lies on pixel stride i, as upsampling with align_corners has it. Otherwise
+    scores lie on the centres of their shares, and (apart) those of a coarser stride than 8 too, or
+    else on every second of the finer ones. rounds_up: such a map has k + 1 scores a side, not k.
     """
 
     aligned: bool = True

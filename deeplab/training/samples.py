@@ -223,7 +223,7 @@ def batches(
         warnings.filterwarnings("ignore", message="This DataLoader will create")
         loader: DataLoader[Any] = DataLoader(
             _WithErrors(Samples(dataset, config, fill, classes)),
-            batch_sampler=[list(range(start, start + share)) for start in starts],
+            batch_sampler=(list(range(start, start + share)) for start in starts),
             num_workers=config.workers,
             multiprocessing_context=start_method() if config.workers else None,
             collate_fn=_collate,

@@ -4,9 +4,6 @@
     step    lr(i) = lr_0 gamma^floor(i / step_size)
     both times min(1, (i + 1) / (warmup + 1)), and times the factor of each parameter group
 
-`DeepLab.param_groups` says which parameters a group has, and its factor; the rate of a step is
-set here.
-
 Sources: Chen et al., DeepLab v1 (step: a tenth every 2000 iterations) and v2, section 4.1 (poly,
 power 0.9); Caffe's `lr_policy`. Caffe multiplies the gradient by the rate before momentum, PyTorch
 after it: the same until the rate changes, and close for as slow a change as these.

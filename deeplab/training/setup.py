@@ -97,10 +97,7 @@ def set_up(
 
 
 def check_files(files: Files, resume: bool, overwrite: bool, first: bool) -> None:
-    """InputError where the files of the run cannot be written, or would replace those there.
-
-    first: whether this is the first process, which alone writes.
-    """
+    """InputError where the first process cannot write the run's files, or would replace others."""
     files.check_name()
     if resume and overwrite:
         raise InputError(
@@ -175,10 +172,7 @@ def _check_classes(ours: Classes, dataset: LabelledImages, validation: LabelledI
 
 
 def _check_classes_of_weights(config: TrainConfig, ours: Classes, logger: Logger) -> None:
-    """InputError where the weights to start from have the run's classes in another order.
-
-    Weights of another number of classes pass: `load_weights` draws the classifier then.
-    """
+    """InputError where the weights to start from have as many classes, but in another order."""
     if config.new_classifier or not (config.weights and is_own(config.weights)):
         return
     names = read_metadata(config.weights).get("class_names") or ()
@@ -252,10 +246,7 @@ def _load_weights(model: DeepLab, config: TrainConfig, logger: Logger) -> None:
 
 
 def _other_scales(model: DeepLab, loaded: Loaded) -> str:
-    """What to say where the weights were trained at other scales (MSC), or resized otherwise.
-
-    Several scales that start from weights of one are the papers' own recipe.
-    """
+    """What to say where the weights were trained at other scales (MSC), or resized otherwise."""
     scales, resize = loaded.scales or model.scales, loaded.resize or model.resize
     if (scales, resize) == (model.scales, model.resize):
         return ""

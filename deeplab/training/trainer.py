@@ -1,7 +1,6 @@
 """The training loop: steps, validations, the log, and the files that a run leaves.
 
-Random numbers are drawn anew for each step from (seed, step, rank), so that a run goes on after a
-resume as if it had not stopped.
+Random numbers are drawn anew for each step from (seed, step, rank), so that a run can be resumed.
 """
 
 from __future__ import annotations
@@ -26,8 +25,7 @@ from deeplab.model.preprocess import mean_colour
 from deeplab.training.checkpoint import Files, stored_steps, write_state
 from deeplab.training.config import TrainConfig
 from deeplab.training.distributed import OtherProcessEnded, Processes
-from deeplab.training.failures import clear_errors
-from deeplab.training.interrupt import StopRequest, stop_request
+from deeplab.training.interrupt import StopRequest, clear_errors, stop_request
 from deeplab.training.labels import VALIDATION
 from deeplab.training.logs import Logger, Throughput, peak_memory_mib
 from deeplab.training.report import PictureReport

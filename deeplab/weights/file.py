@@ -117,11 +117,7 @@ def stored_scales(path: Path) -> tuple[tuple[float, ...] | None, Resize | None]:
     """The scales (MSC) of the model that the file describes, and how it resizes; None as there, or
     where the file does not say. Raises InputError where they make no sense."""
     with _open(path) as file:
-        metadata = _metadata(file, path)
-    _check_conventions(metadata, path)
-    options = metadata.get("options")
-    if not isinstance(options, dict):
-        return None, None
+        options = _options(_metadata(file, path), path)
     try:
         scales = checked_scales(options.get("scales"))
     except ValueError as error:
@@ -186,11 +182,10 @@ def _build(metadata: dict[str, Any], path: Path) -> DeepLab:
             f"{path}: its metadata do not say which model it belongs to ({', '.join(missing)} "
             "missing); build the model yourself and use load_weights(model, path)"
         )
-    options = metadata["options"]
-    _check_conventions(metadata, path)
+    options, stored = _options(metadata, path), metadata["options"]
     try:
-        if not isinstance(options, dict) or "crf" in options:
-            raise ValueError(f"options must be the arguments of a model, not {options!r:.80}")
+        if options != stored or "crf" in options:
+            raise ValueError(f"options must be the arguments of a model, not {stored!r:.80}")
         return build(metadata["model"], num_classes=metadata["num_classes"], **options)
     except (TypeError, ValueError, OverflowError, RuntimeError) as error:
         raise InputError(
@@ -199,12 +194,11 @@ def _build(metadata: dict[str, Any], path: Path) -> DeepLab:
         ) from error
 
 
-def _check_conventions(metadata: dict[str, Any], path: Path) -> None:
-    """Refuse options of a model that this version does not know; without them it would be another
-    model."""
+def _options(metadata: dict[str, Any], path: Path) -> dict[str, Any]:
+    """The model's options, none where the file says none; refuses those that are not known here."""
     options = metadata.get("options")
     if not isinstance(options, dict):
-        return
+        return {}
     known: dict[str, Sequence[str]] = {"style": STYLES, "resize": RESIZES}
     strange = [f"option {key}" for key in options if key not in OPTIONS]
     strange += [
@@ -217,23 +211,18 @@ def _check_conventions(metadata: dict[str, Any], path: Path) -> None:
             f"{path}: its metadata have what this version does not know: {some(strange)}; a newer "
             "one may have written it: update deeplab-triton"
         )
+    return options
 
 
 def _check_same_model(model: DeepLab, metadata: dict[str, Any], path: Path) -> None:
     """Refuse weights for other rates or another style, which no shape shows."""
-    _check_conventions(metadata, path)
-    options = metadata.get("options")
-    of_file = {"model": metadata.get("model")}
-    for key in ("rates", "style"):
-        of_file[key] = options.get(key) if isinstance(options, dict) else None
-    differing = [
-        key
-        for key, value in of_file.items()
-        if value is not None and value != model.config.get(key)
-    ]
+    options, config = _options(metadata, path), model.config
+    said = {"model": metadata.get("model"), "rates": options.get("rates")}
+    said["style"] = options.get("style")
+    differing = [key for key in said if said[key] is not None and said[key] != config.get(key)]
     if differing:
-        theirs = ", ".join(f"{key} {of_file[key]}" for key in differing)
-        ours = ", ".join(f"{key} {model.config.get(key)}" for key in differing)
+        theirs = ", ".join(f"{key} {said[key]}" for key in differing)
+        ours = ", ".join(f"{key} {config.get(key)}" for key in differing)
         raise InputError(
             f"{path}: weights of another model: the file has {theirs}, this model has {ours}; "
             "use load_model(path), which builds the model that the file describes"

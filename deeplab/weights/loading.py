@@ -132,9 +132,8 @@ def _head(
 ) -> tuple[list[str], list[str]]:
     """Tensors of head and taps that fit, and those that stay as they are.
 
-    A layer is taken whole or not at all. Of the head, layers behind one that does not fit stay too:
-    they were trained on what that one gave. Branches are counted: two for 42 classes have as many
-    rows as four for 21.
+    A layer is taken whole or not at all. Of the head, layers behind one that does not fit stay too.
+    Branches are counted: two for 42 classes have as many rows as four for 21.
     """
     tensors, modules = translated.tensors, dict(model.named_modules())
     fitting: list[str] = []
@@ -167,8 +166,6 @@ def _check_windows(
     model: DeepLab, windows: Mapping[str, Window], taken: Iterable[str], path: Path
 ) -> None:
     """Refuse weights of layers that move otherwise than the model's; no shape would tell.
-
-    windows: of the file's layers, by their names there. taken: the tensors of the model to fill.
 
     Two kinds of file are for training to start from, and may differ: those that give a body alone,
     and those whose body has no rates, a classifier's, which gets them by being loaded.

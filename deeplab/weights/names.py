@@ -1,17 +1,9 @@
 """Names of the layers of other projects' checkpoints, translated to those of this package.
 
-Each translation takes the tensors of one source by their names there and gives them by the names of
-this package; the first part of a name is `backbone`, `head` or `taps`. Tensors with another use are
-dropped with a reason, so that every tensor of a file is accounted for.
-
-    caffemodel     BVLC names of VGG-16 and ResNet, and of the DeepLab heads on them
-    kazuto1011     github.com/kazuto1011/deeplab-pytorch
-    isht7          github.com/isht7/pytorch-deeplab-resnet
-    torchvision    resnet*, vgg16, deeplabv3_*
-    smp            segmentation_models_pytorch's DeepLabV3Plus on a ResNet
-    state_dict     models of this package, saved by torch.save
-
-Branches of a head are stacked in the order of their numbers, which is that of their rates.
+Each translation takes the tensors of one source of `deeplab.weights.sources` by their names there
+and gives them by the names of this package; the first part of a name is `backbone`, `head` or
+`taps`. Tensors with another use are dropped with a reason, so that every tensor of a file is
+accounted for. Branches of a head are stacked in the order of their numbers, that of their rates.
 """
 
 from __future__ import annotations

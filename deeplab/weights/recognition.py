@@ -92,8 +92,6 @@ def load_checkpoint(
     path: a file, or a name of `deeplab.weights.registry`; None for the weights shipped with this
         package.
     model, num_classes: what the file must be of; left out, what it says or what its tensors tell.
-    The model has the scales (MSC) and the way of resizing that the weights are known to be for;
-    `model.set_scales` gives it others.
 
     Raises InputError as `load_weights` and `load_model` do, and where the tensors fit none or
     several of the models, or not the one that was named.

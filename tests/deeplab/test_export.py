@@ -1,5 +1,6 @@
 """deeplab.export: programs that agree with the model, whole files or none, and the command."""
 
+import contextlib
 import copy
 import json
 import shutil
@@ -149,11 +150,13 @@ def test_a_program_that_disagrees_leaves_nothing_behind(tmp_path, monkeypatch):
 
 
 def test_a_failure_while_writing_leaves_nothing_behind(tmp_path, monkeypatch):
-    def write(part, content):
-        part.write_bytes(content[:99])
-        raise KeyboardInterrupt
+    @contextlib.contextmanager
+    def interrupted(part):
+        with part.open("wb") as file:
+            yield file
+            raise KeyboardInterrupt
 
-    monkeypatch.setattr(module, "_write", write)
+    monkeypatch.setattr(module, "whole_file", interrupted)
     with pytest.raises(KeyboardInterrupt):
         export(two_convolutions(), tmp_path / "model.pt2")
     assert not list(tmp_path.iterdir())

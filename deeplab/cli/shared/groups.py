@@ -1,10 +1,5 @@
 """Options that stand together: a dataclass of them, which a command takes as one parameter.
 
-    @dataclass(frozen=True)
-    class ViewOptions:
-        scales: Annotated[str, typer.Option(metavar="S,S,...")] = "1"
-        flip: Annotated[bool, typer.Option("--flip")] = False
-
     @takes_options
     def segment(photo: Path, views: ViewOptions) -> None: ...     # --scales, --flip
 

@@ -188,9 +188,9 @@ def open_dataset(
         name: in `DATASETS`.
         root: the folder where it lies; None only for "scenes".
         split: one of those that are there; an error lists them.
-        options: what that set takes more, keyword arguments of its opener: `sbd` (voc2012), `order`
-            (pascal_context), `labels` (cityscapes), `min_pixels` (coco_voc), `classes`, `ignore`,
-            `images`, `labels` (folder), `length`, `size` (scenes).
+        options: what that set takes more: `sbd` (voc2012), `order` (pascal_context), `labels`
+            (cityscapes), `min_pixels` (coco_voc), `classes`, `ignore`, `images`, `labels` (folder),
+            `length`, `size` (scenes).
 
     Returns the pictures in the order of the list, or sorted by name. Files are read when they are
     asked for: what is missing or broken then raises InputError with its name.

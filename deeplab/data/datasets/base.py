@@ -38,10 +38,7 @@ class LabelledImages(Protocol):
 
 
 class LabelledPicture(tuple[Image, Labels]):
-    """The pair (image, labels) that a data set gives; it also knows what was converted in reading.
-
-    A plain pair will do for a data set of one's own: `conversions_of` then finds none.
-    """
+    """The pair (image, labels) that a data set gives, and what was converted in reading."""
 
     conversions: tuple[Conversion, ...]
 

@@ -48,11 +48,7 @@ _SERVER = PredictionLayout(
 
 
 def open_cityscapes(root: Path, split: str, labels: str | None = None) -> PairedFiles:
-    """One split of Cityscapes.
-
-    labels: which files to read, "labelIds" or "labelTrainIds"; by default the first kind of which
-        the split has any.
-    """
+    """One split of Cityscapes; labels: "labelIds" or "labelTrainIds", by default what it has."""
     if labels not in (None, *_TABLES):
         raise InputError(f"labels must be 'labelIds' or 'labelTrainIds', not {labels!r}")
     splits = cityscapes_splits(root)

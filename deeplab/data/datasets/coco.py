@@ -100,10 +100,7 @@ def _pictures(root: Path, split: str) -> Path | None:
 
 
 def draw(height: int, width: int, objects: list[list[Any]]) -> Labels:
-    """The label map uint8 `[H, W]` of objects [class, is a crowd, segmentation as COCO has it].
-
-    Raises ValueError for a segmentation that does not fit the size, and what pycocotools raises.
-    """
+    """The label map uint8 `[H, W]` of objects [class, is a crowd, segmentation as COCO has it]."""
     labels = np.zeros((height, width), np.uint8)
     conflict = np.zeros((height, width), bool)
     crowd = np.zeros((height, width), bool)

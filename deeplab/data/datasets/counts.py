@@ -18,10 +18,7 @@ _NAMED = 12  # classes in one line
 
 @dataclass(frozen=True)
 class LabelCounts:
-    """Pixels in the labels of `where`: of each class, and ignored ones.
-
-    where: what the lines below begin with, such as "training labels".
-    """
+    """Pixels in the labels of `where`, such as "training labels": of each class, and ignored."""
 
     where: str
     classes: tuple[str, ...]
@@ -61,10 +58,7 @@ class LabelCounts:
         )
 
     def defect(self) -> str:
-        """Why nothing is to be told apart in these labels, and how to mend it; empty otherwise.
-
-        That is so where fewer than two classes exist, or occur.
-        """
+        """What is wrong where fewer than two classes exist or occur, and how to mend it, or ""."""
         if alone := self.alone():
             return alone
         present = [i for i, pixels in enumerate(self.pixels) if pixels]

@@ -15,7 +15,7 @@ Sources: the development kits; Mottaghi et al., CVPR 2014; Chen et al., CVPR 201
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -33,6 +33,7 @@ from deeplab.data.datasets.base import (
     unknown_split,
 )
 from deeplab.data.datasets.labels import LabelReader, label_table
+from deeplab.data.outputs import voc_palette
 from deeplab.errors import InputError
 
 _IMAGES = "JPEGImages"
@@ -46,33 +47,37 @@ class _Kind:
     """Where a set of the family keeps what; the first folder that exists counts."""
 
     name: str
+    classes: tuple[str, ...]
     roots: tuple[str, ...]
     labels: tuple[str, ...]
     lists: tuple[str, ...]
-    only_usual: bool  # its folders hold other lists too
+    only_usual: bool = True  # its folders hold other lists too
+    server: PredictionLayout | None = None
 
 
 _VOC = _Kind(
     "voc2012",
+    known.VOC,
     ("", "VOC2012", "VOCdevkit/VOC2012"),
     ("SegmentationClass",),
     ("ImageSets/Segmentation", "ImageSets/SegmentationAug"),
     only_usual=False,
-)
-_SERVER = PredictionLayout(
-    values=np.arange(len(known.VOC), dtype=np.uint8),
-    folder="results/VOC2012/Segmentation/comp6_{split}_cls",
-    archive="results.tgz",
+    server=PredictionLayout(
+        values=np.arange(len(known.VOC), dtype=np.uint8),
+        folder="results/VOC2012/Segmentation/comp6_{split}_cls",
+        archive="results.tgz",
+    ),
 )
 _CONTEXT = _Kind(
     "pascal_context",
+    known.CONTEXT,
     ("", "VOC2010", "VOCdevkit/VOC2010"),
     ("SegmentationClassContext", "59_context_labels"),
     ("ImageSets/SegmentationContext", "ImageSets/Main"),
-    only_usual=True,
 )
 _PERSON_PART = _Kind(
     "pascal_person_part",
+    known.PERSON_PART,
     ("", "VOC2010", "VOCdevkit/VOC2010"),
     (
         "pascal_person_part_gt",
@@ -87,7 +92,6 @@ _PERSON_PART = _Kind(
         "ImageSets/SegmentationPart",
         "",
     ),
-    only_usual=True,
 )
 
 
@@ -97,9 +101,8 @@ def open_voc(root: Path, split: str, sbd: str | Path | None = None) -> PairedFil
     sbd: the folder benchmark_RELEASE of SBD, or the one in it that holds cls/*.mat: label maps of
         split trainaug for pictures that have none elsewhere.
     """
-    table = label_table(len(known.VOC))
     maps = {} if sbd is None else _sbd_maps(Path(sbd))
-    return _open(_VOC, root, split, known.VOC, known.VOC_PALETTE, table, maps, _SERVER)
+    return _open(_VOC, root, split, label_table(len(known.VOC)), maps)
 
 
 def voc_splits(root: Path, sbd: str | Path | None = None) -> list[str]:
@@ -122,7 +125,7 @@ def open_context(root: Path, split: str, order: str | None = None) -> PairedFile
         order = "59_labels" if authors else "alphabetical"
     stored = known.CONTEXT if order == "alphabetical" else known.CONTEXT_59_LABELS
     table = label_table({value: known.CONTEXT.index(name) for value, name in enumerate(stored)})
-    return _open(_CONTEXT, root, split, known.CONTEXT, known.CONTEXT_PALETTE, table)
+    return _open(_CONTEXT, root, split, table)
 
 
 def context_splits(root: Path, order: str | None = None) -> list[str]:
@@ -131,8 +134,7 @@ def context_splits(root: Path, order: str | None = None) -> list[str]:
 
 def open_person_part(root: Path, split: str) -> PairedFiles:
     """PASCAL-Person-Part: background and six body parts."""
-    table = label_table(len(known.PERSON_PART))
-    return _open(_PERSON_PART, root, split, known.PERSON_PART, known.PERSON_PART_PALETTE, table)
+    return _open(_PERSON_PART, root, split, label_table(len(known.PERSON_PART)))
 
 
 def person_part_splits(root: Path) -> list[str]:
@@ -143,11 +145,8 @@ def _open(
     kind: _Kind,
     root: Path,
     split: str,
-    classes: Sequence[str],
-    palette: npt.NDArray[np.uint8],
     table: npt.NDArray[np.int16],
     sbd: Mapping[str, Path] | None = None,
-    server: PredictionLayout | None = None,
 ) -> PairedFiles:
     base = _find_root(kind, root)
     lists = _lists(kind, base)
@@ -175,11 +174,11 @@ def _open(
     return PairedFiles(
         f"{kind.name} {split}",
         pairs,
-        classes,
-        palette,
+        kind.classes,
+        voc_palette(),
         LabelReader(table),
         unlabelled=_unlabelled(kind, base, split, {pair.labels.parent for pair in pairs}),
-        server=server,
+        server=kind.server,
     )
 
 

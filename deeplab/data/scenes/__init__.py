@@ -1,10 +1,8 @@
 """Generated scenes: a seeded, unlimited, photo-like data set with exact masks.
 
-A scene is a view over a ground plane: sky, hills, grass and a road in perspective, buildings and
-trees, and in front of them poles and wires, fences, carts with spoked wheels, chairs and tables on
-thin legs, animals and balls. Objects stand at a depth, so they shrink towards the horizon, hide
-one another, cast shadows and fade in haze. Surfaces have texture and shading; the camera adds a
-lighting gradient, vignetting, blur and sensor noise.
+A scene is a view over a ground plane: sky, hills, grass and a road in perspective, and on them
+objects that shrink towards the horizon, hide one another, cast shadows and fade in haze. Surfaces
+have texture and shading; the camera adds a lighting gradient, vignetting, blur and sensor noise.
 
 Every part is a set of polygons, drawn ``OVERSAMPLING`` times finer than the pixels. Its *coverage*
 alpha (the share of a pixel that it hides) blends the image, so edges are anti-aliased:

@@ -12,7 +12,7 @@ from deeplab.training.schedule import learning_rate, make_optimizer
 
 
 def rate(step, **changes):
-    return learning_rate(dataclasses.replace(TrainConfig(lr=0.1, warmup=0), **changes), step)
+    return learning_rate(replace(TrainConfig(lr=0.1, warmup=0), **changes), step)
 
 
 def test_poly_schedule_has_the_papers_values():
