@@ -28,7 +28,7 @@ from crf_problem import (
     SIGMAS,
     SPATIAL_SIGMA,
     SPATIAL_WEIGHT,
-    Problem,
+    CRFProblem,
     dense_crf_2d,
     installed,
     photograph,
@@ -56,17 +56,17 @@ def cases(settings: Settings) -> list[Case]:
         return crf_methods.gpu_cases(settings)
     methods = crf_methods.cpu_cases(settings)
     if settings.quick:
-        quick = partial(prepare, Problem(120, 160, 21, 80, 13, 5), whole)
+        quick = partial(prepare, CRFProblem(120, 160, 21, 80, 13, 5), whole)
         return [Case("120x160 80/13", quick), *methods]
     listed = []
     for xy, rgb in SIGMAS:
-        of = partial(prepare, Problem(375, 500, 21, xy, rgb, 10))
+        of = partial(prepare, CRFProblem(375, 500, 21, xy, rgb, 10))
         listed += [
             Case(f"375x500 {xy}/{rgb}", partial(of, whole), bar=SPEED_BAR),
             Case(f"{xy}/{rgb} set-up", partial(of, set_up), memory=False),
             Case(f"{xy}/{rgb} iterations", partial(of, iterations), memory=False),
         ]
-    large = partial(prepare, Problem(1024, 2048, 19, 49, 5, 2), whole)
+    large = partial(prepare, CRFProblem(1024, 2048, 19, 49, 5, 2), whole)
     return [*listed, *methods, Case("1024x2048, 19 labels", large, timed=False)]
 
 
@@ -79,7 +79,7 @@ COMPARISON = Comparison(
 )
 
 
-def prepare(problem: Problem, part: Part) -> Prepared:
+def prepare(problem: CRFProblem, part: Part) -> Prepared:
     """Inputs, candidates and gate of one case."""
     image, source = photograph(problem.height, problem.width)
     energies = unary_energies(problem.labels, problem.height, problem.width)
@@ -118,7 +118,7 @@ def iterations(program: Program, iterations: int) -> Candidate:
     return lambda: np.asarray(dense.inference(iterations))
 
 
-def cost(problem: Problem, spatial_vertices: int, bilateral_vertices: int) -> Cost:
+def cost(problem: CRFProblem, spatial_vertices: int, bilateral_vertices: int) -> Cost:
     """The least work of a mean field that never stores Q.
 
     Bytes of an iteration: the unary, each point's corners and weights (8 bytes a corner) and its
@@ -179,7 +179,7 @@ def mean_field(energies: Array, features: Sequence[Tensor], iterations: int) -> 
     return found
 
 
-def _features(problem: Problem, image: npt.NDArray[np.uint8]) -> list[Tensor]:
+def _features(problem: CRFProblem, image: npt.NDArray[np.uint8]) -> list[Tensor]:
     """The spatial and the bilateral features, `[N, 2]` and `[N, 5]`."""
     shape, pixels = image.shape[:2], torch.from_numpy(image).permute(2, 0, 1)[None].float()
     bilateral = crf.grid_features(shape, problem.sigma_xy, pixels, problem.sigma_rgb)

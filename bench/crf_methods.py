@@ -25,7 +25,7 @@ from crf_problem import (
     SIGMAS,
     SPATIAL_SIGMA,
     SPATIAL_WEIGHT,
-    Problem,
+    CRFProblem,
     dense_crf_2d,
     installed,
     photograph,
@@ -61,7 +61,7 @@ def cpu_cases(settings: Settings) -> list[Case]:
     """Small enough for all pairs: every method beside the others, one case for each sigma."""
     methods: Sequence[Method] = ("permutohedral", "separable", EXACT)
     problems = {
-        f"48x64 {xy}/{rgb} methods": Problem(48, 64, 8, xy / 4, rgb, 10)
+        f"48x64 {xy}/{rgb} methods": CRFProblem(48, 64, 8, xy / 4, rgb, 10)
         for xy, rgb in (SIGMAS[:1] if settings.quick else SIGMAS)
     }
     return [
@@ -73,8 +73,8 @@ def cpu_cases(settings: Settings) -> list[Case]:
 def gpu_cases(settings: Settings) -> list[Case]:
     """Each method at each size; those with a bar first, lest time run out before them."""
     medium, small, large = (
-        Problem(375, 500, 21, 80, 13, 10), Problem(240, 320, 21, 80, 13, 10),
-        Problem(1024, 2048, 19, 49, 5, 10),
+        CRFProblem(375, 500, 21, 80, 13, 10), CRFProblem(240, 320, 21, 80, 13, 10),
+        CRFProblem(1024, 2048, 19, 49, 5, 10),
     )  # fmt: skip
     sigmas = SIGMAS[:1] if settings.quick else SIGMAS
     problems = {"375x500": medium} if settings.quick else {"375x500": medium, "240x320": small}
@@ -100,7 +100,7 @@ def _methods(sigma_rgb: float, *methods: Method) -> list[Method]:
     return [m for m in methods if m != "separable" or sigma_rgb >= SEPARABLE_FROM]
 
 
-def _cases_of(name: str, problem: Problem, method: Method) -> list[Case]:
+def _cases_of(name: str, problem: CRFProblem, method: Method) -> list[Case]:
     """One method: whole, one update, and a batch. The peer takes a second a call, so it runs once
     for each problem, and where a bar asks."""
     beside_peer = method == "permutohedral" or name in TIMES_AS_FAST
@@ -114,14 +114,14 @@ def _cases_of(name: str, problem: Problem, method: Method) -> list[Case]:
     return listed
 
 
-def _gpu_case(name: str, problem: Problem, method: Method, beside_peer: bool = False) -> Case:
+def _gpu_case(name: str, problem: CRFProblem, method: Method, beside_peer: bool = False) -> Case:
     prepared = partial(prepare, problem, [method], "cuda", beside_peer)
     bar, most_seconds = TIMES_AS_FAST.get(name), MOST_SECONDS.get(name)
     return Case(name, prepared, bar=bar, most_seconds=most_seconds)
 
 
 def prepare(
-    problem: Problem, methods: Sequence[Method], device: str, beside_peer: bool
+    problem: CRFProblem, methods: Sequence[Method], device: str, beside_peer: bool
 ) -> Prepared:
     """The methods in one case, beside pydensecrf2 if it is wanted and installed.
 
@@ -157,7 +157,7 @@ def prepare(
     )
 
 
-def layer(problem: Problem, method: Method, **options: Any) -> crf.DenseCRF:
+def layer(problem: CRFProblem, method: Method, **options: Any) -> crf.DenseCRF:
     """The CRF of a problem."""
     return crf.DenseCRF(
         problem.labels,
@@ -189,7 +189,7 @@ def prepare_filter(points: int = 200_000, device: str = "cuda") -> Prepared:
     )
 
 
-def inputs(problem: Problem, device: str) -> tuple[Tensor, Tensor, str]:
+def inputs(problem: CRFProblem, device: str) -> tuple[Tensor, Tensor, str]:
     """Logits `[B, C, H, W]` and images `[B, 3, H, W]` uint8 on the device; which photograph."""
     image, source = photograph(problem.height, problem.width)
     shape = problem.labels, problem.height, problem.width
@@ -227,7 +227,7 @@ def _call(model: crf.DenseCRF, logits: Tensor, images: Tensor) -> Candidate:
     return torch.no_grad()(lambda: model(logits, images))
 
 
-def _peer(problem: Problem, logits: Tensor, images: Tensor) -> Candidate | None:
+def _peer(problem: CRFProblem, logits: Tensor, images: Tensor) -> Candidate | None:
     """pydensecrf2 on the first image, None where it is not installed."""
     library = installed(PEER_MODULE)
     if library is None:

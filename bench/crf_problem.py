@@ -27,7 +27,7 @@ SCENE_SEED = 10_000_000
 
 
 @dataclass(frozen=True)
-class Problem:
+class CRFProblem:
     """A batch of images of one size, and its CRF."""
 
     height: int
@@ -41,7 +41,7 @@ class Problem:
 
 def dense_crf_2d(
     library: ModuleType,
-    problem: Problem,
+    problem: CRFProblem,
     energies: npt.NDArray[np.float32],
     image: npt.NDArray[np.uint8],
 ) -> Any:

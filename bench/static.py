@@ -47,7 +47,7 @@ from binaries import (  # noqa: E402
     record,
 )
 from compare_aspp import GPU_HEADS  # noqa: E402
-from crf_problem import Problem  # noqa: E402
+from crf_problem import CRFProblem  # noqa: E402
 from report import RECORDS, new_record, write_record  # noqa: E402
 from torch import Tensor  # noqa: E402
 from work import Work, bytes_of, work_of  # noqa: E402
@@ -61,7 +61,7 @@ LAUNCH = 2e-6  # seconds from one kernel of a graph to the next
 WAIT, CACHE_WAIT = 0.5e-6, 0.15e-6  # seconds that a load takes from memory and from the L2
 PREDICTED = "sm_90"
 
-CRF = Problem(375, 500, 21, 80, 13, 10)
+CRF = CRFProblem(375, 500, 21, 80, 13, 10)
 # Of the photograph that the comparisons use: vertices of both lattices; landmarks, grid, pieces.
 VERTICES = {2: 24_540, 5: 26_100}
 LANDMARKS, GRID, PIECES = 320, (11, 9), 240

@@ -44,7 +44,7 @@ from report import RECORDS, write_whole  # noqa: E402
 from static import predict  # noqa: E402
 from switches import without_cudnn  # noqa: E402
 from triton.runtime.errors import OutOfResources  # noqa: E402
-from tune_problems import ARITHMETIC, PROBLEMS, Problem, Run, budget, launch  # noqa: E402
+from tune_problems import ARITHMETIC, PROBLEMS, Run, TuneProblem, budget, launch  # noqa: E402
 from work import bytes_of, work_of  # noqa: E402
 
 from kernels.atrous.triton import configs  # noqa: E402
@@ -100,7 +100,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def tune(
-    problems: Sequence[tuple[str, Problem]],
+    problems: Sequence[tuple[str, TuneProblem]],
     room: int,
     target: str,
     found: Entry,
@@ -141,9 +141,9 @@ def tune(
 
 
 def tune_one(
-    problem: Problem,
+    problem: TuneProblem,
     kind: str,
-    jobs: Sequence[tuple[configs.Config, Future[tuple[Binary, float]]]],
+    jobs: Sequence[tuple[configs.ConvConfig, Future[tuple[Binary, float]]]],
     room: int,
 ) -> Entry | None:
     """The entry of the fastest candidate and the times of all; None where none can run.
@@ -152,7 +152,7 @@ def tune_one(
         Stopped: CUDA reported an error.
     """
     listed = chosen([(config, *job.result()) for config, job in jobs], room)
-    timed: list[tuple[float, configs.Config]] = []
+    timed: list[tuple[float, configs.ConvConfig]] = []
     run = launch(problem, kind, "cuda")
     with without_cudnn():
         exact = run.truth()
@@ -180,7 +180,7 @@ def tune_one(
     }
 
 
-def candidates(kind: str, room: int) -> Iterator[configs.Config]:
+def candidates(kind: str, room: int) -> Iterator[configs.ConvConfig]:
     """Tilings with enough accumulators a thread, and stages that `room` bytes should hold."""
     size = 2 if kind == "half" else 4
     depths = {"half": (32, 64), "tf32": (16, 32), "ieee": (16,)}[kind]
@@ -190,11 +190,11 @@ def candidates(kind: str, room: int) -> Iterator[configs.Config]:
             if m * n / (32 * warps) not in ((16, 32) if kind == "ieee" else (64, 128)):
                 continue
             for stages in sorted({min(deepest, 4), min(deepest, 3)} - {0, 1}):
-                yield configs.Config(m, n, k, warps, stages)
+                yield configs.ConvConfig(m, n, k, warps, stages)
 
 
 def compiled(
-    problem: Problem, kind: str, config: configs.Config, target: str
+    problem: TuneProblem, kind: str, config: configs.ConvConfig, target: str
 ) -> tuple[Binary, float]:
     """In a process without a GPU: what a candidate compiles to, and its predicted seconds."""
     with of_target(target), taking(config, kind):
@@ -206,15 +206,15 @@ def compiled(
 
 
 def chosen(
-    listed: Sequence[tuple[configs.Config, Binary, float]], room: int
-) -> list[configs.Config]:
+    listed: Sequence[tuple[configs.ConvConfig, Binary, float]], room: int
+) -> list[configs.ConvConfig]:
     """What is worth timing: nothing spilled, it fits, and the least predicted seconds."""
     fits = [each for each in listed if not each[1].spills and each[1].shared <= room]
     return [config for config, _, _ in sorted(fits, key=lambda each: each[2])[:TIMED]]
 
 
 @contextmanager
-def taking(config: configs.Config, kind: str) -> Iterator[None]:
+def taking(config: configs.ConvConfig, kind: str) -> Iterator[None]:
     """Every launch takes this configuration, and float32 is computed so."""
     precision = "tf32" if kind == "tf32" else "ieee"
     with mock.patch.multiple(
@@ -243,12 +243,12 @@ def shared_memory(device: torch.device) -> int:
     return int(getattr(properties, "shared_memory_per_block_optin", 64 * 1024))
 
 
-def key(kind: str, problem: Problem) -> str:
+def key(kind: str, problem: TuneProblem) -> str:
     """The name of a problem in the record."""
     return f"{kind} {problem}"
 
 
-def entry(problem: Problem, kind: str, config: configs.Config, best: float) -> Entry:
+def entry(problem: TuneProblem, kind: str, config: configs.ConvConfig, best: float) -> Entry:
     """A line of the table."""
     taps = problem.size**2 if problem.kernel == "conv" else 1
     return {

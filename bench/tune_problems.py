@@ -20,7 +20,7 @@ ARITHMETIC = {"half": torch.bfloat16, "tf32": torch.float32, "ieee": torch.float
 
 
 @dataclass(frozen=True)
-class Problem:
+class TuneProblem:
     """One launch: the product of the shift algorithm (one rate, 1 x 1) or a wide convolution.
 
     to_input: the gradient to the input, from `inputs` channels of each rate, which reads the
@@ -45,20 +45,20 @@ class Problem:
 
 
 PROBLEMS = [
-    Problem("conv", 1, 41, 2048, 704),
-    Problem("conv", 1, 65, 2048, 704),
-    Problem("conv", 8, 65, 2048, 704),
-    Problem("conv", 1, 65, 704, 2048, to_input=True),
-    Problem("conv", 8, 65, 704, 2048, to_input=True),
-    Problem("conv", 1, 41, 512, 1024, RATES, 3),
-    Problem("conv", 4, 41, 512, 1024, RATES, 3),
-    Problem("conv", 4, 41, 1024, 512, RATES, 3, to_input=True),
-    Problem("conv", 4, 65, 2048, 256, V3_RATES, 3),
-    Problem("conv", 4, 65, 256, 2048, V3_RATES, 3, to_input=True),
-    Problem("weight_grad", 1, 65, 2048, 704),
-    Problem("weight_grad", 8, 65, 2048, 704),
-    Problem("weight_grad", 4, 41, 512, 1024, RATES, 3),
-    Problem("weight_grad", 4, 65, 2048, 256, V3_RATES, 3),
+    TuneProblem("conv", 1, 41, 2048, 704),
+    TuneProblem("conv", 1, 65, 2048, 704),
+    TuneProblem("conv", 8, 65, 2048, 704),
+    TuneProblem("conv", 1, 65, 704, 2048, to_input=True),
+    TuneProblem("conv", 8, 65, 704, 2048, to_input=True),
+    TuneProblem("conv", 1, 41, 512, 1024, RATES, 3),
+    TuneProblem("conv", 4, 41, 512, 1024, RATES, 3),
+    TuneProblem("conv", 4, 41, 1024, 512, RATES, 3, to_input=True),
+    TuneProblem("conv", 4, 65, 2048, 256, V3_RATES, 3),
+    TuneProblem("conv", 4, 65, 256, 2048, V3_RATES, 3, to_input=True),
+    TuneProblem("weight_grad", 1, 65, 2048, 704),
+    TuneProblem("weight_grad", 8, 65, 2048, 704),
+    TuneProblem("weight_grad", 4, 41, 512, 1024, RATES, 3),
+    TuneProblem("weight_grad", 4, 65, 2048, 256, V3_RATES, 3),
 ]
 
 
@@ -71,7 +71,7 @@ class Run(NamedTuple):
     out: Tensor
 
 
-def budget(problem: Problem, kind: str, result: torch.dtype) -> float:
+def budget(problem: TuneProblem, kind: str, result: torch.dtype) -> float:
     """How far the result may be off, as a share of its norm: one rounding of it, those of both
     operands where TF32 cuts them off, and float32's in sums whose errors add up as a random walk.
     """
@@ -80,7 +80,7 @@ def budget(problem: Problem, kind: str, result: torch.dtype) -> float:
     return torch.finfo(result).eps + operands + sums
 
 
-def launch(problem: Problem, kind: str, device: str) -> Run:
+def launch(problem: TuneProblem, kind: str, device: str) -> Run:
     """Random operands on the device, in the layouts that the library has them in."""
     torch.manual_seed(0)
     p, rates, dtype = problem, len(problem.rates), ARITHMETIC[kind]
@@ -100,7 +100,7 @@ def launch(problem: Problem, kind: str, device: str) -> Run:
     return _forward(p, maps(p.inputs), weights(p.outputs, p.inputs))
 
 
-def _forward(p: Problem, x: Tensor, weight: Tensor) -> Run:
+def _forward(p: TuneProblem, x: Tensor, weight: Tensor) -> Run:
     pixels, _ = pixels_of(x)
     shape, dtype, fuse = (p.batch, len(p.rates) * p.outputs, p.side, p.side), x.dtype, "concat"
     if p.size == 1:  # all pixels in a row, and float32 slices
@@ -124,7 +124,7 @@ def _forward(p: Problem, x: Tensor, weight: Tensor) -> Run:
     return Run(call, truth, out)
 
 
-def _to_input(p: Problem, g: Tensor, weight: Tensor) -> Run:
+def _to_input(p: TuneProblem, g: Tensor, weight: Tensor) -> Run:
     pixels, step = pixels_of(g, len(p.rates))
     taps = taps_of(weight, pad_outputs=True).transposed(p.outputs)
     out = g.new_empty(p.batch, p.outputs, p.side, p.side).contiguous(
@@ -146,7 +146,7 @@ def _to_input(p: Problem, g: Tensor, weight: Tensor) -> Run:
     return Run(call, truth, out)
 
 
-def _weight_grad(p: Problem, x: Tensor, g: Tensor) -> Run:
+def _weight_grad(p: TuneProblem, x: Tensor, g: Tensor) -> Run:
     pixels, _ = pixels_of(x)
     grads, step = pixels_of(g, len(p.rates))
     if p.size == 1:

@@ -39,7 +39,7 @@ PAPER: Colour = (255, 255, 255)
 
 
 @dataclass(frozen=True)
-class Case:
+class Example:
     """One row: a picture, its exact labels, and the labels before and after the CRF.
 
     before: `[H, W]`, the network's labels, or a pen's strokes with 255 where there is none.
@@ -80,7 +80,7 @@ def run(out: Path, console: Console) -> None:
         console.print(line, soft_wrap=True, markup=False, highlight=False)
 
 
-def segmented_scenes(seeds: Sequence[int] = SCENES) -> list[Case]:
+def segmented_scenes(seeds: Sequence[int] = SCENES) -> list[Example]:
     """The scenes with the labels of the shipped weights, alone and refined."""
     network = load_model()
     settings = CRFSettings.stored(read_metadata(SHIPPED))
@@ -90,18 +90,18 @@ def segmented_scenes(seeds: Sequence[int] = SCENES) -> list[Case]:
         image, truth = scene(seed)
         before = predict(network, image).labels
         after = predict(network, image, layer).labels
-        cases.append(Case(f"scene {seed}", image, truth, before, after))
+        cases.append(Example(f"scene {seed}", image, truth, before, after))
     return cases
 
 
-def scribbled_scene(seed: int = SCRIBBLED) -> Case:
+def scribbled_scene(seed: int = SCRIBBLED) -> Example:
     """A scene with strokes of a pen through its larger regions, spread by the CRF."""
     image, truth = scene(seed)
     strokes = scribbles(truth, np.random.default_rng(seed))
     classes = np.unique(strokes[strokes != 255])
     labels = np.where(strokes == 255, 0, np.searchsorted(classes, strokes) + 1)
     found = refine_scribbles(Annotation(labels, len(classes)), image).labels
-    return Case(f"scene {seed}, scribbles", image, truth, strokes, classes[found])
+    return Example(f"scene {seed}, scribbles", image, truth, strokes, classes[found])
 
 
 def scribbles(truth: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -157,7 +157,7 @@ def miou(pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> float:
     return float(matrix.miou())
 
 
-def table(cases: Sequence[Case]) -> Table:
+def table(cases: Sequence[Example]) -> Table:
     """mIoU before and after the CRF: a line for each scene, and one over all their pixels."""
     result = Table(title="mIoU (%) before and after the CRF")
     result.add_column("scene")
@@ -176,7 +176,7 @@ def table(cases: Sequence[Case]) -> Table:
 GAP, HEAD, CAPTION, LEGEND = 14, 40, 26, 84
 
 
-def picture(scenes: Sequence[Case], scribbled: Case) -> np.ndarray:
+def picture(scenes: Sequence[Example], scribbled: Example) -> np.ndarray:
     """All cases in rows: image, truth, network, network + CRF, error. RGB uint8 `[H, W, 3]`."""
     height, width = scribbled.truth.shape
     row = height + CAPTION + GAP
@@ -206,7 +206,7 @@ def _centred(
         draw.text(position, text, fill=INK, font=ImageFont.load_default(24), anchor="mm")
 
 
-def _paste_row(canvas: Image.Image, case: Case, lefts: Sequence[int], top: int) -> None:
+def _paste_row(canvas: Image.Image, case: Example, lefts: Sequence[int], top: int) -> None:
     height, width = case.truth.shape
     strokes = bool((case.before == 255).any())
     cells = (
@@ -237,7 +237,7 @@ def _strokes_picture(strokes: np.ndarray, image: np.ndarray | None = None) -> np
     return np.where((strokes == 255)[..., None], ground, PALETTE[strokes])
 
 
-def _errors(case: Case) -> np.ndarray:
+def _errors(case: Example) -> np.ndarray:
     shown = _faded(case.image)
     wrong_before, wrong_after = case.before != case.truth, case.after != case.truth
     if not (case.before == 255).any():

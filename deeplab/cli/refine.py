@@ -12,7 +12,7 @@ from deeplab.cli.shared import options
 from deeplab.cli.shared.groups import takes_options
 from deeplab.cli.shared.options import option
 from deeplab.cli.shared.results import (
-    Result,
+    PictureFiles,
     named_errors,
     print_notes,
     print_result,
@@ -119,7 +119,7 @@ def refine(
     if classes is not None and not indices:
         raise InputError(f"--classes {classes}: only counts with --indices; leave it out")
     settings = crf.change(CRFSettings() if softmax_given else crf_alone.SCRIBBLES)
-    result = Result.at(out, outputs.output_names([image_file])[0])
+    result = PictureFiles.at(out, outputs.output_names([image_file])[0])
     refuse_to_overwrite([image_file, given], [result])
     outputs.check_writable(result.labels.parent)
     image, conversions = images.read_image(image_file, max_megapixels)

@@ -17,7 +17,7 @@ from deeplab.cli.shared import options
 from deeplab.cli.shared.groups import takes_options
 from deeplab.cli.shared.network import load_network, torch_device
 from deeplab.cli.shared.results import (
-    Result,
+    PictureFiles,
     named_errors,
     print_notes,
     print_result,
@@ -94,7 +94,7 @@ def segment(
     network.to(torch_device(device))
     settings = crf.change(CRFSettings.stored(metadata, weights.weights_file))
     layer = settings.layer(network.num_classes).to(torch_device(device)) if use_crf else None
-    results = [Result(out, name) for name in outputs.output_names(files)]
+    results = [PictureFiles(out, name) for name in outputs.output_names(files)]
     refuse_to_overwrite(files, results)
     outputs.check_writable(out)
     checked, conversions = {}, []

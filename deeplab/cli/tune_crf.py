@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
     from deeplab.evaluation.logit_cache import LogitCache
-    from deeplab.evaluation.tune_crf import Point, Result, Space, Tuner, Tuning
+    from deeplab.evaluation.tune_crf import Point, Scored, Space, Tuner, Tuning
 
 
 FOLDS = 5
@@ -293,7 +293,7 @@ def _report(tuning: Tuning, tuner: Tuner, space: Space, out: Path, name: str) ->
     typer.echo(f"-> {out / 'crf.toml'}, {out / 'heatmap.png'}")
 
 
-def _draw(results: Sequence[Result], space: Space, path: Path) -> None:
+def _draw(results: Sequence[Scored], space: Space, path: Path) -> None:
     """The plane of the best weight: of the grid, and of the finer rounds where it is another."""
     from deeplab.evaluation.plots import HeatMap, plot_heat_maps, plot_scatter, require_matplotlib
     from deeplab.evaluation.tune_crf import heat_map

@@ -86,7 +86,7 @@ class Space:
 
 
 @dataclass(frozen=True)
-class Result:
+class Scored:
     """The confusion of each fold with one setting, int64 `[folds, C, C]`."""
 
     point: Point
@@ -116,12 +116,12 @@ class Tuning:
         alone: the network without a CRF.
     """
 
-    results: list[Result]
-    choices: list[Result]
-    alone: Result
+    results: list[Scored]
+    choices: list[Scored]
+    alone: Scored
 
     @property
-    def best(self) -> Result:
+    def best(self) -> Scored:
         return self.results[0]
 
     def fold_scores(self) -> tuple[float, float]:
@@ -249,13 +249,13 @@ class Tuner:
         """The CRF settings of a point."""
         return self.fixed.changed(dict(zip(TUNED, point, strict=True)))
 
-    def score(self, point: Point) -> Result:
+    def score(self, point: Point) -> Scored:
         """The result of a setting, from the log where it is there."""
         if point not in self.log.results:
             layer = self.settings(point).layer(self.num_classes).to(self.device)
             self.log.add(point, self._confusion(layer))
             self.scored += 1
-        return Result(point, self.log.results[point])
+        return Scored(point, self.log.results[point])
 
     def grid(self, space: Space, rounds: int = 2) -> Iterator[Stage]:
         """The coarse grid, then `rounds` finer ones of each search; yields each before it starts.
@@ -311,7 +311,7 @@ class Tuner:
         """The folds that a search looks at."""
         return [fold for fold in range(self.folds) if fold != without]
 
-    def _best(self, without: int | None) -> Result:
+    def _best(self, without: int | None) -> Scored:
         """The best of what a search has tried, in its own eyes; the first of equals."""
         seen = self._seen(without)
         return max((self.score(p) for p in self.tried[without]), key=lambda r: r.miou(seen))
@@ -319,9 +319,9 @@ class Tuner:
     def _unknown(self, points: Sequence[Point]) -> list[Point]:
         return [point for point in points if point not in self.log.results]
 
-    def _alone(self) -> Result:
+    def _alone(self) -> Scored:
         """The network without a CRF; InputError where a fold has no labelled pixel."""
-        result = Result((0.0, 0.0, 0.0), self._confusion(None))
+        result = Scored((0.0, 0.0, 0.0), self._confusion(None))
         for fold, matrix in enumerate(result.folds):
             if not matrix.any():
                 raise InputError(
@@ -385,9 +385,9 @@ def log_identity(
     }
 
 
-def heat_map(results: Sequence[Result]) -> tuple[list[float], list[float], np.ndarray]:
+def heat_map(results: Sequence[Scored]) -> tuple[list[float], list[float], np.ndarray]:
     """sigma_xy, sigma_rgb and the mIoU `[xy, rgb]` at the best weight, NaN where none was tried."""
-    weight = max(results, key=Result.miou).point[0]
+    weight = max(results, key=Scored.miou).point[0]
     shown = {r.point[1:]: r.miou() for r in results if r.point[0] == weight}
     rows, columns = sorted({xy for xy, _ in shown}), sorted({rgb for _, rgb in shown})
     values = [[shown.get((xy, rgb), math.nan) for rgb in columns] for xy in rows]

@@ -12,7 +12,7 @@ from typing import Literal, Protocol
 from torch import Tensor, nn
 
 
-class Layer(Protocol):
+class WeightedLayer(Protocol):
     """What has weights and biases: nn.Conv2d, MultiRateConv2d."""
 
     @property
@@ -22,7 +22,7 @@ class Layer(Protocol):
     def bias(self) -> Tensor | None: ...
 
 
-def he(layer: Layer, fan: Literal["fan_in", "fan_out"]) -> None:
+def he(layer: WeightedLayer, fan: Literal["fan_in", "fan_out"]) -> None:
     """Gaussian weights whose variance keeps that of the signal (fan_in) or the gradient."""
     # A tensor on "meta" has no values to draw, and normal_ there imports a second's worth of torch.
     if not layer.weight.is_meta:
@@ -30,13 +30,13 @@ def he(layer: Layer, fan: Literal["fan_in", "fan_out"]) -> None:
     _zero_bias(layer)
 
 
-def classifier(layer: Layer) -> None:
+def classifier(layer: WeightedLayer) -> None:
     """Small Gaussian weights, so that the first scores are nearly equal."""
     if not layer.weight.is_meta:
         nn.init.normal_(layer.weight, std=0.01)
     _zero_bias(layer)
 
 
-def _zero_bias(layer: Layer) -> None:
+def _zero_bias(layer: WeightedLayer) -> None:
     if layer.bias is not None:
         nn.init.zeros_(layer.bias)

@@ -6,9 +6,9 @@
     load_weights(model, path)               any known file's tensors into a model made already
     read_metadata(path)                     what a file of save_weights says about itself
 
-`deeplab.weights.sources` lists the known files; a name of `deeplab.weights.registry` serves in place
-of a path, and is downloaded once. Nothing in any file is executed, and no size that it claims is
-allocated before it has been checked.
+`deeplab.weights.sources` lists the known files; a name of `deeplab.weights.registry` serves in
+place of a path, and is downloaded once. Nothing in any file is executed, and no size that it claims
+is allocated before it has been checked.
 """
 
 from deeplab.weights.file import SHIPPED, load_model, read_metadata, save_weights

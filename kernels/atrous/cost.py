@@ -24,7 +24,7 @@ TILE = 128  # pixels, and columns where there are that many
 
 
 @dataclass(frozen=True)
-class Problem:
+class ConvProblem:
     """The sizes of one call; `arithmetic` is a key of OPERATIONS."""
 
     batch: int
@@ -43,7 +43,7 @@ class Problem:
         return self.batch * self.height * self.width
 
 
-def estimates(problem: Problem) -> Mapping[str, float]:
+def estimates(problem: ConvProblem) -> Mapping[str, float]:
     """Seconds of a forward call by implementation, of those that can hold the map."""
     seconds = {"triton:implicit": implicit(problem)}
     if problem.height * problem.width <= largest_map(problem):
@@ -51,7 +51,7 @@ def estimates(problem: Problem) -> Mapping[str, float]:
     return seconds
 
 
-def largest_map(problem: Problem) -> int:
+def largest_map(problem: ConvProblem) -> int:
     """Pixels of the largest map whose float32 slices fit the workspace of multiply-then-shift."""
     blocks = tap_blocks(len(problem.rates), problem.kernel, problem.fuse)
     return WORKSPACE // (4 * aligned(blocks * problem.outputs))
@@ -69,21 +69,21 @@ def weight_gradient_impl(impl: str, shape: Sequence[int], fuse: str) -> str:
     return impl if fits else "triton:implicit"
 
 
-def shift(problem: Problem) -> float:
+def shift(problem: ConvProblem) -> float:
     """Seconds of multiply-then-shift."""
     columns = tap_blocks(len(problem.rates), problem.kernel, problem.fuse) * problem.outputs
     slices = 2 * 4 * problem.pixels * columns / CACHE_BANDWIDTH
     return _product(problem, columns, branches=1, steps=1) + slices + 3 * LAUNCH
 
 
-def implicit(problem: Problem) -> float:
+def implicit(problem: ConvProblem) -> float:
     """Seconds of the implicit product."""
     live = sum(live_share(problem, rate) for rate in problem.rates) * problem.kernel**2
     branches = 1 if problem.fuse == "sum" else len(problem.rates)
     return _product(problem, problem.outputs, branches, steps=live / branches) + LAUNCH
 
 
-def live_share(problem: Problem, rate: int) -> float:
+def live_share(problem: ConvProblem, rate: int) -> float:
     """The share of (tile of pixels, tap) pairs at `rate` that see the map at all."""
     reach = problem.kernel // 2
     rows = TILE / problem.width  # that a tile covers
@@ -96,7 +96,7 @@ def live_share(problem: Problem, rate: int) -> float:
     return shares / problem.kernel**2
 
 
-def _product(problem: Problem, columns: int, branches: int, steps: float) -> float:
+def _product(problem: ConvProblem, columns: int, branches: int, steps: float) -> float:
     """Seconds of computing all tiles of `branches` x `columns`, or of moving the bytes.
 
     A tile goes through the input channels `steps` times on one multiprocessor; too few tiles leave

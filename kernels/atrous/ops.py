@@ -235,7 +235,7 @@ def _choose(
     choice = dispatch.choose("atrous", impl, device=device, dtype=dtype)
     batch, inputs, height, width, outputs, kernel = sizes
     kind = "half" if dtype.itemsize == 2 else "tf32" if tf32 else "ieee"
-    problem = cost.Problem(
+    problem = cost.ConvProblem(
         batch, inputs, height, width, rates, outputs, kernel, fuse, dtype.itemsize, kind
     )
     seconds = cost.estimates(problem)

@@ -32,7 +32,7 @@ UNROLLED = tl.constexpr(8)  # dimensions: a loop over more stays a loop
 
 
 @dataclass(frozen=True)
-class Config:
+class PairConfig:
     """Rows, columns and channels of a block; no block is larger than a tile."""
 
     block_m: int
@@ -44,15 +44,15 @@ class Config:
 
 # By what is multiplied: what compiles without spills on sm_80, sm_90 and gfx942. Products that the
 # tensor cores do not take (float32 on NVIDIA) hold their operands in registers: smaller blocks.
-FILTER: Mapping[str, Config] = {
-    "bf16": Config(128, 64, 64, warps=4, stages=2),
-    "tf32": Config(128, 64, 64, warps=4, stages=2),
-    "ieee": Config(64, 32, 32, warps=4, stages=2),
+FILTER: Mapping[str, PairConfig] = {
+    "bf16": PairConfig(128, 64, 64, warps=4, stages=2),
+    "tf32": PairConfig(128, 64, 64, warps=4, stages=2),
+    "ieee": PairConfig(64, 32, 32, warps=4, stages=2),
 }
-GRADIENT: Mapping[str, Config] = {
-    "bf16": Config(64, 32, 32, warps=4, stages=2),
-    "tf32": Config(64, 32, 32, warps=4, stages=2),
-    "ieee": Config(64, 32, 16, warps=4, stages=2),
+GRADIENT: Mapping[str, PairConfig] = {
+    "bf16": PairConfig(64, 32, 32, warps=4, stages=2),
+    "tf32": PairConfig(64, 32, 32, warps=4, stages=2),
+    "ieee": PairConfig(64, 32, 16, warps=4, stages=2),
 }
 MASS_COLUMNS, MASS_WARPS = 16, 8  # its rows are a whole tile
 
@@ -242,7 +242,7 @@ def feature_gradient(
         )  # fmt: skip
 
 
-def _blocks(config: Config, channels: int, dims: int) -> tuple[int, int, int]:
+def _blocks(config: PairConfig, channels: int, dims: int) -> tuple[int, int, int]:
     """Rows, columns and channels of a block: no more channels than there are, but the least 16.
 
     A loop over many dimensions holds its squares beside the rest: no more than 64 rows have room.

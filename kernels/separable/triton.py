@@ -39,7 +39,7 @@ BLOCK_CONVOLVE = 1024
 
 
 @dataclass(frozen=True)
-class Config:
+class GridConfig:
     """Points and landmarks of a block, and corners x channels at most."""
 
     block_p: int
@@ -50,18 +50,18 @@ class Config:
 
 
 # By what is multiplied: what compiles without spills on sm_80, sm_90 and gfx942.
-SPLAT: Mapping[str, Config] = {
-    "bf16": Config(32, 128, 128, warps=8, stages=2),
-    "tf32": Config(32, 64, 128, warps=4, stages=2),
-    "ieee": Config(32, 32, 64, warps=4, stages=2),
+SPLAT: Mapping[str, GridConfig] = {
+    "bf16": GridConfig(32, 128, 128, warps=8, stages=2),
+    "tf32": GridConfig(32, 64, 128, warps=4, stages=2),
+    "ieee": GridConfig(32, 32, 64, warps=4, stages=2),
 }
-SLICE: Mapping[str, Config] = {
-    "bf16": Config(128, 64, 128, warps=8, stages=2),
-    "tf32": Config(64, 32, 128, warps=4, stages=2),
-    "ieee": Config(32, 32, 64, warps=4, stages=2),
+SLICE: Mapping[str, GridConfig] = {
+    "bf16": GridConfig(128, 64, 128, warps=8, stages=2),
+    "tf32": GridConfig(64, 32, 128, warps=4, stages=2),
+    "ieee": GridConfig(32, 32, 64, warps=4, stages=2),
 }
 
-OWN = Config(128, 32, 32, warps=8, stages=1)
+OWN = GridConfig(128, 32, 32, warps=8, stages=1)
 # Entries of W are as large as 1 / sqrt(ridge), and cancel: more than TF32 keeps. AMD has no TF32x3.
 OWN_PRECISION = "ieee" if torch.version.hip else "tf32x3"
 
@@ -322,7 +322,7 @@ def _slice(separable: Separable, sums: Tensor, values: Tensor, precision: str, o
     )  # fmt: skip
 
 
-def _block_c(config: Config, channels: int, corners: int) -> int:
+def _block_c(config: GridConfig, channels: int, corners: int) -> int:
     """Channels of a block: with all corners no wider than the configuration, nor less than 16."""
     return max(16 // corners, min(config.width // corners, 1 << (channels - 1).bit_length()))
 

@@ -6,10 +6,10 @@ import compare_crf
 import crf_problem
 import numpy as np
 import pytest
-from compare_crf import OURS, PEER, Problem
+from compare_crf import OURS, PEER, CRFProblem
 from frame import Settings
 
-SMALL = Problem(height=24, width=31, labels=4, sigma_xy=20, sigma_rgb=13, iterations=3)
+SMALL = CRFProblem(height=24, width=31, labels=4, sigma_xy=20, sigma_rgb=13, iterations=3)
 needs_peer = pytest.mark.skipif(
     importlib.util.find_spec("pydensecrf") is None,
     reason="pydensecrf2 is not installed (pip install '.[reference]')",
@@ -42,7 +42,7 @@ def test_without_the_peer_ours_is_held_against_the_oracle_and_the_reader_told(
 
 def test_one_iteration_less_does_not_pass_the_gate() -> None:
     prepared = compare_crf.prepare(SMALL, compare_crf.whole)
-    short = Problem(**{**vars(SMALL), "iterations": SMALL.iterations - 1})
+    short = CRFProblem(**{**vars(SMALL), "iterations": SMALL.iterations - 1})
     outputs = {name: call() for name, call in prepared.candidates.items()}
     outputs[OURS] = compare_crf.prepare(short, compare_crf.whole).candidates[OURS]()
     assert not all(check.passed for check in prepared.gate(outputs))
@@ -58,7 +58,7 @@ def test_the_cost_is_given_the_sizes_of_the_lattices() -> None:
 
 
 def test_the_cost_of_one_point_and_one_vertex_is_counted_by_hand() -> None:
-    cost = compare_crf.cost(Problem(1, 1, 1, 1, 1, iterations=1), 1, 1)
+    cost = compare_crf.cost(CRFProblem(1, 1, 1, 1, 1, iterations=1), 1, 1)
     unary, corners, norms, marginal = 4, 8 * 9, 8, 4
     spatial, bilateral = 4 * (2 + 2 * 3) + 8 * 3, 4 * (2 + 2 * 6) + 8 * 6
     assert cost.bytes == unary + corners + norms + spatial + bilateral + marginal

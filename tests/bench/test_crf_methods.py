@@ -4,10 +4,10 @@ import crf_methods
 import pytest
 import torch
 from crf_methods import EXACT
-from crf_problem import Problem
+from crf_problem import CRFProblem
 from frame import Settings
 
-SMALL = Problem(16, 20, 4, 20.0, 60.0, 3)
+SMALL = CRFProblem(16, 20, 4, 20.0, 60.0, 3)
 ALL = ("permutohedral", "separable", EXACT)
 
 
@@ -40,7 +40,7 @@ def test_labels_that_are_not_the_exact_ones_do_not_pass() -> None:
 
 
 def test_a_sigma_that_takes_too_many_landmarks_is_left_out_and_the_reader_told() -> None:
-    noise = Problem(48, 64, 4, 20.0, 0.5, 1)
+    noise = CRFProblem(48, 64, 4, 20.0, 0.5, 1)
     prepared = crf_methods.prepare(noise, ALL, "cpu", False)
     assert "separable" not in prepared.candidates
     assert "separable is left out at 20/0.5" in prepared.notes[0]

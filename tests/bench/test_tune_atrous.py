@@ -13,13 +13,13 @@ pytest.importorskip("triton")
 import tune_atrous
 from binaries import Binary
 from tune_atrous import STOPPED, TIME_UP, Stopped, candidates, chosen, merged
-from tune_problems import ARITHMETIC, PROBLEMS, Problem, Run
+from tune_problems import ARITHMETIC, PROBLEMS, Run, TuneProblem
 
-from kernels.atrous.triton.configs import Config
+from kernels.atrous.triton.configs import ConvConfig
 
 H200 = 227 * 1024
-ONE, TWO = Problem("conv", 1, 5, 16, 32), Problem("weight_grad", 1, 5, 16, 32)
-CONFIG, OTHER = Config(64, 64, 32, 4, 3), Config(128, 64, 32, 4, 3)
+ONE, TWO = TuneProblem("conv", 1, 5, 16, 32), TuneProblem("weight_grad", 1, 5, 16, 32)
+CONFIG, OTHER = ConvConfig(64, 64, 32, 4, 3), ConvConfig(128, 64, 32, 4, 3)
 
 
 def binary(spills: int = 0, shared: int = 1024) -> Binary:
@@ -35,7 +35,9 @@ class Processes:
     def __exit__(self, *_: object) -> None:
         pass
 
-    def submit(self, function: object, problem: Problem, kind: str, config: Config, *_: object):
+    def submit(
+        self, function: object, problem: TuneProblem, kind: str, config: ConvConfig, *_: object
+    ):
         job: Future[Any] = Future()
         job.set_result((binary(), float(config.block_m)))
         return job
@@ -45,11 +47,11 @@ class Processes:
 
 
 @pytest.fixture
-def gpu(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Problem, list[Config]]]:
+def gpu(monkeypatch: pytest.MonkeyPatch) -> list[tuple[TuneProblem, list[ConvConfig]]]:
     """Nothing is compiled or launched: what would be timed is listed here."""
-    seen: list[tuple[Problem, list[Config]]] = []
+    seen: list[tuple[TuneProblem, list[ConvConfig]]] = []
 
-    def tune_one(problem: Problem, kind: str, jobs: Any, room: int) -> dict[str, Any]:
+    def tune_one(problem: TuneProblem, kind: str, jobs: Any, room: int) -> dict[str, Any]:
         seen.append((problem, [config for config, _ in jobs]))
         return {"entry": tune_atrous.entry(problem, kind, CONFIG, 1e-5), "timed": []}
 
@@ -83,7 +85,7 @@ def test_a_cuda_error_ends_the_run_and_what_was_found_before_is_written_and_mark
 ) -> None:
     whole = tune_atrous.tune_one
 
-    def fails(problem: Problem, *rest: Any) -> Any:
+    def fails(problem: TuneProblem, *rest: Any) -> Any:
         if problem == TWO:
             raise Stopped(OTHER, "AcceleratorError: an illegal memory access was encountered")
         return whole(problem, *rest)
@@ -110,7 +112,7 @@ def test_when_the_time_is_up_no_further_problem_starts(gpu: list[Any]) -> None:
 def test_what_spills_or_does_not_fit_is_not_timed_and_of_the_rest_the_12_predicted_fastest() -> (
     None
 ):
-    listed = [(Config(64, 64, i, 4, 3), binary(), 100.0 - i) for i in range(20)]
+    listed = [(ConvConfig(64, 64, i, 4, 3), binary(), 100.0 - i) for i in range(20)]
     listed += [(CONFIG, binary(spills=8), 0.0), (OTHER, binary(shared=H200 + 1), 0.0)]
     assert [config.block_k for config in chosen(listed, H200)] == list(range(19, 7, -1))
 

@@ -14,11 +14,11 @@ from deeplab.data.scenes import CLASSES, PALETTE, TEST_START, scene
 from deeplab.refine import refine_scribbles
 
 
-def case(name: str, before: np.ndarray, after: np.ndarray, size: int = 48) -> demo.Case:
+def case(name: str, before: np.ndarray, after: np.ndarray, size: int = 48) -> demo.Example:
     image = np.full((size, size, 3), 90, np.uint8)
     truth = np.zeros((size, size), np.uint8)
     truth[:, size // 2 :] = 3
-    return demo.Case(name, image, truth, before, after)
+    return demo.Example(name, image, truth, before, after)
 
 
 @pytest.fixture
@@ -31,7 +31,7 @@ def halves():
     return case("scene 1", before, after)
 
 
-def lines_of(cases: list[demo.Case]) -> dict[str, list[str]]:
+def lines_of(cases: list[demo.Example]) -> dict[str, list[str]]:
     text = io.StringIO()
     Console(file=text, width=100).print(demo.table(cases))
     cells = [re.findall(r"[\w.+-]+(?: \d+)?", line) for line in text.getvalue().splitlines()]
@@ -108,7 +108,7 @@ def test_the_picture_shows_truth_labels_and_errors_side_by_side(halves):
 def test_legends_and_captions_fit_the_page_of_the_demo():
     """Nothing is drawn over the page's border, where it would be cut off."""
     truth = scene(demo.SCRIBBLED).labels
-    blank = demo.Case("scene 10000000", np.full((*truth.shape, 3), 99, np.uint8), *[truth] * 3)
+    blank = demo.Example("scene 10000000", np.full((*truth.shape, 3), 99, np.uint8), *[truth] * 3)
     page = demo.picture([blank], blank)
     border = np.concatenate([page[:3].reshape(-1, 3), page[-3:].reshape(-1, 3)])
     sides = np.concatenate([page[:, :3].reshape(-1, 3), page[:, -3:].reshape(-1, 3)])

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from deeplab.predict import Prediction
 
 
-class Result:
+class PictureFiles:
     """The files that one picture's prediction is written to."""
 
     def __init__(self, folder: Path, name: str) -> None:
@@ -27,7 +27,7 @@ class Result:
         self.probabilities = folder / f"{name}_probabilities.npz"
 
     @classmethod
-    def at(cls, place: Path, name: str) -> Result:
+    def at(cls, place: Path, name: str) -> PictureFiles:
         """In a folder, under that name; or where the label map's own name is given."""
         if place.suffix.lower() != ".png" or place.is_dir():
             if place.suffix.lower() in images.SUFFIXES and not place.is_dir():
@@ -50,7 +50,7 @@ class Result:
             outputs.write_arrays(self.probabilities, {"probabilities": prediction.probabilities})
 
 
-def refuse_to_overwrite(files: Iterable[Path], results: Iterable[Result]) -> None:
+def refuse_to_overwrite(files: Iterable[Path], results: Iterable[PictureFiles]) -> None:
     """Raises InputError if a result would go where one of the files is."""
     inputs = {file.resolve(): file for file in files}
     for result in results:
@@ -75,7 +75,7 @@ def print_result(
     file: Path,
     prediction: Prediction,
     names: Sequence[str] | None,
-    result: Result,
+    result: PictureFiles,
     seconds: float,
 ) -> None:
     """One line: the file, its size, its classes by area, where the result is."""

@@ -27,7 +27,7 @@ FALLBACK = "generic"  # small enough for any GPU
 
 
 @dataclass(frozen=True)
-class Config:
+class ConvConfig:
     """One tiling: pixels (or outputs) x outputs (or inputs) x the inner dimension."""
 
     block_m: int
@@ -37,19 +37,19 @@ class Config:
     stages: int
 
 
-def select(kernel: str, x: Tensor, pixels: int, outputs: int, inputs: int) -> Config:
+def select(kernel: str, x: Tensor, pixels: int, outputs: int, inputs: int) -> ConvConfig:
     """The configuration of `kernel` for a problem on x's device and in x's dtype."""
     return _select(name_of(x.device), kernel, arithmetic(x.dtype), pixels, outputs, inputs)
 
 
 @functools.lru_cache(4096)  # looked up at every launch
-def _select(name: str, *problem: Any) -> Config:
+def _select(name: str, *problem: Any) -> ConvConfig:
     return nearest(table(name), *problem)
 
 
 def nearest(
     entries: list[dict[str, Any]], kernel: str, kind: str, pixels: int, outputs: int, inputs: int
-) -> Config:
+) -> ConvConfig:
     """The configuration of the entry whose problem is nearest.
 
     Raises:
@@ -64,7 +64,7 @@ def nearest(
         return sum(abs(math.log(max(size, 1) / entry[name])) for name, size in problem)
 
     best = min(fitting, key=distance)
-    return Config(**{field.name: best[field.name] for field in fields(Config)})
+    return ConvConfig(**{field.name: best[field.name] for field in fields(ConvConfig)})
 
 
 def arithmetic(dtype: torch.dtype) -> str:

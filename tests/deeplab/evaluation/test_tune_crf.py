@@ -19,7 +19,7 @@ from deeplab.crf_settings import CRFSettings
 from deeplab.data.scenes import CLASSES, VALIDATION_START, ScenesDataset
 from deeplab.errors import InputError
 from deeplab.evaluation.logit_cache import Cached, LogitCache
-from deeplab.evaluation.tune_crf import RANDOM, Log, Result, Space, Tuner, Tuning, heat_map, miou_of
+from deeplab.evaluation.tune_crf import RANDOM, Log, Scored, Space, Tuner, Tuning, heat_map, miou_of
 from deeplab.model import deeplab_v2_small
 
 FIXED = CRFSettings(iterations=3, gaussian=Gaussian(1.0, 1.0))
@@ -187,7 +187,7 @@ def test_held_out_score_counts_each_fold_with_the_setting_chosen_without_it():
     def result(weight, *right):
         """Two classes, ten pixels a class and fold, so many of them right."""
         folds = [[[n, 10 - n], [10 - n, n]] for n in right]
-        return Result((weight, 1.0, 1.0), np.array(folds))
+        return Scored((weight, 1.0, 1.0), np.array(folds))
 
     a, b = result(1.0, 10, 2, 9), result(2.0, 5, 8, 9)
     tuning = Tuning([b, a], [b, a, b], a)
@@ -244,7 +244,7 @@ def test_searches_share_what_they_score(tmp_path):
 
 def test_heat_map_is_the_plane_of_the_best_weight():
     def result(point, right):
-        return Result(point, np.array([[[right, 10 - right], [0, 10]]]))
+        return Scored(point, np.array([[[right, 10 - right], [0, 10]]]))
 
     results = [
         result((3.0, 30.0, 3.0), 2),

@@ -10,26 +10,26 @@ import torch
 import tune_atrous
 from binaries import Binary
 from triton.runtime.errors import OutOfResources
-from tune_problems import PROBLEMS, Problem, Run, budget, launch
+from tune_problems import PROBLEMS, Run, TuneProblem, budget, launch
 
-from kernels.atrous.triton.configs import Config
+from kernels.atrous.triton.configs import ConvConfig
 
 SMALL = [
-    Problem("conv", 2, 5, 32, 48),
-    Problem("conv", 2, 5, 48, 32, to_input=True),
-    Problem("conv", 1, 6, 16, 32, (1, 2, 7), 3),
-    Problem("conv", 2, 6, 32, 16, (1, 3), 3, to_input=True),
-    Problem("weight_grad", 2, 5, 32, 48),
-    Problem("weight_grad", 2, 6, 32, 16, (1, 3), 3),
+    TuneProblem("conv", 2, 5, 32, 48),
+    TuneProblem("conv", 2, 5, 48, 32, to_input=True),
+    TuneProblem("conv", 1, 6, 16, 32, (1, 2, 7), 3),
+    TuneProblem("conv", 2, 6, 32, 16, (1, 3), 3, to_input=True),
+    TuneProblem("weight_grad", 2, 5, 32, 48),
+    TuneProblem("weight_grad", 2, 6, 32, 16, (1, 3), 3),
 ]
 
 
-def form(problem: Problem) -> tuple[object, ...]:
+def form(problem: TuneProblem) -> tuple[object, ...]:
     return problem.kernel, problem.size, len(problem.rates) > 1, problem.to_input
 
 
 @pytest.mark.parametrize("problem", SMALL, ids=str)
-def test_a_launch_computes_its_truth(problem: Problem) -> None:
+def test_a_launch_computes_its_truth(problem: TuneProblem) -> None:
     run = launch(problem, "ieee", "cpu")
     found = tune_atrous.difference(run, run.truth())
     assert found <= budget(problem, "ieee", torch.float32)
@@ -40,7 +40,7 @@ def test_the_small_problems_have_every_form_of_the_tuned_ones() -> None:
 
 
 @pytest.fixture
-def jobs(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Config, Future[Any]]]:
+def jobs(monkeypatch: pytest.MonkeyPatch) -> list[tuple[ConvConfig, Future[Any]]]:
     """Three candidates, as compiled, of which the first is predicted to be fastest."""
     monkeypatch.setattr(
         tune_atrous, "launch", lambda problem, kind, _: launch(problem, kind, "cpu")
@@ -49,7 +49,7 @@ def jobs(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Config, Future[Any]]]:
     for i, rows in enumerate((16, 32, 64)):
         job: Future[Any] = Future()
         job.set_result((Binary(64, 1024, 0, 4, 1, 2, 50, 4, 200), float(i)))
-        listed.append((Config(rows, 32, 32, 4, 1), job))
+        listed.append((ConvConfig(rows, 32, 32, 4, 1), job))
     return listed
 
 
@@ -72,7 +72,7 @@ def test_the_fastest_becomes_the_entry_and_all_times_are_kept(
 def test_a_wrong_result_is_not_timed(
     jobs: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def off(problem: Problem, kind: str, _: str) -> Run:
+    def off(problem: TuneProblem, kind: str, _: str) -> Run:
         run = launch(problem, kind, "cpu")
         return run._replace(truth=lambda: run.truth() * (1 + 1e-5))
 

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from kernels.atrous.cost import (
-    Problem,
+    ConvProblem,
     estimates,
     largest_map,
     live_share,
@@ -13,10 +13,10 @@ from kernels.atrous.cost import (
 )
 from kernels.atrous.triton.layout import PARTIAL_SUMS, WORKSPACE
 
-V2_HEAD = Problem(1, 2048, 65, 65, (6, 12, 18, 24), 21, 3, "sum", 2, "half")
-VGG_ASPP = Problem(4, 512, 41, 41, (6, 12, 18, 24), 1024, 3, "concat", 2, "half")
-V3_BRANCHES = Problem(4, 2048, 65, 65, (12, 24, 36), 256, 3, "concat", 2, "half")
-BACKBONE = Problem(4, 512, 65, 65, (4,), 512, 3, "sum", 2, "half")
+V2_HEAD = ConvProblem(1, 2048, 65, 65, (6, 12, 18, 24), 21, 3, "sum", 2, "half")
+VGG_ASPP = ConvProblem(4, 512, 41, 41, (6, 12, 18, 24), 1024, 3, "concat", 2, "half")
+V3_BRANCHES = ConvProblem(4, 2048, 65, 65, (12, 24, 36), 256, 3, "concat", 2, "half")
+BACKBONE = ConvProblem(4, 512, 65, 65, (4,), 512, 3, "sum", 2, "half")
 
 
 def best(problem):

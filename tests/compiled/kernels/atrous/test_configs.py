@@ -116,7 +116,7 @@ def test_a_configuration_compiles_to_what_its_target_has(
 
 @pytest.mark.parametrize("kernel", MODES)
 def test_the_modes_reach_every_branch_of_the_kernel(monkeypatch, launches, call, kernel):
-    choose(monkeypatch, configs.Config(64, 64, 32, 4, 3), "half")
+    choose(monkeypatch, configs.ConvConfig(64, 64, 32, 4, 3), "half")
     found = [
         launch.kwargs
         for options in MODES[kernel].values()

@@ -18,7 +18,7 @@ CALLS = {
 @pytest.fixture(autouse=True)
 def _any_configuration(monkeypatch):
     """These kernels have none, but products are launched beside them."""
-    monkeypatch.setattr(configs, "select", lambda *problem: configs.Config(64, 64, 32, 4, 3))
+    monkeypatch.setattr(configs, "select", lambda *problem: configs.ConvConfig(64, 64, 32, 4, 3))
 
 
 @pytest.fixture
