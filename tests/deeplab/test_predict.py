@@ -162,7 +162,7 @@ from deeplab.predict import predict
 from deeplab.model import deeplab_v2_small
 from kernels import memory
 status = lambda key: next(int(l.split()[1]) for l in open("/proc/self/status") if l.startswith(key))
-image = np.zeros((480, 640, 3), np.uint8)
+image = np.zeros((768, 1024, 3), np.uint8)
 for scales, flip, msc in json.loads(sys.argv[1]):
     if os.fork():  # each in a process of its own: what one frees, the next would use
         assert os.wait()[1] == 0
