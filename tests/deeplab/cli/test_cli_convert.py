@@ -7,8 +7,9 @@ import torch
 from commands import assert_refused, done, run
 from PIL import Image
 
+from deeplab.cli.convert import From
 from deeplab.model import build
-from deeplab.weights import load_model, read_metadata, save_weights
+from deeplab.weights import SOURCES, load_model, read_metadata, save_weights
 
 
 def said(result):
@@ -94,3 +95,8 @@ def test_convert_prints_a_path_that_looks_like_markup_as_it_is(tmp_path):
     options = ("--model", "deeplab_v2_small", "--classes", "3")
     done("convert", source, out, *options)
     assert out.is_file()
+
+
+def test_the_sources_of_the_option_are_those_that_are_read():
+    """They are written out there, so that --help need not import what reads them."""
+    assert [str(each) for each in From] == list(SOURCES)
