@@ -21,6 +21,8 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 demo: setup
 	$(BIN)/deeplab demo --out demo
 
+# Hundreds of short processes: each would compile all sources anew.
+test: export PYTHONDONTWRITEBYTECODE =
 test: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
