@@ -215,9 +215,9 @@ class MultiScaleTaps(nn.Module):
     and right to the extent of the map, as DeepLab pads its pictures to 8k + 1.
     """
 
-    def __init__(self, num_classes: int) -> None:
+    def __init__(self, num_classes: int, in_channels: int = 3) -> None:
         super().__init__()
-        self.image = Tap(3, num_classes, stride=8)
+        self.image = Tap(in_channels, num_classes, stride=8)
         self.pool1 = Tap(64, num_classes, stride=4)
         self.pool2 = Tap(128, num_classes, stride=2)
         self.pool3 = Tap(256, num_classes, stride=1)

@@ -43,7 +43,7 @@ BLOCKS = (
 
 
 class MobileNetV3(nn.Module):
-    """MobileNetV3-Large: `[B, 3, H, W]` -> `[B, 960, ~H/16, ~W/16]`.
+    """MobileNetV3-Large: `[B, in_channels, H, W]` -> `[B, 960, ~H/16, ~W/16]`.
 
     frozen_bn: statistics and affine of every batch normalisation are constants.
     """
@@ -51,9 +51,10 @@ class MobileNetV3(nn.Module):
     out_channels = 960
     output_stride = 16
 
-    def __init__(self, *, frozen_bn: bool) -> None:
+    def __init__(self, *, frozen_bn: bool, in_channels: int = 3) -> None:
         super().__init__()
-        layers: list[nn.Module] = [_conv(3, 16, 3, frozen_bn, stride=2, activation=nn.Hardswish)]
+        stem = _conv(in_channels, 16, 3, frozen_bn, stride=2, activation=nn.Hardswish)
+        layers: list[nn.Module] = [stem]
         inputs = 16
         for kernel, expanded, outputs, squeeze, hard, stride, rate in BLOCKS:
             activation = nn.Hardswish if hard else nn.ReLU

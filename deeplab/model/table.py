@@ -56,6 +56,7 @@ from deeplab.model.heads import (
 from deeplab.model.mobilenet import MobileNetV3
 from deeplab.model.multiscale import RESIZES, Resize, checked_scales
 from deeplab.model.network import DeepLab, Head
+from deeplab.model.preprocess import checked_statistics
 from deeplab.model.resnet import STAGES, OutputStride, ResNet
 from deeplab.model.styles import STYLES, Style, check
 from deeplab.model.v3plus import DeepLabV3PlusHead
@@ -78,6 +79,9 @@ class Options(TypedDict, total=False):
     style: "caffe" or "torchvision": see `deeplab.model.styles`. It belongs to the weights.
     scales: None, or (1.0, 0.75, 0.5) for multi-scale input, fused by maximum (MSC).
     resize: "caffe" or "torch": see `deeplab.model.multiscale`. It belongs to the weights, too.
+    in_channels: bands of a picture: 3, unless mean and deviation are given.
+    mean, deviation: a number for each band, in the picture's own units, for
+        x = (picture - mean) / deviation; None for those of the style, which are of RGB.
     crf: a dense CRF as the last layer.
     """
 
@@ -85,6 +89,9 @@ class Options(TypedDict, total=False):
     style: Style
     scales: Sequence[float] | None
     resize: Resize
+    in_channels: int
+    mean: Sequence[float] | None
+    deviation: Sequence[float] | None
     crf: DenseCRF | None
 
 
@@ -133,14 +140,15 @@ class OnResNet:
     style: Style = "caffe"
     output_stride: OutputStride = 8
 
-    def backbone(self, style: Style, frozen_bn: bool, output_stride: OutputStride) -> ResNet:
+    def backbone(self, config: Mapping[str, Any]) -> ResNet:
         return ResNet(
             self.blocks,
             width=self.width,
-            frozen_bn=frozen_bn,
-            style=style,
+            frozen_bn=config["frozen_bn"],
+            style=config["style"],
             block=self.block,
-            output_stride=output_stride,
+            output_stride=config["output_stride"],
+            in_channels=config["in_channels"],
         )
 
     def head(
@@ -185,10 +193,10 @@ class OnMobileNetV3:
     style: Style = "torchvision"
     pyramid = True
 
-    def backbone(self, style: Style, frozen_bn: bool) -> MobileNetV3:
-        if style != self.style:
-            raise ValueError(f"style must be {self.style} for a MobileNetV3, not {style}")
-        return MobileNetV3(frozen_bn=frozen_bn)
+    def backbone(self, config: Mapping[str, Any]) -> MobileNetV3:
+        if config["style"] != self.style:
+            raise ValueError(f"style must be {self.style} for a MobileNetV3, not {config['style']}")
+        return MobileNetV3(frozen_bn=config["frozen_bn"], in_channels=config["in_channels"])
 
     def head(
         self, in_channels: int, num_classes: int, rates: Sequence[int], frozen_bn: bool
@@ -240,17 +248,13 @@ def build(name: str, num_classes: int = 21, **options: Any) -> DeepLab:
     line = MODELS[name]
     crf = options.pop("crf", None)
     config = _config(name, line, num_classes, options)
-    rates, style = config["rates"], config["style"]
+    rates, in_channels = config["rates"], config["in_channels"]
     if isinstance(line, OnVGG16):
-        backbone = VGG16(pool5a=line.pool5a, style=style)
+        backbone = VGG16(pool5a=line.pool5a, style=config["style"], in_channels=in_channels)
         head = line.head(backbone.out_channels, num_classes, rates)
-        taps = MultiScaleTaps(num_classes) if line.taps else None
+        taps = MultiScaleTaps(num_classes, in_channels) if line.taps else None
         return DeepLab(backbone, head, config=config, taps=taps, crf=crf)
-    body: ResNet | MobileNetV3
-    if isinstance(line, OnMobileNetV3):
-        body = line.backbone(style, config["frozen_bn"])
-    else:
-        body = line.backbone(style, config["frozen_bn"], config["output_stride"])
+    body = line.backbone(config)
     if isinstance(line, V3PlusOnResNet):
         head = line.plus_head(body.out_channels, num_classes, config)
     else:
@@ -386,7 +390,7 @@ def deeplab_v3plus_resnet18(num_classes: int = 21, **options: Unpack[V3PlusOptio
 def _config(name: str, line: Line, num_classes: int, options: dict[str, Any]) -> dict[str, Any]:
     """The model's name and options as JSON-able values; raises where they make no model."""
     defaults: dict[str, Any] = {"rates": line.rates, "style": "caffe", "scales": None}
-    defaults["resize"] = "caffe"
+    defaults |= {"resize": "caffe", "in_channels": 3, "mean": None, "deviation": None}
     if not isinstance(line, OnVGG16):
         defaults |= {"frozen_bn": line.frozen_bn, "style": line.style}
     if isinstance(line, OnResNet):
@@ -410,6 +414,7 @@ def _config(name: str, line: Line, num_classes: int, options: dict[str, Any]) ->
     check("resize", chosen["resize"], RESIZES)
     chosen["rates"] = _checked_rates(name, line, chosen["rates"])
     chosen["scales"] = checked_scales(chosen["scales"])
+    chosen |= checked_statistics(chosen["in_channels"], chosen["mean"], chosen["deviation"])
     return {"model": name, "num_classes": num_classes, **chosen}
 
 

@@ -23,16 +23,16 @@ from deeplab.model.styles import Style
 
 
 class VGG16(nn.Module):
-    """VGG-16 without its fully connected layers: `[B, 3, H, W]` -> `[B, 512, ~H/8, ~W/8]`.
+    """VGG-16 less its fully connected layers: `[B, in_channels, H, W]` -> `[B, 512, ~H/8, ~W/8]`.
 
     pool5a: average the result over 3x3, as LargeFOV of DeepLab v1 does.
     """
 
     out_channels = 512
 
-    def __init__(self, *, pool5a: bool, style: Style = "caffe") -> None:
+    def __init__(self, *, pool5a: bool, style: Style = "caffe", in_channels: int = 3) -> None:
         super().__init__()
-        self.conv1_1 = _conv3x3(3, 64)
+        self.conv1_1 = _conv3x3(in_channels, 64)
         self.conv1_2 = _conv3x3(64, 64)
         self.conv2_1 = _conv3x3(64, 128)
         self.conv2_2 = _conv3x3(128, 128)
