@@ -30,7 +30,7 @@ from deeplab.model import DeepLab, build
 from deeplab.model.multiscale import RESIZES, Resize, checked_scales
 from deeplab.model.styles import STYLES
 from deeplab.model.table import V3PlusOptions
-from deeplab.weights import foreign, registry
+from deeplab.weights import bands, foreign, registry
 from deeplab.whole_file import whole_file
 
 SHIPPED = Path(__file__).with_name("deeplab_v2_small_scenes.safetensors")
@@ -90,14 +90,16 @@ def read_metadata(path: StrPath) -> dict[str, Any]:
         return _metadata(file, path)
 
 
-def load_own(model: DeepLab, path: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def load_own(
+    model: DeepLab, path: Path
+) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
     """Copy the file's tensors into `model`, converted to its dtype and device.
 
     Names and shapes must agree exactly and, where the file says for which model it was made, so
     must name, style and rates; if not, InputError lists the differences before anything is copied.
 
-    Returns the names of what was copied, and of the classifiers that were not, because the file
-    says that it is for another number of classes.
+    Returns the names of what was copied, of the classifiers that were not, because the file says
+    that it is for another number of classes, and of what was adapted to the model's bands.
     """
     with _open(path) as file:
         metadata = _metadata(file, path)
@@ -105,12 +107,16 @@ def load_own(model: DeepLab, path: Path) -> tuple[tuple[str, ...], tuple[str, ..
         skipped = []
         if metadata.get("num_classes", model.num_classes) != model.num_classes:
             skipped = [name for name in network_state(model) if ".classifier." in name]
-        _check_tensors(model, file, path, skipped)
+        grey_levels = _sees_grey_levels(model, metadata, path)
+        adapted = _to_adapt(model, file, grey_levels)
+        _check_tensors(model, file, path, (*skipped, *adapted))
         stored = _read_tensors(model, file, path, skipped)
+    for name in adapted:
+        stored[name] = bands.adapted(stored[name], model.in_channels, grey_levels)
     state = network_state(model)
     for name, tensor in stored.items():
         state[name].copy_(tensor)
-    return tuple(stored), tuple(skipped)
+    return tuple(stored), tuple(skipped), tuple(adapted)
 
 
 def stored_scales(path: Path) -> tuple[tuple[float, ...] | None, Resize | None]:
@@ -227,6 +233,22 @@ def _check_same_model(model: DeepLab, metadata: dict[str, Any], path: Path) -> N
             f"{path}: weights of another model: the file has {theirs}, this model has {ours}; "
             "use load_model(path), which builds the model that the file describes"
         )
+
+
+def _sees_grey_levels(model: DeepLab, metadata: Mapping[str, Any], path: Path) -> bool:
+    """Whether the stored weights are for pictures as style "caffe" has them; see `bands`."""
+    options = _options(dict(metadata), path)
+    if not options:
+        return model.style == "caffe" and model.in_channels != 3
+    return options.get("style", "caffe") == "caffe" and options.get("mean") is None
+
+
+def _to_adapt(model: DeepLab, file: Any, grey_levels: bool) -> list[str]:
+    expected = {name: tensor.shape for name, tensor in network_state(model).items()}
+    found = set(file.keys())
+    slices = {name: file.get_slice(name) for name in expected if name in found}
+    stored = {n: part.get_shape() for n, part in slices.items() if part.get_dtype() in FLOATING}
+    return bands.to_adapt(model, expected, stored, grey_levels)
 
 
 def _check_tensors(model: DeepLab, file: Any, path: Path, skipped: Sequence[str] = ()) -> None:

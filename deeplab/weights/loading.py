@@ -21,9 +21,8 @@ from deeplab.errors import InputError
 from deeplab.model import DeepLab
 from deeplab.model.heads import MultiRateConv2d
 from deeplab.model.multiscale import Resize
-from deeplab.weights import file, names
+from deeplab.weights import bands, file, names
 from deeplab.weights.caffemodel import Window
-from deeplab.weights.names import Translated
 from deeplab.weights.sources import Checkpoint, Source, check_source, is_own, read_checkpoint
 
 POOLINGS = nn.MaxPool2d | nn.AvgPool2d
@@ -42,6 +41,8 @@ class Loaded:
             copies by the file's names, layers of another head by this package's.
         scales, resize: at which scales the weights were trained (MSC), and how those are resized;
             None where they are of one scale, or the file does not tell.
+    adapted: tensors of three channels that were adapted to the model's bands, see
+        `deeplab.weights.bands`.
     """
 
     source: Source
@@ -50,13 +51,15 @@ class Loaded:
     dropped: Mapping[str, str]
     scales: tuple[float, ...] | None = None
     resize: Resize | None = None
+    adapted: tuple[str, ...] = ()
 
 
 def load_weights(model: DeepLab, path: file.StrPath, source: Source = "auto") -> Loaded:
     """Copy the file's tensors into `model`, converted to its dtype and device.
 
     Everything is checked first: on an error the model is unchanged. A state dict of this package's
-    models does not tell its style and rates: they are taken to be the model's.
+    models does not tell its style and rates: they are taken to be the model's. Convolutions that
+    see the picture are adapted from three channels to the model's bands, which warns, too.
 
     Args:
         path: a file of any source of `deeplab.weights.sources`, or a name of
@@ -73,8 +76,9 @@ def load_weights(model: DeepLab, path: file.StrPath, source: Source = "auto") ->
     path = file.named_path(path)
     if is_own(path):
         check_source(path, "safetensors", source)
-        initialised, skipped = file.load_own(model, path)
-        loaded = Loaded("safetensors", initialised, skipped, {}, *file.stored_scales(path))
+        initialised, skipped, adapted = file.load_own(model, path)
+        scales, resize = file.stored_scales(path)
+        loaded = Loaded("safetensors", initialised, skipped, {}, scales, resize, adapted)
     else:
         loaded = copy_checkpoint(model, read_checkpoint(path, source))
     if loaded.skipped:
@@ -83,6 +87,8 @@ def load_weights(model: DeepLab, path: file.StrPath, source: Source = "auto") ->
             "they are; train them before use",
             stacklevel=2,
         )
+    if loaded.adapted:
+        warnings.warn(f"{path}: {bands.note(model, loaded.adapted)}", stacklevel=2)
     return loaded
 
 
@@ -92,7 +98,7 @@ def copy_checkpoint(model: DeepLab, checkpoint: Checkpoint) -> Loaded:
     _check_style(model, checkpoint)
     state = file.network_state(model)
     expected = {name: t for name, t in state.items() if not name.endswith(names.COUNTER)}
-    tensors = translated.tensors
+    tensors, adapted = _adapted(model, checkpoint, expected)
     body = [name for name in expected if name.startswith("backbone.")]
     theirs = [name for name in tensors if name.startswith("backbone.")]
     file.refuse_misfits(
@@ -106,7 +112,7 @@ def copy_checkpoint(model: DeepLab, checkpoint: Checkpoint) -> Loaded:
             if name in tensors and tensors[name].shape != expected[name].shape
         ],
     )
-    fitting, skipped = _head(model, expected, translated, path)
+    fitting, skipped = _head(model, expected, tensors, translated.branches, path)
     chosen = {name: tensors[name] for name in (*body, *fitting)}
     left = {name: "of a head that does not fit" for name in tensors if name not in chosen}
     _check_windows(model, checkpoint.windows, chosen, path)
@@ -114,7 +120,8 @@ def copy_checkpoint(model: DeepLab, checkpoint: Checkpoint) -> Loaded:
         state[name].copy_(tensor)
     scales, dropped = translated.scales, translated.dropped | left
     resize = translated.resize if scales else None
-    return Loaded(checkpoint.source, tuple(chosen), tuple(skipped), dropped, scales, resize)
+    taken = tuple(name for name in adapted if name in chosen)
+    return Loaded(checkpoint.source, tuple(chosen), tuple(skipped), dropped, scales, resize, taken)
 
 
 def _check_style(model: DeepLab, checkpoint: Checkpoint) -> None:
@@ -127,15 +134,38 @@ def _check_style(model: DeepLab, checkpoint: Checkpoint) -> None:
         )
 
 
+def _adapted(
+    model: DeepLab, checkpoint: Checkpoint, expected: Mapping[str, Tensor]
+) -> tuple[dict[str, Tensor], list[str]]:
+    """The file's tensors, those that see the picture adapted to the model's bands; which these are.
+
+    A state dict of this package's models does not tell its style: with three bands it is taken to
+    be of a model with the same mean.
+    """
+    tensors = dict(checkpoint.translated.tensors)
+    style = checkpoint.style or (model.style if model.in_channels != 3 else None)
+    shapes, stored = ({n: t.shape for n, t in given.items()} for given in (expected, tensors))
+    layers = bands.to_adapt(model, shapes, stored, grey_levels=style == "caffe")
+    for name in layers:
+        if tensors[name].dtype in FLOATING:  # others are refused below
+            tensors[name] = bands.adapted(tensors[name], model.in_channels, style == "caffe")
+    return tensors, layers
+
+
 def _head(
-    model: DeepLab, expected: Mapping[str, Tensor], translated: Translated, path: Path
+    model: DeepLab,
+    expected: Mapping[str, Tensor],
+    tensors: Mapping[str, Tensor],
+    counted: Mapping[str, int],
+    path: Path,
 ) -> tuple[list[str], list[str]]:
     """Tensors of head and taps that fit, and those that stay as they are.
 
     A layer is taken whole or not at all. Of the head, layers behind one that does not fit stay too.
-    Branches are counted: two for 42 classes have as many rows as four for 21.
+    Branches are counted: two for 42 classes have as many rows as four for 21; `counted` are the
+    file's, by tensor.
     """
-    tensors, modules = translated.tensors, dict(model.named_modules())
+    modules = dict(model.named_modules())
     fitting: list[str] = []
     skipped: list[str] = []
     behind = False
@@ -153,7 +183,7 @@ def _head(
             )
         fits = bool(given) and all(tensors[n].shape == expected[n].shape for n in members)
         if branches := _branches(modules[layer]):
-            fits = fits and all(translated.branches.get(n, branches) == branches for n in members)
+            fits = fits and all(counted.get(n, branches) == branches for n in members)
         if fits and not (behind and layer.startswith("head.")):
             fitting += members
         else:
