@@ -27,6 +27,7 @@ NAMES = (
     "iterations",
     *(f"{name}_{field.name}" for name, term in TERMS.items() for field in fields(term)),
     "compatibility",
+    "bands",
 )
 RENAMED = {"gaussian_sigma": "gaussian_sigma_xy"}  # names in files of earlier versions
 
@@ -41,6 +42,8 @@ class CRFSettings:
         bilateral: the appearance term, None for none.
         compatibility: what each label (a row) pays next to each other, as a training learns it;
             None: 1 where they differ.
+        bands: which bands of a picture are red, green and blue for it, from 0 on; None: the first
+            three. (On all bands: a `crf.Pairwise` of `crf.grid_features`, in Python.)
 
     Raises InputError for values that the CRF cannot compute with.
     """
@@ -49,8 +52,11 @@ class CRFSettings:
     gaussian: crf.Gaussian | None = crf.Gaussian(3.0, 3.0)  # noqa: RUF009 (frozen)
     bilateral: crf.Bilateral | None = crf.Bilateral(4.0, 49.0, 5.0)  # noqa: RUF009
     compatibility: Sequence[Sequence[float]] | None = None
+    bands: Sequence[int] | None = None
 
     def __post_init__(self) -> None:
+        if self.bands is not None:
+            object.__setattr__(self, "bands", _three_bands(self.bands))
         count = self.iterations
         if not isinstance(count, int) or isinstance(count, bool) or count < 0:
             raise InputError(f"CRF iterations must be an integer of 0 or more, not {count!r:.80}")
@@ -73,7 +79,9 @@ class CRFSettings:
                 f"CRF settings: unknown {', '.join(unknown)}; expected {', '.join(NAMES)}"
             )
         terms = {name: self._changed_term(name, given) for name in TERMS}
-        rest = {name: given[name] for name in ("iterations", "compatibility") if name in given}
+        rest = {
+            name: given[name] for name in ("iterations", "compatibility", "bands") if name in given
+        }
         return replace(self, **terms, **rest)
 
     def _changed_term(self, name: str, given: Mapping[str, Any]) -> Any:
@@ -144,7 +152,8 @@ class CRFSettings:
             term = getattr(self, name)
             values = {"weight": 0.0} if term is None else asdict(term)
             plain |= {f"{name}_{key}": value for key, value in values.items()}
-        return plain | ({"compatibility": self.compatibility} if self.compatibility else {})
+        rest = {"compatibility": self.compatibility, "bands": self.bands}
+        return plain | {name: value for name, value in rest.items() if value}
 
     def to_toml(self) -> str:
         """A TOML text with the table [crf], which `from_toml` reads."""
@@ -187,3 +196,11 @@ def _square(matrix: Sequence[Sequence[float]]) -> tuple[tuple[float, ...], ...]:
             f"not {matrix!r:.80}"
         )
     return tuple(map(tuple, rows.tolist()))
+
+
+def _three_bands(bands: Sequence[int]) -> tuple[int, ...]:
+    """InputError where they are not three numbers from 0 up."""
+    listed = tuple(bands) if isinstance(bands, list | tuple) else ()
+    if len(listed) != 3 or not all(type(band) is int and band >= 0 for band in listed):
+        raise InputError(f"CRF bands must be three integers from 0 up, not {bands!r:.80}")
+    return listed

@@ -85,6 +85,7 @@ def evaluate(
     around: Around = "boundary",
     scales: Sequence[float] = (1.0,),
     flip: bool = False,
+    bands: Sequence[int] | None = None,
     on_prediction: Callable[[int, np.ndarray], None] | None = None,
     shard: bool = False,
     progress: bool = False,
@@ -93,7 +94,7 @@ def evaluate(
 
     Args:
         model: in any mode, without a ``crf`` of its own, so that both scores come from one pass.
-        dataset: pairs (image uint8 [H, W, 3] RGB, labels [H, W]).
+        dataset: pairs (image uint8 [H, W, 3] RGB, or of the model's bands, labels [H, W]).
         crf: ``crf(logits [1, C, H, W], image [1, 3, H, W] RGB 0-255)`` -> marginals
             [1, C, H, W], such as ``crf.DenseCRF``; None scores the network alone.
         class_names: names of the classes in the result; numbers by default.
@@ -102,6 +103,7 @@ def evaluate(
         band: half-width in pixels of the band around class boundaries.
         trimap, around: widths in pixels of the trimap curve, and what its bands lie around.
         scales, flip: the views of a picture, see ``deeplab.predict.network_scores``.
+        bands: the three that the CRF sees of a picture, see ``deeplab.predict.as_rgb``.
         on_prediction: called with the index of each picture and its labels [H, W], uint8, or int64
             above 256 classes (the CRF's where there is one).
         shard: with several processes of torch.distributed, each evaluates its share of the pictures
@@ -143,7 +145,8 @@ def evaluate(
                     require_finite(logits, index)
                     predicted = network.add(truth, logits)
                     if crf is not None and refined is not None:
-                        predicted = refined.add(truth, crf(logits, as_rgb(image).to(device)))
+                        rgb = as_rgb(model, image, bands).to(device)
+                        predicted = refined.add(truth, crf(logits, rgb))
             except ValueError as error:
                 raise InputError(f"picture {index}: {error}") from error
             if on_prediction is not None:

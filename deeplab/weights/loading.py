@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -23,6 +23,7 @@ from deeplab.model.heads import MultiRateConv2d
 from deeplab.model.multiscale import Resize
 from deeplab.weights import bands, file, names
 from deeplab.weights.caffemodel import Window
+from deeplab.weights.names import Translated
 from deeplab.weights.sources import Checkpoint, Source, check_source, is_own, read_checkpoint
 
 POOLINGS = nn.MaxPool2d | nn.AvgPool2d
@@ -94,11 +95,12 @@ def load_weights(model: DeepLab, path: file.StrPath, source: Source = "auto") ->
 
 def copy_checkpoint(model: DeepLab, checkpoint: Checkpoint) -> Loaded:
     """As `load_weights`, from a foreign file that has been read, and without a warning."""
-    path, translated = checkpoint.path, checkpoint.translated
+    path = checkpoint.path
     _check_style(model, checkpoint)
     state = file.network_state(model)
     expected = {name: t for name, t in state.items() if not name.endswith(names.COUNTER)}
-    tensors, adapted = _adapted(model, checkpoint, expected)
+    translated, adapted = _adapted(model, checkpoint, expected)
+    tensors = translated.tensors
     body = [name for name in expected if name.startswith("backbone.")]
     theirs = [name for name in tensors if name.startswith("backbone.")]
     file.refuse_misfits(
@@ -112,7 +114,7 @@ def copy_checkpoint(model: DeepLab, checkpoint: Checkpoint) -> Loaded:
             if name in tensors and tensors[name].shape != expected[name].shape
         ],
     )
-    fitting, skipped = _head(model, expected, tensors, translated.branches, path)
+    fitting, skipped = _head(model, expected, translated, path)
     chosen = {name: tensors[name] for name in (*body, *fitting)}
     left = {name: "of a head that does not fit" for name in tensors if name not in chosen}
     _check_windows(model, checkpoint.windows, chosen, path)
@@ -136,8 +138,8 @@ def _check_style(model: DeepLab, checkpoint: Checkpoint) -> None:
 
 def _adapted(
     model: DeepLab, checkpoint: Checkpoint, expected: Mapping[str, Tensor]
-) -> tuple[dict[str, Tensor], list[str]]:
-    """The file's tensors, those that see the picture adapted to the model's bands; which these are.
+) -> tuple[Translated, list[str]]:
+    """What the file has, tensors that see the picture adapted to the model's bands; their names.
 
     A state dict of this package's models does not tell its style: with three bands it is taken to
     be of a model with the same mean.
@@ -149,23 +151,18 @@ def _adapted(
     for name in layers:
         if tensors[name].dtype in FLOATING:  # others are refused below
             tensors[name] = bands.adapted(tensors[name], model.in_channels, style == "caffe")
-    return tensors, layers
+    return replace(checkpoint.translated, tensors=tensors), layers
 
 
 def _head(
-    model: DeepLab,
-    expected: Mapping[str, Tensor],
-    tensors: Mapping[str, Tensor],
-    counted: Mapping[str, int],
-    path: Path,
+    model: DeepLab, expected: Mapping[str, Tensor], translated: Translated, path: Path
 ) -> tuple[list[str], list[str]]:
     """Tensors of head and taps that fit, and those that stay as they are.
 
     A layer is taken whole or not at all. Of the head, layers behind one that does not fit stay too.
-    Branches are counted: two for 42 classes have as many rows as four for 21; `counted` are the
-    file's, by tensor.
+    Branches are counted: two for 42 classes have as many rows as four for 21.
     """
-    modules = dict(model.named_modules())
+    tensors, modules = translated.tensors, dict(model.named_modules())
     fitting: list[str] = []
     skipped: list[str] = []
     behind = False
@@ -183,7 +180,7 @@ def _head(
             )
         fits = bool(given) and all(tensors[n].shape == expected[n].shape for n in members)
         if branches := _branches(modules[layer]):
-            fits = fits and all(counted.get(n, branches) == branches for n in members)
+            fits = fits and all(translated.branches.get(n, branches) == branches for n in members)
         if fits and not (behind and layer.startswith("head.")):
             fitting += members
         else:
