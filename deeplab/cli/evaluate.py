@@ -240,7 +240,7 @@ def evaluate(
 
     with reported_once(then="mend that and start again"), processes(device) as process:
         network.to(process.device)
-        layer = settings.layer(network.num_classes).to(process.device) if use_crf else None
+        layer = settings.refiner(network.num_classes).to(process.device) if use_crf else None
         progress = sys.stderr.isatty() and process.first
         if files.score:
             with named_weights(weights), named_errors(pictures.name):

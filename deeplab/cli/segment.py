@@ -68,7 +68,8 @@ def segment(
     A model of other bands than RGB takes .npy files ([H, W, bands] of uint8, uint16 or float32),
     TIFFs with bands as samples or pages (with tifffile: pip install 'deeplab-triton[bands]') and
     grey pictures, with the values that lie in them; its weights know mean and deviation of each
-    band. --crf-bands 3,2,1 chooses what the CRF and the overlay take for red, green and blue.
+    band. --crf-bands 3,2,1 chooses what the CRF and the overlay take for red, green and blue;
+    with --crf-bands all the CRF compares all bands, for which --bilateral-sigma-rgb has to grow.
 
     With --scales and --flip the network looks at the picture several times; the probabilities are
     averaged before the CRF.
@@ -89,7 +90,7 @@ def segment(
     ```
     """
     from deeplab.crf_settings import CRFSettings
-    from deeplab.predict import as_rgb, predict
+    from deeplab.predict import as_levels, predict
     from deeplab.weights import registry
 
     files = images.find_images(inputs)
@@ -100,7 +101,7 @@ def segment(
     network, metadata = load_network(weights)
     network.to(torch_device(device))
     settings = crf.change(CRFSettings.stored(metadata, weights.weights_file))
-    layer = settings.layer(network.num_classes).to(torch_device(device)) if use_crf else None
+    layer = settings.refiner(network.num_classes).to(torch_device(device)) if use_crf else None
     results = [PictureFiles(out, name) for name in outputs.output_names(files)]
     refuse_to_overwrite(files, results)
     outputs.check_writable(out)
@@ -121,7 +122,8 @@ def segment(
         start = time.perf_counter()
         image = checked[file] if file in checked else read(file)[0]
         with named_errors(file):
-            shown = as_rgb(network, image, settings.bands)[0].permute(1, 2, 0).round().byte()
+            three = None if settings.bands == "all" else settings.bands
+            shown = as_levels(network, image, three)[0].permute(1, 2, 0).round().byte()
             prediction = predict(
                 network, image, layer, scales=scales, flip=views.flip, bands=settings.bands
             )

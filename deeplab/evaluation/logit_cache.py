@@ -27,7 +27,7 @@ from deeplab.data import outputs
 from deeplab.errors import InputError
 from deeplab.evaluation.evaluate import LabelledImages, require_finite
 from deeplab.model import DeepLab
-from deeplab.predict import as_rgb
+from deeplab.predict import as_levels
 
 FORMAT = 1
 LOWEST = -6e4  # close to the smallest float16
@@ -116,7 +116,7 @@ class LogitCache:
         logits = torch.from_numpy(stored["logits"].astype(np.float32))[None]
         size = (labels.shape[0], labels.shape[1])
         logits = self.model.upsample(logits, size)
-        return Cached(logits, as_rgb(self.model, stored["image"]), labels)
+        return Cached(logits, as_levels(self.model, stored["image"]), labels)
 
     def identity(self) -> str:
         """A hash of the network and of all pictures with their labels, as they lie in the cache."""

@@ -119,7 +119,7 @@ class DeepLab(nn.Module):
 
         x: `[B, in_channels, H, W]`, preprocessed, any size from 1x1 up.
         image: `[B, 3, H, W]`, the same pictures as RGB 0-255: what a CRF layer looks at (of other
-            bands `preprocessing.rgb(pictures)`).
+            bands `preprocessing.levels(pictures)`).
         upsample: to the input's size, as `upsample` does it; False leaves the backbone's size,
             about H/8 x W/8.
 

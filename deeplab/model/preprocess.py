@@ -19,7 +19,7 @@ import math
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -30,6 +30,7 @@ from deeplab.model.styles import STYLES, Style, check
 MEAN_BGR = (104.008, 116.669, 122.675)  # grey levels, 0-255
 MEAN_RGB = (0.485, 0.456, 0.406)  # of 1
 DEVIATION_RGB = (0.229, 0.224, 0.225)
+Bands = Sequence[int] | Literal["all"] | None  # of a picture, see Preprocessing.levels
 NOT_DEEP = (
     "image must be RGB in 0-255 for a model without a mean and deviation of its own, not uint16; "
     "convert it first"
@@ -93,21 +94,23 @@ class Preprocessing:
             return MEAN_BGR[::-1]
         return tuple(255 * level for level in MEAN_RGB)
 
-    def rgb(self, images: Tensor, bands: Sequence[int] | None = None) -> Tensor:
-        """Three bands as a colour picture, `[B, 3, H, W]` in 0-255: for a CRF and for the eye.
+    def levels(self, images: Tensor, bands: Bands = None) -> Tensor:
+        """Some bands as levels in 0-255, `[B, len(bands), H, W]`: for a CRF and for the eye.
 
-        images: `[B, C, H, W]` as they are before preprocessing. bands: which are red, green and
-        blue, from 0 on; None: the first three, the last again where there are fewer. uint8 and
-        pictures of a model without a mean of its own stay as they are; of others mean - 3 deviation
-        becomes 0, mean + 3 deviation 255, and what lies beyond is clamped.
+        images: `[B, C, H, W]` as they are before preprocessing. bands: which, from 0 on, such as
+        three for red, green and blue; "all"; None: the first three, the last again where there are
+        fewer. uint8 and pictures of a model without a mean of its own stay as they are; of others
+        mean - 3 deviation becomes 0, mean + 3 deviation 255, and what lies beyond is clamped.
 
         Raises ValueError for bands that are not there.
         """
-        if bands is None:
+        if bands == "all":
+            bands = range(self.in_channels)
+        elif bands is None:
             bands = [min(band, self.in_channels - 1) for band in range(3)]
-        if len(bands) != 3 or not all(0 <= band < self.in_channels for band in bands):
+        if not all(0 <= band < self.in_channels for band in bands):
             raise ValueError(
-                f"bands must be three, each from 0 to {self.in_channels - 1}, not {list(bands)}"
+                f"bands must be from 0 to {self.in_channels - 1} each, not {list(bands)}"
             )
         shown = images if list(bands) == list(range(images.shape[1])) else images[:, list(bands)]
         if images.dtype == torch.uint8 or self.mean is None or self.deviation is None:

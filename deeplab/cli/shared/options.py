@@ -163,9 +163,9 @@ class CRFOptions(SmoothnessOptions):
     crf_bands: Annotated[
         str | None,
         option(
-            "R,G,B",
+            "R,G,B|all",
             "Of pictures of other bands than RGB, the three that the CRF and the overlay take for "
-            "red, green and blue, counted from 0.",
+            "red, green and blue, counted from 0; with all the CRF compares all bands.",
             panel="CRF",
             shown="the first three",
         ),
@@ -187,7 +187,7 @@ class CRFOptions(SmoothnessOptions):
         numbers = asdict(self)
         file, bands = numbers.pop("crf_settings"), numbers.pop("crf_bands")
         if bands is not None:
-            numbers["bands"] = _whole_numbers("--crf-bands", bands)
+            numbers["bands"] = bands if bands == "all" else _whole_numbers("--crf-bands", bands)
         return (settings if file is None else CRFSettings.from_toml(file)).changed(numbers)
 
 
