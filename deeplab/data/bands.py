@@ -146,7 +146,8 @@ def _check(
     check_size(path, (shape[1], shape[0]), max_megapixels)
     if shape[2] != bands:
         raise InputError(
-            f"{path} must have {bands} bands, as the model or the option bands says, not {shape[2]}"
+            f"{path} must have {bands} band{'s' * (bands > 1)}, as the model or the option bands "
+            f"says, not {shape[2]}"
         )
 
 

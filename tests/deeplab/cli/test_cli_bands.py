@@ -15,7 +15,7 @@ from deeplab.crf_settings import CRFSettings
 from deeplab.data.bands import read_picture
 from deeplab.model import build
 from deeplab.predict import as_levels, predict
-from deeplab.weights import load_model, read_metadata
+from deeplab.weights import load_model, read_metadata, save_weights
 
 BANDS = 5
 SIZE = ["--steps", 2, "--batch-size", 2, "--crop", 33, "--workers", 0, "--precision", "float32"]
@@ -66,7 +66,12 @@ def test_the_check_gives_mean_and_deviation_of_all_pixels(own):
 def test_bands_are_trained_scored_and_segmented(own, tmp_path):
     weights, out = tmp_path / "w.safetensors", tmp_path / "out"
     given = statistics(own)
-    done("train", "--config", recipe(own, **given), "--out", weights, *SIZE)
+    rgb = tmp_path / "rgb.safetensors"
+    save_weights(build("deeplab_v2_small", 2), rgb)
+    said = done(
+        "train", "--config", recipe(own, **given), "--weights", rgb, "--out", weights, *SIZE
+    )
+    assert "backbone.conv1.weight of three channels adapted to 5 bands" in said.stderr
     assert read_metadata(weights)["options"]["mean"] == given["mean"]
 
     folder = ["--data", "folder", "--root", own, "--data-option", f"bands={BANDS}"]
