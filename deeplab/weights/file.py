@@ -15,6 +15,7 @@ the weights, found or learned, stand in the metadata as `crf` (deeplab.crf_setti
 
 import json
 import os
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -111,6 +112,8 @@ def load_own(
         adapted = _to_adapt(model, file, grey_levels)
         _check_tensors(model, file, path, (*skipped, *adapted))
         stored = _read_tensors(model, file, path, skipped)
+    if other := _other_statistics(model, metadata, path):
+        warnings.warn(f"{path}: {other}", stacklevel=3)
     for name in adapted:
         stored[name] = bands.adapted(stored[name], model.in_channels, grey_levels)
     state = network_state(model)
@@ -225,6 +228,8 @@ def _check_same_model(model: DeepLab, metadata: dict[str, Any], path: Path) -> N
     options, config = _options(metadata, path), model.config
     said = {"model": metadata.get("model"), "rates": options.get("rates")}
     said["style"] = options.get("style")
+    if model.preprocessing.mean is None:
+        said["mean"] = options.get("mean")
     differing = [key for key in said if said[key] is not None and said[key] != config.get(key)]
     if differing:
         theirs = ", ".join(f"{key} {said[key]}" for key in differing)
@@ -235,9 +240,19 @@ def _check_same_model(model: DeepLab, metadata: dict[str, Any], path: Path) -> N
         )
 
 
-def _sees_grey_levels(model: DeepLab, metadata: Mapping[str, Any], path: Path) -> bool:
+def _other_statistics(model: DeepLab, metadata: dict[str, Any], path: Path) -> str:
+    """What to say where the file's model has another mean or deviation of its own."""
+    options = _options(metadata, path)
+    names = [n for n in ("mean", "deviation") if options.get(n) not in (None, model.config.get(n))]
+    if not names:
+        return ""
+    theirs = ", ".join(f"{name} {options[name]!s:.80}" for name in names)
+    return f"trained with {theirs}, and this model has others; train it before use"
+
+
+def _sees_grey_levels(model: DeepLab, metadata: dict[str, Any], path: Path) -> bool:
     """Whether the stored weights are for pictures as style "caffe" has them; see `bands`."""
-    options = _options(dict(metadata), path)
+    options = _options(metadata, path)
     if not options:
         return model.style == "caffe" and model.in_channels != 3
     return options.get("style", "caffe") == "caffe" and options.get("mean") is None

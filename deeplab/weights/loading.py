@@ -42,8 +42,8 @@ class Loaded:
             copies by the file's names, layers of another head by this package's.
         scales, resize: at which scales the weights were trained (MSC), and how those are resized;
             None where they are of one scale, or the file does not tell.
-    adapted: tensors of three channels that were adapted to the model's bands, see
-        `deeplab.weights.bands`.
+        adapted: tensors of three channels that were adapted to the model's bands, see
+            `deeplab.weights.bands`.
     """
 
     source: Source
@@ -60,7 +60,8 @@ def load_weights(model: DeepLab, path: file.StrPath, source: Source = "auto") ->
 
     Everything is checked first: on an error the model is unchanged. A state dict of this package's
     models does not tell its style and rates: they are taken to be the model's. Convolutions that
-    see the picture are adapted from three channels to the model's bands, which warns, too.
+    see the picture are adapted from three channels to the model's bands, which warns, too; so do
+    weights of a model with another mean or deviation of its own.
 
     Args:
         path: a file of any source of `deeplab.weights.sources`, or a name of

@@ -115,6 +115,16 @@ def test_a_model_of_bands_comes_back_and_its_weights_fit_no_other_number(tmp_pat
     assert found.in_channels == 6
     with warnings.catch_warnings():
         warnings.simplefilter("error")
+        load_weights(of_bands(6, mean[:3]), path)
+    with pytest.warns(
+        UserWarning, match=r"trained with mean \[1.0, .*\], and this model has others"
+    ):
         load_weights(of_bands(6, [2.0] * 3), path)
-    for other in (small(2), of_bands(9, mean[:3])):
-        assert "backbone.conv1.weight" in refused(lambda other=other: load_weights(other, path))
+    said = refused(lambda: load_weights(of_bands(9, mean[:3]), path))
+    assert "backbone.conv1.weight [16, 6, 7, 7] instead of [16, 9, 7, 7]" in said
+
+
+def test_weights_of_a_mean_of_their_own_fit_no_model_without(tmp_path):
+    path = tmp_path / "own.safetensors"
+    save_weights(of_bands(3, [1.0] * 3), path)
+    assert "this model has mean None" in refused(lambda: load_weights(small(2), path))
