@@ -12,6 +12,9 @@ pictures, unless they lie in a .npy file.
 from __future__ import annotations
 
 import importlib
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -74,15 +77,24 @@ def _read_npy(path: Path, bands: int, max_megapixels: float) -> Read:
 
 
 def _read_tiff(path: Path, bands: int, max_megapixels: float) -> Read:
+    """Page by page: series as tifffile finds them follow metadata, to other files too."""
     tifffile = _tifffile(path)
     try:
-        with tifffile.TiffFile(path) as file:
-            first = file.series[0]
-            beside = [s for s in file.series[1:] if not (s[0].is_reduced or s[0].is_mask)]
-            order = _band_last(path, first.axes, first.shape)
-            shape = tuple(1 if axis is None else first.shape[axis] for axis in order)
+        with _logged_errors() as errors, tifffile.TiffFile(path, _multifile=False) as file:
+            pages = [page for page in file.pages if not (page.is_reduced or page.is_mask)]
+            first = pages[0]
+            stacked = [page for page in pages if page.shape == first.shape and page.axes == "YX"]
+            shape = _shape(path, first.axes, first.shape, len(stacked))
             _check(path, shape, first.dtype, bands, max_megapixels)
-            stored = first.asarray()
+            if stacked:
+                planes = [page.asarray() for page in stacked]
+                values = np.stack(planes, axis=2).astype(first.dtype, casting="safe")
+            else:
+                stored = first.asarray()
+                values = np.moveaxis(stored, 0, 2) if first.axes == "SYX" else stored
+            left_out = len(pages) > max(1, len(stacked))
+        if errors:
+            raise ValueError(errors[0])
     except InputError:
         raise
     except MemoryError:
@@ -93,11 +105,24 @@ def _read_tiff(path: Path, bands: int, max_megapixels: float) -> Read:
             f"{path}: the TIFF is damaged, or of a kind that tifffile cannot read "
             f"({reason:.200}); export it again, uncompressed"
         ) from error
-    height, width = order[0], order[1]
-    values = np.moveaxis(stored.reshape(first.shape), (height, width), (0, 1)).reshape(shape)
-    text = f"the first of {1 + len(beside)} pictures in it is used"
-    conversions = [Conversion(str(path), FRAMES, text)] if beside else []
-    return _native(values), conversions
+    text = f"the first picture is used, of {len(pages)} pages"
+    return _native(values), [Conversion(str(path), FRAMES, text)] if left_out else []
+
+
+@contextmanager
+def _logged_errors() -> Iterator[list[str]]:
+    """What tifffile logs as an error, before it gives zeros for what is missing; not printed."""
+    errors: list[str] = []
+    log, handler = logging.getLogger("tifffile"), logging.Handler(logging.ERROR)
+    handler.emit = lambda record: errors.append(record.getMessage())  # type: ignore[method-assign]
+    propagates = log.propagate
+    log.addHandler(handler)
+    log.propagate = False
+    try:
+        yield errors
+    finally:
+        log.removeHandler(handler)
+        log.propagate = propagates
 
 
 def _tifffile(path: Path) -> Any:
@@ -110,15 +135,18 @@ def _tifffile(path: Path) -> Any:
         ) from error
 
 
-def _band_last(path: Path, axes: str, shape: tuple[int, ...]) -> tuple[int, int, int | None]:
-    """Where height, width and bands lie among the axes, as tifffile names them; None for one."""
-    others = [i for i, name in enumerate(axes) if name not in "YX" and shape[i] > 1]
-    if axes.count("Y") != 1 or axes.count("X") != 1 or len(others) > 1:
-        raise InputError(
-            f"{path} must have height, width and bands, not axes {axes} of {list(shape)}; save "
-            "its bands as samples of one page, or as pages of one band"
-        )
-    return axes.index("Y"), axes.index("X"), others[0] if others else None
+def _shape(path: Path, axes: str, shape: tuple[int, ...], pages: int) -> tuple[int, int, int]:
+    """Height, width and bands of pages with these axes, as tifffile names them."""
+    if axes == "YX":
+        return shape[0], shape[1], pages
+    if axes == "YXS":
+        return shape[0], shape[1], shape[2]
+    if axes == "SYX":
+        return shape[1], shape[2], shape[0]
+    raise InputError(
+        f"{path} must have height, width and bands, not axes {axes} of {list(shape)}; save its "
+        "bands as samples of one page, or as pages of one band"
+    )
 
 
 def _of_pillow(path: Path, image: Image.Image) -> np.ndarray:

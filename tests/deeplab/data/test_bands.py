@@ -111,7 +111,7 @@ def test_a_tiff_of_several_pictures_gives_the_first_and_says_so(tmp_path):
             file.write(values, planarconfig="contig", photometric="minisblack")
     found, changed = read_picture(path, 5)
     assert np.array_equal(found, expected)
-    assert [change.text for change in changed] == ["the first of 2 pictures in it is used"]
+    assert [change.text for change in changed] == ["the first picture is used, of 2 pages"]
 
 
 def test_a_tiff_that_cannot_be_read_is_refused_in_one_line(tmp_path):
@@ -123,7 +123,21 @@ def test_a_tiff_that_cannot_be_read_is_refused_in_one_line(tmp_path):
     path.write_bytes(path.read_bytes()[:-200])
     assert "damaged" in refused(path)
     tifffile.imwrite(path, np.zeros((2, 6, 9, 3), np.uint8), photometric="rgb")
-    assert "must have height, width and bands" in refused(path, 6)
+    assert "must have 6 bands" in refused(path, 6)
+    volume = np.zeros((2, 16, 16), np.uint8)
+    tifffile.imwrite(path, volume, volumetric=True, tile=(2, 16, 16), photometric="minisblack")
+    assert "must have height, width and bands" in refused(path, 2)
+
+
+def test_a_tiff_whose_data_are_missing_is_refused_and_not_black(tmp_path, capfd):
+    tifffile = pytest.importorskip("tifffile", reason="tifffile is not installed")
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(path, picture(5), planarconfig="contig", photometric="minisblack")
+    content = path.read_bytes()
+    tag = content.index((273).to_bytes(2, "little"))  # StripOffsets
+    path.write_bytes(content[:tag] + (65000).to_bytes(2, "little") + content[tag + 2 :])
+    assert "damaged" in refused(path)
+    assert capfd.readouterr().err == ""
 
 
 def test_without_tifffile_a_tiff_of_bands_says_what_to_install(tmp_path, monkeypatch):
