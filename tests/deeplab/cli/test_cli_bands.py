@@ -99,6 +99,8 @@ def test_bands_are_trained_scored_and_segmented(own, tmp_path):
 
 def test_what_does_not_fit_is_one_line(own, tmp_path):
     weights = tmp_path / "w.safetensors"
+    check = ["data", "check", "folder", own, "--data-option", "bands=0"]
+    assert_refused(tmp_path, "bands must be 1 or more, not 0", *check)
     none = recipe(own)
     said = "mean, deviation must be given where in_channels is 5"
     assert_refused(tmp_path, said, "train", "--config", none, "--out", weights, *SIZE)
