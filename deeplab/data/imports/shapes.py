@@ -35,7 +35,7 @@ class Class:
     colour: tuple[int, int, int] | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Polygon:
     """What lies in any of the parts and in none of the holes, each an outline `[N, 2]`.
 
