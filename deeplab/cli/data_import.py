@@ -100,13 +100,13 @@ def import_data(
     `deeplab data check` on the result. OUT appears when it is complete, or not at all.
 
     ```text
-    coco         a JSON file of instances, or a folder of them; crowds, polygons, run lengths
+    coco         a JSON file of instances, or a folder of them
     labelme      a folder of LabelMe's JSON files; __ignore__ is ignored
-    yolo         data.yaml with images/ and labels/ (outlines; boxes are left out)
-    voc          SegmentationClass/*.png, as CVAT's "Segmentation mask 1.1" and labelme2voc have it
+    yolo         data.yaml with images/ and labels/; boxes are left out
+    voc          SegmentationClass/*.png; CVAT's "Segmentation mask 1.1"
     cvat         annotations.xml of "CVAT for images 1.1"
     supervisely  a project folder with meta.json
-    ade20k       the layout of ADE20K's scene parsing: 0 is unlabelled, classes from 1 on
+    ade20k       ADE20K's scene parsing: 0 is unlabelled, classes from 1
     labelstudio  PNG files of brush labels beside the JSON export
     ```
 
@@ -119,7 +119,7 @@ def import_data(
     deeplab data import coco instances_train.json mine --images photos --link
     deeplab data import yolo data.yaml mine --ignore void
     deeplab data import cvat export mine --split 0.9 --group '^(film\\d+)'
-    deeplab train --data folder --root mine
+    deeplab train --config camvid_small --set data.name=folder --set data.root=mine
     ```
     """
     from deeplab.cli.data import check
@@ -177,7 +177,8 @@ def _print(report: ImportReport, out: Path, unlabelled: str) -> None:
     for what, count in sorted(report.dropped.items()):
         typer.echo(f"left out: {count} {what}")
     if report.cut:
-        typer.echo(f"cut at the border: {report.cut} shapes that reach beyond their picture")
+        what = "shape that reaches" if report.cut == 1 else "shapes that reach"
+        typer.echo(f"cut at the border: {report.cut} {what} beyond the picture")
     if unlabelled == "ignore" and sum(map(bool, map(report.images.get, report.classes))) < 2:
         typer.echo("areas without a shape are ignored; --unlabelled background makes them a class")
     for note in report.notes:

@@ -135,7 +135,9 @@ def decode_runs(segmentation: dict[str, Any], height: int, width: int) -> npt.ND
     tools = _mask_tools()
     size, counts = segmentation["size"], segmentation["counts"]
     plain = isinstance(counts, list)
-    if list(size) != [height, width] or (plain and sum(counts) != height * width):
+    if list(size) != [height, width] or (
+        plain and (sum(counts) != height * width or min(counts) < 0)
+    ):
         raise ValueError(f"a mask of {size}, but the picture is {height} x {width}")
     code = tools.frPyObjects(segmentation, height, width) if plain else segmentation
     # A text that ends early is decoded with whatever lies in memory behind it.

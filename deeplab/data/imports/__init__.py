@@ -209,6 +209,8 @@ def _classes(found: Annotations, settings: Settings) -> tuple[list[Class], Impor
             raise InputError(f"--ignore {name}: no class of that name; there are {_list(known)}")
     if settings.unlabelled != IGNORED and settings.unlabelled not in {c.name for c in classes}:
         classes.insert(0, Class(settings.unlabelled, (0, 0, 0)))
+    if not all(one.name.strip() for one in classes):
+        raise InputError("a class without a name; give it one where the pictures were annotated")
     if len({one.name for one in classes}) < len(classes):
         raise InputError(
             f"two classes are called the same, of {_list(one.name for one in classes)}"

@@ -30,6 +30,7 @@ from deeplab.data.imports.shapes import (
 from deeplab.errors import InputError
 
 WHAT = "COCO's file of instances"
+_INSTANCES = "instances_"
 
 
 def read(source: Path, images: Path | None) -> Annotations:
@@ -48,7 +49,9 @@ def _files(source: Path) -> list[tuple[Path, str]]:
     if source.is_file():
         return [(source, "")]
     files = files_in(source / "annotations", ".json") or files_in(source, ".json")
-    named = [(path, path.stem.removeprefix("instances_")) for path in files]
+    # COCO's own folder holds captions and keypoints of the same pictures too.
+    files = [path for path in files if path.stem.startswith(_INSTANCES)] or files
+    named = [(path, path.stem.removeprefix(_INSTANCES)) for path in files]
     for folder in sorted(path for path in source.iterdir() if path.is_dir()):
         inside = (path for path in files_in(folder, ".json") if path.name.endswith(".coco.json"))
         named += [(path, folder.name) for path in inside]

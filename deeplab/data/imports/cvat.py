@@ -105,7 +105,8 @@ def _region(entry: Element) -> Polygon | Bitmap:
 
 def _mask(runs: npt.NDArray[np.int64], size: tuple[int, int], height: int, width: int) -> Mask:
     """The mask of runs of pixels outside and inside in turn, row by row."""
-    inside = size[0] <= height and size[1] <= width
-    if not inside or min(size) < 1 or (runs < 0).any() or runs.sum() != size[0] * size[1]:
+    inside = 0 < size[0] <= height and 0 < size[1] <= width
+    area = size[0] * size[1]
+    if not inside or runs.min() < 0 or runs.max() > area or runs.sum() != area:
         raise ValueError(f"runs that do not fill a mask of {size[1]} x {size[0]} in the picture")
     return np.repeat(np.arange(len(runs)) % 2 == 1, runs).reshape(size)

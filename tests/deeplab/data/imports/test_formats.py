@@ -90,6 +90,7 @@ def test_coco_boxes_are_left_out_and_pictures_without_labels_named(coco, tmp_pat
 def test_coco_files_of_several_splits_are_told_by_their_names(coco, tmp_path):
     content = json.loads(coco().read_text())
     (tmp_path / "set" / "annotations").mkdir(parents=True)
+    (tmp_path / "set" / "annotations" / "captions_train2017.json").write_text("{}")
     for number, name in enumerate(("train2017", "val2017")):
         one = content | {"images": content["images"][number : number + 1]}
         one["annotations"] = content["annotations"] if not number else []
@@ -339,6 +340,7 @@ def test_cvat_files_that_make_no_sense_are_refused(tmp_path):
         ('<blob label="cat"/>', "a shape <blob>"),
         (mask.format("1,2"), "shape 1 of a.jpg: runs that do not fill a mask of 3 x 3"),
         (mask.format("-1,10"), "runs that do not fill"),
+        (mask.format(f"{2**63 - 1},{2**63 - 1},11"), "runs that do not fill"),
         (mask.format("1,x"), "not CVAT's XML for images"),
         ("<polygon", "not valid XML"),
     ):

@@ -152,6 +152,9 @@ def test_what_makes_no_sense_is_refused_in_one_line(marked, tmp_path):
         refused(tmp_path, marked, message, **settings)
     refused(tmp_path, marked, f"no format 'xml'; there are {', '.join(FORMATS)}", kind="xml")
     refused(tmp_path, tmp_path / "nowhere", "nowhere: no such file or folder")
+    annotate(marked, "a", **{" ": FULL})
+    refused(tmp_path, marked, "a class without a name")
+    annotate(marked, "a", wall=FULL)
     annotate(marked, "e", "a.jpg", wall=FULL)
     refused(tmp_path, marked, r"a.jpg: annotated twice, in .*a.json and .*e.json")
 
