@@ -163,6 +163,9 @@ def test_shapes_outside_and_unknown_labels_are_refused_by_name():
         (("a", polygon(box(12, 2, 15, 4))), "shape 1 of a.png: lies outside, at x 12, y 2"),
         (("a", polygon(box(-9, -9, 0, 0))), "lies outside"),
         (("a", polygon(box(0, 0, 1e300, 5))), "reaches far outside"),
+        (("a", polygon(box(0, 0, 5, 21))), "reaches far outside"),
+        (("a", polygon(box(-13, 0, 5, 5))), "reaches far outside"),
+        (("a", polygon(box(0, -11, 5, 5))), "reaches far outside"),
         (("c", polygon(box(0, 0, 5, 5))), "no class is called 'c'; there are a, b, void"),
     ):
         with pytest.raises(InputError, match=rf"^a.json: .*{message}"):

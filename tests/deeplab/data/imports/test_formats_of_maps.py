@@ -15,6 +15,7 @@ from deeplab.data.datasets import IGNORE
 from deeplab.data.datasets.classes import VOC
 from deeplab.data.datasets.folder import read_class_file
 from deeplab.data.imports import Settings, import_annotations
+from deeplab.data.imports import supervisely as supervisely_format
 from deeplab.data.imports.shapes import LINES
 from deeplab.errors import InputError
 
@@ -197,20 +198,27 @@ def test_supervisely_files_that_make_no_sense_are_refused(tmp_path):
     def bitmap(data):
         return {"classTitle": "dog", "bitmap": {"origin": [1, 1], "data": data}}
 
-    bomb = base64.b64encode(zlib.compress(bytes(200_000_000), 9)).decode()
     for entry, message in (
         (polygon("cow", [[2, 2], [9, 2], [9, 9]]), "object 1 of a.jpg: no class is called 'cow'"),
         (polygon("cat", [[2], [9, 2]]), "a.jpg.json: not Supervisely's annotation"),
         ({"classTitle": "cat", "geometryType": "cube"}, "not Supervisely's annotation"),
         (bitmap("AAAA"), "object 1 of a.jpg: a mask that cannot be unpacked"),
         (bitmap(packed(np.ones((30, 30)))), "a mask of 30 x 30 pixels"),
-        (bitmap(bomb), "a mask that cannot be decoded"),
     ):
         refused("supervisely", supervisely(tmp_path, entry), tmp_path, message)
     (tmp_path / "project" / "meta.json").write_text("[]")
     refused("supervisely", tmp_path / "project", tmp_path, "not Supervisely's meta.json")
     (tmp_path / "project" / "meta.json").unlink()
     refused("supervisely", tmp_path / "project", tmp_path, "meta.json: no such file")
+
+
+def test_a_mask_of_supervisely_is_not_unpacked_beyond_a_limit(tmp_path, monkeypatch):
+    bitmap = {"origin": [1, 1], "data": packed(np.ones((9, 9)))}
+    root = supervisely(tmp_path, {"classTitle": "dog", "bitmap": bitmap})
+    monkeypatch.setattr(supervisely_format, "_MOST", 60)  # bytes, in which no PNG ends
+    refused("supervisely", root, tmp_path, "a mask that cannot be decoded")
+    monkeypatch.undo()
+    assert (imported("supervisely", root, tmp_path)[1]["a"] == 1).sum() == 81
 
 
 def label_studio(tmp_path, data="/data/upload/1/0badcafe-a%20b.jpg"):
