@@ -249,7 +249,7 @@ def _located(pictures: list[Picture]) -> list[Path]:
     for picture in pictures:
         name = Path(picture.file.replace("\\", "/"))
         places = (folder / one for folder in picture.folders for one in (name, name.name))
-        file = next((place for place in places if place.is_file()), None)
+        file = next((place for place in places if _is_file(place)), None)
         if file is None:
             missing.append(picture)
             continue
@@ -266,6 +266,13 @@ def _located(pictures: list[Picture]) -> list[Path]:
             f"{len(pictures)} are missing); looked in {folders}; say where with --images DIR"
         )
     return files
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # such as of a name that is too long
+        return False
 
 
 def _list(names: Iterable[str]) -> str:

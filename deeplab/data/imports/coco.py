@@ -77,11 +77,8 @@ def _add(
     names = {}
     for category in content["categories"]:
         names[category["id"]] = str(category["name"])
-        colour = category.get("color")
-        rgb = None if colour is None else tuple(int(level) for level in colour)
-        known = {one.name for one in found.classes}
-        if names[category["id"]] not in known:
-            found.classes.append(Class(names[category["id"]], rgb))  # type: ignore[arg-type]
+        if names[category["id"]] not in {one.name for one in found.classes}:
+            found.classes.append(Class(names[category["id"]], _colour(category.get("color"))))
     pictures = {image["id"]: image for image in content["images"]}
     shapes: dict[Any, list[Shape]] = defaultdict(list)
     for entry in content["annotations"]:
@@ -105,6 +102,15 @@ def _add(
         size = (int(image["height"]), int(image["width"]))
         mine = tuple(shapes[key])
         found.pictures.append(Picture(str(image["file_name"]), folders, path, mine, size, split))
+
+
+def _colour(levels: Any) -> tuple[int, int, int] | None:
+    if levels is None:
+        return None
+    red, green, blue = levels
+    if not all(isinstance(level, int) and 0 <= level <= 255 for level in levels):
+        raise ValueError(f"a colour {levels}")
+    return red, green, blue
 
 
 def _region(segmentation: Any) -> Polygon | Bitmap:

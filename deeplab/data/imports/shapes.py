@@ -20,6 +20,8 @@ Mask = npt.NDArray[np.bool_]
 UNLABELLED = -1
 """In a picture's label map: a pixel of which the annotations say nothing."""
 
+_FARTHEST = 1_000_000  # pixels from the corner of a picture that a mask may be
+
 BOXES = "boxes without an outline"
 LINES = "lines and points, which have no area"
 CORNERS = "outlines of fewer than three corners"
@@ -58,6 +60,10 @@ class Bitmap:
     left: int
     top: int
     read: Callable[[int, int], Mask]
+
+    def __post_init__(self) -> None:
+        if max(abs(self.left), abs(self.top)) > _FARTHEST:
+            raise ValueError("a mask a million pixels away")
 
 
 @dataclass(frozen=True)

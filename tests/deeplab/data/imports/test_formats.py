@@ -126,6 +126,8 @@ def test_coco_files_that_make_no_sense_are_refused(coco, tmp_path):
         (entry(segmentation=wrong), "annotation 1 of a.jpg: a run-length code that makes no sense"),
         (entry(segmentation=[[30, 30, 40, 30, 40, 40]]), "annotation 1 of a.jpg: lies outside"),
         ({"categories": 3}, "not COCO's file of instances"),
+        ({"categories": [{"id": 5, "name": "cat", "color": [1, 2]}]}, "not COCO's file"),
+        ({"categories": [{"id": 5, "name": "cat", "color": [1, 2, 256]}]}, "a colour"),
         ({"images": []}, "no picture has the id 7"),
         ({"images": [], "annotations": []}, "names no picture"),
     ):

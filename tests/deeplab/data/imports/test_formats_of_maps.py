@@ -198,12 +198,14 @@ def test_supervisely_files_that_make_no_sense_are_refused(tmp_path):
     def bitmap(data):
         return {"classTitle": "dog", "bitmap": {"origin": [1, 1], "data": data}}
 
+    far = {"origin": [10**400, 1], "data": packed([[1]])}
     for entry, message in (
         (polygon("cow", [[2, 2], [9, 2], [9, 9]]), "object 1 of a.jpg: no class is called 'cow'"),
         (polygon("cat", [[2], [9, 2]]), "a.jpg.json: not Supervisely's annotation"),
         ({"classTitle": "cat", "geometryType": "cube"}, "not Supervisely's annotation"),
         (bitmap("AAAA"), "object 1 of a.jpg: a mask that cannot be unpacked"),
         (bitmap(packed(np.ones((30, 30)))), "a mask of 30 x 30 pixels"),
+        ({"classTitle": "dog", "bitmap": far}, "a.jpg.json: .*a mask a million pixels away"),
     ):
         refused("supervisely", supervisely(tmp_path, entry), tmp_path, message)
     (tmp_path / "project" / "meta.json").write_text("[]")

@@ -152,6 +152,8 @@ def test_what_makes_no_sense_is_refused_in_one_line(marked, tmp_path):
         refused(tmp_path, marked, message, **settings)
     refused(tmp_path, marked, f"no format 'xml'; there are {', '.join(FORMATS)}", kind="xml")
     refused(tmp_path, tmp_path / "nowhere", "nowhere: no such file or folder")
+    annotate(marked, "a", 500 * "a", wall=FULL)
+    refused(tmp_path, marked, "aaa is not there")
     annotate(marked, "a", **{" ": FULL})
     refused(tmp_path, marked, "a class without a name")
     annotate(marked, "a", wall=FULL)
