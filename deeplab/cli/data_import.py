@@ -152,7 +152,8 @@ def import_data(
 
 def _print(report: ImportReport, out: Path, unlabelled: str) -> None:
     """The classes by shapes and pictures, what was left out, and what to do about it."""
-    table = Table(title=f"{out}: {sum(report.pictures.values())} pictures imported")
+    total = sum(report.pictures.values())
+    table = Table(title=f"{out}: {total} {'picture' if total == 1 else 'pictures'} imported")
     table.add_column("class")
     table.add_column("shapes", justify="right")
     table.add_column("pictures", justify="right")

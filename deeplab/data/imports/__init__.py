@@ -247,7 +247,7 @@ def _located(pictures: list[Picture]) -> list[Path]:
     missing: list[Picture] = []
     seen: dict[Path, Picture] = {}
     for picture in pictures:
-        name = Path(picture.file.replace("\\", "/"))
+        name = Path(picture.path)
         places = (folder / one for folder in picture.folders for one in (name, name.name))
         file = next((place for place in places if _is_file(place)), None)
         if file is None:

@@ -105,6 +105,11 @@ class Picture:
     split: str = ""
     label_map: Callable[[], npt.NDArray[np.int16]] | None = None
 
+    @property
+    def path(self) -> str:
+        """`file` with slashes, whichever system it was annotated on."""
+        return self.file.replace("\\", "/")
+
 
 @dataclass
 class Annotations:

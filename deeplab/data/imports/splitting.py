@@ -7,6 +7,7 @@ import re
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 from deeplab.data.imports.shapes import Picture
 from deeplab.errors import InputError
@@ -17,9 +18,9 @@ def split_pictures(
 ) -> list[Picture]:
     """The pictures in the splits train, of about that share of them, and val.
 
-    group: a regular expression that is searched in each picture's file name; pictures for which it
-        finds the same (its first group in brackets, where it has one) stay together, such as those
-        of one place or one film.
+    group: a regular expression that is searched in each picture's file name, without folders;
+        pictures for which it finds the same (its first group in brackets, where it has one) stay
+        together, such as those of one place or one film.
 
     Raises InputError: a share outside 0 to 1, a pattern that is none or not found in a name, groups
     that leave one of the splits empty.
@@ -28,7 +29,7 @@ def split_pictures(
         raise InputError(f"--split {share:g} must be above 0 and below 1, such as 0.8")
     groups: dict[str, list[int]] = defaultdict(list)
     for index, picture in enumerate(pictures):
-        groups[_key(picture.file, group)].append(index)
+        groups[_key(picture, group)].append(index)
     keys = sorted(groups)
     random.Random(seed).shuffle(keys)
     training: set[int] = set()
@@ -48,9 +49,10 @@ def split_pictures(
     ]
 
 
-def _key(name: str, group: str | None) -> str:
+def _key(picture: Picture, group: str | None) -> str:
     if group is None:
-        return name
+        return picture.file
+    name = Path(picture.path).name
     try:
         match = re.search(group, name)
     except re.error as error:
