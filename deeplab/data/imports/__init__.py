@@ -29,7 +29,7 @@ from deeplab.data.imports import (
     voc,
     yolo,
 )
-from deeplab.data.imports.drawing import ORDERS, Values, draw
+from deeplab.data.imports.drawing import ORDERS, Drawn, Values, draw
 from deeplab.data.imports.reading import upright_size
 from deeplab.data.imports.shapes import Annotations, Class, Picture
 from deeplab.data.imports.splitting import split_pictures
@@ -108,6 +108,20 @@ class ImportReport:
     cut: int = 0
     notes: list[str] = field(default_factory=list)
 
+    def add(self, picture: Picture, drawn: Drawn) -> None:
+        """Count one picture."""
+        present = set(drawn.shapes)
+        if picture.label_map is not None:
+            shown = np.unique(drawn.labels)
+            present |= {self.classes[value] for value in shown[shown < len(self.classes)]}
+        self.pictures[picture.split] += 1
+        self.shapes += drawn.shapes
+        self.images.update(present)
+        self.dropped += drawn.dropped
+        self.cut += drawn.cut
+        if not present:
+            self.without.append(picture.file)
+
 
 def import_annotations(
     kind: str,
@@ -140,28 +154,10 @@ def import_annotations(
         palette = palette_of(classes)
         names = folder.names(files, [picture.split for picture in pictures])
         for picture, file, name in zip(pictures, files, names, strict=True):
-            size = upright_size(file)
-            if picture.size is not None and picture.size != size:
-                (rows, columns), (height, width) = picture.size, size
-                turned = "; is it turned (EXIF orientation)?" if picture.size == size[::-1] else ""
-                raise InputError(
-                    f"{picture.source}: {picture.file} is annotated as {columns} x {rows} pixels, "
-                    f"but {file} has {width} x {height}{turned}"
-                )
-            drawn = draw(picture, size, values, settings.order)
+            drawn = draw(picture, _size(picture, file), values, settings.order)
             folder.write_picture(name, file, settings.link)
             folder.write_labels(name, drawn.labels, palette)
-            report.shapes += drawn.shapes
-            present = set(drawn.shapes)
-            if picture.label_map is not None:
-                shown = np.unique(drawn.labels)
-                present |= {classes[value].name for value in shown[shown < len(classes)]}
-            report.images.update(present)
-            report.pictures[picture.split] += 1
-            report.dropped += drawn.dropped
-            report.cut += drawn.cut
-            if not present:
-                report.without.append(picture.file)
+            report.add(picture, drawn)
             advance(len(pictures))
     return report
 
@@ -207,6 +203,8 @@ def _classes(found: Annotations, settings: Settings) -> tuple[list[Class], Impor
     for name in settings.ignore:
         if name not in known:
             raise InputError(f"--ignore {name}: no class of that name; there are {_list(known)}")
+    if settings.unlabelled in ignored:
+        raise InputError(f"--unlabelled {settings.unlabelled}: is ignored; say --unlabelled ignore")
     if settings.unlabelled != IGNORED and settings.unlabelled not in {c.name for c in classes}:
         classes.insert(0, Class(settings.unlabelled, (0, 0, 0)))
     if not all(one.name.strip() for one in classes):
@@ -266,6 +264,19 @@ def _located(pictures: list[Picture]) -> list[Path]:
             f"{len(pictures)} are missing); looked in {folders}; say where with --images DIR"
         )
     return files
+
+
+def _size(picture: Picture, file: Path) -> tuple[int, int]:
+    """(height, width) of a picture; InputError where it is annotated as another."""
+    size = upright_size(file)
+    if picture.size is not None and picture.size != size:
+        (rows, columns), (height, width) = picture.size, size
+        turned = "; is it turned (EXIF orientation)?" if picture.size == size[::-1] else ""
+        raise InputError(
+            f"{picture.source}: {picture.file} is annotated as {columns} x {rows} pixels, but "
+            f"{file} has {width} x {height}{turned}"
+        )
+    return size
 
 
 def _is_file(path: Path) -> bool:

@@ -143,6 +143,7 @@ def test_what_makes_no_sense_is_refused_in_one_line(marked, tmp_path):
         ({"classes": classes}, "a.json: shape 2 of a.jpg: no class is called 'cat'; there are wa"),
         ({"ignore": ("sky",)}, "--ignore sky: no class of that name; there are __ignore__, cat, w"),
         ({"ignore": ("cat", "wall")}, "0 classes; expected 1 to 255"),
+        ({"ignore": ("cat",), "unlabelled": "cat"}, "--unlabelled cat: is ignored"),
         ({"order": "first"}, "--order must be largest or file, not first"),
         ({"crowds": "drop"}, "--crowds must be ignore or unlabelled, not drop"),
         ({"group": "^a"}, "--group only counts with --split"),
