@@ -148,6 +148,7 @@ def import_annotations(
     if settings.split is not None:
         pictures = split_pictures(pictures, settings.split, settings.group, settings.seed)
     files = _located(pictures)
+    report.notes += _unannotated(files)
     values = _values(found, classes, settings)
     with folder.being_written():
         folder.write_classes(classes)
@@ -246,7 +247,7 @@ def _located(pictures: list[Picture]) -> list[Path]:
     seen: dict[Path, Picture] = {}
     for picture in pictures:
         name = Path(picture.path)
-        places = (folder / one for folder in picture.folders for one in (name, name.name))
+        places = (folder / one for one in (name, name.name) for folder in picture.folders)
         file = next((place for place in places if _is_file(place)), None)
         if file is None:
             missing.append(picture)
@@ -264,6 +265,18 @@ def _located(pictures: list[Picture]) -> list[Path]:
             f"{len(pictures)} are missing); looked in {folders}; say where with --images DIR"
         )
     return files
+
+
+def _unannotated(files: list[Path]) -> list[str]:
+    """What to say of pictures that lie beside those of the annotations and are not among them."""
+    used = {file.resolve() for file in files}
+    beside = (path for folder in {file.parent for file in files} for path in folder.iterdir())
+    pictures = (p for p in beside if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
+    left = [path.name for path in pictures if path.resolve() not in used]
+    if not left:
+        return []
+    what = "picture lies" if len(left) == 1 else "pictures lie"
+    return [f"{len(left)} {what} beside the others without annotations: {_list(left)}"]
 
 
 def _size(picture: Picture, file: Path) -> tuple[int, int]:

@@ -38,7 +38,7 @@ def read(source: Path, images: Path | None) -> Annotations:
     found = Annotations([], [])
     for path, split in _files(source):
         content = read_json(path)
-        folders = _folders(source, path, split) if images is None else (images,)
+        folders = _folders(source, path, split) if images is None else (images / split, images)
         with understood(path, WHAT):
             _add(found, content, path, folders, split_name(split) or split)
     return found

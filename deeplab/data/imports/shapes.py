@@ -88,7 +88,8 @@ class Picture:
     """A picture and what is marked in it.
 
     Attributes:
-        file: as the annotations name it: a path below one of `folders`.
+        file: as the annotations name it: a path below one of `folders`, or of another machine, of
+            which the last part counts then.
         folders: where it may lie.
         source: the file that annotates it, for messages.
         size: (height, width) as annotated; None where the format says nothing.

@@ -14,7 +14,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from deeplab.data.datasets.base import files_by_name, files_in, read_lines, read_text
+from deeplab.data.datasets.base import composed, files_by_name, files_in, read_lines, read_text
 from deeplab.data.images import SUFFIXES
 from deeplab.data.imports.reading import outline, split_name, understood
 from deeplab.data.imports.shapes import BOXES, Annotations, Class, Picture, Polygon, Shape
@@ -110,7 +110,22 @@ def _files(place: Path) -> list[Path]:
     """The pictures of a folder, or of a text file that lists them."""
     if place.is_file():
         return [place.parent / line for _, line in read_lines(place)]
-    return list(files_by_name(place, SUFFIXES).values())
+    pictures = list(files_by_name(place, SUFFIXES).values())
+    _check_labels(place, pictures)
+    return pictures
+
+
+def _check_labels(place: Path, pictures: list[Path]) -> None:
+    """Refuse labels without a picture; what labelImg calls classes.txt lies among them too."""
+    folder = _labels(place / "any.jpg").parent
+    if folder == place or not folder.is_dir():
+        return
+    named = {composed(file.relative_to(place).with_suffix("").as_posix()) for file in pictures}
+    labels = files_by_name(folder, (".txt",))
+    if lost := [path for name, path in labels.items() if name not in named | {"classes"}]:
+        raise InputError(
+            f"{lost[0]}: no picture in {place} has this name ({len(lost)} of {len(labels)} files)"
+        )
 
 
 def _labels(picture: Path) -> Path:

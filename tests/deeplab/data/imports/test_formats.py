@@ -270,6 +270,12 @@ def test_yolo_files_that_make_no_sense_are_refused(yolo, tmp_path):
     ):
         refused("yolo", yolo(text), tmp_path, message)
     refused("yolo", yolo(""), tmp_path, "--images: YOLO's pictures lie", images=tmp_path)
+    (tmp_path / "labels" / "classes.txt").write_text("cat\n")  # of labelImg, no labels
+    (tmp_path / "labels" / "c.txt").write_text("")
+    refused(
+        "yolo", yolo(""), tmp_path, r"labels/c.txt: no picture in .*images has this name \(1 of"
+    )
+    (tmp_path / "labels" / "c.txt").unlink()
     pytest.importorskip("yaml", reason="PyYAML is not installed")
     for text, message in (
         ("names: [", "data.yaml: not valid YAML"),

@@ -93,6 +93,23 @@ def test_pictures_elsewhere_are_found_by_their_name(marked, tmp_path):
     assert import_annotations("labelme", marked, tmp_path / "out", settings).pictures == {"": 4}
 
 
+def test_pictures_without_annotations_are_left_out_and_told(marked, tmp_path):
+    (marked / "d.json").unlink()
+    report = import_annotations("labelme", marked, tmp_path / "out")
+    assert report.notes == ["1 picture lies beside the others without annotations: d.jpg"]
+    assert report.pictures == {"": 3}
+
+
+def test_a_path_counts_before_a_name(marked, tmp_path):
+    """Where the first folder has another picture of that name."""
+    photo(marked / "photos" / "a.jpg", seed=9)
+    photo(marked / "a.jpg")
+    annotate(marked, "a", "photos/a.jpg", wall=FULL)
+    import_annotations("labelme", marked, tmp_path / "out", Settings(images=marked / "photos"))
+    copied = (tmp_path / "out" / "images" / "a.jpg").read_bytes()
+    assert copied == (marked / "photos" / "a.jpg").read_bytes()
+
+
 def test_a_turned_picture_is_annotated_as_it_is_seen(tmp_path):
     turned = Image.fromarray(np.zeros((24, 20, 3), np.uint8))
     exif = Image.Exif()
