@@ -252,12 +252,13 @@ def test_yolo_reads_the_forms_of_data_yaml(text, tmp_path):
     assert all((labels == 1).all() for labels in maps.values())
 
 
-def test_yolo_splits_without_a_yaml_are_folders(yolo, tmp_path):
+@pytest.mark.usefixtures("yolo")
+def test_yolo_splits_without_a_yaml_are_folders(tmp_path):
     for split in ("train", "val"):
         photo(tmp_path / "images" / split / "c.jpg")
     (tmp_path / "images" / "a.jpg").unlink()
     (tmp_path / "images" / "b.jpg").unlink()
-    assert imported("yolo", yolo(""), tmp_path)[0].pictures == {"train": 1, "val": 1}
+    assert imported("yolo", tmp_path, tmp_path)[0].pictures == {"train": 1, "val": 1}
 
 
 def test_yolo_files_that_make_no_sense_are_refused(yolo, tmp_path):
