@@ -19,6 +19,7 @@ from deeplab.data import outputs
 SHORT = {
     **{"pictures": 14, "labels": 12, "settings": 12, "checkpoints": 12, "class_files": 16},
     **{"arrays": 20, "options": 16, "crf": 20, "kernels": 20, "disk": 3},
+    "annotations": 16,
 }
 
 

@@ -1,4 +1,4 @@
-"""`deeplab data list | check`: the data sets that are known, and what is wrong with their files."""
+"""`deeplab data list | check | import`: the known data sets, their faults, others' annotations."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from deeplab.cli import data_import
 from deeplab.cli.shared import options
 from deeplab.cli.shared.dataset import parsed
 from deeplab.cli.shared.options import option
@@ -24,7 +25,8 @@ if TYPE_CHECKING:
     from deeplab.data.datasets.check import Finding, Report
 
 app = typer.Typer(
-    help="Data sets: which are known and how they have to lie, and what is wrong with the files.",
+    help="Data sets: which are known and how they have to lie, what is wrong with the files, and "
+    "how annotations of other tools become one.",
     no_args_is_help=True,
     rich_markup_mode="markdown",
 )
@@ -160,6 +162,9 @@ def check(
     typer.echo(f"{name}, {', '.join(reports)}: {pictures_read}, {summary}")
     if findings:
         raise typer.Exit(_FINDINGS)
+
+
+app.command("import")(data_import.import_data)
 
 
 def _print_findings(findings: list[Finding]) -> None:

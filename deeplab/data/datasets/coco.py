@@ -123,14 +123,26 @@ def _mask(segmentation: Any, height: int, width: int) -> npt.NDArray[np.bool_]:
             raise ValueError("a polygon has fewer than three corners")
         code = tools.merge(tools.frPyObjects(segmentation, height, width))
     else:
-        size, counts = segmentation["size"], segmentation["counts"]
-        plain = isinstance(counts, list)
-        if list(size) != [height, width] or (plain and sum(counts) != height * width):
-            raise ValueError(f"a mask of {size}, but the picture is {height} x {width}")
-        code = tools.frPyObjects(segmentation, height, width) if plain else segmentation
-        # A text that ends early is decoded with whatever lies in memory behind it.
-        if not plain and tools.encode(tools.decode(code))["counts"].decode() != counts:
-            raise ValueError("a run-length code that does not fill the picture")
+        return decode_runs(segmentation, height, width)
+    return tools.decode(code).astype(bool)
+
+
+def decode_runs(segmentation: dict[str, Any], height: int, width: int) -> npt.NDArray[np.bool_]:
+    """The pixels of a run-length code (plain counts, or COCO's text), bool `[H, W]`.
+
+    Raises InputError without pycocotools, ValueError and others for a code that makes no sense.
+    """
+    tools = _mask_tools()
+    size, counts = segmentation["size"], segmentation["counts"]
+    plain = isinstance(counts, list)
+    if list(size) != [height, width] or (
+        plain and (sum(counts) != height * width or min(counts) < 0)
+    ):
+        raise ValueError(f"a mask of {size}, but the picture is {height} x {width}")
+    code = tools.frPyObjects(segmentation, height, width) if plain else segmentation
+    # A text that ends early is decoded with whatever lies in memory behind it.
+    if not plain and tools.encode(tools.decode(code))["counts"].decode() != counts:
+        raise ValueError("a run-length code that does not fill the picture")
     return tools.decode(code).astype(bool)
 
 

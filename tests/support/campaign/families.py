@@ -19,13 +19,14 @@ class Part:
 
 PARTS = {
     # inputs and files through the command line: 10,000
-    "pictures": Part("pictures", 1900),
+    "pictures": Part("pictures", 1400),
     "labels": Part("labels", 1500),
     "settings": Part("settings", 1100),
     "checkpoints": Part("checkpoints", 1200),
     "class_files": Part("class_files", 1300),
     "arrays": Part("arrays", 1500),
     "options": Part("options", 1500),
+    "annotations": Part("annotations", 500),
     # the other two packages, from Python
     "crf": Part("dense_crf", 1000),
     "kernels": Part("filters", 1000),
@@ -35,7 +36,10 @@ PARTS = {
     "writers": Part("writers", 30, "run_writers"),
     "concurrency": Part("concurrency", 200, "run_concurrency"),
 }
-INPUTS = ("pictures", "labels", "settings", "checkpoints", "class_files", "arrays", "options")
+INPUTS = (
+    *("pictures", "labels", "settings", "checkpoints", "class_files", "arrays", "options"),
+    "annotations",
+)
 
 
 def run(
