@@ -18,14 +18,14 @@ from torch import Tensor
 from deeplab.model.mobilenet import MobileNetV3
 from deeplab.model.resnet import ResNet
 from deeplab.model.styles import OutputStride, Style
-from deeplab.model.timm_encoder import TimmEncoder
+from deeplab.model.timm_encoder import TimmEncoder, normalisation
 from deeplab.model.vgg import VGG16
 
 TIMM = "timm:"
 
 
 class Backbone(Protocol):
-    """An nn.Module from a preprocessed batch `[B, 3, H, W]` to the maps that heads look at.
+    """An nn.Module from a preprocessed batch `[B, C, H, W]` to the maps that heads look at.
 
     The last map is `[B, out_channels, ~H/s, ~W/s]`, where s is the output_stride; the low one, of
     which the decoder of v3+ takes fine edges, `[B, low_channels, ~H/4, ~W/4]`.
@@ -45,12 +45,16 @@ class Backbone(Protocol):
 
 
 class Body(Protocol):
-    """How a backbone is made. defaults: of a line of the table, where they are not the head's."""
+    """How a backbone is made.
+
+    defaults: of the options, where they are the backbone's and not the head's.
+    make: config is `DeepLab.config`.
+    """
 
     @property
     def defaults(self) -> Mapping[str, Any]: ...
 
-    def make(self, style: Style, frozen_bn: bool, output_stride: OutputStride) -> Backbone: ...
+    def make(self, config: Mapping[str, Any]) -> Backbone: ...
 
 
 @dataclass(frozen=True)
@@ -60,14 +64,15 @@ class ResNetBody:
     width: int = 64
     defaults: ClassVar[Mapping[str, Any]] = {}
 
-    def make(self, style: Style, frozen_bn: bool, output_stride: OutputStride) -> ResNet:
+    def make(self, config: Mapping[str, Any]) -> ResNet:
         return ResNet(
             self.blocks,
             width=self.width,
-            frozen_bn=frozen_bn,
-            style=style,
+            frozen_bn=config["frozen_bn"],
+            style=config["style"],
             block=self.block,
-            output_stride=output_stride,
+            output_stride=config["output_stride"],
+            in_channels=config["in_channels"],
         )
 
 
@@ -78,28 +83,47 @@ class VGG16Body:
     pool5a: bool = False
     defaults: ClassVar[Mapping[str, Any]] = {}
 
-    def make(self, style: Style, frozen_bn: bool, output_stride: OutputStride) -> VGG16:
-        """frozen_bn changes nothing: there is no batch normalisation in it."""
-        return VGG16(pool5a=self.pool5a, style=style, output_stride=output_stride)
+    def make(self, config: Mapping[str, Any]) -> VGG16:
+        return VGG16(
+            pool5a=self.pool5a,
+            style=config["style"],
+            output_stride=config["output_stride"],
+            in_channels=config["in_channels"],
+        )
 
 
 @dataclass(frozen=True)
 class MobileNetV3Body:
     defaults: ClassVar[Mapping[str, Any]] = {"style": "torchvision", "output_stride": 16}
 
-    def make(self, style: Style, frozen_bn: bool, output_stride: OutputStride) -> MobileNetV3:
-        _check_style("mobilenet_v3_large", style)
-        return MobileNetV3(frozen_bn=frozen_bn, output_stride=output_stride)
+    def make(self, config: Mapping[str, Any]) -> MobileNetV3:
+        _check_style("a MobileNetV3", config["style"])
+        return MobileNetV3(
+            frozen_bn=config["frozen_bn"],
+            output_stride=config["output_stride"],
+            in_channels=config["in_channels"],
+        )
 
 
 @dataclass(frozen=True)
 class TimmBody:
     name: str
-    defaults: ClassVar[Mapping[str, Any]] = {"style": "torchvision", "frozen_bn": False}
 
-    def make(self, style: Style, frozen_bn: bool, output_stride: OutputStride) -> TimmEncoder:
-        _check_style(f"{TIMM}{self.name}", style)
-        return TimmEncoder(self.name, frozen_bn=frozen_bn, output_stride=output_stride)
+    @property
+    def defaults(self) -> Mapping[str, Any]:
+        """Pictures are whitened as the encoder's own weights have it."""
+        mean, deviation = normalisation(self.name)
+        of_timm = {"style": "torchvision", "frozen_bn": False}
+        return of_timm | {"mean": mean, "deviation": deviation}
+
+    def make(self, config: Mapping[str, Any]) -> TimmEncoder:
+        _check_style(f"{TIMM}{self.name}", config["style"])
+        return TimmEncoder(
+            self.name,
+            frozen_bn=config["frozen_bn"],
+            output_stride=config["output_stride"],
+            in_channels=config["in_channels"],
+        )
 
 
 BACKBONES: dict[str, Body] = {
@@ -113,7 +137,7 @@ BACKBONES: dict[str, Body] = {
 }
 
 
-def body(name: object) -> Body:
+def named(name: object) -> Body:
     """The backbone of that name; ValueError with the names where there is none."""
     if isinstance(name, str) and name.startswith(TIMM):
         return TimmBody(name.removeprefix(TIMM))

@@ -216,9 +216,11 @@ class MultiScaleTaps(nn.Module):
     and right to the extent of the map, as DeepLab pads its pictures to 8k + 1.
     """
 
-    def __init__(self, num_classes: int, output_stride: OutputStride = 8) -> None:
+    def __init__(
+        self, num_classes: int, in_channels: int = 3, output_stride: OutputStride = 8
+    ) -> None:
         super().__init__()
-        self.image = Tap(3, num_classes, stride=output_stride)
+        self.image = Tap(in_channels, num_classes, stride=output_stride)
         self.pool1 = Tap(64, num_classes, stride=output_stride // 2)
         self.pool2 = Tap(128, num_classes, stride=output_stride // 4)
         self.pool3 = Tap(256, num_classes, stride=output_stride // 8)

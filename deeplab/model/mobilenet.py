@@ -48,7 +48,7 @@ BLOCKS = (
 
 
 class MobileNetV3(nn.Module):
-    """MobileNetV3-Large of output stride s: `[B, 3, H, W]` -> `[B, 960, ~H/s, ~W/s]`.
+    """MobileNetV3-Large of output stride s: `[B, in_channels, H, W]` -> `[B, 960, ~H/s, ~W/s]`.
 
     frozen_bn: statistics and affine of every batch normalisation are constants.
     low_channels: those of block 3, the last of output stride 4.
@@ -57,10 +57,13 @@ class MobileNetV3(nn.Module):
     out_channels = 960
     low_channels = 24
 
-    def __init__(self, *, frozen_bn: bool, output_stride: OutputStride = 16) -> None:
+    def __init__(
+        self, *, frozen_bn: bool, output_stride: OutputStride = 16, in_channels: int = 3
+    ) -> None:
         super().__init__()
         self.output_stride = output_stride
-        layers: list[nn.Module] = [_conv(3, 16, 3, frozen_bn, stride=2, activation=nn.Hardswish)]
+        stem = _conv(in_channels, 16, 3, frozen_bn, stride=2, activation=nn.Hardswish)
+        layers: list[nn.Module] = [stem]
         inputs = 16
         reached, rate = 2, 1
         for kernel, expanded, outputs, squeeze, hard, stride in BLOCKS:

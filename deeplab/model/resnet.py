@@ -48,7 +48,7 @@ STAGES: dict[OutputStride, tuple[tuple[tuple[int, int], int], ...]] = {
 
 
 class ResNet(nn.Module):
-    """ResNet of output stride s: `[B, 3, H, W]` -> `[B, out_channels, ~H/s, ~W/s]`.
+    """ResNet of output stride s: `[B, in_channels, H, W]` -> `[B, out_channels, ~H/s, ~W/s]`.
 
     blocks: residual blocks in each of the four stages; bottlenecks in (3, 4, 23, 3) are ResNet-101.
     width: channels of the stem; 64 in the paper. out_channels is 32 * width, 8 * width for basic
@@ -67,6 +67,7 @@ class ResNet(nn.Module):
         style: Style = "caffe",
         block: Literal["bottleneck", "basic"] = "bottleneck",
         output_stride: OutputStride = 8,
+        in_channels: int = 3,
     ) -> None:
         super().__init__()
         self.output_stride = output_stride
@@ -74,7 +75,7 @@ class ResNet(nn.Module):
         kind = Bottleneck if block == "bottleneck" else BasicBlock
         self.out_channels = 8 * width * kind.expansion
         self.low_channels = width * kind.expansion
-        self.conv1 = nn.Conv2d(3, width, 7, stride=2, padding=3, bias=False)
+        self.conv1 = nn.Conv2d(in_channels, width, 7, stride=2, padding=3, bias=False)
         self.bn1 = norm(width)
         self.relu = nn.ReLU(inplace=True)
         self.pool1 = nn.MaxPool2d(3, stride=2, padding=1, ceil_mode=style == "caffe")

@@ -29,20 +29,27 @@ REFUSALS = (AssertionError, AttributeError, IndexError, KeyError, RuntimeError, 
 
 
 class TimmEncoder(nn.Module):
-    """timm's encoder of output stride s: `[B, 3, H, W]` -> `[B, out_channels, ~H/s, ~W/s]`.
+    """timm's encoder of output stride s: `[B, in_channels, H, W]` -> `[B, out_channels, ~H/s, ~W/s]`.
 
     name: as `timm.create_model` takes it, such as "efficientnet_lite0" or "resnet50.a1_in1k"; a
         tag chooses the normalisation of those weights.
     frozen_bn: statistics and affine of every BatchNorm2d are constants.
 
     Attributes: `out_channels`, `low_channels`, `output_stride`; `out_indices`, the two maps among
-    timm's; `mean` and `deviation`, of the encoder's own weights, RGB in 0-255.
+    timm's.
 
     Raises ImportError without timm; ValueError for a name that it does not have, and for an encoder
     that gives no maps of output stride 4 and s, with the strides that it does give.
     """
 
-    def __init__(self, name: str, *, frozen_bn: bool, output_stride: OutputStride) -> None:
+    def __init__(
+        self,
+        name: str,
+        *,
+        frozen_bn: bool,
+        output_stride: OutputStride = 32,
+        in_channels: int = 3,
+    ) -> None:
         super().__init__()
         timm = _timm(name)
         maps = _maps(timm, name, output_stride)
@@ -53,11 +60,8 @@ class TimmEncoder(nn.Module):
             raise ValueError(f"output_stride {told} timm:{name}, not {output_stride}")
         self.output_stride = output_stride
         self.out_indices = maps
-        encoder: Any = _create(timm, name, output_stride, maps)
+        encoder: Any = _create(timm, name, output_stride, out_indices=maps, in_chans=in_channels)
         self.low_channels, self.out_channels = encoder.feature_info.channels()
-        facts = encoder.pretrained_cfg
-        self.mean = [255 * value for value in facts["mean"]]
-        self.deviation = [255 * value for value in facts["std"]]
         if frozen_bn:
             _freeze(encoder)
         self.encoder: nn.Module = encoder
@@ -69,6 +73,15 @@ class TimmEncoder(nn.Module):
         """The first map of output stride 4 and the last map."""
         low, high = self.encoder(x)
         return low, high
+
+
+def normalisation(name: str) -> tuple[list[float], list[float]]:
+    """Mean and deviation that the weights of this name expect, of RGB in 0-255.
+
+    Raises as `TimmEncoder` for want of timm or of the name.
+    """
+    facts = _timm(name).get_pretrained_cfg(name)
+    return [255 * value for value in facts.mean], [255 * value for value in facts.std]
 
 
 class FrozenBatchNormAct2d(FrozenBatchNorm2d):
@@ -111,7 +124,7 @@ def _maps(timm: Any, name: str, output_stride: OutputStride) -> tuple[int, int] 
     """The indices of the low map and the last, where the encoder gives both."""
     try:
         with torch.device("meta"):
-            encoder = _create(timm, name, output_stride, None)
+            encoder = _create(timm, name, output_stride)
     except REFUSALS:
         return None
     strides = encoder.feature_info.reduction()
@@ -122,8 +135,7 @@ def _maps(timm: Any, name: str, output_stride: OutputStride) -> tuple[int, int] 
     return indices[strides.index(4)], indices[-1]
 
 
-def _create(timm: Any, name: str, output_stride: int, maps: tuple[int, int] | None) -> Any:
-    options: dict[str, Any] = {} if maps is None else {"out_indices": maps}
+def _create(timm: Any, name: str, output_stride: OutputStride, **options: Any) -> Any:
     if output_stride != 32:  # some have no such argument, and this stride
         options["output_stride"] = output_stride
     return timm.create_model(name, features_only=True, pretrained=False, **options)

@@ -26,9 +26,9 @@ from deeplab.model.styles import OutputStride, Style
 
 
 class VGG16(nn.Module):
-    """VGG-16 without its fully connected layers, of output stride s.
+    """VGG-16 of output stride s without its fully connected layers.
 
-    `[B, 3, H, W]` -> `[B, 512, ~H/s, ~W/s]`.
+    `[B, in_channels, H, W]` -> `[B, 512, ~H/s, ~W/s]`.
 
     pool5a: average the result over 3x3, as LargeFOV of DeepLab v1 does.
     low_channels: those of conv3_3, the last map of output stride 4.
@@ -38,12 +38,17 @@ class VGG16(nn.Module):
     low_channels = 256
 
     def __init__(
-        self, *, pool5a: bool, style: Style = "caffe", output_stride: OutputStride = 8
+        self,
+        *,
+        pool5a: bool,
+        style: Style = "caffe",
+        output_stride: OutputStride = 8,
+        in_channels: int = 3,
     ) -> None:
         super().__init__()
         self.output_stride = output_stride
         rate = 2 if output_stride == 8 else 1
-        self.conv1_1 = _conv3x3(3, 64)
+        self.conv1_1 = _conv3x3(in_channels, 64)
         self.conv1_2 = _conv3x3(64, 64)
         self.conv2_1 = _conv3x3(64, 128)
         self.conv2_2 = _conv3x3(128, 128)
@@ -71,11 +76,11 @@ class VGG16(nn.Module):
 
     def low_and_high(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """What conv3_3 gives, at output stride 4, and the last map."""
-        maps = self.maps(x)
-        return maps[2], maps[-1]
+        _, low, high = self.all_maps(x)
+        return low, high
 
-    def maps(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """What pool1, pool2, conv3_3, pool3 and pool4 give, and the last map."""
+    def all_maps(self, x: Tensor) -> tuple[list[Tensor], Tensor, Tensor]:
+        """What pool1 to pool4 give, conv3_3, and the last map."""
         relu = self.relu
         x = relu(self.conv1_2(relu(self.conv1_1(x))))
         pool1 = self.pool1(x)
@@ -87,7 +92,8 @@ class VGG16(nn.Module):
         pool4 = self.pool4(x)
         x = relu(self.conv5_3(relu(self.conv5_2(relu(self.conv5_1(pool4))))))
         x = self.pool5(x)
-        return pool1, pool2, low, pool3, pool4, x if self.pool5a is None else self.pool5a(x)
+        high = x if self.pool5a is None else self.pool5a(x)
+        return [pool1, pool2, pool3, pool4], low, high
 
 
 def _conv3x3(in_channels: int, out_channels: int, rate: int = 1) -> nn.Conv2d:

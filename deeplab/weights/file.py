@@ -2,7 +2,7 @@
 
 Each metadata value is a JSON text. These keys are written for every model; the others are free:
 
-    model           name in `deeplab.model.MODELS`
+    model           name in `deeplab.model.MODELS` or `FAMILIES`
     num_classes     integer
     options         the builder's other arguments, {"rates": [6, 12, 18, 24], ...}
 
@@ -29,12 +29,12 @@ from deeplab.errors import InputError
 from deeplab.model import DeepLab, build
 from deeplab.model.multiscale import RESIZES, Resize, checked_scales
 from deeplab.model.styles import STYLES
-from deeplab.model.table import V3PlusOptions
+from deeplab.model.table import FamilyOptions
 from deeplab.weights import foreign, registry
 from deeplab.whole_file import whole_file
 
 SHIPPED = Path(__file__).with_name("deeplab_v2_small_scenes.safetensors")
-OPTIONS = tuple(V3PlusOptions.__annotations__)  # of any model
+OPTIONS = tuple(FamilyOptions.__annotations__)  # of any model
 FLOATING = ("F16", "BF16", "F32", "F64")  # safetensors' names; converted to the model's dtype
 
 StrPath = str | os.PathLike[str]
