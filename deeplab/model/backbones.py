@@ -44,19 +44,6 @@ class Backbone(Protocol):
         ...
 
 
-class Body(Protocol):
-    """How a backbone is made.
-
-    defaults: of the options, where they are the backbone's and not the head's.
-    make: config is `DeepLab.config`.
-    """
-
-    @property
-    def defaults(self) -> Mapping[str, Any]: ...
-
-    def make(self, config: Mapping[str, Any]) -> Backbone: ...
-
-
 @dataclass(frozen=True)
 class ResNetBody:
     blocks: tuple[int, int, int, int]
@@ -125,6 +112,10 @@ class TimmBody:
             in_channels=config["in_channels"],
         )
 
+
+# How a backbone is made: make(config), of `DeepLab.config`. Its defaults are those options that are
+# the backbone's and not the head's.
+Body = ResNetBody | VGG16Body | MobileNetV3Body | TimmBody
 
 BACKBONES: dict[str, Body] = {
     "resnet18": ResNetBody((2, 2, 2, 2), "basic"),

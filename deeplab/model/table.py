@@ -149,7 +149,7 @@ class Line:
         options |= {"output_stride": self.output_stride}
         if self.head == "v3plus":
             options |= {"separable": True}
-        return options | self.backbone.defaults
+        return {**options, **self.backbone.defaults}
 
     @property
     def fully_connected(self) -> bool:
@@ -246,7 +246,7 @@ def line_of(name: str, options: Mapping[str, Any]) -> Line:
     if name in FAMILIES:
         return FAMILIES[name].on(backbones.named(options.get("backbone")))
     if name not in MODELS:
-        known = ", ".join((*FAMILIES, *MODELS))
+        known = ", ".join((*MODELS, *FAMILIES))
         raise ValueError(f"model: unknown name {name!r}; expected one of {known}")
     return MODELS[name]
 
@@ -305,9 +305,7 @@ def deeplab_v2_resnet101_base(num_classes: int = 21, **options: Unpack[NormOptio
     return build("deeplab_v2_resnet101_base", num_classes, **options)
 
 
-def deeplab_v2_resnet101_largefov(
-    num_classes: int = 21, **options: Unpack[NormOptions]
-) -> DeepLab:
+def deeplab_v2_resnet101_largefov(num_classes: int = 21, **options: Unpack[NormOptions]) -> DeepLab:
     """DeepLab v2 LargeFOV on ResNet-101: one 3x3 classifier at rate 12."""
     return build("deeplab_v2_resnet101_largefov", num_classes, **options)
 

@@ -8,8 +8,9 @@ Its own code says how it dilates; the low map is the first of output stride 4. W
     pretrained = timm.create_model(NAME, features_only=True, out_indices=..., pretrained=True)
     model.backbone.encoder.load_state_dict(pretrained.state_dict())
 
-where out_indices are `model.backbone.out_indices`. timm is an optional package:
-pip install 'deeplab-triton[timm]'.
+where out_indices are `model.backbone.out_indices`. Which sizes of pictures an encoder takes is its
+own, too: most convolutional ones take any, others multiples of 32, or one size. timm is an optional
+package: pip install 'deeplab-triton[timm]'.
 """
 
 from __future__ import annotations
@@ -23,13 +24,20 @@ from torch import Tensor, nn
 from deeplab.model.batch_norm import FrozenBatchNorm2d
 from deeplab.model.styles import OUTPUT_STRIDES, OutputStride
 
-
 # How encoders say that they have no maps, or not at a stride: there is no one way.
-REFUSALS = (AssertionError, AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError)
+REFUSALS = (
+    AssertionError,
+    AttributeError,
+    IndexError,
+    KeyError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
 
 
 class TimmEncoder(nn.Module):
-    """timm's encoder of output stride s: `[B, in_channels, H, W]` -> `[B, out_channels, ~H/s, ~W/s]`.
+    """An encoder of output stride s: `[B, in_channels, H, W]` -> `[B, out_channels, ~H/s, ~W/s]`.
 
     name: as `timm.create_model` takes it, such as "efficientnet_lite0" or "resnet50.a1_in1k"; a
         tag chooses the normalisation of those weights.
@@ -54,10 +62,16 @@ class TimmEncoder(nn.Module):
         timm = _timm(name)
         maps = _maps(timm, name, output_stride)
         if maps is None:
-            given = [s for s in OUTPUT_STRIDES if _maps(timm, name, s) is not None]
-            strides = " or ".join(map(str, given))
-            told = f"must be {strides} for" if given else "cannot be had from"
-            raise ValueError(f"output_stride {told} timm:{name}, not {output_stride}")
+            given = [str(s) for s in OUTPUT_STRIDES if _maps(timm, name, s) is not None]
+            if given:
+                strides = " or ".join(given)
+                raise ValueError(
+                    f"output_stride must be {strides} for timm:{name}, not {output_stride}"
+                )
+            raise ValueError(
+                "backbone must be an encoder that gives maps of output stride 4 and of 8, 16 or "
+                f"32, not timm:{name}"
+            )
         self.output_stride = output_stride
         self.out_indices = maps
         encoder: Any = _create(timm, name, output_stride, out_indices=maps, in_chans=in_channels)

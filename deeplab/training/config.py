@@ -44,7 +44,7 @@ MOST_FLOAT = 3.4e38  # float32's
 
 
 def _known_model(name: str) -> str:
-    known = (*FAMILIES, *MODELS)
+    known = (*MODELS, *FAMILIES)
     if name not in known:
         raise ValueError(f"one of {', '.join(known)}")
     return name

@@ -8,6 +8,7 @@ told in one line. Where several models of this package fit all the same, none is
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 from collections.abc import Iterable, Sequence
@@ -20,8 +21,15 @@ from torch import Tensor
 
 from deeplab.errors import InputError
 from deeplab.model import FAMILIES, MODELS, DeepLab, build
-from deeplab.model.backbones import BACKBONES, MobileNetV3Body, ResNetBody, VGG16Body
-from deeplab.model.table import Line
+from deeplab.model.backbones import (
+    BACKBONES,
+    Backbone,
+    Body,
+    MobileNetV3Body,
+    ResNetBody,
+    VGG16Body,
+)
+from deeplab.model.table import V3, Line
 from deeplab.weights import file, registry
 from deeplab.weights.loading import Loaded, copy_checkpoint
 from deeplab.weights.names import COUNTER, caffe_window
@@ -101,9 +109,9 @@ def load_checkpoint(
     several of the models, or not the one that was named.
     """
     known = registry.table().get("" if path is None else os.fspath(path))
-    if model is not None and model not in (*FAMILIES, *MODELS):
-        known = ", ".join((*FAMILIES, *MODELS))
-        raise InputError(f"--model {model}: unknown; expected one of {known}")
+    if model is not None and model not in (*MODELS, *FAMILIES):
+        names = ", ".join((*MODELS, *FAMILIES))
+        raise InputError(f"--model {model}: unknown; expected one of {names}")
     path = file.named_path(path)
     metadata = file.read_metadata(path) if is_own(path) else {}
     if "model" in metadata:
@@ -261,8 +269,9 @@ def _head_shapes(
     """The tensors of the head, and of the taps of MSc, by their names in the model."""
     assert line.backbone is not None
     config = line.defaults() | {"num_classes": classes, "rates": rates, "separable": separable}
+    backbone = _without_memory(line.backbone)
     with torch.device("meta"):
-        head = line.make_head(line.backbone.make(config), config)
+        head = line.make_head(backbone, config)
         parts = {"head": head, "taps": line.make_taps(config)}
     return {
         f"{part}.{name}": tensor.shape
@@ -271,6 +280,12 @@ def _head_shapes(
         for name, tensor in module.state_dict().items()
         if not name.endswith(COUNTER)
     }
+
+
+@functools.cache  # a deep one takes a tenth of a second
+def _without_memory(body: Body) -> Backbone:
+    with torch.device("meta"):
+        return body.make(V3.on(body).defaults())
 
 
 def _is_body(line: Line, checkpoint: Checkpoint) -> bool:

@@ -17,7 +17,7 @@ from deeplab.errors import InputError
 from deeplab.model import deeplab_v2_small
 from deeplab.model import table as models
 from deeplab.model.backbones import ResNetBody
-from deeplab.model.table import V2
+from deeplab.model.table import ASPP_L, V2
 from deeplab.weights import load_model, read_metadata, save_weights
 
 TAKEN = "of kazuto1011/deeplab-pytorch, taken for little with 11 classes, rates 6, 12, 18, 24"

@@ -22,7 +22,7 @@ from deeplab.errors import InputError
 from deeplab.model import build
 from deeplab.model import table as models
 from deeplab.model.backbones import ResNetBody
-from deeplab.model.table import ASPP_S, V2
+from deeplab.model.table import ASPP_L, ASPP_S, V2
 from deeplab.weights import load_checkpoint, recognition, save_weights
 from deeplab.weights.caffemodel import Window
 from deeplab.weights.names import TRANSLATIONS
