@@ -156,6 +156,11 @@ class Line:
         """Whether the head is fc6 - fc7 - fc8, and no layer is normalised."""
         return self.head == "v2" and isinstance(self.backbone, VGG16Body)
 
+    @property
+    def kind(self) -> tuple[str, int, bool, bool]:
+        """Of the head: of one kind, layers mean the same but for their rates."""
+        return self.head, self.kernel, self.taps, bool(self.rates)
+
     def make_head(self, backbone: Backbone, config: Mapping[str, Any]) -> Head:
         channels, classes, rates = backbone.out_channels, config["num_classes"], config["rates"]
         if self.fully_connected and self.kernel != 3:

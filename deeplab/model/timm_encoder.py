@@ -103,6 +103,7 @@ class FrozenBatchNormAct2d(FrozenBatchNorm2d):
 
     def __init__(self, norm: nn.BatchNorm2d) -> None:
         super().__init__(norm.num_features, norm.eps)
+        self.load_state_dict(norm.state_dict(), strict=False)  # without an affine part 1 and 0 stay
         self.drop = getattr(norm, "drop", nn.Identity())
         self.act = getattr(norm, "act", nn.Identity())
 

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import nn
 
 from deeplab.crf_settings import CRFSettings
 from deeplab.data import scenes
@@ -85,6 +86,7 @@ def set_up(
         if processes.first:  # the others wait for its verdict
             check_labels(dataset, validation, names, config.class_weights, logger.info)
     model = _make_model(config, len(names), known, logger, resumed=resume)
+    check_sync_bn(config, model)
     check_batch(config, model, processes)
     about = {
         "class_names": names,
@@ -186,6 +188,18 @@ def _check_classes_of_weights(config: TrainConfig, ours: Classes, logger: Logger
         logger.info(note)
 
 
+def check_sync_bn(config: TrainConfig, model: DeepLab) -> None:
+    """InputError where torch's conversion to SyncBatchNorm would lose what a layer does besides."""
+    batch_norms = (m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm))
+    more = {type(m).__name__ for m in batch_norms if type(m) is not nn.BatchNorm2d}
+    if config.sync_bn and more:
+        raise InputError(
+            f"sync_bn must be false for {config.model_options.get('backbone', config.model)}, "
+            f"whose layers {', '.join(sorted(more))} cannot be synchronised; or keep BatchNorm as "
+            "it is with --set model_options.frozen_bn=true"
+        )
+
+
 def check_batch(config: TrainConfig, model: DeepLab, group: Processes) -> None:
     """InputError where a forward pass has fewer pictures than BatchNorm has to have."""
     least = model.head.least_batch if isinstance(model.head, DeepLabV3Head) else 1
@@ -213,6 +227,8 @@ def _make_model(
         layer = settings.layer(classes, learnable=True)
     try:
         model = build(config.model, num_classes=classes, crf=layer, **config.model_options)
+    except ImportError as error:
+        raise InputError(f"model_options: {error}") from error
     except (TypeError, ValueError) as error:
         raise InputError(f"model_options: {config.model} does not take them: {error}") from error
     if resumed:

@@ -68,12 +68,13 @@ class Opened:
         if "model" in self.metadata:
             return ""
         config = self.model.config
+        name = config["model"] + (f" on {config['backbone']}" if "backbone" in config else "")
         facts = [f"rates {_listed(config['rates'])}"] if config["rates"] else []
         facts.append(f"style {config['style']}")
         facts.append(f"MSC at {_listed(config['scales'])}" if config["scales"] else "one scale")
         facts.append(f"resize {config['resize']}")
         return (
-            f"{self.path}: {FROM[self.loaded.source]}, taken for {config['model']} with "
+            f"{self.path}: {FROM[self.loaded.source]}, taken for {name} with "
             f"{self.model.num_classes} classes, {', '.join(facts)}"
         )
 
@@ -98,12 +99,16 @@ def load_checkpoint(
     model: str | None = None,
     num_classes: int | None = None,
     source: Source = "auto",
+    output_stride: int | None = None,
 ) -> Opened:
     """The model that a file of any source holds the weights of, all of them.
 
     path: a file, or a name of `deeplab.weights.registry`; None for the weights shipped with this
         package.
     model, num_classes: what the file must be of; left out, what it says or what its tensors tell.
+        Of a family they tell the backbone.
+    output_stride: of the model, which no tensor tells; left out, what the file says, or that of the
+        published models.
 
     Raises InputError as `load_weights` and `load_model` do, and where the tensors fit none or
     several of the models, or not the one that was named.
@@ -123,12 +128,17 @@ def load_checkpoint(
                 "--model, the file knows its own"
             )
         _check_classes(path, network.num_classes, num_classes)
+        if output_stride not in (None, network.config["output_stride"]):
+            raise InputError(
+                f"{path}: weights of output stride {network.config['output_stride']}, not "
+                f"{output_stride}; leave out --output-stride, the file knows its own"
+            )
         loaded = Loaded("safetensors", tuple(file.network_state(network)), (), {})
         return Opened(path, network, loaded, metadata)
     checkpoint = read_checkpoint(path, source)
     fit = _fit(checkpoint, model)
     _check_classes(path, fit.num_classes, num_classes)
-    network = _built(checkpoint, fit)
+    network = _built(checkpoint, fit, output_stride)
     if checkpoint.source == "safetensors":
         loaded = Loaded("safetensors", *file.load_own(network, path), {})
     else:
@@ -148,7 +158,7 @@ def _check_classes(path: Path, found: int, asked: int | None) -> None:
         )
 
 
-def _built(checkpoint: Checkpoint, fit: Fit) -> DeepLab:
+def _built(checkpoint: Checkpoint, fit: Fit, output_stride: int | None) -> DeepLab:
     translated = checkpoint.translated
     options: dict[str, Any] = {"scales": translated.scales, "resize": translated.resize}
     if checkpoint.style is not None:
@@ -157,6 +167,8 @@ def _built(checkpoint: Checkpoint, fit: Fit) -> DeepLab:
         options["separable"] = fit.separable
     if fit.backbone:
         options["backbone"] = fit.backbone
+    if output_stride is not None:
+        options["output_stride"] = output_stride
     try:
         with torch.device("meta"):  # random weights would cost a second, to be written over
             network = build(fit.name, fit.num_classes, rates=fit.rates, **options)
