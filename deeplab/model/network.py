@@ -35,6 +35,7 @@ from deeplab.model.styles import Style
 from deeplab.model.v3plus import DeepLabV3PlusHead
 from deeplab.model.vgg import VGG16
 
+NORMS = nn.modules.batchnorm._BatchNorm | nn.LayerNorm | nn.GroupNorm
 Head = Pointwise | ASPP | FullyConnected | FullyConnectedASPP | DeepLabV3Head | DeepLabV3PlusHead
 
 
@@ -198,7 +199,7 @@ class DeepLab(nn.Module):
             name             lr times          weight decay
             body_weight          1                 yes
             body_bias            2                 no
-            body_norm            1                 no          BatchNorm, where it is trained
+            body_norm            1                 no          norms that are trained, scales
             head_weight    head_lr_scale           yes         layers called `classifier`
             head_bias    2 head_lr_scale           no
             crf                  1                 no
@@ -255,9 +256,11 @@ class DeepLab(nn.Module):
                 if not parameter.requires_grad or isinstance(module, FrozenBatchNorm2d):
                     continue
                 path = module_name.split(".")
+                # timm's encoders have scales of layers too, under other names.
+                scale = name not in ("weight", "bias")
                 if path[0] == "crf":
                     group = "crf"
-                elif isinstance(module, nn.modules.batchnorm._BatchNorm):
+                elif scale or isinstance(module, NORMS):
                     group = "body_norm"
                 else:
                     part = "head" if path[-1] == "classifier" else "body"

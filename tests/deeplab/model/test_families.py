@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 from typing import Any
 
@@ -142,7 +141,7 @@ def test_vgg16_without_strides_agrees_with_the_strided_one_up_to_pool5(style: An
     """pool5 is 3x3 without a rate: it sees neighbours on the map that it is given."""
     fine, coarse = (randomise(VGG16(pool5a=False, style=style, output_stride=s)) for s in (8, 16))
     coarse.load_state_dict(fine.state_dict())
-    x = picture(1, 3, 65, 33)
+    x = picture(1, 3, 33, 17)
     layers = ("pool4", "conv5_1", "conv5_3")
     found, expected = (layer_outputs(model, layers, x) for model in (fine, coarse))
     for layer in layers:
@@ -155,7 +154,7 @@ def test_vgg16_at_stride_16_holds_the_network_for_pictures_at_every_second_place
 ) -> None:
     fine, coarse = (randomise(VGG16(pool5a=False, style=style, output_stride=s)) for s in (16, 32))
     coarse.load_state_dict(fine.state_dict())
-    x = picture(2, 3, 65, 97)
+    x = picture(1, 3, 33, 65)
     with torch.no_grad():
         assert_equal([fine(x)[:, :, ::2, ::2]], [coarse(x)])
 
@@ -224,21 +223,25 @@ def test_the_low_map_is_the_last_of_output_stride_4(
 
 
 @pytest.mark.parametrize("stride", [8, 16, 32])
-@pytest.mark.parametrize(
-    ("style", "size"), itertools.product(["caffe", "torchvision"], [(40, 27), (1, 1)])
-)
-def test_the_taps_of_msc_stride_to_the_map(style: str, size: tuple[int, int], stride: int) -> None:
-    model = build("deeplab_v1_msc", 2, style=style, output_stride=stride).eval()
-    x = torch.randn(1, 3, *size)
+@pytest.mark.parametrize("style", ["caffe", "torchvision"])
+def test_the_taps_of_msc_stride_to_the_map(style: str, stride: int) -> None:
+    model = on_meta("deeplab_v1_msc", style=style, output_stride=stride)
+    strides = [tap.conv1.stride[0] for tap in model.taps.children()]
+    assert strides == [stride, stride // 2, stride // 4, stride // 8, 2 if stride == 32 else 1]
+    plain = on_meta("deeplab_v1_4x4", style=style, output_stride=stride)
+    for size in ((1, 1), (40, 27), (65, 33), (2, 130)):
+        assert size_of_scores(model, *size) == size_of_scores(plain, *size)
+
+
+def test_msc_at_stride_32_is_largefov_plus_its_taps() -> None:
+    model = build("deeplab_v1_msc_largefov", 2, output_stride=32).eval()
+    x = torch.randn(1, 3, 40, 39)
     for tap in model.taps.children():
         tap.classifier.weight.data.normal_(0, 0.5)
-        assert isinstance(tap.conv1, nn.Conv2d)
     with torch.no_grad():
         pools, _, features = model.backbone.all_maps(x)
         expected = model.head(features)
-        sizes = []
         for tap, given in zip(model.taps.children(), (x, *pools), strict=True):
             expected = expected + tap(given, features.shape[2:])
-            sizes.append(tap.conv1.stride[0])
         torch.testing.assert_close(model(x, upsample=False), expected)
-    assert sizes == [stride, stride // 2, stride // 4, stride // 8, 2 if stride == 32 else 1]
+        assert not torch.allclose(model.head(features), expected)

@@ -89,10 +89,13 @@ def test_other_bands_need_a_mean_of_their_own(timm: Any) -> None:
 
 
 @pytest.mark.parametrize("frozen_bn", [False, True])
-def test_frozen_norms_are_constants_and_compute_the_same(timm: Any, frozen_bn: bool) -> None:
-    """Norms of timm end in an activation, under the same names."""
-    trained = randomise(tiny())
-    model = tiny(frozen_bn=frozen_bn).double()
+@pytest.mark.parametrize("backbone", [TINY, "timm:test_efficientnet"])
+def test_frozen_norms_are_constants_and_compute_the_same(
+    timm: Any, backbone: str, frozen_bn: bool
+) -> None:
+    """Those of the second end in an activation."""
+    trained = randomise(tiny(backbone=backbone))
+    model = tiny(backbone=backbone, frozen_bn=frozen_bn).double()
     model.load_state_dict(trained.state_dict())
     x = picture(2, 3, 33, 33)
     with torch.no_grad():
@@ -123,9 +126,12 @@ def test_every_trained_parameter_is_in_one_group(timm: Any, backbone: str) -> No
     groups = {group["name"]: group["params"] for group in model.param_groups(0.1)}
     listed = [id(p) for params in groups.values() for p in params]
     assert sorted(listed) == sorted(id(p) for p in model.parameters())
-    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    of_norms = {id(p) for norm in norms for p in norm.parameters()}
-    assert of_norms == {id(p) for p in groups["body_norm"]}
+    layers = [m for m in model.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+    of_layers = {id(layer.weight) for layer in layers if layer is not model.head.classifier}
+    assert of_layers == {id(p) for p in groups["body_weight"]}  # nothing else decays
+    biases = {id(layer.bias) for layer in layers if layer.bias is not None}
+    of_groups = groups.get("body_bias", []) + groups["head_bias"]
+    assert {id(p) for p in of_groups} == biases
 
 
 def test_a_frozen_encoder_leaves_its_norms_out_of_the_groups(timm: Any) -> None:
@@ -249,9 +255,10 @@ def test_without_timm_one_line_names_the_extra(
 
 def test_layers_that_torch_cannot_synchronise_are_not_synchronised(timm: Any) -> None:
     """nn.SyncBatchNorm in their place would leave out their activation."""
-    config = TrainConfig(model="deeplab_v3", model_options={"backbone": TINY}, sync_bn=True)
-    said = f"sync_bn must be false for {TINY}, whose layers BatchNormAct2d cannot be synchronised"
+    backbone = "timm:test_efficientnet"
+    config = TrainConfig(model="deeplab_v3", model_options={"backbone": backbone}, sync_bn=True)
+    said = f"sync_bn must be false for {backbone}, whose layers BatchNormAct2d cannot be synchro"
     with pytest.raises(InputError, match=said):
-        setup.check_sync_bn(config, tiny(family="deeplab_v3"))
-    setup.check_sync_bn(config, tiny(family="deeplab_v3", frozen_bn=True))
-    setup.check_sync_bn(config, build("deeplab_v3", 2, backbone="resnet18"))
+        setup.check_sync_bn(config, tiny(backbone=backbone))
+    for other in (tiny(backbone=backbone, frozen_bn=True), tiny()):
+        setup.check_sync_bn(config, other)
