@@ -10,11 +10,13 @@ import torch
 from networks import assert_equal, layer_outputs, picture, randomise
 from torch import nn
 
+from deeplab.errors import InputError
 from deeplab.model import FAMILIES, MODELS, build
 from deeplab.model.backbones import BACKBONES, ResNetBody
 from deeplab.model.mobilenet import MobileNetV3
 from deeplab.model.resnet import ResNet
 from deeplab.model.vgg import VGG16
+from deeplab.training.losses import label_strides
 
 LIGHT = ("resnet18", "resnet50", "vgg16", "mobilenet_v3_large")  # one of each kind
 NAMED = {  # a network that has a name of its own: family and backbone
@@ -131,6 +133,16 @@ def test_the_papers_own_networks_take_an_output_stride(name: str, stride: Any) -
         model = on_meta(name, output_stride=stride)
         assert size_of_scores(model, 65, 33) == (64 // stride + 1, 32 // stride + 1)
         assert model.config["rates"] == on_meta(name).config["rates"]
+
+
+@pytest.mark.parametrize("name", ["deeplab_v2_vgg16", "deeplab_v3_mobilenet"])
+def test_the_loss_on_the_grid_of_stride_8_is_refused_at_other_strides(name: str) -> None:
+    assert label_strides(on_meta(name, output_stride=8), 8) == (8,)
+    for stride in (16, 32):
+        model = on_meta(name, output_stride=stride)
+        assert label_strides(model, 1) == (1,)
+        with pytest.raises(InputError, match=f"loss_stride must be 1 .* lie {stride} pixels"):
+            label_strides(model, 8)
 
 
 # What a dilated network computes at the places of the strided one

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,6 +22,7 @@ from deeplab.model import DeepLab, build
 from deeplab.model.batch_norm import FrozenBatchNorm2d
 from deeplab.training import setup
 from deeplab.training.config import TrainConfig
+from deeplab.training.losses import segmentation_loss
 from deeplab.weights import load_model, load_weights, save_weights
 
 TINY = "timm:test_resnet"  # 32 channels at stride 4, 96 at the last
@@ -262,3 +264,20 @@ def test_layers_that_torch_cannot_synchronise_are_not_synchronised(timm: Any) ->
         setup.check_sync_bn(config, tiny(backbone=backbone))
     for other in (tiny(backbone=backbone, frozen_bn=True), tiny()):
         setup.check_sync_bn(config, other)
+
+
+def test_the_loss_is_on_the_grid_of_the_scores_only_where_an_encoder_has_them(timm: Any) -> None:
+    """convnext's stem gives k for a side of 8k + 1."""
+    options = {"backbone": "timm:test_convnext", "output_stride": 8}
+    config = TrainConfig(model="deeplab_v3", model_options=options, loss_stride=8, crop=65)
+    model = tiny(family="deeplab_v3", **options)
+    said = (
+        "loss_stride must be 1, .* timm:test_convnext, which gives 8 scores .* 65 pixels and not 9"
+    )
+    with pytest.raises(InputError, match=said):
+        setup.check_grid(config, model)
+    setup.check_grid(replace(config, loss_stride=1), model)
+    resnet = tiny(family="deeplab_v3", output_stride=8)
+    setup.check_grid(config, resnet)
+    rgb, labels = torch.rand(2, 3, 65, 65) * 255, torch.randint(0, 3, (2, 65, 65))
+    assert segmentation_loss(resnet.train(), rgb, labels, 8).isfinite()
