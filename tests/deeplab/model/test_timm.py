@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from networks import picture, randomise
+from tiny_training import SHORT, run, tiny_pictures
 from torch import nn
 from weights_files import assert_same_state, refused
 
@@ -152,6 +153,25 @@ def test_a_model_is_exported_whole(timm: Any) -> None:
     program = torch.export.export(model, (x,))
     with torch.no_grad():
         torch.testing.assert_close(program.module()(x), model(x))
+
+
+def test_a_run_trains_it_and_writes_weights_that_make_it_again(timm: Any, tmp_path: Path) -> None:
+    options = {"backbone": TINY, "output_stride": 16}
+    config = replace(SHORT, model="deeplab_v3plus", model_options=options)
+    result = run(config, tiny_pictures(), tmp_path / "run.safetensors")
+    assert result.steps == config.steps
+    loaded = load_model(tmp_path / "run.safetensors")
+    assert loaded.config["backbone"] == TINY
+    assert loaded.config["mean"] == [127.5] * 3
+
+
+def test_a_timm_that_cannot_be_imported_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(name: str) -> None:
+        raise RuntimeError("operator torchvision::nms does not exist")
+
+    monkeypatch.setattr(importlib, "import_module", broken)
+    with pytest.raises(ImportError, match=r"needs timm: .* \(operator torchvision::nms does not"):
+        tiny()
 
 
 # Files
