@@ -128,7 +128,7 @@ def train(
     deeplab train --out voc.safetensors --resume                    go on after a stop
     deeplab train --out voc.safetensors --resume --workers 2        the same on another machine
     deeplab train --out voc.safetensors --resume --steps 30000      longer than it was to be
-    deeplab train --model deeplab_v3plus --set model_options.backbone=resnet34 --out my.safetensors
+    deeplab train --set model=deeplab_v3plus --set model_options.backbone=resnet34
     torchrun --nproc-per-node 2 -m deeplab train --config voc12_vgg16 --weights vgg16.caffemodel
     deeplab evaluate --weights mine.safetensors
     ```

@@ -158,7 +158,7 @@ def _check_classes(path: Path, found: int, asked: int | None) -> None:
         )
 
 
-def _built(checkpoint: Checkpoint, fit: Fit, output_stride: int | None) -> DeepLab:
+def _built(checkpoint: Checkpoint, fit: Fit, output_stride: int | None = None) -> DeepLab:
     translated = checkpoint.translated
     options: dict[str, Any] = {"scales": translated.scales, "resize": translated.resize}
     if checkpoint.style is not None:
