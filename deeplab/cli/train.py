@@ -113,6 +113,10 @@ def train(
     voc12_vgg16_largefov, voc12_vgg16, voc12_resnet101, coco_resnet101, voc12_resnet101_coco,
     cityscapes_resnet101, camvid_resnet101, camvid_small, scenes_quick.
 
+    Pictures of other bands than RGB: the option bands of a folder data set, and in_channels, mean
+    and deviation of the model, which deeplab data check prints. Weights for RGB to start from are
+    adapted.
+
     Beside the weights FILE.safetensors, the best by validation mIoU, lie FILE-last.safetensors,
     FILE.state to resume from and the log FILE.csv. Ctrl-C and SIGTERM end after the step at hand,
     save, and exit with 130 and 143; --resume goes on as if nothing had been. A run or weights that

@@ -140,7 +140,8 @@ def load_checkpoint(
     _check_classes(path, fit.num_classes, num_classes)
     network = _built(checkpoint, fit, output_stride)
     if checkpoint.source == "safetensors":
-        loaded = Loaded("safetensors", *file.load_own(network, path), {})
+        initialised, skipped, _ = file.load_own(network, path)
+        loaded = Loaded("safetensors", initialised, skipped, {})
     else:
         loaded = copy_checkpoint(network, checkpoint)
     if loaded.skipped:

@@ -301,3 +301,15 @@ def test_the_loss_is_on_the_grid_of_the_scores_only_where_an_encoder_has_them(ti
     setup.check_grid(config, resnet)
     rgb, labels = torch.rand(2, 3, 65, 65) * 255, torch.randint(0, 3, (2, 65, 65))
     assert segmentation_loss(resnet.train(), rgb, labels, 8).isfinite()
+
+
+def test_weights_for_rgb_are_adapted_to_an_encoder_of_other_bands(
+    timm: Any, tmp_path: Path
+) -> None:
+    save_weights(tiny(), tmp_path / "model.safetensors")
+    other = tiny(in_channels=6, mean=[0.0] * 6, deviation=[1.0] * 6)
+    with pytest.warns(UserWarning, match="adapted to 6 bands|trained with mean"):
+        load_weights(other, tmp_path / "model.safetensors")
+    first, *_ = other.backbone.encoder.parameters()
+    theirs, *_ = tiny().backbone.encoder.parameters()
+    torch.testing.assert_close(first, torch.cat([theirs, theirs], 1) / 2)
