@@ -74,7 +74,10 @@ def train(
     tensorboard: Annotated[
         bool, typer.Option("--tensorboard", help="Log for TensorBoard too, into FILE.tensorboard.")
     ] = False,
-    model: Annotated[str | None, option("NAME", "Which model.")] = None,
+    model: Annotated[
+        str | None,
+        option("NAME", "Which model; with deeplab_v3plus and such goes model_options.backbone."),
+    ] = None,
     steps: Annotated[int | None, option("N", "Steps of SGD.")] = None,
     batch_size: Annotated[int | None, option("N", "Samples in a step.")] = None,
     accumulate: Annotated[int | None, option("N", "Pieces of a step, to save memory.")] = None,
@@ -129,6 +132,7 @@ def train(
     deeplab train --out voc.safetensors --resume                    go on after a stop
     deeplab train --out voc.safetensors --resume --workers 2        the same on another machine
     deeplab train --out voc.safetensors --resume --steps 30000      longer than it was to be
+    deeplab train --set model=deeplab_v3plus --set model_options.backbone=resnet34
     torchrun --nproc-per-node 2 -m deeplab train --config voc12_vgg16 --weights vgg16.caffemodel
     deeplab evaluate --weights mine.safetensors
     ```

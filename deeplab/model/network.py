@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from crf import DenseCRF
 from crf.checks import refuse_tracing
 from deeplab.model import multiscale
+from deeplab.model.backbones import Backbone
 from deeplab.model.batch_norm import FrozenBatchNorm2d
 from deeplab.model.heads import (
     ASPP,
@@ -28,14 +29,13 @@ from deeplab.model.heads import (
     MultiScaleTaps,
     Pointwise,
 )
-from deeplab.model.mobilenet import MobileNetV3
 from deeplab.model.multiscale import Resize
 from deeplab.model.preprocess import Preprocessing
-from deeplab.model.resnet import ResNet
 from deeplab.model.styles import Style
 from deeplab.model.v3plus import DeepLabV3PlusHead
 from deeplab.model.vgg import VGG16
 
+NORMS = nn.modules.batchnorm._BatchNorm | nn.LayerNorm | nn.GroupNorm
 Head = Pointwise | ASPP | FullyConnected | FullyConnectedASPP | DeepLabV3Head | DeepLabV3PlusHead
 
 
@@ -51,7 +51,7 @@ class DeepLab(nn.Module):
 
     def __init__(
         self,
-        backbone: ResNet | VGG16 | MobileNetV3,
+        backbone: Backbone,
         head: Head,
         *,
         config: dict[str, Any],
@@ -200,7 +200,7 @@ class DeepLab(nn.Module):
             name             lr times          weight decay
             body_weight          1                 yes
             body_bias            2                 no
-            body_norm            1                 no          BatchNorm, where it is trained
+            body_norm            1                 no          norms that are trained, scales
             head_weight    head_lr_scale           yes         layers called `classifier`
             head_bias    2 head_lr_scale           no
             crf                  1                 no
@@ -236,13 +236,13 @@ class DeepLab(nn.Module):
     def _scores(self, x: Tensor) -> Tensor:
         """`[B, num_classes, ~H/8, ~W/8]`, or of another output stride, at one scale."""
         if isinstance(self.head, DeepLabV3PlusHead):
-            assert isinstance(self.backbone, ResNet)
             return self.head(*self.backbone.low_and_high(x))
         if self.taps is None:
             return self.head(self.backbone(x))
-        pools: list[Tensor] = []
-        scores = self.head(self.backbone(x, pools))
-        return scores + self.taps(x, pools)
+        assert isinstance(self.backbone, VGG16)
+        pools, _, features = self.backbone.all_maps(x)
+        scores: Tensor = self.head(features)
+        return scores + self.taps(x, pools, scores.shape[2:])
 
     def _scores_of_scales(self, x: Tensor) -> tuple[Tensor, ...]:
         assert self.scales is not None
@@ -257,9 +257,11 @@ class DeepLab(nn.Module):
                 if not parameter.requires_grad or isinstance(module, FrozenBatchNorm2d):
                     continue
                 path = module_name.split(".")
+                # timm's encoders have scales of layers too, under other names.
+                scale = name not in ("weight", "bias")
                 if path[0] == "crf":
                     group = "crf"
-                elif isinstance(module, nn.modules.batchnorm._BatchNorm):
+                elif scale or isinstance(module, NORMS):
                     group = "body_norm"
                 else:
                     part = "head" if path[-1] == "classifier" else "body"

@@ -36,10 +36,9 @@ from torch import Tensor, nn
 
 from deeplab.model import initialise
 from deeplab.model.batch_norm import FrozenBatchNorm2d
-from deeplab.model.styles import Style
+from deeplab.model.styles import OutputStride, Style
 
 Norm = Callable[[int], nn.Module]
-OutputStride = Literal[8, 16, 32]
 # By output stride, for each stage: the rates before and of it, and its stride.
 STAGES: dict[OutputStride, tuple[tuple[tuple[int, int], int], ...]] = {
     8: (((1, 1), 1), ((1, 1), 2), ((1, 2), 1), ((2, 4), 1)),

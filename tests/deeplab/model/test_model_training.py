@@ -237,8 +237,8 @@ def test_network_and_a_learnable_crf_train_together():
     [
         (True, {}, r"image: this model ends in a CRF.*model\.crf = None"),
         (True, {"image": torch.zeros(1, 3, 9, 9), "upsample": False}, "upsample: the CRF works on"),
-        (True, {"image": torch.zeros(1, 3, 9, 8)}, r"image must be the shape of x.*9, 9.*9, 8"),
-        (True, {"image": torch.zeros(2, 3, 9, 9)}, "image must be the shape of x"),
+        (True, {"image": torch.zeros(1, 3, 9, 8)}, r"image must be RGB of the size.*9, 9.*9, 8"),
+        (True, {"image": torch.zeros(2, 3, 9, 9)}, "image must be RGB of the size"),
         (False, {"image": torch.zeros(1, 3, 9, 9)}, "image: only a CRF layer looks at it"),
     ],
 )
