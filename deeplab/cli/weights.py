@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
 from deeplab.errors import InputError
+
+if TYPE_CHECKING:
+    from deeplab.weights.registry import Named
 
 app = typer.Typer(
     help="Weights that have a name: which there are, and their files on this machine.",
@@ -45,7 +48,7 @@ def show(name: Name) -> None:
     facts = {
         "from": row.url + (f", {row.member} in it" if row.member else ""),
         "size": row.size,
-        "SHA-256": f"begins with {row.sha256}" if row.sha256 else "the source publishes none",
+        "SHA-256": _hash(row),
         "licence": row.licence,
         "accuracy": row.score,
         "model": row.model or "a body alone, for deeplab train --weights",
@@ -56,6 +59,12 @@ def show(name: Name) -> None:
     typer.echo(f"{name}: {row.title}")
     for what, fact in facts.items():
         typer.echo(f"  {what:<10}{fact}")
+
+
+def _hash(row: Named) -> str:
+    if not row.sha256:
+        return "the source publishes none"
+    return f"begins with {row.sha256}" + (", of the archive" if row.member else "")
 
 
 @app.command()
@@ -89,7 +98,7 @@ def verify() -> None:
     for row in registry.table().values():
         if not row.path.is_file():
             continue
-        known = download.recorded(row.path) or row.sha256
+        known = download.recorded(row.path) or ("" if row.member else row.sha256)
         if not known:
             said = "no hash to compare with"
         elif download.of_file(row.path).startswith(known):

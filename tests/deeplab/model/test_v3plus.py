@@ -92,10 +92,7 @@ def _options(model: Any, output_stride: int) -> dict[str, Any]:
     return {"separable": model.config["separable"], "output_stride": output_stride}
 
 
-def test_smps_own_network_gives_its_outputs(tmp_path: Path, torchvision: Any) -> None:
-    smp = pytest.importorskip(
-        "segmentation_models_pytorch", reason="smp is not installed; its layers are held above"
-    )
+def test_smps_own_network_gives_its_outputs(tmp_path: Path, smp: Any) -> None:
     theirs = randomise(smp.DeepLabV3Plus("resnet50", encoder_weights=None, classes=3))
     torch.save(theirs.state_dict(), tmp_path / "smp.pth")
     ours = load_checkpoint(tmp_path / "smp.pth").model.double()

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -87,11 +88,32 @@ def test_every_row_names_a_model_classes_and_settings_that_exist() -> None:
         assert len(about.get("class_names", ())) == len(about.get("palette", ())) == count, name
         assert bool(row.classes) == bool(row.model), name
         CRFSettings().changed(row.crf)
-        assert row.url.rpartition("/")[2].endswith((".pth", ".caffemodel", ".zip")), name
-        # torchvision's files have the hash in their names.
-        assert not row.sha256 or f"-{row.sha256}.pth" in row.url, name
+        assert row.path.suffix in (".pth", ".caffemodel"), name
+        assert bool(row.member) == row.url.endswith((".zip", ".whl")), name
         assert row.title, name
         assert row.licence, name
+
+
+def test_rows_of_torchvision_say_what_torchvision_says(torchvision: Any) -> None:
+    theirs = {
+        weights.url: weights.meta
+        for name in torchvision.models.list_models()
+        for weights in torchvision.models.get_model_weights(name)
+    }
+    rows = [row for row in registry.table().values() if "pytorch.org" in row.url]
+    assert len(rows) == 8
+    for row in rows:
+        about = theirs[row.url]
+        (score,) = [
+            metrics[key]
+            for metrics in about["_metrics"].values()
+            for key in ("acc@1", "miou")
+            if key in metrics
+        ]
+        assert row.score.startswith(f"{score:.{3 if not row.model else 1}f} "), row.name
+        assert row.megabytes == about["_file_size"], row.name
+        assert row.url.endswith(f"-{row.sha256}.pth"), row.name
+        assert not row.classes or about["categories"][1:] == list(row.metadata()["class_names"])[1:]
 
 
 def test_names_are_of_one_file_each_and_no_builder_is_meant() -> None:
