@@ -85,7 +85,7 @@ def tier(request: pytest.FixtureRequest) -> tuple[str, Path]:
 
 @pytest.fixture(scope="session")
 def torchvision() -> SimpleNamespace:
-    """torchvision's models, and its resnet, vgg and deeplabv3 modules, beside any build of torch."""
+    """torchvision's models, and its modules resnet, vgg and deeplabv3."""
     models = pytest.importorskip("torchvision.models", reason="torchvision is not installed")
     return SimpleNamespace(
         models=models,
