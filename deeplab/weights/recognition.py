@@ -35,6 +35,7 @@ FROM = {
     "isht7": "of isht7/pytorch-deeplab-resnet",
     "torchvision": "of torchvision",
     "smp": "of segmentation_models_pytorch",
+    "efficientnet": "of EfficientNet-Lite0",
     "state_dict": "a state dict of this package",
     "safetensors": "without metadata",
 }
