@@ -5,8 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from deeplab.errors import InputError
 
@@ -25,18 +23,13 @@ _DIFFERENT = 1
 
 @app.command("list")
 def list_weights() -> None:
-    """All named weights, and which of them are on this machine."""
+    """All named weights, and which of them are here, on this machine."""
     from deeplab.weights import registry
 
-    table = Table(title="Weights", caption="deeplab weights show NAME tells the rest")
-    table.add_column("name", no_wrap=True)
-    for column in ("what", "size", "licence", "here"):
-        table.add_column(column, overflow="fold")
-    table.add_row(registry.SCENES, "generated scenes, brought along", "", "MIT", "yes")
+    typer.echo(f"{registry.SCENES}\n    generated scenes; MIT; brought along")
     for name, row in registry.table().items():
-        here = "yes" if row.path.is_file() else ""
-        table.add_row(name, row.title, row.size, row.licence, here)
-    Console().print(table)
+        facts = [row.title, row.size, row.licence, *["here"] * row.path.is_file()]
+        typer.echo(f"{name}\n    {'; '.join(facts)}")
 
 
 @app.command()

@@ -41,7 +41,8 @@ def fetch(url: str, path: Path, said: str = "", *, member: str = "", sha256: str
     `sha256` or than at an earlier download, no room, an archive without the member, or
     DEEPLAB_OFFLINE is set.
     """
-    mend = f"put the file there yourself as {path}, or name other weights, such as scenes"
+    mend = f"put {f'its {member}' if member else 'the file'} there yourself as {path}, or name "
+    mend += "other weights, such as scenes"
     if offline():
         raise InputError(f"{url}: {OFFLINE} forbids to download it; {mend}")
     if said:

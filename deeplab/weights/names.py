@@ -239,9 +239,9 @@ INVERTED = {
 
 
 def efficientnet_in_timm(name: str) -> str | None:
-    """timm's name of a tensor of EfficientNet-Lite0 in EfficientNet-PyTorch, None where it has none.
+    """timm's name of a tensor that EfficientNet-PyTorch names so in EfficientNet-Lite0, if it does.
 
-    There the blocks are numbered through; in timm those of each stage are.
+    There the blocks are numbered through, in timm within each stage.
     """
     layer, _, part = name.rpartition(".")
     if layer in EFFICIENTNET:
@@ -259,7 +259,7 @@ def efficientnet_in_timm(name: str) -> str | None:
 
 
 def from_efficientnet(state: Mapping[str, Tensor]) -> Translated:
-    """EfficientNet-Lite0 in EfficientNet-PyTorch's names: the body in timm's; the rest is dropped."""
+    """EfficientNet-Lite0 under EfficientNet-PyTorch's names: its body, under timm's."""
     found = Translated()
     for name, tensor in state.items():
         theirs = efficientnet_in_timm(name)

@@ -1,4 +1,4 @@
-"""EfficientNet-Lite0 from EfficientNet-PyTorch's names into timm's: by name, held by timm itself."""
+"""EfficientNet-Lite0 from EfficientNet-PyTorch's names into timm's, held against timm itself."""
 
 from __future__ import annotations
 
