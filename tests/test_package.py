@@ -15,6 +15,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("kernels", "crf", "deeplab")
@@ -133,6 +134,22 @@ except ImportError as error:
 def _version() -> str:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     return str(project["version"])
+
+
+@pytest.mark.parametrize(
+    ("system", "wanted"), [("linux", True), ("darwin", False), ("win32", False)]
+)
+def test_triton_is_wanted_on_linux_alone(system: str, wanted: bool) -> None:
+    """It has no wheels for macOS and Windows: to want it there would end every installation."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    needed = [Requirement(line) for line in project["dependencies"]]
+    names = {
+        each.name
+        for each in needed
+        if each.marker is None or each.marker.evaluate({"sys_platform": system})
+    }
+    assert {"torch", "numpy", "numba"} <= names
+    assert ("triton" in names) == wanted
 
 
 WITHOUT = """
