@@ -259,7 +259,7 @@ def efficientnet_in_timm(name: str) -> str | None:
 
 
 def from_efficientnet(state: Mapping[str, Tensor]) -> Translated:
-    """EfficientNet-Lite0 under EfficientNet-PyTorch's names: its body, under timm's."""
+    """EfficientNet-Lite0 as EfficientNet-PyTorch names it: the body, an encoder of timm."""
     found = Translated()
     for name, tensor in state.items():
         theirs = efficientnet_in_timm(name)
@@ -269,7 +269,7 @@ def from_efficientnet(state: Mapping[str, Tensor]) -> Translated:
             found.dropped[name] = "classifier of whole pictures"
             found.of_pictures = True
         else:
-            _keep(found, name, f"backbone.{theirs}", tensor)
+            _keep(found, name, f"backbone.encoder.{theirs}", tensor)
     return found
 
 

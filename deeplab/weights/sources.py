@@ -7,8 +7,8 @@
     isht7          .pth of isht7/pytorch-deeplab-resnet                    caffe
     torchvision    .pth of resnet*, vgg16 and deeplabv3_*                  torchvision
     smp            .pth of segmentation_models_pytorch's DeepLabV3Plus     smp
-    efficientnet   .pth of EfficientNet-Lite0, as EfficientNet-PyTorch     not told
-                   names its layers: a body in timm's names
+    efficientnet   .pth of EfficientNet-Lite0 as EfficientNet-PyTorch      not told
+                   names it, for timm's encoder of that name
     state_dict     .pth of a model of this package                         not told
 
 The source is recognised by the contents, not by the file's name. Wrappers put their names in front

@@ -56,7 +56,7 @@ def test_every_layer_has_the_name_of_the_layer_that_computes_in_its_place(timm: 
 def test_a_layer_that_lite0_does_not_have_is_unknown(name: str) -> None:
     found = names.from_efficientnet({name: torch.ones(1), "_conv_stem.weight": torch.ones(1)})
     assert found.unknown == [name]
-    assert list(found.tensors) == ["backbone.conv_stem.weight"]
+    assert list(found.tensors) == ["backbone.encoder.conv_stem.weight"]
 
 
 @pytest.fixture(scope="module")
@@ -111,7 +111,7 @@ def test_the_body_has_the_features_of_the_classifier(timm: Any, classifier: Any)
         "classifier of whole pictures",
     }
     body = timm.create_model("tf_efficientnet_lite0", pretrained=False, features_only=True).eval()
-    state = {n.removeprefix("backbone."): t for n, t in checkpoint.translated.tensors.items()}
+    state = {n.removeprefix("backbone.encoder."): t for n, t in checkpoint.translated.tensors.items()}
     missing, unexpected = body.load_state_dict(state, strict=False)
     assert not unexpected
     assert all(name.endswith("num_batches_tracked") for name in missing)
