@@ -111,7 +111,9 @@ def test_the_body_has_the_features_of_the_classifier(timm: Any, classifier: Any)
         "classifier of whole pictures",
     }
     body = timm.create_model("tf_efficientnet_lite0", pretrained=False, features_only=True).eval()
-    state = {n.removeprefix("backbone.encoder."): t for n, t in checkpoint.translated.tensors.items()}
+    state = {
+        n.removeprefix("backbone.encoder."): t for n, t in checkpoint.translated.tensors.items()
+    }
     missing, unexpected = body.load_state_dict(state, strict=False)
     assert not unexpected
     assert all(name.endswith("num_batches_tracked") for name in missing)
