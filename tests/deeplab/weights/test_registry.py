@@ -155,6 +155,14 @@ def cut_off(server: Server) -> None:
     server.sent = 1000
 
 
+def login_page(server: Server) -> None:
+    server.content = b"<!DOCTYPE html><html>Log in to this network</html>"
+
+
+def nothing(server: Server) -> None:
+    server.content = b""
+
+
 def missing(server: Server) -> None:
     server.status = 404
 
@@ -173,6 +181,8 @@ def nobody(server: Server) -> None:
         (wrong_bytes, HASH[:8], "the download has another hash than it must"),
         (cut_off, HASH[:8], "the download has another hash than it must"),
         (cut_off, "", "the download was cut off (101400 of 102400 bytes are missing)"),
+        (login_page, "", "must give weights, not a web page in place of the file; fetch it again"),
+        (nothing, "", "must give weights, not an empty file"),
         (missing, "", "the server says 404 Not Found"),
         (slow, "", "cannot be reached (timed out)"),
         (nobody, "", "cannot be reached (Connection refused)"),
@@ -219,6 +229,13 @@ def test_a_full_disk_is_named_by_the_file(
     assert message.startswith(f"{path}: cannot be written (No space left on device)")
 
 
+def test_a_folder_that_cannot_be_is_named_by_the_file(server: Server, tmp_path: Path) -> None:
+    path = tmp_path / "file" / "weights" / "weights.pth"
+    (tmp_path / "file").write_bytes(b"")
+    message = refused(lambda: download.fetch(server.url, path))
+    assert message.startswith(f"{path}: cannot be written (Not a directory); set DEEPLAB_HOME")
+
+
 def test_offline_nothing_is_asked_for(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -231,12 +248,12 @@ def test_offline_nothing_is_asked_for(
 def test_a_member_is_taken_out_of_an_archive(server: Server, tmp_path: Path) -> None:
     archive = io.BytesIO()
     with zipfile.ZipFile(archive, "w") as made:
-        made.writestr("some/folder/train2.caffemodel", b"weights")
+        made.writestr("some/folder/train2.caffemodel", CONTENT)
         made.writestr("test.prototxt", b"text")
     server.content = archive.getvalue()
     path = tmp_path / "named-train2.caffemodel"
     download.fetch(server.url, path, member="train2.caffemodel")
-    assert path.read_bytes() == b"weights"
+    assert path.read_bytes() == CONTENT
     assert files(tmp_path) == {path.name, f"{path.name}.sha256"}
     message = refused(lambda: download.fetch(server.url, tmp_path / "x", member="init.caffemodel"))
     assert "not the archive that it must be: it has no init.caffemodel" in message
