@@ -5,7 +5,7 @@
     onnx        .onnx     onnxruntime and others; plain convolutions         none
     aoti        .pt2      torch._inductor.aoti_load_package(path), in Python or C++, on CPUs
 
-The program takes `x`, float32 `[B, 3, H, W]`, preprocessed, and gives the logits
+The program takes `x`, float32 `[B, in_channels, H, W]`, preprocessed, and gives the logits
 `[B, classes, H, W]`. Batch and size are free, from MINIMUM pixels up, unless a size is given. What
 its user must know - how to preprocess, the classes, their colours - stands beside it as JSON, in a
 file of the same name and `.json`.
@@ -36,7 +36,7 @@ from torch import Tensor, nn
 from deeplab.data import outputs
 from deeplab.data.datasets import IGNORE
 from deeplab.errors import InputError
-from deeplab.model import DeepLab, preprocess
+from deeplab.model import DeepLab
 from deeplab.weights.file import metadata_problem
 from deeplab.whole_file import whole_file
 from kernels import memory
@@ -46,8 +46,10 @@ FORMATS: tuple[Format, ...] = get_args(Format)
 SUFFIXES = {"export": ".pt2", "onnx": ".onnx", "aoti": ".pt2"}
 OPSET = 18  # of ONNX; Resize can do there what F.interpolate does
 MINIMUM = 33  # pixels of height and width: below, maps of one pixel would be cases of their own
-TRACED = (2, 3, 65, 72)  # the batch that is looked at while a program of free size is made
-COMPARED = ((1, 3, 65, 72), (2, 3, 41, 40), (1, 3, 160, 90))  # even and odd, larger and smaller
+# Batch, height and width: of the example from which a program of free size is made, and of those
+# that it is compared on, even and odd, larger and smaller.
+TRACED = (2, 65, 72)
+COMPARED = ((1, 65, 72), (2, 41, 40), (1, 160, 90))
 BYTES_A_PIXEL = 130  # of the smallest network, see deeplab.predict
 TOLERANCE = 1e-4  # of the largest logit: a hundred layers' rounding in float32, never a wrong layer
 
@@ -141,7 +143,7 @@ def _read_export(path: Path) -> Program:
 def _make_onnx(model: DeepLab, size: tuple[int, int] | None) -> bytes:
     program = torch.onnx.export(
         model,
-        (_example(size),),
+        (_example(model, size),),
         dynamo=True,
         dynamic_shapes={"x": _free(size)},  # by name, which the file then says
         input_names=["x"],
@@ -203,11 +205,12 @@ _READERS = {"export": _read_export, "onnx": _read_onnx, "aoti": _read_aoti}
 
 def _traced(model: DeepLab, size: tuple[int, int] | None) -> torch.export.ExportedProgram:
     free = dict.fromkeys(_free(size), torch.export.Dim.DYNAMIC)
-    return torch.export.export(model, (_example(size),), dynamic_shapes={"x": free})
+    return torch.export.export(model, (_example(model, size),), dynamic_shapes={"x": free})
 
 
-def _example(size: tuple[int, int] | None) -> Tensor:
-    return torch.zeros(TRACED if size is None else (TRACED[0], 3, *size))
+def _example(model: DeepLab, size: tuple[int, int] | None) -> Tensor:
+    batch, *sides = TRACED
+    return torch.zeros(batch, model.in_channels, *(size or sides))
 
 
 def _free(size: tuple[int, int] | None) -> dict[int, str]:
@@ -217,12 +220,12 @@ def _free(size: tuple[int, int] | None) -> dict[int, str]:
 
 def _largest_error(model: DeepLab, program: Program, size: tuple[int, int] | None) -> float:
     """Over noise as strong as preprocessed pictures, relative to the largest logit."""
-    shapes = COMPARED if size is None else ((1, 3, *size), (2, 3, *size))
-    strength = 64.0 if model.style == "caffe" else 1.0
+    shapes = COMPARED if size is None else ((1, *size), (2, *size))
+    strength = 64.0 if model.preprocessing.unscaled else 1.0
     generator = torch.Generator().manual_seed(0)
     errors = []
-    for shape in shapes:
-        x = strength * torch.randn(shape, generator=generator)
+    for batch, *sides in shapes:
+        x = strength * torch.randn(batch, model.in_channels, *sides, generator=generator)
         expected = model(x)
         errors.append((program(x) - expected).abs().max() / expected.abs().max())
     return float(torch.stack(errors).max())  # NaN if any is
@@ -241,10 +244,10 @@ def _described(
         "input": {
             "name": "x",
             "dtype": "float32",
-            "shape": ["batch", 3, *(size or ("height", "width"))],
+            "shape": ["batch", model.in_channels, *(size or ("height", "width"))],
             "minimum_height_and_width": min(size) if size else MINIMUM,
         },
-        "preprocessing": preprocess.described(model.style),
+        "preprocessing": model.preprocessing.described(),
         "output": {"name": "logits", "shape": ["batch", model.num_classes, "height", "width"]},
         "ignore_label": IGNORE,  # in label maps to train or score on: pixels that do not count
     }

@@ -55,6 +55,14 @@ def convert(
             show_default="as many as it is for",
         ),
     ] = None,
+    output_stride: Annotated[
+        int | None,
+        option(
+            "8|16|32",
+            "Output stride that the network was trained at, which no tensor tells.",
+            shown="that of the published models",
+        ),
+    ] = None,
     msc: options.MSC = None,
     data: Annotated[
         Named | None,
@@ -108,7 +116,9 @@ def convert(
         raise InputError(
             f"--classes {classes}: {data} has {len(names)}; leave one of the two options out"
         )
-    opened = load_checkpoint(checkpoint, model, classes, cast("Source", source.value))
+    opened = load_checkpoint(
+        checkpoint, model, classes, cast("Source", source.value), output_stride
+    )
     network, loaded = opened.model, opened.loaded
     if msc is not None:
         network.set_scales(scales)

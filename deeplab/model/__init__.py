@@ -3,11 +3,16 @@
     model = deeplab.model.deeplab_v2_resnet101(num_classes=21).eval()
     labels = model(model.preprocess(image)).argmax(1)
 
+Heads on backbones that have no name of their own together: `build` with a name of `FAMILIES`,
+
+    model = deeplab.model.build("deeplab_v3plus", num_classes=21, backbone="resnet34")
+
 `table.py` has the table of networks, `MODELS`, and the builders: start there.
 """
 
 from deeplab.model.network import DeepLab
 from deeplab.model.table import (
+    FAMILIES,
     MODELS,
     build,
     deeplab_v1_4x4,
@@ -36,6 +41,7 @@ from deeplab.model.table import (
 )
 
 __all__ = [
+    "FAMILIES",
     "MODELS",
     "DeepLab",
     "build",

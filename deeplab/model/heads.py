@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from deeplab.model import initialise
 from deeplab.model.batch_norm import FrozenBatchNorm2d
+from deeplab.model.styles import OutputStride
 from kernels import multi_rate_atrous_conv2d
 
 
@@ -207,25 +208,26 @@ class DeepLabV3Head(nn.Module):
 class MultiScaleTaps(nn.Module):
     """The multi-scale features of DeepLab v1 (MSc): scores from the image and pool1 to pool4.
 
-    Each tap is 3x3 with 128 outputs, which strides to 1/8 of the picture, 1x1 with 128 outputs,
-    both with ReLU and dropout, and a 1x1 `classifier`; the scores of all are summed.
+    Each tap is 3x3 with 128 outputs, which strides to the output stride, 8 in the paper, 1x1 with
+    128 outputs, both with ReLU and dropout, and a 1x1 `classifier`; the scores of all are summed.
 
     Where pools round up, and the picture is not 8k + 1 wide and high, the deepest map reaches
     beyond what a stride of 8 on the image gives: a tap's input is padded with zeros at the bottom
     and right to the extent of the map, as DeepLab pads its pictures to 8k + 1.
     """
 
-    def __init__(self, num_classes: int) -> None:
+    def __init__(
+        self, num_classes: int, in_channels: int = 3, output_stride: OutputStride = 8
+    ) -> None:
         super().__init__()
-        self.image = Tap(3, num_classes, stride=8)
-        self.pool1 = Tap(64, num_classes, stride=4)
-        self.pool2 = Tap(128, num_classes, stride=2)
-        self.pool3 = Tap(256, num_classes, stride=1)
-        self.pool4 = Tap(512, num_classes, stride=1)
+        self.image = Tap(in_channels, num_classes, stride=output_stride)
+        self.pool1 = Tap(64, num_classes, stride=output_stride // 2)
+        self.pool2 = Tap(128, num_classes, stride=output_stride // 4)
+        self.pool3 = Tap(256, num_classes, stride=output_stride // 8)
+        self.pool4 = Tap(512, num_classes, stride=output_stride // min(output_stride, 16))
 
-    def forward(self, image: Tensor, pools: Sequence[Tensor]) -> Tensor:
-        """image: preprocessed; pools: what pool1 to pool4 give. The last has the map's size."""
-        size = pools[-1].shape[2:]
+    def forward(self, image: Tensor, pools: Sequence[Tensor], size: Sequence[int]) -> Tensor:
+        """image: preprocessed; pools: what pool1 to pool4 give; size: of the last map."""
         taps = (self.image, self.pool1, self.pool2, self.pool3, self.pool4)
         scores = [tap(x, size) for tap, x in zip(taps, (image, *pools), strict=True)]
         return torch.stack(scores).sum(0)

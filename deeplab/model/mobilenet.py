@@ -1,4 +1,4 @@
-"""MobileNetV3-Large at output stride 16, as torchvision dilates it for segmentation.
+"""MobileNetV3-Large at output stride 16, as torchvision dilates it for segmentation, or 8 or 32.
 
     feature   kernel  expanded  channels  squeeze  activation  stride  rate   size for 321
     0           3        -         16                h-swish      2       1       161
@@ -10,6 +10,10 @@
     13 to 15    5      672, 960   160       yes      h-swish      1       2        21
     16          1        -        960                h-swish      1       1        21
 
+At 32 block 13 has stride 2, and no rates; at 8 block 7 has stride 1, and from it on the rate is 2,
+from 13 on 4. A block that would stride and does not has the rate of those behind it, as
+torchvision has it.
+
 The names are torchvision's. Sources: Howard et al., "Searching for MobileNetV3", ICCV 2019, table
 1; torchvision's `models.mobilenetv3` with dilated=True.
 """
@@ -19,43 +23,54 @@ from torch import Tensor, nn
 
 from deeplab.model import initialise
 from deeplab.model.batch_norm import FrozenBatchNorm2d
+from deeplab.model.styles import OutputStride
 
 EPS, MOMENTUM = 1e-3, 0.01  # of its batch normalisation, as torchvision has them
 
-# kernel, expanded, channels, squeeze and excitation, h-swish, stride, rate
+# kernel, expanded, channels, squeeze and excitation, h-swish, stride of the network for pictures
 BLOCKS = (
-    (3, 16, 16, False, False, 1, 1),
-    (3, 64, 24, False, False, 2, 1),
-    (3, 72, 24, False, False, 1, 1),
-    (5, 72, 40, True, False, 2, 1),
-    (5, 120, 40, True, False, 1, 1),
-    (5, 120, 40, True, False, 1, 1),
-    (3, 240, 80, False, True, 2, 1),
-    (3, 200, 80, False, True, 1, 1),
-    (3, 184, 80, False, True, 1, 1),
-    (3, 184, 80, False, True, 1, 1),
-    (3, 480, 112, True, True, 1, 1),
-    (3, 672, 112, True, True, 1, 1),
-    (5, 672, 160, True, True, 1, 2),
-    (5, 960, 160, True, True, 1, 2),
-    (5, 960, 160, True, True, 1, 2),
+    (3, 16, 16, False, False, 1),
+    (3, 64, 24, False, False, 2),
+    (3, 72, 24, False, False, 1),
+    (5, 72, 40, True, False, 2),
+    (5, 120, 40, True, False, 1),
+    (5, 120, 40, True, False, 1),
+    (3, 240, 80, False, True, 2),
+    (3, 200, 80, False, True, 1),
+    (3, 184, 80, False, True, 1),
+    (3, 184, 80, False, True, 1),
+    (3, 480, 112, True, True, 1),
+    (3, 672, 112, True, True, 1),
+    (5, 672, 160, True, True, 2),
+    (5, 960, 160, True, True, 1),
+    (5, 960, 160, True, True, 1),
 )
 
 
 class MobileNetV3(nn.Module):
-    """MobileNetV3-Large: `[B, 3, H, W]` -> `[B, 960, ~H/16, ~W/16]`.
+    """MobileNetV3-Large of output stride s: `[B, in_channels, H, W]` -> `[B, 960, ~H/s, ~W/s]`.
 
     frozen_bn: statistics and affine of every batch normalisation are constants.
+    low_channels: those of block 3, the last of output stride 4.
     """
 
     out_channels = 960
-    output_stride = 16
+    low_channels = 24
 
-    def __init__(self, *, frozen_bn: bool) -> None:
+    def __init__(
+        self, *, frozen_bn: bool, output_stride: OutputStride = 16, in_channels: int = 3
+    ) -> None:
         super().__init__()
-        layers: list[nn.Module] = [_conv(3, 16, 3, frozen_bn, stride=2, activation=nn.Hardswish)]
+        self.output_stride = output_stride
+        stem = _conv(in_channels, 16, 3, frozen_bn, stride=2, activation=nn.Hardswish)
+        layers: list[nn.Module] = [stem]
         inputs = 16
-        for kernel, expanded, outputs, squeeze, hard, stride, rate in BLOCKS:
+        reached, rate = 2, 1
+        for kernel, expanded, outputs, squeeze, hard, stride in BLOCKS:
+            if reached == output_stride:
+                rate *= stride
+                stride = 1
+            reached *= stride
             activation = nn.Hardswish if hard else nn.ReLU
             layers.append(
                 InvertedResidual(
@@ -72,6 +87,11 @@ class MobileNetV3(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.features(x)
+
+    def low_and_high(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """What block 3 gives, at output stride 4, and the last map."""
+        low = self.features[:4](x)
+        return low, self.features[4:](low)
 
 
 class InvertedResidual(nn.Module):

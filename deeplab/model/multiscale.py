@@ -72,7 +72,7 @@ def scores_of_scales(
 ) -> tuple[Tensor, ...]:
     """The network's scores at each scale, and their maximum first.
 
-    network: x `[B, 3, H, W]` -> scores `[B, C, h, w]`. scales: as `checked_scales` gives them.
+    network: x `[B, Cin, H, W]` -> scores `[B, C, h, w]`. scales: as `checked_scales` gives them.
     Returns (maximum, scale 1, scales between brought to the map of scale 1, last scale as it is):
     one more than there are scales. The last is left small because it is trained as it is.
     """

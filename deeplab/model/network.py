@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from crf import DenseCRF
 from crf.checks import refuse_tracing
 from deeplab.model import multiscale
+from deeplab.model.backbones import Backbone
 from deeplab.model.batch_norm import FrozenBatchNorm2d
 from deeplab.model.heads import (
     ASPP,
@@ -28,14 +29,13 @@ from deeplab.model.heads import (
     MultiScaleTaps,
     Pointwise,
 )
-from deeplab.model.mobilenet import MobileNetV3
 from deeplab.model.multiscale import Resize
-from deeplab.model.preprocess import preprocess
-from deeplab.model.resnet import ResNet
+from deeplab.model.preprocess import Preprocessing
 from deeplab.model.styles import Style
 from deeplab.model.v3plus import DeepLabV3PlusHead
 from deeplab.model.vgg import VGG16
 
+NORMS = nn.modules.batchnorm._BatchNorm | nn.LayerNorm | nn.GroupNorm
 Head = Pointwise | ASPP | FullyConnected | FullyConnectedASPP | DeepLabV3Head | DeepLabV3PlusHead
 
 
@@ -43,16 +43,15 @@ class DeepLab(nn.Module):
     """Backbone, head and, if given, taps and a dense CRF. `deeplab.model` builds the papers' ones.
 
     Attributes: `backbone`, `head`, `taps` (MultiScaleTaps or None), `crf` (a DenseCRF or None; it
-    may be set at any time), `num_classes`, `style`, `scales` (a tuple, or None for one scale;
-    `set_scales` sets it), `resize` and `config`: the model's name and options as JSON-able values,
-    so that `deeplab.model.build(config["model"], ...)` makes the same model again.
+    may be set at any time), `num_classes`, `in_channels`, `preprocessing` (see `preprocess`),
+    `style`, `scales` (a tuple, or None for one scale; `set_scales` sets it), `resize` and `config`:
+    the model's name and options as JSON-able values, so that
+    `deeplab.model.build(config["model"], ...)` makes the same model again.
     """
-
-    in_channels = 3
 
     def __init__(
         self,
-        backbone: ResNet | VGG16 | MobileNetV3,
+        backbone: Backbone,
         head: Head,
         *,
         config: dict[str, Any],
@@ -63,6 +62,8 @@ class DeepLab(nn.Module):
         self.config = config
         self.num_classes: int = config["num_classes"]
         self.style: Style = config.get("style", "caffe")
+        self.preprocessing = Preprocessing.of(config)
+        self.in_channels = self.preprocessing.in_channels
         scales = config.get("scales")
         self.scales: tuple[float, ...] | None = None if scales is None else tuple(scales)
         self.resize: Resize = config.get("resize", "caffe")
@@ -102,19 +103,21 @@ class DeepLab(nn.Module):
         return hub.push_to_hub(self, repository, metadata, private=private)
 
     def preprocess(self, image: np.ndarray | Tensor) -> Tensor:
-        """RGB in 0-255 -> the input that weights of this model's style expect.
+        """A picture -> the input that this model's weights expect.
 
-        Style "caffe": BGR, mean subtracted; "torchvision" and "smp": RGB, whitened.
-        image: NumPy `[H, W, 3]`, or tensor `[3, H, W]` or `[B, 3, H, W]`; uint8 or floating point.
-        Returns `[B, 3, H, W]` on the model's device and in its dtype; raises as
+        With `mean` and `deviation`: (image - mean) / deviation, band by band. Without them RGB in
+        0-255; style "caffe": BGR, mean subtracted; "torchvision" and "smp": RGB, whitened.
+        image: NumPy `[H, W, C]`, or tensor `[C, H, W]` or `[B, C, H, W]`, C = in_channels; uint8 or
+            floating point, or uint16 with mean and deviation.
+        Returns `[B, C, H, W]` on the model's device and in its dtype; raises as
         `deeplab.model.preprocess.preprocess` does.
         """
-        return preprocess(image, self.style).to(next(self.parameters()))
+        return self.preprocessing(image).to(next(self.parameters()))
 
     def forward(self, x: Tensor, *, image: Tensor | None = None, upsample: bool = True) -> Tensor:
         """Class scores, one tensor in training and in evaluation.
 
-        x: `[B, 3, H, W]`, preprocessed, any size from 1x1 up.
+        x: `[B, in_channels, H, W]`, preprocessed, any size from 1x1 up.
         image: `[B, 3, H, W]`, the same pictures as RGB 0-255: what a CRF layer looks at.
         upsample: to the input's size, as `upsample` does it; False leaves the backbone's size,
             about H/8 x W/8.
@@ -171,7 +174,7 @@ class DeepLab(nn.Module):
     def forward_scales(self, x: Tensor) -> tuple[Tensor, ...]:
         """The scores that a model of several scales trains on, one loss each, none upsampled.
 
-        x: `[B, 3, H, W]`, preprocessed. A CRF layer takes no part.
+        x: `[B, in_channels, H, W]`, preprocessed. A CRF layer takes no part.
 
         Returns, with scales=(1.0, 0.75, 0.5), four tensors `[B, num_classes, h, w]`: the maximum
         over the scales, scale 1, scale 0.75 brought to the map of scale 1, and scale 0.5 as it is.
@@ -196,7 +199,7 @@ class DeepLab(nn.Module):
             name             lr times          weight decay
             body_weight          1                 yes
             body_bias            2                 no
-            body_norm            1                 no          BatchNorm, where it is trained
+            body_norm            1                 no          norms that are trained, scales
             head_weight    head_lr_scale           yes         layers called `classifier`
             head_bias    2 head_lr_scale           no
             crf                  1                 no
@@ -232,13 +235,13 @@ class DeepLab(nn.Module):
     def _scores(self, x: Tensor) -> Tensor:
         """`[B, num_classes, ~H/8, ~W/8]`, or of another output stride, at one scale."""
         if isinstance(self.head, DeepLabV3PlusHead):
-            assert isinstance(self.backbone, ResNet)
             return self.head(*self.backbone.low_and_high(x))
         if self.taps is None:
             return self.head(self.backbone(x))
-        pools: list[Tensor] = []
-        scores = self.head(self.backbone(x, pools))
-        return scores + self.taps(x, pools)
+        assert isinstance(self.backbone, VGG16)
+        pools, _, features = self.backbone.all_maps(x)
+        scores: Tensor = self.head(features)
+        return scores + self.taps(x, pools, scores.shape[2:])
 
     def _scores_of_scales(self, x: Tensor) -> tuple[Tensor, ...]:
         assert self.scales is not None
@@ -253,9 +256,11 @@ class DeepLab(nn.Module):
                 if not parameter.requires_grad or isinstance(module, FrozenBatchNorm2d):
                     continue
                 path = module_name.split(".")
+                # timm's encoders have scales of layers too, under other names.
+                scale = name not in ("weight", "bias")
                 if path[0] == "crf":
                     group = "crf"
-                elif isinstance(module, nn.modules.batchnorm._BatchNorm):
+                elif scale or isinstance(module, NORMS):
                     group = "body_norm"
                 else:
                     part = "head" if path[-1] == "classifier" else "body"
@@ -264,9 +269,10 @@ class DeepLab(nn.Module):
         return found
 
     def _check(self, x: Tensor) -> None:
-        if x.ndim != 4 or x.shape[1] != 3 or x.shape[2] == 0 or x.shape[3] == 0:
+        if x.ndim != 4 or x.shape[1] != self.in_channels or x.shape[2] == 0 or x.shape[3] == 0:
             raise ValueError(
-                f"x must be a preprocessed batch [B, 3, H, W], not shape {list(x.shape)}; "
+                f"x must be a preprocessed batch [B, {self.in_channels}, H, W], not shape "
+                f"{list(x.shape)}; "
                 "model.preprocess(image) makes one"
             )
         if not x.is_floating_point():

@@ -36,10 +36,9 @@ from torch import Tensor, nn
 
 from deeplab.model import initialise
 from deeplab.model.batch_norm import FrozenBatchNorm2d
-from deeplab.model.styles import Style
+from deeplab.model.styles import OutputStride, Style
 
 Norm = Callable[[int], nn.Module]
-OutputStride = Literal[8, 16, 32]
 # By output stride, for each stage: the rates before and of it, and its stride.
 STAGES: dict[OutputStride, tuple[tuple[tuple[int, int], int], ...]] = {
     8: (((1, 1), 1), ((1, 1), 2), ((1, 2), 1), ((2, 4), 1)),
@@ -49,7 +48,7 @@ STAGES: dict[OutputStride, tuple[tuple[tuple[int, int], int], ...]] = {
 
 
 class ResNet(nn.Module):
-    """ResNet of output stride s: `[B, 3, H, W]` -> `[B, out_channels, ~H/s, ~W/s]`.
+    """ResNet of output stride s: `[B, in_channels, H, W]` -> `[B, out_channels, ~H/s, ~W/s]`.
 
     blocks: residual blocks in each of the four stages; bottlenecks in (3, 4, 23, 3) are ResNet-101.
     width: channels of the stem; 64 in the paper. out_channels is 32 * width, 8 * width for basic
@@ -68,6 +67,7 @@ class ResNet(nn.Module):
         style: Style = "caffe",
         block: Literal["bottleneck", "basic"] = "bottleneck",
         output_stride: OutputStride = 8,
+        in_channels: int = 3,
     ) -> None:
         super().__init__()
         self.output_stride = output_stride
@@ -75,7 +75,7 @@ class ResNet(nn.Module):
         kind = Bottleneck if block == "bottleneck" else BasicBlock
         self.out_channels = 8 * width * kind.expansion
         self.low_channels = width * kind.expansion
-        self.conv1 = nn.Conv2d(3, width, 7, stride=2, padding=3, bias=False)
+        self.conv1 = nn.Conv2d(in_channels, width, 7, stride=2, padding=3, bias=False)
         self.bn1 = norm(width)
         self.relu = nn.ReLU(inplace=True)
         self.pool1 = nn.MaxPool2d(3, stride=2, padding=1, ceil_mode=style == "caffe")

@@ -20,6 +20,8 @@ from typing import Literal, get_args
 
 Style = Literal["caffe", "torchvision", "smp"]
 STYLES: tuple[Style, ...] = get_args(Style)
+OutputStride = Literal[8, 16, 32]
+OUTPUT_STRIDES: tuple[OutputStride, ...] = get_args(OutputStride)
 
 
 def check(option: str, value: str, known: tuple[str, ...]) -> None:

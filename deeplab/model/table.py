@@ -28,9 +28,13 @@
     model = deeplab_v2_resnet101(num_classes=21).eval()
     labels = model(model.preprocess(image)).argmax(1)
 
-Every builder takes `num_classes` and, by keyword, the options of `Options`; `frozen_bn` on ResNets
-and MobileNetV3 too. The parameters are those with 21 classes; the other backbones have output
-stride 8 unless `output_stride` says otherwise, those under v3+ 16.
+Three families put the heads of v2, v3 and v3+ on any backbone of `deeplab.model.backbones`:
+
+    model = build("deeplab_v3plus", num_classes=21, backbone="resnet34", output_stride=8)
+
+Every builder takes `num_classes` and, by keyword, the options of `Options`; `frozen_bn` where there
+is batch normalisation. The parameters are those with 21 classes; backbones have output stride 8
+unless `output_stride` says otherwise, those under v3+ 16.
 
 Sources: Chen et al., "Semantic Image Segmentation with Deep Convolutional Nets and Fully Connected
 CRFs", ICLR 2015 (v1); "DeepLab: Semantic Image Segmentation with Deep Convolutional Nets, Atrous
@@ -41,10 +45,12 @@ segmentation_models_pytorch.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, TypedDict, Unpack
 
 from crf import DenseCRF
+from deeplab.model import backbones
+from deeplab.model.backbones import BACKBONES, Backbone, Body, ResNetBody, VGG16Body
 from deeplab.model.heads import (
     ASPP,
     DeepLabV3Head,
@@ -53,21 +59,16 @@ from deeplab.model.heads import (
     MultiScaleTaps,
     Pointwise,
 )
-from deeplab.model.mobilenet import MobileNetV3
 from deeplab.model.multiscale import RESIZES, Resize, checked_scales
 from deeplab.model.network import DeepLab, Head
-from deeplab.model.resnet import STAGES, OutputStride, ResNet
-from deeplab.model.styles import STYLES, Style, check
+from deeplab.model.preprocess import checked_statistics
+from deeplab.model.styles import OUTPUT_STRIDES, STYLES, OutputStride, Style, check
 from deeplab.model.v3plus import DeepLabV3PlusHead
-from deeplab.model.vgg import VGG16
 
 LARGEFOV = (12,)
 ASPP_S = (2, 4, 8, 12)
 ASPP_L = (6, 12, 18, 24)
 PYRAMID_V3 = (12, 24, 36)
-RESNET_101 = (3, 4, 23, 3)
-RESNET_50 = (3, 4, 6, 3)
-RESNET_18 = (2, 2, 2, 2)
 
 
 class Options(TypedDict, total=False):
@@ -75,9 +76,14 @@ class Options(TypedDict, total=False):
 
     rates: of the head's convolutions in pixels of the map; one where fc6 is 4x4 or 7x7, none in
         the base of ResNet-101.
-    style: "caffe" or "torchvision": see `deeplab.model.styles`. It belongs to the weights.
+    style: "caffe", "torchvision" or "smp": see `deeplab.model.styles`. It belongs to the weights.
     scales: None, or (1.0, 0.75, 0.5) for multi-scale input, fused by maximum (MSC).
     resize: "caffe" or "torch": see `deeplab.model.multiscale`. It belongs to the weights, too.
+    in_channels: bands of a picture: 3, unless mean and deviation are given.
+    mean, deviation: a number for each band, in the picture's own units, for
+        x = (picture - mean) / deviation; None for those of the style, which are of RGB.
+    output_stride: pixels from one place of the last map to the next: 8, 16 or 32, which is the
+        network without atrous convolution. The rates stay, unless given.
     crf: a dense CRF as the last layer.
     """
 
@@ -85,177 +91,169 @@ class Options(TypedDict, total=False):
     style: Style
     scales: Sequence[float] | None
     resize: Resize
+    in_channels: int
+    mean: Sequence[float] | None
+    deviation: Sequence[float] | None
+    output_stride: OutputStride
     crf: DenseCRF | None
 
 
-class ResNetOptions(Options, total=False):
+class NormOptions(Options, total=False):
     """frozen_bn: keep statistics and affine of BatchNorm as they are, in training too, as the paper
-        does with its small batches; False trains both.
-    output_stride: pixels from one place of the last map to the next: 8, 16 or 32, which is the
-        network without atrous convolution. The rates stay, unless given.
+    does with its small batches; False trains both.
     """
 
     frozen_bn: bool
-    output_stride: OutputStride
 
 
-class V3PlusOptions(ResNetOptions, total=False):
+class V3PlusOptions(NormOptions, total=False):
     """separable: the pyramid's 3x3 convolutions are depthwise, each with a 1x1 behind it."""
 
     separable: bool
 
 
-@dataclass(frozen=True)
-class OnVGG16:
-    """A line of the table: v1's LargeFOV averages after pool5 (pool5a), the others do not."""
+class FamilyOptions(V3PlusOptions, total=False):
+    """backbone: a name of `deeplab.model.backbones`; separable: of v3+ only."""
 
+    backbone: str
+
+
+@dataclass(frozen=True)
+class Line:
+    """A line of the table: a head, its backbone, and what their options are by default.
+
+    head: of which paper; that of v2 is v1's too.
+    backbone: None in a family, whose networks are on any.
+    kernel, taps: of fc6, and whether there are those of MSc, on VGG-16.
+    """
+
+    head: Literal["v2", "v3", "v3plus"]
     rates: tuple[int, ...]
-    pool5a: bool
-    kernel: int = 3  # of fc6
+    style: Style
+    frozen_bn: bool
+    output_stride: OutputStride = 8
+    backbone: Body | None = None
+    kernel: int = 3
     taps: bool = False
 
-    def head(self, in_channels: int, num_classes: int, rates: Sequence[int]) -> Head:
-        if self.kernel == 3:
-            return FullyConnectedASPP(in_channels, num_classes, rates)
-        return FullyConnected(in_channels, num_classes, rates[0], kernel=self.kernel)
+    def on(self, backbone: Body, **changes: Any) -> "Line":
+        return replace(self, backbone=backbone, **changes)
 
+    def defaults(self) -> dict[str, Any]:
+        """The options that the network has, and their values where none is given."""
+        assert self.backbone is not None
+        options: dict[str, Any] = {"rates": self.rates, "style": self.style, "scales": None}
+        options |= {"resize": "caffe", "in_channels": 3, "mean": None, "deviation": None}
+        if not self.fully_connected:
+            options |= {"frozen_bn": self.frozen_bn}
+        options |= {"output_stride": self.output_stride}
+        if self.head == "v3plus":
+            options |= {"separable": True}
+        return {**options, **self.backbone.defaults}
 
-@dataclass(frozen=True)
-class OnResNet:
-    """A line of the table."""
+    @property
+    def fully_connected(self) -> bool:
+        """Whether the head is fc6 - fc7 - fc8, and no layer is normalised."""
+        return self.head == "v2" and isinstance(self.backbone, VGG16Body)
 
-    rates: tuple[int, ...]
-    blocks: tuple[int, int, int, int]
-    block: Literal["bottleneck", "basic"] = "bottleneck"
-    width: int = 64
-    pyramid: bool = False  # of v3
-    frozen_bn: bool = True
-    style: Style = "caffe"
-    output_stride: OutputStride = 8
+    @property
+    def kind(self) -> tuple[str, int, bool, bool]:
+        """Of the head: of one kind, layers mean the same but for their rates."""
+        return self.head, self.kernel, self.taps, bool(self.rates)
 
-    def backbone(self, style: Style, frozen_bn: bool, output_stride: OutputStride) -> ResNet:
-        return ResNet(
-            self.blocks,
-            width=self.width,
-            frozen_bn=frozen_bn,
-            style=style,
-            block=self.block,
-            output_stride=output_stride,
-        )
-
-    def head(
-        self, in_channels: int, num_classes: int, rates: Sequence[int], frozen_bn: bool
-    ) -> Head:
-        if self.pyramid:
-            return DeepLabV3Head(in_channels, num_classes, rates, frozen_bn=frozen_bn)
-        if not rates:
-            return Pointwise(in_channels, num_classes)
-        return ASPP(in_channels, num_classes, rates)
-
-
-@dataclass(frozen=True)
-class V3PlusOnResNet(OnResNet):
-    """A line of the table: v3+, as segmentation_models_pytorch has it."""
-
-    pyramid: bool = True
-    frozen_bn: bool = False
-    style: Style = "smp"
-    output_stride: OutputStride = 16
-
-    def plus_head(
-        self, in_channels: int, num_classes: int, config: Mapping[str, Any]
-    ) -> DeepLabV3PlusHead:
+    def make_head(self, backbone: Backbone, config: Mapping[str, Any]) -> Head:
+        channels, classes, rates = backbone.out_channels, config["num_classes"], config["rates"]
+        if self.fully_connected and self.kernel != 3:
+            return FullyConnected(channels, classes, rates[0], kernel=self.kernel)
+        if self.fully_connected:
+            return FullyConnectedASPP(channels, classes, rates)
+        if self.head == "v2":
+            return ASPP(channels, classes, rates) if rates else Pointwise(channels, classes)
+        if self.head == "v3":
+            return DeepLabV3Head(channels, classes, rates, frozen_bn=config["frozen_bn"])
         return DeepLabV3PlusHead(
-            in_channels,
-            in_channels // 8,  # of layer1
-            num_classes,
-            config["rates"],
+            channels,
+            backbone.low_channels,
+            classes,
+            rates,
             frozen_bn=config["frozen_bn"],
             separable=config["separable"],
             aligned=config["style"] != "torchvision",
         )
 
-
-@dataclass(frozen=True)
-class OnMobileNetV3:
-    """A line of the table."""
-
-    rates: tuple[int, ...]
-    frozen_bn: bool = False
-    style: Style = "torchvision"
-    pyramid = True
-
-    def backbone(self, style: Style, frozen_bn: bool) -> MobileNetV3:
-        if style != self.style:
-            raise ValueError(f"style must be {self.style} for a MobileNetV3, not {style}")
-        return MobileNetV3(frozen_bn=frozen_bn)
-
-    def head(
-        self, in_channels: int, num_classes: int, rates: Sequence[int], frozen_bn: bool
-    ) -> Head:
-        return DeepLabV3Head(in_channels, num_classes, rates, frozen_bn=frozen_bn)
+    def make_taps(self, config: Mapping[str, Any]) -> MultiScaleTaps | None:
+        if not self.taps:
+            return None
+        stride = config["output_stride"]
+        return MultiScaleTaps(config["num_classes"], config["in_channels"], stride)
 
 
-Line = OnVGG16 | OnResNet | OnMobileNetV3
+V2 = Line("v2", ASPP_L, "caffe", frozen_bn=True)
+V3 = Line("v3", PYRAMID_V3, "torchvision", frozen_bn=False)
+V3PLUS = Line("v3plus", PYRAMID_V3, "smp", frozen_bn=False, output_stride=16)
+FAMILIES: dict[str, Line] = {"deeplab_v2": V2, "deeplab_v3": V3, "deeplab_v3plus": V3PLUS}
+
+VGG_16, RESNET_18, RESNET_50, RESNET_101 = (
+    BACKBONES[name] for name in ("vgg16", "resnet18", "resnet50", "resnet101")
+)
+POOL5A = VGG16Body(pool5a=True)
 
 MODELS: dict[str, Line] = {
-    "deeplab_v1_7x7": OnVGG16((4,), pool5a=False, kernel=7),
-    "deeplab_v1_4x4": OnVGG16((4,), pool5a=False, kernel=4),
-    "deeplab_v1_largefov": OnVGG16(LARGEFOV, pool5a=True),
-    "deeplab_v1_msc": OnVGG16((4,), pool5a=False, kernel=4, taps=True),
-    "deeplab_v1_msc_largefov": OnVGG16(LARGEFOV, pool5a=True, taps=True),
-    "deeplab_v2_vgg16_largefov": OnVGG16(LARGEFOV, pool5a=False),
-    "deeplab_v2_vgg16_aspp_s": OnVGG16(ASPP_S, pool5a=False),
-    "deeplab_v2_vgg16_aspp_l": OnVGG16(ASPP_L, pool5a=False),
-    "deeplab_v2_vgg16": OnVGG16(ASPP_L, pool5a=False),
-    "deeplab_v2_resnet101_base": OnResNet((), RESNET_101),
-    "deeplab_v2_resnet101_largefov": OnResNet(LARGEFOV, RESNET_101),
-    "deeplab_v2_resnet101_aspp_s": OnResNet(ASPP_S, RESNET_101),
-    "deeplab_v2_resnet101_aspp_l": OnResNet(ASPP_L, RESNET_101),
-    "deeplab_v2_resnet101": OnResNet(ASPP_L, RESNET_101),
-    "deeplab_v2_resnet50": OnResNet(ASPP_L, RESNET_50),
-    "deeplab_v2_resnet18": OnResNet(ASPP_L, RESNET_18, block="basic"),
-    "deeplab_v2_small": OnResNet(ASPP_L, (2, 2, 1, 1), width=16, frozen_bn=False),
-    "deeplab_v3_resnet101": OnResNet(
-        PYRAMID_V3, RESNET_101, pyramid=True, frozen_bn=False, style="torchvision"
-    ),
-    "deeplab_v3_resnet50": OnResNet(
-        PYRAMID_V3, RESNET_50, pyramid=True, frozen_bn=False, style="torchvision"
-    ),
-    "deeplab_v3_mobilenet": OnMobileNetV3(PYRAMID_V3),
-    "deeplab_v3plus_resnet101": V3PlusOnResNet(PYRAMID_V3, RESNET_101),
-    "deeplab_v3plus_resnet50": V3PlusOnResNet(PYRAMID_V3, RESNET_50),
-    "deeplab_v3plus_resnet18": V3PlusOnResNet(PYRAMID_V3, RESNET_18, block="basic"),
+    "deeplab_v1_7x7": V2.on(VGG_16, rates=(4,), kernel=7),
+    "deeplab_v1_4x4": V2.on(VGG_16, rates=(4,), kernel=4),
+    "deeplab_v1_largefov": V2.on(POOL5A, rates=LARGEFOV),
+    "deeplab_v1_msc": V2.on(VGG_16, rates=(4,), kernel=4, taps=True),
+    "deeplab_v1_msc_largefov": V2.on(POOL5A, rates=LARGEFOV, taps=True),
+    "deeplab_v2_vgg16_largefov": V2.on(VGG_16, rates=LARGEFOV),
+    "deeplab_v2_vgg16_aspp_s": V2.on(VGG_16, rates=ASPP_S),
+    "deeplab_v2_vgg16_aspp_l": V2.on(VGG_16),
+    "deeplab_v2_vgg16": V2.on(VGG_16),
+    "deeplab_v2_resnet101_base": V2.on(RESNET_101, rates=()),
+    "deeplab_v2_resnet101_largefov": V2.on(RESNET_101, rates=LARGEFOV),
+    "deeplab_v2_resnet101_aspp_s": V2.on(RESNET_101, rates=ASPP_S),
+    "deeplab_v2_resnet101_aspp_l": V2.on(RESNET_101),
+    "deeplab_v2_resnet101": V2.on(RESNET_101),
+    "deeplab_v2_resnet50": V2.on(RESNET_50),
+    "deeplab_v2_resnet18": V2.on(RESNET_18),
+    "deeplab_v2_small": V2.on(ResNetBody((2, 2, 1, 1), width=16), frozen_bn=False),
+    "deeplab_v3_resnet101": V3.on(RESNET_101),
+    "deeplab_v3_resnet50": V3.on(RESNET_50),
+    "deeplab_v3_mobilenet": V3.on(BACKBONES["mobilenet_v3_large"]),
+    "deeplab_v3plus_resnet101": V3PLUS.on(RESNET_101),
+    "deeplab_v3plus_resnet50": V3PLUS.on(RESNET_50),
+    "deeplab_v3plus_resnet18": V3PLUS.on(RESNET_18),
 }
 
 
 def build(name: str, num_classes: int = 21, **options: Any) -> DeepLab:
-    """The model of that name in MODELS, with the options of its builder function.
+    """The model of that name in MODELS or FAMILIES, with the options of its builder function.
+
+    Those of a family are `FamilyOptions`, of which it needs `backbone`.
 
     Raises ValueError for an unknown name, which lists the names, and for options that make no
-    model; TypeError for an option that the model does not have.
+    model; TypeError for an option that the model does not have; ImportError for a backbone of timm
+    where that is not installed.
     """
-    if name not in MODELS:
-        raise ValueError(f"model: unknown name {name!r}; expected one of {', '.join(MODELS)}")
-    line = MODELS[name]
     crf = options.pop("crf", None)
+    line = line_of(name, options)
+    assert line.backbone is not None
     config = _config(name, line, num_classes, options)
-    rates, style = config["rates"], config["style"]
-    if isinstance(line, OnVGG16):
-        backbone = VGG16(pool5a=line.pool5a, style=style)
-        head = line.head(backbone.out_channels, num_classes, rates)
-        taps = MultiScaleTaps(num_classes) if line.taps else None
-        return DeepLab(backbone, head, config=config, taps=taps, crf=crf)
-    body: ResNet | MobileNetV3
-    if isinstance(line, OnMobileNetV3):
-        body = line.backbone(style, config["frozen_bn"])
-    else:
-        body = line.backbone(style, config["frozen_bn"], config["output_stride"])
-    if isinstance(line, V3PlusOnResNet):
-        head = line.plus_head(body.out_channels, num_classes, config)
-    else:
-        head = line.head(body.out_channels, num_classes, rates, config["frozen_bn"])
-    return DeepLab(body, head, config=config, crf=crf)
+    backbone = line.backbone.make(config)
+    head, taps = line.make_head(backbone, config), line.make_taps(config)
+    return DeepLab(backbone, head, config=config, taps=taps, crf=crf)
+
+
+def line_of(name: str, options: Mapping[str, Any]) -> Line:
+    """The line of a model's name, on the backbone that its options say where it is a family.
+
+    Raises ValueError for an unknown name, and for a family's backbone that is missing or unknown.
+    """
+    if name in FAMILIES:
+        return FAMILIES[name].on(backbones.named(options.get("backbone")))
+    if name not in MODELS:
+        known = ", ".join((*MODELS, *FAMILIES))
+        raise ValueError(f"model: unknown name {name!r}; expected one of {known}")
+    return MODELS[name]
 
 
 def deeplab_v1_7x7(num_classes: int = 21, **options: Unpack[Options]) -> DeepLab:
@@ -307,44 +305,42 @@ def deeplab_v2_vgg16(num_classes: int = 21, **options: Unpack[Options]) -> DeepL
     return build("deeplab_v2_vgg16", num_classes, **options)
 
 
-def deeplab_v2_resnet101_base(num_classes: int = 21, **options: Unpack[ResNetOptions]) -> DeepLab:
+def deeplab_v2_resnet101_base(num_classes: int = 21, **options: Unpack[NormOptions]) -> DeepLab:
     """ResNet-101 at output stride 8 with one 1x1 classifier: where the paper's ablation starts."""
     return build("deeplab_v2_resnet101_base", num_classes, **options)
 
 
-def deeplab_v2_resnet101_largefov(
-    num_classes: int = 21, **options: Unpack[ResNetOptions]
-) -> DeepLab:
+def deeplab_v2_resnet101_largefov(num_classes: int = 21, **options: Unpack[NormOptions]) -> DeepLab:
     """DeepLab v2 LargeFOV on ResNet-101: one 3x3 classifier at rate 12."""
     return build("deeplab_v2_resnet101_largefov", num_classes, **options)
 
 
-def deeplab_v2_resnet101_aspp_s(num_classes: int = 21, **options: Unpack[ResNetOptions]) -> DeepLab:
+def deeplab_v2_resnet101_aspp_s(num_classes: int = 21, **options: Unpack[NormOptions]) -> DeepLab:
     """DeepLab v2 on ResNet-101, ASPP-S: 3x3 classifiers at rates 2, 4, 8 and 12, summed."""
     return build("deeplab_v2_resnet101_aspp_s", num_classes, **options)
 
 
-def deeplab_v2_resnet101_aspp_l(num_classes: int = 21, **options: Unpack[ResNetOptions]) -> DeepLab:
+def deeplab_v2_resnet101_aspp_l(num_classes: int = 21, **options: Unpack[NormOptions]) -> DeepLab:
     """DeepLab v2 on ResNet-101, ASPP-L: 3x3 classifiers at rates 6, 12, 18 and 24, summed."""
     return build("deeplab_v2_resnet101_aspp_l", num_classes, **options)
 
 
-def deeplab_v2_resnet101(num_classes: int = 21, **options: Unpack[ResNetOptions]) -> DeepLab:
+def deeplab_v2_resnet101(num_classes: int = 21, **options: Unpack[NormOptions]) -> DeepLab:
     """DeepLab v2 on ResNet-101 in the paper's best form: ASPP-L."""
     return build("deeplab_v2_resnet101", num_classes, **options)
 
 
-def deeplab_v2_resnet50(num_classes: int = 21, **options: Unpack[ResNetOptions]) -> DeepLab:
+def deeplab_v2_resnet50(num_classes: int = 21, **options: Unpack[NormOptions]) -> DeepLab:
     """`deeplab_v2_resnet101` with the blocks of ResNet-50."""
     return build("deeplab_v2_resnet50", num_classes, **options)
 
 
-def deeplab_v2_resnet18(num_classes: int = 21, **options: Unpack[ResNetOptions]) -> DeepLab:
+def deeplab_v2_resnet18(num_classes: int = 21, **options: Unpack[NormOptions]) -> DeepLab:
     """`deeplab_v2_resnet101` with the basic blocks of ResNet-18."""
     return build("deeplab_v2_resnet18", num_classes, **options)
 
 
-def deeplab_v2_small(num_classes: int = 21, **options: Unpack[ResNetOptions]) -> DeepLab:
+def deeplab_v2_small(num_classes: int = 21, **options: Unpack[NormOptions]) -> DeepLab:
     """The layout of `deeplab_v2_resnet101` in small, for CPUs and tests.
 
     Base width 16 instead of 64 and (2, 2, 1, 1) blocks instead of (3, 4, 23, 3). It is trained from
@@ -353,17 +349,17 @@ def deeplab_v2_small(num_classes: int = 21, **options: Unpack[ResNetOptions]) ->
     return build("deeplab_v2_small", num_classes, **options)
 
 
-def deeplab_v3_resnet101(num_classes: int = 21, **options: Unpack[ResNetOptions]) -> DeepLab:
+def deeplab_v3_resnet101(num_classes: int = 21, **options: Unpack[NormOptions]) -> DeepLab:
     """DeepLab v3 on ResNet-101 at output stride 8, as torchvision lays it out; BatchNorm trains."""
     return build("deeplab_v3_resnet101", num_classes, **options)
 
 
-def deeplab_v3_resnet50(num_classes: int = 21, **options: Unpack[ResNetOptions]) -> DeepLab:
+def deeplab_v3_resnet50(num_classes: int = 21, **options: Unpack[NormOptions]) -> DeepLab:
     """`deeplab_v3_resnet101` with the blocks of ResNet-50."""
     return build("deeplab_v3_resnet50", num_classes, **options)
 
 
-def deeplab_v3_mobilenet(num_classes: int = 21, **options: Unpack[ResNetOptions]) -> DeepLab:
+def deeplab_v3_mobilenet(num_classes: int = 21, **options: Unpack[NormOptions]) -> DeepLab:
     """DeepLab v3 on MobileNetV3-Large at output stride 16, as torchvision has it: for CPUs."""
     return build("deeplab_v3_mobilenet", num_classes, **options)
 
@@ -385,31 +381,28 @@ def deeplab_v3plus_resnet18(num_classes: int = 21, **options: Unpack[V3PlusOptio
 
 def _config(name: str, line: Line, num_classes: int, options: dict[str, Any]) -> dict[str, Any]:
     """The model's name and options as JSON-able values; raises where they make no model."""
-    defaults: dict[str, Any] = {"rates": line.rates, "style": "caffe", "scales": None}
-    defaults["resize"] = "caffe"
-    if not isinstance(line, OnVGG16):
-        defaults |= {"frozen_bn": line.frozen_bn, "style": line.style}
-    if isinstance(line, OnResNet):
-        defaults |= {"output_stride": line.output_stride}
-    if isinstance(line, V3PlusOnResNet):
-        defaults |= {"separable": True}
+    defaults = ({"backbone": None} if name in FAMILIES else {}) | line.defaults()
     if unknown := options.keys() - defaults.keys():
         raise TypeError(
             f"{name}() got an unexpected keyword argument {min(unknown)!r}; expected num_classes, "
             f"{', '.join(defaults)} or crf"
         )
+    if options.get("in_channels", 3) != 3:  # what is known of RGB does not help
+        defaults |= {"mean": None, "deviation": None}
     chosen = defaults | options
     if not _is_positive(num_classes):
         raise ValueError(f"num_classes must be an integer from 1 up, not {num_classes!r}")
     for flag in ("frozen_bn", "separable"):
         if not isinstance(chosen.get(flag, False), bool):
             raise ValueError(f"{flag} must be True or False, not {chosen[flag]!r}")
-    if chosen.get("output_stride", 8) not in STAGES:
-        raise ValueError(f"output_stride must be 8, 16 or 32, not {chosen['output_stride']!r}")
+    stride = chosen["output_stride"]
+    if not isinstance(stride, int) or stride not in OUTPUT_STRIDES:
+        raise ValueError(f"output_stride must be 8, 16 or 32, not {stride!r}")
     check("style", chosen["style"], STYLES)
     check("resize", chosen["resize"], RESIZES)
     chosen["rates"] = _checked_rates(name, line, chosen["rates"])
     chosen["scales"] = checked_scales(chosen["scales"])
+    chosen |= checked_statistics(chosen["in_channels"], chosen["mean"], chosen["deviation"])
     return {"model": name, "num_classes": num_classes, **chosen}
 
 
@@ -420,7 +413,7 @@ def _checked_rates(name: str, line: Line, rates: Any) -> list[int]:
     if not line.rates:
         if listed or not isinstance(rates, Iterable):
             raise ValueError(f"rates must be none for the 1x1 classifier of {name}, not {shown}")
-    elif isinstance(line, OnVGG16) and line.kernel != 3:
+    elif line.kernel != 3:
         if not whole or len(listed) > 1:
             raise ValueError(f"rates must be one for {name}, such as (4,), not {shown}")
     elif not whole:

@@ -14,7 +14,7 @@ from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, model_v
 from pydantic.dataclasses import dataclass
 
 from deeplab.data import scenes
-from deeplab.model import MODELS
+from deeplab.model import FAMILIES, MODELS
 from deeplab.training.config_errors import ConfigError, one_line_errors
 
 SCENES_CRF: dict[str, Any] = {
@@ -44,8 +44,9 @@ MOST_FLOAT = 3.4e38  # float32's
 
 
 def _known_model(name: str) -> str:
-    if name not in MODELS:
-        raise ValueError(f"one of {', '.join(MODELS)}")
+    known = (*MODELS, *FAMILIES)
+    if name not in known:
+        raise ValueError(f"one of {', '.join(known)}")
     return name
 
 
@@ -95,8 +96,9 @@ class TrainConfig:
     """What fixes a training run. Construction raises ConfigError, a ValueError of one line.
 
     Attributes:
-        model: name in `deeplab.model.MODELS`.
-        model_options: further arguments of its builder, such as scales = [1.0, 0.75, 0.5] (MSC).
+        model: name in `deeplab.model.MODELS` or `FAMILIES`.
+        model_options: further arguments of its builder, such as scales = [1.0, 0.75, 0.5] (MSC),
+            or backbone = "resnet34" and output_stride = 16.
         weights: file to start from, of any format that `deeplab.weights.load_weights` reads.
         starts_from: what `weights` should be, in words; a run that has this and no weights stops.
         new_classifier: draw the classifier anew, though `weights` have one for as many classes.

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import nn
 
 from deeplab.crf_settings import CRFSettings
 from deeplab.data import scenes
@@ -27,11 +28,13 @@ from deeplab.errors import InputError
 from deeplab.evaluation.evaluate import LabelledImages
 from deeplab.model import DeepLab, build
 from deeplab.model.heads import DeepLabV3Head
+from deeplab.model.timm_encoder import TimmEncoder
 from deeplab.training.checkpoint import Files, check_agreement, read_state
 from deeplab.training.config import SCENES_CRF, TrainConfig
 from deeplab.training.distributed import Processes
 from deeplab.training.labels import check_labels
 from deeplab.training.logs import Logger
+from deeplab.training.losses import Grid, label_strides
 from deeplab.weights import Loaded, load_weights, read_metadata
 from deeplab.weights.sources import is_own
 
@@ -85,6 +88,8 @@ def set_up(
         if processes.first:  # the others wait for its verdict
             check_labels(dataset, validation, names, config.class_weights, logger.info)
     model = _make_model(config, len(names), known, logger, resumed=resume)
+    check_sync_bn(config, model)
+    check_grid(config, model)
     check_batch(config, model, processes)
     about = {
         "class_names": names,
@@ -186,6 +191,37 @@ def _check_classes_of_weights(config: TrainConfig, ours: Classes, logger: Logger
         logger.info(note)
 
 
+def check_sync_bn(config: TrainConfig, model: DeepLab) -> None:
+    """InputError where torch's conversion to SyncBatchNorm would lose what a layer does besides."""
+    batch_norms = (m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm))
+    more = {type(m).__name__ for m in batch_norms if type(m) is not nn.BatchNorm2d}
+    if config.sync_bn and more:
+        raise InputError(
+            f"sync_bn must be false for {config.model_options.get('backbone', config.model)}, "
+            f"whose layers {', '.join(sorted(more))} cannot be synchronised; or keep BatchNorm as "
+            "it is with --set model_options.frozen_bn=true"
+        )
+
+
+def check_grid(config: TrainConfig, model: DeepLab) -> None:
+    """InputError where a crop gets other scores than the labels that the loss compares them with.
+
+    Our own backbones give k + 1 for a side of 8k + 1; some of timm's give k.
+    """
+    if label_strides(model, config.loss_stride) == (1,) or not isinstance(
+        model.backbone, TimmEncoder
+    ):
+        return
+    backbone = copy.deepcopy(model.backbone).to("meta").eval()
+    crop = torch.empty(1, model.in_channels, config.crop, config.crop, device="meta")
+    found, wanted = backbone(crop).shape[-1], Grid.of(model).count(config.crop, 8)
+    if found != wanted:
+        raise InputError(
+            f"loss_stride must be 1, and scales none, to train {model.config['backbone']}, which "
+            f"gives {found} scores for a side of {config.crop} pixels and not {wanted}"
+        )
+
+
 def check_batch(config: TrainConfig, model: DeepLab, group: Processes) -> None:
     """InputError where a forward pass has fewer pictures than BatchNorm has to have."""
     least = model.head.least_batch if isinstance(model.head, DeepLabV3Head) else 1
@@ -213,6 +249,8 @@ def _make_model(
         layer = settings.layer(classes, learnable=True)
     try:
         model = build(config.model, num_classes=classes, crf=layer, **config.model_options)
+    except ImportError as error:
+        raise InputError(f"model_options: {error}") from error
     except (TypeError, ValueError) as error:
         raise InputError(f"model_options: {config.model} does not take them: {error}") from error
     if resumed:

@@ -21,7 +21,6 @@ from torch import Tensor
 from deeplab.crf_settings import CRFSettings
 from deeplab.errors import InputError
 from deeplab.evaluation.evaluate import LabelledImages, evaluate
-from deeplab.model.preprocess import mean_colour
 from deeplab.training.checkpoint import Files, stored_steps, write_state
 from deeplab.training.config import TrainConfig
 from deeplab.training.distributed import OtherProcessEnded, Processes
@@ -241,7 +240,7 @@ class Trainer:
             dataset,
             self.config,
             self.step,
-            fill=mean_colour(self.model.style),
+            fill=self.model.preprocessing.mean_colour(),
             classes=self.model.num_classes,
             rank=self.processes.rank,
             world=self.processes.world,

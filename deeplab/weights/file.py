@@ -2,7 +2,7 @@
 
 Each metadata value is a JSON text. These keys are written for every model; the others are free:
 
-    model           name in `deeplab.model.MODELS`
+    model           name in `deeplab.model.MODELS` or `FAMILIES`
     num_classes     integer
     options         the builder's other arguments, {"rates": [6, 12, 18, 24], ...}
 
@@ -29,12 +29,12 @@ from deeplab.errors import InputError
 from deeplab.model import DeepLab, build
 from deeplab.model.multiscale import RESIZES, Resize, checked_scales
 from deeplab.model.styles import STYLES
-from deeplab.model.table import V3PlusOptions
+from deeplab.model.table import FamilyOptions, Line, line_of
 from deeplab.weights import foreign, registry
 from deeplab.whole_file import whole_file
 
 SHIPPED = Path(__file__).with_name("deeplab_v2_small_scenes.safetensors")
-OPTIONS = tuple(V3PlusOptions.__annotations__)  # of any model
+OPTIONS = tuple(FamilyOptions.__annotations__)  # of any model
 FLOATING = ("F16", "BF16", "F32", "F64")  # safetensors' names; converted to the model's dtype
 
 StrPath = str | os.PathLike[str]
@@ -94,18 +94,20 @@ def load_own(model: DeepLab, path: Path) -> tuple[tuple[str, ...], tuple[str, ..
     """Copy the file's tensors into `model`, converted to its dtype and device.
 
     Names and shapes must agree exactly and, where the file says for which model it was made, so
-    must name, style and rates; if not, InputError lists the differences before anything is copied.
+    must backbone, style and rates; if not, InputError lists the differences before anything is
+    copied. Of a model with another head the body alone is taken.
 
-    Returns the names of what was copied, and of the classifiers that were not, because the file
-    says that it is for another number of classes.
+    Returns the names of what was copied, and of what was not: another head, or classifiers where
+    the file says that it is for another number of classes.
     """
     with _open(path) as file:
         metadata = _metadata(file, path)
-        _check_same_model(model, metadata, path)
         skipped = []
-        if metadata.get("num_classes", model.num_classes) != model.num_classes:
+        if body_only := not _same_head(model, metadata, path):
+            skipped = [name for name in network_state(model) if not name.startswith("backbone.")]
+        elif metadata.get("num_classes", model.num_classes) != model.num_classes:
             skipped = [name for name in network_state(model) if ".classifier." in name]
-        _check_tensors(model, file, path, skipped)
+        _check_tensors(model, file, path, skipped, body_only=body_only)
         stored = _read_tensors(model, file, path, skipped)
     state = network_state(model)
     for name, tensor in stored.items():
@@ -143,11 +145,18 @@ def load_model(path: StrPath | None = None) -> DeepLab:
     """
     path = named_path(path)
     with _open(path) as file:
+        metadata = _metadata(file, path)
         # Built without memory first: a header that claims a billion classes must cost nothing.
         with torch.device("meta"):
-            model = _build(_metadata(file, path), path)
+            model = _build(metadata, path)
         _check_tensors(model, file, path)
-        model.load_state_dict(_read_tensors(model, file, path), assign=True)
+        stored = _read_tensors(model, file, path)
+    model.load_state_dict(stored, assign=True)
+    if any(
+        buffer.is_meta for buffer in model.buffers()
+    ):  # constants of timm that it does not store
+        model = _build(metadata, path)
+        model.load_state_dict(stored, assign=True)
     return model.eval()
 
 
@@ -187,6 +196,8 @@ def _build(metadata: dict[str, Any], path: Path) -> DeepLab:
         if options != stored or "crf" in options:
             raise ValueError(f"options must be the arguments of a model, not {stored!r:.80}")
         return build(metadata["model"], num_classes=metadata["num_classes"], **options)
+    except ImportError as error:
+        raise InputError(f"{path}: {error}") from error
     except (TypeError, ValueError, OverflowError, RuntimeError) as error:
         raise InputError(
             f"{path}: its metadata describe no model of this version: {error}; "
@@ -214,25 +225,49 @@ def _options(metadata: dict[str, Any], path: Path) -> dict[str, Any]:
     return options
 
 
-def _check_same_model(model: DeepLab, metadata: dict[str, Any], path: Path) -> None:
-    """Refuse weights for other rates or another style, which no shape shows."""
+def _same_head(model: DeepLab, metadata: dict[str, Any], path: Path) -> bool:
+    """Whether the file has a head of the model's kind; no shape would tell.
+
+    Refuses weights of another backbone or style, and of the same head at other rates.
+    """
     options, config = _options(metadata, path), model.config
-    said = {"model": metadata.get("model"), "rates": options.get("rates")}
-    said["style"] = options.get("style")
+    said = {key: options.get(key) for key in ("rates", "style")}
+    theirs, ours = _line(metadata.get("model"), options), _line(config["model"], config)
+    if theirs is None or ours is None or theirs.backbone != ours.backbone:
+        said |= {"model": metadata.get("model"), "backbone": options.get("backbone")}
+    elif theirs.kind != ours.kind:
+        del said["rates"]
     differing = [key for key in said if said[key] is not None and said[key] != config.get(key)]
     if differing:
-        theirs = ", ".join(f"{key} {said[key]}" for key in differing)
-        ours = ", ".join(f"{key} {config.get(key)}" for key in differing)
+        told = ", ".join(f"{key} {said[key]}" for key in differing)
+        here = ", ".join(f"{key} {config.get(key)}" for key in differing)
         raise InputError(
-            f"{path}: weights of another model: the file has {theirs}, this model has {ours}; "
+            f"{path}: weights of another model: the file has {told}, this model has {here}; "
             "use load_model(path), which builds the model that the file describes"
         )
+    return theirs is None or ours is None or theirs.kind == ours.kind
 
 
-def _check_tensors(model: DeepLab, file: Any, path: Path, skipped: Sequence[str] = ()) -> None:
+def _line(name: Any, options: Mapping[str, Any]) -> Line | None:
+    """The line of the table; None where there is none."""
+    try:
+        return line_of(name, options)
+    except (TypeError, ValueError):
+        return None
+
+
+def _check_tensors(
+    model: DeepLab,
+    file: Any,
+    path: Path,
+    skipped: Sequence[str] = (),
+    *,
+    body_only: bool = False,
+) -> None:
     """Refuse tensors that do not fit; the shapes of those `skipped` do not matter."""
-    expected = network_state(model)
-    found = set(file.keys())
+    part = "backbone." if body_only else ""
+    expected = {n: tensor for n, tensor in network_state(model).items() if n.startswith(part)}
+    found = {name for name in file.keys() if name.startswith(part)}  # noqa: SIM118  no mapping
     refuse_misfits(
         model,
         path,

@@ -19,7 +19,6 @@ from typing import Any
 from deeplab.data import outputs
 from deeplab.errors import InputError
 from deeplab.model import DeepLab
-from deeplab.model.preprocess import described
 from deeplab.weights import download
 from deeplab.weights.file import StrPath, read_metadata, save_weights
 from deeplab.weights.recognition import Opened, load_checkpoint
@@ -63,7 +62,7 @@ def _save(
     outputs.check_writable(folder)
     folder.mkdir(parents=True, exist_ok=True)
     save_weights(model, folder / WEIGHTS, metadata)
-    facts = read_metadata(folder / WEIGHTS) | {"preprocessing": described(model.style)}
+    facts = read_metadata(folder / WEIGHTS) | {"preprocessing": model.preprocessing.described()}
     outputs.write_text(folder / CONFIG, json.dumps(facts, indent=2) + "\n")
     if not (folder / CARD).exists():
         outputs.write_text(folder / CARD, model_card(facts, repository))

@@ -119,6 +119,9 @@ def copy_checkpoint(model: DeepLab, checkpoint: Checkpoint) -> Loaded:
 
 def _check_style(model: DeepLab, checkpoint: Checkpoint) -> None:
     style = checkpoint.style
+    # Without rates, as for pictures, bodies of these two styles are one.
+    if checkpoint.translated.of_pictures and {style, model.style} == {"torchvision", "smp"}:
+        return
     if style not in (None, model.style):
         raise InputError(
             f"{checkpoint.path}: weights of style {style} ({checkpoint.source}), and the model is "

@@ -8,6 +8,7 @@ told in one line. Where several models of this package fit all the same, none is
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 from collections.abc import Iterable, Sequence
@@ -19,10 +20,16 @@ import torch
 from torch import Tensor
 
 from deeplab.errors import InputError
-from deeplab.model import MODELS, DeepLab, build
-from deeplab.model.heads import MultiScaleTaps
-from deeplab.model.mobilenet import MobileNetV3
-from deeplab.model.table import Line, OnMobileNetV3, OnVGG16, V3PlusOnResNet
+from deeplab.model import FAMILIES, MODELS, DeepLab, build
+from deeplab.model.backbones import (
+    BACKBONES,
+    Backbone,
+    Body,
+    MobileNetV3Body,
+    ResNetBody,
+    VGG16Body,
+)
+from deeplab.model.table import V3, Line
 from deeplab.weights import file, registry
 from deeplab.weights.loading import Loaded, copy_checkpoint
 from deeplab.weights.names import COUNTER, caffe_window
@@ -62,24 +69,30 @@ class Opened:
         if "model" in self.metadata:
             return ""
         config = self.model.config
+        name = config["model"] + (f" on {config['backbone']}" if "backbone" in config else "")
         facts = [f"rates {_listed(config['rates'])}"] if config["rates"] else []
         facts.append(f"style {config['style']}")
         facts.append(f"MSC at {_listed(config['scales'])}" if config["scales"] else "one scale")
         facts.append(f"resize {config['resize']}")
         return (
-            f"{self.path}: {FROM[self.loaded.source]}, taken for {config['model']} with "
+            f"{self.path}: {FROM[self.loaded.source]}, taken for {name} with "
             f"{self.model.num_classes} classes, {', '.join(facts)}"
         )
 
 
 @dataclass(frozen=True)
 class Fit:
-    """A model that the tensors of a file have the names and shapes of."""
+    """A model that the tensors of a file have the names and shapes of.
+
+    backbone: of a family's model; empty where the name tells it. separable: the pyramid of v3+.
+    """
 
     name: str
+    backbone: str
+    line: Line
     num_classes: int
     rates: tuple[int, ...]
-    separable: bool  # the pyramid of v3+
+    separable: bool
 
 
 def load_checkpoint(
@@ -87,19 +100,24 @@ def load_checkpoint(
     model: str | None = None,
     num_classes: int | None = None,
     source: Source = "auto",
+    output_stride: int | None = None,
 ) -> Opened:
     """The model that a file of any source holds the weights of, all of them.
 
     path: a file, or a name of `deeplab.weights.registry`; None for the weights shipped with this
         package.
     model, num_classes: what the file must be of; left out, what it says or what its tensors tell.
+        Of a family they tell the backbone.
+    output_stride: of the model, which no tensor tells; left out, what the file says, or that of the
+        published models.
 
     Raises InputError as `load_weights` and `load_model` do, and where the tensors fit none or
     several of the models, or not the one that was named.
     """
     known = registry.table().get("" if path is None else os.fspath(path))
-    if model is not None and model not in MODELS:
-        raise InputError(f"--model {model}: unknown; expected one of {', '.join(MODELS)}")
+    if model is not None and model not in (*MODELS, *FAMILIES):
+        names = ", ".join((*MODELS, *FAMILIES))
+        raise InputError(f"--model {model}: unknown; expected one of {names}")
     path = file.named_path(path)
     metadata = file.read_metadata(path) if is_own(path) else {}
     if "model" in metadata:
@@ -111,12 +129,17 @@ def load_checkpoint(
                 "--model, the file knows its own"
             )
         _check_classes(path, network.num_classes, num_classes)
+        if output_stride not in (None, network.config["output_stride"]):
+            raise InputError(
+                f"{path}: weights of output stride {network.config['output_stride']}, not "
+                f"{output_stride}; leave out --output-stride, the file knows its own"
+            )
         loaded = Loaded("safetensors", tuple(file.network_state(network)), (), {})
         return Opened(path, network, loaded, metadata)
     checkpoint = read_checkpoint(path, source)
     fit = _fit(checkpoint, model)
     _check_classes(path, fit.num_classes, num_classes)
-    network = _built(checkpoint, fit)
+    network = _built(checkpoint, fit, output_stride)
     if checkpoint.source == "safetensors":
         loaded = Loaded("safetensors", *file.load_own(network, path), {})
     else:
@@ -136,13 +159,17 @@ def _check_classes(path: Path, found: int, asked: int | None) -> None:
         )
 
 
-def _built(checkpoint: Checkpoint, fit: Fit) -> DeepLab:
+def _built(checkpoint: Checkpoint, fit: Fit, output_stride: int | None) -> DeepLab:
     translated = checkpoint.translated
     options: dict[str, Any] = {"scales": translated.scales, "resize": translated.resize}
     if checkpoint.style is not None:
         options["style"] = checkpoint.style
-    if isinstance(MODELS[fit.name], V3PlusOnResNet):
+    if fit.line.head == "v3plus":
         options["separable"] = fit.separable
+    if fit.backbone:
+        options["backbone"] = fit.backbone
+    if output_stride is not None:
+        options["output_stride"] = output_stride
     try:
         with torch.device("meta"):  # random weights would cost a second, to be written over
             network = build(fit.name, fit.num_classes, rates=fit.rates, **options)
@@ -171,8 +198,9 @@ def _fit(checkpoint: Checkpoint, model: str | None) -> Fit:
         )
     fits = _fits(checkpoint)
     if model is not None:
-        if (fit := _fit_of(MODELS[model], model, MODELS[model].rates, checkpoint)) is not None:
-            return fit
+        for line, name in _lines(model).items():
+            if (fit := _fit_of(line, name, line.rates, checkpoint)) is not None:
+                return fit
         instead = f"it fits {_listed(f.name for f in fits)}" if fits else "name another model"
         raise InputError(
             f"{path}: has no weights for {model}: it holds {_seen(checkpoint)}; {instead}, or "
@@ -192,30 +220,47 @@ def _fit(checkpoint: Checkpoint, model: str | None) -> Fit:
     return fits[0]
 
 
+def _lines(model: str | None = None) -> dict[Line, tuple[str, str]]:
+    """The lines of the table under their names, of those of a family with the backbone's.
+
+    Of names for one network the last, and that of a family only for one without another.
+    """
+    lines: dict[Line, tuple[str, str]] = {}
+    for name, line in MODELS.items():
+        if model in (None, name):
+            lines[line] = (name, "")
+    for name, family in FAMILIES.items():
+        for backbone, body in BACKBONES.items():
+            if model in (None, name):
+                lines.setdefault(family.on(body), (name, backbone))
+    return lines
+
+
 def _fits(checkpoint: Checkpoint) -> list[Fit]:
     """All models that fit; of a published file those that its source has published."""
     told = _told_rates(checkpoint)
-    lines = {line: name for name, line in MODELS.items()}  # of names for one network the last
     fits = [
         fit
-        for line, name in lines.items()
+        for line, name in _lines().items()
         if (fit := _fit_of(line, name, told if told and line.rates else line.rates, checkpoint))
     ]
-    if exact := [fit for fit in fits if told and MODELS[fit.name].rates == told]:
+    if exact := [fit for fit in fits if told and fit.line.rates == told]:
         return exact
     if checkpoint.style is not None and len(fits) > 1:
         return [fit for fit in fits if fit.name in PUBLISHED] or fits
     return fits
 
 
-def _fit_of(line: Line, name: str, rates: tuple[int, ...], checkpoint: Checkpoint) -> Fit | None:
+def _fit_of(
+    line: Line, name: tuple[str, str], rates: tuple[int, ...], checkpoint: Checkpoint
+) -> Fit | None:
     """The model of that line with these rates, if the file's tensors are its own."""
     tensors, branches = checkpoint.translated.tensors, checkpoint.translated.branches
     classifier = tensors.get("head.classifier.weight")
     if classifier is None or classifier.ndim != 4 or not _is_body(line, checkpoint):
         return None
-    pyramid = not isinstance(line, OnVGG16) and line.pyramid
-    first = "fc6" if isinstance(line, OnVGG16) else "pyramid" if pyramid else "classifier"
+    pyramid = line.head != "v2"
+    first = "fc6" if line.fully_connected else "pyramid" if pyramid else "classifier"
     count = len(rates) or 1
     if branches.get(f"head.{first}.weight", count) != count:
         return None
@@ -228,59 +273,57 @@ def _fit_of(line: Line, name: str, rates: tuple[int, ...], checkpoint: Checkpoin
     separable = "head.pyramid.depthwise.weight" in tensors
     if theirs != _head_shapes(line, classes, rates, separable):
         return None
-    return Fit(name, classes, rates, separable)
+    return Fit(*name, line, classes, rates, separable)
 
 
 def _head_shapes(
     line: Line, classes: int, rates: Sequence[int], separable: bool
 ) -> dict[str, torch.Size]:
     """The tensors of the head, and of the taps of MSc, by their names in the model."""
+    assert line.backbone is not None
+    config = line.defaults() | {"num_classes": classes, "rates": rates, "separable": separable}
+    backbone = _without_memory(line.backbone)
     with torch.device("meta"):
-        if isinstance(line, OnVGG16):
-            parts: dict[str, Any] = {"head": line.head(512, classes, rates)}
-            if line.taps:
-                parts["taps"] = MultiScaleTaps(classes)
-        elif isinstance(line, OnMobileNetV3):
-            channels = MobileNetV3.out_channels
-            parts = {"head": line.head(channels, classes, rates, line.frozen_bn)}
-        else:
-            channels = 8 * line.width * (4 if line.block == "bottleneck" else 1)
-            if isinstance(line, V3PlusOnResNet):
-                config = {"rates": rates, "separable": separable}
-                config |= {"frozen_bn": line.frozen_bn, "style": line.style}
-                parts = {"head": line.plus_head(channels, classes, config)}
-            else:
-                parts = {"head": line.head(channels, classes, rates, line.frozen_bn)}
+        head = line.make_head(backbone, config)
+        parts = {"head": head, "taps": line.make_taps(config)}
     return {
         f"{part}.{name}": tensor.shape
         for part, module in parts.items()
+        if module is not None
         for name, tensor in module.state_dict().items()
         if not name.endswith(COUNTER)
     }
 
 
+@functools.cache  # a deep one takes a tenth of a second
+def _without_memory(body: Body) -> Backbone:
+    with torch.device("meta"):
+        return body.make(V3.on(body).defaults())
+
+
 def _is_body(line: Line, checkpoint: Checkpoint) -> bool:
-    tensors, windows = checkpoint.translated.tensors, checkpoint.windows
-    if isinstance(line, OnVGG16):
+    tensors, windows, body = checkpoint.translated.tensors, checkpoint.windows, line.backbone
+    if isinstance(body, VGG16Body):
         told = any(name.startswith("pool") for name in windows)
         return "backbone.conv1_1.weight" in tensors and (
-            not told or line.pool5a == ("pool5a" in windows)
+            not told or body.pool5a == ("pool5a" in windows)
         )
-    if isinstance(line, OnMobileNetV3):
+    if isinstance(body, MobileNetV3Body):
         return "backbone.features.16.0.weight" in tensors
-    return _resnet(tensors) == (line.blocks, line.width, line.block)
+    return isinstance(body, ResNetBody) and body == _resnet(tensors)
 
 
-def _resnet(tensors: dict[str, Tensor]) -> tuple[tuple[int, ...], int, str] | None:
-    """(blocks of each stage, width, kind of block) of a ResNet; None where the body is none."""
+def _resnet(tensors: dict[str, Tensor]) -> ResNetBody | None:
+    """The ResNet that the body is; None where it is none."""
     first = tensors.get("backbone.conv1.weight")
     found = {m[0]: m[1] for name in tensors if (m := re.match(r"backbone\.layer(\d)\.\d+", name))}
     stages = list(found.values())
     if not stages:
         return None
-    blocks = tuple(stages.count(stage) for stage in sorted(set(stages)))
+    one, two, three, four = (stages.count(str(stage)) for stage in range(1, 5))
     basic = "backbone.layer1.0.conv3.weight" not in tensors
-    return blocks, 0 if first is None else len(first), "basic" if basic else "bottleneck"
+    width = 0 if first is None else len(first)
+    return ResNetBody((one, two, three, four), "basic" if basic else "bottleneck", width)
 
 
 def _told_rates(checkpoint: Checkpoint) -> tuple[int, ...]:
@@ -304,8 +347,8 @@ def _seen(checkpoint: Checkpoint) -> str:
     elif "backbone.features.16.0.weight" in tensors:
         body = "a MobileNetV3"
     elif (resnet := _resnet(tensors)) is not None:
-        blocks, width, kind = resnet
-        body = f"a ResNet of {_listed(blocks)} {kind} blocks and width {width}"
+        blocks, kind, width = _listed(resnet.blocks), resnet.block, resnet.width
+        body = f"a ResNet of {blocks} {kind} blocks and width {width}"
     else:
         body = "no body that is known"
     layers = [

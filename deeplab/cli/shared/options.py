@@ -28,7 +28,8 @@ ModelName = Annotated[
     str | None,
     option(
         "NAME",
-        "Which model the weights must belong to, such as deeplab_v2_resnet101.",
+        "Which model the weights must belong to, such as deeplab_v2_resnet101 or, on any backbone, "
+        "deeplab_v3plus.",
         shown="the one that the weights name or fit",
     ),
 ]

@@ -16,7 +16,8 @@ from deeplab.data.scenes import CLASSES
 from deeplab.errors import InputError
 from deeplab.model import deeplab_v2_small
 from deeplab.model import table as models
-from deeplab.model.table import ASPP_L, OnResNet
+from deeplab.model.backbones import ResNetBody
+from deeplab.model.table import ASPP_L, V2
 from deeplab.weights import load_model, read_metadata, save_weights
 
 TAKEN = "of kazuto1011/deeplab-pytorch, taken for little with 11 classes, rates 6, 12, 18, 24"
@@ -25,7 +26,7 @@ TAKEN = "of kazuto1011/deeplab-pytorch, taken for little with 11 classes, rates 
 @pytest.fixture
 def his(monkeypatch):
     """His network in small, which one more line of the table fits."""
-    monkeypatch.setitem(models.MODELS, "little", OnResNet(ASPP_L, (2, 1, 3, 1), width=4))
+    monkeypatch.setitem(models.MODELS, "little", V2.on(ResNetBody((2, 1, 3, 1), width=4)))
     return random_msc(classes=len(CLASSES), rates=ASPP_L)
 
 

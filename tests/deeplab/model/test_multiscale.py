@@ -125,7 +125,7 @@ def taps_case(height, width):
 def test_taps_are_the_sum_of_their_convolutions_at_any_size(size):
     taps, image, pools = taps_case(*size)
     expected = reference_taps(taps.state_dict(), image, pools)
-    torch.testing.assert_close(taps(image, pools), expected)
+    torch.testing.assert_close(taps(image, pools, pools[-1].shape[2:]), expected)
 
 
 @pytest.mark.parametrize("name", ["image", "pool1", "pool2", "pool3", "pool4"])
@@ -134,29 +134,30 @@ def test_the_check_sees_a_tap_left_out(name):
     expected = reference_taps(taps.state_dict(), image, pools)
     getattr(taps, name).classifier.weight.data.zero_()
     with pytest.raises(AssertionError):
-        torch.testing.assert_close(taps(image, pools), expected)
+        torch.testing.assert_close(taps(image, pools, pools[-1].shape[2:]), expected)
 
 
 @pytest.mark.parametrize("style", ["caffe", "torchvision"])
 def test_msc_of_v1_is_largefov_plus_its_taps(style):
     model = build("deeplab_v1_msc_largefov", num_classes=2, style=style).eval()
-    x, pools = torch.randn(1, 3, 40, 39), []
+    x = torch.randn(1, 3, 40, 39)
     for tap in model.taps.children():
         tap.classifier.weight.data.normal_(0, 0.5)
     with torch.no_grad():
-        features = model.backbone(x, pools)
+        pools, _, features = model.backbone.all_maps(x)
         assert [pool.shape[1] for pool in pools] == [64, 128, 256, 512]
-        expected = model.head(features) + model.taps(x, pools)
+        expected = model.head(features) + model.taps(x, pools, features.shape[2:])
         torch.testing.assert_close(model(x, upsample=False), expected)
-        assert (model.taps(x, pools)).abs().max() > 1e-3
+        assert (model.taps(x, pools, features.shape[2:])).abs().max() > 1e-3
 
 
 def test_dropout_follows_both_convolutions_of_a_tap_in_training_only():
     taps, image, pools = taps_case(9, 9)
     assert {tap.drop1.p for tap in taps.children()} == {tap.drop2.p for tap in taps.children()}
     taps.train()
-    assert not torch.equal(taps(image, pools), taps(image, pools))
+    size = pools[-1].shape[2:]
+    assert not torch.equal(taps(image, pools, size), taps(image, pools, size))
     for tap in taps.children():
         tap.drop1.p, tap.drop2.p = 0.0, 1.0
     biases = sum(tap.classifier.bias for tap in taps.children()).view(1, 5, 1, 1)
-    torch.testing.assert_close(taps(image, pools), biases.expand(2, 5, 2, 2))
+    torch.testing.assert_close(taps(image, pools, size), biases.expand(2, 5, 2, 2))

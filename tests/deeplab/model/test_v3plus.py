@@ -115,6 +115,19 @@ def test_smps_own_network_gives_its_outputs(
     assert_same_outputs(ours, theirs, (32, 48), (16, 16))
 
 
+def test_smps_network_on_a_resnet_without_a_name_of_its_own_gives_its_outputs(
+    tmp_path: Path, torchvision: Any
+) -> None:
+    smp = pytest.importorskip("segmentation_models_pytorch", reason="smp is not installed")
+    theirs = randomise(smp.DeepLabV3Plus("resnet34", encoder_weights=None, classes=3))
+    torch.save(theirs.state_dict(), tmp_path / "smp.pth")
+    ours = load_checkpoint(tmp_path / "smp.pth").model.double()
+    assert ours.config["backbone"] == "resnet34"
+    x = picture(1, 3, 64, 32)
+    with torch.no_grad():
+        assert_equal([ours(x)], [theirs(x)])
+
+
 @pytest.mark.parametrize(("output_stride", "size"), [(8, 5), (16, 3), (32, 2)])
 @pytest.mark.parametrize("style", ["caffe", "torchvision", "smp"])
 def test_the_last_map_has_the_output_stride(output_stride: int, size: int, style: str) -> None:

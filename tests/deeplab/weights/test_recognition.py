@@ -21,7 +21,8 @@ from safetensors.torch import save_file
 from deeplab.errors import InputError
 from deeplab.model import build
 from deeplab.model import table as models
-from deeplab.model.table import ASPP_L, ASPP_S, OnResNet
+from deeplab.model.backbones import ResNetBody
+from deeplab.model.table import ASPP_L, ASPP_S, V2
 from deeplab.weights import load_checkpoint, recognition, save_weights
 from deeplab.weights.caffemodel import Window
 from deeplab.weights.names import TRANSLATIONS
@@ -240,7 +241,7 @@ def test_bodies_without_head_and_unknown_networks_are_described(torchvision):
 @pytest.fixture
 def little(monkeypatch):
     """A line of the table that is quick to build, of another width than all others."""
-    monkeypatch.setitem(models.MODELS, "little", OnResNet(ASPP_L, (2, 1, 3, 1), width=4))
+    monkeypatch.setitem(models.MODELS, "little", V2.on(ResNetBody((2, 1, 3, 1), width=4)))
 
 
 def random_little(classes=5):

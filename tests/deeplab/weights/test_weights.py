@@ -52,6 +52,7 @@ def test_weights_and_metadata_come_back(path):
     facts = {"recipe": {"lr": 0.01, "steps": [1, 2]}, "miou": 0.5, "commit": "abc", "notes": None}
     save_weights(model, path, facts)
     options = {"rates": [2, 5], "style": "caffe", "scales": None, "resize": "caffe"}
+    options |= {"in_channels": 3, "mean": None, "deviation": None}
     options |= {"frozen_bn": False, "output_stride": 8}
     about = {"model": "deeplab_v2_small", "num_classes": 3, "options": options}
     assert read_metadata(path) == facts | about
