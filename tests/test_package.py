@@ -13,9 +13,11 @@ import tomllib
 import venv
 import zipfile
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from packaging.requirements import Requirement
+from several_processes import run_python
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("kernels", "crf", "deeplab")
@@ -150,6 +152,12 @@ def test_triton_is_wanted_on_linux_alone(system: str, wanted: bool) -> None:
     }
     assert {"torch", "numpy", "numba"} <= names
     assert ("triton" in names) == wanted
+
+
+def test_processes_of_tests_import_what_needs_torchvision(timm: ModuleType, smp: ModuleType):
+    """tests/support/sitecustomize.py, which Python runs where that folder is on PYTHONPATH."""
+    said = run_python("-c", "import timm, segmentation_models_pytorch, torchvision as t; print(t)")
+    assert "torchvision" in said
 
 
 WITHOUT = """

@@ -44,7 +44,7 @@ def show(name: Name) -> None:
         "SHA-256": _hash(row),
         "licence": row.licence,
         "accuracy": row.score,
-        "model": row.model or "a body alone, for deeplab train --weights",
+        "model": row.model or f"a body alone, for deeplab train --weights: {row.backbone}",
         "classes": row.classes or "none",
         "CRF": ", ".join(f"{key} {value:g}" for key, value in row.crf.items()) or "the default",
         "here": str(row.path) if row.path.is_file() else f"no; it would lie at {row.path}",

@@ -186,6 +186,8 @@ def _fit(checkpoint: Checkpoint, model: str | None) -> Fit:
     """The model of that name, or the only one that fits; InputError where there is none."""
     path, translated = checkpoint.path, checkpoint.translated
     train = f"deeplab train --weights {path}"
+    if checkpoint.source == "efficientnet":
+        train += " --model deeplab_v3plus --set model_options.backbone=timm:tf_efficientnet_lite0"
     if translated.of_pictures:
         raise InputError(
             f"{path}: has a classifier of whole pictures, such as ImageNet's, and so no weights "

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from commands import done, picture
 from PIL import Image
 from torch import Tensor, nn
 from weights_files import refused, small
 
-from deeplab.weights import load_checkpoint, load_weights, names, registry
+from deeplab.model import build
+from deeplab.weights import load_checkpoint, load_model, load_weights, names, registry
 from deeplab.weights.sources import read_checkpoint
 
 SHARED = Path(__file__).parents[4] / "shared" / "data"
+BACKBONE = "timm:tf_efficientnet_lite0"
 FILE = SHARED / "weights" / "efficientnet-lite0-57934424.pth"
 with_weights = pytest.mark.skipif(not FILE.is_file(), reason="no ../shared/data/weights here")
 
@@ -131,8 +135,46 @@ def test_the_body_has_the_features_of_the_classifier(timm: Any, classifier: Any)
 @with_weights
 def test_as_a_finished_network_the_file_is_refused_with_what_it_is_for() -> None:
     message = refused(lambda: load_checkpoint(FILE))
-    assert f"train one from it: deeplab train --weights {FILE}" in message
+    assert f"train one from it: deeplab train --weights {FILE} --model deeplab_v3plus" in message
     assert "backbone.conv1.weight" in refused(lambda: load_weights(small(), FILE))
+
+
+@with_weights
+def test_a_network_on_timms_encoder_takes_the_whole_body(timm: Any, classifier: Any) -> None:
+    model = build("deeplab_v3plus", 3, backbone=BACKBONE, output_stride=32).eval()
+    with pytest.warns(UserWarning, match=r"no weights for head\.pointwise"):
+        loaded = load_weights(model, FILE)
+    state = model.state_dict()
+    body = {n for n in state if n.startswith("backbone.") and not n.endswith(names.COUNTER)}
+    assert set(loaded.initialised) == body
+    x = photograph("im1.png", 97)
+    with torch.no_grad():
+        assert torch.equal(
+            model.backbone(x), classifier.blocks(classifier.bn1(classifier.conv_stem(x)))
+        )
+
+
+@with_weights
+@pytest.mark.slow
+def test_training_starts_from_its_name(
+    timm: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    row = registry.named("tf_efficientnet_lite0_imagenet")
+    monkeypatch.setenv("DEEPLAB_HOME", str(tmp_path / "home"))
+    row.path.parent.mkdir(parents=True)
+    shutil.copy(FILE, row.path)
+    out = tmp_path / "w.safetensors"
+    start = ("--weights", row.name, "--model", "deeplab_v3plus", "--out", out)
+    options = ("--set", f"model_options.backbone={row.backbone}", "--lr", 1e-9)
+    size = ("--steps", 1, "--batch-size", 2, "--crop", 33, "--scenes", 2, "--validation-scenes", 1)
+    done("train", *start, *options, *size, "--workers", 0, "--precision", "float32")
+    trained = load_model(out)
+    assert trained.config["backbone"] == BACKBONE
+    theirs = read_checkpoint(FILE).translated.tensors
+    for name, parameter in trained.backbone.named_parameters():
+        torch.testing.assert_close(parameter, theirs[f"backbone.{name}"])
+    photo = picture(tmp_path / "photo.png", 40, 50)
+    done("segment", photo, "--weights", out, "--no-crf", "--out", tmp_path / "out")
 
 
 @with_weights

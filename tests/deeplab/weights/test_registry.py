@@ -20,7 +20,7 @@ from weights_files import assert_same_state, refused, small
 
 from deeplab.crf_settings import CRFSettings
 from deeplab.errors import InputError
-from deeplab.model import MODELS, build
+from deeplab.model import MODELS, backbones, build
 from deeplab.weights import download, file, load_checkpoint, load_model, load_weights, registry
 
 CONTENT = bytes(range(256)) * 400
@@ -86,7 +86,8 @@ def test_every_row_names_a_model_classes_and_settings_that_exist() -> None:
         about = row.metadata()
         count = {"": 0, "voc2012": 21, "cocostuff": 182}[row.classes]
         assert len(about.get("class_names", ())) == len(about.get("palette", ())) == count, name
-        assert bool(row.classes) == bool(row.model), name
+        assert bool(row.classes) == bool(row.model) != bool(row.backbone), name
+        assert not row.backbone or backbones.named(row.backbone), name
         CRFSettings().changed(row.crf)
         assert row.path.suffix in (".pth", ".caffemodel"), name
         assert bool(row.member) == row.url.endswith((".zip", ".whl")), name
