@@ -16,6 +16,7 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -25,7 +26,11 @@ from torch import Tensor
 from crf import DenseCRF
 from deeplab.errors import InputError
 from deeplab.model import DeepLab
+from deeplab.model.preprocess import Bands
 from kernels import memory
+
+if TYPE_CHECKING:
+    from deeplab.crf_settings import AllBandsCRF
 
 
 @dataclass(frozen=True)
@@ -51,16 +56,18 @@ class Prediction:
 def predict(
     model: DeepLab,
     image: np.ndarray,
-    crf: DenseCRF | None = None,
+    crf: DenseCRF | AllBandsCRF | None = None,
     *,
     scales: Sequence[float] = (1.0,),
     flip: bool = False,
+    bands: Bands = None,
 ) -> Prediction:
     """Segment one picture of any size, on the model's device.
 
-    image: RGB, uint8 `[H, W, 3]`. crf: refines the network's scores on the picture; None leaves
-    them as they are (a model that ends in its own CRF layer refines in any case). scales, flip: the
-    views whose probabilities are averaged, see `network_scores`.
+    image: RGB, uint8 `[H, W, 3]`, or `[H, W, in_channels]` as the model takes it. crf: refines the
+    network's scores on the picture; None leaves them as they are (a model that ends in its own CRF
+    layer refines in any case). scales, flip: the views whose probabilities are averaged, see
+    `network_scores`. bands: which the CRF sees of a picture, see `as_levels`.
 
     The whole picture is processed at once, its views one after another. `deeplab_v2_small` takes
     about 130 bytes for each pixel of the largest view, and 8 for each class and pixel of the
@@ -69,8 +76,8 @@ def predict(
 
     Raises InputError if the model gives NaN or Inf, or if the memory runs out (where the system
     tells how much is free, before any work); ValueError if both the model and the call have a CRF,
-    for a scale that is not between 0.1 and 4, or (from `model.preprocess`) if the image is not RGB
-    `[H, W, 3]`.
+    for a scale that is not between 0.1 and 4, bands that are not there, or (from
+    `model.preprocess`) if the image is not RGB `[H, W, 3]`, or of the model's bands.
     """
     if crf is not None and model.crf is not None:
         raise ValueError("crf: the model ends in a CRF layer of its own; pass crf=None to use that")
@@ -86,7 +93,7 @@ def predict(
         if layer is None:
             probabilities = logits.softmax(dim=1)
         else:
-            probabilities = layer(logits, as_rgb(image).to(logits))
+            probabilities = layer(logits, as_levels(model, image, bands).to(logits))
         return Prediction.of(probabilities[0].float().cpu().numpy())
 
 
@@ -128,8 +135,17 @@ def check_scales(scales: Sequence[float]) -> None:
         )
 
 
-def as_rgb(image: np.ndarray) -> Tensor:
-    """uint8 `[H, W, 3]` as a batch `[1, 3, H, W]`, the form in which a CRF takes pictures."""
+def as_levels(model: DeepLab, image: np.ndarray, bands: Bands = None) -> Tensor:
+    """A picture `[H, W, in_channels]` as a CRF takes pictures, `[1, 3, H, W]` in 0-255.
+
+    bands: other than the first three, or "all", and ValueError, as in
+    `deeplab.model.preprocess.Preprocessing.levels`.
+    """
+    return model.preprocessing.levels(as_batch(image), bands)
+
+
+def as_batch(image: np.ndarray) -> Tensor:
+    """`[H, W, C]` as a batch `[1, C, H, W]`."""
     return torch.tensor(np.ascontiguousarray(image)).permute(2, 0, 1)[None]
 
 

@@ -22,7 +22,7 @@ from crf.pydensecrf import utils as crf_utils
 from deeplab.crf_settings import CRFSettings
 from deeplab.data.annotations import Annotation
 from deeplab.errors import InputError
-from deeplab.predict import Prediction, as_rgb
+from deeplab.predict import Prediction, as_batch
 
 CLIP = 1e-5  # least probability, so that no label is ruled out for good
 
@@ -41,7 +41,7 @@ def refine_probabilities(
     layer = (settings or CRFSettings()).layer(len(probabilities))
     logits = torch.from_numpy(np.log(np.clip(probabilities, CLIP, 1.0)))[None]
     with torch.no_grad():
-        marginals = layer(logits, as_rgb(image).float())
+        marginals = layer(logits, as_batch(image).float())
     return Prediction.of(marginals[0].numpy())
 
 

@@ -105,8 +105,9 @@ def check(
     Looks for missing and unreadable files, sizes that differ, tiny pictures, pictures of nearly no
     contrast, label values that are no class, names listed twice, label maps without a picture,
     pictures in training and validation both, and labels in which fewer than two classes occur. Then
-    a table of the classes, a line that names those without a pixel, the picture sizes, and what was
-    converted in reading (EXIF turns, 16 bits, alpha).
+    a table of the classes, a line that names those without a pixel, the picture sizes, mean and
+    deviation of each band as a recipe's model_options take them, and what was converted in reading
+    (EXIF turns, 16 bits, alpha).
 
     Exit status: 0 nothing to mend, 1 findings, 2 it could not be checked.
 
@@ -117,6 +118,7 @@ def check(
     deeplab data check voc2012 VOC2012 --split trainaug --data-option sbd=benchmark_RELEASE
     deeplab data check camvid camvid --json camvid.json
     deeplab data check folder mine --data-option ignore=0 --data-option labels=masks
+    deeplab data check folder mine --data-option bands=6
     ```
     """
     from deeplab.data.datasets import DATASETS, available_splits, open_dataset
@@ -204,6 +206,8 @@ def _print_contents(report: Report, split: str) -> None:
             f"sizes: width {min(widths)} to {max(widths)}, height {min(heights)} to "
             f"{max(heights)}; {width} x {height} in {_count(count, 'picture')}"
         )
+    for what, numbers in zip(("mean", "deviation"), zip(*report.bands, strict=True), strict=False):
+        typer.echo(f"{what} = [{', '.join(f'{number:.6g}' for number in numbers)}]")
     for line in counted(report.conversions, examples=_EXAMPLES):
         typer.echo(line)
     typer.echo()

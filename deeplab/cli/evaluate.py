@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -31,11 +32,10 @@ from deeplab.errors import InputError
 if TYPE_CHECKING:
     import numpy as np
 
-    from crf import DenseCRF
     from deeplab.data.datasets import SegmentationData
     from deeplab.evaluation.evaluate import Evaluation
     from deeplab.evaluation.submission import PredictionFiles
-    from deeplab.model import DeepLab
+    from deeplab.predict import Prediction
 
 
 Absent = StrEnum("Absent", ["skip", "zero"])
@@ -208,12 +208,14 @@ def evaluate(
         --no-score --submission upload
     deeplab evaluate --weights mine.safetensors --data folder --root mine --split test \\
         --no-score --predictions found
+    deeplab evaluate --weights bands.safetensors --data folder --root mine --data-option bands=6
     ```
     """
     from deeplab.crf_settings import CRFSettings
     from deeplab.data.datasets.base import Recording
     from deeplab.evaluation.evaluate import evaluate as score
     from deeplab.evaluation.plots import require_matplotlib
+    from deeplab.predict import predict
     from deeplab.training.distributed import processes
 
     scales, widths, curve = views.numbers(), trimap.widths(), trimap.csv_file()
@@ -238,7 +240,7 @@ def evaluate(
 
     with reported_once(then="mend that and start again"), processes(device) as process:
         network.to(process.device)
-        layer = settings.layer(network.num_classes).to(process.device) if use_crf else None
+        layer = settings.refiner(network.num_classes).to(process.device) if use_crf else None
         progress = sys.stderr.isatty() and process.first
         if files.score:
             with named_weights(weights), named_errors(pictures.name):
@@ -252,6 +254,7 @@ def evaluate(
                     around=around,
                     scales=scales,
                     flip=views.flip,
+                    bands=settings.bands,
                     on_prediction=write if written else None,
                     shard=True,
                     progress=progress,
@@ -261,7 +264,17 @@ def evaluate(
         else:
             with named_errors(pictures.name):
                 recorded.conversions |= _predict_all(
-                    network, pictures, layer, scales, views.flip, write, progress
+                    partial(
+                        predict,
+                        network,
+                        crf=layer,
+                        scales=scales,
+                        flip=views.flip,
+                        bands=settings.bands,
+                    ),
+                    pictures,
+                    write,
+                    progress,
                 )
         conversions = set().union(*process.gather(recorded.conversions))
         if not process.first:
@@ -291,17 +304,13 @@ def evaluate(
 
 
 def _predict_all(
-    network: DeepLab,
+    predict: Callable[[np.ndarray], Prediction],
     pictures: SegmentationData,
-    layer: DenseCRF | None,
-    scales: tuple[float, ...],
-    flip: bool,
     write: Callable[[int, np.ndarray], None],
     progress: bool,
 ) -> set[Conversion]:
     """Predictions of a split whose labels are not known; what was converted in its pictures."""
     from deeplab.evaluation.evaluate import progress_bar
-    from deeplab.predict import predict
 
     found: set[Conversion] = set()
     with progress_bar(progress) as bar:
@@ -309,7 +318,7 @@ def _predict_all(
             image, conversions = pictures.picture(index)
             found.update(conversions)
             with named_errors(pictures.file(index)):
-                write(index, predict(network, image, layer, scales=scales, flip=flip).labels)
+                write(index, predict(image).labels)
     return found
 
 

@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, TypeVar
 
@@ -24,6 +25,7 @@ from deeplab.cli.shared.results import (
     refuse_to_overwrite,
 )
 from deeplab.data import images, outputs
+from deeplab.data.bands import read_picture
 from deeplab.data.conversions import counted
 
 T = TypeVar("T")
@@ -63,6 +65,12 @@ def segment(
     alpha, palette, CMYK and 16-bit pictures are converted, EXIF rotation is applied; each kind of
     this is said once, counted. All inputs are checked before the first result is written.
 
+    A model of other bands than RGB takes .npy files ([H, W, bands] of uint8, uint16 or float32),
+    TIFFs with bands as samples or pages (with tifffile: pip install 'deeplab-triton[bands]') and
+    grey pictures, with the values that lie in them; its weights know mean and deviation of each
+    band. --crf-bands 3,2,1 chooses what the CRF and the overlay take for red, green and blue;
+    with --crf-bands all the CRF compares all bands, for which --bilateral-sigma-rgb has to grow.
+
     With --scales and --flip the network looks at the picture several times; the probabilities are
     averaged before the CRF.
 
@@ -82,7 +90,7 @@ def segment(
     ```
     """
     from deeplab.crf_settings import CRFSettings
-    from deeplab.predict import predict
+    from deeplab.predict import as_levels, predict
     from deeplab.weights import registry
 
     files = images.find_images(inputs)
@@ -93,13 +101,14 @@ def segment(
     network, metadata = load_network(weights)
     network.to(torch_device(device))
     settings = crf.change(CRFSettings.stored(metadata, weights.weights_file))
-    layer = settings.layer(network.num_classes).to(torch_device(device)) if use_crf else None
+    layer = settings.refiner(network.num_classes).to(torch_device(device)) if use_crf else None
     results = [PictureFiles(out, name) for name in outputs.output_names(files)]
     refuse_to_overwrite(files, results)
     outputs.check_writable(out)
+    read = partial(read_picture, bands=network.in_channels, max_megapixels=max_megapixels)
     checked, conversions = {}, []
     for file in _progress(files, "checking"):
-        image, changed = images.read_image(file, max_megapixels)
+        image, changed = read(file)
         conversions += changed
         if len(files) == 1:  # several may not fit into memory together
             checked[file] = image
@@ -111,10 +120,14 @@ def segment(
     names = metadata.get("class_names")
     for file, result in _progress(list(zip(files, results, strict=True)), "segmenting"):
         start = time.perf_counter()
-        image = checked[file] if file in checked else images.read_image(file, max_megapixels)[0]
+        image = checked[file] if file in checked else read(file)[0]
         with named_errors(file):
-            prediction = predict(network, image, layer, scales=scales, flip=views.flip)
-        result.write(image, prediction, palette, probabilities)
+            three = None if settings.bands == "all" else settings.bands
+            shown = as_levels(network, image, three)[0].permute(1, 2, 0).round().byte()
+            prediction = predict(
+                network, image, layer, scales=scales, flip=views.flip, bands=settings.bands
+            )
+        result.write(shown.numpy(), prediction, palette, probabilities)
         print_result(file, prediction, names, result, time.perf_counter() - start)
 
 

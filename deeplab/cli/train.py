@@ -74,7 +74,10 @@ def train(
     tensorboard: Annotated[
         bool, typer.Option("--tensorboard", help="Log for TensorBoard too, into FILE.tensorboard.")
     ] = False,
-    model: Annotated[str | None, option("NAME", "Which model.")] = None,
+    model: Annotated[
+        str | None,
+        option("NAME", "Which model; with deeplab_v3plus and such goes model_options.backbone."),
+    ] = None,
     steps: Annotated[int | None, option("N", "Steps of SGD.")] = None,
     batch_size: Annotated[int | None, option("N", "Samples in a step.")] = None,
     accumulate: Annotated[int | None, option("N", "Pieces of a step, to save memory.")] = None,
@@ -110,6 +113,10 @@ def train(
     voc12_vgg16_largefov, voc12_vgg16, voc12_resnet101, coco_resnet101, voc12_resnet101_coco,
     cityscapes_resnet101, camvid_resnet101, camvid_small, scenes_quick.
 
+    Pictures of other bands than RGB: the option bands of a folder data set, and in_channels, mean
+    and deviation of the model, which deeplab data check prints. Weights for RGB to start from are
+    adapted.
+
     Beside the weights FILE.safetensors, the best by validation mIoU, lie FILE-last.safetensors,
     FILE.state to resume from and the log FILE.csv. Ctrl-C and SIGTERM end after the step at hand,
     save, and exit with 130 and 143; --resume goes on as if nothing had been. A run or weights that
@@ -125,6 +132,7 @@ def train(
     deeplab train --out voc.safetensors --resume                    go on after a stop
     deeplab train --out voc.safetensors --resume --workers 2        the same on another machine
     deeplab train --out voc.safetensors --resume --steps 30000      longer than it was to be
+    deeplab train --set model=deeplab_v3plus --set model_options.backbone=resnet34
     torchrun --nproc-per-node 2 -m deeplab train --config voc12_vgg16 --weights vgg16.caffemodel
     deeplab evaluate --weights mine.safetensors
     ```

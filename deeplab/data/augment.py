@@ -7,7 +7,8 @@
 
 The first is the paper's text, the second what its released Caffe layer does. Beyond the picture an
 image has the mean colour, which preprocessing turns into zero, and a label map 255. Images are
-resized bilinearly (smoothed where they shrink), labels take the nearest pixel.
+resized bilinearly (smoothed where they shrink), labels take the nearest pixel. Images may have any
+number of bands, of uint8, uint16 or float32.
 
 Sources: Chen et al., DeepLab v2, section 4.1; the transformer of its Caffe data layer.
 """
@@ -24,7 +25,7 @@ from PIL import Image
 from deeplab.data.datasets.labels import IGNORE
 from deeplab.model.preprocess import MEAN_BGR
 
-Picture = npt.NDArray[np.uint8]
+Picture = npt.NDArray[Any]
 Labels = npt.NDArray[Any]
 
 CAFFE_SCALES = (0.5, 0.75, 1.0, 1.25, 1.5)
@@ -44,16 +45,16 @@ def augment(
     rng: np.random.Generator,
     fill: Sequence[float] = MEAN_RGB,
 ) -> tuple[Picture, npt.NDArray[np.int64]]:
-    """A random sample of a picture: image uint8 [crop, crop, 3], labels int64 [crop, crop].
+    """A random sample of a picture: image [crop, crop, bands], labels int64 [crop, crop].
 
     Args:
-        image: uint8 [H, W, 3] RGB.
+        image: uint8 [H, W, 3] RGB, or uint8, uint16 or float32 [H, W, bands].
         labels: [H, W], values 0-255, 255 ignored.
         crop: side of the sample in pixels; networks of output stride 8 like 8k + 1, such as 321.
         scales: (smallest, largest) in mode "continuous", the list to draw from in "discrete".
         mode: see the file's docstring.
         mirror: flip half of the samples left to right.
-        fill: colour beyond the picture, RGB 0-255, rounded to whole levels.
+        fill: value of each band beyond the picture, rounded where pictures have whole numbers.
 
     Raises ValueError: sizes of image and labels differ, scales or mode make no sense.
     """
@@ -123,8 +124,8 @@ def _cut(
 ) -> tuple[Picture, Labels]:
     """The window [side, side] whose corner is at (top, left), which may lie outside."""
     height, width = labels.shape
-    canvas = np.empty((side, side, 3), np.uint8)
-    canvas[:] = np.round(fill)
+    canvas = np.empty((side, side, image.shape[2]), image.dtype)
+    canvas[:] = _in_range(np.asarray(fill, np.float64), image.dtype)
     truth = np.full((side, side), IGNORE, np.uint8)
     y0, y1, x0, x1 = max(top, 0), min(top + side, height), max(left, 0), min(left + side, width)
     inside = np.s_[y0 - top : y1 - top, x0 - left : x1 - left]
@@ -137,5 +138,23 @@ def _to_size(image: Picture, labels: Labels, size: tuple[int, int]) -> tuple[Pic
     if size == labels.shape:
         return image, labels
     shape = size[::-1]  # Pillow's order
-    scaled = np.array(Image.fromarray(image).resize(shape, Image.Resampling.BILINEAR))
-    return scaled, np.array(Image.fromarray(labels).resize(shape, Image.Resampling.NEAREST))
+    return _resized(image, shape), np.array(
+        Image.fromarray(labels).resize(shape, Image.Resampling.NEAREST)
+    )
+
+
+def _resized(image: Picture, shape: tuple[int, int]) -> Picture:
+    """Bilinear; Pillow takes RGB whole, and other bands one by one."""
+    if image.dtype == np.uint8 and image.shape[2] == 3:
+        return np.array(Image.fromarray(image).resize(shape, Image.Resampling.BILINEAR))
+    kind = np.uint8 if image.dtype == np.uint8 else np.float32  # the latter holds 16 bits whole
+    planes = [np.ascontiguousarray(plane, kind) for plane in np.moveaxis(image, 2, 0)]
+    scaled = [Image.fromarray(plane).resize(shape, Image.Resampling.BILINEAR) for plane in planes]
+    return _in_range(np.stack([np.asarray(plane) for plane in scaled], axis=2), image.dtype)
+
+
+def _in_range(values: npt.NDArray[Any], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
+    """As `dtype`: rounded and kept in its range where it is one of whole numbers."""
+    if dtype.kind == "f":
+        return values.astype(dtype)
+    return np.clip(np.round(values), 0, np.iinfo(dtype).max).astype(dtype)

@@ -69,13 +69,13 @@ def load_picture(
     path = Path(path)
     if not max_megapixels > 0:
         raise InputError(f"max_megapixels must be a number above 0, not {max_megapixels}")
-    _check_file(path)
+    check_file(path)
     with _pillow_size_guard_off(), _libtiff_quiet():
         try:
             with Image.open(path) as image:
                 if image.format == "EPS":  # Pillow would run Ghostscript on it
                     raise InputError(f"{path}: PostScript, not a picture; save it as PNG or JPEG")
-                _check_size(path, image.size, max_megapixels)
+                check_size(path, image.size, max_megapixels)
                 if image.format == "PNG":
                     with Image.open(path) as again:
                         again.verify()  # checksums, at which decoding does not look
@@ -100,7 +100,8 @@ def load_picture(
 def find_images(inputs: Sequence[str | Path]) -> list[Path]:
     """The files that paths, folders and glob patterns stand for, in order, each file once.
 
-    A folder gives its pictures by suffix, not hidden ones nor those of its subfolders; a pattern
+    A folder gives its pictures by suffix, or else its .npy files, not hidden ones nor those of its
+    subfolders; a pattern
     (`*`, `?`, `[`, and `**` through subfolders) gives every file that matches. A name that exists
     is never taken for a pattern.
 
@@ -124,8 +125,10 @@ def find_images(inputs: Sequence[str | Path]) -> list[Path]:
 def _expand(item: str | Path) -> list[Path]:
     path = Path(item)
     if path.is_dir():
-        files = sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES and p.is_file())
-        files = [p for p in files if not p.name.startswith(".")]  # such as ._a.jpg beside a.jpg
+        there = sorted(p for p in path.iterdir() if p.is_file())
+        there = [p for p in there if not p.name.startswith(".")]  # such as ._a.jpg beside a.jpg
+        files = [p for p in there if p.suffix.lower() in SUFFIXES]
+        files = files or [p for p in there if p.suffix.lower() == ".npy"]
         if not files:
             raise InputError(
                 f"{path}: the folder holds no picture ({', '.join(SUFFIXES)}); subfolders are not "
@@ -143,7 +146,8 @@ def _expand(item: str | Path) -> list[Path]:
     return [path]
 
 
-def _check_file(path: Path) -> None:
+def check_file(path: Path) -> None:
+    """InputError where there is no such file, or it is a folder, empty or locked."""
     try:
         empty = path.stat().st_size == 0
         if not (empty or path.is_dir()):
@@ -159,7 +163,8 @@ def _check_file(path: Path) -> None:
         raise InputError(f"{path}: the file is empty (0 bytes); copy or download it again")
 
 
-def _check_size(path: Path, size: tuple[int, int], max_megapixels: float) -> None:
+def check_size(path: Path, size: tuple[int, int], max_megapixels: float) -> None:
+    """InputError where a picture of (width, height) pixels has none, or too many."""
     width, height = size
     if width < 1 or height < 1:
         raise InputError(f"{path}: the image has zero size ({width} x {height} pixels)")

@@ -27,7 +27,8 @@ from deeplab.errors import InputError
 from deeplab.evaluation.metrics import Absent, ConfusionMatrix
 from deeplab.evaluation.trimap import Around, TrimapCurve, TrimapTally, band_index
 from deeplab.model import DeepLab
-from deeplab.predict import as_rgb, check_scales, enough_memory, network_scores
+from deeplab.model.preprocess import Bands
+from deeplab.predict import as_levels, check_scales, enough_memory, network_scores
 
 CRF = Callable[[Tensor, Tensor], Tensor]
 
@@ -85,6 +86,7 @@ def evaluate(
     around: Around = "boundary",
     scales: Sequence[float] = (1.0,),
     flip: bool = False,
+    bands: Bands = None,
     on_prediction: Callable[[int, np.ndarray], None] | None = None,
     shard: bool = False,
     progress: bool = False,
@@ -93,7 +95,7 @@ def evaluate(
 
     Args:
         model: in any mode, without a ``crf`` of its own, so that both scores come from one pass.
-        dataset: pairs (image uint8 [H, W, 3] RGB, labels [H, W]).
+        dataset: pairs (image uint8 [H, W, 3] RGB, or of the model's bands, labels [H, W]).
         crf: ``crf(logits [1, C, H, W], image [1, 3, H, W] RGB 0-255)`` -> marginals
             [1, C, H, W], such as ``crf.DenseCRF``; None scores the network alone.
         class_names: names of the classes in the result; numbers by default.
@@ -102,6 +104,7 @@ def evaluate(
         band: half-width in pixels of the band around class boundaries.
         trimap, around: widths in pixels of the trimap curve, and what its bands lie around.
         scales, flip: the views of a picture, see ``deeplab.predict.network_scores``.
+        bands: which the CRF sees of a picture, see ``deeplab.predict.as_levels``.
         on_prediction: called with the index of each picture and its labels [H, W], uint8, or int64
             above 256 classes (the CRF's where there is one).
         shard: with several processes of torch.distributed, each evaluates its share of the pictures
@@ -143,7 +146,8 @@ def evaluate(
                     require_finite(logits, index)
                     predicted = network.add(truth, logits)
                     if crf is not None and refined is not None:
-                        predicted = refined.add(truth, crf(logits, as_rgb(image).to(device)))
+                        seen = as_levels(model, image, bands).to(device)
+                        predicted = refined.add(truth, crf(logits, seen))
             except ValueError as error:
                 raise InputError(f"picture {index}: {error}") from error
             if on_prediction is not None:

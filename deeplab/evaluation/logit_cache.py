@@ -27,6 +27,7 @@ from deeplab.data import outputs
 from deeplab.errors import InputError
 from deeplab.evaluation.evaluate import LabelledImages, require_finite
 from deeplab.model import DeepLab
+from deeplab.predict import as_levels
 
 FORMAT = 1
 LOWEST = -6e4  # close to the smallest float16
@@ -35,7 +36,7 @@ LOWEST = -6e4  # close to the smallest float16
 @dataclass(frozen=True)
 class Cached:
     """One picture of the cache: logits float32 `[1, C, H, W]` at the picture's size, image
-    `[1, 3, H, W]` uint8 RGB, labels int64 `[H, W]`."""
+    `[1, 3, H, W]` RGB as the CRF sees it, labels int64 `[H, W]`."""
 
     logits: Tensor
     image: Tensor
@@ -91,7 +92,8 @@ class LogitCache:
         self.model.eval()
         try:
             for position, index in enumerate(self.indices):
-                image, labels = (np.asarray(part, np.uint8) for part in self.dataset[index])
+                image, labels = (np.asarray(part) for part in self.dataset[index])
+                labels = labels.astype(np.uint8)
                 path = self._file(position)
                 if path.exists():
                     self._check(path, index, image, labels)
@@ -114,8 +116,7 @@ class LogitCache:
         logits = torch.from_numpy(stored["logits"].astype(np.float32))[None]
         size = (labels.shape[0], labels.shape[1])
         logits = self.model.upsample(logits, size)
-        image = torch.from_numpy(np.ascontiguousarray(stored["image"].transpose(2, 0, 1)))[None]
-        return Cached(logits, image, labels)
+        return Cached(logits, as_levels(self.model, stored["image"]), labels)
 
     def identity(self) -> str:
         """A hash of the network and of all pictures with their labels, as they lie in the cache."""

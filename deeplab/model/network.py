@@ -118,7 +118,8 @@ class DeepLab(nn.Module):
         """Class scores, one tensor in training and in evaluation.
 
         x: `[B, in_channels, H, W]`, preprocessed, any size from 1x1 up.
-        image: `[B, 3, H, W]`, the same pictures as RGB 0-255: what a CRF layer looks at.
+        image: `[B, 3, H, W]`, the same pictures as RGB 0-255: what a CRF layer looks at (of other
+            bands `preprocessing.levels(pictures)`).
         upsample: to the input's size, as `upsample` does it; False leaves the backbone's size,
             about H/8 x W/8.
 
@@ -299,7 +300,8 @@ class DeepLab(nn.Module):
                 "upsample: the CRF works on pixels, so upsample=False is not possible with it; "
                 "set model.crf = None for the network's own scores"
             )
-        if image.shape != x.shape:
+        shape = [x.shape[0], 3, *x.shape[2:]]
+        if list(image.shape) != shape:
             raise ValueError(
-                f"image must be the shape of x, {list(x.shape)}, not {list(image.shape)}"
+                f"image must be RGB of the size of x, {shape}, not {list(image.shape)}"
             )

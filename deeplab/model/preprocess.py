@@ -17,9 +17,9 @@ transforms of torchvision's weights.
 
 import math
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -30,6 +30,11 @@ from deeplab.model.styles import STYLES, Style, check
 MEAN_BGR = (104.008, 116.669, 122.675)  # grey levels, 0-255
 MEAN_RGB = (0.485, 0.456, 0.406)  # of 1
 DEVIATION_RGB = (0.229, 0.224, 0.225)
+Bands = Sequence[int] | Literal["all"] | None  # of a picture, see Preprocessing.levels
+NOT_DEEP = (
+    "image must be RGB in 0-255 for a model without a mean and deviation of its own, not uint16; "
+    "convert it first"
+)
 
 
 @dataclass(frozen=True)
@@ -72,6 +77,11 @@ class Preprocessing:
         return (x / 255 - _channels(MEAN_RGB, x)) / _channels(DEVIATION_RGB, x)
 
     @property
+    def dtypes(self) -> tuple[str, ...]:
+        """What stored pictures may be of: any values are for models with a mean of their own."""
+        return ("uint8",) if self.mean is None else ("uint8", "uint16", "float32")
+
+    @property
     def unscaled(self) -> bool:
         """Whether the network sees grey levels in 0-255, less their mean."""
         return self.mean is None and self.style == "caffe"
@@ -83,6 +93,31 @@ class Preprocessing:
         if self.unscaled:
             return MEAN_BGR[::-1]
         return tuple(255 * level for level in MEAN_RGB)
+
+    def levels(self, images: Tensor, bands: Bands = None) -> Tensor:
+        """Some bands as levels in 0-255, `[B, len(bands), H, W]`: for a CRF and for the eye.
+
+        images: `[B, C, H, W]` as they are before preprocessing. bands: which, from 0 on, such as
+        three for red, green and blue; "all"; None: the first three, the last again where there are
+        fewer. uint8 and pictures of a model without a mean of its own stay as they are; of others
+        mean - 3 deviation becomes 0, mean + 3 deviation 255, and what lies beyond is clamped.
+
+        Raises ValueError for bands that are not there.
+        """
+        if bands == "all":
+            bands = range(self.in_channels)
+        elif bands is None:
+            bands = [min(band, self.in_channels - 1) for band in range(3)]
+        if not all(0 <= band < self.in_channels for band in bands):
+            raise ValueError(
+                f"bands must be from 0 to {self.in_channels - 1} each, not {list(bands)}"
+            )
+        shown = images if list(bands) == list(range(images.shape[1])) else images[:, list(bands)]
+        if images.dtype == torch.uint8 or self.mean is None or self.deviation is None:
+            return shown
+        mean = _channels(tuple(self.mean[band] for band in bands), shown)
+        deviation = _channels(tuple(self.deviation[band] for band in bands), shown)
+        return (((shown.float() - mean) / deviation + 3) * (255 / 6)).clamp(0, 255)
 
     def described(self) -> dict[str, Any]:
         """The same for other programs:
@@ -171,13 +206,15 @@ def _as_batch(image: np.ndarray | Tensor, channels: int, deep: bool) -> Tensor:
             mend = (
                 "convert grey or RGBA pictures first, for example with PIL's image.convert('RGB')"
                 if channels == 3
-                else "the model was built for that many bands"
+                else "the model takes that many bands, which a folder's option bands reads"
             )
             raise ValueError(
                 f"image must be a NumPy array [H, W, {channels}]{colours}, not shape "
                 f"{list(image.shape)}; {mend}"
             )
         whole = image.dtype == np.uint8 or (deep and image.dtype == np.uint16)
+        if image.dtype == np.uint16 and not deep:
+            raise ValueError(NOT_DEEP)
         if not whole and not np.issubdtype(image.dtype, np.floating):
             raise TypeError(_dtype_message(image.dtype, deep))
         batch = torch.tensor(np.ascontiguousarray(image)).permute(2, 0, 1)[None]
@@ -188,6 +225,8 @@ def _as_batch(image: np.ndarray | Tensor, channels: int, deep: bool) -> Tensor:
                 f"not shape {list(image.shape)}; channels come first in tensors"
             )
         whole = image.dtype == torch.uint8 or (deep and image.dtype == torch.uint16)
+        if image.dtype == torch.uint16 and not deep:
+            raise ValueError(NOT_DEEP)
         if not whole and not image.is_floating_point():
             raise TypeError(_dtype_message(image.dtype, deep))
         batch = image if image.ndim == 4 else image[None]

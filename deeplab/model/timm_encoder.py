@@ -123,7 +123,7 @@ def _freeze(encoder: nn.Module) -> None:
 def _timm(name: str) -> Any:
     try:
         timm = importlib.import_module("timm")
-    except ImportError as error:
+    except (ImportError, RuntimeError) as error:  # torchvision's, beside another build of torch
         raise ImportError(
             f"backbone timm:{name} needs timm: pip install 'deeplab-triton[timm]' ({error})"
         ) from error

@@ -98,7 +98,8 @@ class TrainConfig:
     Attributes:
         model: name in `deeplab.model.MODELS` or `FAMILIES`.
         model_options: further arguments of its builder, such as scales = [1.0, 0.75, 0.5] (MSC),
-            or backbone = "resnet34" and output_stride = 16.
+            backbone = "resnet34" and output_stride = 16, or in_channels, mean and deviation for
+            pictures of other bands than RGB, whose data set has data.options.bands.
         weights: file to start from, of any format that `deeplab.weights.load_weights` reads.
         starts_from: what `weights` should be, in words; a run that has this and no weights stops.
         new_classifier: draw the classifier anew, though `weights` have one for as many classes.

@@ -143,7 +143,7 @@ class StepLoss(nn.Module):
         x = self.model.preprocess(rgb).contiguous(memory_format=self.format)
         if len(self.strides) > 1:
             return tuple(self.model.forward_scales(x))
-        image = None if self.model.crf is None else rgb.float()
+        image = None if self.model.crf is None else self.model.preprocessing.levels(rgb).float()
         return (self.model(x, image=image, upsample=self.strides == (1,)),)
 
 

@@ -20,9 +20,9 @@ from deeplab.training.samples import Sample, SkipBroken
 class PictureReport:
     """Collects what steps and validations find in their pictures, over all processes.
 
-    pictures: how many there are to train on. Attributes: `validation`, the pictures to score on;
-    `drawn`, the labels of all that were trained on; `absent`, classes without a pixel, by split;
-    `broken`, what is wrong with pictures passed over; `conversions`.
+    pictures: how many there are to train on; bands: how many each has. Attributes: `validation`,
+    the pictures to score on; `drawn`, the labels of all that were trained on; `absent`, classes
+    without a pixel, by split; `broken`, what is wrong with pictures passed over; `conversions`.
     """
 
     def __init__(
@@ -33,11 +33,12 @@ class PictureReport:
         validation: LabelledImages,
         processes: Processes,
         logger: Logger,
+        bands: int,
     ) -> None:
         self.config, self.pictures = config, pictures
         self.processes, self.logger = processes, logger
         self._scored = Recording(validation)
-        self.validation = SkipBroken(self._scored) if config.skip_broken else self._scored
+        self.validation = SkipBroken(self._scored, bands) if config.skip_broken else self._scored
         self.drawn = DrawnLabels(class_names, config.class_weights, config.crop)
         self.absent: dict[str, tuple[str, ...]] = {}
         self.broken: set[str] = set()

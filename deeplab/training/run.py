@@ -69,8 +69,8 @@ def train(
         config: the recipe.
         out: weights file: the best so far by validation mIoU; beside it lie the files that
             `deeplab.training.checkpoint` names. None writes nothing.
-        dataset, validation: pairs (image uint8 [H, W, 3] RGB, labels [H, W], 255 ignored);
-            by default those of `config.data`.
+        dataset, validation: pairs (image uint8 [H, W, 3] RGB, labels [H, W], 255 ignored), or
+            images of the model's bands; by default those of `config.data`.
         class_names: a name for each class; their number is the model's. By default the data set's
             `classes`, or those of the generated scenes.
         palette: colours [>= classes, 3] for the weights file, by default the data set's.

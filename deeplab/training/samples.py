@@ -12,7 +12,7 @@ import signal
 import sys
 import time
 import warnings
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable
 from itertools import chain
 from typing import Any, NamedTuple
 
@@ -21,13 +21,14 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from deeplab.data.augment import MEAN_RGB, augment
+from deeplab.data.augment import augment
 from deeplab.data.conversions import Conversion
 from deeplab.data.datasets import IGNORE
 from deeplab.data.datasets.base import LabelledPicture, conversions_of
 from deeplab.data.datasets.counts import histogram
 from deeplab.errors import InputError
 from deeplab.evaluation.evaluate import LabelledImages
+from deeplab.model.preprocess import Preprocessing
 from deeplab.training.config import TrainConfig
 from kernels import memory
 
@@ -37,7 +38,8 @@ CHECKED_EVERY = 100  # pictures, between looks at the free memory
 class Sample(NamedTuple):
     """A sample, or a process's share of a step: pictures with a batch axis, all else summed.
 
-    image: RGB uint8 [3, crop, crop]; labels: uint8 [crop, crop], 255 ignored; pixels: int64 [256],
+    image: RGB uint8 [3, crop, crop], or of the model's bands, float32 unless the picture is uint8;
+    labels: uint8 [crop, crop], 255 ignored; pixels: int64 [256],
     of each label in the whole picture; conversions: what reading changed in the picture; broken:
     what is wrong with pictures that were passed over; seconds: how long it took to make; waited:
     seconds that the step waited for it.
@@ -55,20 +57,21 @@ class Sample(NamedTuple):
 class Samples(Dataset[Sample]):
     """The whole run's samples in order, a new random order of the pictures each epoch.
 
-    Beyond the picture, the image has the colour `fill` (RGB 0-255) and the label is 255. A picture
-    that cannot be read raises its InputError; with `skip_broken` the next one in the order takes
-    its place. One that is not uint8 RGB [H, W, 3], or has other labels [H, W] than 0 to
-    `classes` - 1 and 255, is such a picture.
+    Beyond the picture, the image has the colour that `preprocessing` turns into zero and the label
+    is 255. A picture that cannot be read raises its InputError; with `skip_broken` the next one in
+    the order takes its place. One that `preprocessing` does not take, such as one that is not uint8
+    RGB [H, W, 3], or has other labels [H, W] than 0 to `classes` - 1 and 255, is such a picture.
     """
 
     def __init__(
         self,
         dataset: LabelledImages,
         config: TrainConfig,
-        fill: Sequence[float] = MEAN_RGB,
+        preprocessing: Preprocessing = Preprocessing(),  # noqa: B008 (frozen)
         classes: int = IGNORE,
     ) -> None:
-        self.dataset, self.config, self.fill, self.classes = dataset, config, fill, classes
+        self.dataset, self.config, self.classes = dataset, config, classes
+        self.preprocessing = preprocessing
         self._order: tuple[int, np.ndarray] = (-1, np.empty(0, np.int64))
 
     def __len__(self) -> int:
@@ -88,8 +91,10 @@ class Samples(Dataset[Sample]):
             mode=config.scale_mode,
             mirror=config.mirror,
             rng=np.random.default_rng([config.seed, 1, index]),
-            fill=self.fill,
+            fill=self.preprocessing.mean_colour(),
         )
+        if scaled.dtype != np.uint8:  # torch does little with 16 bits
+            scaled = scaled.astype(np.float32)
         picture = torch.from_numpy(np.ascontiguousarray(scaled.transpose(2, 0, 1)))
         truth = torch.from_numpy(target.astype(np.uint8))
         pixels = torch.from_numpy(histogram(labels))
@@ -105,7 +110,7 @@ class Samples(Dataset[Sample]):
             place = int(self._order[1][(position + ahead) % len(self.dataset)])
             try:
                 pair = _as_arrays(self.dataset[place])
-                _check_picture(place, *pair, self.classes)
+                _check_picture(place, *pair, self.preprocessing, self.classes)
                 return pair, tuple(broken)
             except InputError as error:
                 if not self.config.skip_broken:
@@ -119,12 +124,16 @@ def _as_arrays(pair: tuple[Any, Any]) -> LabelledPicture:
     return LabelledPicture(image, labels, conversions_of(pair))
 
 
-def _check_picture(place: int, image: np.ndarray, labels: np.ndarray, classes: int) -> None:
+def _check_picture(
+    place: int, image: np.ndarray, labels: np.ndarray, preprocessing: Preprocessing, classes: int
+) -> None:
     """InputError where a data set gives what no picture and no labels are."""
-    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
+    bands, dtypes = preprocessing.in_channels, preprocessing.dtypes
+    if image.ndim != 3 or image.shape[2] != bands or image.dtype.name not in dtypes:
+        colours = " RGB" if bands == 3 else ""
         raise InputError(
-            f"picture {place} of the data set must be uint8 RGB [H, W, 3], not {image.dtype} "
-            f"{list(image.shape)}"
+            f"picture {place} of the data set must be {' or '.join(dtypes)}{colours} "
+            f"[H, W, {bands}], not {image.dtype} {list(image.shape)}"
         )
     if labels.shape != image.shape[:2] or not labels.size:
         raise InputError(
@@ -182,11 +191,12 @@ class InMemory:
 class SkipBroken:
     """A data set to score on, in which a picture that cannot be read has no labelled pixel.
 
-    It counts for no score then. `broken` collects what is wrong with such pictures.
+    It counts for no score then. `broken` collects what is wrong with such pictures. bands: of the
+    pictures.
     """
 
-    def __init__(self, dataset: LabelledImages) -> None:
-        self.dataset = dataset
+    def __init__(self, dataset: LabelledImages, bands: int = 3) -> None:
+        self.dataset, self.bands = dataset, bands
         self.broken: set[str] = set()
 
     def __len__(self) -> int:
@@ -197,7 +207,7 @@ class SkipBroken:
             return self.dataset[index]
         except InputError as error:
             self.broken.add(str(error))
-            return np.zeros((9, 9, 3), np.uint8), np.full((9, 9), IGNORE, np.uint8)
+            return np.zeros((9, 9, self.bands), np.uint8), np.full((9, 9), IGNORE, np.uint8)
 
 
 def batches(
@@ -205,7 +215,7 @@ def batches(
     config: TrainConfig,
     first_step: int = 0,
     *,
-    fill: Sequence[float] = MEAN_RGB,
+    preprocessing: Preprocessing = Preprocessing(),  # noqa: B008 (frozen)
     classes: int = IGNORE,
     rank: int = 0,
     world: int = 1,
@@ -222,7 +232,7 @@ def batches(
         # The run says it in one line at its start.
         warnings.filterwarnings("ignore", message="This DataLoader will create")
         loader: DataLoader[Any] = DataLoader(
-            _WithErrors(Samples(dataset, config, fill, classes)),
+            _WithErrors(Samples(dataset, config, preprocessing, classes)),
             batch_sampler=(list(range(start, start + share)) for start in starts),
             num_workers=config.workers,
             multiprocessing_context=start_method() if config.workers else None,

@@ -35,7 +35,7 @@ from deeplab.training.distributed import Processes
 from deeplab.training.labels import check_labels
 from deeplab.training.logs import Logger
 from deeplab.training.losses import Grid, label_strides
-from deeplab.weights import Loaded, load_weights, read_metadata
+from deeplab.weights import Loaded, bands, load_weights, read_metadata
 from deeplab.weights.sources import is_own
 
 
@@ -270,12 +270,15 @@ def _load_weights(model: DeepLab, config: TrainConfig, logger: Logger) -> None:
     with warnings.catch_warnings():
         # One process says it below, beside the progress bar.
         warnings.filterwarnings("ignore", message=".*has no weights for")
+        warnings.filterwarnings("ignore", message=".*of three channels adapted")
         loaded = load_weights(model, config.weights)
     if loaded.skipped:
         logger.info(
             f"{config.weights}: has no weights for {', '.join(loaded.skipped)}, which start "
             "from random numbers"
         )
+    if loaded.adapted:
+        logger.info(f"{config.weights}: {bands.note(model, loaded.adapted)}")
     if note := _other_scales(model, loaded):
         logger.info(f"{config.weights}: {note}")
     if config.new_classifier:

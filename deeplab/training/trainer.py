@@ -71,7 +71,13 @@ class Trainer:
         self.update = TrainStep(self.model, config, processes)
         pictures = self.facts["pictures"]
         self.report = PictureReport(
-            config, self.class_names, pictures, setup.validation, processes, logger
+            config,
+            self.class_names,
+            pictures,
+            setup.validation,
+            processes,
+            logger,
+            bands=self.model.in_channels,
         )
 
     def fit(self, dataset: LabelledImages) -> None:
@@ -240,7 +246,7 @@ class Trainer:
             dataset,
             self.config,
             self.step,
-            fill=self.model.preprocessing.mean_colour(),
+            preprocessing=self.model.preprocessing,
             classes=self.model.num_classes,
             rank=self.processes.rank,
             world=self.processes.world,

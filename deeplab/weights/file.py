@@ -15,6 +15,7 @@ the weights, found or learned, stand in the metadata as `crf` (deeplab.crf_setti
 
 import json
 import os
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -30,7 +31,7 @@ from deeplab.model import DeepLab, build
 from deeplab.model.multiscale import RESIZES, Resize, checked_scales
 from deeplab.model.styles import STYLES
 from deeplab.model.table import FamilyOptions, Line, line_of
-from deeplab.weights import foreign, registry
+from deeplab.weights import bands, foreign, registry
 from deeplab.whole_file import whole_file
 
 SHIPPED = Path(__file__).with_name("deeplab_v2_small_scenes.safetensors")
@@ -90,15 +91,18 @@ def read_metadata(path: StrPath) -> dict[str, Any]:
         return _metadata(file, path)
 
 
-def load_own(model: DeepLab, path: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def load_own(
+    model: DeepLab, path: Path
+) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
     """Copy the file's tensors into `model`, converted to its dtype and device.
 
     Names and shapes must agree exactly and, where the file says for which model it was made, so
     must backbone, style and rates; if not, InputError lists the differences before anything is
     copied. Of a model with another head the body alone is taken.
 
-    Returns the names of what was copied, and of what was not: another head, or classifiers where
-    the file says that it is for another number of classes.
+    Returns the names of what was copied, of what was not: another head, or classifiers where the
+    file says that it is for another number of classes, and of what was adapted to the model's
+    bands.
     """
     with _open(path) as file:
         metadata = _metadata(file, path)
@@ -107,12 +111,18 @@ def load_own(model: DeepLab, path: Path) -> tuple[tuple[str, ...], tuple[str, ..
             skipped = [name for name in network_state(model) if not name.startswith("backbone.")]
         elif metadata.get("num_classes", model.num_classes) != model.num_classes:
             skipped = [name for name in network_state(model) if ".classifier." in name]
-        _check_tensors(model, file, path, skipped, body_only=body_only)
+        grey_levels = _sees_grey_levels(model, metadata, path)
+        adapted = [n for n in _to_adapt(model, file, grey_levels) if n not in skipped]
+        _check_tensors(model, file, path, (*skipped, *adapted), body_only=body_only)
         stored = _read_tensors(model, file, path, skipped)
+    if other := _other_statistics(model, metadata, path):
+        warnings.warn(f"{path}: {other}", stacklevel=3)
+    for name in adapted:
+        stored[name] = bands.adapted(stored[name], model.in_channels, grey_levels)
     state = network_state(model)
     for name, tensor in stored.items():
         state[name].copy_(tensor)
-    return tuple(stored), tuple(skipped)
+    return tuple(stored), tuple(skipped), tuple(adapted)
 
 
 def stored_scales(path: Path) -> tuple[tuple[float, ...] | None, Resize | None]:
@@ -237,6 +247,8 @@ def _same_head(model: DeepLab, metadata: dict[str, Any], path: Path) -> bool:
         said |= {"model": metadata.get("model"), "backbone": options.get("backbone")}
     elif theirs.kind != ours.kind:
         del said["rates"]
+    if model.preprocessing.mean is None:
+        said["mean"] = options.get("mean")
     differing = [key for key in said if said[key] is not None and said[key] != config.get(key)]
     if differing:
         told = ", ".join(f"{key} {said[key]}" for key in differing)
@@ -254,6 +266,32 @@ def _line(name: Any, options: Mapping[str, Any]) -> Line | None:
         return line_of(name, options)
     except (TypeError, ValueError):
         return None
+
+
+def _other_statistics(model: DeepLab, metadata: dict[str, Any], path: Path) -> str:
+    """What to say where the file's model has another mean or deviation of its own."""
+    options = _options(metadata, path)
+    names = [n for n in ("mean", "deviation") if options.get(n) not in (None, model.config.get(n))]
+    if not names:
+        return ""
+    theirs = ", ".join(f"{name} {options[name]!s:.80}" for name in names)
+    return f"trained with {theirs}, and this model has others; train it before use"
+
+
+def _sees_grey_levels(model: DeepLab, metadata: dict[str, Any], path: Path) -> bool:
+    """Whether the stored weights are for pictures as style "caffe" has them; see `bands`."""
+    options = _options(metadata, path)
+    if not options:
+        return model.style == "caffe" and model.in_channels != 3
+    return options.get("style", "caffe") == "caffe" and options.get("mean") is None
+
+
+def _to_adapt(model: DeepLab, file: Any, grey_levels: bool) -> list[str]:
+    expected = {name: tensor.shape for name, tensor in network_state(model).items()}
+    found = set(file.keys())
+    slices = {name: file.get_slice(name) for name in expected if name in found}
+    stored = {n: part.get_shape() for n, part in slices.items() if part.get_dtype() in FLOATING}
+    return bands.to_adapt(model, expected, stored, grey_levels)
 
 
 def _check_tensors(

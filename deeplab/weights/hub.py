@@ -99,6 +99,8 @@ def model_card(facts: Mapping[str, Any], repository: str) -> str:
     """README.md of a repository: the tags that the Hub reads, what the model is, how to use it."""
     names = facts.get("class_names")
     classes = f"{facts['num_classes']} classes" + (f": {', '.join(names)}" if names else "")
+    bands = facts.get("options", {}).get("in_channels", 3)
+    taken = "RGB, uint8 [H, W, 3]" if bands == 3 else f"[H, W, {bands}]"
     return f"""---
 library_name: deeplab-triton
 pipeline_tag: image-segmentation
@@ -115,7 +117,7 @@ Semantic segmentation into {classes}.
 from deeplab.model import DeepLab
 
 model = DeepLab.from_pretrained("{repository}")
-labels = model(model.preprocess(image)).argmax(1)  # image: RGB, uint8 [H, W, 3]
+labels = model(model.preprocess(image)).argmax(1)  # image: {taken}
 ```
 
 What the weights were trained on, and how accurate they are, is for their author to say here.

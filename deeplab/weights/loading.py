@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -21,7 +21,7 @@ from deeplab.errors import InputError
 from deeplab.model import DeepLab
 from deeplab.model.heads import MultiRateConv2d
 from deeplab.model.multiscale import Resize
-from deeplab.weights import file, names
+from deeplab.weights import bands, file, names
 from deeplab.weights.caffemodel import Window
 from deeplab.weights.names import Translated
 from deeplab.weights.sources import Checkpoint, Source, check_source, is_own, read_checkpoint
@@ -42,6 +42,8 @@ class Loaded:
             copies by the file's names, layers of another head by this package's.
         scales, resize: at which scales the weights were trained (MSC), and how those are resized;
             None where they are of one scale, or the file does not tell.
+        adapted: tensors of three channels that were adapted to the model's bands, see
+            `deeplab.weights.bands`.
     """
 
     source: Source
@@ -50,13 +52,16 @@ class Loaded:
     dropped: Mapping[str, str]
     scales: tuple[float, ...] | None = None
     resize: Resize | None = None
+    adapted: tuple[str, ...] = ()
 
 
 def load_weights(model: DeepLab, path: file.StrPath, source: Source = "auto") -> Loaded:
     """Copy the file's tensors into `model`, converted to its dtype and device.
 
     Everything is checked first: on an error the model is unchanged. A state dict of this package's
-    models does not tell its style and rates: they are taken to be the model's.
+    models does not tell its style and rates: they are taken to be the model's. Convolutions that
+    see the picture are adapted from three channels to the model's bands, which warns, too; so do
+    weights of a model with another mean or deviation of its own.
 
     Args:
         path: a file of any source of `deeplab.weights.sources`, or a name of
@@ -73,8 +78,9 @@ def load_weights(model: DeepLab, path: file.StrPath, source: Source = "auto") ->
     path = file.named_path(path)
     if is_own(path):
         check_source(path, "safetensors", source)
-        initialised, skipped = file.load_own(model, path)
-        loaded = Loaded("safetensors", initialised, skipped, {}, *file.stored_scales(path))
+        initialised, skipped, adapted = file.load_own(model, path)
+        scales, resize = file.stored_scales(path)
+        loaded = Loaded("safetensors", initialised, skipped, {}, scales, resize, adapted)
     else:
         loaded = copy_checkpoint(model, read_checkpoint(path, source))
     if loaded.skipped:
@@ -83,15 +89,18 @@ def load_weights(model: DeepLab, path: file.StrPath, source: Source = "auto") ->
             "they are; train them before use",
             stacklevel=2,
         )
+    if loaded.adapted:
+        warnings.warn(f"{path}: {bands.note(model, loaded.adapted)}", stacklevel=2)
     return loaded
 
 
 def copy_checkpoint(model: DeepLab, checkpoint: Checkpoint) -> Loaded:
     """As `load_weights`, from a foreign file that has been read, and without a warning."""
-    path, translated = checkpoint.path, checkpoint.translated
+    path = checkpoint.path
     _check_style(model, checkpoint)
     state = file.network_state(model)
     expected = {name: t for name, t in state.items() if not name.endswith(names.COUNTER)}
+    translated, adapted = _adapted(model, checkpoint, expected)
     tensors = translated.tensors
     body = [name for name in expected if name.startswith("backbone.")]
     theirs = [name for name in tensors if name.startswith("backbone.")]
@@ -114,7 +123,8 @@ def copy_checkpoint(model: DeepLab, checkpoint: Checkpoint) -> Loaded:
         state[name].copy_(tensor)
     scales, dropped = translated.scales, translated.dropped | left
     resize = translated.resize if scales else None
-    return Loaded(checkpoint.source, tuple(chosen), tuple(skipped), dropped, scales, resize)
+    taken = tuple(name for name in adapted if name in chosen)
+    return Loaded(checkpoint.source, tuple(chosen), tuple(skipped), dropped, scales, resize, taken)
 
 
 def _check_style(model: DeepLab, checkpoint: Checkpoint) -> None:
@@ -128,6 +138,24 @@ def _check_style(model: DeepLab, checkpoint: Checkpoint) -> None:
             f"of style {model.style}: shapes agree, but strides, poolings and input differ, which "
             f'costs accuracy; build the model with style="{style}"'
         )
+
+
+def _adapted(
+    model: DeepLab, checkpoint: Checkpoint, expected: Mapping[str, Tensor]
+) -> tuple[Translated, list[str]]:
+    """What the file has, tensors that see the picture adapted to the model's bands; their names.
+
+    A state dict of this package's models does not tell its style: with three bands it is taken to
+    be of a model with the same mean.
+    """
+    tensors = dict(checkpoint.translated.tensors)
+    style = checkpoint.style or (model.style if model.in_channels != 3 else None)
+    shapes, stored = ({n: t.shape for n, t in given.items()} for given in (expected, tensors))
+    layers = bands.to_adapt(model, shapes, stored, grey_levels=style == "caffe")
+    for name in layers:
+        if tensors[name].dtype in FLOATING:  # others are refused below
+            tensors[name] = bands.adapted(tensors[name], model.in_channels, style == "caffe")
+    return replace(checkpoint.translated, tensors=tensors), layers
 
 
 def _head(

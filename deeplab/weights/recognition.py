@@ -141,7 +141,8 @@ def load_checkpoint(
     _check_classes(path, fit.num_classes, num_classes)
     network = _built(checkpoint, fit, output_stride)
     if checkpoint.source == "safetensors":
-        loaded = Loaded("safetensors", *file.load_own(network, path), {})
+        initialised, skipped, _ = file.load_own(network, path)
+        loaded = Loaded("safetensors", initialised, skipped, {})
     else:
         loaded = copy_checkpoint(network, checkpoint)
     if loaded.skipped:
@@ -159,7 +160,7 @@ def _check_classes(path: Path, found: int, asked: int | None) -> None:
         )
 
 
-def _built(checkpoint: Checkpoint, fit: Fit, output_stride: int | None) -> DeepLab:
+def _built(checkpoint: Checkpoint, fit: Fit, output_stride: int | None = None) -> DeepLab:
     translated = checkpoint.translated
     options: dict[str, Any] = {"scales": translated.scales, "resize": translated.resize}
     if checkpoint.style is not None:

@@ -1,9 +1,11 @@
 """CRF settings: their defaults, what may be in a file, and what no CRF can compute with."""
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from crf import Bilateral, Gaussian
 from deeplab.crf_settings import CRFSettings
@@ -82,3 +84,45 @@ def test_a_compatibility_that_is_no_square_matrix_is_named(matrix: list[list[flo
 def test_a_compatibility_for_other_classes_is_named() -> None:
     with pytest.raises(InputError, match="a row for each of 3 classes, not 2"):
         CRFSettings(compatibility=[[0.0, 1.0], [1.0, 0.0]]).layer(3)
+
+
+def test_all_bands_of_rgb_are_the_bilateral_term() -> None:
+    rng = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (2, 3, 9, 12), generator=rng).float()
+    logits = torch.randn(2, 4, 9, 12, generator=rng)
+    settings = CRFSettings(bilateral=Bilateral(4.0, (9.0, 7.0), 60.0))
+    expected = settings.refiner(4)(logits, images)
+    found = settings.changed({"bands": "all"}).refiner(4)(logits, images)
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
+
+
+def test_a_band_beyond_three_parts_what_is_alike_in_the_others() -> None:
+    levels = torch.full((1, 5, 6, 8), 100.0)
+    levels[:, 4, :, 4:] = 200
+    logits = torch.zeros(1, 2, 6, 8)
+    logits[:, 0, :, :3] = 2
+    settings = {"gaussian_weight": 0, "bilateral_sigma_rgb": 10}
+    of_three = CRFSettings().changed(settings).refiner(2)(logits, levels[:, :3])
+    of_all = CRFSettings().changed(settings | {"bands": "all"}).refiner(2)(logits, levels)
+    assert (of_three.argmax(1) == 0).all()
+    assert (of_all[:, 0, :, :4] > 0.9).all()
+    assert (of_all[:, 0, :, 4:] < 0.6).all()
+
+
+@pytest.mark.parametrize("bands", [(3, 2, 1), "all"])
+def test_bands_are_stored_with_the_settings(bands, tmp_path) -> None:
+    settings = CRFSettings(bands=bands)
+    path = tmp_path / "crf.toml"
+    path.write_text(settings.to_toml())
+    assert CRFSettings.from_toml(path) == settings
+    assert CRFSettings().changed(json.loads(json.dumps(settings.as_dict()))) == settings
+    assert "bands" not in CRFSettings().as_dict()
+
+
+def test_bands_that_make_no_sense_are_refused() -> None:
+    for bands in ((0, 1), (0, 1, -1), (0, 1, 2.0), "some", (0, 1, True)):
+        with pytest.raises(InputError, match="CRF bands must be all, or three integers"):
+            CRFSettings(bands=bands)
+    settings = CRFSettings(bilateral=Bilateral(4.0, 49.0, (5.0, 5.0, 6.0)), bands="all")
+    with pytest.raises(InputError, match="bilateral_sigma_rgb must be one number where bands is"):
+        settings.refiner(2)

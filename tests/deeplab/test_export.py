@@ -17,6 +17,7 @@ from crf import DenseCRF
 from deeplab import export as module
 from deeplab.errors import InputError
 from deeplab.export import export
+from deeplab.model import build
 from deeplab.weights import load_model
 
 
@@ -131,6 +132,15 @@ def test_the_description_preprocesses_as_the_model_does(style, tmp_path):
     x = (image[..., channels] * how["scale"] - how["mean"]) / how["deviation"]
     expected = model.preprocess(image)[0].permute(1, 2, 0)
     torch.testing.assert_close(torch.tensor(x, dtype=torch.float32), expected)
+
+
+def test_a_model_of_other_bands_takes_them_and_tells_their_statistics(tmp_path):
+    model = build("deeplab_v2_small", 2, in_channels=2, mean=[1, 2], deviation=[3, 4]).eval()
+    written = export(model, tmp_path / "m.pt2", size=(33, 41))
+    described = json.loads(written.description.read_text())
+    assert described["input"]["shape"] == ["batch", 2, 33, 41]
+    expected = {"channels": 2, "scale": 1.0, "mean": [1.0, 2.0], "deviation": [3.0, 4.0]}
+    assert described["preprocessing"] == expected
 
 
 def test_a_program_that_disagrees_leaves_nothing_behind(tmp_path, monkeypatch):

@@ -161,6 +161,16 @@ class CRFOptions(SmoothnessOptions):
     bilateral_sigma_rgb: Annotated[
         float | None, option("LEVELS", "Its width in colour, grey levels of 0-255.", panel="CRF")
     ] = None
+    crf_bands: Annotated[
+        str | None,
+        option(
+            "R,G,B|all",
+            "Of pictures of other bands than RGB, the three that the CRF and the overlay take for "
+            "red, green and blue, counted from 0; with all the CRF compares all bands.",
+            panel="CRF",
+            shown="the first three",
+        ),
+    ] = None
     crf_settings: Annotated[
         Path | None,
         option(
@@ -176,7 +186,9 @@ class CRFOptions(SmoothnessOptions):
         from deeplab.crf_settings import CRFSettings
 
         numbers = asdict(self)
-        file = numbers.pop("crf_settings")
+        file, bands = numbers.pop("crf_settings"), numbers.pop("crf_bands")
+        if bands is not None:
+            numbers["bands"] = bands if bands == "all" else _whole_numbers("--crf-bands", bands)
         return (settings if file is None else CRFSettings.from_toml(file)).changed(numbers)
 
 
@@ -187,6 +199,15 @@ def numbers(name: str, text: str) -> tuple[float, ...]:
     except ValueError:
         raise InputError(
             f"{name} {text} must be numbers with commas between them, such as 0.5,0.75,1"
+        ) from None
+
+
+def _whole_numbers(name: str, text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise InputError(
+            f"{name} {text} must be whole numbers with commas between them, such as 3,2,1"
         ) from None
 
 

@@ -152,6 +152,7 @@ or {train,val,test}/*.png, {train,val,test}annot/*.png""",
         ("train", "val", "test"),
         """classes.txt                       a class a line, or classes.toml
 images/a.jpg, labels/a.png        index maps (grey or palette PNG), or RGB in the class colours
+images/a.npy, images/a.tif        pictures of N bands of any values, with the option bands=N
 Splits: names in splits/NAME.txt or train.txt, val.txt beside images/; or folders in both,
 images/train/a.jpg with labels/train/a.png. Split "all": everything.
 classes.toml:
@@ -189,8 +190,8 @@ def open_dataset(
         root: the folder where it lies; None only for "scenes".
         split: one of those that are there; an error lists them.
         options: what that set takes more: `sbd` (voc2012), `order` (pascal_context), `labels`
-            (cityscapes), `min_pixels` (coco_voc), `classes`, `ignore`, `images`, `labels` (folder),
-            `length`, `size` (scenes).
+            (cityscapes), `min_pixels` (coco_voc), `classes`, `ignore`, `images`, `labels`, `bands`
+            (folder), `length`, `size` (scenes).
 
     Returns the pictures in the order of the list, or sorted by name. Files are read when they are
     asked for: what is missing or broken then raises InputError with its name.

@@ -17,20 +17,24 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from deeplab.data.bands import read_picture
 from deeplab.data.conversions import Conversion
 from deeplab.data.datasets.labels import LabelReader
-from deeplab.data.images import SUFFIXES, read_image
+from deeplab.data.images import SUFFIXES
 from deeplab.errors import InputError
 
 LABEL_SUFFIXES = (".png", ".bmp", ".tif", ".tiff", ".pgm", ".jpg", ".jpeg")
 """Files that count as label maps in a folder; JPEG ones are found, so that they can be refused."""
 
-Image = npt.NDArray[np.uint8]
+Image = npt.NDArray[Any]
 Labels = npt.NDArray[np.uint8]
 
 
 class LabelledImages(Protocol):
-    """Any data set of (image uint8 [H, W, 3] RGB, labels [H, W]); sizes may differ."""
+    """Any data set of (image uint8 [H, W, 3] RGB, labels [H, W]); sizes may differ.
+
+    For models of other bands images are uint8, uint16 or float32 [H, W, bands].
+    """
 
     def __len__(self) -> int: ...
 
@@ -127,7 +131,7 @@ class SegmentationData(ABC):
         return len(self.names)
 
     def __getitem__(self, index: int) -> tuple[Image, Labels]:
-        """Image uint8 `[H, W, 3]` RGB and labels uint8 `[H, W]`, 255 = ignored.
+        """Image uint8 `[H, W, 3]` RGB, or of other bands, and labels uint8 `[H, W]`, 255 = ignored.
 
         From files they are a `LabelledPicture`, which `conversions_of` asks.
 
@@ -189,7 +193,10 @@ class Pair:
 
 
 class PairedFiles(SegmentationData):
-    """A data set of files: a picture and a label map for each name."""
+    """A data set of files: a picture and a label map for each name.
+
+    bands: of the pictures, as `deeplab.data.bands` reads them.
+    """
 
     def __init__(
         self,
@@ -201,15 +208,17 @@ class PairedFiles(SegmentationData):
         unpaired: Sequence[Path] = (),
         unlabelled: str = "",
         server: PredictionLayout | None = None,
+        bands: int = 3,
     ) -> None:
         names = [pair.name for pair in pairs]
         super().__init__(name, names, classes, palette, unlabelled, server)
         self.pairs = list(pairs)
         self.reader = reader
+        self.bands = bands
         self._unpaired = list(unpaired)
 
     def picture(self, index: int) -> tuple[Image, Sequence[Conversion]]:
-        return read_image(self.pairs[index].image)
+        return read_picture(self.pairs[index].image, self.bands)
 
     def labels(self, index: int) -> Labels:
         if self.unlabelled:
@@ -229,15 +238,17 @@ class PairedFiles(SegmentationData):
         return self.reader.stored_values(len(self.classes))
 
 
-def pair_folders(images: Path, labels: Path) -> tuple[list[Pair], list[Path]]:
+def pair_folders(
+    images: Path, labels: Path, suffixes: Sequence[str] = SUFFIXES
+) -> tuple[list[Pair], list[Path]]:
     """Pairs of the files in two folders and their subfolders, by name; label maps left over.
 
     A picture without labels is paired with the PNG that should be there. InputError where the
     folder of pictures is missing or empty, or two pictures have one name.
     """
-    found = files_by_name(images, SUFFIXES)
+    found = files_by_name(images, suffixes)
     if not found:
-        raise InputError(f"{images}: no picture there ({', '.join(SUFFIXES)})")
+        raise InputError(f"{images}: no picture there ({', '.join(suffixes)})")
     maps = files_by_name(labels, LABEL_SUFFIXES) if labels.is_dir() else {}
     pairs = [
         Pair(name, image, maps.get(name, labels / f"{name}.png")) for name, image in found.items()

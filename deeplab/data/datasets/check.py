@@ -6,11 +6,12 @@ picture ends nothing.
 
 from __future__ import annotations
 
+import math
 import multiprocessing
 import os
 import signal
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
 from dataclasses import asdict, dataclass, field
 from itertools import combinations
@@ -60,7 +61,8 @@ class Report:
     `pixels` and `images` count pixels of each class, and pictures that have it; `ignored` pixels
     that are marked so, `unknown` those whose label is no class; `unlabelled` pictures in which all
     are ignored; `sizes` pictures by (width, height), where they could be read; `conversions` are
-    what reading changed in pictures.
+    what reading changed in pictures; `bands` has mean and deviation of each band, over all pixels
+    of the pictures that could be read, in the pictures' own units.
     """
 
     name: str
@@ -74,6 +76,7 @@ class Report:
     unlabelled: int = 0
     sizes: Counter[tuple[int, int]] = field(default_factory=Counter)
     conversions: list[Conversion] = field(default_factory=list)
+    bands: list[tuple[float, float]] = field(default_factory=list)
 
     def labels(self) -> LabelCounts:
         """What occurs in the labels that could be read."""
@@ -93,6 +96,7 @@ class Report:
                 {"width": width, "height": height, "pictures": count}
                 for (width, height), count in self.sizes.most_common()
             ],
+            "bands": [{"mean": mean, "deviation": deviation} for mean, deviation in self.bands],
             "conversions": [
                 {"kind": kind, "pictures": len(group), "example": str(group[0])}
                 for kind, group in by_kind(self.conversions).items()
@@ -103,13 +107,15 @@ class Report:
 @dataclass(frozen=True)
 class _Examined:
     """What one picture gave: its findings, size (width, height) and pixels by class, `[256]`,
-    those without a known label counted apart; what was converted in reading it."""
+    those without a known label counted apart; what was converted in reading it; mean and variance
+    of each band, `[2, bands]`."""
 
     findings: tuple[Finding, ...]
     size: tuple[int, int] | None
     pixels: npt.NDArray[np.int64] | None
     unknown: int
     conversions: tuple[Conversion, ...]
+    bands: npt.NDArray[np.float64] | None
 
 
 def check(
@@ -131,6 +137,7 @@ def check(
         raise InputError(f"workers must be 0 or more, not {workers}")
     report = Report(data.name, len(data), data.classes)
     pixels, images = np.zeros(256, np.int64), np.zeros(256, np.int64)
+    statistics: list[tuple[int, npt.NDArray[np.float64]]] = []
     for name, count in Counter(data.names).items():
         if count > 1:
             report.findings.append(_finding("duplicate", f"{name}: listed {count} times"))
@@ -141,12 +148,15 @@ def check(
         report.conversions += examined.conversions
         if examined.size is not None:
             report.sizes[examined.size] += 1
+            if examined.bands is not None:
+                statistics.append((math.prod(examined.size), examined.bands))
         if examined.pixels is not None:
             pixels += examined.pixels
             images += examined.pixels > 0
             report.unknown += examined.unknown
             report.unlabelled += examined.unknown == 0 and not examined.pixels[:IGNORE].any()
         advance()
+    report.bands = _of_all(statistics)
     report.pixels = pixels[: len(data.classes)].tolist()
     report.images = images[: len(data.classes)].tolist()
     report.ignored = int(pixels[IGNORE])
@@ -200,34 +210,65 @@ def _examine(data: SegmentationData, index: int) -> _Examined:
             labels, unknown = error.labels, error.unknown
         except InputError as error:
             findings.append(Finding("unreadable", str(error)))
-    size, file = None, data.file(index)
+    size, file, bands = None, data.file(index), None
     if image is not None:
+        bands = _statistics(image)
         size = (image.shape[1], image.shape[0])
         if min(size) < TINY:
             findings.append(_finding("size", f"{file}: only {size[0]} x {size[1]} pixels"))
-        findings += _contrast(file, image, conversions)
+        findings += _contrast(file, image.dtype, bands, conversions)
         if labels is not None and labels.shape != image.shape[:2]:
             findings.append(_finding("size", f"{file}: {size_message(image, labels)}"))
     counts = None if labels is None else histogram(labels)
     if counts is not None:
         counts[IGNORE] -= unknown
-    return _Examined(tuple(findings), size, counts, unknown, conversions)
+    return _Examined(tuple(findings), size, counts, unknown, conversions, bands)
 
 
 def _contrast(
-    file: str, image: npt.NDArray[np.uint8], conversions: tuple[Conversion, ...]
+    file: str,
+    dtype: np.dtype[Any],
+    bands: npt.NDArray[np.float64],
+    conversions: tuple[Conversion, ...],
 ) -> list[Finding]:
     """Whether a picture is nearly one colour, or reading left little of it; one finding at most."""
     spoiled = [conversion for conversion in conversions if conversion.kind in SPOILING]
     if spoiled:
         return [Finding("contrast", str(spoiled[0]))]
-    statistics = ImageStat.Stat(Image.fromarray(image))
-    deviation = max(statistics.stddev)
-    if deviation >= FLAT:
+    means, deviation = bands[0], float(np.sqrt(bands[1].max()))
+    if deviation >= FLAT or (deviation > 0 and dtype != np.uint8):  # no levels: any range may be
         return []
-    colour = ", ".join(f"{mean:.0f}" for mean in statistics.mean)
-    line = f"{file}: nearly one colour, RGB {colour} with a standard deviation of {deviation:.1f}"
+    colour = ", ".join(f"{mean:.0f}" if dtype == np.uint8 else f"{mean:g}" for mean in means)
+    what = "RGB" if len(means) == 3 else "bands"
+    line = (
+        f"{file}: nearly one colour, {what} {colour} with a standard deviation of {deviation:.1f}"
+    )
     return [_finding("contrast", line)]
+
+
+def _statistics(image: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+    """Mean and variance of each band, `[2, bands]`."""
+    if image.dtype == np.uint8 and image.shape[2] == 3:
+        found = ImageStat.Stat(Image.fromarray(image))  # by its histograms: quick
+        return np.array([found.mean, found.var])
+    return np.array([image.mean((0, 1), np.float64), image.var((0, 1), np.float64)])
+
+
+def _of_all(
+    pictures: Sequence[tuple[int, npt.NDArray[np.float64]]],
+) -> list[tuple[float, float]]:
+    """Mean and deviation of each band over all pixels, of pictures' pixels and `_statistics`.
+
+    Nothing where the pictures differ in their number of bands.
+    """
+    if len({statistics.shape for _, statistics in pictures}) != 1:
+        return []
+    share = np.array([pixels for pixels, _ in pictures], np.float64)[:, None]
+    share /= share.sum()
+    means, variances = np.moveaxis(np.stack([statistics for _, statistics in pictures]), 1, 0)
+    mean = (share * means).sum(0)
+    variance = (share * (variances + (means - mean) ** 2)).sum(0)
+    return list(zip(mean.tolist(), np.sqrt(variance).tolist(), strict=True))
 
 
 def _is_missing(path: Path) -> bool:

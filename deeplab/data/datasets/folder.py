@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from deeplab import toml
+from deeplab.data.bands import NPY
 from deeplab.data.datasets.base import (
     Pair,
     PairedFiles,
@@ -54,6 +55,7 @@ def open_folder(
     ignore: int | Sequence[int] = (),
     images: str = "images",
     labels: str = "labels",
+    bands: int | None = None,
 ) -> PairedFiles:
     """A folder of images and labels.
 
@@ -61,9 +63,14 @@ def open_folder(
         classes: the class file; by default classes.toml or classes.txt in the folder.
         ignore: label values that do not count, besides those of the class file and 255.
         images, labels: names of the two folders.
+        bands: how many each picture has, of any values, as `deeplab.data.bands` reads them; then
+            .npy files count as pictures too. By default pictures are RGB.
     """
     described = read_class_file(_class_file(root, classes), ignore)
-    pairs, unpaired = pair_folders(root / images, root / labels)
+    if bands is not None and bands < 1:
+        raise InputError(f"bands must be 1 or more, not {bands}")
+    suffixes = SUFFIXES if bands is None else (*SUFFIXES, NPY)
+    pairs, unpaired = pair_folders(root / images, root / labels, suffixes)
     lists, folders = _lists(root), _subfolders(root / images)
     split = composed(split)
     if split in lists:
@@ -77,7 +84,14 @@ def open_folder(
         raise unknown_split(root, split, folder_splits(root, images=images))
     name, unlabelled = f"{root.name} {split}", missing_folder(root / labels)
     return PairedFiles(
-        name, pairs, described.names, described.palette, described.reader, unpaired, unlabelled
+        name,
+        pairs,
+        described.names,
+        described.palette,
+        described.reader,
+        unpaired,
+        unlabelled,
+        bands=bands or 3,
     )
 
 
@@ -87,6 +101,7 @@ def folder_splits(
     ignore: int | Sequence[int] = (),
     images: str = "images",
     labels: str = "labels",
+    bands: int | None = None,
 ) -> list[str]:
     return list(dict.fromkeys([*_lists(root), *_subfolders(root / images), "all"]))
 
@@ -220,7 +235,7 @@ def _listed(path: Path, pairs: Sequence[Pair], images: Path, labels: Path) -> li
     chosen = []
     for _, line in read_lines(path):
         name = composed(line.replace("\\", "/"))
-        if Path(name).suffix.lower() in SUFFIXES:
+        if Path(name).suffix.lower() in (*SUFFIXES, NPY):
             name = Path(name).with_suffix("").as_posix()
         missing = Pair(name, images / f"{name}.jpg", labels / f"{name}.png")
         chosen.append(by_name.get(name, missing))

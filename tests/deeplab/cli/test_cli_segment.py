@@ -137,7 +137,7 @@ def test_a_single_picture_is_decoded_once_several_are_all_checked_first(
         decoded.append(path.stem)
         return read_image(path, most)
 
-    monkeypatch.setattr("deeplab.data.images.read_image", counted)
+    monkeypatch.setattr("deeplab.data.bands.read_image", counted)
     options = ["--weights", weights, "--out", tmp_path / "out", "--no-crf"]
     done("segment", photos[0], *options)
     done("segment", *photos, *options)

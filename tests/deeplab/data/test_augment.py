@@ -170,3 +170,38 @@ def test_sizes_that_differ_are_refused():
     image, labels = coordinates(10, 10)
     with pytest.raises(ValueError, match="must have one size"):
         sample(image, labels[:9], 0)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
+@pytest.mark.parametrize("mode", ["continuous", "discrete"])
+def test_bands_of_any_values_are_sampled_as_each_alone_would_be(mode, dtype):
+    rng = np.random.default_rng(5)
+    image = rng.uniform(0, 250, (20, 30, 5)).astype(dtype)
+    labels = rng.integers(0, 9, (20, 30))
+    fill = (1.0, 2.25, 3.0, 4.0, 5.0)
+
+    def drawn(bands):
+        options = {"crop": 41, "scales": [0.5, 1.7], "mode": mode, "rng": np.random.default_rng(1)}
+        return augment(image[..., bands], labels, fill=[fill[band] for band in bands], **options)
+
+    crop, target = drawn(range(5))
+    assert crop.dtype == dtype
+    assert crop.shape == (41, 41, 5)
+    for band in range(5):
+        alone, same = drawn([band])
+        assert np.array_equal(crop[..., band], alone[..., 0])
+        assert np.array_equal(target, same)
+    if mode == "discrete":
+        expected = np.asarray(fill) if dtype == np.float32 else np.round(fill)
+        assert (crop[target == IGNORE] == expected).all()
+
+
+@pytest.mark.parametrize("dtype", [np.uint16, np.float32])
+def test_bands_are_resized_as_rgb_is(dtype):
+    """Pillow rounds 8 bits to whole levels; wider values keep what lies between."""
+    rgb = np.random.default_rng(2).integers(0, 256, (20, 30, 3), dtype=np.uint8)
+    options = {"crop": 33, "scales": [1.5], "mode": "discrete", "mirror": False, "fill": (0, 0, 0)}
+    labels = np.zeros((20, 30), int)
+    narrow, _ = augment(rgb, labels, rng=np.random.default_rng(0), **options)
+    wide, _ = augment(rgb.astype(dtype), labels, rng=np.random.default_rng(0), **options)
+    assert np.abs(wide.astype(float) - narrow).max() <= 1

@@ -157,7 +157,7 @@ def test_statistics_that_make_no_preprocessing_are_refused(options, said):
 
 def test_pictures_of_another_number_of_bands_are_refused():
     model = build("deeplab_v2_small", 2, in_channels=2, mean=(0, 0), deviation=(1, 1))
-    with pytest.raises(ValueError, match=r"\[H, W, 2\], not shape \[4, 4, 3\]; the model was"):
+    with pytest.raises(ValueError, match=r"\[H, W, 2\], not shape \[4, 4, 3\]; the model takes"):
         model.preprocess(np.zeros((4, 4, 3), np.uint8))
     with pytest.raises(ValueError, match=r"\[2, H, W\] or \[B, 2, H, W\], not shape \[3, 4, 4\]"):
         model.preprocess(torch.zeros(3, 4, 4))

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from networks import picture, randomise
+from tiny_training import SHORT, run, tiny_pictures
 from torch import nn
 from weights_files import assert_same_state, refused
 
@@ -154,6 +155,25 @@ def test_a_model_is_exported_whole(timm: Any) -> None:
         torch.testing.assert_close(program.module()(x), model(x))
 
 
+def test_a_run_trains_it_and_writes_weights_that_make_it_again(timm: Any, tmp_path: Path) -> None:
+    options = {"backbone": TINY, "output_stride": 16}
+    config = replace(SHORT, model="deeplab_v3plus", model_options=options)
+    result = run(config, tiny_pictures(), tmp_path / "run.safetensors")
+    assert result.steps == config.steps
+    loaded = load_model(tmp_path / "run.safetensors")
+    assert loaded.config["backbone"] == TINY
+    assert loaded.config["mean"] == [127.5] * 3
+
+
+def test_a_timm_that_cannot_be_imported_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(name: str) -> None:
+        raise RuntimeError("operator torchvision::nms does not exist")
+
+    monkeypatch.setattr(importlib, "import_module", broken)
+    with pytest.raises(ImportError, match=r"needs timm: .* \(operator torchvision::nms does not"):
+        tiny()
+
+
 # Files
 
 
@@ -281,3 +301,15 @@ def test_the_loss_is_on_the_grid_of_the_scores_only_where_an_encoder_has_them(ti
     setup.check_grid(config, resnet)
     rgb, labels = torch.rand(2, 3, 65, 65) * 255, torch.randint(0, 3, (2, 65, 65))
     assert segmentation_loss(resnet.train(), rgb, labels, 8).isfinite()
+
+
+def test_weights_for_rgb_are_adapted_to_an_encoder_of_other_bands(
+    timm: Any, tmp_path: Path
+) -> None:
+    save_weights(tiny(), tmp_path / "model.safetensors")
+    other = tiny(in_channels=6, mean=[0.0] * 6, deviation=[1.0] * 6)
+    with pytest.warns(UserWarning, match="adapted to 6 bands|trained with mean"):
+        load_weights(other, tmp_path / "model.safetensors")
+    first, *_ = other.backbone.encoder.parameters()
+    theirs, *_ = tiny().backbone.encoder.parameters()
+    torch.testing.assert_close(first, torch.cat([theirs, theirs], 1) / 2)

@@ -15,7 +15,6 @@ from torch.utils.data import ConcatDataset
 
 from deeplab.errors import InputError
 from deeplab.model import deeplab_v2_small
-from deeplab.model.preprocess import mean_colour
 from deeplab.training import DataConfig, train
 from deeplab.training.samples import InMemory, Samples, batches, start_method
 from deeplab.weights import load_model, read_metadata
@@ -160,7 +159,7 @@ def test_processes_share_the_same_steps(pictures, world):
 def test_beyond_a_picture_lies_what_preprocessing_turns_into_zero(pictures):
     for style in ("caffe", "torchvision"):
         model = deeplab_v2_small(3, style=style)
-        colour = np.broadcast_to(np.float32(mean_colour(model.style)), (1, 1, 3))
+        colour = np.broadcast_to(np.float32(model.preprocessing.mean_colour()), (1, 1, 3))
         assert model.preprocess(colour).abs().max() < 1e-5
 
 
