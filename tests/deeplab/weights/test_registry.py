@@ -342,6 +342,16 @@ def test_the_commands_list_show_download_and_verify(small_named: registry.Named)
     assert "DIFFERENT" in damaged.stdout
 
 
+def test_a_member_put_there_by_hand_is_not_held_against_the_hash_of_its_archive(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DEEPLAB_HOME", str(tmp_path))
+    row = registry.named("tf_efficientnet_lite0_imagenet")
+    row.path.parent.mkdir()
+    row.path.write_bytes(CONTENT)
+    assert done("weights", "verify").stdout == f"{row.path}  no hash to compare with\n"
+
+
 def test_an_unknown_name_is_refused_with_those_that_there_are() -> None:
     result = run("weights", "show", "resnet51")
     assert result.exit_code == 2
