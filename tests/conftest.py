@@ -15,16 +15,14 @@ name in tests/triton along. `TRITON_INTERPRET=1 pytest tests/triton` interprets 
 
 from __future__ import annotations
 
-import importlib
 import os
 import sys
-from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
+from torchvision_operators import define_on_import
 
 from kernels import dispatch
 
@@ -37,6 +35,7 @@ TIERS = {  # folder by name
 
 def pytest_configure(config: pytest.Config) -> None:
     """Split the cores among xdist's workers, which would otherwise each take them all."""
+    define_on_import()
     workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
     torch.set_num_threads(max(1, torch.get_num_threads() // workers))
     tier = _tier_of_run(config)
@@ -85,25 +84,27 @@ def tier(request: pytest.FixtureRequest) -> tuple[str, Path]:
 
 
 @pytest.fixture(scope="session")
-def torchvision() -> Iterator[Any]:
-    """torchvision's resnet, vgg and deeplabv3 modules, beside any build of torch."""
-    library = None
-    try:
-        importlib.import_module("torchvision")
-    except ModuleNotFoundError as error:
-        pytest.skip(f"torchvision is not installed: {error}")
-    except RuntimeError:
-        # PyPI's wheel is built for CUDA. Beside a CPU build of torch its library does not load, and
-        # the import fails for want of two operators' schemas. None of these models calls them.
-        library = torch.library.Library("torchvision", "DEF")
-        library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    yield SimpleNamespace(
-        resnet=importlib.import_module("torchvision.models.resnet"),
-        vgg=importlib.import_module("torchvision.models.vgg"),
-        deeplabv3=importlib.import_module("torchvision.models.segmentation.deeplabv3"),
+def torchvision() -> SimpleNamespace:
+    """torchvision's models, and its modules resnet, vgg and deeplabv3."""
+    models = pytest.importorskip("torchvision.models", reason="torchvision is not installed")
+    return SimpleNamespace(
+        models=models,
+        resnet=models.resnet,
+        vgg=models.vgg,
+        deeplabv3=models.segmentation.deeplabv3,
     )
-    del library  # until here it keeps the schemas defined
+
+
+@pytest.fixture(scope="session")
+def timm() -> ModuleType:
+    return pytest.importorskip("timm", reason="timm is not installed")
+
+
+@pytest.fixture(scope="session")
+def smp() -> ModuleType:
+    """segmentation_models_pytorch."""
+    name = "segmentation_models_pytorch"
+    return pytest.importorskip(name, reason=f"{name} is not installed")
 
 
 @pytest.fixture(autouse=True)

@@ -13,8 +13,11 @@ import tomllib
 import venv
 import zipfile
 from pathlib import Path
+from types import ModuleType
 
 import pytest
+from packaging.requirements import Requirement
+from several_processes import run_python
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("kernels", "crf", "deeplab")
@@ -135,10 +138,34 @@ def _version() -> str:
     return str(project["version"])
 
 
+@pytest.mark.parametrize(
+    ("system", "wanted"), [("linux", True), ("darwin", False), ("win32", False)]
+)
+def test_triton_is_wanted_on_linux_alone(system: str, wanted: bool) -> None:
+    """It has no wheels for macOS and Windows: to want it there would end every installation."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    needed = [Requirement(line) for line in project["dependencies"]]
+    names = {
+        each.name
+        for each in needed
+        if each.marker is None or each.marker.evaluate({"sys_platform": system})
+    }
+    assert {"torch", "numpy", "numba"} <= names
+    assert ("triton" in names) == wanted
+
+
+def test_processes_of_tests_import_what_needs_torchvision(timm: ModuleType, smp: ModuleType):
+    """tests/support/sitecustomize.py, which Python runs where that folder is on PYTHONPATH."""
+    said = run_python("-c", "import timm, segmentation_models_pytorch, torchvision as t; print(t)")
+    assert "torchvision" in said
+
+
 WITHOUT = """
 import sys
 
-for name in ("fcntl", "resource", "triton", "torchvision", "timm", "huggingface_hub", "numba"):
+absent = ("fcntl", "resource", "triton")
+optional = ("torchvision", "timm", "segmentation_models_pytorch", "huggingface_hub")
+for name in (*absent, *optional):
     sys.modules[name] = None
 import numpy, torch
 import crf, deeplab.cli, deeplab.demo, deeplab.export, deeplab.training, kernels

@@ -31,6 +31,7 @@ From = StrEnum(
         "isht7",
         "torchvision",
         "smp",
+        "efficientnet",
         "state_dict",
     ],
 )

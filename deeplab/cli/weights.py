@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from deeplab.errors import InputError
+
+if TYPE_CHECKING:
+    from deeplab.weights.registry import Named
 
 app = typer.Typer(
     help="Weights that have a name: which there are, and their files on this machine.",
@@ -22,18 +23,13 @@ _DIFFERENT = 1
 
 @app.command("list")
 def list_weights() -> None:
-    """All named weights, and which of them are on this machine."""
+    """All named weights, and which of them are here, on this machine."""
     from deeplab.weights import registry
 
-    table = Table(title="Weights", caption="deeplab weights show NAME tells the rest")
-    table.add_column("name", no_wrap=True)
-    for column in ("what", "size", "licence", "here"):
-        table.add_column(column, overflow="fold")
-    table.add_row(registry.SCENES, "generated scenes, brought along", "", "MIT", "yes")
+    typer.echo(f"{registry.SCENES}\n    generated scenes; MIT; brought along")
     for name, row in registry.table().items():
-        here = "yes" if row.path.is_file() else ""
-        table.add_row(name, row.title, row.size, row.licence, here)
-    Console().print(table)
+        facts = [row.title, row.size, row.licence, *["here"] * row.path.is_file()]
+        typer.echo(f"{name}\n    {'; '.join(facts)}")
 
 
 @app.command()
@@ -45,10 +41,10 @@ def show(name: Name) -> None:
     facts = {
         "from": row.url + (f", {row.member} in it" if row.member else ""),
         "size": row.size,
-        "SHA-256": f"begins with {row.sha256}" if row.sha256 else "the source publishes none",
+        "SHA-256": _hash(row),
         "licence": row.licence,
         "accuracy": row.score,
-        "model": row.model or "a body alone, for deeplab train --weights",
+        "model": row.model or f"a body alone, for deeplab train --weights: {row.backbone}",
         "classes": row.classes or "none",
         "CRF": ", ".join(f"{key} {value:g}" for key, value in row.crf.items()) or "the default",
         "here": str(row.path) if row.path.is_file() else f"no; it would lie at {row.path}",
@@ -56,6 +52,12 @@ def show(name: Name) -> None:
     typer.echo(f"{name}: {row.title}")
     for what, fact in facts.items():
         typer.echo(f"  {what:<10}{fact}")
+
+
+def _hash(row: Named) -> str:
+    if not row.sha256:
+        return "the source publishes none"
+    return f"begins with {row.sha256}" + (", of the archive" if row.member else "")
 
 
 @app.command()
@@ -89,7 +91,7 @@ def verify() -> None:
     for row in registry.table().values():
         if not row.path.is_file():
             continue
-        known = download.recorded(row.path) or row.sha256
+        known = download.recorded(row.path) or ("" if row.member else row.sha256)
         if not known:
             said = "no hash to compare with"
         elif download.of_file(row.path).startswith(known):

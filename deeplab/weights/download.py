@@ -25,10 +25,16 @@ from pathlib import Path, PurePosixPath
 import torch
 
 from deeplab.errors import InputError
+from deeplab.weights import foreign
 from deeplab.whole_file import whole_file
 
 OFFLINE = "DEEPLAB_OFFLINE"
 PATIENCE = 30.0  # seconds without a byte
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+NO_FOLDER = (
+    *(errno.EACCES, errno.EPERM, errno.EROFS),
+    *(errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENAMETOOLONG),
+)
 
 
 def fetch(url: str, path: Path, said: str = "", *, member: str = "", sha256: str = "") -> None:
@@ -38,10 +44,11 @@ def fetch(url: str, path: Path, said: str = "", *, member: str = "", sha256: str
     sha256: what the hash of the download must begin with; empty where its source publishes none.
 
     Raises InputError, and leaves nothing behind: no network, a cut connection, another hash than
-    `sha256` or than at an earlier download, no room, an archive without the member, or
-    DEEPLAB_OFFLINE is set.
+    `sha256` or than at an earlier download, a web page or other file that is no weights, no room,
+    an archive without the member, or DEEPLAB_OFFLINE is set.
     """
-    mend = f"put the file there yourself as {path}, or name other weights, such as scenes"
+    mend = f"put {f'its {member}' if member else 'the file'} there yourself as {path}, or name "
+    mend += "other weights, such as scenes"
     if offline():
         raise InputError(f"{url}: {OFFLINE} forbids to download it; {mend}")
     if said:
@@ -59,6 +66,8 @@ def fetch(url: str, path: Path, said: str = "", *, member: str = "", sha256: str
                     f"{url}: has another hash, {found}, than when it was first downloaded, "
                     f"{earlier}; if the source has changed it, delete {_record(path)}"
                 )
+            if what := foreign.kind(part):  # such as the page of a network that wants a login
+                raise InputError(f"{url}: must give weights, not {what}, or {mend}")
             with whole_file(_record(path)) as file:
                 file.write(f"{found}\n".encode())
             os.replace(part, path)
@@ -128,6 +137,10 @@ def _one_line(url: str, path: Path, mend: str) -> Iterator[None]:
     except OSError as error:
         cause = getattr(error, "reason", error)  # of an URLError
         reason = getattr(cause, "strerror", None) or cause
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EFBIG):
+        if error.errno in NO_ROOM:
             raise InputError(f"{path}: cannot be written ({reason}); make room") from error
+        if error.errno in NO_FOLDER:
+            raise InputError(
+                f"{path}: cannot be written ({reason}); set DEEPLAB_HOME to a folder that can be"
+            ) from error
         raise InputError(f"{url}: cannot be reached ({reason}); {mend}") from error

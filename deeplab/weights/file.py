@@ -378,7 +378,9 @@ def network_state(model: DeepLab) -> dict[str, Tensor]:
 def check_is_file(path: Path) -> None:
     """Raise InputError where it is missing, a folder or a device: to open a pipe would wait."""
     if not path.exists():
-        raise InputError(f"{path}: no such weights file; check the path")
+        raise InputError(
+            f"{path}: no such weights file; check the path, or take a name of deeplab weights list"
+        )
     if not path.is_file():
         raise InputError(f"{path} must be a weights file, not a folder or device")
 

@@ -214,6 +214,65 @@ def _smp_layer(layer: str) -> str | None:
     return None
 
 
+EFFICIENTNET_LITE0 = (1, 2, 2, 3, 3, 4, 1)  # blocks of each stage
+EFFICIENTNET = {  # layers of EfficientNet-PyTorch: timm's
+    "_conv_stem": "conv_stem",
+    "_bn0": "bn1",
+    "_conv_head": "conv_head",
+    "_bn1": "bn2",
+    "_fc": "classifier",
+}
+SEPARABLE = {  # of the blocks of the first stage, which do not expand
+    "_depthwise_conv": "conv_dw",
+    "_bn1": "bn1",
+    "_project_conv": "conv_pw",
+    "_bn2": "bn2",
+}
+INVERTED = {
+    "_expand_conv": "conv_pw",
+    "_bn0": "bn1",
+    "_depthwise_conv": "conv_dw",
+    "_bn1": "bn2",
+    "_project_conv": "conv_pwl",
+    "_bn2": "bn3",
+}
+
+
+def efficientnet_in_timm(name: str) -> str | None:
+    """timm's name of a tensor that EfficientNet-PyTorch names so in EfficientNet-Lite0, if it does.
+
+    There the blocks are numbered through, in timm within each stage.
+    """
+    layer, _, part = name.rpartition(".")
+    if layer in EFFICIENTNET:
+        return f"{EFFICIENTNET[layer]}.{part}"
+    m = re.fullmatch(r"_blocks\.(\d{1,2})\.(\w+)", layer)
+    if m is None:
+        return None
+    block = int(m[1])
+    for stage, count in enumerate(EFFICIENTNET_LITE0):
+        if block < count:
+            known = (INVERTED if stage else SEPARABLE).get(m[2])
+            return known and f"blocks.{stage}.{block}.{known}.{part}"
+        block -= count
+    return None
+
+
+def from_efficientnet(state: Mapping[str, Tensor]) -> Translated:
+    """EfficientNet-Lite0 as EfficientNet-PyTorch names it: the body, an encoder of timm."""
+    found = Translated()
+    for name, tensor in state.items():
+        theirs = efficientnet_in_timm(name)
+        if theirs is None:
+            found.unknown.append(name)
+        elif theirs.startswith(("conv_head.", "bn2.", "classifier.")):
+            found.dropped[name] = "classifier of whole pictures"
+            found.of_pictures = True
+        else:
+            _keep(found, name, f"backbone.encoder.{theirs}", tensor)
+    return found
+
+
 def from_state_dict(state: Mapping[str, Tensor]) -> Translated:
     """The names of this package. A CRF layer's settings are chosen where the layer is built."""
     found = Translated()
@@ -407,6 +466,7 @@ TRANSLATIONS: dict[str, Callable[..., Translated]] = {
     "isht7": from_isht7,
     "torchvision": from_torchvision,
     "smp": from_smp,
+    "efficientnet": from_efficientnet,
     "state_dict": from_state_dict,
     "safetensors": from_state_dict,
 }

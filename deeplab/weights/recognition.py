@@ -42,6 +42,7 @@ FROM = {
     "isht7": "of isht7/pytorch-deeplab-resnet",
     "torchvision": "of torchvision",
     "smp": "of segmentation_models_pytorch",
+    "efficientnet": "of EfficientNet-Lite0",
     "state_dict": "a state dict of this package",
     "safetensors": "without metadata",
 }
@@ -186,6 +187,8 @@ def _fit(checkpoint: Checkpoint, model: str | None) -> Fit:
     """The model of that name, or the only one that fits; InputError where there is none."""
     path, translated = checkpoint.path, checkpoint.translated
     train = f"deeplab train --weights {path}"
+    if checkpoint.source == "efficientnet":
+        train += " --model deeplab_v3plus --set model_options.backbone=timm:tf_efficientnet_lite0"
     if translated.of_pictures:
         raise InputError(
             f"{path}: has a classifier of whole pictures, such as ImageNet's, and so no weights "

@@ -41,6 +41,7 @@ class Named:
         sha256: of what the url gives, its first digits; empty where the source publishes none.
         megabytes: 2**20 bytes, as the source states them; None where it does not.
         model: the builder of the network; empty for a body alone, to start a training from.
+        backbone: which body that is, as `deeplab.model.build` names it.
         classes: whose classes they tell apart, "voc2012" or "cocostuff"; "" for a body.
         crf: the settings that go with them, named as in `deeplab.crf_settings`.
     """
@@ -54,6 +55,7 @@ class Named:
     sha256: str = ""
     megabytes: float | None = None
     model: str = ""
+    backbone: str = ""
     classes: str = ""
     crf: Mapping[str, float] = field(default_factory=dict)
 

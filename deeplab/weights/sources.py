@@ -7,6 +7,8 @@
     isht7          .pth of isht7/pytorch-deeplab-resnet                    caffe
     torchvision    .pth of resnet*, vgg16 and deeplabv3_*                  torchvision
     smp            .pth of segmentation_models_pytorch's DeepLabV3Plus     smp
+    efficientnet   .pth of EfficientNet-Lite0 as EfficientNet-PyTorch      not told
+                   names it, for timm's encoder of that name
     state_dict     .pth of a model of this package                         not told
 
 The source is recognised by the contents, not by the file's name. Wrappers put their names in front
@@ -36,10 +38,11 @@ Source = Literal[
     "isht7",
     "torchvision",
     "smp",
+    "efficientnet",
     "state_dict",
 ]
 SOURCES: tuple[Source, ...] = get_args(Source)
-PTH = "kazuto1011, isht7, torchvision, smp and of models of this package"
+PTH = "kazuto1011, isht7, torchvision, smp, EfficientNet-Lite0 and of models of this package"
 STYLE: dict[str, Style] = {
     "caffemodel": "caffe",
     "kazuto1011": "caffe",
@@ -172,6 +175,8 @@ def _source_of(names: list[str]) -> Source | None:
         return "kazuto1011"
     if "segmentation_head.0.weight" in names:
         return "smp"
+    if "_conv_stem.weight" in names:
+        return "efficientnet"
     if "head.classifier.weight" in names:
         return "state_dict"
     first = ("features.0", "layer1.0.conv1", "backbone.conv1", "features.0.0", "backbone.0.0")

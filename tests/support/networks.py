@@ -104,3 +104,25 @@ def assert_equal(found: Iterable[Tensor], expected: Iterable[Tensor]) -> None:
         assert mine.shape == theirs.shape
         error = (mine - theirs).abs().max()
         assert error <= 2**13 * torch.finfo(torch.float64).eps * theirs.abs().max()
+
+
+def assert_same_outputs(ours: nn.Module, theirs: nn.Module, *sizes: tuple[int, int]) -> None:
+    """Logits of pictures of these sizes: equal in float64; in float32 within the error budget.
+
+    That is at most twice their error against float64, and one rounding.
+    """
+    pictures = [picture(1, 3, *size) for size in sizes]
+    exact = [_logits(theirs.double(), x) for x in pictures]
+    assert_equal([_logits(ours.double(), x) for x in pictures], exact)
+    eps = torch.finfo(torch.float32).eps
+    ours, theirs = ours.float(), theirs.float()
+    for x, reference in zip(pictures, exact, strict=True):
+        errors = [(_logits(m, x.float()) - reference).abs().max() for m in (ours, theirs)]
+        allowed = 2 * errors[1] + eps * reference.abs().max()
+        assert errors[0] <= allowed, f"{list(x.shape)}: error {errors[0]:.3g} of {allowed:.3g}"
+
+
+def _logits(model: Any, x: Tensor) -> Tensor:
+    with torch.no_grad():
+        found = model(x)
+    return found["out"] if isinstance(found, dict) else found  # torchvision's gives a dict

@@ -31,11 +31,6 @@ OTHERS = ("timm:test_efficientnet", "timm:test_byobnet", "timm:test_nfnet", "tim
 FAMILIES = ("deeplab_v2", "deeplab_v3", "deeplab_v3plus")
 
 
-@pytest.fixture(scope="module")
-def timm(torchvision: Any) -> Any:
-    return pytest.importorskip("timm", reason="timm is not installed")
-
-
 def tiny(num_classes: int = 3, family: str = "deeplab_v3plus", **options: Any) -> Any:
     torch.manual_seed(0)
     return build(family, num_classes, **{"backbone": TINY, "output_stride": 16} | options).eval()

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from networks import assert_equal, picture, randomise
+from networks import assert_equal, assert_same_outputs, picture, randomise
 from torch import Tensor, nn
 
 from deeplab.model import build
@@ -92,16 +92,27 @@ def _options(model: Any, output_stride: int) -> dict[str, Any]:
     return {"separable": model.config["separable"], "output_stride": output_stride}
 
 
-def test_smps_own_network_gives_its_outputs(tmp_path: Path, torchvision: Any) -> None:
-    smp = pytest.importorskip(
-        "segmentation_models_pytorch", reason="smp is not installed; its layers are held above"
-    )
-    theirs = randomise(smp.DeepLabV3Plus("resnet50", encoder_weights=None, classes=3))
+@pytest.mark.parametrize(
+    ("encoder", "options"),
+    [
+        ("resnet18", {"encoder_output_stride": 8, "decoder_aspp_separable": False}),
+        ("resnet50", {}),
+    ],
+)
+def test_smps_own_network_gives_its_outputs(
+    tmp_path: Path, smp: Any, encoder: str, options: dict[str, Any]
+) -> None:
+    theirs = randomise(smp.DeepLabV3Plus(encoder, encoder_weights=None, classes=3, **options))
     torch.save(theirs.state_dict(), tmp_path / "smp.pth")
-    ours = load_checkpoint(tmp_path / "smp.pth").model.double()
-    x = picture(1, 3, 64, 96)
-    with torch.no_grad():
-        assert_equal([ours(x)], [theirs(x)])
+    found = load_checkpoint(tmp_path / "smp.pth").model
+    assert found.config["model"] == f"deeplab_v3plus_{encoder}"
+    ours = build(
+        f"deeplab_v3plus_{encoder}",
+        3,
+        **_options(found, options.get("encoder_output_stride", 16)),
+    )
+    assert load_weights(ours.double().eval(), tmp_path / "smp.pth").skipped == ()
+    assert_same_outputs(ours, theirs, (32, 48), (16, 16))
 
 
 def test_smps_network_on_a_resnet_without_a_name_of_its_own_gives_its_outputs(

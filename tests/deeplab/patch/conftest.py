@@ -1,6 +1,5 @@
 """A pyramid to patch, and what it computes with."""
 
-import importlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,14 +9,6 @@ from patched_models import RATES, randomise
 from torch import Tensor
 
 import deeplab.patch
-
-
-@pytest.fixture(scope="session")
-def smp(torchvision: Any) -> Any:
-    try:
-        return importlib.import_module("segmentation_models_pytorch")
-    except ModuleNotFoundError as error:
-        pytest.skip(f"segmentation_models_pytorch is not installed: {error}")
 
 
 @pytest.fixture

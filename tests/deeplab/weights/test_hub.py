@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import json
 import sys
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -56,64 +61,139 @@ def test_the_name_scenes_is_taken_as_everywhere() -> None:
     assert DeepLab.from_pretrained("scenes").config["model"] == "deeplab_v2_small"
 
 
-class FakeHub(ModuleType):
-    """huggingface_hub with one repository, kept in a folder."""
+@dataclass
+class Hub:
+    """The Hugging Face Hub's answers for one repository, and what it was asked for."""
 
-    def __init__(self, folder: Path) -> None:
-        super().__init__("huggingface_hub")
-        self.folder = folder
-        self.calls: list[str] = []
-        self.HfApi = lambda: SimpleNamespace(
-            create_repo=self.create_repo, upload_folder=self.upload_folder
-        )
+    address: str = ""
+    files: dict[str, bytes] = field(default_factory=dict)
+    created: dict[str, Any] = field(default_factory=dict)
+    asked: list[str] = field(default_factory=list)
 
-    def hf_hub_download(self, repository: str, name: str) -> str:
-        if not (self.folder / name).is_file():
-            raise OSError("404 Not Found")
-        self.calls.append(f"download {repository} {name}")
-        return str(self.folder / name)
+    def answer(self, path: str, content: bytes) -> tuple[int, bytes]:
+        """Status and body of the answer to a request."""
+        if path == "/api/repos/create":
+            self.created = json.loads(content)
+            return 200, json.dumps({"url": f"{self.address}/me/voc"}).encode()
+        if path == "/api/validate-yaml":
+            return 200, json.dumps({"errors": [], "warnings": []}).encode()
+        if "/preupload/" in path:
+            of_file = {"uploadMode": "regular", "shouldIgnore": False}
+            named = [{"path": each["path"]} | of_file for each in json.loads(content)["files"]]
+            return 200, json.dumps({"files": named}).encode()
+        if "/commit/" in path:
+            for line in map(json.loads, content.splitlines()):
+                if line["key"] == "file":
+                    name, text = line["value"]["path"], line["value"]["content"]
+                    self.files[name] = base64.b64decode(text)
+            about = {"commitUrl": f"{self.address}/me/voc/commit/{COMMIT}", "commitOid": COMMIT}
+            return 200, json.dumps(about).encode()
+        name = path.removeprefix("/me/voc/resolve/main/")
+        return (200, self.files[name]) if name in self.files else (404, b"")
 
-    def create_repo(self, repository: str, **options: Any) -> None:
-        self.calls.append(f"create {repository} {options}")
 
-    def upload_folder(self, repo_id: str, folder_path: str) -> None:
-        self.folder.mkdir()
-        for path in Path(folder_path).iterdir():
-            (self.folder / path.name).write_bytes(path.read_bytes())
+COMMIT = "0123456789" * 4
 
 
 @pytest.fixture
-def fake_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeHub:
-    made = FakeHub(tmp_path / "repository")
-    monkeypatch.setitem(sys.modules, "huggingface_hub", made)
-    return made
+def on_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """huggingface_hub's own Hub, in this process and with an empty cache."""
+    reason = "huggingface_hub is not installed"
+    constants = pytest.importorskip("huggingface_hub.constants", reason=reason)
+    known = Hub()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            known.asked.append(f"{self.command} {self.path}")
+            content = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            status, body = known.answer(self.path, content)
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(body)))
+            self.send_header("ETag", f'"{hashlib.sha256(body).hexdigest()}"')
+            self.send_header("X-Repo-Commit", COMMIT)
+            if status == 404:
+                self.send_header("X-Error-Code", "RepoNotFound")
+            self.end_headers()
+            if self.command != "HEAD":
+                self.wfile.write(body)
+
+        do_HEAD = do_POST = do_GET
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as listening:
+        thread = threading.Thread(target=listening.serve_forever, args=(0.01,))
+        thread.start()
+        known.address = f"http://127.0.0.1:{listening.server_port}"
+        monkeypatch.setattr(constants, "ENDPOINT", known.address)
+        template = f"{known.address}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        yield known
+        listening.shutdown()
+        thread.join()
 
 
-def test_what_is_pushed_to_the_hub_is_what_comes_back(fake_hub: FakeHub) -> None:
+def test_what_is_pushed_to_the_hub_is_what_comes_back(on_hub: Hub) -> None:
+    from huggingface_hub import ModelCard
+
     model = small(21)
     address = model.push_to_hub("me/voc", ABOUT, private=True)
     assert address == "https://huggingface.co/me/voc"
+    assert on_hub.created["visibility"] == "private"
+    assert set(on_hub.files) == {hub.WEIGHTS, hub.CONFIG, hub.CARD}
+    card = ModelCard(on_hub.files[hub.CARD].decode())
+    assert 'from_pretrained("me/voc")' in card.text
+    assert card.data.tags == ["semantic-segmentation", "deeplab_v2_small"]
+    assert card.data.library_name == "deeplab-triton"
     opened = hub.load_pretrained("me/voc")
     assert_same_state(opened.model, model)
     assert opened.metadata["class_names"] == list(VOC)
-    assert fake_hub.calls == [
-        "create me/voc {'private': True, 'exist_ok': True}",
-        "download me/voc model.safetensors",
-    ]
 
 
-def test_a_repository_that_is_not_there_is_named_in_one_line(fake_hub: FakeHub) -> None:
+def test_offline_a_repository_comes_from_the_cache_or_not_at_all(
+    on_hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = small(21)
+    model.push_to_hub("me/voc", ABOUT)
+    monkeypatch.setenv("DEEPLAB_OFFLINE", "1")
+    on_hub.asked.clear()
+    message = refused(hub.load_pretrained, "me/voc")
+    assert "the cache of the Hugging Face Hub, and DEEPLAB_OFFLINE forbids" in message
+    assert not on_hub.asked
+    monkeypatch.delenv("DEEPLAB_OFFLINE")
+    hub.load_pretrained("me/voc")
+    monkeypatch.setenv("DEEPLAB_OFFLINE", "1")
+    on_hub.asked.clear()
+    assert_same_state(DeepLab.from_pretrained("me/voc"), model)
+    assert not on_hub.asked
+
+
+def test_a_repository_that_is_not_there_is_named_in_one_line(on_hub: Hub) -> None:
     message = refused(hub.load_pretrained, "me/none")
     assert message.startswith("me/none: no such file, and model.safetensors of that repository")
-    assert "404 Not Found" in message
+    assert "404" in message
+    assert message.endswith("check the name and the network")
+    assert "\n" not in message
 
 
-def test_offline_no_repository_is_asked_for(
-    fake_hub: FakeHub, monkeypatch: pytest.MonkeyPatch
+def test_an_upload_without_a_network_is_refused_in_one_line(
+    on_hub: Hub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("DEEPLAB_OFFLINE", "1")
-    assert "DEEPLAB_OFFLINE forbids" in refused(hub.load_pretrained, "me/voc")
-    assert not fake_hub.calls
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    message = refused(lambda: small().push_to_hub("me/voc"))
+    assert message.startswith("me/voc: cannot be uploaded (")
+    assert message.endswith("check the network, and log in with `hf auth login`")
+    assert "\n" not in message
+
+
+def test_a_path_to_weights_that_are_not_there_is_no_repository() -> None:
+    assert "no such weights file" in refused(hub.load_pretrained, "runs/voc.safetensors")
 
 
 def test_without_huggingface_hub_the_mend_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -19,7 +20,7 @@ from weights_files import assert_same_state, refused, small
 
 from deeplab.crf_settings import CRFSettings
 from deeplab.errors import InputError
-from deeplab.model import MODELS, build
+from deeplab.model import MODELS, backbones, build
 from deeplab.weights import download, file, load_checkpoint, load_model, load_weights, registry
 
 CONTENT = bytes(range(256)) * 400
@@ -85,13 +86,35 @@ def test_every_row_names_a_model_classes_and_settings_that_exist() -> None:
         about = row.metadata()
         count = {"": 0, "voc2012": 21, "cocostuff": 182}[row.classes]
         assert len(about.get("class_names", ())) == len(about.get("palette", ())) == count, name
-        assert bool(row.classes) == bool(row.model), name
+        assert bool(row.classes) == bool(row.model) != bool(row.backbone), name
+        assert not row.backbone or backbones.named(row.backbone), name
         CRFSettings().changed(row.crf)
-        assert row.url.rpartition("/")[2].endswith((".pth", ".caffemodel", ".zip")), name
-        # torchvision's files have the hash in their names.
-        assert not row.sha256 or f"-{row.sha256}.pth" in row.url, name
+        assert row.path.suffix in (".pth", ".caffemodel"), name
+        assert bool(row.member) == row.url.endswith((".zip", ".whl")), name
         assert row.title, name
         assert row.licence, name
+
+
+def test_rows_of_torchvision_say_what_torchvision_says(torchvision: Any) -> None:
+    theirs = {
+        weights.url: weights.meta
+        for name in torchvision.models.list_models()
+        for weights in torchvision.models.get_model_weights(name)
+    }
+    rows = [row for row in registry.table().values() if "pytorch.org" in row.url]
+    assert len(rows) == 8
+    for row in rows:
+        about = theirs[row.url]
+        (score,) = [
+            metrics[key]
+            for metrics in about["_metrics"].values()
+            for key in ("acc@1", "miou")
+            if key in metrics
+        ]
+        assert row.score.startswith(f"{score:.{3 if not row.model else 1}f} "), row.name
+        assert row.megabytes == about["_file_size"], row.name
+        assert row.url.endswith(f"-{row.sha256}.pth"), row.name
+        assert not row.classes or about["categories"][1:] == list(row.metadata()["class_names"])[1:]
 
 
 def test_names_are_of_one_file_each_and_no_builder_is_meant() -> None:
@@ -133,6 +156,14 @@ def cut_off(server: Server) -> None:
     server.sent = 1000
 
 
+def login_page(server: Server) -> None:
+    server.content = b"<!DOCTYPE html><html>Log in to this network</html>"
+
+
+def nothing(server: Server) -> None:
+    server.content = b""
+
+
 def missing(server: Server) -> None:
     server.status = 404
 
@@ -151,6 +182,8 @@ def nobody(server: Server) -> None:
         (wrong_bytes, HASH[:8], "the download has another hash than it must"),
         (cut_off, HASH[:8], "the download has another hash than it must"),
         (cut_off, "", "the download was cut off (101400 of 102400 bytes are missing)"),
+        (login_page, "", "must give weights, not a web page in place of the file; fetch it again"),
+        (nothing, "", "must give weights, not an empty file"),
         (missing, "", "the server says 404 Not Found"),
         (slow, "", "cannot be reached (timed out)"),
         (nobody, "", "cannot be reached (Connection refused)"),
@@ -197,6 +230,13 @@ def test_a_full_disk_is_named_by_the_file(
     assert message.startswith(f"{path}: cannot be written (No space left on device)")
 
 
+def test_a_folder_that_cannot_be_is_named_by_the_file(server: Server, tmp_path: Path) -> None:
+    path = tmp_path / "file" / "weights" / "weights.pth"
+    (tmp_path / "file").write_bytes(b"")
+    message = refused(lambda: download.fetch(server.url, path))
+    assert message.startswith(f"{path}: cannot be written (Not a directory); set DEEPLAB_HOME")
+
+
 def test_offline_nothing_is_asked_for(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -209,12 +249,12 @@ def test_offline_nothing_is_asked_for(
 def test_a_member_is_taken_out_of_an_archive(server: Server, tmp_path: Path) -> None:
     archive = io.BytesIO()
     with zipfile.ZipFile(archive, "w") as made:
-        made.writestr("some/folder/train2.caffemodel", b"weights")
+        made.writestr("some/folder/train2.caffemodel", CONTENT)
         made.writestr("test.prototxt", b"text")
     server.content = archive.getvalue()
     path = tmp_path / "named-train2.caffemodel"
     download.fetch(server.url, path, member="train2.caffemodel")
-    assert path.read_bytes() == b"weights"
+    assert path.read_bytes() == CONTENT
     assert files(tmp_path) == {path.name, f"{path.name}.sha256"}
     message = refused(lambda: download.fetch(server.url, tmp_path / "x", member="init.caffemodel"))
     assert "not the archive that it must be: it has no init.caffemodel" in message
@@ -300,6 +340,16 @@ def test_the_commands_list_show_download_and_verify(small_named: registry.Named)
     damaged = run("weights", "verify")
     assert damaged.exit_code == 1
     assert "DIFFERENT" in damaged.stdout
+
+
+def test_a_member_put_there_by_hand_is_not_held_against_the_hash_of_its_archive(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DEEPLAB_HOME", str(tmp_path))
+    row = registry.named("tf_efficientnet_lite0_imagenet")
+    row.path.parent.mkdir()
+    row.path.write_bytes(CONTENT)
+    assert done("weights", "verify").stdout == f"{row.path}  no hash to compare with\n"
 
 
 def test_an_unknown_name_is_refused_with_those_that_there_are() -> None:

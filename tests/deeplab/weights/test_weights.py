@@ -204,7 +204,8 @@ def test_a_pickle_is_refused_and_not_executed(path, tmp_path, read):
 
 @READERS
 def test_a_missing_file_a_folder_and_a_pipe_are_named(path, tmp_path, read):
-    assert refused(read, path) == f"{path}: no such weights file; check the path"
+    said = "no such weights file; check the path, or take a name of deeplab weights list"
+    assert refused(read, path) == f"{path}: {said}"
     assert "not a folder or device" in refused(read, tmp_path)
     os.mkfifo(path)
     assert "not a folder or device" in refused(read, path)
