@@ -1,7 +1,5 @@
 """What a DenseCRF refuses, and how it says so."""
 
-from __future__ import annotations
-
 import math
 import warnings
 from collections.abc import Iterator, Mapping, Sequence

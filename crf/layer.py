@@ -10,8 +10,6 @@ Potentials" (2011), algorithm 1; Chen et al., "DeepLab", TPAMI 2018, section 3.3
 "Conditional Random Fields as Recurrent Neural Networks" (2015), for learning through the updates.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import math
 import warnings

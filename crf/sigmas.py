@@ -4,8 +4,6 @@ A lattice holds features whose largest magnitudes add up to a limit over the dim
 refuses are features; whoever calls has given sigmas, so the error names these.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager

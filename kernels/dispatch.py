@@ -5,8 +5,6 @@ argument into one implementation: an explicit name is taken at its word or refus
 `"auto"` is the first of the operation's table that runs on the device and dtype at hand.
 """
 
-from __future__ import annotations
-
 import functools
 import importlib
 import importlib.util

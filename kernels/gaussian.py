@@ -5,8 +5,6 @@
 Points come before channels: values `[B, N, C]`, features `[B, N, D]`, already divided by sigma.
 """
 
-from __future__ import annotations
-
 from typing import Literal
 
 from torch import Tensor

@@ -4,8 +4,6 @@ Linux grants memory that is not there and ends the process when it is used; so t
 asked first.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import torch

@@ -3,8 +3,6 @@
 PyTorch's own follow `torch.set_float32_matmul_precision`, which belongs to the whole process.
 """
 
-from __future__ import annotations
-
 import torch
 import triton
 import triton.language as tl

@@ -3,8 +3,6 @@
 What is not of the type or dtype asked for is a TypeError, all else a ValueError.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Collection, Sequence
 from typing import Literal
 

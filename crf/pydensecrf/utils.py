@@ -14,8 +14,6 @@ methods (x, y, colour), and lattices depend on that order a little; `chdim=-1` m
 has no channel dimension, not that channels come last.
 """
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Sequence
 from typing import Any

@@ -8,8 +8,6 @@ rest: what a crash or a full disk left is not run, but made again.
 The folder is NUMBA_CACHE_DIR, or `__pycache__` beside this file, or one in the user's cache.
 """
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import os

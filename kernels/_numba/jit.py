@@ -16,8 +16,6 @@ What that asks of a compiled function:
   numba at run time. Compiling one that does fails, and says why.
 """
 
-from __future__ import annotations
-
 import contextlib
 import ctypes
 import importlib

@@ -13,8 +13,6 @@ multiple of 8 and the width of the arrays. A vector is kept as chunks of 8 float
 vectors apart between basic blocks if their size is not a power of two.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from typing import Any

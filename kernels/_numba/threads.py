@@ -4,8 +4,6 @@ Plain threads instead of numba's parallel mode: kernels compile several times fa
 from several Python threads at once, and survive a fork (data-loader workers).
 """
 
-from __future__ import annotations
-
 import os
 import threading
 from collections import deque

@@ -7,8 +7,6 @@ with P = B * H * W pixels. Only the order of the two matters, so one machine sta
 operations that a data-centre GPU does in the time of a byte differ little from one to the next.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -18,8 +18,6 @@ public function, already validated; the output and the input's gradient are chan
 input is, else contiguous; the weight's gradient has Cin contiguous.
 """
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any

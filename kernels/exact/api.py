@@ -5,8 +5,6 @@
 Features are already divided by sigma.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -9,8 +9,6 @@ tensors of `Tiles` are as it has them. The kernel is symmetric, so that the grad
 is the same filter. Nothing here waits for a GPU.
 """
 
-from __future__ import annotations
-
 from types import ModuleType
 from typing import Any
 

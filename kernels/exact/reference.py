@@ -10,8 +10,6 @@ few blocks exist at once. Distances are sums of squared differences: |f_i|^2 + |
 would cancel.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import Any
 

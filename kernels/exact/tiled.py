@@ -5,8 +5,6 @@ nothing; elsewhere they are multiplied by zero, since to look at how many there 
 the device. The equations are those of reference.py, the sums over j those of tiles.py.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator
 

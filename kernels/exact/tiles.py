@@ -16,8 +16,6 @@ Source of the splits: Bentley, "Multidimensional binary search trees used for as
 searching" (1975).
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass

@@ -15,8 +15,6 @@ Hopper's TF32 instructions want their second operand. Values beyond the last poi
 product has a mask. Sums are in a fixed order: two runs give the same bits.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 

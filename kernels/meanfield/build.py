@@ -5,8 +5,6 @@ host for all terms, and launches of a single image. On a CPU each image has its 
 both cores busy already, and what one image needs stays in the caches.
 """
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace

@@ -9,8 +9,6 @@ for the base-2 exponential) is folded into the two corner weights; a compatibili
 between labels is applied to the rows instead. Between two passes the rows are blurred in place.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field

@@ -8,8 +8,6 @@ since the size of a lattice depends on the data, and so do landmarks and tiles. 
 spelled out: autograd does not reach into an operator.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from typing import Any
 

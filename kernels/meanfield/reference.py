@@ -9,8 +9,6 @@ Source: Krähenbühl and Koltun, "Efficient Inference in Fully Connected CRFs wi
 Potentials" (2011), algorithm 1.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

@@ -5,8 +5,6 @@ the sum y_i = sum_j exp(-|f_i - f_j|^2 / 2) v_j, approximated in time linear in 
 points. Features are already divided by sigma.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

@@ -10,8 +10,6 @@ locks (a part adds only to its own rows); ghosts are added to their owners befor
 copied back after it.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

@@ -1,7 +1,5 @@
 """Which points a permutohedral lattice can hold."""
 
-from __future__ import annotations
-
 import torch
 
 

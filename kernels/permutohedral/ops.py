@@ -16,8 +16,6 @@ The second waits for the GPU, which tells how many vertices there are: it is tag
 `torch.compile(mode="reduce-overhead")` makes CUDA graphs of what is before and after it.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 from torch import Tensor

@@ -4,8 +4,6 @@ The sum y_i = sum_j exp(-|f_i - f_j|^2 / 2) v_j to a tolerance: kernels/separabl
 the equations. Features are already divided by sigma.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

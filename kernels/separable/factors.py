@@ -12,8 +12,6 @@ for each of a few colours, is that of Durand and Dorsey, "Fast Bilateral Filteri
 of High-Dynamic-Range Images" (2002).
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass

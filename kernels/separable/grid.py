@@ -16,8 +16,6 @@ Source: Paris and Durand, "A Fast Approximation of the Bilateral Filter using a 
 Approach" (2006), which filters on a coarse grid; the correction of the variance is ours.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass

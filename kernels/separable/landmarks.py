@@ -20,8 +20,6 @@ and two waits for a GPU; pivots chosen one after another, as usual, take a round
 few.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from itertools import accumulate

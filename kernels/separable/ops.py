@@ -13,8 +13,6 @@ features, which only exist when the operator runs. The filter is symmetric, so t
 the values is the same filter.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from typing import Any
 

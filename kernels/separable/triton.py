@@ -17,8 +17,6 @@ cores "tf32" or "bf16", with float32 sums. Landmarks lie innermost in all sums, 
 instructions want their second operand.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass

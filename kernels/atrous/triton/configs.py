@@ -7,8 +7,6 @@ logarithm of pixels, outputs and inputs. Nothing is timed at the first call: one
 compiled for a kernel and its shapes, and Triton keeps it on disk.
 """
 
-from __future__ import annotations
-
 import functools
 import json
 import math

@@ -19,8 +19,6 @@ With d = -1 and the strides of w exchanged this is the gradient to the input, an
 a 1 x 1 kernel the plain matrix product that the shift algorithm wants.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import triton

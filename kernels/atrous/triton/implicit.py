@@ -4,8 +4,6 @@ For many outputs (512 -> 4 x 1024, 2048 -> 3 x 256). One launch covers every rat
 holds bias, scale, shift and ReLU; nothing but the output is stored.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from torch import Tensor

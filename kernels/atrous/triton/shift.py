@@ -21,8 +21,6 @@ Backward: g'[p, t] = g[p - offset_t] spread out in the same columns, in the inpu
 products, d x = g' w and G = g'^T x (kernels/atrous/ops.py).
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

@@ -13,8 +13,6 @@ slice of a float32 workspace; `collect_kernel` then adds the slices in a fixed o
 two runs give the same bits.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from functools import partial
 

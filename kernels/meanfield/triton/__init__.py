@@ -16,8 +16,6 @@ vertices: N rows of logits read, N rows of Q written and E read, E rows of verti
 each direction up to 3 R rows read and R written.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

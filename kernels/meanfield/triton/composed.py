@@ -7,8 +7,6 @@ An iteration is the launches of the filters and one more, and a product for each
 that is a matrix. Of a Gaussian of a grid, the convolution along y is part of that pass.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

@@ -16,8 +16,6 @@ Placing rounds as eager.py does, operation by operation: kernels that place are 
 contraction of a * b + c to one rounding, which would move points to other simplices.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -12,8 +12,6 @@ A splat takes D+1 reads of a row of values a point, a blur direction up to three
 a vertex, a slice D+1 reads a point.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

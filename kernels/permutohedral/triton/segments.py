@@ -11,8 +11,6 @@ Sizes follow from the numbers of rows and of entries, whose tables are filled up
 nothing here waits for the device.
 """
 
-from __future__ import annotations
-
 import dataclasses
 
 import torch
