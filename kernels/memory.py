@@ -11,7 +11,9 @@ import torch
 ASK_FROM = 2**30  # bytes on a GPU: to ask its driver takes longer than a small filter
 
 
-def require(needed: int, device: torch.device, what: str, mend: str) -> None:
+def require(
+    needed: int, device: torch.device, what: str, mend: str = "take the image in parts"
+) -> None:
     """Refuse what needs more bytes than `device` has free.
 
     Args:

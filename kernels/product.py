@@ -32,6 +32,11 @@ def product_kernel(
     tl.store(out + line * columns + n, acc, mask=(m < rows)[:, None] & (n < columns))
 
 
+def input_precision(precision: str) -> str:
+    """Of tl.dot, where products are `precision`; it has no meaning for bfloat16."""
+    return "tf32" if precision == "tf32" else "ieee"
+
+
 def product(a: Tensor, b: Tensor, out: Tensor) -> Tensor:
     """Set `out` `[M, N]` to `a` `[M, K]` times `b` `[K, N]`, float32; `a` and `out` contiguous.
 

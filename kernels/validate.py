@@ -92,6 +92,11 @@ def check_finite(features: Tensor) -> None:
         raise ValueError("features must be finite, but hold NaN or Inf")
 
 
+def check_no_gradient(features: Tensor, refusal: str) -> None:
+    if features.requires_grad and torch.is_grad_enabled():
+        raise ValueError(refusal)
+
+
 def check_precision(precision: str, impl: str, device: torch.device) -> None:
     check_option("precision", precision, PRECISIONS)
     if precision != "ieee" and impl != "triton":

@@ -11,22 +11,16 @@ triton/       shift.py, implicit.py (the algorithms); conv.py, weight_grad.py (t
 import torch
 
 from kernels.atrous.api import choose, multi_rate_atrous_conv2d
-from kernels.dispatch import Implementation, register
+from kernels.dispatch import Implementation, on_cuda, register
 
 __all__ = ["choose", "multi_rate_atrous_conv2d"]
 
-
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
-
-
-def _triton(name: str, about: str, automatic: bool = False) -> Implementation:
-    return Implementation(name, about, "cuda", DTYPES, automatic=automatic, triton=True)
-
 
 register(
     "atrous",
-    _triton("triton", "the Triton algorithm that should be faster", automatic=True),
-    _triton("triton:shift", "one product for all taps, then a gather"),
-    _triton("triton:implicit", "one implicit product over all rates"),
+    on_cuda("the Triton algorithm that should be faster", "triton", DTYPES),
+    on_cuda("one product for all taps, then a gather", "triton:shift", DTYPES, automatic=False),
+    on_cuda("one implicit product over all rates", "triton:implicit", DTYPES, automatic=False),
     Implementation("reference", "plain PyTorch, one convolution a rate"),
 )

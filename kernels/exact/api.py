@@ -1,9 +1,4 @@
-"""The Gaussian sum over all pairs: validate, choose an implementation, call it.
-
-    y_i = sum_j exp(-|f_i - f_j|^2 / 2) v_j
-
-Features are already divided by sigma.
-"""
+"""The Gaussian sum over all pairs: validate, choose an implementation, call it."""
 
 import torch
 from torch import Tensor
@@ -69,11 +64,11 @@ def build_tiles(features: Tensor, *, eps: float = 0.0, impl: str = "auto") -> Ti
     """
     validate.check_points("features", features, ndim=2)
     validate.check_shape("features", features, "[N, D] with N at least 1", len(features) > 0)
-    if features.requires_grad and torch.is_grad_enabled():
-        raise ValueError(
-            "tiles have gradients to the values only, not to the features: use "
-            'gaussian_filter(..., method="exact") to differentiate them, or features.detach()'
-        )
+    validate.check_no_gradient(
+        features,
+        "tiles have gradients to the values only, not to the features: use "
+        'gaussian_filter(..., method="exact") to differentiate them, or features.detach()',
+    )
     check_eps(eps)
     choice = dispatch.choose("exact", impl, device=features.device, dtype=features.dtype)
     if not torch.compiler.is_compiling():

@@ -154,7 +154,8 @@ def prune(table: Tensor, mass: Tensor, eps: float, rounding: Tensor) -> tuple[Te
     Both are taken as much larger and smaller as `rounding`, float64 `[]`, can have made them.
     """
     tiles = len(table)
-    least = _least(mass, tiles).double() * (1 - rounding).clamp(min=0)
+    whole = pad(mass, (0, tiles * TILE - len(mass)), value=math.inf).view(tiles, TILE)
+    least = whole.amin(1).double() * (1 - rounding).clamp(min=0)  # n of each tile
     floor = TILE * torch.finfo(table.dtype).tiny  # where K underflows
 
     def upper(rows: slice) -> Tensor:
@@ -234,11 +235,6 @@ def _placing(points: Tensor) -> Tensor:
     squares = pad(points.double().square().sum(0), (0, 1))  # 0 for no points
     moved = 2 * info.eps * squares.amax().sqrt()
     return (math.log(2) * moved * (2 * math.sqrt(-math.log2(info.tiny)) + moved)).expm1()
-
-
-def _least(mass: Tensor, tiles: int) -> Tensor:
-    """The least n `[T]` of each tile."""
-    return pad(mass, (0, tiles * TILE - len(mass)), value=math.inf).view(tiles, TILE).amin(1)
 
 
 def _chunks(tiles: int) -> Iterator[slice]:

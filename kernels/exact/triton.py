@@ -24,6 +24,8 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels.exact import tiles
+from kernels.product import input_precision
+from kernels.sizes import blocks, power_of_2
 
 TWICE_LOG_2 = tl.constexpr(1.3862943611198906)  # the derivative of 2^-d^2 is -2 log(2) d times it
 UNROLLED = tl.constexpr(8)  # dimensions: a loop over more stays a loop
@@ -206,7 +208,7 @@ def apply(
         filter_kernel[(padded // block_m, len(lines) // block_c)](
             points.contiguous(), lines, order, kept, out,
             count, padded, padded // tiles.TILE, channels,
-            D=dims, TILE=tiles.TILE, PRECISION=_product(precision),
+            D=dims, TILE=tiles.TILE, PRECISION=input_precision(precision),
             BLOCK_M=block_m, BLOCK_N=block_n, BLOCK_C=block_c,
             num_warps=config.warps, num_stages=config.stages,
         )  # fmt: skip
@@ -233,8 +235,7 @@ def feature_gradient(
         gradient_kernel[(padded // block_m,)](
             points.contiguous(), v, g, kept, out,
             padded, padded // tiles.TILE, len(v),
-            D=dims, AXES=1 << (dims - 1).bit_length(), TILE=tiles.TILE,
-            PRECISION=_product(precision),
+            D=dims, AXES=power_of_2(dims), TILE=tiles.TILE, PRECISION=input_precision(precision),
             BLOCK_M=block_m, BLOCK_N=block_n, BLOCK_C=block_c,
             num_warps=config.warps, num_stages=config.stages,
         )  # fmt: skip
@@ -246,7 +247,7 @@ def _blocks(config: PairConfig, channels: int, dims: int) -> tuple[int, int, int
     A loop over many dimensions holds its squares beside the rest: no more than 64 rows have room.
     """
     block_m = config.block_m if dims <= UNROLLED.value else min(config.block_m, 64)
-    block_c = min(config.block_c, max(16, 1 << (channels - 1).bit_length()))
+    block_c = min(config.block_c, max(16, power_of_2(channels)))
     return min(block_m, tiles.TILE), min(config.block_n, tiles.TILE), block_c
 
 
@@ -256,11 +257,6 @@ def _lines(
     """`values` `[N, C]` in order as `[C, padded]`, C made a multiple of block_c, zeros around."""
     count, channels = values.shape
     dtype = torch.bfloat16 if precision == "bf16" else values.dtype
-    lines = values.new_zeros(-(-channels // block_c) * block_c, padded, dtype=dtype)
+    lines = values.new_zeros(blocks(channels, block_c) * block_c, padded, dtype=dtype)
     lines[:channels, :count] = (values if order is None else values[order]).T
     return lines
-
-
-def _product(precision: str) -> str:
-    """`input_precision` of tl.dot; it has no meaning for bfloat16."""
-    return "tf32" if precision == "tf32" else "ieee"

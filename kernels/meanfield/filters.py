@@ -9,9 +9,10 @@ GridFilter        positions on a grid: short convolutions along rows and along c
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -24,6 +25,8 @@ from kernels.separable import Separable, apply_separable, band, build_separable
 from kernels.separable.api import convolve
 from kernels.validate import Precision
 
+SIDE = 16  # pixels of a tile
+
 
 class Filter(Protocol):
     """A Gaussian filter F for each image of a batch."""
@@ -33,12 +36,12 @@ class Filter(Protocol):
         ...
 
     def transposed(self) -> Filter:
-        """The transpose of F; F itself where it is symmetric."""
-        ...
+        """The transpose of F; F itself, unless it is not symmetric."""
+        return self
 
 
 @dataclass(frozen=True)
-class LatticeFilter:
+class LatticeFilter(Filter):
     """On permutohedral lattices, each over all points of the next one or more images.
 
     Point i of an image is pixel order[i] of its values; None: i.
@@ -50,10 +53,10 @@ class LatticeFilter:
     impl: str = "auto"  # of `apply_lattice`
 
     @classmethod
-    def over(cls, features: Tensor, together: int, order: Tensor | None = None) -> LatticeFilter:
-        """The filter of `features` `[B, N, D]` in that order, `together` images on a lattice."""
+    def over(cls, features: Tensor, together: int) -> LatticeFilter:
+        """The filter of `features` `[B, N, D]`, `together` images on a lattice."""
         groups = features.split(together) if len(features) else ()
-        return cls([reference_lattice(group) for group in groups], order)
+        return cls([reference_lattice(group) for group in groups])
 
     def repeated(self, batch: int, together: int) -> LatticeFilter:
         """This filter of one image for each image of a batch, `together` of them on a lattice."""
@@ -72,15 +75,14 @@ class LatticeFilter:
             for lattice, group in zip(self.lattices, groups, strict=True)
         ]
         whole = filtered[0] if len(filtered) == 1 else torch.cat(filtered)
-        whole = whole.view(values.shape)
-        return out_of_order(whole, self.order)
+        return out_of_order(whole.view(values.shape), self.order)
 
     def transposed(self) -> LatticeFilter:
         return replace(self, reverse=not self.reverse)
 
 
 @dataclass(frozen=True)
-class PairFilter:
+class PairFilter(Filter):
     """All pairs of `features` `[B, N, D]`, in full; differentiable in these too.
 
     They must be finite: nothing looks at them again.
@@ -92,12 +94,9 @@ class PairFilter:
     def __call__(self, values: Tensor) -> Tensor:
         return exact.filter(values, self.features, precision=self.precision, check_finite=False)
 
-    def transposed(self) -> PairFilter:
-        return self
-
 
 @dataclass(frozen=True)
-class TileFilter:
+class TileFilter(Filter):
     """All pairs of each image, but for tiles of pairs that weigh next to nothing together."""
 
     tiles: Sequence[Tiles]
@@ -109,24 +108,16 @@ class TileFilter:
         return cls([build_tiles(image, eps=eps) for image in features], precision)
 
     def __call__(self, values: Tensor) -> Tensor:
-        if not len(values):
-            return values
-        return _together([
-            apply_tiles(tiles, image, precision=self.precision)
-            for tiles, image in zip(self.tiles, values, strict=True)
-        ])  # fmt: skip
+        return _image_by_image(apply_tiles, self.tiles, values, self.precision)
 
     @property
     def mass(self) -> Tensor:
         """F(1), `[B, N, 1]`, all pairs counted; the tiles know it."""
         return torch.stack([tiles.mass for tiles in self.tiles])[..., None]
 
-    def transposed(self) -> TileFilter:
-        return self
-
 
 @dataclass(frozen=True)
-class SeparableFilter:
+class SeparableFilter(Filter):
     """Over landmarks of each image."""
 
     images: Sequence[Separable]
@@ -144,19 +135,11 @@ class SeparableFilter:
         return cls(images, precision)
 
     def __call__(self, values: Tensor) -> Tensor:
-        if not len(values):
-            return values
-        return _together([
-            apply_separable(separable, image, precision=self.precision)
-            for separable, image in zip(self.images, values, strict=True)
-        ])  # fmt: skip
-
-    def transposed(self) -> SeparableFilter:
-        return self
+        return _image_by_image(apply_separable, self.images, values, self.precision)
 
 
 @dataclass(frozen=True)
-class GridFilter:
+class GridFilter(Filter):
     """The Gaussian of positions on a grid: a convolution along x, then one along y.
 
     Each leaves out what `kernels.separable.band` says, less than rounding.
@@ -197,13 +180,15 @@ class GridFilter:
         lines = values.reshape(-1, self.width, values.shape[2])
         return convolve(lines, self.columns).reshape(values.shape)
 
-    def transposed(self) -> GridFilter:
-        return self
 
-
-def _together(images: list[Tensor]) -> Tensor:
-    """Images as a batch; a single one is not copied."""
-    return images[0][None] if len(images) == 1 else torch.stack(images)
+def _image_by_image(
+    apply: Callable[..., Tensor], made: Sequence[Any], values: Tensor, precision: Precision
+) -> Tensor:
+    """`apply` what was made of each image to its values; those of a single one are not copied."""
+    if not len(values):
+        return values
+    found = [apply(one, v, precision=precision) for one, v in zip(made, values, strict=True)]
+    return found[0][None] if len(found) == 1 else torch.stack(found)
 
 
 def in_order(values: Tensor, order: Tensor | None) -> Tensor:
@@ -233,23 +218,13 @@ def _recorded(values: Tensor) -> bool:
     return torch.compiler.is_compiling() or (values.requires_grad and torch.is_grad_enabled())
 
 
-def pixel_order(height: int, width: int, tile: int = 16) -> Tensor:
+def pixel_order(height: int, width: int) -> Tensor:
     """Pixels y * width + x in the order of square tiles, and row by row within each: int64 `[N]`.
 
     Pixels that are near each other share lattice vertices, so that visiting them one after another
     finds the vertices in the cache.
-
-    Args:
-        height: pixels.
-        width: pixels.
-        tile: side of a tile, in pixels; those at the right and bottom border may be smaller.
-
-    Raises:
-        ValueError: `tile` is not positive.
     """
-    if tile < 1:
-        raise ValueError(f"tile must be at least 1 pixel, not {tile}")
-    tile = min(tile, max(height, width, 1))
+    tile = min(SIDE, max(height, width, 1))
     down, across = -(-height // tile), -(-width // tile)
     # In NumPy: torch's threads would spin on the cores that the lattices want.
     y, x = np.arange(down * tile)[:, None], np.arange(across * tile)
@@ -259,9 +234,7 @@ def pixel_order(height: int, width: int, tile: int = 16) -> Tensor:
 
 
 def reference_lattice(features: Tensor) -> Lattice:
-    """The lattice of `features` `[N, D]` with exactly the vertices that pydensecrf's has.
-
-    Or one of all images of a batch `[B, N, D]`, as `build_lattice` makes it.
+    """`build_lattice(features)` with exactly the vertices that pydensecrf's lattice has.
 
     pydensecrf places points four at a time and fills the last block with points at the origin.
     They carry no values, but their vertices take part in the blur.
@@ -273,7 +246,7 @@ def reference_lattices(features: Sequence[Tensor]) -> list[Lattice]:
     """`reference_lattice` of each of `features`, on a GPU with one wait for all."""
     lattices = build_lattices([_in_blocks_of_four(one) for one in features])
     return [
-        _without_last_points(lattice, *one.shape[:-2]) if one.shape[-2] % 4 else lattice
+        _without_last_points(lattice, math.prod(one.shape[:-2])) if one.shape[-2] % 4 else lattice
         for lattice, one in zip(lattices, features, strict=True)
     ]
 
@@ -289,7 +262,7 @@ def _in_blocks_of_four(features: Tensor) -> Tensor:
     return torch.cat([features, origin], -2)
 
 
-def _without_last_points(lattice: Lattice, images: int = 1) -> Lattice:
+def _without_last_points(lattice: Lattice, images: int) -> Lattice:
     """The lattice without the last point of each image; all vertices stay."""
     count, corners = lattice.num_points // images, lattice.num_dims + 1
     entries = lattice.entries

@@ -90,13 +90,8 @@ def normalizers(mass: Tensor, normalization: Normalization) -> tuple[Tensor | No
     symmetric: 1 / sqrt(n) before and after (pydensecrf's default); before, after: 1 / n on that
     side; none: nothing. None stands for 1.
     """
-    if normalization == "none":
-        return None, None
-    symmetric = normalization == "symmetric"
-    scale = _inverse(mass, root=symmetric)
-    if symmetric:
-        return scale, scale
-    return (scale, None) if normalization == "before" else (None, scale)
+    scale = None if normalization == "none" else _inverse(mass, root=normalization == "symmetric")
+    return None if normalization == "after" else scale, None if normalization == "before" else scale
 
 
 def _inverse(mass: Tensor, root: bool) -> Tensor:

@@ -1,8 +1,6 @@
 """Gaussian filtering on the permutohedral lattice: validate, choose an implementation, call it.
 
-Adams, Baek and Davis, "Fast High-Dimensional Filtering Using the Permutohedral Lattice" (2010):
-the sum y_i = sum_j exp(-|f_i - f_j|^2 / 2) v_j, approximated in time linear in the number of
-points. Features are already divided by sigma.
+The sum y_i = sum_j exp(-|f_i - f_j|^2 / 2) v_j, approximated in time linear in the points.
 """
 
 from collections.abc import Sequence
@@ -22,7 +20,7 @@ def filter(values: Tensor, features: Tensor, *, impl: str = "auto") -> Tensor:
     Arguments and errors are those of `kernels.gaussian_filter(method="permutohedral")`.
     """
     validate.check_pair(values, features, ndim=3)
-    _check_no_gradient(features)
+    validate.check_no_gradient(features, ops.NO_FEATURE_GRADIENT)
     choice = dispatch.choose("permutohedral", impl, device=values.device, dtype=values.dtype)
     if choice.impl != "reference":
         filtered: Tensor = ops.permutohedral_filter(values, features, False, choice.impl)
@@ -65,7 +63,7 @@ def build_lattices(features: Sequence[Tensor], *, impl: str = "auto") -> list[La
         batched = isinstance(one, Tensor) and one.ndim == 3
         validate.check_points("features", one, ndim=3 if batched else 2)
         validate.check_alike("features", one, "features[0]", features[0])
-        _check_no_gradient(one)
+        validate.check_no_gradient(one, ops.NO_FEATURE_GRADIENT)
     if not features:
         return []
     first = features[0]
@@ -74,14 +72,12 @@ def build_lattices(features: Sequence[Tensor], *, impl: str = "auto") -> list[La
     points = [one.detach().flatten(0, -2) for one in features]
     images = [max(1, len(one)) if one.ndim == 3 else 1 for one in features]
     if choice.impl == "triton":  # which learns whether they are placeable as it waits
-        lattices: list[Lattice] = implementation.build_all(points, images)
-        return lattices
+        together: list[Lattice] = implementation.build_all(points, images)
+        return together
     lattices = []
-    for all_points, several in zip(points, images, strict=True):
-        require_placeable(all_points)
-        lattices.append(
-            batch.joined([implementation.build(one) for one in all_points.chunk(several)])
-        )
+    for several, one in zip(images, points, strict=True):
+        require_placeable(one)
+        lattices.append(batch.joined([implementation.build(part) for part in one.chunk(several)]))
     return lattices
 
 
@@ -125,26 +121,11 @@ def apply_lattice(
     validate.check_alike("values", values, "lattice.weights", lattice.weights)
     choice = dispatch.choose("permutohedral", impl, device=values.device, dtype=values.dtype)
     if choice.impl in ("cpu", "triton"):
+        x = lattice
         return ops.permutohedral_apply(
-            values,
-            lattice.corners,
-            lattice.weights,
-            lattice.neighbours,
-            lattice.ghosts,
-            lattice.parts,
-            lattice.chains,
-            reverse,
-            lattice.entries,
-            lattice.pieces,
-            lattice.sums,
-            choice.impl,
-        )
-    filtered: Tensor = dispatch.implementation("permutohedral", choice.impl).filter(
-        lattice, values, reverse
-    )
+            values, x.corners, x.weights, x.neighbours, x.ghosts, x.parts, x.chains, reverse,
+            x.entries, x.pieces, x.sums, choice.impl,
+        )  # fmt: skip
+    reference = dispatch.implementation("permutohedral", choice.impl)
+    filtered: Tensor = reference.filter(lattice, values, reverse)
     return filtered
-
-
-def _check_no_gradient(features: Tensor) -> None:
-    if features.requires_grad and torch.is_grad_enabled():
-        raise ValueError(ops.NO_FEATURE_GRADIENT)

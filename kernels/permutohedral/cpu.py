@@ -1,6 +1,6 @@
 """The permutohedral lattice on a CPU, in numba: build, splat, blur and slice.
 
-The lattice of `eager.py` (Adams, Baek and Davis 2010; rounding and blur order of Krähenbühl and
+The lattice of `reference.py` (Adams, Baek and Davis 2010; rounding and blur order of Krähenbühl and
 Koltun's densecrf), laid out for caches and threads:
 
 - A thread takes a consecutive part of the points and numbers vertices as it meets them, so that
@@ -21,7 +21,6 @@ several threads.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -32,7 +31,7 @@ import torch
 
 from kernels._numba import threads
 from kernels._numba.jit import Call, Kernel
-from kernels.permutohedral.lattice import Lattice
+from kernels.permutohedral.lattice import Lattice, elevation_scales
 
 Array: TypeAlias = np.ndarray[Any, Any]
 
@@ -60,7 +59,7 @@ def build(features: torch.Tensor) -> Lattice:
     """Build the lattice of float32 CPU `features` `[N, D]`, divided by sigma and placeable."""
     points = np.ascontiguousarray(features.numpy())
     count, dims = points.shape
-    scales = elevation_scales(dims)
+    scales = np.array(elevation_scales(dims), np.float32)
     low, strides = pack_keys(points, scales)
     steps = strides.sum(0) - (dims + 1) * strides  # [D+1, words]: one step along each direction
     simplex, words = (0,) * (dims + 1), (0,) * strides.shape[1]  # their lengths are compiled in
@@ -207,13 +206,6 @@ def _link_all(neighbours: Array) -> Array:
     for row, chain, count in zip(chains, lists, counts, strict=True):
         row[:count] = chain[:count]
     return chains
-
-
-def elevation_scales(dims: int) -> Array:
-    """Diagonal of the elevation matrix, times the blur's standard deviation (p. 5 and 6)."""
-    index = np.arange(1, dims + 1, dtype=np.float64)
-    spread = np.float32(math.sqrt(2 / 3) * (dims + 1))
-    return (1 / np.sqrt(index * (index + 1)) * spread).astype(np.float32)
 
 
 def pack_keys(points: Array, scales: Array) -> tuple[Array, Array]:

@@ -10,8 +10,10 @@ locks (a part adds only to its own rows); ghosts are added to their owners befor
 copied back after it.
 """
 
+import math
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 
@@ -76,3 +78,9 @@ class Lattice:
     def scale(self) -> float:
         """1 / (1 + 2^-D), the constant that makes the blur's weights sum as a Gaussian's."""
         return 1.0 / (1.0 + 2.0**-self.num_dims)
+
+
+def elevation_scales(dims: int) -> tuple[float, ...]:
+    """Diagonal of the elevation matrix, times the blur's standard deviation (p. 5 and 6)."""
+    spread = float(np.float32(math.sqrt(2 / 3) * (dims + 1)))
+    return tuple(float(np.float32(spread / math.sqrt(j * (j + 1)))) for j in range(1, dims + 1))

@@ -23,6 +23,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from kernels import memory
 from kernels.meanfield.term import LatticeTerm
 from kernels.meanfield.triton.stack import Stack
 from kernels.permutohedral.triton.filtering import (
@@ -32,7 +33,6 @@ from kernels.permutohedral.triton.filtering import (
     splat_rows,
     width_of,
 )
-from kernels.permutohedral.triton.segments import require_memory
 from kernels.sizes import blocks, power_of_2
 
 TILE = 1024  # elements: points x labels
@@ -222,4 +222,4 @@ def _require_memory(unary: Tensor, terms: Sequence[LatticeTerm]) -> None:
             f"32 bits, {2**31 - 1} at most. Infer the image in parts."
         )
     bytes_needed = 4 * (width_of(labels) * (2 * count + 2 * rows) + count * labels + 4 * entries)
-    require_memory(bytes_needed, unary.device, f"mean field of {count} points with {labels} labels")
+    memory.require(bytes_needed, unary.device, f"mean field of {count} points with {labels} labels")

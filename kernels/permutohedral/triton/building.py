@@ -16,7 +16,6 @@ Placing rounds as eager.py does, operation by operation: kernels that place are 
 contraction of a * b + c to one rounding, which would move points to other simplices.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -26,14 +25,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.permutohedral.lattice import Lattice
+from kernels import memory
+from kernels.permutohedral.lattice import Lattice, elevation_scales
 from kernels.permutohedral.limits import refuse_unplaceable, require_indexable
-from kernels.permutohedral.triton.segments import (
-    cut,
-    highest_bit,
-    rank,
-    require_memory,
-)
+from kernels.permutohedral.triton.segments import cut, highest_bit, rank
 from kernels.sizes import blocks, power_of_2
 
 WORD = 2**62  # a packed key stays below this
@@ -224,7 +219,7 @@ def build_all(features: Sequence[Tensor], images: Sequence[int]) -> list[Lattice
         count, dims = one.shape
         require_indexable(count, dims)
         held = count * (dims + 1) * BYTES_PER_ENTRY
-        require_memory(held, one.device, f"a lattice of {count} points in {dims} dimensions")
+        memory.require(held, one.device, f"a lattice of {count} points in {dims} dimensions")
     width = max(one.shape[1] for one in features) + 2
     even = width + width % 2  # reports start at 16 bytes: one pack_kernel serves all
     with torch.cuda.device_of(features[0]):
@@ -278,19 +273,15 @@ def _finished(placed: Placed, report: Sequence[float]) -> Lattice:
     return Lattice(corners, weights, neighbours, ghosts, parts, None, entries, pieces, sums)
 
 
-def scales(dims: int) -> tuple[float, ...]:
-    """Diagonal of the elevation matrix, times the blur's standard deviation (p. 5 and 6)."""
-    spread = float(np.float32(math.sqrt(2 / 3) * (dims + 1)))
-    return tuple(float(np.float32(spread / math.sqrt(j * (j + 1)))) for j in range(1, dims + 1))
-
-
 def pack(points: Tensor, report: Tensor) -> tuple[Tensor, Tensor]:
     """Lowest coordinates `[D]`, strides `[D+1]` (the last is the image's); set `report[1:]`."""
     dims = points.shape[1]
     least, most = torch.aminmax(points, dim=0)
     lows = torch.empty(dims, dtype=torch.int64, device=points.device)
     strides = torch.empty(dims + 1, dtype=torch.int64, device=points.device)
-    pack_kernel[(1,)](least, most, lows, strides, report, SCALES=scales(dims), num_warps=1)
+    pack_kernel[(1,)](
+        least, most, lows, strides, report, SCALES=elevation_scales(dims), num_warps=1
+    )
     return lows, strides
 
 
@@ -303,8 +294,8 @@ def place(points: Tensor, lows: Tensor, strides: Tensor, images: int) -> tuple[T
     block = max(1, PLACE_TILE // width)
     place_kernel[(blocks(count, block),)](
         points, lows, strides, keys, weights, count, count // images,
-        SCALES=scales(dims), INVERSE=float(np.float32(1 / (dims + 1))), BLOCK=block, WIDTH=width,
-        enable_fp_fusion=False,
+        SCALES=elevation_scales(dims), INVERSE=float(np.float32(1 / (dims + 1))),
+        BLOCK=block, WIDTH=width, enable_fp_fusion=False,
     )  # fmt: skip
     return keys, weights
 

@@ -19,12 +19,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from kernels import memory
 from kernels.permutohedral.lattice import Lattice
-from kernels.permutohedral.triton.segments import (
-    completed,
-    num_partials,
-    require_memory,
-)
+from kernels.permutohedral.triton.segments import completed, num_partials
 from kernels.sizes import blocks, power_of_2
 
 MAX_BLOCK_C = 64  # channels of a tile; more are further programs
@@ -181,7 +178,7 @@ def filter(lattice: Lattice, values: Tensor, reverse: bool = False) -> Tensor:
     width = width_of(channels)
     with torch.cuda.device_of(source):
         splat = fold(lattice, None)
-        require_memory(
+        memory.require(
             4 * width * (splat.buffer_rows + splat.rows),
             source.device,
             f"filtering {channels} channels on {splat.rows} vertices",

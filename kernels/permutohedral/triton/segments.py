@@ -18,7 +18,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels import memory
 from kernels.permutohedral.lattice import Lattice
 from kernels.sizes import blocks
 
@@ -173,8 +172,3 @@ def completed(lattice: Lattice) -> Lattice:
         pieces=pieces,
         sums=sums,
     )
-
-
-def require_memory(needed: int, device: torch.device, what: str) -> None:
-    """Refuse what `device` cannot hold, before it is allocated: MemoryError."""
-    memory.require(needed, device, what, "take the image in parts")
