@@ -31,16 +31,12 @@ def check_shape(name: str, tensor: Tensor, layout: str, fits: bool, **sizes: obj
         raise ValueError(f"{name} must have shape {wanted}, not {list(tensor.shape)}")
 
 
-def _dtype(tensor: Tensor) -> torch.dtype:
-    return tensor.dtype
-
-
 def check_alike(
     name: str,
     tensor: Tensor,
     other_name: str,
     other: Tensor,
-    dtype_of: Callable[[Tensor], torch.dtype] = _dtype,
+    dtype_of: Callable[[Tensor], torch.dtype] = lambda tensor: tensor.dtype,
 ) -> None:
     """`dtype_of` tells the dtype that a tensor is computed in, where that is not its own."""
     if dtype_of(tensor) != dtype_of(other) or tensor.device != other.device:

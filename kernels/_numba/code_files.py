@@ -20,12 +20,7 @@ from pathlib import Path
 
 KERNELS = Path(__file__).parents[1]
 # What is compiled, and what decides how. All together: most are compiled into one another.
-SOURCES = (
-    "_numba/jit.py",
-    "_numba/simd.py",
-    "permutohedral/compiled.py",
-    "meanfield/compiled.py",
-)
+SOURCES = ("_numba/jit.py", "_numba/simd.py", "permutohedral/compiled.py", "meanfield/compiled.py")
 _DIGEST = hashlib.sha256().digest_size
 
 

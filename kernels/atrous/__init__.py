@@ -4,8 +4,10 @@ api.py        multi_rate_atrous_conv2d: validate, choose, call
 reference.py  plain PyTorch, one convolution a rate: the oracle
 ops.py        the custom operators around the Triton algorithms, forward and backward
 cost.py       which of the two Triton algorithms computes what
-triton/       shift.py, implicit.py (the algorithms); conv.py, weight_grad.py (the products);
-              layout.py, configs.py and configs/ (memory layouts and tile sizes)
+triton/       shift.py: multiply, then shift, for few outputs; implicit.py: one implicit matrix
+              product, for many; both over the products of conv.py (forward, and the gradient to
+              the input) and weight_grad.py; layout.py, how tensors lie in memory; configs.py,
+              tile sizes, from configs/*.json
 """
 
 import torch

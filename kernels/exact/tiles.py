@@ -19,6 +19,7 @@ searching" (1975).
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -67,16 +68,19 @@ class Tiles:
         return counts.double().mean() / len(columns)
 
 
+class Pairs(NamedTuple):
+    """What a filter sums over: the attributes of `Tiles` of these names."""
+
+    points: Tensor
+    order: Tensor | None
+    kept: Tensor | None
+
+
 def build(features: Tensor, eps: float, masses: Masses) -> tuple[Tensor, ...]:
-    """`points`, `order`, `kept`, `mass` and `bound` of the tiles of `features` `[N, D]`.
+    """`points`, `order`, `kept`, `mass` and `bound` of the tiles of `features` `[N, D]`; eps > 0.
 
-    Args:
-        eps: above 0.
-        masses: of an implementation: (points, table, N, negligible) -> n of the sorted points. It
-            replaces the entries of the table that are above `negligible` by m[I, J].
-
-    Raises:
-        ValueError: more points than the tables over all pairs of tiles have room for.
+    masses: of an implementation: (points, table, N, negligible) -> n of the sorted points. It
+    replaces the entries of the table that are above `negligible` by m[I, J].
     """
     count = len(features)
     _require_room(count, features.dtype)
@@ -137,7 +141,10 @@ def sort(features: Tensor) -> Tensor:
     for level in range((tiles - 1).bit_length() if tiles else 0):
         segment = ((tile + 1) * 2**level - 1) // tiles  # tile t is in [s T / 2^l, (s + 1) T / 2^l)
         by_tile = padded[order].view(tiles, TILE, dims)
-        low, high = _extent(by_tile, segment, 2**level)
+        where = segment[:, None].expand(-1, dims)
+        low = padded.new_full((2**level, dims), math.inf)  # of each segment's extent
+        low = low.scatter_reduce(0, where, by_tile.amin(1), "amin")
+        high = torch.full_like(low, -math.inf).scatter_reduce(0, where, by_tile.amax(1), "amax")
         axis = (high - low).argmax(1)[segment][:, None, None].expand(-1, TILE, 1)
         along = by_tile.gather(2, axis).squeeze(2) - low[segment].gather(1, axis[:, 0])
         width = (high - low)[segment].gather(1, axis[:, 0])
@@ -193,15 +200,6 @@ def _longest_first(keep: Tensor) -> tuple[Tensor, Tensor]:
     for rows in _chunks(tiles):
         columns[rows] = (~keep[rows]).to(torch.uint8).argsort(dim=1, stable=True)
     return longest, kept
-
-
-def _extent(by_tile: Tensor, segment: Tensor, segments: int) -> tuple[Tensor, Tensor]:
-    """The least and the greatest corner `[segments, D]` of the points in each segment of tiles."""
-    where = segment[:, None].expand(-1, by_tile.shape[2])
-    low = by_tile.new_full((segments, by_tile.shape[2]), math.inf)
-    low = low.scatter_reduce(0, where, by_tile.amin(1), "amin")
-    high = torch.full_like(low, -math.inf).scatter_reduce(0, where, by_tile.amax(1), "amax")
-    return low, high
 
 
 def _bounds_by_distance(points: Tensor) -> Tensor:

@@ -188,19 +188,12 @@ def masses(points: Tensor, table: Tensor, count: int, negligible: float) -> Tens
     return mass
 
 
-def apply(
-    values: Tensor,
-    points: Tensor,
-    order: Tensor | None,
-    kept: Tensor | None,
-    precision: str,
-    out: Tensor,
-) -> None:
-    """Set `out` `[N, C]` to the filtered `values` `[N, C]`; tensors as in `Tiles`."""
+def apply(values: Tensor, pairs: tiles.Pairs, precision: str, out: Tensor) -> None:
+    """Set `out` `[N, C]` to the filtered `values` `[N, C]`."""
     if not values.numel():
         return
-    count, channels = values.shape
-    dims, padded = points.shape
+    points, order, kept = pairs
+    (count, channels), (dims, padded) = values.shape, points.shape
     config = FILTER[precision]
     block_m, block_n, block_c = _blocks(config, channels, dims)
     lines = _lines(values, order, padded, block_c, precision)
@@ -215,18 +208,13 @@ def apply(
 
 
 def feature_gradient(
-    grad: Tensor,
-    values: Tensor,
-    points: Tensor,
-    order: Tensor | None,
-    kept: Tensor | None,
-    precision: str,
-    out: Tensor,
+    grad: Tensor, values: Tensor, pairs: tiles.Pairs, precision: str, out: Tensor
 ) -> None:
     """Set `out` `[D, T * TILE]` to d L / d points; `grad` `[N, C]` is that of the filtered."""
     if not values.numel():
         out.zero_()
         return
+    points, order, kept = pairs
     dims, padded = points.shape
     config = GRADIENT[precision]
     block_m, block_n, block_c = _blocks(config, values.shape[1], dims)

@@ -70,17 +70,11 @@ class Term:
 
 @dataclass(frozen=True)
 class LatticeTerm:
-    """A term whose points all lie on one lattice, as the fused implementations take it.
+    """A term whose points all lie on one lattice, as the fused implementations take it."""
 
-    Attributes:
-        lattice: over the points of all images, M = B * N.
-        compatibility: as of `Term`.
-        before, after: `[M]`, in the order of the lattice; None: 1.
-    """
-
-    lattice: Lattice
-    compatibility: Tensor
-    before: Tensor | None = None
+    lattice: Lattice  # over the points of all images, M = B * N
+    compatibility: Tensor  # as of `Term`
+    before: Tensor | None = None  # `[M]`, in the order of the lattice, as after; None: 1
     after: Tensor | None = None
 
 

@@ -11,10 +11,13 @@ copied back after it.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+
+WORD = 2**62  # a packed word of a key stays below this
 
 
 @dataclass(frozen=True)
@@ -84,3 +87,19 @@ def elevation_scales(dims: int) -> tuple[float, ...]:
     """Diagonal of the elevation matrix, times the blur's standard deviation (p. 5 and 6)."""
     spread = float(np.float32(math.sqrt(2 / 3) * (dims + 1)))
     return tuple(float(np.float32(spread / math.sqrt(j * (j + 1)))) for j in range(1, dims + 1))
+
+
+def word_strides(extents: Sequence[int]) -> list[list[int]]:
+    """Strides `[W, digits]` that pack the digits of a key, the first the least significant.
+
+    In as few words as stay below WORD; 0 for the digits of other words.
+    """
+    words: list[list[int]] = []
+    product = WORD
+    for digit, extent in enumerate(extents):
+        if product * extent > WORD:
+            words.append([0] * len(extents))
+            product = 1
+        words[-1][digit] = product
+        product *= extent
+    return words

@@ -247,24 +247,19 @@ def own_weights(colours: Tensor, chosen: Landmarks) -> Tensor:
 
 def filter(separable: Separable, values: Tensor, precision: str) -> Tensor:
     """`[N, C]` -> `[N, C]`, both contiguous; without gradient."""
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32  # that a slice multiplies
+
+    def mixed(a: Tensor, mixing: Tensor) -> Tensor:
+        return product(a, mixing, torch.empty_like(a, dtype=dtype))
+
     output = torch.empty_like(values)
     if values.numel():
         with torch.cuda.device_of(values):
             for channels in separable.channels_at_once(values.shape[1]):
                 inputs = values[:, channels]
-                sums = _smooth(separable, _splat(separable, inputs, precision), precision)
+                sums = separable.smooth(_splat(separable, inputs, precision), mixed, convolve)
                 _slice(separable, sums, inputs, precision, output[:, channels])
     return output
-
-
-def _smooth(separable: Separable, sums: Tensor, precision: str) -> Tensor:
-    """`Separable.smooth`, in the dtype that a slice multiplies; in float32 till it is rounded."""
-    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-
-    def mixed(a: Tensor, mixing: Tensor) -> Tensor:
-        return product(a, mixing, torch.empty_like(a, dtype=dtype))
-
-    return separable.smooth(sums, mixed, convolve)
 
 
 def convolve(values: Tensor, taps: Tensor) -> Tensor:

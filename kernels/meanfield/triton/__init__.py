@@ -26,13 +26,7 @@ from torch import Tensor
 from kernels import memory
 from kernels.meanfield.term import LatticeTerm
 from kernels.meanfield.triton.stack import Stack
-from kernels.permutohedral.triton.filtering import (
-    blur,
-    buffers,
-    load_rows,
-    splat_rows,
-    width_of,
-)
+from kernels.permutohedral.triton.filtering import blur, buffers, load_rows, splat_rows, width_of
 from kernels.sizes import blocks, power_of_2
 
 TILE = 1024  # elements: points x labels
@@ -137,10 +131,6 @@ def mean_field(
     """Set `output` `[M, C]`; float32, `[M, C]` of any strides.
 
     order: point i of the lattices is row order[i] of the others; None: i.
-
-    Raises:
-        ValueError: more entries than 32-bit indices name.
-        MemoryError: the update does not fit the device.
     """
     if not unary.numel():
         return

@@ -12,7 +12,7 @@ The host waits for the device once, for the number of rows, however many lattice
 the features were placeable and the radices fit into an int64 comes with it. If they do not fit,
 keys are packed into several words and the words replaced by their ranks, which costs further waits.
 
-Placing rounds as eager.py does, operation by operation: kernels that place are compiled without
+Placing rounds as reference.py does, operation by operation: kernels that place are compiled without
 contraction of a * b + c to one rounding, which would move points to other simplices.
 """
 
@@ -26,12 +26,11 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels import memory
-from kernels.permutohedral.lattice import Lattice, elevation_scales
+from kernels.permutohedral.lattice import Lattice, elevation_scales, word_strides
 from kernels.permutohedral.limits import refuse_unplaceable, require_indexable
 from kernels.permutohedral.triton.segments import cut, highest_bit, rank
 from kernels.sizes import blocks, power_of_2
 
-WORD = 2**62  # a packed key stays below this
 PLACE_TILE = 512  # points x coordinates that a program places
 NUMBER_BLOCK = 1024  # entries
 SEARCH_BLOCK = 256  # vertices
@@ -184,17 +183,14 @@ def search_kernel(
 
 @dataclass(frozen=True)
 class Placed:
-    """What is known of a lattice before the host has waited.
-
-    lows and strides are as of `pack`; keys, entries and row as of `_sort`.
-    """
+    """What is known of a lattice before the host has waited."""
 
     points: Tensor
     images: int
-    lows: Tensor
+    lows: Tensor  # as of `pack`, like strides
     strides: Tensor
     weights: Tensor
-    keys: Tensor
+    keys: Tensor  # as of `_sort`, like entries and row
     entries: Tensor
     row: Tensor
 
@@ -209,11 +205,6 @@ def build_all(features: Sequence[Tensor], images: Sequence[int]) -> list[Lattice
 
     The points may be those of several images of equal size, one image after another: those of
     different images share no vertex. Lattices have `entries`, `pieces` and `sums`, no `chains`.
-
-    Raises:
-        ValueError: as `kernels.permutohedral.require_placeable`, from the same transfer
-            that brings the numbers of rows.
-        MemoryError: the build does not fit the device.
     """
     for one in features:
         count, dims = one.shape
@@ -341,16 +332,8 @@ def _empty(points: Tensor) -> Lattice:
 
 def _word_strides(extents: Sequence[int], images: int) -> list[list[int]]:
     """Strides `[W, D+1]` of the digits, the most significant word first; 0 outside their word."""
-    words: list[list[int]] = []
-    product = WORD
-    digits = [*reversed(list(enumerate(extents))), (len(extents), images)]
-    for digit, extent in digits:
-        if product * extent > WORD:
-            words.append([0] * len(digits))
-            product = 1
-        words[-1][digit] = product
-        product *= extent
-    return words[::-1]
+    words = word_strides([*reversed(extents), images])
+    return [[*reversed(digits), image] for *digits, image in reversed(words)]
 
 
 def _search_words(

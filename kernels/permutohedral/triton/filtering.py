@@ -143,31 +143,20 @@ def slice_kernel(
 
 @dataclass(frozen=True)
 class Splat:
-    """What the rows of one lattice, or of several side by side, sum.
+    """What the rows of one lattice, or of several side by side, sum."""
 
-    Attributes:
-        points: int32 `[E]`, the point of each entry, entries sorted by row.
-        weights: float32 `[E]`, its weight.
-        pieces, sums: as of `Lattice`.
-        rows: how many rows there are, partial ones not counted.
-        buffer_rows: the same, partial ones counted.
-    """
-
-    points: Tensor
-    weights: Tensor
-    pieces: Tensor
+    points: Tensor  # int32 `[E]`, the point of each entry, entries sorted by row
+    weights: Tensor  # float32 `[E]`, its weight
+    pieces: Tensor  # as of `Lattice`, like sums
     sums: Tensor
-    rows: int
-    buffer_rows: int
+    rows: int  # how many there are, partial ones not counted
+    buffer_rows: int  # the same, partial ones counted
 
 
 def filter(lattice: Lattice, values: Tensor, reverse: bool = False) -> Tensor:
     """Filter float32 `values` `[N, C]`; `reverse` blurs in the opposite order (the adjoint).
 
     Nothing here waits for the device.
-
-    Raises:
-        MemoryError: the rows do not fit the device.
     """
     source = values.detach().contiguous()
     output = torch.empty_like(source)
