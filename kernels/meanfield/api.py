@@ -14,6 +14,7 @@ from kernels import dispatch, validate
 from kernels.meanfield import reference
 from kernels.meanfield.filters import LatticeFilter, in_order
 from kernels.meanfield.term import LatticeTerm, Term
+from kernels.permutohedral.limits import require_own_parts
 
 
 def mean_field(
@@ -182,6 +183,7 @@ def _check_arguments(
                 )
             for lattice in term.filter.lattices:
                 _check_like(unary, f"terms[{k}].filter.lattices", lattice.weights, None)
+                require_own_parts(lattice)
         square = term.compatibility.ndim == 2
         shape = (labels, labels) if square else (labels,)
         _check_like(unary, f"terms[{k}].compatibility", term.compatibility, shape)
@@ -207,7 +209,9 @@ def _check_values(unary: Tensor, order: Tensor | None) -> None:
     if torch.compiler.is_compiling() or not unary.numel():
         return
     if unary.device.type == "cpu":
-        usable, permutes = _usable_on_cpu(unary), order is None or _permutes_on_cpu(order)
+        # By NumPy: torch's threads would spin on the cores that the first pass wants.
+        usable = bool(np.isfinite(unary.detach().numpy().min(axis=2)).all())
+        permutes = order is None or _permutes_on_cpu(order)
     elif unary.device.type == "cuda" and torch.cuda.is_current_stream_capturing():
         return
     else:
@@ -228,13 +232,6 @@ def _check_values(unary: Tensor, order: Tensor | None) -> None:
             f"order of the filters must hold each of 0 ... {len(rows) - 1} once, as torch.argsort "
             f"gives it, not {len(np.unique(rows))} different ones from {rows.min()} to {rows.max()}"
         )
-
-
-# By NumPy on a CPU: torch's threads would spin on the cores that the first pass wants.
-
-
-def _usable_on_cpu(unary: Tensor) -> bool:
-    return bool(np.isfinite(unary.detach().numpy().min(axis=2)).all())
 
 
 def _permutes_on_cpu(order: Tensor) -> bool:

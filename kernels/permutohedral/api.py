@@ -11,7 +11,7 @@ from torch import Tensor
 from kernels import dispatch, validate
 from kernels.permutohedral import batch, ops
 from kernels.permutohedral.lattice import Lattice
-from kernels.permutohedral.limits import require_indexable, require_placeable
+from kernels.permutohedral.limits import require_indexable, require_own_parts, require_placeable
 
 
 def filter(values: Tensor, features: Tensor, *, impl: str = "auto") -> Tensor:
@@ -54,11 +54,7 @@ def build_lattice(features: Tensor, *, impl: str = "auto") -> Lattice:
 
 
 def build_lattices(features: Sequence[Tensor], *, impl: str = "auto") -> list[Lattice]:
-    """`build_lattice` of each of `features`, alike in dtype and device; on a GPU one wait for all.
-
-    Raises:
-        TypeError, ValueError: as `build_lattice`.
-    """
+    """`build_lattice` of each of `features`, of one dtype and device; on a GPU one wait for all."""
     for one in features:
         batched = isinstance(one, Tensor) and one.ndim == 3
         validate.check_points("features", one, ndim=3 if batched else 2)
@@ -114,11 +110,12 @@ def apply_lattice(
 
     Raises:
         TypeError: a dtype other than float32 and float64.
-        ValueError: values that do not fit the lattice, or an `impl` that cannot run here.
+        ValueError: values, or parts, that do not fit the lattice; an `impl` that cannot run here.
     """
     validate.check_points("values", values, ndim=2)
     validate.check_rows(values, lattice.num_points, "the lattice")
     validate.check_alike("values", values, "lattice.weights", lattice.weights)
+    require_own_parts(lattice)
     choice = dispatch.choose("permutohedral", impl, device=values.device, dtype=values.dtype)
     if choice.impl in ("cpu", "triton"):
         x = lattice
