@@ -19,9 +19,10 @@ import torch
 from torch import Tensor
 
 from kernels import exact
-from kernels.exact import Tiles, apply_tiles, build_tiles
+from kernels.exact import Tiles, apply_tiles
+from kernels.exact.api import build_finite
 from kernels.permutohedral import Lattice, apply_lattice, build_lattices, repeat_lattice
-from kernels.separable import Separable, apply_separable, band, build_separable
+from kernels.separable import Separable, apply_separable, band, landmarks, ops
 from kernels.separable.api import convolve
 from kernels.validate import Precision
 
@@ -104,8 +105,8 @@ class TileFilter(Filter):
 
     @classmethod
     def over(cls, features: Tensor, precision: Precision, eps: float) -> TileFilter:
-        """The filter of `features` `[B, N, D]`, each sum within eps of its mass."""
-        return cls([build_tiles(image, eps=eps) for image in features], precision)
+        """The filter of finite `features` `[B, N, D]`, each sum within eps of its mass."""
+        return cls([build_finite(image, eps) for image in features], precision)
 
     def __call__(self, values: Tensor) -> Tensor:
         return _image_by_image(apply_tiles, self.tiles, values, self.precision)
@@ -125,13 +126,16 @@ class SeparableFilter(Filter):
 
     @classmethod
     def over(
-        cls, features: Tensor, spatial_dims: int, tolerance: float, precision: Precision
-    ) -> SeparableFilter:
-        """The filter of `features` `[B, N, D]`, the first `spatial_dims` of them positions."""
-        images = [
-            build_separable(image, spatial_dims=spatial_dims, tolerance=tolerance)
-            for image in features
-        ]
+        cls, features: Tensor, spatial_dims: int, tolerance: float, precision: Precision,
+        ranges: Sequence[Any] | None = None,
+    ) -> SeparableFilter:  # fmt: skip
+        """The filter of `features` `[B, N, D]`, the first `spatial_dims` of them positions.
+
+        ranges: the least and the largest features of each image, where the host knows them.
+        """
+        options = spatial_dims, tolerance, landmarks.MOST, "auto"
+        known = [None] * len(features) if ranges is None else ranges
+        images = [ops.build(f.detach(), *options, r) for f, r in zip(features, known, strict=True)]
         return cls(images, precision)
 
     def __call__(self, values: Tensor) -> Tensor:
@@ -142,34 +146,29 @@ class SeparableFilter(Filter):
 class GridFilter(Filter):
     """The Gaussian of positions on a grid: a convolution along x, then one along y.
 
-    Each leaves out what `kernels.separable.band` says, less than rounding.
-
-    Attributes:
-        rows: exp(-d^2 / (2 sigma_y^2)) of rows d = 0, 1, ... apart, as far as it counts.
-        columns: the same of columns, by sigma_x.
-        width: W, in pixels.
+    Once cut, each leaves out what `kernels.separable.band` says, less than rounding.
     """
 
-    rows: Tensor
-    columns: Tensor
-    width: int
+    rows: Tensor  # exp(-d^2 / (2 sigma_y^2)) of rows d = 0, 1, ... apart
+    columns: Tensor  # the same of columns, by sigma_x
+    width: int  # W, in pixels
 
     @classmethod
     def of(cls, features: Tensor, width: int) -> GridFilter:
-        """The filter of `features` `[1, H*W, 2]`, (x, y) / sigma of every pixel.
-
-        The host waits for the number of weights; where compilers trace, all are kept.
-        """
+        """The filter of `features` `[1, H*W, 2]`, (x, y) / sigma of every pixel, not yet cut."""
         grid = features[0].unflatten(0, (-1, width))
-        rows, columns = (
-            (x - x[:1]).square().mul(-0.5).exp() for x in (grid[:, 0, 1], grid[0, :, 0])
-        )
-        if not torch.compiler.is_compiling():
-            least = band.negligible(features.dtype)
-            counts = torch.stack([(taps >= least).sum() for taps in (rows, columns)])
-            down, across = counts.tolist()
-            rows, columns = rows[:down], columns[:across]
+        places = grid[:, 0, 1], grid[0, :, 0]
+        rows, columns = ((x - x[:1]).square().mul(-0.5).exp() for x in places)
         return cls(rows, columns, width)
+
+    def counts(self) -> Tensor:
+        """How many weights of rows and of columns count: int64 `[2]`, not yet on the host."""
+        least = band.negligible(self.rows.dtype)
+        return torch.stack([(taps >= least).sum() for taps in (self.rows, self.columns)])
+
+    def cut(self, down: int, across: int) -> GridFilter:
+        """This filter with no more than so many weights."""
+        return GridFilter(self.rows[:down], self.columns[:across], self.width)
 
     def __call__(self, values: Tensor) -> Tensor:
         rows = self.across(values).unflatten(1, (-1, self.width)).flatten(2)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from kernels import apply_lattice, build_lattice
-from kernels.meanfield import filters
+from kernels.meanfield import build, filters
 from kernels.meanfield.filters import in_order, out_of_order, pixel_order, reference_lattice
 from kernels.meanfield.term import normalizers
 
@@ -71,6 +71,16 @@ def test_the_reference_lattice_of_a_batch_filters_as_that_of_each_image(count: i
     for b in range(3):
         alone = reference_lattice(features[b])
         assert torch.equal(found[b], apply_lattice(alone, values[b]))
+
+
+# What the host must know of filters
+
+
+def test_numbers_of_several_tensors_come_as_they_are_and_with_their_shapes() -> None:
+    tensors = [torch.tensor([3, 2**40]), torch.randn(2, 2, 5), torch.randn(1, 2, 3).double()]
+    for found, tensor in zip(build._known(tensors), tensors, strict=True):
+        assert found.shape == tensor.shape
+        assert found.tolist() == tensor.tolist()
 
 
 # Normalisation
