@@ -155,6 +155,7 @@ def meta(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
 
 def _head(algorithm: str, head: Head, batch: int) -> None:
     from kernels.atrous.triton import implicit, shift
+    from kernels.atrous.triton.layout import Epilogue
 
     def maps(channels: int) -> Tensor:
         made = meta(batch, channels, head.side, head.side, dtype=torch.bfloat16)
@@ -166,8 +167,9 @@ def _head(algorithm: str, head: Head, batch: int) -> None:
     bias = None if head.normalised else vectors.view(rates, head.outputs)
     scale = vectors if head.normalised else None
     {"shift": shift, "implicit": implicit}[algorithm].forward(
-        maps(head.channels), weight.permute(0, 1, 4, 2, 3), bias, head.rates, head.fuse,
-        scale, scale, None if head.fuse == "sum" else "relu", maps(head.output_channels),
+        maps(head.channels), weight.permute(0, 1, 4, 2, 3), head.rates, head.fuse,
+        Epilogue(bias, scale, scale, None if head.fuse == "sum" else "relu"),
+        maps(head.output_channels),
     )  # fmt: skip
 
 
@@ -222,7 +224,7 @@ def _exact(part: str) -> None:
         return
     kept, order = meta(total * (total + 1), dtype=torch.int32), meta(count, dtype=torch.int64)
     values = meta(count, CRF.labels)
-    triton.apply(values, points, order, kept, "bf16", torch.empty_like(values))
+    triton.apply(values, tiles.Pairs(points, order, kept), "bf16", torch.empty_like(values))
 
 
 def _separable() -> None:

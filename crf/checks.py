@@ -1,7 +1,5 @@
 """What a DenseCRF refuses, and how it says so."""
 
-from __future__ import annotations
-
 import math
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -58,9 +56,7 @@ def check_inputs(
 
 
 def ragged(
-    logits: Sequence[Tensor],
-    images: Any,
-    features: Any,
+    logits: Sequence[Tensor], images: Any, features: Any
 ) -> Iterator[tuple[Tensor, Tensor | None, Features]]:
     """The arguments of one image after the other, as batches of one."""
     for name, given in (("logits", logits), ("images", images), ("features", features)):
@@ -80,12 +76,6 @@ def check_integer(name: str, value: Any, least: int) -> None:
     """Refuse what is not an integer of at least `least`."""
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
         raise ValueError(f"{name} must be an integer of at least {least}, not {value!r}")
-
-
-def check_option(name: str, value: Any, options: Sequence[str]) -> None:
-    """Refuse a value that is not one of `options`."""
-    if value not in options:
-        raise ValueError(f"{name} must be one of {list(options)}, not {value!r}")
 
 
 def check_number(name: str, value: Any, low: float, high: float) -> None:

@@ -1,7 +1,5 @@
 """What a DenseCRF runs for given images: the filter of each term, its size, how accurate it is."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

@@ -10,8 +10,6 @@ Potentials" (2011), algorithm 1; Chen et al., "DeepLab", TPAMI 2018, section 3.3
 "Conditional Random Fields as Recurrent Neural Networks" (2015), for learning through the updates.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import math
 import warnings
@@ -34,6 +32,7 @@ from crf.potentials import (
     weighted_compatibility,
 )
 from crf.sigmas import naming_sigmas
+from kernels import validate
 from kernels.dispatch import Choice
 from kernels.meanfield import NORMALIZATIONS, Normalization, ops
 from kernels.meanfield.build import FilterSettings
@@ -127,9 +126,9 @@ class DenseCRF(nn.Module):
         super().__init__()
         checks.check_integer("num_classes", num_classes, least=1)
         checks.check_integer("iterations", iterations, least=0)
-        checks.check_option("method", method, METHODS)
-        checks.check_option("normalization", normalization, NORMALIZATIONS)
-        checks.check_option("precision", precision, PRECISIONS)
+        validate.check_option("method", method, METHODS)
+        validate.check_option("normalization", normalization, NORMALIZATIONS)
+        validate.check_option("precision", precision, PRECISIONS)
         checks.check_number("eps", eps, 0.0, 0.5)
         checks.check_number("tolerance", tolerance, *TOLERANCES)
         checks.check_potentials(gaussian, bilateral, pairwise)

@@ -1,7 +1,5 @@
 """The parameters of a DenseCRF that trains: weights, standard deviations, compatibility."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Sequence
 

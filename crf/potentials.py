@@ -13,8 +13,6 @@ the order of pydensecrf's DenseCRF2D, (x, y, r, g, b), one row a pixel, pixel y 
 lattice depends on that order a little.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby

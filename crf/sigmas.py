@@ -4,8 +4,6 @@ A lattice holds features whose largest magnitudes add up to a limit over the dim
 refuses are features; whoever calls has given sigmas, so the error names these.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -21,19 +19,12 @@ from kernels.permutohedral import UnplaceableError
 
 @dataclass(frozen=True)
 class Divisor:
-    """An argument that features are divided by.
-
-    Attributes:
-        name: of the argument.
-        value: as it was given.
-        sigmas: one for each feature that it divides.
-        reaches: the largest magnitude of each before.
-    """
+    """An argument that features are divided by."""
 
     name: str
-    value: Any
-    sigmas: Sequence[float | np.float32]
-    reaches: Sequence[float]
+    value: Any  # as it was given
+    sigmas: Sequence[float | np.float32]  # one for each feature that it divides
+    reaches: Sequence[float]  # the largest magnitude of each before
 
     @property
     def reach(self) -> float:

@@ -5,8 +5,6 @@ argument into one implementation: an explicit name is taken at its word or refus
 `"auto"` is the first of the operation's table that runs on the device and dtype at hand.
 """
 
-from __future__ import annotations
-
 import functools
 import importlib
 import importlib.util
@@ -68,9 +66,15 @@ class Implementation:
             return f"{self.name!r} needs Triton, which is not installed: pip install triton"
         return None
 
-    def fits(self, device: torch.device) -> bool:
-        """Whether `impl="auto"` may choose it on this device; never for the interpreter."""
-        return self.device in (None, device.type)
+
+def on_cuda(
+    about: str,
+    name: str = "triton",
+    dtypes: tuple[torch.dtype, ...] = (torch.float32,),
+    automatic: bool = True,
+) -> Implementation:
+    """An implementation in Triton."""
+    return Implementation(name, about, "cuda", dtypes, automatic, triton=True)
 
 
 def interpreting() -> bool:
@@ -108,11 +112,7 @@ def implementation(operation: str, name: str) -> ModuleType:
 
 
 def choose(
-    operation: str,
-    impl: str = "auto",
-    *,
-    device: torch.device,
-    dtype: torch.dtype,
+    operation: str, impl: str = "auto", *, device: torch.device, dtype: torch.dtype
 ) -> Choice:
     """The implementation of `operation` for tensors of this device and dtype, and why.
 
@@ -158,7 +158,7 @@ def _automatic(
         refusal = candidate.refusal(device, dtype)
         if refusal is not None:
             refusals.append(refusal)
-        elif candidate.fits(device):
+        elif candidate.device in (None, device.type):  # never for the interpreter
             return Choice(candidate.name, "; ".join([f"auto: {candidate.about}", *refusals]))
     raise ValueError(f"no implementation runs here: {'; '.join(refusals)}")
 

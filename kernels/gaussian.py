@@ -5,8 +5,6 @@
 Points come before channels: values `[B, N, C]`, features `[B, N, D]`, already divided by sigma.
 """
 
-from __future__ import annotations
-
 from typing import Literal
 
 from torch import Tensor
@@ -73,12 +71,7 @@ def gaussian_filter(
     exact.check_eps(eps)
     if method == "exact":
         return exact.filter(
-            values,
-            features,
-            precision=precision,
-            eps=eps,
-            check_finite=check_finite,
-            impl=impl,
+            values, features, precision=precision, eps=eps, check_finite=check_finite, impl=impl
         )
     if eps != 0:
         raise ValueError(f'eps is an option of method="exact", not of {method!r}')

@@ -4,8 +4,6 @@ Linux grants memory that is not there and ends the process when it is used; so t
 asked first.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import torch
@@ -13,7 +11,9 @@ import torch
 ASK_FROM = 2**30  # bytes on a GPU: to ask its driver takes longer than a small filter
 
 
-def require(needed: int, device: torch.device, what: str, mend: str) -> None:
+def require(
+    needed: int, device: torch.device, what: str, mend: str = "take the image in parts"
+) -> None:
     """Refuse what needs more bytes than `device` has free.
 
     Args:

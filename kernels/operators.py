@@ -5,8 +5,6 @@ call, for over a second. On a CPU, where a first call costs little else, the fun
 it is for as long as nobody else has imported Dynamo.
 """
 
-from __future__ import annotations
-
 import functools
 import sys
 from collections.abc import Callable, Sequence

@@ -3,8 +3,6 @@
 PyTorch's own follow `torch.set_float32_matmul_precision`, which belongs to the whole process.
 """
 
-from __future__ import annotations
-
 import torch
 import triton
 import triton.language as tl
@@ -32,6 +30,11 @@ def product_kernel(
         y = tl.load(b + k[:, None] * stride_k + n * stride_n, mask=inside, other=0.0)
         acc = tl.dot(x, y, acc, input_precision="ieee")
     tl.store(out + line * columns + n, acc, mask=(m < rows)[:, None] & (n < columns))
+
+
+def input_precision(precision: str) -> str:
+    """Of tl.dot, where products are `precision`; it has no meaning for bfloat16."""
+    return "tf32" if precision == "tf32" else "ieee"
 
 
 def product(a: Tensor, b: Tensor, out: Tensor) -> Tensor:

@@ -3,8 +3,6 @@
 What is not of the type or dtype asked for is a TypeError, all else a ValueError.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Collection, Sequence
 from typing import Literal
 
@@ -33,16 +31,12 @@ def check_shape(name: str, tensor: Tensor, layout: str, fits: bool, **sizes: obj
         raise ValueError(f"{name} must have shape {wanted}, not {list(tensor.shape)}")
 
 
-def _dtype(tensor: Tensor) -> torch.dtype:
-    return tensor.dtype
-
-
 def check_alike(
     name: str,
     tensor: Tensor,
     other_name: str,
     other: Tensor,
-    dtype_of: Callable[[Tensor], torch.dtype] = _dtype,
+    dtype_of: Callable[[Tensor], torch.dtype] = lambda tensor: tensor.dtype,
 ) -> None:
     """`dtype_of` tells the dtype that a tensor is computed in, where that is not its own."""
     if dtype_of(tensor) != dtype_of(other) or tensor.device != other.device:
@@ -92,6 +86,11 @@ def check_rows(values: Tensor, count: int, of: str) -> None:
 def check_finite(features: Tensor) -> None:
     if not features.isfinite().all():
         raise ValueError("features must be finite, but hold NaN or Inf")
+
+
+def check_no_gradient(features: Tensor, refusal: str) -> None:
+    if features.requires_grad and torch.is_grad_enabled():
+        raise ValueError(refusal)
 
 
 def check_precision(precision: str, impl: str, device: torch.device) -> None:

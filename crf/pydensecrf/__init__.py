@@ -17,8 +17,6 @@ and from the command line
     python -m crf.pydensecrf -m module arguments
 """
 
-from __future__ import annotations
-
 import importlib
 import sys
 

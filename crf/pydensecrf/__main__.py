@@ -1,7 +1,5 @@
 """Run a program that imports pydensecrf on the drop-in: python -m crf.pydensecrf script.py ..."""
 
-from __future__ import annotations
-
 import runpy
 import sys
 from pathlib import Path

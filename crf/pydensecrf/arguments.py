@@ -1,7 +1,5 @@
 """What the drop-in takes as an array, a number or an option, and how it refuses the rest."""
 
-from __future__ import annotations
-
 from enum import IntEnum
 from typing import Any, TypeVar
 

@@ -41,8 +41,6 @@ What differs from pydensecrf:
   changes nothing.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from enum import IntEnum
 from numbers import Real

@@ -3,8 +3,6 @@
 Arrays must be float32, as there; unlike there, they need not be contiguous.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

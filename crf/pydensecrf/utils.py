@@ -14,8 +14,6 @@ methods (x, y, colour), and lattices depend on that order a little; `chdim=-1` m
 has no channel dimension, not that channels come last.
 """
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -126,10 +124,7 @@ def create_pairwise_gaussian(sdims: Sequence[float], shape: Sequence[int]) -> ND
 
 
 def create_pairwise_bilateral(
-    sdims: Sequence[float],
-    schan: float | Sequence[float],
-    img: ArrayLike,
-    chdim: int = -1,
+    sdims: Sequence[float], schan: float | Sequence[float], img: ArrayLike, chdim: int = -1
 ) -> NDArray[np.float32]:
     """Features of an appearance term: position and colour of each point, over their scales.
 

@@ -8,8 +8,6 @@ rest: what a crash or a full disk left is not run, but made again.
 The folder is NUMBA_CACHE_DIR, or `__pycache__` beside this file, or one in the user's cache.
 """
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import os
@@ -22,12 +20,7 @@ from pathlib import Path
 
 KERNELS = Path(__file__).parents[1]
 # What is compiled, and what decides how. All together: most are compiled into one another.
-SOURCES = (
-    "_numba/jit.py",
-    "_numba/simd.py",
-    "permutohedral/compiled.py",
-    "meanfield/compiled.py",
-)
+SOURCES = ("_numba/jit.py", "_numba/simd.py", "permutohedral/compiled.py", "meanfield/compiled.py")
 _DIGEST = hashlib.sha256().digest_size
 
 

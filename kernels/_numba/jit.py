@@ -16,8 +16,6 @@ What that asks of a compiled function:
   numba at run time. Compiling one that does fails, and says why.
 """
 
-from __future__ import annotations
-
 import contextlib
 import ctypes
 import importlib
@@ -41,13 +39,17 @@ _pointer_at = ctypes.c_void_p.from_address
 _Function = ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_char_p)
 _FLOATS: dict[type, str] = {float: "d", np.float64: "d", np.float32: "f"}
 _SYMBOL = "kernel"  # what the function is called in its machine code
-_compiling = threading.RLock()
-if hasattr(os, "register_at_fork"):  # a forked process must not find it held by a thread of another
-    os.register_at_fork(
-        before=_compiling.acquire,
-        after_in_parent=_compiling.release,
-        after_in_child=_compiling.release,
-    )
+
+
+def across_forks(lock: Any) -> Any:
+    """The lock, which no forked process finds held by a thread that it does not have."""
+    if hasattr(os, "register_at_fork"):
+        free = lock.release
+        os.register_at_fork(before=lock.acquire, after_in_parent=free, after_in_child=free)
+    return lock
+
+
+_compiling = across_forks(threading.RLock())
 
 
 class Call:
@@ -67,10 +69,8 @@ class Call:
 class Kernel:
     """A compiled function, called with the GIL released.
 
-    Args:
-        module: where it is defined; imported only to compile it.
-        name: of the function.
-        returns: whether it returns an integer; otherwise it returns nothing.
+    `module` is where it is defined, imported only to compile it; `returns` says that it returns an
+    integer, and not nothing.
     """
 
     def __init__(self, module: str, name: str, returns: bool = False) -> None:

@@ -13,8 +13,6 @@ multiple of 8 and the width of the arrays. A vector is kept as chunks of 8 float
 vectors apart between basic blocks if their size is not a power of two.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from typing import Any
@@ -50,10 +48,8 @@ def scratch(typingctx: Any, dtype: Any, lanes: Any) -> Any:
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         number = context.get_data_type(array.dtype)
         start = cgutils.alloca_once(builder, ir.ArrayType(number, lanes.count))
-        count, size = [
-            context.get_constant(types.intp, value)
-            for value in (lanes.count, context.get_abi_sizeof(number))
-        ]
+        count = context.get_constant(types.intp, lanes.count)
+        size = context.get_constant(types.intp, context.get_abi_sizeof(number))
         made = context.make_array(array)(context, builder)
         data = builder.bitcast(start, number.as_pointer())
         populate_array(made, data, shape=[count], strides=[size], itemsize=size, meminfo=None)

@@ -4,8 +4,6 @@ Plain threads instead of numba's parallel mode: kernels compile several times fa
 from several Python threads at once, and survive a fork (data-loader workers).
 """
 
-from __future__ import annotations
-
 import os
 import threading
 from collections import deque
@@ -17,23 +15,12 @@ from typing import Any, TypeAlias
 
 import torch
 
-from kernels._numba.jit import Kernel
+from kernels._numba.jit import Kernel, across_forks
 
 Job: TypeAlias = tuple[Callable[[], None], "SimpleQueue[BaseException | None]"]
 
 _inboxes: dict[int, SimpleQueue[Job]] = {}  # by process: threads do not live through a fork
-_starting = threading.Lock()
-if hasattr(os, "register_at_fork"):  # in the child nobody would release what another thread holds
-    os.register_at_fork(
-        before=_starting.acquire,
-        after_in_parent=_starting.release,
-        after_in_child=_starting.release,
-    )
-
-
-def num_threads() -> int:
-    """Threads to use: torch's own setting (`torch.set_num_threads`)."""
-    return torch.get_num_threads()
+_starting = across_forks(threading.Lock())
 
 
 def run(kernel: Callable[..., Any], ranges: Sequence[tuple[Any, ...]], *args: object) -> list[Any]:
@@ -59,7 +46,7 @@ def run_calls(calls: Sequence[Callable[[], Any]]) -> list[Any]:
                 return
             results[index] = call()
 
-    helpers = max(0, min(len(calls), num_threads()) - 1)
+    helpers = max(0, min(len(calls), torch.get_num_threads()) - 1)
     done: SimpleQueue[BaseException | None] = SimpleQueue()
     for _ in range(helpers):
         _inbox().put((work, done))

@@ -1,7 +1,5 @@
 """Multi-rate atrous convolution: validate the arguments, choose an implementation, call it."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Literal
 

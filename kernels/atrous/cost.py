@@ -7,8 +7,6 @@ with P = B * H * W pixels. Only the order of the two matters, so one machine sta
 operations that a data-centre GPU does in the time of a byte differ little from one to the next.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -99,11 +97,12 @@ def live_share(problem: ConvProblem, rate: int) -> float:
 def _product(problem: ConvProblem, columns: int, branches: int, steps: float) -> float:
     """Seconds of computing all tiles of `branches` x `columns`, or of moving the bytes.
 
-    A tile goes through the input channels `steps` times on one multiprocessor; too few tiles leave
-    the others idle. A step takes the time of the TILE + tile rows that it brings: a narrow tile
-    multiplies less with them.
+    A tile, of 32 or 64 columns where one holds all, goes through the input channels `steps` times
+    on one multiprocessor; too few tiles leave the others idle. A step takes the time of the
+    TILE + tile rows that it brings: a narrow tile multiplies less with them.
     """
-    tile, tiles = _tiles(columns)
+    tile = 32 if columns <= 32 else 64 if columns <= 64 else TILE
+    tiles = -(-columns // tile)
     waves = max(1.0, math.ceil(problem.pixels / TILE) * tiles * branches / MULTIPROCESSORS)
     operations = TILE * (TILE + tile) * problem.inputs * steps * waves * MULTIPROCESSORS
     outputs = problem.outputs * (1 if problem.fuse == "sum" else len(problem.rates))
@@ -112,9 +111,3 @@ def _product(problem: ConvProblem, columns: int, branches: int, steps: float) ->
     return max(
         operations / OPERATIONS[problem.arithmetic], elements * problem.element_size / BANDWIDTH
     )
-
-
-def _tiles(columns: int) -> tuple[int, int]:
-    """Width and number of the tiles: one of 32, one of 64, or as many of TILE as are needed."""
-    tile = 32 if columns <= 32 else 64 if columns <= 64 else TILE
-    return tile, -(-columns // tile)

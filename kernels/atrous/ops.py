@@ -18,8 +18,6 @@ public function, already validated; the output and the input's gradient are chan
 input is, else contiguous; the weight's gradient has Cin contiguous.
 """
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -29,6 +27,7 @@ from torch import Tensor
 
 from kernels import dispatch
 from kernels.atrous import cost
+from kernels.atrous.triton.layout import Epilogue
 from kernels.operators import opaque_operator
 
 
@@ -49,9 +48,10 @@ def multi_rate_atrous_conv2d(
     algorithm = choose(input, weight, rates, fuse, impl).impl
     if output.numel():
         bias, scale, shift = (None if t is None else t.contiguous() for t in (bias, scale, shift))
+        epilogue = Epilogue(bias, scale, shift, activation)
         with torch.cuda.device_of(input):  # where Triton launches
             dispatch.implementation("atrous", algorithm).forward(
-                input, weight, bias, _within(rates, input), fuse, scale, shift, activation, output
+                input, weight, _within(rates, input), fuse, epilogue, output
             )
     return output
 
@@ -84,7 +84,7 @@ def multi_rate_atrous_conv2d_backward(
     by_tap = None if scale is None else scale.view(len(rates), -1, 1, 1, 1)
     found: dict[str, Tensor] = {}
     if needs_input:
-        found["input"] = _empty_input_gradient(input)
+        found["input"] = torch.empty_like(input, memory_format=_memory_format(input))
     if needs_weight or needs_scale:  # G, in float32 where it is not yet what is returned
         dtype = None if scale is None else torch.float32
         found["weight"] = _empty_weight_gradient(weight, dtype)
@@ -112,7 +112,7 @@ def multi_rate_atrous_conv2d_backward(
 def _(grad: Tensor, input: Tensor, weight: Tensor, *rest: Any) -> list[Tensor]:
     needs, channels = rest[-2], grad.shape[1]
     gradients = [
-        _empty_input_gradient(input),
+        torch.empty_like(input, memory_format=_memory_format(input)),
         _empty_weight_gradient(weight),
         weight.new_empty(weight.shape[:2]),
         weight.new_empty(channels),
@@ -196,16 +196,10 @@ def _autocast(arg: Any, device: str, dtype: torch.dtype) -> Any:
 # `CustomOpDef.register_autocast` takes one fixed dtype; autocast's dtype is chosen at run time.
 _library = torch.library.Library("kernels", "FRAGMENT")
 for _device, _key in [("cpu", "AutocastCPU"), ("cuda", "AutocastCUDA"), ("xpu", "AutocastXPU")]:
-    _library.impl(
-        "multi_rate_atrous_conv2d",
-        _without_autocast(_device, multi_rate_atrous_conv2d, cast=True),
-        _key,
-    )
-    _library.impl(
-        "multi_rate_atrous_conv2d_backward",
-        _without_autocast(_device, multi_rate_atrous_conv2d_backward, cast=False),
-        _key,
-    )
+    _forward = _without_autocast(_device, multi_rate_atrous_conv2d, cast=True)
+    _gradients = _without_autocast(_device, multi_rate_atrous_conv2d_backward, cast=False)
+    _library.impl("multi_rate_atrous_conv2d", _forward, _key)
+    _library.impl("multi_rate_atrous_conv2d_backward", _gradients, _key)
 
 
 def choose(
@@ -247,10 +241,8 @@ def _choose(
                 f"impl='triton:implicit', or 'triton', which chooses"
             )
         return choice
-    expected = "; ".join(
-        f"{name} expected to take {1e6 * seconds[name]:.3g} us" for name in seconds
-    )
-    return dispatch.Choice(min(seconds, key=seconds.__getitem__), expected)
+    expected = [f"{name} expected to take {1e6 * t:.3g} us" for name, t in seconds.items()]
+    return dispatch.Choice(min(seconds, key=seconds.__getitem__), "; ".join(expected))
 
 
 def _within(rates: Sequence[int], input: Tensor) -> tuple[int, ...]:
@@ -271,16 +263,8 @@ def _memory_format(x: Tensor) -> torch.memory_format:
 def _empty_output(input: Tensor, weight: Tensor, rates: Sequence[int], fuse: str) -> Tensor:
     batch, _, height, width = input.shape
     channels = weight.shape[1] * (1 if fuse == "sum" else len(rates))
-    return torch.empty(
-        (batch, channels, height, width),
-        dtype=input.dtype,
-        device=input.device,
-        memory_format=_memory_format(input),
-    )
-
-
-def _empty_input_gradient(input: Tensor) -> Tensor:
-    return torch.empty_like(input, memory_format=_memory_format(input))
+    shape, layout = (batch, channels, height, width), _memory_format(input)
+    return torch.empty(shape, dtype=input.dtype, device=input.device, memory_format=layout)
 
 
 def _empty_weight_gradient(weight: Tensor, dtype: torch.dtype | None = None) -> Tensor:

@@ -8,8 +8,6 @@ p is a pixel, t a tap in {-(k-1)/2, ..., (k-1)/2}^2, and the input is zero outsi
 Source: Chen et al., "DeepLab", TPAMI 2018, equation 1 and figure 7.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

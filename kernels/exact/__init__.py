@@ -8,9 +8,7 @@ triton.py     the same on a GPU
 ops.py        the custom operators
 """
 
-import torch
-
-from kernels.dispatch import Implementation, register
+from kernels.dispatch import Implementation, on_cuda, register
 from kernels.exact.api import apply_tiles, build_tiles, check_eps, filter
 from kernels.exact.tiles import Tiles
 
@@ -18,12 +16,6 @@ __all__ = ["Tiles", "apply_tiles", "build_tiles", "check_eps", "filter"]
 
 register(
     "exact",
-    Implementation(
-        "triton",
-        "tiles of pairs, as flash attention",
-        device="cuda",
-        dtypes=(torch.float32,),
-        triton=True,
-    ),
+    on_cuda("tiles of pairs, as flash attention"),
     Implementation("reference", "plain PyTorch, all pairs chunk by chunk"),
 )

@@ -1,11 +1,4 @@
-"""The Gaussian sum over all pairs: validate, choose an implementation, call it.
-
-    y_i = sum_j exp(-|f_i - f_j|^2 / 2) v_j
-
-Features are already divided by sigma.
-"""
-
-from __future__ import annotations
+"""The Gaussian sum over all pairs: validate, choose an implementation, call it."""
 
 import torch
 from torch import Tensor
@@ -71,15 +64,20 @@ def build_tiles(features: Tensor, *, eps: float = 0.0, impl: str = "auto") -> Ti
     """
     validate.check_points("features", features, ndim=2)
     validate.check_shape("features", features, "[N, D] with N at least 1", len(features) > 0)
-    if features.requires_grad and torch.is_grad_enabled():
-        raise ValueError(
-            "tiles have gradients to the values only, not to the features: use "
-            'gaussian_filter(..., method="exact") to differentiate them, or features.detach()'
-        )
+    validate.check_no_gradient(
+        features,
+        "tiles have gradients to the values only, not to the features: use "
+        'gaussian_filter(..., method="exact") to differentiate them, or features.detach()',
+    )
     check_eps(eps)
-    choice = dispatch.choose("exact", impl, device=features.device, dtype=features.dtype)
     if not torch.compiler.is_compiling():
         validate.check_finite(features)
+    return build_finite(features, eps, impl)
+
+
+def build_finite(features: Tensor, eps: float, impl: str = "auto") -> Tiles:
+    """`build_tiles` of what is known to be fit, which spares a GPU's host the wait."""
+    choice = dispatch.choose("exact", impl, device=features.device, dtype=features.dtype)
     batch = features.detach()[None]
     if eps > 0:
         points, order, kept, mass, bound = ops.exact_build_tiles(batch, eps, choice.impl)

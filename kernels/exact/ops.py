@@ -9,8 +9,7 @@ tensors of `Tiles` are as it has them. The kernel is symmetric, so that the grad
 is the same filter. Nothing here waits for a GPU.
 """
 
-from __future__ import annotations
-
+from collections.abc import Iterator
 from types import ModuleType
 from typing import Any
 
@@ -101,8 +100,8 @@ def exact_apply_tiles(
     """`[B, N, C]`, `[B, D, T * TILE]` -> `[B, N, C]`."""
     output = values.new_empty(values.shape)
     apply = over_tiles(impl).apply
-    for b in range(len(values)):
-        apply(values[b], points[b], *_of_image(b, order, kept), precision, output[b])
+    for b, pairs in enumerate(_pairs(points, order, kept)):
+        apply(values[b], pairs, precision, output[b])
     return output
 
 
@@ -122,17 +121,18 @@ def exact_apply_tiles_backward(
     """Gradient to the points, `[B, D, T * TILE]`."""
     output = points.new_empty(points.shape)
     gradient = over_tiles(impl).feature_gradient
-    for b in range(len(values)):
-        lists = _of_image(b, order, kept)
-        gradient(grad[b], values[b], points[b], *lists, precision, output[b])
+    for b, pairs in enumerate(_pairs(points, order, kept)):
+        gradient(grad[b], values[b], pairs, precision, output[b])
     return output
 
 
 exact_apply_tiles_backward.register_fake(lambda grad, values, points, *_: like_first(points))
 
 
-def _of_image(index: int, *tensors: Tensor | None) -> list[Tensor | None]:
-    return [None if tensor is None else tensor[index] for tensor in tensors]
+def _pairs(points: Tensor, *lists: Tensor | None) -> Iterator[tiles.Pairs]:
+    """Of each image."""
+    for b in range(len(points)):
+        yield tiles.Pairs(points[b], *(None if some is None else some[b] for some in lists))
 
 
 def _save_tiles(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

@@ -10,8 +10,6 @@ few blocks exist at once. Distances are sums of squared differences: |f_i|^2 + |
 would cancel.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import Any
 
@@ -38,7 +36,7 @@ def forward(values: Tensor, features: Tensor) -> Tensor:
             filtered = v.new_empty(v.shape)
             for rows in blocks:
                 count = rows.stop - rows.start
-                kernel = _kernel_in(squares[:count], difference[:count], f[rows], f)
+                kernel = _kernel(f[rows], f, squares[:count], difference[:count])
                 filtered[rows] = kernel @ v
             output.append(filtered)
     return torch.stack(output) if output else values.new_zeros(values.shape)
@@ -77,20 +75,13 @@ def _blocks(features: Tensor) -> Iterator[slice]:
         yield slice(first, min(first + rows, count))
 
 
-def _kernel(queries: Tensor, features: Tensor) -> Tensor:
-    """exp(-|q_i - f_j|^2 / 2), `[M, N]`."""
-    squares = queries.new_zeros(len(queries), len(features))
+def _kernel(
+    queries: Tensor, features: Tensor, squares: Tensor | None = None, gap: Tensor | None = None
+) -> Tensor:
+    """exp(-|q_i - f_j|^2 / 2), `[M, N]`: in `squares` by way of `gap`, if no gradient is wanted."""
+    squares = queries.new_zeros(len(queries), len(features)) if squares is None else squares.zero_()
     for q, f in zip(queries.T, features.T, strict=True):
-        difference = q[:, None] - f
-        squares = squares.addcmul_(difference, difference)
-    return squares.mul_(-0.5).exp_()
-
-
-def _kernel_in(squares: Tensor, difference: Tensor, queries: Tensor, features: Tensor) -> Tensor:
-    """`_kernel`, computed in `squares` by way of `difference`, both `[M, N]`; without gradient."""
-    squares.zero_()
-    for q, f in zip(queries.T, features.T, strict=True):
-        torch.sub(q[:, None], f, out=difference)
+        difference = torch.sub(q[:, None], f, out=gap)
         squares.addcmul_(difference, difference)
     return squares.mul_(-0.5).exp_()
 

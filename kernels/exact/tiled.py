@@ -5,8 +5,6 @@ nothing; elsewhere they are multiplied by zero, since to look at how many there 
 the device. The equations are those of reference.py, the sums over j those of tiles.py.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator
 
@@ -37,15 +35,9 @@ def masses(points: Tensor, table: Tensor, count: int, negligible: float) -> Tens
     return n.flatten()[:count]
 
 
-def apply(
-    values: Tensor,
-    points: Tensor,
-    order: Tensor | None,
-    kept: Tensor | None,
-    precision: str,
-    out: Tensor,
-) -> None:
-    """Set `out` `[N, C]` to the filtered `values` `[N, C]`; tensors as in `Tiles`."""
+def apply(values: Tensor, pairs: tiles.Pairs, precision: str, out: Tensor) -> None:
+    """Set `out` `[N, C]` to the filtered `values` `[N, C]`."""
+    points, order, kept = pairs
     rows = points.unflatten(1, (-1, tiles.TILE))
     (v,) = _sorted((values,), order, rows.shape[1])
     filtered = torch.zeros_like(v)
@@ -61,25 +53,20 @@ def apply(
 
 
 def feature_gradient(
-    grad: Tensor,
-    values: Tensor,
-    points: Tensor,
-    order: Tensor | None,
-    kept: Tensor | None,
-    precision: str,
-    out: Tensor,
+    grad: Tensor, values: Tensor, pairs: tiles.Pairs, precision: str, out: Tensor
 ) -> None:
     """Set `out` `[D, T * TILE]` to d L / d points; `grad` `[N, C]` is that of the filtered."""
+    points, order, kept = pairs
     rows = points.unflatten(1, (-1, tiles.TILE))
     g, v = _sorted((grad, values), order, rows.shape[1])
     gradient = out.zero_().view_as(rows)
     with torch.autocast(points.device.type, enabled=False):
         for row, part, real in _parts(points, kept):
             f, near = rows[:, row], rows[:, part].flatten(1)
-            pairs = g[row] @ (v[part] * real).flatten(0, 1).T
-            pairs = pairs.addmm_(v[row], (g[part] * real).flatten(0, 1).T).mul_(_kernel(f, near))
+            both = g[row] @ (v[part] * real).flatten(0, 1).T
+            both = both.addmm_(v[row], (g[part] * real).flatten(0, 1).T).mul_(_kernel(f, near))
             middle = f.mean(1, keepdim=True)  # or else large features cancel below
-            gradient[:, row] += (near - middle) @ pairs.T - (f - middle) * pairs.sum(1)
+            gradient[:, row] += (near - middle) @ both.T - (f - middle) * both.sum(1)
     out.mul_(2 * math.log(2))  # the derivative of 2^-d^2 is -2 log(2) d times itself
 
 

@@ -16,11 +16,10 @@ Source of the splits: Bentley, "Multidimensional binary search trees used for as
 searching" (1975).
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -69,16 +68,19 @@ class Tiles:
         return counts.double().mean() / len(columns)
 
 
+class Pairs(NamedTuple):
+    """What a filter sums over: the attributes of `Tiles` of these names."""
+
+    points: Tensor
+    order: Tensor | None
+    kept: Tensor | None
+
+
 def build(features: Tensor, eps: float, masses: Masses) -> tuple[Tensor, ...]:
-    """`points`, `order`, `kept`, `mass` and `bound` of the tiles of `features` `[N, D]`.
+    """`points`, `order`, `kept`, `mass` and `bound` of the tiles of `features` `[N, D]`; eps > 0.
 
-    Args:
-        eps: above 0.
-        masses: of an implementation: (points, table, N, negligible) -> n of the sorted points. It
-            replaces the entries of the table that are above `negligible` by m[I, J].
-
-    Raises:
-        ValueError: more points than the tables over all pairs of tiles have room for.
+    masses: of an implementation: (points, table, N, negligible) -> n of the sorted points. It
+    replaces the entries of the table that are above `negligible` by m[I, J].
     """
     count = len(features)
     _require_room(count, features.dtype)
@@ -139,7 +141,10 @@ def sort(features: Tensor) -> Tensor:
     for level in range((tiles - 1).bit_length() if tiles else 0):
         segment = ((tile + 1) * 2**level - 1) // tiles  # tile t is in [s T / 2^l, (s + 1) T / 2^l)
         by_tile = padded[order].view(tiles, TILE, dims)
-        low, high = _extent(by_tile, segment, 2**level)
+        where = segment[:, None].expand(-1, dims)
+        low = padded.new_full((2**level, dims), math.inf)  # of each segment's extent
+        low = low.scatter_reduce(0, where, by_tile.amin(1), "amin")
+        high = torch.full_like(low, -math.inf).scatter_reduce(0, where, by_tile.amax(1), "amax")
         axis = (high - low).argmax(1)[segment][:, None, None].expand(-1, TILE, 1)
         along = by_tile.gather(2, axis).squeeze(2) - low[segment].gather(1, axis[:, 0])
         width = (high - low)[segment].gather(1, axis[:, 0])
@@ -156,7 +161,8 @@ def prune(table: Tensor, mass: Tensor, eps: float, rounding: Tensor) -> tuple[Te
     Both are taken as much larger and smaller as `rounding`, float64 `[]`, can have made them.
     """
     tiles = len(table)
-    least = _least(mass, tiles).double() * (1 - rounding).clamp(min=0)
+    whole = pad(mass, (0, tiles * TILE - len(mass)), value=math.inf).view(tiles, TILE)
+    least = whole.amin(1).double() * (1 - rounding).clamp(min=0)  # n of each tile
     floor = TILE * torch.finfo(table.dtype).tiny  # where K underflows
 
     def upper(rows: slice) -> Tensor:
@@ -196,15 +202,6 @@ def _longest_first(keep: Tensor) -> tuple[Tensor, Tensor]:
     return longest, kept
 
 
-def _extent(by_tile: Tensor, segment: Tensor, segments: int) -> tuple[Tensor, Tensor]:
-    """The least and the greatest corner `[segments, D]` of the points in each segment of tiles."""
-    where = segment[:, None].expand(-1, by_tile.shape[2])
-    low = by_tile.new_full((segments, by_tile.shape[2]), math.inf)
-    low = low.scatter_reduce(0, where, by_tile.amin(1), "amin")
-    high = torch.full_like(low, -math.inf).scatter_reduce(0, where, by_tile.amax(1), "amax")
-    return low, high
-
-
 def _bounds_by_distance(points: Tensor) -> Tensor:
     """At least m `[T, T]`: all points of a tile as near as their boxes are."""
     by_tile = points.unflatten(1, (-1, TILE))
@@ -236,11 +233,6 @@ def _placing(points: Tensor) -> Tensor:
     squares = pad(points.double().square().sum(0), (0, 1))  # 0 for no points
     moved = 2 * info.eps * squares.amax().sqrt()
     return (math.log(2) * moved * (2 * math.sqrt(-math.log2(info.tiny)) + moved)).expm1()
-
-
-def _least(mass: Tensor, tiles: int) -> Tensor:
-    """The least n `[T]` of each tile."""
-    return pad(mass, (0, tiles * TILE - len(mass)), value=math.inf).view(tiles, TILE).amin(1)
 
 
 def _chunks(tiles: int) -> Iterator[slice]:

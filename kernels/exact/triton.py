@@ -15,8 +15,6 @@ Hopper's TF32 instructions want their second operand. Values beyond the last poi
 product has a mask. Sums are in a fixed order: two runs give the same bits.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -26,6 +24,8 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels.exact import tiles
+from kernels.product import input_precision
+from kernels.sizes import blocks, power_of_2
 
 TWICE_LOG_2 = tl.constexpr(1.3862943611198906)  # the derivative of 2^-d^2 is -2 log(2) d times it
 UNROLLED = tl.constexpr(8)  # dimensions: a loop over more stays a loop
@@ -188,19 +188,12 @@ def masses(points: Tensor, table: Tensor, count: int, negligible: float) -> Tens
     return mass
 
 
-def apply(
-    values: Tensor,
-    points: Tensor,
-    order: Tensor | None,
-    kept: Tensor | None,
-    precision: str,
-    out: Tensor,
-) -> None:
-    """Set `out` `[N, C]` to the filtered `values` `[N, C]`; tensors as in `Tiles`."""
+def apply(values: Tensor, pairs: tiles.Pairs, precision: str, out: Tensor) -> None:
+    """Set `out` `[N, C]` to the filtered `values` `[N, C]`."""
     if not values.numel():
         return
-    count, channels = values.shape
-    dims, padded = points.shape
+    points, order, kept = pairs
+    (count, channels), (dims, padded) = values.shape, points.shape
     config = FILTER[precision]
     block_m, block_n, block_c = _blocks(config, channels, dims)
     lines = _lines(values, order, padded, block_c, precision)
@@ -208,25 +201,20 @@ def apply(
         filter_kernel[(padded // block_m, len(lines) // block_c)](
             points.contiguous(), lines, order, kept, out,
             count, padded, padded // tiles.TILE, channels,
-            D=dims, TILE=tiles.TILE, PRECISION=_product(precision),
+            D=dims, TILE=tiles.TILE, PRECISION=input_precision(precision),
             BLOCK_M=block_m, BLOCK_N=block_n, BLOCK_C=block_c,
             num_warps=config.warps, num_stages=config.stages,
         )  # fmt: skip
 
 
 def feature_gradient(
-    grad: Tensor,
-    values: Tensor,
-    points: Tensor,
-    order: Tensor | None,
-    kept: Tensor | None,
-    precision: str,
-    out: Tensor,
+    grad: Tensor, values: Tensor, pairs: tiles.Pairs, precision: str, out: Tensor
 ) -> None:
     """Set `out` `[D, T * TILE]` to d L / d points; `grad` `[N, C]` is that of the filtered."""
     if not values.numel():
         out.zero_()
         return
+    points, order, kept = pairs
     dims, padded = points.shape
     config = GRADIENT[precision]
     block_m, block_n, block_c = _blocks(config, values.shape[1], dims)
@@ -235,8 +223,7 @@ def feature_gradient(
         gradient_kernel[(padded // block_m,)](
             points.contiguous(), v, g, kept, out,
             padded, padded // tiles.TILE, len(v),
-            D=dims, AXES=1 << (dims - 1).bit_length(), TILE=tiles.TILE,
-            PRECISION=_product(precision),
+            D=dims, AXES=power_of_2(dims), TILE=tiles.TILE, PRECISION=input_precision(precision),
             BLOCK_M=block_m, BLOCK_N=block_n, BLOCK_C=block_c,
             num_warps=config.warps, num_stages=config.stages,
         )  # fmt: skip
@@ -248,7 +235,7 @@ def _blocks(config: PairConfig, channels: int, dims: int) -> tuple[int, int, int
     A loop over many dimensions holds its squares beside the rest: no more than 64 rows have room.
     """
     block_m = config.block_m if dims <= UNROLLED.value else min(config.block_m, 64)
-    block_c = min(config.block_c, max(16, 1 << (channels - 1).bit_length()))
+    block_c = min(config.block_c, max(16, power_of_2(channels)))
     return min(block_m, tiles.TILE), min(config.block_n, tiles.TILE), block_c
 
 
@@ -258,11 +245,6 @@ def _lines(
     """`values` `[N, C]` in order as `[C, padded]`, C made a multiple of block_c, zeros around."""
     count, channels = values.shape
     dtype = torch.bfloat16 if precision == "bf16" else values.dtype
-    lines = values.new_zeros(-(-channels // block_c) * block_c, padded, dtype=dtype)
+    lines = values.new_zeros(blocks(channels, block_c) * block_c, padded, dtype=dtype)
     lines[:channels, :count] = (values if order is None else values[order]).T
     return lines
-
-
-def _product(precision: str) -> str:
-    """`input_precision` of tl.dot; it has no meaning for bfloat16."""
-    return "tf32" if precision == "tf32" else "ieee"

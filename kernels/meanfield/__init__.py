@@ -13,7 +13,7 @@ ops.py        mean field from features, and the custom operator that compilers s
 
 import torch
 
-from kernels.dispatch import Implementation, register
+from kernels.dispatch import Implementation, on_cuda, register
 from kernels.meanfield.api import mean_field
 from kernels.meanfield.filters import (
     Filter,
@@ -38,13 +38,9 @@ __all__ = [
     "mean_field",
 ]
 
-SINGLE = (torch.float32,)
-
 register(
     "meanfield",
-    Implementation("cpu", "compiled by numba, threaded", device="cpu", dtypes=SINGLE),
-    Implementation(
-        "triton", "Triton kernels without atomics", device="cuda", dtypes=SINGLE, triton=True
-    ),
+    Implementation("cpu", "compiled by numba, threaded", "cpu", (torch.float32,)),
+    on_cuda("Triton kernels without atomics"),
     Implementation("reference", "plain PyTorch, over filters of any kind"),
 )

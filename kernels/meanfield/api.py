@@ -1,8 +1,4 @@
-"""The public function of mean field: validate, choose an implementation, call it.
-
-Krähenbühl and Koltun, "Efficient Inference in Fully Connected CRFs with Gaussian Edge Potentials"
-(2011), algorithm 1.
-"""
+"""The public function of mean field: validate, choose an implementation, call it."""
 
 from __future__ import annotations
 
@@ -14,10 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kernels import dispatch
+from kernels import dispatch, validate
 from kernels.meanfield import reference
 from kernels.meanfield.filters import LatticeFilter, in_order
 from kernels.meanfield.term import LatticeTerm, Term
+from kernels.permutohedral.limits import require_own_parts
 
 
 def mean_field(
@@ -33,6 +30,9 @@ def mean_field(
 
         Q <- softmax(-unary - sum_k after_k * (F_k(before_k * Q) @ compatibility_k^T))
 
+    Krähenbühl and Koltun, "Efficient Inference in Fully Connected CRFs with Gaussian Edge
+    Potentials" (2011), algorithm 1.
+
     Args:
         unary: energies (negative log-probabilities) `[B, N, C]`, float32 or float64, of any
             strides: a transposed `[C, N]` costs nothing. +Inf forbids a label.
@@ -45,10 +45,10 @@ def mean_field(
             whose filters are each a `LatticeFilter` of one lattice; they have no gradients.
             `"triton"` fuses what lies between other filters. `"reference"` is plain PyTorch over
             any filters, on any device, differentiable. `"auto"` takes a fused one where it can and
-            no gradient is wanted
-            (`kernels.dispatch.choose("meanfield", ...)` tells which there is). On a GPU the host
-            waits once, to check the values of `unary` and the filters' order. While a CUDA graph
-            is captured it does not: call it once before, on the same tensors.
+            no gradient is wanted (`kernels.dispatch.choose("meanfield", ...)` tells which there
+            is). On a GPU the host waits once, to check the values of `unary` and the filters'
+            order. While a CUDA graph is captured it does not: call it once before, on the same
+            tensors.
 
     Returns:
         `[B, N, C]` with the memory layout of `unary`; the rows of marginals sum to 1.
@@ -162,19 +162,11 @@ def _on_lattice(term: Term, images: int) -> LatticeTerm:
 
 
 def _check_arguments(
-    unary: Tensor,
-    terms: Sequence[Term],
-    iterations: int,
-    start: Tensor | None,
-    marginals: bool,
+    unary: Tensor, terms: Sequence[Term], iterations: int, start: Tensor | None, marginals: bool
 ) -> None:
-    if not isinstance(unary, Tensor) or unary.dtype not in (torch.float32, torch.float64):
-        kind = unary.dtype if isinstance(unary, Tensor) else type(unary).__name__
-        raise TypeError(f"unary must be a float32 or float64 tensor, not {kind}")
-    if unary.ndim != 3 or unary.shape[2] == 0:
-        raise ValueError(
-            f"unary must be [B, N, C] with at least one label, not {list(unary.shape)}"
-        )
+    validate.check_tensor("unary", unary, (torch.float32, torch.float64))
+    fits = unary.ndim == 3 and unary.shape[2] > 0
+    validate.check_shape("unary", unary, "[B, N, C] with at least one label", fits)
     batch, count, labels = unary.shape
     if isinstance(iterations, bool) or not isinstance(iterations, int) or iterations < 0:
         raise ValueError(f"iterations must be an int of at least 0, not {iterations!r}")
@@ -191,6 +183,7 @@ def _check_arguments(
                 )
             for lattice in term.filter.lattices:
                 _check_like(unary, f"terms[{k}].filter.lattices", lattice.weights, None)
+                require_own_parts(lattice)
         square = term.compatibility.ndim == 2
         shape = (labels, labels) if square else (labels,)
         _check_like(unary, f"terms[{k}].compatibility", term.compatibility, shape)
@@ -216,7 +209,9 @@ def _check_values(unary: Tensor, order: Tensor | None) -> None:
     if torch.compiler.is_compiling() or not unary.numel():
         return
     if unary.device.type == "cpu":
-        usable, permutes = _usable_on_cpu(unary), order is None or _permutes_on_cpu(order)
+        # By NumPy: torch's threads would spin on the cores that the first pass wants.
+        usable = bool(np.isfinite(unary.detach().numpy().min(axis=2)).all())
+        permutes = order is None or _permutes_on_cpu(order)
     elif unary.device.type == "cuda" and torch.cuda.is_current_stream_capturing():
         return
     else:
@@ -239,13 +234,6 @@ def _check_values(unary: Tensor, order: Tensor | None) -> None:
         )
 
 
-# By NumPy on a CPU: torch's threads would spin on the cores that the first pass wants.
-
-
-def _usable_on_cpu(unary: Tensor) -> bool:
-    return bool(np.isfinite(unary.detach().numpy().min(axis=2)).all())
-
-
 def _permutes_on_cpu(order: Tensor) -> bool:
     rows = order.numpy()
     seen = np.zeros(len(rows), bool)
@@ -265,12 +253,7 @@ def _permutes(order: Tensor) -> Tensor:
 def _check_like(
     unary: Tensor, name: str, tensor: Tensor | None, shape: Sequence[int] | None
 ) -> None:
-    if tensor is None:
-        return
-    if shape is not None and tensor.shape != tuple(shape):
-        raise ValueError(f"{name} must have shape {list(shape)}, not {list(tensor.shape)}")
-    if tensor.dtype != unary.dtype or tensor.device != unary.device:
-        raise ValueError(
-            f"{name} ({tensor.dtype} on {tensor.device}) must have the dtype and device of unary "
-            f"({unary.dtype} on {unary.device})"
-        )
+    if tensor is not None:
+        fits = shape is None or tensor.shape == tuple(shape)
+        validate.check_shape(name, tensor, "{wanted}", fits, wanted=list(shape or ()))
+        validate.check_alike(name, tensor, "unary", unary)

@@ -5,13 +5,12 @@ host for all terms, and launches of a single image. On a CPU each image has its 
 both cores busy already, and what one image needs stays in the caches.
 """
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import cast
+from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -38,14 +37,7 @@ MOST_ENTRIES = 2**31 - 1  # points times corners, of all terms: mean field numbe
 
 @dataclass(frozen=True)
 class FilterSettings:
-    """How to filter and how often; the attributes are those of `DenseCRF`.
-
-    Attributes:
-        width: of the images in pixels; 0: the points are no image's.
-        has_gaussian: whether the first term is the smoothness of a grid of that width.
-        spatial_dims: how many of a term's features are positions, for the separable filter.
-        marginals: whether the softmax of the last logits is wanted, or these.
-    """
+    """How to filter and how often; the attributes are those of `DenseCRF`."""
 
     method: str
     normalization: Normalization
@@ -53,10 +45,10 @@ class FilterSettings:
     precision: Precision
     eps: float
     tolerance: float
-    width: int
-    has_gaussian: bool
-    spatial_dims: int
-    marginals: bool
+    width: int  # of the images in pixels; 0: the points are no image's
+    has_gaussian: bool  # whether the first term is the smoothness of a grid of that width
+    spatial_dims: int  # how many of a term's features are positions, for the separable filter
+    marginals: bool  # whether the softmax of the last logits is wanted, or these
 
 
 def terms_of(
@@ -97,27 +89,37 @@ def filters_of(
             logger.debug("method='auto' runs 'permutohedral': %s", error)
             of_lattice = replace(settings, method="permutohedral")
             return filters_of(features, batch, of_lattice, together)[0], str(error)
-    filters = [
-        _filter(points, batch, settings, together, is_grid=k == 0 and settings.has_gaussian)
-        for k, points in enumerate(features)
-    ]
-    return filters, None
+    if settings.method == "permutohedral" or not features:
+        return [LatticeFilter.over(points, together) for points in features], None
+    count = 1 if settings.has_gaussian else 0
+    grids = [GridFilter.of(points, settings.width) for points in features[:count]]
+    others = [points.expand(batch, -1, -1) for points in features[count:]]
+    if torch.compiler.is_compiling():  # only where a gradient is wanted
+        return [*grids, *(PairFilter(points, settings.precision) for points in others)], None
+    told = _known([
+        *(grid.counts() for grid in grids),
+        *(torch.stack(points.detach().aminmax(dim=1), 1) for points in others),  # [B, 2, D]
+    ])  # fmt: skip
+    cut = [grid.cut(*map(int, counts)) for grid, counts in zip(grids, told, strict=False)]
+    filters = [_filter(*each, settings) for each in zip(others, told[count:], strict=True)]
+    return [*cut, *filters], None
 
 
-def _filter(
-    points: Tensor, batch: int, settings: FilterSettings, together: int, is_grid: bool
-) -> Filter:
-    if settings.method == "permutohedral":
-        return LatticeFilter.over(points, together)
-    if is_grid:
-        return GridFilter.of(points, settings.width)
-    points = points.expand(batch, -1, -1)
+def _known(tensors: Sequence[Tensor]) -> list[np.ndarray[Any, Any]]:
+    """The numbers of some tensors of one device; the host waits once for all of them."""
+    numbers = torch.cat([tensor.flatten().double() for tensor in tensors]).tolist()
+    parts = np.split(np.array(numbers), np.cumsum([tensor.numel() for tensor in tensors])[:-1])
+    return [part.reshape(tensor.shape) for part, tensor in zip(parts, tensors, strict=True)]
+
+
+def _filter(points: Tensor, ranges: np.ndarray[Any, Any], settings: FilterSettings) -> Filter:
     if settings.method == "separable":
         dims = min(settings.spatial_dims, points.shape[2], MOST_AXES)
-        return SeparableFilter.over(points, dims, settings.tolerance, settings.precision)
+        options = settings.tolerance, settings.precision, ranges.tolist()
+        return SeparableFilter.over(points, dims, *options)
+    if not np.isfinite(ranges).all():  # here, and not at each call of the filter
+        raise ValueError(not_finite("features"))
     if points.requires_grad and torch.is_grad_enabled():
-        if not torch.compiler.is_compiling():
-            require_finite("features", points)  # here, and not at each call of the filter
         return PairFilter(points, settings.precision)
     return TileFilter.over(points, settings.precision, settings.eps)
 
@@ -176,12 +178,6 @@ def images_together(features: Sequence[Tensor], batch: int, labels: int) -> int:
         free = memory.available(features[0].device)
         most = most if free is None else min(most, free // 2 // each)
     return max(1, most)
-
-
-def require_finite(name: str, tensor: Tensor) -> None:
-    """Refuse NaN and Inf."""
-    if not tensor.isfinite().all():
-        raise ValueError(not_finite(name))
 
 
 def not_finite(name: str) -> str:

@@ -4,8 +4,6 @@ They obey the contract of `kernels._numba.jit`: no allocation, no exception, tup
 `lanes` only the length counts, the width of a row.
 """
 
-from __future__ import annotations
-
 from numba import njit
 
 from kernels._numba import simd

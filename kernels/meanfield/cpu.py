@@ -9,8 +9,6 @@ for the base-2 exponential) is folded into the two corner weights; a compatibili
 between labels is applied to the rows instead. Between two passes the rows are blurred in place.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -94,7 +92,7 @@ class _Stack:
         folded = [_fold_compatibility(term.compatibility, drop_common) for term in terms]
         self.compatibilities = [compatibility for _, compatibility in folded]
         parts = self._parts(count)
-        self.points = [part[:2] for part in parts] or threads.split(count, threads.num_threads())
+        self.points = [part[:2] for part in parts] or threads.split(count, torch.get_num_threads())
         limits = self._fold(terms, [factor for factor, _ in folded], count)
         self.parts = [
             (*part, np.empty_like(part[2]), limit)
@@ -184,7 +182,7 @@ class _Stack:
         for block, compatibility in zip(blocks, self.compatibilities, strict=True):
             if compatibility is None:
                 continue
-            ranges = threads.split(len(block), threads.num_threads())
+            ranges = threads.split(len(block), torch.get_num_threads())
             if compatibility.ndim == 1:
                 threads.run(_scale_labels, ranges, block[:, : self.labels], -compatibility.numpy())
             else:

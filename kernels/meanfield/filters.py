@@ -9,20 +9,24 @@ GridFilter        positions on a grid: short convolutions along rows and along c
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from kernels import exact
-from kernels.exact import Tiles, apply_tiles, build_tiles
+from kernels.exact import Tiles, apply_tiles
+from kernels.exact.api import build_finite
 from kernels.permutohedral import Lattice, apply_lattice, build_lattices, repeat_lattice
-from kernels.separable import Separable, apply_separable, band, build_separable
+from kernels.separable import Separable, apply_separable, band, landmarks, ops
 from kernels.separable.api import convolve
 from kernels.validate import Precision
+
+SIDE = 16  # pixels of a tile
 
 
 class Filter(Protocol):
@@ -33,12 +37,12 @@ class Filter(Protocol):
         ...
 
     def transposed(self) -> Filter:
-        """The transpose of F; F itself where it is symmetric."""
-        ...
+        """The transpose of F; F itself, unless it is not symmetric."""
+        return self
 
 
 @dataclass(frozen=True)
-class LatticeFilter:
+class LatticeFilter(Filter):
     """On permutohedral lattices, each over all points of the next one or more images.
 
     Point i of an image is pixel order[i] of its values; None: i.
@@ -50,10 +54,10 @@ class LatticeFilter:
     impl: str = "auto"  # of `apply_lattice`
 
     @classmethod
-    def over(cls, features: Tensor, together: int, order: Tensor | None = None) -> LatticeFilter:
-        """The filter of `features` `[B, N, D]` in that order, `together` images on a lattice."""
+    def over(cls, features: Tensor, together: int) -> LatticeFilter:
+        """The filter of `features` `[B, N, D]`, `together` images on a lattice."""
         groups = features.split(together) if len(features) else ()
-        return cls([reference_lattice(group) for group in groups], order)
+        return cls([reference_lattice(group) for group in groups])
 
     def repeated(self, batch: int, together: int) -> LatticeFilter:
         """This filter of one image for each image of a batch, `together` of them on a lattice."""
@@ -72,15 +76,14 @@ class LatticeFilter:
             for lattice, group in zip(self.lattices, groups, strict=True)
         ]
         whole = filtered[0] if len(filtered) == 1 else torch.cat(filtered)
-        whole = whole.view(values.shape)
-        return out_of_order(whole, self.order)
+        return out_of_order(whole.view(values.shape), self.order)
 
     def transposed(self) -> LatticeFilter:
         return replace(self, reverse=not self.reverse)
 
 
 @dataclass(frozen=True)
-class PairFilter:
+class PairFilter(Filter):
     """All pairs of `features` `[B, N, D]`, in full; differentiable in these too.
 
     They must be finite: nothing looks at them again.
@@ -92,12 +95,9 @@ class PairFilter:
     def __call__(self, values: Tensor) -> Tensor:
         return exact.filter(values, self.features, precision=self.precision, check_finite=False)
 
-    def transposed(self) -> PairFilter:
-        return self
-
 
 @dataclass(frozen=True)
-class TileFilter:
+class TileFilter(Filter):
     """All pairs of each image, but for tiles of pairs that weigh next to nothing together."""
 
     tiles: Sequence[Tiles]
@@ -105,28 +105,20 @@ class TileFilter:
 
     @classmethod
     def over(cls, features: Tensor, precision: Precision, eps: float) -> TileFilter:
-        """The filter of `features` `[B, N, D]`, each sum within eps of its mass."""
-        return cls([build_tiles(image, eps=eps) for image in features], precision)
+        """The filter of finite `features` `[B, N, D]`, each sum within eps of its mass."""
+        return cls([build_finite(image, eps) for image in features], precision)
 
     def __call__(self, values: Tensor) -> Tensor:
-        if not len(values):
-            return values
-        return _together([
-            apply_tiles(tiles, image, precision=self.precision)
-            for tiles, image in zip(self.tiles, values, strict=True)
-        ])  # fmt: skip
+        return _image_by_image(apply_tiles, self.tiles, values, self.precision)
 
     @property
     def mass(self) -> Tensor:
         """F(1), `[B, N, 1]`, all pairs counted; the tiles know it."""
         return torch.stack([tiles.mass for tiles in self.tiles])[..., None]
 
-    def transposed(self) -> TileFilter:
-        return self
-
 
 @dataclass(frozen=True)
-class SeparableFilter:
+class SeparableFilter(Filter):
     """Over landmarks of each image."""
 
     images: Sequence[Separable]
@@ -134,59 +126,49 @@ class SeparableFilter:
 
     @classmethod
     def over(
-        cls, features: Tensor, spatial_dims: int, tolerance: float, precision: Precision
-    ) -> SeparableFilter:
-        """The filter of `features` `[B, N, D]`, the first `spatial_dims` of them positions."""
-        images = [
-            build_separable(image, spatial_dims=spatial_dims, tolerance=tolerance)
-            for image in features
-        ]
+        cls, features: Tensor, spatial_dims: int, tolerance: float, precision: Precision,
+        ranges: Sequence[Any] | None = None,
+    ) -> SeparableFilter:  # fmt: skip
+        """The filter of `features` `[B, N, D]`, the first `spatial_dims` of them positions.
+
+        ranges: the least and the largest features of each image, where the host knows them.
+        """
+        options = spatial_dims, tolerance, landmarks.MOST, "auto"
+        known = [None] * len(features) if ranges is None else ranges
+        images = [ops.build(f.detach(), *options, r) for f, r in zip(features, known, strict=True)]
         return cls(images, precision)
 
     def __call__(self, values: Tensor) -> Tensor:
-        if not len(values):
-            return values
-        return _together([
-            apply_separable(separable, image, precision=self.precision)
-            for separable, image in zip(self.images, values, strict=True)
-        ])  # fmt: skip
-
-    def transposed(self) -> SeparableFilter:
-        return self
+        return _image_by_image(apply_separable, self.images, values, self.precision)
 
 
 @dataclass(frozen=True)
-class GridFilter:
+class GridFilter(Filter):
     """The Gaussian of positions on a grid: a convolution along x, then one along y.
 
-    Each leaves out what `kernels.separable.band` says, less than rounding.
-
-    Attributes:
-        rows: exp(-d^2 / (2 sigma_y^2)) of rows d = 0, 1, ... apart, as far as it counts.
-        columns: the same of columns, by sigma_x.
-        width: W, in pixels.
+    Once cut, each leaves out what `kernels.separable.band` says, less than rounding.
     """
 
-    rows: Tensor
-    columns: Tensor
-    width: int
+    rows: Tensor  # exp(-d^2 / (2 sigma_y^2)) of rows d = 0, 1, ... apart
+    columns: Tensor  # the same of columns, by sigma_x
+    width: int  # W, in pixels
 
     @classmethod
     def of(cls, features: Tensor, width: int) -> GridFilter:
-        """The filter of `features` `[1, H*W, 2]`, (x, y) / sigma of every pixel.
-
-        The host waits for the number of weights; where compilers trace, all are kept.
-        """
+        """The filter of `features` `[1, H*W, 2]`, (x, y) / sigma of every pixel, not yet cut."""
         grid = features[0].unflatten(0, (-1, width))
-        rows, columns = (
-            (x - x[:1]).square().mul(-0.5).exp() for x in (grid[:, 0, 1], grid[0, :, 0])
-        )
-        if not torch.compiler.is_compiling():
-            least = band.negligible(features.dtype)
-            counts = torch.stack([(taps >= least).sum() for taps in (rows, columns)])
-            down, across = counts.tolist()
-            rows, columns = rows[:down], columns[:across]
+        places = grid[:, 0, 1], grid[0, :, 0]
+        rows, columns = ((x - x[:1]).square().mul(-0.5).exp() for x in places)
         return cls(rows, columns, width)
+
+    def counts(self) -> Tensor:
+        """How many weights of rows and of columns count: int64 `[2]`, not yet on the host."""
+        least = band.negligible(self.rows.dtype)
+        return torch.stack([(taps >= least).sum() for taps in (self.rows, self.columns)])
+
+    def cut(self, down: int, across: int) -> GridFilter:
+        """This filter with no more than so many weights."""
+        return GridFilter(self.rows[:down], self.columns[:across], self.width)
 
     def __call__(self, values: Tensor) -> Tensor:
         rows = self.across(values).unflatten(1, (-1, self.width)).flatten(2)
@@ -197,13 +179,15 @@ class GridFilter:
         lines = values.reshape(-1, self.width, values.shape[2])
         return convolve(lines, self.columns).reshape(values.shape)
 
-    def transposed(self) -> GridFilter:
-        return self
 
-
-def _together(images: list[Tensor]) -> Tensor:
-    """Images as a batch; a single one is not copied."""
-    return images[0][None] if len(images) == 1 else torch.stack(images)
+def _image_by_image(
+    apply: Callable[..., Tensor], made: Sequence[Any], values: Tensor, precision: Precision
+) -> Tensor:
+    """`apply` what was made of each image to its values; those of a single one are not copied."""
+    if not len(values):
+        return values
+    found = [apply(one, v, precision=precision) for one, v in zip(made, values, strict=True)]
+    return found[0][None] if len(found) == 1 else torch.stack(found)
 
 
 def in_order(values: Tensor, order: Tensor | None) -> Tensor:
@@ -233,23 +217,13 @@ def _recorded(values: Tensor) -> bool:
     return torch.compiler.is_compiling() or (values.requires_grad and torch.is_grad_enabled())
 
 
-def pixel_order(height: int, width: int, tile: int = 16) -> Tensor:
+def pixel_order(height: int, width: int) -> Tensor:
     """Pixels y * width + x in the order of square tiles, and row by row within each: int64 `[N]`.
 
     Pixels that are near each other share lattice vertices, so that visiting them one after another
     finds the vertices in the cache.
-
-    Args:
-        height: pixels.
-        width: pixels.
-        tile: side of a tile, in pixels; those at the right and bottom border may be smaller.
-
-    Raises:
-        ValueError: `tile` is not positive.
     """
-    if tile < 1:
-        raise ValueError(f"tile must be at least 1 pixel, not {tile}")
-    tile = min(tile, max(height, width, 1))
+    tile = min(SIDE, max(height, width, 1))
     down, across = -(-height // tile), -(-width // tile)
     # In NumPy: torch's threads would spin on the cores that the lattices want.
     y, x = np.arange(down * tile)[:, None], np.arange(across * tile)
@@ -259,9 +233,7 @@ def pixel_order(height: int, width: int, tile: int = 16) -> Tensor:
 
 
 def reference_lattice(features: Tensor) -> Lattice:
-    """The lattice of `features` `[N, D]` with exactly the vertices that pydensecrf's has.
-
-    Or one of all images of a batch `[B, N, D]`, as `build_lattice` makes it.
+    """`build_lattice(features)` with exactly the vertices that pydensecrf's lattice has.
 
     pydensecrf places points four at a time and fills the last block with points at the origin.
     They carry no values, but their vertices take part in the blur.
@@ -273,7 +245,7 @@ def reference_lattices(features: Sequence[Tensor]) -> list[Lattice]:
     """`reference_lattice` of each of `features`, on a GPU with one wait for all."""
     lattices = build_lattices([_in_blocks_of_four(one) for one in features])
     return [
-        _without_last_points(lattice, *one.shape[:-2]) if one.shape[-2] % 4 else lattice
+        _without_last_points(lattice, math.prod(one.shape[:-2])) if one.shape[-2] % 4 else lattice
         for lattice, one in zip(lattices, features, strict=True)
     ]
 
@@ -289,7 +261,7 @@ def _in_blocks_of_four(features: Tensor) -> Tensor:
     return torch.cat([features, origin], -2)
 
 
-def _without_last_points(lattice: Lattice, images: int = 1) -> Lattice:
+def _without_last_points(lattice: Lattice, images: int) -> Lattice:
     """The lattice without the last point of each image; all vertices stay."""
     count, corners = lattice.num_points // images, lattice.num_dims + 1
     entries = lattice.entries

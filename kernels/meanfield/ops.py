@@ -8,8 +8,6 @@ since the size of a lattice depends on the data, and so do landmarks and tiles. 
 spelled out: autograd does not reach into an operator.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -20,10 +18,10 @@ from kernels import dispatch, memory
 from kernels.dispatch import WAITS
 from kernels.meanfield import reference
 from kernels.meanfield.api import mean_field_of_usable
-from kernels.meanfield.build import FilterSettings, lattice_groups, require_finite, terms_of
+from kernels.meanfield.build import FilterSettings, lattice_groups, not_finite, terms_of
 from kernels.meanfield.filters import LatticeFilter
 from kernels.meanfield.term import Term
-from kernels.operators import opaque_operator
+from kernels.operators import like_first, opaque_operator
 
 
 def infer(
@@ -32,17 +30,14 @@ def infer(
     compatibilities: Sequence[Tensor],
     settings: FilterSettings,
 ) -> Tensor:
-    """Mean field over the filters of some features.
+    """Marginals, or logits, `[B, C, N]`, of mean field over the filters of some features.
+
+    Differentiable in `unary` and the compatibilities, with `method="exact"` in the features too.
 
     Args:
         unary: energies `[B, C, N]`, -log softmax of finite logits: nothing looks at them again.
         features: of each term, `[B, N, D]` or `[1, N, D]` for all images, divided by sigma.
         compatibilities: of each term, `[C]` or `[C, C]`.
-        settings: how to filter, and how often to update.
-
-    Returns:
-        Marginals, or logits, `[B, C, N]`. Differentiable in `unary` and the compatibilities, with
-        `method="exact"` in the features too.
     """
     if settings.iterations and not torch.compiler.is_compiling():
         _require_memory(unary, features)
@@ -131,13 +126,12 @@ def mean_field_operator(
     unary: Tensor, features: Sequence[Tensor], compatibilities: Sequence[Tensor], *settings: Any
 ) -> Tensor:
     """`infer`, opaque; the settings are those of `FilterSettings`, in their order."""
-    require_finite("logits", unary)  # could not be asked while tracing
+    if not unary.isfinite().all():  # could not be asked while tracing
+        raise ValueError(not_finite("logits"))
     return infer(unary.contiguous(), features, compatibilities, FilterSettings(*settings))
 
 
-@mean_field_operator.register_fake
-def _(unary: Tensor, *_: Any) -> Tensor:
-    return unary.new_empty(unary.shape)
+mean_field_operator.register_fake(like_first)
 
 
 @opaque_operator(

@@ -9,8 +9,6 @@ Source: Krähenbühl and Koltun, "Efficient Inference in Fully Connected CRFs wi
 Potentials" (2011), algorithm 1.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch
@@ -27,12 +25,12 @@ def mean_field(
     marginals: bool = True,
 ) -> Tensor:
     """See `kernels.mean_field`; any device and float dtype, differentiable any number of times."""
-    if iterations == 0:
-        return marginals_of(-unary if start is None else start, marginals and start is None)
+    if iterations == 0 and start is not None:
+        return start
     logits = -unary if start is None else update(unary, terms, start)
     for _ in range(iterations - (start is not None)):
         logits = update(unary, terms, logits.softmax(2))
-    return marginals_of(logits, marginals)
+    return logits.softmax(2) if marginals else logits
 
 
 def update(unary: Tensor, terms: Sequence[Term], marginals: Tensor) -> Tensor:
@@ -41,11 +39,6 @@ def update(unary: Tensor, terms: Sequence[Term], marginals: Tensor) -> Tensor:
     for term in terms:
         logits = logits - term.energy(marginals)
     return logits
-
-
-def marginals_of(logits: Tensor, wanted: bool = True) -> Tensor:
-    """The softmax of the logits if it is `wanted`, else these."""
-    return logits.softmax(2) if wanted else logits
 
 
 def mean_field_and_divergence(

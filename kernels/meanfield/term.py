@@ -70,17 +70,11 @@ class Term:
 
 @dataclass(frozen=True)
 class LatticeTerm:
-    """A term whose points all lie on one lattice, as the fused implementations take it.
+    """A term whose points all lie on one lattice, as the fused implementations take it."""
 
-    Attributes:
-        lattice: over the points of all images, M = B * N.
-        compatibility: as of `Term`.
-        before, after: `[M]`, in the order of the lattice; None: 1.
-    """
-
-    lattice: Lattice
-    compatibility: Tensor
-    before: Tensor | None = None
+    lattice: Lattice  # over the points of all images, M = B * N
+    compatibility: Tensor  # as of `Term`
+    before: Tensor | None = None  # `[M]`, in the order of the lattice, as after; None: 1
     after: Tensor | None = None
 
 
@@ -90,13 +84,8 @@ def normalizers(mass: Tensor, normalization: Normalization) -> tuple[Tensor | No
     symmetric: 1 / sqrt(n) before and after (pydensecrf's default); before, after: 1 / n on that
     side; none: nothing. None stands for 1.
     """
-    if normalization == "none":
-        return None, None
-    symmetric = normalization == "symmetric"
-    scale = _inverse(mass, root=symmetric)
-    if symmetric:
-        return scale, scale
-    return (scale, None) if normalization == "before" else (None, scale)
+    scale = None if normalization == "none" else _inverse(mass, root=normalization == "symmetric")
+    return None if normalization == "after" else scale, None if normalization == "before" else scale
 
 
 def _inverse(mass: Tensor, root: bool) -> Tensor:

@@ -11,7 +11,7 @@ ops.py        the custom operators
 
 import torch
 
-from kernels.dispatch import Implementation, register
+from kernels.dispatch import Implementation, on_cuda, register
 from kernels.permutohedral.api import (
     apply_lattice,
     build_lattice,
@@ -32,13 +32,9 @@ __all__ = [
     "repeat_lattice",
 ]
 
-SINGLE = (torch.float32,)
-
 register(
     "permutohedral",
-    Implementation("cpu", "compiled by numba, threaded", device="cpu", dtypes=SINGLE),
-    Implementation(
-        "triton", "Triton kernels without atomics", device="cuda", dtypes=SINGLE, triton=True
-    ),
+    Implementation("cpu", "compiled by numba, threaded", "cpu", (torch.float32,)),
+    on_cuda("Triton kernels without atomics"),
     Implementation("reference", "plain PyTorch"),
 )

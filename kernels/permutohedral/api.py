@@ -1,11 +1,7 @@
 """Gaussian filtering on the permutohedral lattice: validate, choose an implementation, call it.
 
-Adams, Baek and Davis, "Fast High-Dimensional Filtering Using the Permutohedral Lattice" (2010):
-the sum y_i = sum_j exp(-|f_i - f_j|^2 / 2) v_j, approximated in time linear in the number of
-points. Features are already divided by sigma.
+The sum y_i = sum_j exp(-|f_i - f_j|^2 / 2) v_j, approximated in time linear in the points.
 """
-
-from __future__ import annotations
 
 from collections.abc import Sequence
 
@@ -15,7 +11,7 @@ from torch import Tensor
 from kernels import dispatch, validate
 from kernels.permutohedral import batch, ops
 from kernels.permutohedral.lattice import Lattice
-from kernels.permutohedral.limits import require_indexable, require_placeable
+from kernels.permutohedral.limits import require_indexable, require_own_parts, require_placeable
 
 
 def filter(values: Tensor, features: Tensor, *, impl: str = "auto") -> Tensor:
@@ -24,7 +20,7 @@ def filter(values: Tensor, features: Tensor, *, impl: str = "auto") -> Tensor:
     Arguments and errors are those of `kernels.gaussian_filter(method="permutohedral")`.
     """
     validate.check_pair(values, features, ndim=3)
-    _check_no_gradient(features)
+    validate.check_no_gradient(features, ops.NO_FEATURE_GRADIENT)
     choice = dispatch.choose("permutohedral", impl, device=values.device, dtype=values.dtype)
     if choice.impl != "reference":
         filtered: Tensor = ops.permutohedral_filter(values, features, False, choice.impl)
@@ -58,16 +54,12 @@ def build_lattice(features: Tensor, *, impl: str = "auto") -> Lattice:
 
 
 def build_lattices(features: Sequence[Tensor], *, impl: str = "auto") -> list[Lattice]:
-    """`build_lattice` of each of `features`, alike in dtype and device; on a GPU one wait for all.
-
-    Raises:
-        TypeError, ValueError: as `build_lattice`.
-    """
+    """`build_lattice` of each of `features`, of one dtype and device; on a GPU one wait for all."""
     for one in features:
         batched = isinstance(one, Tensor) and one.ndim == 3
         validate.check_points("features", one, ndim=3 if batched else 2)
         validate.check_alike("features", one, "features[0]", features[0])
-        _check_no_gradient(one)
+        validate.check_no_gradient(one, ops.NO_FEATURE_GRADIENT)
     if not features:
         return []
     first = features[0]
@@ -76,14 +68,12 @@ def build_lattices(features: Sequence[Tensor], *, impl: str = "auto") -> list[La
     points = [one.detach().flatten(0, -2) for one in features]
     images = [max(1, len(one)) if one.ndim == 3 else 1 for one in features]
     if choice.impl == "triton":  # which learns whether they are placeable as it waits
-        lattices: list[Lattice] = implementation.build_all(points, images)
-        return lattices
+        together: list[Lattice] = implementation.build_all(points, images)
+        return together
     lattices = []
-    for all_points, several in zip(points, images, strict=True):
-        require_placeable(all_points)
-        lattices.append(
-            batch.joined([implementation.build(one) for one in all_points.chunk(several)])
-        )
+    for several, one in zip(images, points, strict=True):
+        require_placeable(one)
+        lattices.append(batch.joined([implementation.build(part) for part in one.chunk(several)]))
     return lattices
 
 
@@ -120,33 +110,19 @@ def apply_lattice(
 
     Raises:
         TypeError: a dtype other than float32 and float64.
-        ValueError: values that do not fit the lattice, or an `impl` that cannot run here.
+        ValueError: values, or parts, that do not fit the lattice; an `impl` that cannot run here.
     """
     validate.check_points("values", values, ndim=2)
     validate.check_rows(values, lattice.num_points, "the lattice")
     validate.check_alike("values", values, "lattice.weights", lattice.weights)
+    require_own_parts(lattice)
     choice = dispatch.choose("permutohedral", impl, device=values.device, dtype=values.dtype)
     if choice.impl in ("cpu", "triton"):
+        x = lattice
         return ops.permutohedral_apply(
-            values,
-            lattice.corners,
-            lattice.weights,
-            lattice.neighbours,
-            lattice.ghosts,
-            lattice.parts,
-            lattice.chains,
-            reverse,
-            lattice.entries,
-            lattice.pieces,
-            lattice.sums,
-            choice.impl,
-        )
-    filtered: Tensor = dispatch.implementation("permutohedral", choice.impl).filter(
-        lattice, values, reverse
-    )
+            values, x.corners, x.weights, x.neighbours, x.ghosts, x.parts, x.chains, reverse,
+            x.entries, x.pieces, x.sums, choice.impl,
+        )  # fmt: skip
+    reference = dispatch.implementation("permutohedral", choice.impl)
+    filtered: Tensor = reference.filter(lattice, values, reverse)
     return filtered
-
-
-def _check_no_gradient(features: Tensor) -> None:
-    if features.requires_grad and torch.is_grad_enabled():
-        raise ValueError(ops.NO_FEATURE_GRADIENT)

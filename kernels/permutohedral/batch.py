@@ -93,8 +93,6 @@ def _repeated_splat(lattice: Lattice, images: int, image: Tensor) -> dict[str, T
     dead = entries + (images - 1) * real + (count - real) * image
     return {
         "entries": torch.where(entries < real, entries + real * image, dead).flatten(),
-        "pieces": torch.stack(
-            [*(pieces[:2, None] + count * image), targets(pieces[2])],
-        ).flatten(1),
+        "pieces": torch.stack([*(pieces[:2, None] + count * image), targets(pieces[2])]).flatten(1),
         "sums": torch.stack([*(sums[:2, None] + first_partial), targets(sums[2])]).flatten(1),
     }

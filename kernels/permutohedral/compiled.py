@@ -5,8 +5,6 @@ only the length counts: `lanes` is as long as a row of values is wide, `simplex`
 `words` as many as a packed key.
 """
 
-from __future__ import annotations
-
 import numpy as np
 from numba import njit
 

@@ -1,6 +1,6 @@
 """The permutohedral lattice on a CPU, in numba: build, splat, blur and slice.
 
-The lattice of `eager.py` (Adams, Baek and Davis 2010; rounding and blur order of Krähenbühl and
+The lattice of `reference.py` (Adams, Baek and Davis 2010; rounding and blur order of Krähenbühl and
 Koltun's densecrf), laid out for caches and threads:
 
 - A thread takes a consecutive part of the points and numbers vertices as it meets them, so that
@@ -21,7 +21,6 @@ several threads.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -32,7 +31,7 @@ import torch
 
 from kernels._numba import threads
 from kernels._numba.jit import Call, Kernel
-from kernels.permutohedral.lattice import Lattice
+from kernels.permutohedral.lattice import Lattice, elevation_scales, word_strides
 
 Array: TypeAlias = np.ndarray[Any, Any]
 
@@ -40,7 +39,6 @@ MAX_LANES = 64  # more channels are filtered in groups: each width is compiled o
 MIN_PART = 4096  # points: fewer are not worth a thread
 MIN_PIECE = 8192  # rows of a blur: fewer are not worth a call
 FIRST_CAPACITY = 2**16  # slots of a table
-WORD = 2**62  # a packed key word stays below this
 GOLDEN = 0x9E3779B97F4A7C15  # 2^64 / golden ratio: multiples of it spread evenly
 
 COMPILED = "kernels.permutohedral.compiled"
@@ -60,7 +58,7 @@ def build(features: torch.Tensor) -> Lattice:
     """Build the lattice of float32 CPU `features` `[N, D]`, divided by sigma and placeable."""
     points = np.ascontiguousarray(features.numpy())
     count, dims = points.shape
-    scales = elevation_scales(dims)
+    scales = np.array(elevation_scales(dims), np.float32)
     low, strides = pack_keys(points, scales)
     steps = strides.sum(0) - (dims + 1) * strides  # [D+1, words]: one step along each direction
     simplex, words = (0,) * (dims + 1), (0,) * strides.shape[1]  # their lengths are compiled in
@@ -82,7 +80,7 @@ def build(features: torch.Tensor) -> Lattice:
         table.filled = int(progress[1])
         return table
 
-    ranges = threads.split(count, min(threads.num_threads(), -(-count // MIN_PART)))
+    ranges = threads.split(count, min(torch.get_num_threads(), -(-count // MIN_PART)))
     tables = threads.run(place, ranges)
     table, ghosts, parts = _merge(ranges, tables, multipliers, words)
     for (first, last), row in zip(ranges[1:], parts[1:-1, 1], strict=True):
@@ -90,7 +88,7 @@ def build(features: torch.Tensor) -> Lattice:
 
     rows = int(parts[-1, 1])
     neighbours = np.full((dims + 1, 2, rows), rows, np.int32)
-    slots = threads.split(len(table.ids), threads.num_threads())
+    slots = threads.split(len(table.ids), torch.get_num_threads())
     threads.run(
         FIND_NEIGHBOURS, slots, table.keys, table.ids, steps, multipliers, hashed_steps,
         neighbours, words,
@@ -152,7 +150,10 @@ def blur_calls(
     """
     ghosts = [lattice.ghosts.numpy() for lattice in lattices]
     bounds = [lattice.parts[:, 2].tolist() for lattice in lattices]
-    chains = [chains_of(lattice).numpy() for lattice in lattices]
+    chains = [  # some builds make none
+        _link_all(lattice.neighbours.numpy()) if lattice.chains is None else lattice.chains.numpy()
+        for lattice in lattices
+    ]
 
     def add_ghosts(part: int) -> list[Call]:
         """From a part to the owners of its ghosts; an owner occurs once a part."""
@@ -182,19 +183,12 @@ def blur_calls(
 
 def _pieces(count: int) -> list[tuple[int, int]]:
     """range(count) in more pieces than threads, so that whoever is done early takes another."""
-    pieces = threads.num_threads()
+    pieces = torch.get_num_threads()
     pieces = max(pieces, min(8 * pieces, count // MIN_PIECE))
     return threads.split(count, pieces) if count else []
 
 
 # Building
-
-
-def chains_of(lattice: Lattice) -> torch.Tensor:
-    """The lattice's chains; made here for a lattice that another build left without."""
-    if lattice.chains is None:
-        return torch.from_numpy(_link_all(lattice.neighbours.numpy()))
-    return lattice.chains
 
 
 def _link_all(neighbours: Array) -> Array:
@@ -207,13 +201,6 @@ def _link_all(neighbours: Array) -> Array:
     for row, chain, count in zip(chains, lists, counts, strict=True):
         row[:count] = chain[:count]
     return chains
-
-
-def elevation_scales(dims: int) -> Array:
-    """Diagonal of the elevation matrix, times the blur's standard deviation (p. 5 and 6)."""
-    index = np.arange(1, dims + 1, dtype=np.float64)
-    spread = np.float32(math.sqrt(2 / 3) * (dims + 1))
-    return (1 / np.sqrt(index * (index + 1)) * spread).astype(np.float32)
 
 
 def pack_keys(points: Array, scales: Array) -> tuple[Array, Array]:
@@ -232,35 +219,18 @@ def pack_keys(points: Array, scales: Array) -> tuple[Array, Array]:
     high[1:] -= index * corner[0, :-1]
     margin = 4 * (dims + 1)
     low, high = np.floor(low) - margin, np.ceil(high) + margin
-    words: list[list[int]] = []
-    product = WORD
-    strides: list[int] = []
-    for extent in (int(h - w) + 1 for w, h in zip(low, high, strict=True)):
-        if product * extent > WORD:
-            words.append([])
-            product = 1
-        words[-1].append(len(strides))
-        strides.append(product)
-        product *= extent
-    table = np.zeros((dims + 1, len(words)), np.int64)  # the last coordinate is not in the key
-    for word, members in enumerate(words):
-        table[members, word] = [strides[i] for i in members]
+    strides = np.array(word_strides([int(extent) + 1 for extent in high - low]), np.int64)
+    table = np.pad(strides.T.copy(), ((0, 1), (0, 0)))  # the last coordinate is not in the key
     return low.astype(np.int64), table
 
 
 @dataclass
 class _Table:
-    """A hash table of vertices.
+    """A hash table of vertices."""
 
-    Attributes:
-        keys: packed keys, int64 `[slots, words]`.
-        ids: the row of each vertex, int32 `[slots]`; -1 for a free slot.
-        filled: how many vertices it holds.
-    """
-
-    keys: Array
-    ids: Array
-    filled: int = 0
+    keys: Array  # packed, int64 `[slots, words]`
+    ids: Array  # the row of each vertex, int32 `[slots]`; -1 for a free slot
+    filled: int = 0  # how many vertices it holds
 
     @classmethod
     def free(cls, slots: int, words: tuple[int, ...]) -> _Table:
@@ -279,10 +249,7 @@ class _Table:
 
 
 def _merge(
-    ranges: list[tuple[int, int]],
-    tables: list[_Table],
-    multipliers: Array,
-    words: tuple[int, ...],
+    ranges: list[tuple[int, int]], tables: list[_Table], multipliers: Array, words: tuple[int, ...]
 ) -> tuple[_Table, Array, Array]:
     """One table for all parts, and the ghosts: vertices that an earlier part owns."""
     table, owned = tables[0], tables[0].filled
@@ -297,9 +264,5 @@ def _merge(
         )
         ghosts.append(pairs[:count])
         owned += local.filled - count
-        parts[part + 1] = (
-            ranges[part][1],
-            parts[part, 1] + local.filled,
-            parts[part, 2] + count,
-        )
+        parts[part + 1] = (ranges[part][1], parts[part, 1] + local.filled, parts[part, 2] + count)
     return table, np.concatenate(ghosts), parts

@@ -10,11 +10,14 @@ locks (a part adds only to its own rows); ghosts are added to their owners befor
 copied back after it.
 """
 
-from __future__ import annotations
-
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+
+WORD = 2**62  # a packed word of a key stays below this
 
 
 @dataclass(frozen=True)
@@ -78,3 +81,25 @@ class Lattice:
     def scale(self) -> float:
         """1 / (1 + 2^-D), the constant that makes the blur's weights sum as a Gaussian's."""
         return 1.0 / (1.0 + 2.0**-self.num_dims)
+
+
+def elevation_scales(dims: int) -> tuple[float, ...]:
+    """Diagonal of the elevation matrix, times the blur's standard deviation (p. 5 and 6)."""
+    spread = float(np.float32(math.sqrt(2 / 3) * (dims + 1)))
+    return tuple(float(np.float32(spread / math.sqrt(j * (j + 1)))) for j in range(1, dims + 1))
+
+
+def word_strides(extents: Sequence[int]) -> list[list[int]]:
+    """Strides `[W, digits]` that pack the digits of a key, the first the least significant.
+
+    In as few words as stay below WORD; 0 for the digits of other words.
+    """
+    words: list[list[int]] = []
+    product = WORD
+    for digit, extent in enumerate(extents):
+        if product * extent > WORD:
+            words.append([0] * len(extents))
+            product = 1
+        words[-1][digit] = product
+        product *= extent
+    return words

@@ -1,8 +1,9 @@
-"""Which points a permutohedral lattice can hold."""
+"""Which points a permutohedral lattice can hold, and whether its parts are of the points it has."""
 
-from __future__ import annotations
-
+import numpy as np
 import torch
+
+from kernels.permutohedral.lattice import Lattice
 
 
 class UnplaceableError(ValueError):
@@ -23,9 +24,6 @@ def require_placeable(features: torch.Tensor) -> None:
     A point's coordinates in the lattice are at most sqrt(2/3) (D+1) sum_d |f_d|. From half the
     inverse of the dtype's epsilon on, rounding may put it outside any simplex. Below, keys are
     far from overflow.
-
-    Raises:
-        ValueError: NaN, Inf, too large a value, or too many points to index in 32 bits.
     """
     count, dims = features.shape[-2:]
     require_indexable(count, dims)
@@ -39,11 +37,7 @@ def require_placeable(features: torch.Tensor) -> None:
 
 
 def require_indexable(count: int, dims: int) -> None:
-    """Refuse more points than 32-bit indices can name, before anything is computed.
-
-    Raises:
-        ValueError: points * (dimensions + 1) is 2^31 or more.
-    """
+    """Refuse more points than 32-bit indices can name, before anything is computed."""
     if count * (dims + 1) >= 2**31:
         raise ValueError(
             f"features have {count} points in {dims} dimensions: a lattice indexes points * "
@@ -51,12 +45,21 @@ def require_indexable(count: int, dims: int) -> None:
         )
 
 
-def refuse_unplaceable(reach: float, dims: int, dtype: torch.dtype) -> None:
-    """Refuse features whose largest magnitudes add up to `reach` over the dimensions.
+def require_own_parts(lattice: Lattice) -> None:
+    """Refuse parts of other points, rows or ghosts: code compiled for a CPU trusts them."""
+    if lattice.parts.device.type != "cpu" or torch.compiler.is_compiling():
+        return
+    parts = lattice.parts.numpy()
+    ends = [lattice.num_points, lattice.num_rows, len(lattice.ghosts)]
+    if parts[0].any() or parts[-1].tolist() != ends or (np.diff(parts, axis=0) < 0).any():
+        raise ValueError(
+            f"lattice.parts must lead from [0, 0, 0] to {ends}, the points, rows and ghosts of the "
+            f"lattice, without a step back, not over {parts.tolist()!r:.80}"
+        )
 
-    Raises:
-        UnplaceableError: NaN, Inf, or too large for a lattice in this dtype.
-    """
+
+def refuse_unplaceable(reach: float, dims: int, dtype: torch.dtype) -> None:
+    """Refuse too large features: their largest magnitudes add up to `reach` over the dimensions."""
     limit = _limit(dims, dtype)
     if not reach < float("inf"):  # NaN too
         raise UnplaceableError("features must be finite, but hold NaN or Inf", limit)

@@ -1,10 +1,7 @@
 """Lattice filters as opaque custom operators: `torch.compile` and `torch.export` take them whole.
 
-    kernels::permutohedral_apply(values, corners, weights, neighbours, ghosts, parts, chains,
-                                 reverse, entries, pieces, sums, impl)
-                                                        filter on a lattice that exists
-    kernels::permutohedral_filter(values, features, reverse, impl)
-                                                        build lattices of all images, and filter
+    kernels::permutohedral_apply     filter on a lattice that exists
+    kernels::permutohedral_filter    build lattices of all images, and filter
 
 Both run in float32, on numba's lattice for tensors on a CPU and on Triton's on a GPU;
 kernels/permutohedral/reference.py holds their equation. A lattice filter y = A v has the
@@ -15,8 +12,6 @@ operator runs.
 The second waits for the GPU, which tells how many vertices there are: it is tagged so that
 `torch.compile(mode="reduce-overhead")` makes CUDA graphs of what is before and after it.
 """
-
-from __future__ import annotations
 
 from typing import Any
 

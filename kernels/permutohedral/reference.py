@@ -11,8 +11,6 @@ Source: Adams, Baek and Davis, "Fast High-Dimensional Filtering Using the Permut
 by operation, so that every point falls into the same simplex as there.
 """
 
-from __future__ import annotations
-
 import math
 
 import torch

@@ -11,9 +11,7 @@ triton.py     splat and slice on a GPU
 ops.py        the custom operators
 """
 
-import torch
-
-from kernels.dispatch import Implementation, register
+from kernels.dispatch import Implementation, on_cuda, register
 from kernels.separable.api import apply_separable, build_separable, filter, separable_error
 from kernels.separable.error import SeparableError
 from kernels.separable.factors import Separable
@@ -33,12 +31,6 @@ __all__ = [
 
 register(
     "separable",
-    Implementation(
-        "triton",
-        "splat and slice over landmarks and a grid",
-        device="cuda",
-        dtypes=(torch.float32,),
-        triton=True,
-    ),
+    on_cuda("splat and slice over landmarks and a grid"),
     Implementation("reference", "plain PyTorch, matrix products cell by cell"),
 )

@@ -1,10 +1,8 @@
 """Gaussian filtering by landmark colours and a coarse grid: validate, choose, call.
 
 The sum y_i = sum_j exp(-|f_i - f_j|^2 / 2) v_j to a tolerance: kernels/separable/factors.py has
-the equations. Features are already divided by sigma.
+the equations.
 """
-
-from __future__ import annotations
 
 import torch
 from torch import Tensor
@@ -145,8 +143,7 @@ def convolve(values: Tensor, taps: Tensor) -> Tensor:
 def _check_factors(
     features: Tensor, spatial_dims: int, tolerance: float, max_landmarks: int
 ) -> None:
-    if features.requires_grad and torch.is_grad_enabled():
-        raise ValueError(ops.NO_FEATURE_GRADIENT)
+    validate.check_no_gradient(features, ops.NO_FEATURE_GRADIENT)
     validate.check_integer("spatial_dims", spatial_dims, least=1, most=min(3, features.shape[-1]))
     least, largest = landmarks.TOLERANCES
     if not least <= tolerance <= largest:

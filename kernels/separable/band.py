@@ -6,8 +6,6 @@ Weights below eps / 8 of g_0 are left out: in float32 what is farther than 6 sig
 sum loses by it is at most eps / 4 of its mass, less than its rounding.
 """
 
-from __future__ import annotations
-
 import math
 
 import torch

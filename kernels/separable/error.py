@@ -1,7 +1,5 @@
 """How far a separable filter is off: some of its rows against the sum over all pairs."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

@@ -12,10 +12,8 @@ for each of a few colours, is that of Durand and Dorsey, "Fast Bilateral Filteri
 of High-Dynamic-Range Images" (2002).
 """
 
-from __future__ import annotations
-
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -109,22 +107,16 @@ def build(
     tolerance: float,
     max_landmarks: int,
     own_weights: Callable[[Tensor, Landmarks], Tensor] = own_weights,
+    ranges: Sequence[list[float]] | None = None,
 ) -> Separable:
-    """Factor the kernel of `features` `[N, D]`, the first `spatial_dims` of which are positions.
+    """`build_separable`; `own_weights` computes what the function of this name does.
 
-    The host waits for the ranges of the features, twice for the landmarks, and for the number of
-    pieces.
-
-    Args:
-        own_weights: computes what the function of this name does.
-
-    Raises:
-        ValueError: features hold NaN or Inf.
-        NotSeparable: it takes more than `max_landmarks`, or a grid that fits no memory.
+    The host waits for the ranges of the features (least and largest), unless they are given, twice
+    for the landmarks, and for the number of pieces.
     """
     if not len(features):
         return _of_nothing(features, spatial_dims)
-    least, largest = torch.stack(features.aminmax(dim=0)).tolist()
+    least, largest = ranges or torch.stack(features.aminmax(dim=0)).tolist()
     if not all(map(math.isfinite, least + largest)):
         raise ValueError("features must be finite, but hold NaN or Inf")
     positions, colours = features[:, :spatial_dims], features[:, spatial_dims:]

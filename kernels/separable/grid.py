@@ -7,16 +7,13 @@ with a triangle of variance h^2 / 6, h being the spacing; twice, on either side.
 
     (G_s)_ab = exp(-(a - b)^2 h^2 / 2 s^2) / s,   s^2 = 1 - h^2 / 3
 
-but for what is negligible (band.py),
-
-which comes close to the best G in the least squares sense for h up to about 1. The error of sums
-over many points grows with h^2, and is larger on an axis that spans few sigmas.
+but for what is negligible (band.py). It comes close to the best G in the least squares sense for h
+up to about 1. The error of sums over many points grows with h^2, and is larger on an axis that
+spans few sigmas.
 
 Source: Paris and Durand, "A Fast Approximation of the Bilateral Filter using a Signal Processing
 Approach" (2006), which filters on a coarse grid; the correction of the variance is ours.
 """
-
-from __future__ import annotations
 
 import math
 from collections.abc import Sequence

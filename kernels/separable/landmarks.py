@@ -20,8 +20,6 @@ and two waits for a GPU; pivots chosen one after another, as usual, take a round
 few.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from itertools import accumulate
@@ -59,10 +57,8 @@ class Landmarks:
 def choose(colours: Tensor, tolerance: float, maximum: int) -> Landmarks:
     """As many landmarks of `colours` `[N, E]`, E >= 1, as bring the residual within `tolerance`.
 
-    Deterministic. The host waits twice; twice again where cells have to be finer.
-
-    Raises:
-        NotSeparable: that takes more than `maximum`.
+    Refused (NotSeparable) where that takes more than `maximum`. Deterministic. The host waits
+    twice; twice again where cells have to be finer.
     """
     candidates, checks = _samples(colours)
     side, spare = SIDE * tolerance ** (1 / 8), SPARE * tolerance
@@ -131,17 +127,13 @@ def _whitened(
     landmarks: Tensor, gram: Tensor, checks: Tensor, tolerance: float
 ) -> tuple[Tensor, Tensor]:
     """W, and how much of a colour of `checks` each landmark adds to those before it, on average."""
-    gram.diagonal().add_(ridge_of(tolerance))
+    # The ridge: two landmarks may nearly coincide, and A stays below 1 / ridge.
+    gram.diagonal().add_(tolerance / 50)
     root = torch.linalg.cholesky_ex(gram).L  # which does not wait; the ridge sees that there is one
     identity = torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
     whitener = torch.linalg.solve_triangular(root, identity, upper=False)
     white = features_of(checks, landmarks) @ whitener.T
     return whitener, white.square_().mean(0)
-
-
-def ridge_of(tolerance: float) -> float:
-    """Added to K's diagonal: two landmarks may nearly coincide, and A stays below 1 / ridge."""
-    return tolerance / 50
 
 
 def _too_many(residuals: list[float], tolerance: float, maximum: int) -> str:

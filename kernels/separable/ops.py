@@ -1,19 +1,14 @@
 """The separable filter as opaque custom operators.
 
-    kernels::separable_apply(values, the tensors of a Separable, impl, precision)
-                                              waits for a GPU where impl="reference" alone, which
-                                              is kernels::separable_apply_reference: graphs may
-                                              hold the other
-    kernels::separable_filter(values, features, spatial_dims, tolerance, max_landmarks, impl,
-                              precision)      factor an image's kernel and filter, image by image:
-                                              for compilers, since the factors' sizes depend on data
+    kernels::separable_apply     waits for a GPU where impl="reference" alone, which is
+                                 kernels::separable_apply_reference: graphs may hold the other
+    kernels::separable_filter    factor an image's kernel and filter, image by image: for
+                                 compilers, since the factors' sizes depend on data
 
 The arguments are those of the public functions, already validated except for the values of the
 features, which only exist when the operator runs. The filter is symmetric, so that the gradient to
 the values is the same filter.
 """
-
-from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -34,17 +29,19 @@ NO_FEATURE_GRADIENT = (
 
 
 def build(
-    features: Tensor, spatial_dims: int, tolerance: float, max_landmarks: int, impl: str = "auto"
+    features: Tensor,
+    spatial_dims: int,
+    tolerance: float,
+    max_landmarks: int,
+    impl: str = "auto",
+    ranges: Sequence[list[float]] | None = None,
 ) -> Separable:
-    """Factor the kernel of `features` `[N, D]`.
-
-    Raises:
-        ValueError: they hold NaN or Inf.
-    """
+    """`build_separable` by an implementation; features that hold NaN or Inf are refused."""
     choice = dispatch.choose("separable", impl, device=features.device, dtype=features.dtype)
     of = factors if choice.impl == "reference" else dispatch.implementation("separable", "triton")
     with torch.autocast(features.device.type, enabled=False):
-        return factors.build(features, spatial_dims, tolerance, max_landmarks, of.own_weights)
+        options = spatial_dims, tolerance, max_landmarks, of.own_weights, ranges
+        return factors.build(features, *options)
 
 
 def apply(separable: Separable, values: Tensor, impl: str, precision: str) -> Tensor:
@@ -60,19 +57,11 @@ def _operator_of(impl: str) -> Callable[..., Tensor]:
     return separable_apply_reference if impl == "reference" else separable_apply
 
 
-def filter(
-    values: Tensor,
-    features: Tensor,
-    spatial_dims: int,
-    tolerance: float,
-    max_landmarks: int,
-    impl: str,
-    precision: str,
-) -> Tensor:
-    """Factor and filter image by image; differentiable, by the same factors."""
+def filter(values: Tensor, features: Tensor, *options: Any) -> Tensor:
+    """`separable_filter`, differentiable by the same factors where nothing is compiled."""
     if torch.compiler.is_compiling() or not len(values):
-        arguments = spatial_dims, tolerance, max_landmarks, impl, precision
-        return separable_filter(values, features, *arguments)
+        return separable_filter(values, features, *options)
+    spatial_dims, tolerance, max_landmarks, impl, precision = options
     filtered = []
     for image, points in zip(values, features.detach(), strict=True):
         separable = build(points, spatial_dims, tolerance, max_landmarks, impl)
@@ -80,27 +69,18 @@ def filter(
     return torch.stack(filtered)
 
 
-def _apply(
-    values: Tensor,
-    landmarks: Tensor,
-    mixing: Tensor,
-    axes: Sequence[Tensor],
-    shape: Sequence[int],
-    order: Tensor,
-    colours: Tensor,
-    fractions: Tensor,
-    diagonal: Tensor,
-    pieces: Tensor,
-    starts: Tensor,
-    impl: str,
-    precision: str,
-) -> Tensor:
-    """`[N, C]` -> `[N, C]`; the tensors of a `Separable`."""
-    separable = Separable(
-        landmarks, mixing, tuple(axes), tuple(shape), order, colours, fractions, diagonal,
-        pieces, starts, 0.0,
-    )  # fmt: skip
-    return _filter(separable, values, impl, precision)
+SCHEMA = (  # with the attributes of `Separable`, in their order
+    "(Tensor values, Tensor landmarks, Tensor mixing, Tensor[] axes, SymInt[] shape, Tensor order, "
+    "Tensor colours, Tensor fractions, Tensor diagonal, Tensor pieces, Tensor starts, str impl, "
+    "str precision) -> Tensor"
+)
+
+
+def _apply(values: Tensor, *factors_and_how: Any) -> Tensor:
+    """`[N, C]` -> `[N, C]`."""
+    *tensors, impl, precision = factors_and_how
+    factors = *tensors, 0.0  # the residual, which no filter asks for
+    return _filter(Separable(*factors), values, impl, precision)
 
 
 def _save_factors(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -116,10 +96,10 @@ def _apply_again(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     return _operator_of(ctx.impl)(grad, *arguments), None, None, [None] * ctx.axes, *(None,) * 9
 
 
-separable_apply = opaque_operator("kernels::separable_apply")(_apply)
-separable_apply_reference = opaque_operator("kernels::separable_apply_reference", tags=WAITS)(
-    _apply
-)
+separable_apply = opaque_operator("kernels::separable_apply", schema=SCHEMA)(_apply)
+separable_apply_reference = opaque_operator(
+    "kernels::separable_apply_reference", schema=SCHEMA, tags=WAITS
+)(_apply)
 for _operator in (separable_apply, separable_apply_reference):
     _operator.register_fake(like_first)
     _operator.register_autograd(_apply_again, setup_context=_save_factors)

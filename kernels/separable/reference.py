@@ -9,8 +9,6 @@ A piece of points at a time, all of one cell of the grid:
 phi is computed twice and never held for more than one piece.
 """
 
-from __future__ import annotations
-
 import math
 
 import torch

@@ -17,8 +17,6 @@ cores "tf32" or "bf16", with float32 sums. Landmarks lie innermost in all sums, 
 instructions want their second operand.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -28,10 +26,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.product import product
+from kernels.product import input_precision, product
 from kernels.separable.factors import PIECE, Separable
 from kernels.separable.landmarks import Landmarks
-from kernels.sizes import blocks
+from kernels.sizes import blocks, power_of_2
 
 EXPONENT = tl.constexpr(-0.5 * 1.4426950408889634)  # exp(-d / 2) = exp2(EXPONENT * d)
 BLOCK_COMBINE = 1024
@@ -249,24 +247,19 @@ def own_weights(colours: Tensor, chosen: Landmarks) -> Tensor:
 
 def filter(separable: Separable, values: Tensor, precision: str) -> Tensor:
     """`[N, C]` -> `[N, C]`, both contiguous; without gradient."""
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32  # that a slice multiplies
+
+    def mixed(a: Tensor, mixing: Tensor) -> Tensor:
+        return product(a, mixing, torch.empty_like(a, dtype=dtype))
+
     output = torch.empty_like(values)
     if values.numel():
         with torch.cuda.device_of(values):
             for channels in separable.channels_at_once(values.shape[1]):
                 inputs = values[:, channels]
-                sums = _smooth(separable, _splat(separable, inputs, precision), precision)
+                sums = separable.smooth(_splat(separable, inputs, precision), mixed, convolve)
                 _slice(separable, sums, inputs, precision, output[:, channels])
     return output
-
-
-def _smooth(separable: Separable, sums: Tensor, precision: str) -> Tensor:
-    """`Separable.smooth`, in the dtype that a slice multiplies; in float32 till it is rounded."""
-    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-
-    def mixed(a: Tensor, mixing: Tensor) -> Tensor:
-        return product(a, mixing, torch.empty_like(a, dtype=dtype))
-
-    return separable.smooth(sums, mixed, convolve)
 
 
 def convolve(values: Tensor, taps: Tensor) -> Tensor:
@@ -295,7 +288,7 @@ def _splat(separable: Separable, values: Tensor, precision: str) -> Tensor:
         values, s.order, s.colours, s.fractions, s.landmarks, s.pieces, partial,
         channels, count, values.stride(0),
         E=s.colours.shape[1], S=len(s.axes),
-        PRECISION=_product(precision), HALF=precision == "bf16",
+        PRECISION=input_precision(precision), HALF=precision == "bf16",
         BLOCK_P=config.block_p, BLOCK_K=config.block_k, BLOCK_C=block_c,
         num_warps=config.warps, num_stages=config.stages,
     )  # fmt: skip
@@ -316,7 +309,7 @@ def _slice(separable: Separable, sums: Tensor, values: Tensor, precision: str, o
     slice_kernel[grid](
         sums, values, s.order, s.colours, s.fractions, s.diagonal, s.landmarks, s.pieces, out,
         channels, len(s.landmarks), values.stride(0), out.stride(0), *_strides(s),
-        E=s.colours.shape[1], S=len(s.axes), PRECISION=_product(precision),
+        E=s.colours.shape[1], S=len(s.axes), PRECISION=input_precision(precision),
         BLOCK_P=config.block_p, BLOCK_K=config.block_k, BLOCK_C=block_c,
         num_warps=config.warps, num_stages=config.stages,
     )  # fmt: skip
@@ -324,15 +317,10 @@ def _slice(separable: Separable, sums: Tensor, values: Tensor, precision: str, o
 
 def _block_c(config: GridConfig, channels: int, corners: int) -> int:
     """Channels of a block: with all corners no wider than the configuration, nor less than 16."""
-    return max(16 // corners, min(config.width // corners, 1 << (channels - 1).bit_length()))
+    return max(16 // corners, min(config.width // corners, power_of_2(channels)))
 
 
 def _strides(separable: Separable) -> tuple[int, int]:
     """Nodes from one to the next along the last axis but one, and along the one before."""
     shape = separable.shape
     return shape[-1], math.prod(shape[-2:])
-
-
-def _product(precision: str) -> str:
-    """`input_precision` of tl.dot; it has no meaning for bfloat16."""
-    return "tf32" if precision == "tf32" else "ieee"

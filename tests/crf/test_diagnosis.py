@@ -141,10 +141,13 @@ def test_it_refuses_what_a_call_refuses():
 def test_exact_with_a_gradient_looks_at_its_features_once(monkeypatch, iterations):
     """On a GPU each look is a wait for the host."""
     looked: list[str] = []
-    plain = build.require_finite
-    monkeypatch.setattr(
-        build, "require_finite", lambda name, tensor: (looked.append(name), plain(name, tensor))
-    )
+    plain = build._known
+
+    def known(tensors):
+        looked.append("features")
+        return plain(tensors)
+
+    monkeypatch.setattr(build, "_known", known)
     monkeypatch.setattr(kernels.validate, "check_finite", lambda features: looked.append("kernels"))
     logits, images = problem()
     model = layer("exact", gaussian=None, iterations=iterations)

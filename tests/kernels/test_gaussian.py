@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any
@@ -12,6 +13,7 @@ from torch import Tensor
 
 import kernels
 from kernels import dispatch
+from kernels.meanfield import LatticeFilter
 from kernels.permutohedral import limits, reference
 
 Oracle = Callable[[Tensor, Tensor], Tensor]
@@ -226,6 +228,36 @@ def test_values_that_do_not_fit_the_lattice_are_refused() -> None:
         kernels.apply_lattice(lattice, torch.zeros(9, 3, dtype=torch.float64))
     with pytest.raises(ValueError, match=r"values must have shape \[N, C\]"):
         kernels.apply_lattice(lattice, torch.zeros(1, 9, 3))
+
+
+@pytest.mark.parametrize("impl", ["auto", "reference"])
+@pytest.mark.parametrize(
+    ("part", "column", "by"),
+    [(-1, 0, 5), (-1, 1, 1), (-1, 2, 1), (-1, 0, -1), (0, 0, 1), (0, 1, -1)],
+)
+def test_parts_of_other_points_rows_or_ghosts_are_refused(
+    part: int, column: int, by: int, impl: str
+) -> None:
+    lattice = kernels.build_lattice(torch.randn(9, 2))
+    parts = lattice.parts.clone()
+    parts[part, column] += by
+    lattice = dataclasses.replace(lattice, parts=parts)
+    values = torch.zeros(9, 3)
+    term = kernels.Term(LatticeFilter([lattice]), torch.ones(3))
+    for call in (
+        lambda: kernels.apply_lattice(lattice, values, impl=impl),
+        lambda: kernels.mean_field(values[None], [term], 1, impl=impl),
+    ):
+        with pytest.raises(ValueError, match=r"lattice\.parts must lead from \[0, 0, 0\] to \[9, "):
+            call()
+
+
+def test_parts_that_step_back_are_refused() -> None:
+    lattice = kernels.build_lattice(torch.randn(9, 2))
+    end = lattice.parts[-1:]
+    parts = torch.cat([lattice.parts[:1], end + 1, end])
+    with pytest.raises(ValueError, match="without a step back"):
+        kernels.apply_lattice(dataclasses.replace(lattice, parts=parts), torch.zeros(9, 3))
 
 
 def test_an_unknown_method_is_refused_with_the_known_ones() -> None:

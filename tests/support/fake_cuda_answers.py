@@ -27,10 +27,16 @@ def _crf(flags: Tensor) -> list[float]:
     return [1.0] * len(flags) if len(flags) < 4 else [1.0] * (len(flags) - 2) + [0.0, 255.0]
 
 
+def _grid_and_ranges(numbers: Tensor) -> list[float]:
+    """How many weights of rows and of columns count, then the extremes of each image's features."""
+    images = (len(numbers) - 2) // 10
+    return [18.0, 18.0] + ([0.0] * 5 + [SIGMAS] * 5) * images
+
+
 ANSWERS: Answers = {
     "kernels.permutohedral.triton.building.build_all": _lattices,
     "kernels.permutohedral.triton.building._finished": lambda row: VERTICES[20] - 1,
-    "kernels.meanfield.filters.GridFilter.of": lambda counts: [18, 18],
+    "kernels.meanfield.build._known": _grid_and_ranges,
     "kernels.permutohedral.triton.building._levels": lambda values: 100_000,
     "kernels.separable.factors.build": lambda r: [[0.0] * r.shape[1], [SIGMAS] * r.shape[1]],
     "kernels.separable.factors._pieces": lambda last: PIECES,

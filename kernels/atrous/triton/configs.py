@@ -7,8 +7,6 @@ logarithm of pixels, outputs and inputs. Nothing is timed at the first call: one
 compiled for a kernel and its shapes, and Triton keeps it on disk.
 """
 
-from __future__ import annotations
-
 import functools
 import json
 import math
@@ -50,11 +48,7 @@ def _select(name: str, *problem: Any) -> ConvConfig:
 def nearest(
     entries: list[dict[str, Any]], kernel: str, kind: str, pixels: int, outputs: int, inputs: int
 ) -> ConvConfig:
-    """The configuration of the entry whose problem is nearest.
-
-    Raises:
-        ValueError: the table has no entry for this kernel and arithmetic.
-    """
+    """The configuration of the entry whose problem is nearest."""
     fitting = [e for e in entries if e["kernel"] == kernel and e["arithmetic"] == kind]
     if not fitting:
         raise ValueError(f"no configuration of {kernel!r} in {kind} is listed")
@@ -114,8 +108,6 @@ def table(name: str) -> list[dict[str, Any]]:
 @functools.cache
 def multiprocessors(device: torch.device) -> int:
     """How many tiles a device computes at once."""
-    return (
-        1
-        if device.type == "cpu"
-        else torch.cuda.get_device_properties(device).multi_processor_count
-    )
+    if device.type == "cpu":
+        return 1
+    return torch.cuda.get_device_properties(device).multi_processor_count

@@ -19,8 +19,6 @@ With d = -1 and the strides of w exchanged this is the gradient to the input, an
 a 1 x 1 kernel the plain matrix product that the shift algorithm wants.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import triton
@@ -28,7 +26,7 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels.atrous.triton import configs
-from kernels.atrous.triton.layout import Pixels, Taps
+from kernels.atrous.triton.layout import Epilogue, Pixels, Taps
 from kernels.sizes import blocks
 
 OUTSIDE = tl.constexpr(-(2**30))  # a row that no tap of any map sees
@@ -162,10 +160,7 @@ def conv(
     rates: Sequence[int],
     *,
     fuse: str,
-    bias: Tensor | None = None,
-    scale: Tensor | None = None,
-    shift: Tensor | None = None,
-    activation: str | None = None,
+    epilogue: Epilogue = Epilogue(),  # noqa: B008 (immutable)
     direction: int = 1,
     x_rate_stride: int = 0,
 ) -> None:
@@ -177,17 +172,18 @@ def conv(
         out: channels are the outputs (fuse "sum") or rates x outputs.
         direction: 1 looks at p + rate * tap, -1 at p - rate * tap.
     """
-    config = configs.select("conv", x.tensor, x.pixels, weight.outputs, x.inputs * weight.taps)
+    inner = x.inputs * weight.kernel**2
+    config = configs.select("conv", x.tensor, x.pixels, weight.outputs, inner)
     image_stride, channel_stride, _, pixel_stride = out.stride()
     tiles = blocks(x.pixels, config.block_m) * blocks(weight.outputs, config.block_n)
     conv_kernel[(tiles, 1 if fuse == "sum" else len(rates))](
-        x.tensor, weight.tensor, out, bias, scale, shift,
+        x.tensor, weight.tensor, out, *epilogue[:3],
         x.pixels, x.height, x.width, x.inputs, weight.outputs,
         x.stride, x_rate_stride,
         weight.rate_stride, weight.output_stride, weight.tap_stride, weight.input_stride,
         image_stride, pixel_stride, channel_stride,
         RATES=tuple(rates), KERNEL=weight.kernel, DIRECTION=direction, FUSE=fuse,
-        RELU=activation == "relu", PRECISION=configs.precision(x.tensor.dtype),
+        RELU=epilogue.activation == "relu", PRECISION=configs.precision(x.tensor.dtype),
         EVEN_K=x.inputs % config.block_k == 0,
         BLOCK_M=config.block_m, BLOCK_N=config.block_n, BLOCK_K=config.block_k, GROUP=8,
         num_warps=config.warps, num_stages=config.stages,

@@ -4,34 +4,21 @@ For many outputs (512 -> 4 x 1024, 2048 -> 3 x 256). One launch covers every rat
 holds bias, scale, shift and ReLU; nothing but the output is stored.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from torch import Tensor
 
 from kernels.atrous.triton import weight_grad
 from kernels.atrous.triton.conv import conv
-from kernels.atrous.triton.layout import pixels_of, taps_of
+from kernels.atrous.triton.layout import Epilogue, pixels_of, taps_of
 
 
 def forward(
-    input: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    rates: Sequence[int],
-    fuse: str,
-    scale: Tensor | None,
-    shift: Tensor | None,
-    activation: str | None,
-    out: Tensor,
+    input: Tensor, weight: Tensor, rates: Sequence[int], fuse: str, epilogue: Epilogue, out: Tensor
 ) -> None:
     """Set `out` `[B, channels, H, W]`."""
     x, _ = pixels_of(input)
-    conv(
-        x, taps_of(weight), out, rates,
-        fuse=fuse, bias=bias, scale=scale, shift=shift, activation=activation,
-    )  # fmt: skip
+    conv(x, taps_of(weight), out, rates, fuse=fuse, epilogue=epilogue)
 
 
 def gradients(
@@ -51,9 +38,7 @@ def gradients(
     rate_stride = 0 if fuse == "sum" else rate_stride
     if of_input is not None:
         transposed = taps_of(weight, pad_outputs=True).transposed(outputs=weight.shape[2])
-        conv(
-            g, transposed, of_input, rates, fuse="sum", direction=-1, x_rate_stride=rate_stride,
-        )  # fmt: skip
+        conv(g, transposed, of_input, rates, fuse="sum", direction=-1, x_rate_stride=rate_stride)
     if of_weight is not None:
         x, _ = pixels_of(input)
         weight_grad.correlate(x, g, rates, rate_stride, of_weight)

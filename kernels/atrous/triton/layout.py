@@ -57,14 +57,22 @@ class Taps(NamedTuple):
     tap_stride: int
     input_stride: int
 
-    @property
-    def taps(self) -> int:
-        return self.kernel * self.kernel
-
     def transposed(self, outputs: int) -> Taps:
         """The weights with `outputs` of their inputs as outputs."""
         strides = self.rate_stride, self.input_stride, self.tap_stride, self.output_stride
         return Taps(self.tensor, self.kernel, outputs, *strides)
+
+
+class Epilogue(NamedTuple):
+    """What becomes of a sum z before it is stored: act(scale * (z + bias) + shift); None: nothing.
+
+    bias is `[R, Cout]`, the others are of the output's channels; all are contiguous.
+    """
+
+    bias: Tensor | None = None
+    scale: Tensor | None = None
+    shift: Tensor | None = None
+    activation: str | None = None
 
 
 def aligned(channels: int) -> int:

@@ -21,8 +21,6 @@ Backward: g'[p, t] = g[p - offset_t] spread out in the same columns, in the inpu
 products, d x = g' w and G = g'^T x (kernels/atrous/ops.py).
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch
@@ -34,6 +32,7 @@ from kernels.atrous.triton import weight_grad
 from kernels.atrous.triton.conv import conv
 from kernels.atrous.triton.layout import (
     WORKSPACE,
+    Epilogue,
     Taps,
     aligned,
     groups,
@@ -201,15 +200,7 @@ def pack(weight: Tensor, fuse: str) -> Taps:
 
 
 def forward(
-    input: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    rates: Sequence[int],
-    fuse: str,
-    scale: Tensor | None,
-    shift: Tensor | None,
-    activation: str | None,
-    out: Tensor,
+    input: Tensor, weight: Tensor, rates: Sequence[int], fuse: str, epilogue: Epilogue, out: Tensor
 ) -> None:
     """Set `out` `[B, channels, H, W]`, which is dense. An image's slices fit the workspace."""
     x, _ = pixels_of(input)
@@ -228,10 +219,10 @@ def forward(
         conv(images, taps, slices, (1,), fuse="sum")
         grid = blocks(images.pixels, BLOCK_P), blocks(outputs, block_c), out.shape[1] // outputs
         gather_kernel[grid](
-            slices, of, bias, scale, shift,
+            slices, of, *epilogue[:3],
             images.pixels, x.height, x.width, outputs, columns,
             image_stride, pixel_stride, channel_stride,
-            RATES=tuple(rates), KERNEL=kernel, FUSE=fuse, RELU=activation == "relu",
+            RATES=tuple(rates), KERNEL=kernel, FUSE=fuse, RELU=epilogue.activation == "relu",
             BLOCK_P=BLOCK_P, BLOCK_C=block_c,
         )  # fmt: skip
 

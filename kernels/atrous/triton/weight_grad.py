@@ -13,10 +13,7 @@ slice of a float32 workspace; `collect_kernel` then adds the slices in a fixed o
 two runs give the same bits.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
-from functools import partial
 
 import torch
 import triton
@@ -137,16 +134,15 @@ def correlate(
     taps = kernel * kernel
     rows = len(rates) * taps * outputs
     splits = splits_for(x, outputs, len(rates) * taps, rows)
-    run = partial(_launch, x, g, rates=rates, kernel=kernel, outputs=outputs, splits=splits)
     if splits == (1, 1):
         strides = 0, gradient.stride(0), gradient.stride(1), inputs
-        run(out=gradient, inputs=inputs, strides=strides, g_rate_stride=g_rate_stride)
+        _launch(x, g, gradient, rates, kernel, outputs, splits, strides, g_rate_stride)
         return
     shape = splits[0] * splits[1], rows, x.inputs
     slices = torch.empty(shape, dtype=torch.float32, device=gradient.device)
     by_tap = outputs * x.inputs
     strides = slices.stride(0), taps * by_tap, x.inputs, by_tap
-    run(out=slices, inputs=x.inputs, strides=strides, g_rate_stride=g_rate_stride)
+    _launch(x, g, slices, rates, kernel, outputs, splits, strides, g_rate_stride)
     collect(slices, gradient, merged=False)
 
 
@@ -157,10 +153,7 @@ def product(x: Pixels, g: Pixels, slices: Tensor, add: bool) -> None:
     """
     splits, rows, inputs = slices.shape
     strides = slices.stride(0), 0, inputs, 0
-    _launch(
-        x, g, out=slices, rates=(1,), kernel=1, outputs=rows, inputs=inputs, splits=(1, splits),
-        strides=strides, g_rate_stride=0, add=add,
-    )  # fmt: skip
+    _launch(x, g, slices, (1,), 1, rows, (1, splits), strides, g_rate_stride=0, add=add)
 
 
 def collect(slices: Tensor, gradient: Tensor, merged: bool) -> None:
@@ -196,18 +189,17 @@ def splits_for(x: Pixels, outputs: int, programs: int, rows: int) -> tuple[int, 
 def _launch(
     x: Pixels,
     g: Pixels,
-    *,
     out: Tensor,
     rates: Sequence[int],
     kernel: int,
     outputs: int,
-    inputs: int,
     splits: tuple[int, int],
     strides: tuple[int, int, int, int],
     g_rate_stride: int,
     add: bool = False,
 ) -> None:
-    """Run `weight_grad_kernel`; strides of `out` by split, rate, output and tap."""
+    """Run `weight_grad_kernel`; strides of `out` by split, rate, output and tap, axis 2: inputs."""
+    inputs = out.shape[2]
     config = configs.select("weight_grad", x.tensor, x.pixels, outputs, x.inputs)
     tiles = blocks(outputs, config.block_m) * blocks(inputs, config.block_n)
     weight_grad_kernel[(tiles, len(rates) * kernel * kernel, splits[0] * splits[1])](

@@ -16,8 +16,6 @@ vertices: N rows of logits read, N rows of Q written and E read, E rows of verti
 each direction up to 3 R rows read and R written.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch
@@ -25,16 +23,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from kernels import memory
 from kernels.meanfield.term import LatticeTerm
 from kernels.meanfield.triton.stack import Stack
-from kernels.permutohedral.triton.filtering import (
-    blur,
-    buffers,
-    load_rows,
-    splat_rows,
-    width_of,
-)
-from kernels.permutohedral.triton.segments import require_memory
+from kernels.permutohedral.triton.filtering import blur, buffers, load_rows, splat_rows, width_of
 from kernels.sizes import blocks, power_of_2
 
 TILE = 1024  # elements: points x labels
@@ -139,10 +131,6 @@ def mean_field(
     """Set `output` `[M, C]`; float32, `[M, C]` of any strides.
 
     order: point i of the lattices is row order[i] of the others; None: i.
-
-    Raises:
-        ValueError: more entries than 32-bit indices name.
-        MemoryError: the update does not fit the device.
     """
     if not unary.numel():
         return
@@ -224,4 +212,4 @@ def _require_memory(unary: Tensor, terms: Sequence[LatticeTerm]) -> None:
             f"32 bits, {2**31 - 1} at most. Infer the image in parts."
         )
     bytes_needed = 4 * (width_of(labels) * (2 * count + 2 * rows) + count * labels + 4 * entries)
-    require_memory(bytes_needed, unary.device, f"mean field of {count} points with {labels} labels")
+    memory.require(bytes_needed, unary.device, f"mean field of {count} points with {labels} labels")

@@ -7,8 +7,6 @@ An iteration is the launches of the filters and one more, and a product for each
 that is a matrix. Of a Gaussian of a grid, the convolution along y is part of that pass.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch
@@ -20,7 +18,7 @@ from kernels.meanfield.filters import GridFilter
 from kernels.meanfield.term import Term
 from kernels.meanfield.triton import softmax
 from kernels.product import product
-from kernels.sizes import blocks
+from kernels.sizes import blocks, power_of_2
 
 TILE = 1024  # elements: points x labels
 
@@ -97,11 +95,9 @@ def mean_field(
             _filtered(term, values, whole=k != _column(terms))
             for k, (term, values) in enumerate(zip(terms, inputs, strict=True))
         ]
-        if left:
-            _update(unary, terms, list(zip(energies, after, strict=True)), scaled, True)
-        else:
-            last = [(output, None)]
-            _update(unary, terms, list(zip(energies, after, strict=True)), last, marginals)
+        outputs = scaled if left else [(output, None)]
+        weighted = list(zip(energies, after, strict=True))
+        _update(unary, terms, weighted, outputs, marginals or left > 0)
     return output
 
 
@@ -130,7 +126,7 @@ def _update(
 ) -> None:
     """Set each of `outputs`, with its `before`, from filtered values, each with its `after`."""
     images, points, labels = unary.shape
-    block_c = 1 << (labels - 1).bit_length()
+    block_c = power_of_2(labels)
     block_p = max(1, TILE // block_c)
     column = _column(terms)
     grid = None if column is None else terms[column].filter

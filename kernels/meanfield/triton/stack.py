@@ -103,28 +103,18 @@ def neighbours_kernel(
 
 @dataclass(frozen=True)
 class Stack:
-    """All terms side by side.
+    """All terms side by side."""
 
-    Attributes:
-        splat: entries and rows of all terms.
-        neighbours: int32 `[max(D_k + 1), 2, R]`.
-        corners: int32 `[sum(D_k + 1), N]`, rows of the corners of each point.
-        weights: float32 `[sum(D_k + 1), N]`, of a slice: the scale and `after` included.
-        compatibilities: float32 `[K, width]`, what is sliced is multiplied by.
-        factors: what the rows of each term are multiplied by before, `[width]` or
-            `[width, width]`; none unless one is a matrix.
-        bounds: the first row of each term, and R.
-        counts: D_k + 1.
-    """
-
-    splat: Splat
-    neighbours: Tensor
-    corners: Tensor
-    weights: Tensor
-    compatibilities: Tensor
+    splat: Splat  # entries and rows of all terms
+    neighbours: Tensor  # int32 `[max(D_k + 1), 2, R]`
+    corners: Tensor  # int32 `[sum(D_k + 1), N]`, rows of the corners of each point
+    weights: Tensor  # float32 `[sum(D_k + 1), N]`, of a slice: the scale and `after` included
+    compatibilities: Tensor  # float32 `[K, width]`, what is sliced is multiplied by
+    # What the rows of each term are multiplied by before, `[width]` or `[width, width]`; none
+    # unless one is a matrix.
     factors: list[Tensor]
-    bounds: list[int]
-    counts: tuple[int, ...]
+    bounds: list[int]  # the first row of each term, and R
+    counts: tuple[int, ...]  # D_k + 1
 
     @classmethod
     def of(cls, terms: Sequence[LatticeTerm], labels: int) -> Stack:
@@ -134,7 +124,7 @@ class Stack:
         factors, width = [term.compatibility for term in terms], width_of(labels)
         if any(factor.ndim == 2 for factor in factors):
             compatibilities = factors[0].new_ones(len(terms), width)
-            factors = [_padded(factor, width) for factor in factors]
+            factors = [F.pad(f, (0, width - len(f)) * f.ndim) for f in factors]  # by zeros
         else:
             compatibilities = factors[0].new_zeros(len(terms), width)
             torch.stack(factors, out=compatibilities[:, :labels])
@@ -226,9 +216,3 @@ def _neighbours(lattices: Sequence[Lattice], bounds: Sequence[int]) -> Tensor:
             LINES=2 * (lattice.num_dims + 1), BLOCK=BLOCK,
         )  # fmt: skip
     return neighbours
-
-
-def _padded(compatibility: Tensor, width: int) -> Tensor:
-    """A compatibility filled up with zeros, whose rows and columns meet rows of full width."""
-    missing = width - len(compatibility)
-    return F.pad(compatibility, (0, missing) * compatibility.ndim)

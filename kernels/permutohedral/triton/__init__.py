@@ -9,8 +9,6 @@ blur order of Krähenbühl and Koltun's densecrf). Without atomics: sums are in 
 order, so that two runs give the same bits.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

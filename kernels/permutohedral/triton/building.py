@@ -12,13 +12,10 @@ The host waits for the device once, for the number of rows, however many lattice
 the features were placeable and the radices fit into an int64 comes with it. If they do not fit,
 keys are packed into several words and the words replaced by their ranks, which costs further waits.
 
-Placing rounds as eager.py does, operation by operation: kernels that place are compiled without
+Placing rounds as reference.py does, operation by operation: kernels that place are compiled without
 contraction of a * b + c to one rounding, which would move points to other simplices.
 """
 
-from __future__ import annotations
-
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -28,17 +25,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.permutohedral.lattice import Lattice
+from kernels import memory
+from kernels.permutohedral.lattice import Lattice, elevation_scales, word_strides
 from kernels.permutohedral.limits import refuse_unplaceable, require_indexable
-from kernels.permutohedral.triton.segments import (
-    cut,
-    highest_bit,
-    rank,
-    require_memory,
-)
+from kernels.permutohedral.triton.segments import cut, highest_bit, rank
 from kernels.sizes import blocks, power_of_2
 
-WORD = 2**62  # a packed key stays below this
 PLACE_TILE = 512  # points x coordinates that a program places
 NUMBER_BLOCK = 1024  # entries
 SEARCH_BLOCK = 256  # vertices
@@ -191,17 +183,14 @@ def search_kernel(
 
 @dataclass(frozen=True)
 class Placed:
-    """What is known of a lattice before the host has waited.
-
-    lows and strides are as of `pack`; keys, entries and row as of `_sort`.
-    """
+    """What is known of a lattice before the host has waited."""
 
     points: Tensor
     images: int
-    lows: Tensor
+    lows: Tensor  # as of `pack`, like strides
     strides: Tensor
     weights: Tensor
-    keys: Tensor
+    keys: Tensor  # as of `_sort`, like entries and row
     entries: Tensor
     row: Tensor
 
@@ -216,17 +205,12 @@ def build_all(features: Sequence[Tensor], images: Sequence[int]) -> list[Lattice
 
     The points may be those of several images of equal size, one image after another: those of
     different images share no vertex. Lattices have `entries`, `pieces` and `sums`, no `chains`.
-
-    Raises:
-        ValueError: as `kernels.permutohedral.require_placeable`, from the same transfer
-            that brings the numbers of rows.
-        MemoryError: the build does not fit the device.
     """
     for one in features:
         count, dims = one.shape
         require_indexable(count, dims)
         held = count * (dims + 1) * BYTES_PER_ENTRY
-        require_memory(held, one.device, f"a lattice of {count} points in {dims} dimensions")
+        memory.require(held, one.device, f"a lattice of {count} points in {dims} dimensions")
     width = max(one.shape[1] for one in features) + 2
     even = width + width % 2  # reports start at 16 bytes: one pack_kernel serves all
     with torch.cuda.device_of(features[0]):
@@ -280,19 +264,15 @@ def _finished(placed: Placed, report: Sequence[float]) -> Lattice:
     return Lattice(corners, weights, neighbours, ghosts, parts, None, entries, pieces, sums)
 
 
-def scales(dims: int) -> tuple[float, ...]:
-    """Diagonal of the elevation matrix, times the blur's standard deviation (p. 5 and 6)."""
-    spread = float(np.float32(math.sqrt(2 / 3) * (dims + 1)))
-    return tuple(float(np.float32(spread / math.sqrt(j * (j + 1)))) for j in range(1, dims + 1))
-
-
 def pack(points: Tensor, report: Tensor) -> tuple[Tensor, Tensor]:
     """Lowest coordinates `[D]`, strides `[D+1]` (the last is the image's); set `report[1:]`."""
     dims = points.shape[1]
     least, most = torch.aminmax(points, dim=0)
     lows = torch.empty(dims, dtype=torch.int64, device=points.device)
     strides = torch.empty(dims + 1, dtype=torch.int64, device=points.device)
-    pack_kernel[(1,)](least, most, lows, strides, report, SCALES=scales(dims), num_warps=1)
+    pack_kernel[(1,)](
+        least, most, lows, strides, report, SCALES=elevation_scales(dims), num_warps=1
+    )
     return lows, strides
 
 
@@ -305,8 +285,8 @@ def place(points: Tensor, lows: Tensor, strides: Tensor, images: int) -> tuple[T
     block = max(1, PLACE_TILE // width)
     place_kernel[(blocks(count, block),)](
         points, lows, strides, keys, weights, count, count // images,
-        SCALES=scales(dims), INVERSE=float(np.float32(1 / (dims + 1))), BLOCK=block, WIDTH=width,
-        enable_fp_fusion=False,
+        SCALES=elevation_scales(dims), INVERSE=float(np.float32(1 / (dims + 1))),
+        BLOCK=block, WIDTH=width, enable_fp_fusion=False,
     )  # fmt: skip
     return keys, weights
 
@@ -352,16 +332,8 @@ def _empty(points: Tensor) -> Lattice:
 
 def _word_strides(extents: Sequence[int], images: int) -> list[list[int]]:
     """Strides `[W, D+1]` of the digits, the most significant word first; 0 outside their word."""
-    words: list[list[int]] = []
-    product = WORD
-    digits = [*reversed(list(enumerate(extents))), (len(extents), images)]
-    for digit, extent in digits:
-        if product * extent > WORD:
-            words.append([0] * len(digits))
-            product = 1
-        words[-1][digit] = product
-        product *= extent
-    return words[::-1]
+    words = word_strides([*reversed(extents), images])
+    return [[*reversed(digits), image] for *digits, image in reversed(words)]
 
 
 def _search_words(

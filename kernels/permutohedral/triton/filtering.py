@@ -12,8 +12,6 @@ A splat takes D+1 reads of a row of values a point, a blur direction up to three
 a vertex, a slice D+1 reads a point.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch
@@ -21,12 +19,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from kernels import memory
 from kernels.permutohedral.lattice import Lattice
-from kernels.permutohedral.triton.segments import (
-    completed,
-    num_partials,
-    require_memory,
-)
+from kernels.permutohedral.triton.segments import completed, num_partials
 from kernels.sizes import blocks, power_of_2
 
 MAX_BLOCK_C = 64  # channels of a tile; more are further programs
@@ -148,31 +143,20 @@ def slice_kernel(
 
 @dataclass(frozen=True)
 class Splat:
-    """What the rows of one lattice, or of several side by side, sum.
+    """What the rows of one lattice, or of several side by side, sum."""
 
-    Attributes:
-        points: int32 `[E]`, the point of each entry, entries sorted by row.
-        weights: float32 `[E]`, its weight.
-        pieces, sums: as of `Lattice`.
-        rows: how many rows there are, partial ones not counted.
-        buffer_rows: the same, partial ones counted.
-    """
-
-    points: Tensor
-    weights: Tensor
-    pieces: Tensor
+    points: Tensor  # int32 `[E]`, the point of each entry, entries sorted by row
+    weights: Tensor  # float32 `[E]`, its weight
+    pieces: Tensor  # as of `Lattice`, like sums
     sums: Tensor
-    rows: int
-    buffer_rows: int
+    rows: int  # how many there are, partial ones not counted
+    buffer_rows: int  # the same, partial ones counted
 
 
 def filter(lattice: Lattice, values: Tensor, reverse: bool = False) -> Tensor:
     """Filter float32 `values` `[N, C]`; `reverse` blurs in the opposite order (the adjoint).
 
     Nothing here waits for the device.
-
-    Raises:
-        MemoryError: the rows do not fit the device.
     """
     source = values.detach().contiguous()
     output = torch.empty_like(source)
@@ -183,7 +167,7 @@ def filter(lattice: Lattice, values: Tensor, reverse: bool = False) -> Tensor:
     width = width_of(channels)
     with torch.cuda.device_of(source):
         splat = fold(lattice, None)
-        require_memory(
+        memory.require(
             4 * width * (splat.buffer_rows + splat.rows),
             source.device,
             f"filtering {channels} channels on {splat.rows} vertices",

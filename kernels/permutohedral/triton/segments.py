@@ -11,8 +11,6 @@ Sizes follow from the numbers of rows and of entries, whose tables are filled up
 nothing here waits for the device.
 """
 
-from __future__ import annotations
-
 import dataclasses
 
 import torch
@@ -20,7 +18,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels import memory
 from kernels.permutohedral.lattice import Lattice
 from kernels.sizes import blocks
 
@@ -113,15 +110,10 @@ def write_sums(ends_ptr, sums_ptr, which, rows, sums, highest_bit):
 
 
 def cut(starts: Tensor, entries: int) -> tuple[Tensor, Tensor]:
-    """Cut the entries [starts[r], starts[r+1]) of each row r into pieces.
+    """`Lattice.pieces` and `sums` of the entries [starts[r], starts[r+1]) of each row r.
 
-    Args:
-        starts: int32 `[R+1]`, not decreasing, from 0 to `entries`; R is at least 1.
-
-    Returns:
-        Pieces int32 `[3, P]`: first and last entry, and the row to write; a row without entries has
-        one, to write zeros. Sums int32 `[3, S]`: first and last partial row, and the row. Row -1 is
-        none. Partial rows are numbered from R on.
+    starts: int32 `[R+1]`, not decreasing, from 0 to `entries`; R is at least 1. A row without
+    entries has one piece, to write zeros.
     """
     rows = len(starts) - 1
     counts = torch.empty(3, rows, dtype=torch.int32, device=starts.device)
@@ -141,15 +133,6 @@ def highest_bit(count: int) -> int:
     return 1 << (count.bit_length() - 1)
 
 
-def starts_of(row: Tensor, rows: int) -> Tensor:
-    """The first entry of each row, and the number of entries: int32 `[R+1]`.
-
-    row: int32 `[E]`, the rows of the entries, sorted.
-    """
-    wanted = torch.arange(rows + 1, dtype=torch.int32, device=row.device)
-    return torch.searchsorted(row, wanted, out_int32=True)
-
-
 def num_partials(entries: int) -> int:
     """The most partial rows that `cut` may number."""
     return 2 * (entries // PIECE)
@@ -165,18 +148,8 @@ def completed(lattice: Lattice) -> Lattice:
         owners[lattice.ghosts[:, 0].long()] = lattice.ghosts[:, 1]
         corners = owners[corners.long()]
     row, entries = torch.sort(corners.flatten(), stable=True)
+    rows = torch.arange(lattice.num_rows + 1, dtype=torch.int32, device=row.device)
     with torch.cuda.device_of(corners):
-        pieces, sums = cut(starts_of(row, lattice.num_rows), len(entries))
-    return dataclasses.replace(
-        lattice,
-        corners=corners,
-        ghosts=lattice.ghosts[:0],
-        entries=entries.int(),
-        pieces=pieces,
-        sums=sums,
-    )
-
-
-def require_memory(needed: int, device: torch.device, what: str) -> None:
-    """Refuse what `device` cannot hold, before it is allocated: MemoryError."""
-    memory.require(needed, device, what, "take the image in parts")
+        pieces, sums = cut(torch.searchsorted(row, rows, out_int32=True), len(entries))
+    splat = {"entries": entries.int(), "pieces": pieces, "sums": sums}
+    return dataclasses.replace(lattice, corners=corners, ghosts=lattice.ghosts[:0], **splat)

@@ -312,10 +312,10 @@ def test_memory_stays_within_blocks_forward_and_backward(tile_of: Sizes) -> None
     tile_of(16, pairs=8)
     p = problem(1000, 2, 3, dtype=torch.float64)
     with LargestTensor() as largest:
-        points, order, kept, *_ = tiles.build(p.features, 1e-3, tiled.masses)
-        lists = order, kept, "ieee"
-        tiled.apply(p.values, points, *lists, torch.empty_like(p.values))
-        tiled.feature_gradient(p.values, p.values, points, *lists, torch.empty_like(points))
+        pairs = tiles.Pairs(*tiles.build(p.features, 1e-3, tiled.masses)[:3])
+        tiled.apply(p.values, pairs, "ieee", torch.empty_like(p.values))
+        gradient = torch.empty_like(pairs.points)
+        tiled.feature_gradient(p.values, p.values, pairs, "ieee", gradient)
     assert largest.bytes <= 63 * 63 * 8  # of the table over tiles; all pairs of points: 8 MB
 
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from kernels import apply_lattice, build_lattice
+from kernels.meanfield import build, filters
 from kernels.meanfield.filters import in_order, out_of_order, pixel_order, reference_lattice
 from kernels.meanfield.term import normalizers
 
@@ -19,21 +20,19 @@ SIZES = [(1, 1), (1, 7), (5, 1), (4, 6), (33, 17), (40, 48)]
 
 @pytest.mark.parametrize(("height", "width"), SIZES)
 @pytest.mark.parametrize("tile", [1, 3, 16, 100])
-def test_pixel_order_visits_tile_after_tile(height: int, width: int, tile: int) -> None:
+def test_pixel_order_visits_tile_after_tile(
+    monkeypatch: pytest.MonkeyPatch, height: int, width: int, tile: int
+) -> None:
+    monkeypatch.setattr(filters, "SIDE", tile)
     expected = [
         y * width + x
         for top, left in itertools.product(range(0, height, tile), range(0, width, tile))
         for y in range(top, min(top + tile, height))
         for x in range(left, min(left + tile, width))
     ]
-    order = pixel_order(height, width, tile)
+    order = pixel_order(height, width)
     assert order.dtype == torch.int64
     assert order.tolist() == expected
-
-
-def test_pixel_order_refuses_an_empty_tile() -> None:
-    with pytest.raises(ValueError, match="tile must be at least 1"):
-        pixel_order(4, 4, 0)
 
 
 @pytest.mark.parametrize("recorded", [False, True])
@@ -72,6 +71,16 @@ def test_the_reference_lattice_of_a_batch_filters_as_that_of_each_image(count: i
     for b in range(3):
         alone = reference_lattice(features[b])
         assert torch.equal(found[b], apply_lattice(alone, values[b]))
+
+
+# What the host must know of filters
+
+
+def test_numbers_of_several_tensors_come_as_they_are_and_with_their_shapes() -> None:
+    tensors = [torch.tensor([3, 2**40]), torch.randn(2, 2, 5), torch.randn(1, 2, 3).double()]
+    for found, tensor in zip(build._known(tensors), tensors, strict=True):
+        assert found.shape == tensor.shape
+        assert found.tolist() == tensor.tolist()
 
 
 # Normalisation

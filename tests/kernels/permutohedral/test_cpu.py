@@ -3,12 +3,14 @@
 import math
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kernels.permutohedral import cpu, reference
+from kernels.permutohedral.lattice import elevation_scales
 
 EPS = torch.finfo(torch.float32).eps
 
@@ -87,7 +89,7 @@ def test_keys_that_need_several_words_are_told_apart():
     generator = torch.Generator().manual_seed(0)
     features = 2000 * torch.rand(200, 9, generator=generator)
     features = torch.cat([features, features + 0.01])  # shared simplices, far-apart points
-    _, strides = cpu.pack_keys(features.numpy(), cpu.elevation_scales(9))
+    _, strides = cpu.pack_keys(features.numpy(), np.float32(elevation_scales(9)))
     assert strides.shape[1] > 1
     assert cpu.build(features).num_vertices == reference.build(features).num_vertices
     _assert_filters_agree(cpu.build(features), features, _values(400, 3))

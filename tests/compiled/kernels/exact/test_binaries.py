@@ -36,7 +36,7 @@ def call(kernel: str, mode: str, precision: str) -> Callable[[], object]:
     points, values = meta(dims, total * tiles.TILE), meta(POINTS, channels)
     order = meta(POINTS, dtype=torch.int64) if pruned else None
     kept = meta(total * (total + 1), dtype=torch.int32) if pruned else None
-    tail = points, order, kept, precision
+    tail = tiles.Pairs(points, order, kept), precision
     if kernel == "filter_kernel":
         return lambda: triton.apply(values, *tail, meta(POINTS, channels))
     if kernel == "gradient_kernel":

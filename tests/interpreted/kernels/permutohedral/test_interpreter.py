@@ -14,7 +14,7 @@ from torch import Tensor
 
 import kernels
 from kernels import memory
-from kernels.permutohedral import reference, triton
+from kernels.permutohedral import lattice, reference, triton
 from kernels.permutohedral.lattice import Lattice
 from kernels.permutohedral.triton import building, filtering, segments
 
@@ -60,13 +60,13 @@ def test_any_number_of_words_gives_the_same_lattice(
     monkeypatch: pytest.MonkeyPatch, word: int
 ) -> None:
     features = walk(60, 4, 1.0)
-    monkeypatch.setattr(building, "WORD", word)
+    monkeypatch.setattr(lattice, "WORD", word)
     assert_equal_lattices(triton.build(features), reference.build(features))
 
 
 @pytest.mark.parametrize("word", [2**62, 2**12])
 def test_images_of_one_lattice_share_no_vertex(monkeypatch: pytest.MonkeyPatch, word: int) -> None:
-    monkeypatch.setattr(building, "WORD", word)
+    monkeypatch.setattr(lattice, "WORD", word)
     features, values = walk(60, 3, 0.5), normal(60, 4)
     together = triton.filter(triton.build(features, 3), values)
     apart = [
