@@ -147,7 +147,8 @@ def _decide_once(semantic: Any) -> None:
     import triton.language.core as tl
 
     kind_of_semantic = type(semantic)
-    make_alike, make_constant = semantic.binary_op_type_checking_impl, semantic.scalar_constant
+    make_alike = semantic.binary_op_type_checking_impl
+    make_constant = semantic.scalar_constant
     decided: dict[Any, Any] = {}
     constants: dict[Any, Any] = {}
 
@@ -194,5 +195,6 @@ def _decide_once(semantic: Any) -> None:
             return make_alike(lhs, rhs, *how)
         return left(lhs), right(rhs)
 
+    alike.__wrapped__ = make_alike  # type: ignore[attr-defined]
     kind_of_semantic.scalar_constant = constant
     kind_of_semantic.binary_op_type_checking_impl = alike
