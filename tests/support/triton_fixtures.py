@@ -40,7 +40,7 @@ def large_lattice_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(building, "SEARCH_BLOCK", 1024)
     monkeypatch.setattr(building, "PLACE_TILE", 2**11)
-    monkeypatch.setattr(filtering, "SPLAT_TILE", 2**13)
-    monkeypatch.setattr(filtering, "TILE", 2**13)
+    monkeypatch.setattr(filtering, "SPLAT_TILE", 2**10)
+    monkeypatch.setattr(filtering, "TILE", 2**10)
     monkeypatch.setattr(segments, "BLOCK", 1024)
     monkeypatch.setattr(segments, "PIECE", 16)
