@@ -31,7 +31,7 @@ def poisoned_memory() -> Iterator[None]:
 
 @pytest.fixture
 def large_lattice_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A few programs a launch, as the interpreter takes as long for any tile; short pieces."""
+    """A few programs a launch, each of which takes the interpreter its time; short pieces."""
     from kernels.permutohedral.triton import (
         building,
         filtering,
