@@ -45,7 +45,7 @@ ANY_SIZE = [(1, 3, 33, 33), (3, 3, 34, 81), (1, 3, 200, 41)]
 @pytest.mark.parametrize(
     ("kind", "options"),
     [
-        ("plain", {"frozen_bn": True}),
+        ("plain", {"stages": 2, "frozen_bn": True}),
         pytest.param("msc", {"stages": 2}, marks=pytest.mark.slow),
         ("v3", {"stages": 2}),
     ],
@@ -69,7 +69,10 @@ def test_torch_export_serves_any_batch_and_size(kind, options, tmp_path, monkeyp
 
 @pytest.mark.parametrize(
     ("kind", "options"),
-    [pytest.param("msc", {"stages": 2, "scales": (1.0, 0.5)}, marks=pytest.mark.slow), ("v3", {})],
+    [
+        pytest.param("msc", {"stages": 2, "scales": (1.0, 0.5)}, marks=pytest.mark.slow),
+        ("v3", {"stages": 2}),
+    ],
 )
 def test_onnxruntime_serves_any_batch_and_size_with_plain_convolutions(kind, options, tmp_path):
     onnx = pytest.importorskip("onnx")

@@ -162,11 +162,12 @@ from deeplab.predict import predict
 from deeplab.model import deeplab_v2_small
 from kernels import memory
 status = lambda key: next(int(l.split()[1]) for l in open("/proc/self/status") if l.startswith(key))
-image = np.zeros((768, 1024, 3), np.uint8)
 for scales, flip, msc in json.loads(sys.argv[1]):
     if os.fork():  # each in a process of its own: what one frees, the next would use
         assert os.wait()[1] == 0
         continue
+    top = max(1, *scales)  # the largest view is of 768 x 1024 pixels
+    image = np.zeros((round(768 / top), round(1024 / top), 3), np.uint8)
     model, asked = deeplab_v2_small(21, scales=msc).eval(), []
     predict(model, np.zeros((64, 64, 3), np.uint8), scales=scales, flip=flip)
     memory.require = lambda needed, *rest: asked.append(needed)
