@@ -5,8 +5,6 @@ every argument is specialised as on the GPU. Only Triton's driver is a stub, and
 launched. Compiled code goes to Triton's cache on disk, where a process with a GPU finds it.
 """
 
-from __future__ import annotations
-
 import math
 import os
 import re

@@ -9,8 +9,6 @@ The gate is an error budget: ours may be off from float64 by twice what PyTorch'
 the same dtype is, plus one rounding of the largest value.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from contextlib import nullcontext

@@ -9,8 +9,6 @@ crf.pydensecrf imports nothing at its first call but LLVM, which counts; numba, 
 to compile, is timed beside it. One more process has nothing compiled yet.
 """
 
-from __future__ import annotations
-
 import argparse
 import importlib
 import importlib.util

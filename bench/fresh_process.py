@@ -4,8 +4,6 @@ A process keeps freed memory and compiled code, so a peak or a first call can on
 process that has done nothing before.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context

@@ -19,8 +19,6 @@ floor: the bytes, or the operations, at the datasheet's rates. Kernels that PyTo
 (sorts, sums, copies) are in neither, nor is the host.
 """
 
-from __future__ import annotations
-
 import argparse
 import sys
 import time

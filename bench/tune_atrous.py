@@ -19,8 +19,6 @@ the process, 75 the time was up. What was found before is written in each case; 
 finished problems, and the candidate that stopped the run, out.
 """
 
-from __future__ import annotations
-
 import argparse
 import itertools
 import json

@@ -5,8 +5,6 @@ else is in `Work`. How much of a list of tiles an image keeps depends on its con
 below are of the photograph of 375 x 500 pixels that the comparisons use, with sigmas 80/13.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass

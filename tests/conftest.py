@@ -13,8 +13,6 @@ tests as a rule; a run of tests/interpreted, or of a folder in it, takes those o
 name in tests/triton along. `TRITON_INTERPRET=1 pytest tests/triton` interprets them alone.
 """
 
-from __future__ import annotations
-
 import importlib
 import os
 import sys

@@ -1,7 +1,5 @@
 """The tiers that need a process of their own pass there: the interpreter's and the compiler's."""
 
-from __future__ import annotations
-
 import importlib.util
 import os
 import re

@@ -6,8 +6,6 @@ for is exactly what launches.json says. Where it is meant to change, write the t
     pytest tests/fakecuda --renew-launches
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 

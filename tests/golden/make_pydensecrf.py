@@ -15,8 +15,6 @@ With the folder of pydensecrf's example photographs it also writes `pydensecrf_e
 label maps `im1`, `im3` that its `examples/inference.py` ends in (the photographs stay outside).
 """
 
-from __future__ import annotations
-
 import json
 import sys
 from collections.abc import Callable

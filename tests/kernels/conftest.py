@@ -1,7 +1,5 @@
 """What tests of the Gaussian filters share: points of any spread, and the sum over all pairs."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import pytest

@@ -1,7 +1,5 @@
 """The public functions: what they refuse and how they say it, what they choose, batches."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any

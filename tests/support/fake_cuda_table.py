@@ -1,7 +1,5 @@
 """The table of launches and waits, a file of the repository: what each case does, exactly."""
 
-from __future__ import annotations
-
 import json
 import textwrap
 from collections.abc import Iterable, Mapping

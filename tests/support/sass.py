@@ -1,7 +1,5 @@
 """What loops of a kernel execute, from the machine code that `cuobjdump -sass` lists."""
 
-from __future__ import annotations
-
 import re
 from collections import Counter
 

@@ -1,7 +1,5 @@
 """The exact filter against the sum written in one piece: values, gradients, memory, rounding."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The operators of the exact filter: their contract with PyTorch's compilers."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest

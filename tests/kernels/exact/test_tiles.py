@@ -1,7 +1,5 @@
 """Tiles: how points are sorted, which pairs are kept, what a filter over them loses at most."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The operators of the separable filter: their contract with PyTorch's compilers, and gradients."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest

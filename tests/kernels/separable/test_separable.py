@@ -1,7 +1,5 @@
 """The separable filter against the sum over all pairs; its data; what it refuses."""
 
-from __future__ import annotations
-
 import dataclasses
 import math
 from collections.abc import Callable

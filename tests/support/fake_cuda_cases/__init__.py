@@ -4,8 +4,6 @@ A case makes what it needs, and gives the function that is counted. That functio
 out: shape, dtype, strides and device.
 """
 
-from __future__ import annotations
-
 from fake_cuda import Case
 
 from fake_cuda_cases import atrous, exact, lattice, mean_field, models, separable

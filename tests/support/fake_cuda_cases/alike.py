@@ -1,7 +1,5 @@
 """What the cases share: the check of a result."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

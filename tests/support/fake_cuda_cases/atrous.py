@@ -1,7 +1,5 @@
 """Atrous convolution by both algorithms, forward and backward."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial

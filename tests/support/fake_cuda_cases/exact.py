@@ -1,7 +1,5 @@
 """The exact filter: tiles, the filter and its gradients."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The permutohedral lattice: building it, filtering on it, and the gradient."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 from fake_cuda import Case, tensor

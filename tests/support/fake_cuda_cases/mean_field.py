@@ -1,7 +1,5 @@
 """The CRF layer over each filter: inference, learning, and the operator that compilers see."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

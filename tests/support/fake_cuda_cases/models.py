@@ -1,7 +1,5 @@
 """Whole networks, with and without a CRF behind them."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import torch

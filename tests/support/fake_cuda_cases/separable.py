@@ -1,7 +1,5 @@
 """The separable filter: building it, filtering, and the gradient."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 
