@@ -65,7 +65,7 @@ def import_of_numba() -> Seconds:
 
 def measure(samples: int, say: Callable[[str], object] = str) -> dict[str, Any]:
     """Every sample of each library, and the import of numba."""
-    from fresh_process import in_fresh_process
+    from memory import in_fresh_process
 
     found: dict[str, Any] = {"samples": {}, "import numba": []}
     with tempfile.TemporaryDirectory() as cache:
