@@ -126,7 +126,7 @@ def floor(work: Work, moved: int) -> float:
 
 
 def _row(case: str, target: str, launch: Launch, binary: Binary) -> Row:
-    kernel = ".".join(launch.name).removesuffix("_kernel")
+    kernel = f"{launch.operation}.{launch.name}".removesuffix("_kernel")
     empty: Row = {"launches": 0, "programs": 0, "bytes": 0, "operations": 0}
     seconds = {"floor_seconds": 0.0, "predicted_seconds": 0.0} if target == PREDICTED else {}
     return {"case": case, "kernel": kernel, "target": target, **asdict(binary), **empty, **seconds}

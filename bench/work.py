@@ -45,7 +45,7 @@ def work_of(launch: Launch) -> Work:
     Raises:
         KeyError: no formula is known of this kernel.
     """
-    return FORMULAS[launch.name](launch.arguments, launch.programs)
+    return FORMULAS[launch.operation, launch.name](launch.arguments, launch.programs)
 
 
 def live_rows(height: int, rates: tuple[int, ...], kernel: int) -> list[tuple[int, int]]:
