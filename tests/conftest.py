@@ -16,7 +16,7 @@ name in tests/triton along. `TRITON_INTERPRET=1 pytest tests/triton` interprets 
 import importlib
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -102,6 +102,37 @@ def torchvision() -> Iterator[Any]:
         deeplabv3=importlib.import_module("torchvision.models.segmentation.deeplabv3"),
     )
     del library  # until here it keeps the schemas defined
+
+
+@pytest.fixture
+def set_threads() -> Iterator[Callable[[int], None]]:
+    """Sets how many threads torch has; afterwards it has as many as before."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(params=["float64", "meta"])
+def other_default(request: pytest.FixtureRequest) -> Iterator[Callable[[], None]]:
+    """Changes the dtype or the device that torch is told to make new tensors with."""
+
+    def change() -> None:
+        if request.param == "meta":
+            torch.set_default_device("meta")
+        else:
+            torch.set_default_dtype(torch.float64)
+
+    yield change
+    torch.set_default_device(None)
+    torch.set_default_dtype(torch.float32)
+
+
+@pytest.fixture
+def fresh_dynamo() -> Iterator[None]:
+    """Nothing compiled before, nor left behind."""
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
 
 
 @pytest.fixture(autouse=True)

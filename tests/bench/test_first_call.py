@@ -6,17 +6,14 @@ from typing import Any
 import first_call
 import memory
 import pytest
-import torch
 from memory import in_fresh_process
 
 SECONDS = {"import the library": {"cpu": 0.07, "wall": 0.1}}
 SECONDS |= {"first call": {"cpu": 0.2, "wall": 0.3}, "second call": {"cpu": 0.01, "wall": 0.02}}
 
 
-def test_a_sample_tells_each_step_and_that_the_calls_imported_no_compiler():
-    threads = torch.get_num_threads()
+def test_a_sample_tells_each_step_and_that_the_calls_imported_no_compiler(set_threads):
     first_call.sample(first_call.OURS)  # here, so that its code is on disk
-    torch.set_num_threads(threads)
     found = in_fresh_process(first_call.sample, first_call.OURS)
     assert tuple(found["seconds"]) == first_call.STEPS
     assert all(set(seconds) == {"cpu", "wall"} for seconds in found["seconds"].values())
