@@ -237,10 +237,7 @@ def _composed_updates() -> None:
     from kernels.separable import triton
 
     taps, scale = meta(REACH), meta(1, _points(), 1)
-    over = (
-        GridFilter(taps, taps, CRF.width),
-        SeparableFilter([_factors()], "bf16"),
-    )
+    over = (GridFilter(taps, taps, CRF.width), SeparableFilter([_factors()], "bf16"))
     terms = [Term(each, meta(CRF.labels), scale, scale) for each in over]
     with (
         mock.patch.object(filters, "apply_separable", triton.filter),

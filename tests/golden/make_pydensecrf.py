@@ -24,11 +24,7 @@ from typing import Any
 import numpy as np
 import pydensecrf.densecrf as dcrf
 from PIL import Image
-from pydensecrf.utils import (
-    create_pairwise_bilateral,
-    create_pairwise_gaussian,
-    unary_from_labels,
-)
+from pydensecrf.utils import create_pairwise_bilateral, create_pairwise_gaussian, unary_from_labels
 
 HERE = Path(__file__).parent
 Calls = list[tuple[str, Any]]

@@ -114,9 +114,7 @@ def test_segment_can_check_the_model_that_the_weights_are_for(tmp_path, weights)
     assert np.array_equal(indices(tmp_path / "photo_labels.png"), expected)
 
 
-def test_the_weights_called_scenes_say_that_they_know_generated_scenes_only(
-    tmp_path: Path,
-) -> None:
+def test_the_weights_called_scenes_say_that_they_know_generated_scenes_only(tmp_path: Path) -> None:
     """They come with the package: fails where they are missing from it."""
     photo = picture(tmp_path / "photo.png", 65, 65)
     result = done("segment", photo, "--weights", "scenes", "--out", tmp_path)

@@ -8,9 +8,4 @@ from fake_cuda import Case
 
 from fake_cuda_cases import atrous, filters, mean_field, models
 
-CASES: dict[str, Case] = {
-    **atrous.CASES,
-    **filters.CASES,
-    **mean_field.CASES,
-    **models.CASES,
-}
+CASES: dict[str, Case] = {**atrous.CASES, **filters.CASES, **mean_field.CASES, **models.CASES}

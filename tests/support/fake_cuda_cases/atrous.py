@@ -34,10 +34,7 @@ class Pyramid:
         """The arguments that are tensors, all of which want gradients."""
         make = partial(tensor, dtype=dtype, requires_grad=True)
         x = make(batch, self.inputs, self.size, self.size, **layout)
-        found = {
-            "input": x,
-            "weight": make(len(self.rates), self.outputs, self.inputs, 3, 3),
-        }
+        found = {"input": x, "weight": make(len(self.rates), self.outputs, self.inputs, 3, 3)}
         if self.has_bias:
             found["bias"] = make(len(self.rates), self.outputs)
         if self.has_scale:
@@ -93,11 +90,7 @@ def under_autocast() -> Iterator[None]:
 
 def _convolve(pyramid: Pyramid, impl: str, tensors: dict[str, Tensor]) -> Tensor:
     return kernels.multi_rate_atrous_conv2d(
-        **tensors,
-        rates=pyramid.rates,
-        fuse=pyramid.fuse,
-        activation=pyramid.activation,
-        impl=impl,
+        **tensors, rates=pyramid.rates, fuse=pyramid.fuse, activation=pyramid.activation, impl=impl
     )
 
 
