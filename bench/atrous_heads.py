@@ -75,7 +75,7 @@ class Operands(NamedTuple):
         return Operands(self.input.double(), self.upstream.double(), *groups)
 
 
-Forward = Callable[[Operands], Tensor]
+Forward = Callable[[Head, Operands], Tensor]
 
 
 def operands(head: Head, device: str) -> Operands:
@@ -100,50 +100,42 @@ def operands(head: Head, device: str) -> Operands:
     )
 
 
-def ours(head: Head) -> Forward:
+def ours(head: Head, given: Operands) -> Tensor:
     """One call for all rates."""
-
-    def forward(given: Operands) -> Tensor:
-        return kernels.multi_rate_atrous_conv2d(
-            given.input,
-            given.weights[0],
-            given.biases[0] if given.biases else None,
-            rates=head.rates,
-            fuse=head.fuse,
-            scale=given.scales[0] if given.scales else None,
-            shift=given.shifts[0] if given.shifts else None,
-            activation=None if head.fuse == "sum" else "relu",
-        )
-
-    return forward
+    return kernels.multi_rate_atrous_conv2d(
+        given.input,
+        given.weights[0],
+        given.biases[0] if given.biases else None,
+        rates=head.rates,
+        fuse=head.fuse,
+        scale=given.scales[0] if given.scales else None,
+        shift=given.shifts[0] if given.shifts else None,
+        activation=None if head.fuse == "sum" else "relu",
+    )
 
 
-def one_convolution_a_rate(head: Head) -> Forward:
+def one_convolution_a_rate(head: Head, given: Operands) -> Tensor:
     """The head as models write it today."""
-
-    def forward(given: Operands) -> Tensor:
-        branches = []
-        for i, rate in enumerate(head.rates):
-            bias = given.biases[i] if given.biases else None
-            branch = F.conv2d(given.input, given.weights[i], bias, padding=rate, dilation=rate)
-            if given.scales:  # one pass, as batch_norm in evaluation
-                branch = torch.addcmul(given.shifts[i], branch, given.scales[i])
-            branches.append(branch)
-        if head.fuse == "sum":
-            total = branches[0]
-            for branch in branches[1:]:
-                total = total + branch
-            return total
-        return torch.cat([F.relu(branch, inplace=True) for branch in branches], dim=1)
-
-    return forward
+    branches = []
+    for i, rate in enumerate(head.rates):
+        bias = given.biases[i] if given.biases else None
+        branch = F.conv2d(given.input, given.weights[i], bias, padding=rate, dilation=rate)
+        if given.scales:  # one pass, as batch_norm in evaluation
+            branch = torch.addcmul(given.shifts[i], branch, given.scales[i])
+        branches.append(branch)
+    if head.fuse == "sum":
+        total = branches[0]
+        for branch in branches[1:]:
+            total = total + branch
+        return total
+    return torch.cat([F.relu(branch, inplace=True) for branch in branches], dim=1)
 
 
-def compiled(head: Head, mode: str | None = None, backend: str = "inductor") -> Forward:
+def compiled(mode: str | None = None, backend: str = "inductor") -> Forward:
     """The peer under torch.compile."""
     torch.compiler.reset()  # cases share the function's code, which is compiled only so many times
     forward: Forward = torch.compile(
-        one_convolution_a_rate(head), dynamic=False, fullgraph=True, mode=mode, backend=backend
+        one_convolution_a_rate, dynamic=False, fullgraph=True, mode=mode, backend=backend
     )
     return forward
 
@@ -151,14 +143,14 @@ def compiled(head: Head, mode: str | None = None, backend: str = "inductor") -> 
 def call(head: Head, forward: Forward, given: Operands) -> Candidate:
     """The function to time: the output, or by name the output and its gradients."""
     if not head.backward:
-        return torch.no_grad()(lambda: forward(given))
+        return torch.no_grad()(lambda: forward(head, given))
 
     def both() -> dict[str, Any]:
         originals = (given.input, *given.weights, *given.biases)
         leaves = tuple(tensor.detach().requires_grad_() for tensor in originals)
         first_bias = 1 + len(given.weights)
         weights, biases = leaves[1:first_bias], leaves[first_bias:]
-        output = forward(given._replace(input=leaves[0], weights=weights, biases=biases))
+        output = forward(head, given._replace(input=leaves[0], weights=weights, biases=biases))
         found = torch.autograd.grad(output, leaves, given.upstream)
         return {
             "output": output,

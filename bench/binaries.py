@@ -5,8 +5,6 @@ every argument is specialised as on the GPU. Only Triton's driver is a stub, and
 launched. Compiled code goes to Triton's cache on disk, where a process with a GPU finds it.
 """
 
-from __future__ import annotations
-
 import math
 import os
 import re
@@ -53,6 +51,10 @@ ROOM = {
     "sm_90": Multiprocessor(65536, 64, 32, 228 * KB, KB, 256),
     "gfx942": Multiprocessor(4 * 512 * 64, 32, 32, 64 * KB, 0, 8 * 64),
 }
+RESOURCES = {  # of a listing: registers of a thread, then what did not fit
+    "cuda": ("REG", "STACK", "LOCAL"),
+    "hip": ("vgpr_count", "vgpr_spill_count", "sgpr_spill_count", "private_segment_fixed_size"),
+}
 MATRIX = re.compile(r"^(HMMA|HGMMA|IMMA|IGMMA|QGMMA|DMMA|v_mfma_\w+)\b")
 
 
@@ -66,9 +68,14 @@ class Launch:
     kwargs: dict[str, Any]
 
     @property
-    def name(self) -> tuple[str, str]:
-        """The operation's folder in `kernels`, and the kernel."""
-        return str(self.kernel.__module__).split(".")[1], str(self.kernel.__name__)
+    def operation(self) -> str:
+        """Its folder in `kernels`."""
+        return str(self.kernel.__module__).split(".")[1]
+
+    @property
+    def name(self) -> str:
+        """That of the kernel."""
+        return str(self.kernel.__name__)
 
     @property
     def programs(self) -> int:
@@ -79,7 +86,8 @@ class Launch:
     def code(self) -> tuple[Any, ...]:
         """What tells code apart: the kernel, its constants, and which arguments are None."""
         constants = sorted((name, str(value)) for name, value in self.kwargs.items())
-        return self.name, tuple(constants), tuple(argument is None for argument in self.args)
+        none = tuple(argument is None for argument in self.args)
+        return self.operation, self.name, tuple(constants), none
 
     @property
     def arguments(self) -> dict[str, Any]:
@@ -135,26 +143,13 @@ def of_target(target: str) -> Any:
 
 def compile_launch(launch: Launch, target: str) -> Binary:
     """Compile for a target, or find it compiled, and read the result."""
-    triton.runtime.driver.set_active(_Driver(target))
-    compiled = launch.kernel.run(*launch.args, grid=launch.grid, warmup=True, **launch.kwargs)
-    metadata = compiled.metadata
-    if TARGETS[target].backend == "hip":
-        assembly = compiled.asm["amdgcn"]
-        names = "vgpr_count", "vgpr_spill_count", "sgpr_spill_count", "private_segment_fixed_size"
-        registers, *spills = (int(re.findall(rf"\.{n}:\s+(\d+)", assembly)[0]) for n in names)
-        code = amd_code(assembly)
-    else:
-        with tempfile.TemporaryDirectory() as folder:
-            file = Path(folder) / "kernel.cubin"
-            file.write_bytes(compiled.asm["cubin"])
-            command = [triton.knobs.nvidia.cuobjdump.path, "-res-usage", "-sass", str(file)]
-            said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-        registers, *spills = (
-            int(re.findall(rf"{name}:(\d+)", said)[0]) for name in ("REG", "STACK", "LOCAL")
-        )
-        code = nvidia_code(said)
+    made = compile_for(launch, target)
+    said = listing(made, target, "-res-usage", "-sass")
+    registers, *spills = resources(said, target)
+    code = amd_code(said) if TARGETS[target].backend == "hip" else nvidia_code(said)
     loop = inner_loop(code)
     lines = code.lines if loop is None else code.lines[loop[0] : loop[1] + 1]
+    metadata = made.metadata
     return Binary(
         registers=registers,
         shared=metadata.shared,
@@ -166,6 +161,29 @@ def compile_launch(launch: Launch, target: str) -> Binary:
         matrix=sum(bool(MATRIX.match(line)) for line in lines),
         instructions=len(code.lines),
     )
+
+
+def compile_for(launch: Launch, target: str) -> Any:
+    """What Triton's compiler makes of a launch; found on disk where it was made before."""
+    triton.runtime.driver.set_active(_Driver(target))
+    return launch.kernel.run(*launch.args, grid=launch.grid, warmup=True, **launch.kwargs)
+
+
+def listing(compiled: Any, target: str, *options: str) -> str:
+    """The assembly for AMD; for NVIDIA what cuobjdump says with these options."""
+    if TARGETS[target].backend == "hip":
+        return str(compiled.asm["amdgcn"])
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "kernel.cubin"
+        file.write_bytes(compiled.asm["cubin"])
+        command = [triton.knobs.nvidia.cuobjdump.path, *options, str(file)]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def resources(listed: str, target: str) -> list[int]:
+    """The numbers of `RESOURCES` in a listing, whose options are -res-usage at least."""
+    names = RESOURCES[TARGETS[target].backend]
+    return [int(re.findall(rf"\b{name}:\s*(\d+)", listed)[0]) for name in names]
 
 
 def resident(target: str, registers: int, shared: int, warps: int) -> int:

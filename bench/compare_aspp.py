@@ -9,8 +9,6 @@ The gate is an error budget: ours may be off from float64 by twice what PyTorch'
 the same dtype is, plus one rounding of the largest value.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from contextlib import nullcontext
@@ -106,14 +104,14 @@ def prepare(head: Head, device: str, with_compiled: bool = False) -> Prepared:
     stacked = operands(head, device)
     apart = stacked.apart()
     candidates: dict[str, Candidate] = {
-        OURS: call(head, ours(head), stacked),
-        PEER: call(head, one_convolution_a_rate(head), apart),
+        OURS: call(head, ours, stacked),
+        PEER: call(head, one_convolution_a_rate, apart),
     }
     notes = []
     with around():
         facts = switches.state() if on_gpu else {}
         if with_compiled:
-            peer = call(head, compiled(head, GPU_MODE if on_gpu else None), apart)
+            peer = call(head, compiled(GPU_MODE if on_gpu else None), apart)
             failure = _failure(peer)
             if failure is None:
                 candidates[COMPILED] = peer
@@ -190,7 +188,7 @@ def _peak(head: Head) -> str:
 def _gate(head: Head, apart: Operands, outputs: Mapping[str, Any]) -> list[Check]:
     """Each candidate but the peer against float64, within a budget that the peer's error sets."""
     with switches.without_cudnn():
-        exact = _named(call(head, one_convolution_a_rate(head), apart.double())())
+        exact = _named(call(head, one_convolution_a_rate, apart.double())())
     found = {name: _named(output) for name, output in outputs.items()}
     eps = _eps(head.dtype, apart.input.device.type)
     checks = []

@@ -10,8 +10,6 @@ crf_methods.py has the cases of crf.DenseCRF, whose filters differ in time and i
 on a CPU, and all those on a GPU.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial

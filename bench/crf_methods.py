@@ -9,8 +9,6 @@ a method may have; the lattice's own is that of pydensecrf2.
 A case "one update" runs a single iteration: what ten take more is nine updates, the rest set-up.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import cache, partial

@@ -1,8 +1,6 @@
 """What the CRF comparisons run on: a photograph of any size, unary energies as a network would give
 them, and the pydensecrf program that people write."""
 
-from __future__ import annotations
-
 import importlib
 import importlib.util
 from dataclasses import dataclass

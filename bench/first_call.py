@@ -9,8 +9,6 @@ crf.pydensecrf imports nothing at its first call but LLVM, which counts; numba, 
 to compile, is timed beside it. One more process has nothing compiled yet.
 """
 
-from __future__ import annotations
-
 import argparse
 import importlib
 import importlib.util
@@ -67,7 +65,7 @@ def import_of_numba() -> Seconds:
 
 def measure(samples: int, say: Callable[[str], object] = str) -> dict[str, Any]:
     """Every sample of each library, and the import of numba."""
-    from fresh_process import in_fresh_process
+    from memory import in_fresh_process
 
     found: dict[str, Any] = {"samples": {}, "import numba": []}
     with tempfile.TemporaryDirectory() as cache:

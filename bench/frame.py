@@ -4,8 +4,6 @@ A comparison is a module `compare_NAME.py` that holds one `COMPARISON`, and a li
 `compare.py`. `runner.py` measures every comparison in the same way.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field

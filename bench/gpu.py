@@ -14,8 +14,6 @@ one that was killed, for which the part's time was up, or that has more to do is
 exit code  0 all steps passed, 1 one did not, or is left, 2 no CUDA device or a wrong argument
 """
 
-from __future__ import annotations
-
 import argparse
 import importlib.util
 import json

@@ -4,8 +4,6 @@ An eager call of small kernels mostly waits for Python. Its graph launches all o
 that replays in a row take the time of the device and nothing of the host's.
 """
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol

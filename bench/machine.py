@@ -1,7 +1,5 @@
 """Where a figure comes from: versions, hardware, commit, and what the machine can do at most."""
 
-from __future__ import annotations
-
 import os
 import platform
 import subprocess

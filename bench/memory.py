@@ -1,17 +1,32 @@
-"""Peak memory of one call."""
+"""Peak memory of one call, and calls in a fresh interpreter.
 
-from __future__ import annotations
+A process keeps freed memory and compiled code, so a peak or a first call can only be measured in a
+process that has done nothing before.
+"""
 
 import ctypes
 import gc
 import importlib
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from frame import Settings
-from fresh_process import in_fresh_process
+
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
+
+
+def in_fresh_process(
+    function: Callable[Arguments, Result], *args: Arguments.args, **kwargs: Arguments.kwargs
+) -> Result:
+    """The result of a function of a module, called in a new process; what it raises is raised here,
+    with the traceback of that process as its cause."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        return pool.submit(function, *args, **kwargs).result()
 
 
 def peak_of_candidate(comparison: str, case: str, candidate: str, settings: Settings) -> int | None:

@@ -6,8 +6,6 @@ One panel a problem; a point is one way to compute it, its bar from p20 to p80. 
 better. Candidates without a stated error are left out.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import sys

@@ -1,7 +1,5 @@
 """Show a run as tables, and keep it as a JSON record."""
 
-from __future__ import annotations
-
 import datetime
 import json
 import shlex

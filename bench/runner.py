@@ -6,8 +6,6 @@ timing  candidates in turn, round by round (timing.py); on a GPU as CUDA graphs 
 memory  each candidate once more: on a CPU in a process of its own (memory.py)
 """
 
-from __future__ import annotations
-
 import gc
 import math
 import time

@@ -19,8 +19,6 @@ floor: the bytes, or the operations, at the datasheet's rates. Kernels that PyTo
 (sorts, sums, copies) are in neither, nor is the host.
 """
 
-from __future__ import annotations
-
 import argparse
 import sys
 import time
@@ -128,7 +126,7 @@ def floor(work: Work, moved: int) -> float:
 
 
 def _row(case: str, target: str, launch: Launch, binary: Binary) -> Row:
-    kernel = ".".join(launch.name).removesuffix("_kernel")
+    kernel = f"{launch.operation}.{launch.name}".removesuffix("_kernel")
     empty: Row = {"launches": 0, "programs": 0, "bytes": 0, "operations": 0}
     seconds = {"floor_seconds": 0.0, "predicted_seconds": 0.0} if target == PREDICTED else {}
     return {"case": case, "kernel": kernel, "target": target, **asdict(binary), **empty, **seconds}
@@ -241,10 +239,7 @@ def _composed_updates() -> None:
     from kernels.separable import triton
 
     taps, scale = meta(REACH), meta(1, _points(), 1)
-    over = (
-        GridFilter(taps, taps, CRF.width),
-        SeparableFilter([_factors()], "bf16"),
-    )
+    over = (GridFilter(taps, taps, CRF.width), SeparableFilter([_factors()], "bf16"))
     terms = [Term(each, meta(CRF.labels), scale, scale) for each in over]
     with (
         mock.patch.object(filters, "apply_separable", triton.filter),

@@ -1,7 +1,5 @@
 """PyTorch's global switches that decide how fast, and how exactly, a GPU convolves."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 

@@ -5,8 +5,6 @@ round to round. Percentiles are taken over the blocks of all rounds; a ratio is 
 ratios within rounds, which do not change when something slows a whole round.
 """
 
-from __future__ import annotations
-
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence

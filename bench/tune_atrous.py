@@ -19,8 +19,6 @@ the process, 75 the time was up. What was found before is written in each case; 
 finished problems, and the candidate that stopped the run, out.
 """
 
-from __future__ import annotations
-
 import argparse
 import itertools
 import json
@@ -199,7 +197,7 @@ def compiled(
     """In a process without a GPU: what a candidate compiles to, and its predicted seconds."""
     with of_target(target), taking(config, kind):
         launches = record(launch(problem, kind, "meta").call)
-        (main,) = [each for each in launches if each.name[1] == f"{problem.kernel}_kernel"]
+        (main,) = [each for each in launches if each.name == f"{problem.kernel}_kernel"]
         binary = compile_launch(main, target)
     bounds = predict(binary, work_of(main), bytes_of(main), main.programs)
     return binary, max(bounds.values())

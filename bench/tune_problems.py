@@ -1,7 +1,5 @@
 """The launches that tuning is about: each as the library makes it, and its truth in float64."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple

@@ -5,8 +5,6 @@ else is in `Work`. How much of a list of tiles an image keeps depends on its con
 below are of the photograph of 375 x 500 pixels that the comparisons use, with sigmas 80/13.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -47,7 +45,7 @@ def work_of(launch: Launch) -> Work:
     Raises:
         KeyError: no formula is known of this kernel.
     """
-    return FORMULAS[launch.name](launch.arguments, launch.programs)
+    return FORMULAS[launch.operation, launch.name](launch.arguments, launch.programs)
 
 
 def live_rows(height: int, rates: tuple[int, ...], kernel: int) -> list[tuple[int, int]]:

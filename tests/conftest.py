@@ -13,10 +13,9 @@ tests as a rule; a run of tests/interpreted, or of a folder in it, takes those o
 name in tests/triton along. `TRITON_INTERPRET=1 pytest tests/triton` interprets them alone.
 """
 
-from __future__ import annotations
-
 import os
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
@@ -105,6 +104,37 @@ def smp() -> ModuleType:
     """segmentation_models_pytorch."""
     name = "segmentation_models_pytorch"
     return pytest.importorskip(name, reason=f"{name} is not installed")
+
+
+@pytest.fixture
+def set_threads() -> Iterator[Callable[[int], None]]:
+    """Sets how many threads torch has; afterwards it has as many as before."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(params=["float64", "meta"])
+def other_default(request: pytest.FixtureRequest) -> Iterator[Callable[[], None]]:
+    """Changes the dtype or the device that torch is told to make new tensors with."""
+
+    def change() -> None:
+        if request.param == "meta":
+            torch.set_default_device("meta")
+        else:
+            torch.set_default_dtype(torch.float64)
+
+    yield change
+    torch.set_default_device(None)
+    torch.set_default_dtype(torch.float32)
+
+
+@pytest.fixture
+def fresh_dynamo() -> Iterator[None]:
+    """Nothing compiled before, nor left behind."""
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
 
 
 @pytest.fixture(autouse=True)

@@ -1,7 +1,5 @@
 """The tiers that need a process of their own pass there: the interpreter's and the compiler's."""
 
-from __future__ import annotations
-
 import importlib.util
 import os
 import re
@@ -37,14 +35,8 @@ def test_a_tier_passes_in_a_process_of_its_own(
 def test_what_holds_on_a_gpu_too_is_collected_with_the_interpreters_folder_of_that_name() -> None:
     pytest.importorskip("triton", reason="triton is not installed")
     folder = "kernels/exact"
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "--collect-only",
-        "-q",
-        f"tests/interpreted/{folder}",
-    ]
+    command = [sys.executable, "-m", "pytest", "--collect-only", "-q"]
+    command += [f"tests/interpreted/{folder}"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     found = {line.rpartition("/")[0] for line in done.stdout.splitlines() if "::" in line}
     assert found == {f"tests/interpreted/{folder}", f"tests/triton/{folder}"}, done.stdout

@@ -51,8 +51,8 @@ def test_both_ways_to_write_a_head_are_the_same_function(fuse, normalised):
     head = small(fuse, normalised=normalised and fuse == "concat", batch=2, rates=(1, 2, 19))
     made = atrous_heads.operands(head, "cpu")
     stacked, apart = made.double(), made.apart().double()
-    ours = atrous_heads.call(head, atrous_heads.ours(head), stacked)()
-    theirs = atrous_heads.call(head, atrous_heads.one_convolution_a_rate(head), apart)()
+    ours = atrous_heads.call(head, atrous_heads.ours, stacked)()
+    theirs = atrous_heads.call(head, atrous_heads.one_convolution_a_rate, apart)()
     assert ours.shape == made.upstream.shape
     assert not ours.requires_grad
     assert torch.allclose(ours, theirs)
@@ -63,7 +63,7 @@ def test_the_peers_weights_are_tensors_of_their_own_and_so_are_their_gradients(f
     head = small(fuse, backward=True)
     apart = atrous_heads.operands(head, "cpu").apart()
     assert len({w.untyped_storage().data_ptr() for w in apart.weights}) == len(RATES)
-    found = atrous_heads.call(head, atrous_heads.one_convolution_a_rate(head), apart)()
+    found = atrous_heads.call(head, atrous_heads.one_convolution_a_rate, apart)()
     assert [tuple(d.shape) for d in found["d weight"]] == [(3, 5, 3, 3)] * len(RATES)
     assert [tuple(d.shape) for d in found["d bias"]] == [(3,)] * len(RATES)
 
@@ -71,9 +71,9 @@ def test_the_peers_weights_are_tensors_of_their_own_and_so_are_their_gradients(f
 def test_the_peer_is_compiled_whole_with_and_without_its_backward():
     for head in (small("concat", normalised=True), small("sum", backward=True)):
         made = atrous_heads.operands(head, "cpu").apart()
-        forward = atrous_heads.compiled(head, backend="aot_eager")
+        forward = atrous_heads.compiled(backend="aot_eager")
         compiled = atrous_heads.call(head, forward, made)()
-        eager = atrous_heads.call(head, atrous_heads.one_convolution_a_rate(head), made)()
+        eager = atrous_heads.call(head, atrous_heads.one_convolution_a_rate, made)()
         if head.backward:
             compiled, eager = compiled["d input"], eager["d input"]
         assert torch.allclose(compiled, eager, atol=1e-6)
@@ -90,5 +90,5 @@ def test_on_a_gpu_everything_is_channels_last(normalised):
     for tensor in (stacked.input, stacked.upstream, weight[1], *apart.weights):
         assert tensor.is_contiguous(memory_format=torch.channels_last)
     assert weight.permute(0, 1, 3, 4, 2).is_contiguous()
-    output = atrous_heads.call(head, atrous_heads.one_convolution_a_rate(head), apart)()
+    output = atrous_heads.call(head, atrous_heads.one_convolution_a_rate, apart)()
     assert output.is_contiguous(memory_format=torch.channels_last)

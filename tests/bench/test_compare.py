@@ -12,14 +12,9 @@ import torch
 from frame import Case, Check, Comparison, Prepared
 
 CEILINGS = {"bytes_per_second": 1e9, "operations_per_second": 1e9}
+pytestmark = pytest.mark.usefixtures("set_threads")
+
 NO_CUDA = pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a CUDA device")
-
-
-@pytest.fixture(autouse=True)
-def _threads_as_before():
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
 
 
 def add_comparison(

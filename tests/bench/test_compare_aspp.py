@@ -53,13 +53,10 @@ def test_an_output_of_another_shape_or_with_a_nan_fails_the_gate_whosever_it_is(
 
 
 def test_where_nothing_can_be_compiled_the_others_are_compared_and_the_reader_told(monkeypatch):
-    def broken(head: Head, mode: str | None) -> Any:
-        def forward(given: Any) -> torch.Tensor:
-            raise RuntimeError("no C++ compiler\nlook here")
+    def broken(head: Head, given: Any) -> torch.Tensor:
+        raise RuntimeError("no C++ compiler\nlook here")
 
-        return forward
-
-    monkeypatch.setattr(compare_aspp, "compiled", broken)
+    monkeypatch.setattr(compare_aspp, "compiled", lambda mode: broken)
     prepared = compare_aspp.prepare(small("sum", True), "cpu", with_compiled=True)
     assert list(prepared.candidates) == [OURS, PEER]
     (note,) = prepared.notes

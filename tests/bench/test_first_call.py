@@ -4,19 +4,16 @@ from pathlib import Path
 from typing import Any
 
 import first_call
-import fresh_process
+import memory
 import pytest
-import torch
-from fresh_process import in_fresh_process
+from memory import in_fresh_process
 
 SECONDS = {"import the library": {"cpu": 0.07, "wall": 0.1}}
 SECONDS |= {"first call": {"cpu": 0.2, "wall": 0.3}, "second call": {"cpu": 0.01, "wall": 0.02}}
 
 
-def test_a_sample_tells_each_step_and_that_the_calls_imported_no_compiler():
-    threads = torch.get_num_threads()
+def test_a_sample_tells_each_step_and_that_the_calls_imported_no_compiler(set_threads):
     first_call.sample(first_call.OURS)  # here, so that its code is on disk
-    torch.set_num_threads(threads)
     found = in_fresh_process(first_call.sample, first_call.OURS)
     assert tuple(found["seconds"]) == first_call.STEPS
     assert all(set(seconds) == {"cpu", "wall"} for seconds in found["seconds"].values())
@@ -37,7 +34,7 @@ def test_the_record_holds_every_sample_and_whether_the_bar_is_met(
         seconds = SECONDS | {"first call": {"cpu": first, "wall": first}}
         return {"seconds": seconds, "compilers": []}
 
-    monkeypatch.setattr(fresh_process, "in_fresh_process", made_up)
+    monkeypatch.setattr(memory, "in_fresh_process", made_up)
     assert first_call.main(["--samples", "3", "--out", str(tmp_path)]) == status
     (path,) = tmp_path.iterdir()
     (report,) = json.loads(path.read_text())["comparisons"]

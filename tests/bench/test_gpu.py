@@ -1,7 +1,5 @@
 """The script for a machine with a GPU, rehearsed with steps that need none."""
 
-from __future__ import annotations
-
 import json
 import os
 import signal

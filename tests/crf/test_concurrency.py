@@ -17,11 +17,8 @@ pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
 
 
 @pytest.fixture(autouse=True)
-def _three_threads() -> Any:
-    before = torch.get_num_threads()
-    torch.set_num_threads(3)
-    yield
-    torch.set_num_threads(before)
+def _three_threads(set_threads: Any) -> None:
+    set_threads(3)
 
 
 def test_calls_from_threads_forks_and_spawned_processes_give_the_bits_of_serial_ones() -> None:

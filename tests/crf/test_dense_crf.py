@@ -1,7 +1,6 @@
 """DenseCRF against mean field written out over all pairs, and against pydensecrf."""
 
 import itertools
-from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
@@ -10,12 +9,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from dense_crf_problems import NORMALIZATIONS, problem, without_terms
+from densecrf_problems import assert_meets_bar, photograph
 from torch import Tensor
 
 import crf
-
-MeetsBar = Callable[[Any, Any], None]
-
 
 # The reference: every pair of pixels, float64, one image
 
@@ -174,9 +171,7 @@ def reference(
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_the_lattice_meets_the_bar_of_pydensecrf_and_its_divergence(
-    case, pydensecrf, assert_meets_bar
-):
+def test_the_lattice_meets_the_bar_of_pydensecrf_and_its_divergence(case, pydensecrf):
     options = dict(CASES[case])
     height, width = options.pop("size")
     classes = options.pop("classes", 5)
@@ -189,7 +184,7 @@ def test_the_lattice_meets_the_bar_of_pydensecrf_and_its_divergence(
     np.testing.assert_allclose(kl[:, 0].numpy(), divergence, rtol=1e-4, atol=1e-5)
 
 
-def test_a_photograph_meets_the_bar_of_pydensecrf(pydensecrf, assert_meets_bar, photograph):
+def test_a_photograph_meets_the_bar_of_pydensecrf(pydensecrf):
     rgb = photograph(1)[0][60:180, 60:220]
     image = torch.from_numpy(np.ascontiguousarray(rgb)).permute(2, 0, 1)
     logits = F.avg_pool2d(8 * torch.randn(1, 8, *image.shape[1:]), 5, 1, 2)

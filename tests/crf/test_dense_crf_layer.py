@@ -1,11 +1,14 @@
 """DenseCRF as a layer: gradients, dtypes, batches, compilers, bad input."""
 
 import copy
+import warnings
 
 import pytest
 import torch
 import torch.nn.functional as F
 from dense_crf_problems import NORMALIZATIONS, problem, without_terms
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 import crf
 
@@ -170,6 +173,50 @@ def test_the_layer_has_no_state_to_save_and_says_what_it_is():
     for part in ("num_classes=3", "sigma_rgb=5.0", "name='d'", "iterations=10", "matrix"):
         assert part in text
     assert "compatibility='potts'" in repr(crf.DenseCRF(3))
+
+
+def test_a_layer_of_one_class_warns_that_it_decides_nothing_and_gives_ones() -> None:
+    with pytest.warns(UserWarning, match="num_classes=1: with one class every marginal is 1") as w:
+        layer = crf.DenseCRF(1, iterations=2)
+    assert len(w) == 1
+    assert w[0].filename == __file__  # the caller's line
+    marginals = layer(torch.randn(1, 1, 4, 5), 255 * torch.rand(1, 3, 4, 5))
+    torch.testing.assert_close(marginals, torch.ones(1, 1, 4, 5))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        crf.DenseCRF(2)
+
+
+sigma = st.floats(-1, 4).map(lambda power: 10**power)  # 0.1 to 1e4
+
+
+@pytest.mark.parametrize("method", METHODS)
+@given(
+    size=st.tuples(st.integers(1, 2), st.integers(1, 9), st.integers(1, 9)),
+    labels=st.sampled_from([1, 2, 7, 21, 65, 256]),
+    sigmas=st.tuples(sigma, sigma, sigma),
+    normalization=st.sampled_from(["symmetric", "before", "after"]),
+    as_bytes=st.booleans(),
+    seed=st.integers(0, 2**31),
+)
+@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+def test_marginals_are_probabilities(method, size, labels, sigmas, normalization, as_bytes, seed):
+    batch, height, width = size
+    generator = torch.Generator().manual_seed(seed)
+    logits = 4 * torch.randn(batch, labels, height, width, generator=generator)
+    images = 255 * torch.rand(batch, 3, height, width, generator=generator)
+    model = crf.DenseCRF(
+        labels,
+        gaussian=crf.Gaussian(3.0, sigmas[0]),
+        bilateral=crf.Bilateral(4.0, sigmas[1], sigmas[2]),
+        iterations=3,
+        method=method,
+        normalization=normalization,
+    )
+    found = model(logits, images.to(torch.uint8) if as_bytes else images)
+    assert found.shape == logits.shape
+    assert found.isfinite().all()
+    torch.testing.assert_close(found.sum(1), torch.ones(batch, height, width))
 
 
 # Compilers

@@ -1,7 +1,5 @@
 """`pytest tests/fakecuda --renew-launches` writes the table of launches anew."""
 
-from __future__ import annotations
-
 import pytest
 
 RENEW = "--renew-launches"

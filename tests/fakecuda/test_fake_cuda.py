@@ -1,7 +1,5 @@
 """The fake GPU itself: each fault that it looks for is one that it finds, and it counts right."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from typing import Any

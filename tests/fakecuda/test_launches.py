@@ -6,8 +6,6 @@ for is exactly what launches.json says. Where it is meant to change, write the t
     pytest tests/fakecuda --renew-launches
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 
@@ -53,8 +51,8 @@ def test_what_is_done_once_more_is_a_difference() -> None:
     name = "separable, positions and colours, build"
 
     def twice() -> Callable[[], None]:
-        run = CASES[name]()
-        return lambda: (run(), run())[0]
+        first, second = CASES[name](), CASES[name]()
+        return lambda: (first(), second())[0]
 
     row = table.read(TABLE)[name]
     lines = table.difference(row, table.row_of(counts_of(twice, ANSWERS)))

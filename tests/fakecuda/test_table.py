@@ -1,7 +1,5 @@
 """The table of launches says what differs, and is written as it is read."""
 
-from __future__ import annotations
-
 from collections import Counter
 from pathlib import Path
 

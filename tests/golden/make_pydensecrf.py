@@ -15,8 +15,6 @@ With the folder of pydensecrf's example photographs it also writes `pydensecrf_e
 label maps `im1`, `im3` that its `examples/inference.py` ends in (the photographs stay outside).
 """
 
-from __future__ import annotations
-
 import json
 import sys
 from collections.abc import Callable
@@ -26,11 +24,7 @@ from typing import Any
 import numpy as np
 import pydensecrf.densecrf as dcrf
 from PIL import Image
-from pydensecrf.utils import (
-    create_pairwise_bilateral,
-    create_pairwise_gaussian,
-    unary_from_labels,
-)
+from pydensecrf.utils import create_pairwise_bilateral, create_pairwise_gaussian, unary_from_labels
 
 HERE = Path(__file__).parent
 Calls = list[tuple[str, Any]]

@@ -7,19 +7,6 @@ import kernels
 from kernels.meanfield import LatticeFilter
 
 
-@pytest.fixture(params=["float64", "meta"])
-def other_default(request):
-    def change():
-        if request.param == "meta":
-            torch.set_default_device("meta")
-        else:
-            torch.set_default_dtype(torch.float64)
-
-    yield change
-    torch.set_default_device(None)
-    torch.set_default_dtype(torch.float32)
-
-
 @pytest.mark.parametrize("impl", ["cpu", "reference"])
 def test_a_lattice_filters_alike(impl, other_default):
     features, values = torch.randn(40, 3), torch.randn(40, 5)

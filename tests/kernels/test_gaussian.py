@@ -1,22 +1,19 @@
 """The public functions: what they refuse and how they say it, what they choose, batches."""
 
-from __future__ import annotations
-
 import dataclasses
-from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
+from exact_problems import all_pairs
 from torch import Tensor
 
 import kernels
 from kernels import dispatch
+from kernels.exact import tiled, tiles
 from kernels.meanfield import LatticeFilter
 from kernels.permutohedral import limits, reference
-
-Oracle = Callable[[Tensor, Tensor], Tensor]
 
 
 def inputs(batch: int = 2, count: int = 30, dims: int = 4, **kwargs: Any) -> tuple[Tensor, Tensor]:
@@ -27,12 +24,12 @@ def inputs(batch: int = 2, count: int = 30, dims: int = 4, **kwargs: Any) -> tup
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_exact_is_the_sum_over_all_pairs(dtype: torch.dtype, all_pairs: Oracle) -> None:
+def test_exact_is_the_sum_over_all_pairs(dtype: torch.dtype) -> None:
     values, features = inputs(dtype=dtype)
     filtered = kernels.gaussian_filter(values, features, method="exact")
     assert filtered.dtype == dtype
-    torch.testing.assert_close(filtered.double(), all_pairs(values, features), check_dtype=False,
-                               rtol=1e-5, atol=1e-5)  # fmt: skip
+    expected = all_pairs(values, features)
+    torch.testing.assert_close(filtered.double(), expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("impl", ["auto", "cpu", "reference"])
@@ -105,6 +102,62 @@ def test_a_gradient_of_stride_zero_reaches_the_values() -> None:
     kernels.gaussian_filter(values.requires_grad_(), features).sum().backward()
     transposed = [reference.filter(reference.build(f), torch.ones(30, 3), True) for f in features]
     torch.testing.assert_close(values.grad, torch.stack(transposed), rtol=1e-4, atol=1e-5)
+
+
+# What compilers make of it
+
+METHODS: dict[str, dict[str, Any]] = {
+    "permutohedral": {},
+    "separable": {"method": "separable"},
+    "exact": {"method": "exact"},
+    "exact, tiles left out": {"method": "exact", "eps": 1e-2},
+}
+
+any_method = pytest.mark.parametrize("options", METHODS.values(), ids=METHODS)
+
+
+@pytest.fixture
+def several_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the few points below, and several blocks of them."""
+    monkeypatch.setattr(tiles, "TILE", 8)
+    monkeypatch.setattr(tiled, "BLOCK_BYTES", 1024)
+
+
+@any_method
+@pytest.mark.parametrize("dynamic", [False, True])
+@pytest.mark.usefixtures("several_tiles")
+def test_compiled_whole_gives_the_same_values_and_gradients(
+    options: dict[str, Any], dynamic: bool
+) -> None:
+    def filter(values: Tensor, features: Tensor) -> Tensor:
+        return kernels.gaussian_filter(values, features, **options)
+
+    torch._dynamo.reset()
+    compiled = torch.compile(filter, fullgraph=True, dynamic=dynamic, backend="aot_eager")
+    for count in (20, 33)[: 1 + dynamic]:
+        values, features = inputs(2, count)
+        leaves = [values, features] if options.get("method") == "exact" else [values]
+        for leaf in leaves:
+            leaf.requires_grad_()
+        expected, found = filter(values, features), compiled(values, features)
+        assert torch.equal(found, expected)
+        ours = torch.autograd.grad(found.square().sum(), leaves)
+        theirs = torch.autograd.grad(expected.square().sum(), leaves)
+        for one, other in zip(ours, theirs, strict=True):
+            torch.testing.assert_close(one, other)
+
+
+@any_method
+@pytest.mark.usefixtures("several_tiles")
+def test_exported_program_serves_other_sizes(options: dict[str, Any]) -> None:
+    class Filter(torch.nn.Module):
+        def forward(self, values: Tensor, features: Tensor) -> Tensor:
+            return kernels.gaussian_filter(values, features, **options)
+
+    shapes = {0: torch.export.Dim("batch"), 1: torch.export.Dim("count")}
+    program = torch.export.export(Filter(), inputs(2, 12), dynamic_shapes=(shapes, shapes))
+    given = inputs(3, 7)
+    assert torch.equal(program.module()(*given), Filter()(*given))
 
 
 # What is chosen

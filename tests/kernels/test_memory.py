@@ -1,7 +1,5 @@
 """What cannot fit is refused before it is allocated, with the size that it would need."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

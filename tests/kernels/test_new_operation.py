@@ -3,8 +3,6 @@
 The folder below is the least that has every part: implementations, an operator, a public function.
 """
 
-from __future__ import annotations
-
 import importlib
 from collections.abc import Iterator
 from pathlib import Path

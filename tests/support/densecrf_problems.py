@@ -1,12 +1,36 @@
-"""CRFs through the interface of pydensecrf, small enough to follow."""
+"""CRFs through the interface of pydensecrf, its photographs, and the bar of the drop-in."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
+from PIL import Image
 
 import crf.pydensecrf.densecrf as dcrf
 
 Array = np.ndarray[Any, Any]
+
+PHOTOGRAPHS = Path(__file__).parents[3] / "shared" / "data" / "pydensecrf"
+
+
+def assert_meets_bar(marginals: Any, reference: Any) -> None:
+    """Marginals `[labels, points]` within 2e-3, and labels equal, for 99.9% of them."""
+    marginals, reference = np.asarray(marginals), np.asarray(reference)
+    assert marginals.shape == reference.shape
+    near = np.abs(marginals - reference) <= 2e-3
+    assert near.mean() >= 0.999, f"largest difference {np.abs(marginals - reference).max()}"
+    same = marginals.argmax(axis=0) == reference.argmax(axis=0)
+    assert same.mean() >= 0.999, f"{np.count_nonzero(~same)} of {same.size} labels differ"
+
+
+def photograph(number: int) -> tuple[Array, Array]:
+    """(image, scribbles) `[H, W, 3]` uint8 of pydensecrf's example number 1 or 3."""
+    if not PHOTOGRAPHS.is_dir():
+        pytest.skip(f"pydensecrf's example photographs are not at {PHOTOGRAPHS}")
+    image = Image.open(PHOTOGRAPHS / f"im{number}.png").convert("RGB")
+    scribbles = Image.open(PHOTOGRAPHS / f"anno{number}.png").convert("RGB")
+    return np.array(image), np.array(scribbles)
 
 
 def kl_per_step(crf: Any, steps: int) -> tuple[Array, list[float]]:
@@ -47,6 +71,18 @@ def on_a_picture(sxy: Any, srgb: Any, image: Any) -> Array:
     crf.setUnaryEnergy(UNARY[:, : image.shape[0] * image.shape[1]])
     crf.addPairwiseBilateral(sxy, srgb, image, compat=2)
     return crf.inference(3)
+
+
+def with_two_terms(
+    module: Any, unary: Array, image: Array, sigmas: tuple[float, float], compat: float = 5
+) -> Any:
+    """A DenseCRF2D of a module over energies `[labels, H * W]`: smoothness, and appearance."""
+    height, width = image.shape[:2]
+    crf = module.DenseCRF2D(width, height, len(unary))
+    crf.setUnaryEnergy(unary)
+    crf.addPairwiseGaussian(sxy=3, compat=3)
+    crf.addPairwiseBilateral(sxy=sigmas[0], srgb=sigmas[1], rgbim=image, compat=compat)
+    return crf
 
 
 def example(

@@ -1,12 +1,14 @@
-"""What the tests of the exact filter over tiles share: points that prune, and a float64 oracle."""
+"""What the tests of filters share: the sum over all pairs in float64, and points that prune."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from kernels import dispatch
 from kernels.exact import tiles
@@ -29,6 +31,25 @@ def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(tiles, "TILE", 16)  # the least that tl.dot takes
 
 
+def all_pairs(values: Tensor, features: Tensor) -> Tensor:
+    """sum_j exp(-|f_i - f_j|^2 / 2) v_j in float64, in one piece; `[..., N, C]`, `[..., N, D]`."""
+    values, features = values.double(), features.double()
+    squares = (features[..., :, None, :] - features[..., None, :, :]).square().sum(-1)
+    return torch.exp(-squares / 2) @ values
+
+
+class LargestTensor(TorchDispatchMode):
+    """Bytes of the largest tensor that any operation makes."""
+
+    bytes = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        output = func(*args, **(kwargs or {}))
+        if isinstance(output, Tensor):
+            self.bytes = max(self.bytes, output.untyped_storage().nbytes())
+        return output
+
+
 @dataclass(frozen=True)
 class Problem:
     values: Tensor
@@ -49,7 +70,7 @@ class Problem:
 
     @property
     def filtered(self) -> Tensor:
-        return self.kernel @ self.values.detach().double()
+        return all_pairs(self.values.detach(), self.features.detach())
 
     def error(self, filtered: Tensor) -> float:
         """max_i |y_i - y| / (n_i max |v|): what eps bounds."""
@@ -60,9 +81,7 @@ class Problem:
         """Those of the values and the features, for `grad` of the filtered values, in float64."""
         values = self.values.detach().double().requires_grad_()
         features = self.features.detach().double().requires_grad_()
-        squares = (features[:, None] - features).square().sum(-1)
-        filtered = torch.exp(-squares / 2) @ values
-        return torch.autograd.grad(filtered, (values, features), grad.double())
+        return torch.autograd.grad(all_pairs(values, features), (values, features), grad.double())
 
 
 def problem(

@@ -4,8 +4,6 @@ By the qualified name of the function that reads. A function that is renamed or 
 wants a line here.
 """
 
-from __future__ import annotations
-
 from fake_cuda import Answers
 from torch import Tensor
 

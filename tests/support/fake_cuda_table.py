@@ -1,7 +1,5 @@
 """The table of launches and waits, a file of the repository: what each case does, exactly."""
 
-from __future__ import annotations
-
 import json
 import textwrap
 from collections.abc import Iterable, Mapping
@@ -16,11 +14,7 @@ Row = Mapping[str, Any]
 def row_of(counts: Counts) -> Row:
     """`total`s first, then launches by kernel and operator."""
     triton, aten = (dict(sorted(found.items())) for found in (counts.triton, counts.aten))
-    total = {
-        "triton": sum(triton.values()),
-        "aten": sum(aten.values()),
-        "waits": counts.waits,
-    }
+    total = {"triton": sum(triton.values()), "aten": sum(aten.values()), "waits": counts.waits}
     return {"total": total, "triton": triton, "aten": aten}
 
 

@@ -14,6 +14,13 @@ def save(path: Path, array: np.ndarray, **options: object) -> Path:
     return path
 
 
+def turned(orientation: int) -> Image.Exif:
+    """What a camera writes that was held so."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    return exif
+
+
 def chunk(kind: bytes, data: bytes) -> bytes:
     """A part of a PNG, with its checksum."""
     checksum = struct.pack(">I", zlib.crc32(kind + data))

@@ -46,6 +46,14 @@ def start_two(*command: str) -> list[Started]:
     return children
 
 
+def run_two(*command: str) -> list[str]:
+    """What each of the two says on standard output; both must end with status 0."""
+    children = start_two(*command)
+    told = [child.communicate() for child in children]
+    assert [child.returncode for child in children] == [0, 0], told
+    return [out for out, _ in told]
+
+
 class Started:
     """`python *command` in a forked process, with the part of subprocess.Popen that tests ask for.
 

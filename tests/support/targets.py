@@ -14,7 +14,7 @@ SHARED_MEMORY = {"sm_80": 163 * KB, "sm_90": 227 * KB, "gfx942": 64 * KB}  # of 
 
 def assert_fits(binary: Any, target: str) -> None:
     """All in registers, and no more shared memory than the target has."""
-    assert not any(binary.spills.values()), binary
+    assert not binary.spills, binary
     assert binary.shared <= SHARED_MEMORY[target], binary
 
 

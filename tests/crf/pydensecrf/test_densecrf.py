@@ -6,7 +6,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from densecrf_problems import example, kl_per_step, noisy_image
+from densecrf_problems import (
+    assert_meets_bar,
+    example,
+    kl_per_step,
+    noisy_image,
+    photograph,
+    with_two_terms,
+)
 
 import crf.pydensecrf.densecrf as dcrf
 import crf.pydensecrf.utils
@@ -30,7 +37,7 @@ def replay(record: Any) -> Any:
 
 
 @pytest.mark.parametrize("name", GOLDENS)
-def test_inference_meets_the_bar_on_recorded_results(name, golden, assert_meets_bar):
+def test_inference_meets_the_bar_on_recorded_results(name, golden):
     record = np.load(golden / f"pydensecrf_{name}.npz")
     assert_meets_bar(replay(record).inference(10), record["marginals"])
 
@@ -82,7 +89,7 @@ def random_crf(module: ModuleType, form: str, normalization: int, seed: int) -> 
 @pytest.mark.parametrize("seed", range(6))
 @pytest.mark.parametrize("normalization", list(dcrf.NormalizationType), ids=lambda n: n.name)
 @pytest.mark.parametrize("form", ["number", "vector", "matrix"])
-def test_random_crf_meets_the_bar(form, normalization, seed, pydensecrf, assert_meets_bar):
+def test_random_crf_meets_the_bar(form, normalization, seed, pydensecrf):
     ours = random_crf(dcrf, form, normalization, seed)
     theirs = random_crf(pydensecrf, form, normalization, seed)
     assert_meets_bar(ours.inference(10), theirs.inference(10))
@@ -94,27 +101,18 @@ def test_random_crf_meets_the_bar(form, normalization, seed, pydensecrf, assert_
 
 @pytest.mark.parametrize("sigmas", [(80, 13), (49, 5), (67, 3)], ids=str)
 @pytest.mark.parametrize("number", [1, 3])
-def test_photograph_of_21_labels_meets_the_bar(
-    number, sigmas, photograph, pydensecrf, assert_meets_bar
-):
+def test_photograph_of_21_labels_meets_the_bar(number, sigmas, pydensecrf):
     image = np.ascontiguousarray(photograph(number)[0][40:139, 30:188])
     height, width = image.shape[:2]
     noise = np.random.default_rng(number).normal(0, 1, (21, height // 9, -(-width // 9)))
     logits = np.kron(noise, np.ones((9, 9)))[:, :height, :width].reshape(21, -1)
     unary = crf.pydensecrf.utils.unary_from_softmax(np.exp(2 * logits) / np.exp(2 * logits).sum(0))
-
-    def marginals(module: ModuleType) -> Any:
-        crf = module.DenseCRF2D(width, height, 21)
-        crf.setUnaryEnergy(unary)
-        crf.addPairwiseGaussian(sxy=3, compat=3)
-        crf.addPairwiseBilateral(sxy=sigmas[0], srgb=sigmas[1], rgbim=image, compat=5)
-        return crf.inference(10)
-
-    assert_meets_bar(marginals(dcrf), marginals(pydensecrf))
+    ours, theirs = (with_two_terms(m, unary, image, sigmas) for m in (dcrf, pydensecrf))
+    assert_meets_bar(ours.inference(10), theirs.inference(10))
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])
-def test_bar_is_met_on_any_number_of_threads(count, threads, pydensecrf, assert_meets_bar):
+def test_bar_is_met_on_any_number_of_threads(count, set_threads, pydensecrf):
     rng = np.random.default_rng(5)
     points = 13_001  # enough for three threads, one in the last block of four
     unary = rng.gamma(2.0, 1.0, (4, points)).astype(np.float32)
@@ -126,7 +124,7 @@ def test_bar_is_met_on_any_number_of_threads(count, threads, pydensecrf, assert_
         crf.addPairwiseEnergy(features, 4)
         return crf.inference(10)
 
-    threads(count)
+    set_threads(count)
     assert_meets_bar(marginals(dcrf), marginals(pydensecrf))
 
 
@@ -141,7 +139,7 @@ def outcome(densecrf, utils, image, scribbles, two_d):
 
 
 @pytest.mark.parametrize("number", [1, 3])
-def test_example_ends_in_the_recorded_labels(number, golden, photograph):
+def test_example_ends_in_the_recorded_labels(number, golden):
     expected = np.load(golden / "pydensecrf_examples.npz")[f"im{number}"]
     labels, _ = outcome(dcrf, crf.pydensecrf.utils, *photograph(number), two_d=False)
     np.testing.assert_array_equal(labels, expected)
@@ -149,7 +147,7 @@ def test_example_ends_in_the_recorded_labels(number, golden, photograph):
 
 @pytest.mark.parametrize("two_d", [False, True])
 def test_example_prints_the_same_divergences_and_ends_in_the_same_labels(
-    two_d, photograph, pydensecrf, pydensecrf_utils
+    two_d, pydensecrf, pydensecrf_utils
 ):
     labels, divergences = outcome(dcrf, crf.pydensecrf.utils, *photograph(1), two_d)
     expected, reference = outcome(pydensecrf, pydensecrf_utils, *photograph(1), two_d)

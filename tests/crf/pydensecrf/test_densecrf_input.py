@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from densecrf_problems import FEATURES, LABELS, UNARY, Array, noisy_image, small_crf
+from densecrf_problems import FEATURES, LABELS, UNARY, Array, noisy_image, small_crf, with_two_terms
 
 import crf.pydensecrf.densecrf as dcrf
 
@@ -142,10 +142,6 @@ def test_benchmark_setup_and_inference(benchmark: Any, sigma_xy: int, sigma_rgb:
     unary = rng.gamma(2.0, 1.0, (21, 188 * 250)).astype(np.float32)
 
     def marginals() -> Array:
-        crf = dcrf.DenseCRF2D(250, 188, 21)
-        crf.setUnaryEnergy(unary)
-        crf.addPairwiseGaussian(3, 3)
-        crf.addPairwiseBilateral(sigma_xy, sigma_rgb, image, 10)
-        return crf.inference(10)
+        return with_two_terms(dcrf, unary, image, (sigma_xy, sigma_rgb), 10).inference(10)
 
     assert benchmark(marginals).shape == unary.shape

@@ -1,6 +1,7 @@
-"""The command line as a whole: what several commands refuse in one way, help, exit status."""
+"""The command line as a whole: what several commands refuse in one way, names, help, status."""
 
 import pytest
+from campaign.case import invoke
 from commands import assert_refused, done, picture, run, scribbled
 from several_processes import run_python
 
@@ -44,6 +45,22 @@ def test_widths_that_a_lattice_cannot_hold_are_one_line(tmp_path, weights):
     assert_refused(tmp_path, f"photo.png: {message}", "segment", photo, *options, *place)
     assert_refused(tmp_path, f"marks.png: {of_features}", "refine", photo, marks, *narrow, *place)
     assert_refused(tmp_path, f"scenes test: .*{message}", "evaluate", "--scenes", 1, *options)
+
+
+def test_a_name_that_is_no_text_is_printed_in_escapes(tmp_path, monkeypatch):
+    scribbled(tmp_path)
+    (tmp_path / "photo.png").rename(tmp_path / "\udcff.png")
+    monkeypatch.chdir(tmp_path)
+    ended = invoke(["refine", "\udcff.png", "marks.png"])
+    assert (ended.status, ended.stderr) == (0, "")
+    assert ended.stdout.startswith("\\udcff.png: 30 x 20")
+    assert ended.stdout.endswith("-> out/\\udcff_labels.png\n")
+    assert (tmp_path / "out" / "\udcff_labels.png").is_file()
+
+
+def test_empty_weights_are_not_taken_for_none(tmp_path):
+    place = ["--out", tmp_path / "w.safetensors"]
+    assert_refused(tmp_path, "--weights must be a file", "train", "--weights", "", *place)
 
 
 @pytest.mark.parametrize("command", ["segment", "refine", "train", "evaluate", "tune-crf", "demo"])

@@ -10,14 +10,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from commands import assert_refused, done, plain_weights
+from commands import assert_refused, done, picture, plain_weights
+from dataset_files import label_map, listing
+from picture_files import save
 from PIL import Image
 from several_processes import start_two
 
 from crf import Bilateral, Gaussian
 from deeplab.crf_settings import CRFSettings
 from deeplab.data.datasets import open_dataset
-from deeplab.data.outputs import voc_palette
 from deeplab.data.scenes import CLASSES, scene
 from deeplab.errors import InputError
 from deeplab.evaluation.evaluate import evaluate
@@ -39,21 +40,18 @@ def weights(tmp_path_factory):
 def voc(tmp_path_factory):
     """Two pictures in VOC's layout, with void pixels; and a test split without labels."""
     root = tmp_path_factory.mktemp("VOC2012")
-    for folder in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"):
-        (root / folder).mkdir(parents=True)
+    (root / "JPEGImages").mkdir()
     for seed, name in enumerate(("2007_000001", "2007_000002", "2008_000003")):
         image, labels = scene(seed, (40 + seed, 56))
-        Image.fromarray(image).save(root / "JPEGImages" / f"{name}.jpg")
+        save(root / "JPEGImages" / f"{name}.jpg", image)
         if seed < 2:
             values = labels + 3
             values[10:12] = 255
-            picture = Image.fromarray(values)
-            picture.putpalette(voc_palette().tobytes())
-            picture.save(root / "SegmentationClass" / f"{name}.png")
+            label_map(root / "SegmentationClass" / f"{name}.png", values, palette=True)
     lists = root / "ImageSets" / "Segmentation"
-    (lists / "val.txt").write_text("2007_000001\n2007_000002\n")
-    (lists / "train.txt").write_text("2007_000001\n")
-    (lists / "test.txt").write_text("2008_000003\n")
+    listing(lists / "val.txt", "2007_000001", "2007_000002")
+    listing(lists / "train.txt", "2007_000001")
+    listing(lists / "test.txt", "2008_000003")
     return root
 
 
@@ -85,8 +83,8 @@ def test_scores_of_a_data_set_are_those_of_the_engine_and_go_to_every_file(tmp_p
     curve = list(csv.DictReader((tmp_path / "curve.csv").open()))
     assert [row["width"] for row in curve] == ["1", "3", "9"]
     assert float(curve[1]["crf miou"]) == pytest.approx(expected.trimap["crf"].miou[1], abs=1e-6)
-    with Image.open(tmp_path / "curve.png") as picture:
-        assert len(np.unique(np.asarray(picture.convert("L")))) > 5
+    with Image.open(tmp_path / "curve.png") as drawn:
+        assert len(np.unique(np.asarray(drawn.convert("L")))) > 5
 
 
 def test_submission_has_vocs_layout_and_the_final_labels(tmp_path, weights, voc):
@@ -212,8 +210,7 @@ def test_a_curve_keeps_its_name_up_to_the_suffix(tmp_path, name):
 
 
 def test_segment_and_refine_take_settings_from_a_file(tmp_path, weights):
-    photo = tmp_path / "photo.png"
-    Image.fromarray(scene(0, (40, 56)).image).save(photo)
+    photo = picture(tmp_path / "photo.png")
     (tmp_path / "crf.toml").write_text(SETTINGS.to_toml())
     file = ["--crf-settings", tmp_path / "crf.toml", "--bilateral-weight", 5, "--probabilities"]
     views = ["--scales", "0.75,1", "--flip"]
@@ -232,15 +229,14 @@ def test_segment_and_refine_take_settings_from_a_file(tmp_path, weights):
 
 
 def test_refine_says_what_it_would_else_pass_over(tmp_path):
-    photo, marks = tmp_path / "photo.png", tmp_path / "marks.png"
-    Image.fromarray(scene(0, (20, 30)).image).save(photo)
+    photo, marks = picture(tmp_path / "photo.png", 20, 30), tmp_path / "marks.png"
     values = np.zeros((20, 30), np.uint8)
     values[2:5, 2:5], values[12:15, 12:15], values[18] = 1, 2, 255
-    Image.fromarray(values).save(marks)
+    save(marks, values)
     told = done("refine", photo, marks, "--out", tmp_path / "out", "--iterations", 1).stderr
     assert "marks.png: a grey picture of small values, read as colours" in told
     assert "--indices" in told
-    Image.fromarray(values * 100).save(marks)  # shades that were drawn
+    save(marks, values * 100)  # shades that were drawn
     told = done("refine", photo, marks, "--out", tmp_path / "out", "--iterations", 1).stderr
     assert told == ""
     np.save(tmp_path / "p.npy", np.full((2, 20, 30), 0.5, np.float32))
@@ -268,11 +264,9 @@ def test_the_voc_sample_scores(tmp_path, weights):
 
 def test_the_only_split_of_a_folder_is_taken_and_its_classes_are_no_markup(tmp_path, weights):
     own = tmp_path / "own"
-    for name in ("images", "labels"):
-        (own / name).mkdir(parents=True)
-    (own / "classes.txt").write_text("".join(f"[/{i}]\n" for i in range(21)))
-    Image.fromarray(scene(0, 33).image).save(own / "images" / "a.png")
-    Image.fromarray(scene(0, 33).labels).save(own / "labels" / "a.png")
+    picture(own / "images" / "a.png", 33, 33)
+    label_map(own / "labels" / "a.png", scene(0, 33).labels)
+    listing(own / "classes.txt", *(f"[/{i}]" for i in range(21)))
     scores = tmp_path / "scores.json"
     data = ("--data", "folder", "--root", own, "--no-crf", "--out", scores)
     assert "[/3]" in done("evaluate", "--weights", weights, *data).output

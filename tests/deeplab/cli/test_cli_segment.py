@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from commands import STORED_CRF, assert_refused, done, files, indices, picture, run
-from picture_files import png
+from picture_files import png, turned
 from PIL import Image
 from safetensors.torch import save_file
 
@@ -88,14 +88,12 @@ def test_pictures_of_other_kinds_are_converted_and_it_is_said(tmp_path, weights)
     rgb = Image.open(picture(tmp_path / "rgb.png"))
     (tmp_path / "rgb.png").unlink()
     grey16 = np.asarray(rgb.convert("L")).astype(np.uint16) * 257
-    exif = Image.Exif()
-    exif[0x0112] = 6
     kinds = {
         "alpha.png": (rgb.convert("RGBA"), {}, "RGBA converted to RGB"),
         "cmyk.jpg": (rgb.convert("CMYK"), {}, "CMYK converted to RGB"),
         "deep.png": (Image.fromarray(grey16), {}, "16-bit grey converted"),
         "grey.png": (rgb.convert("L"), {}, "grey converted to RGB"),
-        "turned.jpg": (rgb, {"exif": exif}, r"EXIF orientation \(6\)"),
+        "turned.jpg": (rgb, {"exif": turned(6)}, r"EXIF orientation \(6\)"),
     }
     for name, (image, options, _) in kinds.items():
         image.save(tmp_path / name, **options)
@@ -116,9 +114,7 @@ def test_segment_can_check_the_model_that_the_weights_are_for(tmp_path, weights)
     assert np.array_equal(indices(tmp_path / "photo_labels.png"), expected)
 
 
-def test_the_weights_called_scenes_say_that_they_know_generated_scenes_only(
-    tmp_path: Path,
-) -> None:
+def test_the_weights_called_scenes_say_that_they_know_generated_scenes_only(tmp_path: Path) -> None:
     """They come with the package: fails where they are missing from it."""
     photo = picture(tmp_path / "photo.png", 65, 65)
     result = done("segment", photo, "--weights", "scenes", "--out", tmp_path)

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import torch
 from commands import done
+from picture_files import save, turned
 from PIL import Image
-from tiny_training import TINY, run
+from tiny_training import TINY, own_data, run
 
 from deeplab.data.conversions import Conversion, counted
 from deeplab.data.datasets import open_dataset
@@ -24,19 +25,12 @@ GREY = "grey converted to RGB"
 @pytest.fixture
 def own(tmp_path):
     """Four pictures of two classes: p and q grey, r turned by EXIF (180 degrees), s plain."""
-    for kind in ("images", "labels"):
-        (tmp_path / "data" / kind).mkdir(parents=True)
-    rng = np.random.default_rng(0)
-    exif = Image.Exif()
-    exif[0x0112] = 3
-    for name in "pqrs":
-        shape = (40, 50) if name in "pq" else (40, 50, 3)
-        image = Image.fromarray(rng.integers(0, 256, shape, dtype=np.uint8))
-        options = {"exif": exif} if name == "r" else {}
-        image.save(tmp_path / "data" / "images" / f"{name}.png", **options)
-        labels = Image.fromarray(rng.integers(0, 2, (40, 50), dtype=np.uint8))
-        labels.save(tmp_path / "data" / "labels" / f"{name}.png")
-    (tmp_path / "data" / "classes.txt").write_text("a\nb\n")
+    (tmp_path / "data").mkdir()
+    own_data(tmp_path / "data")
+    for name, mode, exif in (("p", "L", None), ("q", "L", None), ("r", "RGB", turned(3))):
+        path = tmp_path / "data" / "images" / f"{name}.png"
+        with Image.open(path) as image:
+            image.convert(mode).save(path, exif=exif)
     return tmp_path / "data"
 
 
@@ -172,12 +166,10 @@ def test_segment_tells_each_kind_once(own, weights, tmp_path):
 def test_refine_tells_how_the_picture_and_the_annotation_were_read(tmp_path):
     photo, marks = tmp_path / "photo.png", tmp_path / "marks.png"
     shades = np.random.default_rng(0).integers(0, 256, (20, 30), dtype=np.uint8)
-    Image.fromarray(shades).save(photo)
-    exif = Image.Exif()
-    exif[0x0112] = 3
+    save(photo, shades)
     drawn = np.zeros((20, 30, 3), np.uint8)
     drawn[:9, :9], drawn[11:, 20:] = (255, 0, 0), (0, 0, 255)
-    Image.fromarray(drawn).save(marks, exif=exif)
+    save(marks, drawn, exif=turned(3))
     told = done("refine", photo, marks, "--out", tmp_path / "out").stderr.splitlines()
     assert len(told) == 2
     assert told[0] == f"Note: {photo}: {GREY}"

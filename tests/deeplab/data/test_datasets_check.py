@@ -6,6 +6,7 @@ from functools import partial
 import commands
 import numpy as np
 import pytest
+from dataset_files import label_map, picture
 from PIL import Image
 
 from deeplab.data.datasets import DATASETS, open_dataset
@@ -19,14 +20,10 @@ def own(tmp_path):
     """Six good pictures of 24 x 20: half of the pixels are class 0, the others 1 or ignored."""
     labels = np.zeros((20, 24), np.uint8)
     labels[:, 12:], labels[:5, 12:] = 1, 255
-    y, x = np.indices((20, 24))
-    image = np.stack([y * 9, x * 9, y * x], -1).astype(np.uint8)
     for split in ("train", "val"):
-        for folder in ("images", "labels"):
-            (tmp_path / folder / split).mkdir(parents=True)
         for name in "abc":
-            Image.fromarray(image).save(tmp_path / "images" / split / f"{name}.jpg")
-            Image.fromarray(labels).save(tmp_path / "labels" / split / f"{name}.png")
+            picture(tmp_path / "images" / split / f"{name}.jpg")
+            label_map(tmp_path / "labels" / split / f"{name}.png", labels)
     (tmp_path / "classes.txt").write_text("left\nright\nnever\n")
     return tmp_path
 
@@ -182,7 +179,7 @@ def test_class_names_are_shown_as_they_are(own):
 
 def test_masks_of_black_and_white_are_told_apart_from_ignored_pixels(own):
     for path in (own / "labels").rglob("*.png"):
-        Image.fromarray((np.indices((20, 24))[1] > 9).astype(np.uint8) * 255).save(path)
+        label_map(path, np.resize(np.where(np.arange(24) > 9, 255, 0), (20, 24)))
     result = run("check", "folder", own)
     assert result.exit_code == 1
     assert "Labels from which nothing can be learned (2):" in result.output
@@ -192,7 +189,7 @@ def test_masks_of_black_and_white_are_told_apart_from_ignored_pixels(own):
         Image.new("L", (24, 20), 255).save(path)
     assert "no pixel is labelled, all are ignored (255)" in run("check", "folder", own).output
     for path in (own / "labels").rglob("*.png"):
-        Image.fromarray((np.indices((20, 24))[1] > 9).astype(np.uint8) * 255).save(path)
+        label_map(path, np.resize(np.where(np.arange(24) > 9, 255, 0), (20, 24)))
     text = "[[class]]\nname = 'back'\n[[class]]\nname = 'front'\nlabel = 255\n"
     (own / "classes.toml").write_text(text)
     result = run("check", "folder", own)

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 from commands import done, run
 from dataset_files import label_map
-from picture_files import save
-from PIL import Image
+from picture_files import save, turned
 
 from deeplab.data.datasets import open_dataset
 from deeplab.data.datasets.check import FLAT, check
@@ -19,11 +18,9 @@ def own(tmp_path):
     (tmp_path / "images").mkdir()
     rng = np.random.default_rng(0)
     for name, orientation in zip("abcdef", (3, 2, 3, 4, 1, 1), strict=True):
-        exif = Image.Exif()
-        exif[0x0112] = orientation
         shape = (20, 24) if name == "f" else (20, 24, 3)
         noise = rng.integers(0, 256, shape, dtype=np.uint8)
-        save(tmp_path / "images" / f"{name}.png", noise, exif=exif)
+        save(tmp_path / "images" / f"{name}.png", noise, exif=turned(orientation))
         label_map(tmp_path / "labels" / f"{name}.png", [0, 1])
     (tmp_path / "classes.txt").write_text("left\nright\n")
     return tmp_path

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from picture_files import png, save
+from picture_files import png, save, turned
 from PIL import Image
 
 from deeplab.data import outputs
@@ -91,9 +91,7 @@ def test_16_bits_a_channel_are_reduced_and_said(tmp_path):
     ],
 )
 def test_exif_orientation_is_applied_and_said(tmp_path, orientation, upright):
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    path = save(tmp_path / "a.png", gradient(), exif=exif)
+    path = save(tmp_path / "a.png", gradient(), exif=turned(orientation))
     image, notes = read_image(path)
     assert np.array_equal(image, upright(gradient()))
     assert [str(note) for note in notes] == [

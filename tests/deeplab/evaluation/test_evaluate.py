@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from several_processes import start_two
+from several_processes import run_two
 
 from deeplab.crf_settings import CRFSettings
 from deeplab.data.scenes import CLASSES, PALETTE, TEST_START, VALIDATION_START, ScenesDataset
@@ -144,12 +144,10 @@ dist.destroy_process_group()
 @pytest.mark.slow
 def test_two_processes_with_a_share_each_give_the_scores_of_one(model, pictures, tmp_path):
     torch.save((model, pictures), tmp_path / "given")
-    children = start_two("-c", EVALUATE_SHARE, str(tmp_path / "given"))
-    told = [child.communicate() for child in children]
-    assert [child.returncode for child in children] == [0, 0], told
+    told = run_two("-c", EVALUATE_SHARE, str(tmp_path / "given"))
     whole = evaluate(model, pictures, lambda logits, image: -logits, shard=True)
     expected = json.loads(json.dumps(whole.as_dict()))
-    assert [json.loads(said) for said, _ in told] == [expected, expected]
+    assert [json.loads(said) for said in told] == [expected, expected]
 
 
 @pytest.mark.parametrize(

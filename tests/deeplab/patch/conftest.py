@@ -1,6 +1,5 @@
 """A pyramid to patch, and what it computes with."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -43,10 +42,3 @@ def fused_calls(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
 
     monkeypatch.setattr(deeplab.patch, "multi_rate_atrous_conv2d", record)
     return calls
-
-
-@pytest.fixture
-def fresh_dynamo() -> Iterator[None]:
-    torch._dynamo.reset()
-    yield
-    torch._dynamo.reset()

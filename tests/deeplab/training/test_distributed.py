@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
-from several_processes import Started, start_two
+from several_processes import Started, run_two, start_two
 from tiny_training import FROZEN, TINY, float64, own_data, run, tiny_pictures
 
 from deeplab.data.scenes import CLASSES
@@ -50,10 +50,8 @@ print(json.dumps({"steps": result.steps, "signal": result.signal, "loss": result
 
 def two_processes(out: Path, changes: dict | None = None, stop: dict | None = None) -> list[dict]:
     """`run` in two processes; what each of them says."""
-    children = start_two("-c", PROGRAM, str(out), json.dumps(changes or {}), json.dumps(stop or {}))
-    told = [child.communicate() for child in children]
-    assert [child.returncode for child in children] == [0, 0], told
-    return [json.loads(stdout.splitlines()[-1]) for stdout, _ in told]
+    told = run_two("-c", PROGRAM, str(out), json.dumps(changes or {}), json.dumps(stop or {}))
+    return [json.loads(stdout.splitlines()[-1]) for stdout in told]
 
 
 @pytest.fixture(scope="module")
@@ -221,9 +219,7 @@ dist.destroy_process_group()
 
 @pytest.mark.slow
 def test_a_program_whose_group_takes_no_cpu_tensors_gets_one_that_does():
-    children = start_two("-c", HOST)
-    told = [child.communicate() for child in children]
-    assert [child.returncode for child in children] == [0, 0], told
+    run_two("-c", HOST)
 
 
 def test_an_error_that_is_no_lost_connection_stays_what_it_is(monkeypatch):

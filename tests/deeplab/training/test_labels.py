@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 from commands import assert_refused, done
-from PIL import Image
+from dataset_files import label_map
+from picture_files import save
 from several_processes import start_two
 from tiny_training import SHORT, TINY, Signalling, run, tiny_pictures
 
@@ -35,11 +36,10 @@ def pictures(*values: tuple[int, ...]) -> Pictures:
 
 def on_disk(root: Path, train: Pictures, val: Pictures, classes: str = "back\nfront\n") -> Path:
     for split, chosen in (("train", train), ("val", val)):
-        for kind in ("images", "labels"):
-            (root / kind / split).mkdir(parents=True)
+        (root / "images" / split).mkdir(parents=True)
         for number, (image, truth) in enumerate(chosen):
-            Image.fromarray(image).save(root / "images" / split / f"{number}.png")
-            Image.fromarray(truth).save(root / "labels" / split / f"{number}.png")
+            save(root / "images" / split / f"{number}.png", image)
+            label_map(root / "labels" / split / f"{number}.png", truth)
     (root / "classes.txt").write_text(classes)
     return root
 
@@ -288,7 +288,7 @@ def test_the_commands_tell_what_never_occurs_and_refuse_masks_of_black_and_white
     assert told == "Note: data train: no pixel of sky (1 of 3 classes)\n"
 
     for path in (root / "labels" / "train").iterdir():
-        Image.fromarray(np.resize(np.array([0, 255], np.uint8), (12, 16))).save(path)
+        label_map(path, np.resize([0, 255], (12, 16)))
     given[2] = tmp_path / "other.safetensors"
     assert_refused(tmp_path, "training labels: only back .* if 255 is a class", *given)
 

@@ -1,7 +1,5 @@
 """DenseCRF on a GPU: parity with the CPU, the stated errors, gradients, compilers, memory."""
 
-from __future__ import annotations
-
 import copy
 from typing import Any
 

@@ -4,17 +4,13 @@ import multiprocessing
 import threading
 
 import pytest
-import torch
 
 from kernels._numba import threads
 
 
 @pytest.fixture(autouse=True)
-def _four_threads():
-    before = torch.get_num_threads()
-    torch.set_num_threads(4)
-    yield
-    torch.set_num_threads(before)
+def _four_threads(set_threads):
+    set_threads(4)
 
 
 def test_results_come_in_the_order_of_the_ranges():

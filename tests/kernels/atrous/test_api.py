@@ -63,13 +63,6 @@ def test_meta_tensors_give_the_shape(problem, options, impl):
     assert call(p, **on_meta, impl=impl).shape == call(p).shape
 
 
-@pytest.fixture
-def fresh_dynamo():
-    torch._dynamo.reset()
-    yield
-    torch._dynamo.reset()
-
-
 @pytest.mark.parametrize(
     ("impl", "dynamic"), [("auto", False), ("auto", True), ("reference", True)]
 )

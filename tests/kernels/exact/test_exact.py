@@ -1,20 +1,16 @@
 """The exact filter against the sum written in one piece: values, gradients, memory, rounding."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 import torch
+from exact_problems import LargestTensor, all_pairs
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from kernels.exact import reference as exact
 
 pytestmark = pytest.mark.processors
 
-Oracle = Callable[[Tensor, Tensor], Tensor]
 SHAPES = [(1, 1, 1, 1), (2, 37, 3, 5), (1, 64, 21, 2), (3, 5, 1, 7), (0, 4, 2, 2), (2, 0, 3, 2)]
 
 
@@ -23,22 +19,10 @@ def problem(batch: int, count: int, channels: int, dims: int) -> tuple[Tensor, T
     return values, 1.5 * torch.randn(batch, count, dims, dtype=torch.float64)
 
 
-class LargestTensor(TorchDispatchMode):
-    """Bytes of the largest tensor that any operation makes."""
-
-    bytes = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        output = func(*args, **(kwargs or {}))
-        if isinstance(output, Tensor):
-            self.bytes = max(self.bytes, output.untyped_storage().nbytes())
-        return output
-
-
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("block_bytes", [1, 700, 2**24])
 def test_filter_is_the_sum_over_all_pairs_whatever_the_block(
-    shape: tuple[int, ...], block_bytes: int, all_pairs: Oracle, monkeypatch: pytest.MonkeyPatch
+    shape: tuple[int, ...], block_bytes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(exact, "BLOCK_BYTES", block_bytes)
     values, features = problem(*shape)
@@ -50,7 +34,7 @@ def test_filter_is_the_sum_over_all_pairs_whatever_the_block(
 @pytest.mark.parametrize("shape", [shape for shape in SHAPES if 0 not in shape])
 @pytest.mark.parametrize("block_bytes", [700, 2**24])
 def test_gradients_are_those_of_the_sum_in_one_piece(
-    shape: tuple[int, ...], block_bytes: int, all_pairs: Oracle, monkeypatch: pytest.MonkeyPatch
+    shape: tuple[int, ...], block_bytes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(exact, "BLOCK_BYTES", block_bytes)
     inputs = [tensor.requires_grad_() for tensor in problem(*shape)]
@@ -87,9 +71,7 @@ def test_memory_stays_within_blocks_forward_and_backward(monkeypatch: pytest.Mon
 
 
 @pytest.mark.parametrize("offset", [0.0, 1e4])
-def test_float32_errs_no_more_than_the_plain_formula_in_float32(
-    offset: float, all_pairs: Oracle
-) -> None:
+def test_float32_errs_no_more_than_the_plain_formula_in_float32(offset: float) -> None:
     values, features = (tensor.float() for tensor in problem(1, 300, 5, 5))
     features = features + offset  # far from the origin, |f|^2 + |g|^2 - 2 f.g would cancel
     truth = all_pairs(values, features)
@@ -100,11 +82,11 @@ def test_float32_errs_no_more_than_the_plain_formula_in_float32(
     assert (exact.filter(values, features) - truth).abs().max() <= budget
 
 
-def test_float32_feature_gradients_do_not_cancel_far_from_the_origin(all_pairs: Oracle) -> None:
+def test_float32_feature_gradients_do_not_cancel_far_from_the_origin() -> None:
     values, features = (tensor.float() for tensor in problem(1, 100, 3, 3))
     features = features + 1000.0
 
-    def gradient(compute: Oracle, points: Tensor) -> Tensor:
+    def gradient(compute: Callable[[Tensor, Tensor], Tensor], points: Tensor) -> Tensor:
         points = points.detach().clone().requires_grad_()
         compute(values.to(points.dtype), points).square().sum().backward()
         assert points.grad is not None

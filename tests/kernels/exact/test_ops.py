@@ -1,20 +1,15 @@
 """The operators of the exact filter: their contract with PyTorch's compilers."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest
 import torch
-from opchecks import OPCHECKS
+from opchecks import OPCHECKS, any_layout, normal
 from torch import Tensor
 
 import kernels
 from kernels.exact import ops, tiled, tiles
 
-any_layout = pytest.mark.parametrize(
-    ("shape", "strided"), [((2, 30), False), ((2, 30), True), ((0, 5), False), ((1, 1), False)]
-)
 any_eps = pytest.mark.parametrize("eps", [0.0, 1e-2])
 
 
@@ -22,12 +17,6 @@ any_eps = pytest.mark.parametrize("eps", [0.0, 1e-2])
 def _small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tiles, "TILE", 8)
     monkeypatch.setattr(tiled, "BLOCK_BYTES", 1024)
-
-
-def normal(*shape: int, strided: bool = False) -> Tensor:
-    if strided:
-        return torch.randn(*shape[:-2], shape[-1], shape[-2]).transpose(-1, -2)
-    return torch.randn(*shape)
 
 
 def placed(features: Tensor, pruned: bool) -> tuple[Any, ...]:
@@ -69,24 +58,6 @@ def test_opchecks_of_apply_and_its_backward_pass(
 
 @any_eps
 @pytest.mark.parametrize("dynamic", [False, True])
-def test_compiled_whole_gives_the_same_values_and_gradients(eps: float, dynamic: bool) -> None:
-    def filtered(values: Tensor, features: Tensor) -> Tensor:
-        return kernels.gaussian_filter(values, features, method="exact", eps=eps)
-
-    torch._dynamo.reset()
-    compiled = torch.compile(filtered, fullgraph=True, dynamic=dynamic, backend="aot_eager")
-    for count in (20, 33)[: 1 + dynamic]:
-        leaves = normal(2, count, 3).requires_grad_(), normal(2, count, 4).requires_grad_()
-        expected, found = filtered(*leaves), compiled(*leaves)
-        torch.testing.assert_close(found, expected)
-        ours = torch.autograd.grad(found.square().sum(), leaves)
-        theirs = torch.autograd.grad(expected.square().sum(), leaves)
-        for one, other in zip(ours, theirs, strict=True):
-            torch.testing.assert_close(one, other)
-
-
-@any_eps
-@pytest.mark.parametrize("dynamic", [False, True])
 def test_building_and_applying_tiles_compile_whole(eps: float, dynamic: bool) -> None:
     def normalised(values: Tensor, features: Tensor) -> Tensor:
         built = kernels.build_tiles(features, eps=eps)
@@ -102,21 +73,6 @@ def test_building_and_applying_tiles_compile_whole(eps: float, dynamic: bool) ->
         (ours,) = torch.autograd.grad(found, values, grad)
         (theirs,) = torch.autograd.grad(expected, values, grad)
         assert torch.equal(ours, theirs)
-
-
-@any_eps
-def test_exported_program_serves_other_sizes(eps: float) -> None:
-    class Filter(torch.nn.Module):
-        def forward(self, values: Tensor, features: Tensor) -> Tensor:
-            return kernels.gaussian_filter(values, features, method="exact", eps=eps)
-
-    shapes = {0: torch.export.Dim("batch"), 1: torch.export.Dim("count")}
-    program = torch.export.export(
-        Filter(), (normal(2, 12, 3), normal(2, 12, 4)), dynamic_shapes=(shapes, shapes)
-    )
-    values, features = normal(3, 7, 3), normal(3, 7, 4)
-    expected = kernels.gaussian_filter(values, features, method="exact", eps=eps)
-    torch.testing.assert_close(program.module()(values, features), expected)
 
 
 @any_eps

@@ -1,17 +1,14 @@
 """Tiles: how points are sorted, which pairs are kept, what a filter over them loses at most."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-from exact_problems import Problem, problem
+from exact_problems import LargestTensor, Problem, problem
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import kernels
 from kernels import dispatch
@@ -294,18 +291,6 @@ def test_autocast_does_not_lower_the_precision() -> None:
     with torch.autocast("cpu", dtype=torch.bfloat16):
         found = run()
     assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
-
-
-class LargestTensor(TorchDispatchMode):
-    """Bytes of the largest tensor that any operation makes."""
-
-    bytes = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        output = func(*args, **(kwargs or {}))
-        if isinstance(output, Tensor):
-            self.bytes = max(self.bytes, output.untyped_storage().nbytes())
-        return output
 
 
 def test_memory_stays_within_blocks_forward_and_backward(tile_of: Sizes) -> None:

@@ -89,18 +89,18 @@ def test_no_points():
         assert kernels.mean_field(torch.empty(1, 0, 3), [term], 2, impl=impl).shape == (1, 0, 3)
 
 
-@pytest.mark.parametrize("bad", [float("nan"), float("-inf")])
-def test_energies_that_are_no_energies_are_refused(bad):
+@pytest.mark.parametrize(
+    ("place", "bad", "message"),
+    [
+        ((0, 3, 1), float("nan"), "unary holds NaN or -Inf"),
+        ((0, 3, 1), float("-inf"), "unary holds NaN or -Inf"),
+        ((0, 3), float("inf"), "every label"),
+    ],
+)
+def test_energies_that_are_none_or_leave_no_label_are_refused(place, bad, message):
     unary = UNARY.clone()
-    unary[0, 3, 1] = bad
-    with pytest.raises(ValueError, match="unary holds NaN or -Inf"):
-        kernels.mean_field(unary, [TERM], 1)
-
-
-def test_a_point_with_no_label_left_is_refused():
-    unary = UNARY.clone()
-    unary[0, 3] = float("inf")
-    with pytest.raises(ValueError, match="every label"):
+    unary[place] = bad
+    with pytest.raises(ValueError, match=message):
         kernels.mean_field(unary, [TERM], 1)
 
 
@@ -132,22 +132,10 @@ def test_a_point_with_no_label_left_is_refused():
         ),
         ({"terms": [ordered(torch.arange(12) * 10**12)]}, ValueError, "order"),
         ({"impl": "gpu"}, ValueError, "impl"),
-        (
-            {"unary": UNARY[:, :5]},
-            ValueError,
-            r"filter must be over the 5 .* not over 12",
-        ),
+        ({"unary": UNARY[:, :5]}, ValueError, r"filter must be over the 5 .* not over 12"),
         ({"unary": UNARY.double()}, ValueError, r"terms\[0\]"),
-        (
-            {"terms": [changed(compatibility=torch.ones(4))]},
-            ValueError,
-            "compatibility",
-        ),
-        (
-            {"terms": [changed(compatibility=torch.ones(3, 4))]},
-            ValueError,
-            "compatibility",
-        ),
+        ({"terms": [changed(compatibility=torch.ones(4))]}, ValueError, "compatibility"),
+        ({"terms": [changed(compatibility=torch.ones(3, 4))]}, ValueError, "compatibility"),
         ({"terms": [changed(before=torch.ones(3))]}, ValueError, "before"),
         ({"terms": [TERM, changed(after=torch.ones(3))]}, ValueError, "after"),
     ],

@@ -22,12 +22,9 @@ from kernels.permutohedral import cpu as lattice_cpu
 
 
 @pytest.fixture(autouse=True)
-def _small_parts(monkeypatch):
-    before = torch.get_num_threads()
-    torch.set_num_threads(3)
+def _small_parts(monkeypatch, set_threads):
+    set_threads(3)
     monkeypatch.setattr(lattice_cpu, "MIN_PART", 16)
-    yield
-    torch.set_num_threads(before)
 
 
 _lattice = functools.partial(walked, build=lattice_cpu.build)

@@ -1,7 +1,5 @@
 """The filters of a mean field: order of points, pydensecrf's lattice, normalisation by the mass."""
 
-from __future__ import annotations
-
 import itertools
 
 import pytest

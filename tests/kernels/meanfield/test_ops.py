@@ -1,7 +1,5 @@
 """The operator of the mean field, and its gradients, against composed differentiable filters."""
 
-from __future__ import annotations
-
 from typing import Any, cast
 
 import pytest

@@ -16,11 +16,9 @@ EPS = torch.finfo(torch.float32).eps
 
 
 @pytest.fixture(params=[1, 3])
-def num_threads(request):
-    before = torch.get_num_threads()
-    torch.set_num_threads(request.param)
-    yield request.param
-    torch.set_num_threads(before)
+def num_threads(request, set_threads):
+    set_threads(request.param)
+    return request.param
 
 
 @pytest.fixture(autouse=True)

@@ -4,17 +4,11 @@ from typing import Any
 
 import pytest
 import torch
-from opchecks import OPCHECKS
+from opchecks import OPCHECKS, any_layout, normal
 from torch import Tensor
 
 import kernels
 from kernels.permutohedral import ops, reference
-
-
-def normal(*shape: int, strided: bool = False) -> Tensor:
-    if strided:
-        return torch.randn(*shape[:-2], shape[-1], shape[-2]).transpose(-1, -2)
-    return torch.randn(*shape)
 
 
 def apply_arguments(values: Tensor, features: Tensor, reverse: bool) -> tuple[Any, ...]:
@@ -31,9 +25,7 @@ def test_opchecks_of_apply_pass(strided: bool, reverse: bool) -> None:
     torch.library.opcheck(ops.permutohedral_apply, arguments, test_utils=OPCHECKS)
 
 
-@pytest.mark.parametrize(
-    ("shape", "strided"), [((2, 30), False), ((2, 30), True), ((0, 5), False), ((1, 1), False)]
-)
+@any_layout
 def test_opchecks_of_filter_pass(shape: tuple[int, int], strided: bool) -> None:
     values = normal(*shape, 3, strided=strided).requires_grad_()
     arguments = values, normal(*shape, 4, strided=strided), False
@@ -83,32 +75,3 @@ def test_filter_refuses_features_that_are_not_finite_when_it_runs() -> None:
     features[0, 2, 1] = torch.nan
     with pytest.raises(ValueError, match="finite"):
         compiled(normal(1, 5, 2), features)
-
-
-@pytest.mark.parametrize("dynamic", [False, True])
-def test_compiled_whole_gives_the_same_values_and_gradients(dynamic: bool) -> None:
-    def loss(values: Tensor, features: Tensor) -> Tensor:
-        return kernels.gaussian_filter(values, features).square().sum()
-
-    torch._dynamo.reset()
-    compiled = torch.compile(loss, fullgraph=True, dynamic=dynamic, backend="aot_eager")
-    for count in (20, 33)[: 1 + dynamic]:
-        values, features = normal(2, count, 3).requires_grad_(), normal(2, count, 4)
-        expected, found = loss(values, features), compiled(values, features)
-        torch.testing.assert_close(found, expected)
-        gradients = [torch.autograd.grad(each, values)[0] for each in (found, expected)]
-        torch.testing.assert_close(*gradients)
-
-
-def test_exported_program_serves_other_sizes() -> None:
-    class Filter(torch.nn.Module):
-        def forward(self, values: Tensor, features: Tensor) -> Tensor:
-            return kernels.gaussian_filter(values, features)
-
-    batch, count = torch.export.Dim("batch"), torch.export.Dim("count")
-    shapes = {0: batch, 1: count}
-    given = normal(2, 12, 3), normal(2, 12, 4)
-    program = torch.export.export(Filter(), given, dynamic_shapes=(shapes, shapes))
-    values, features = normal(3, 7, 3), normal(3, 7, 4)
-    expected = kernels.gaussian_filter(values, features)
-    torch.testing.assert_close(program.module()(values, features), expected)

@@ -6,6 +6,7 @@ from collections import defaultdict
 
 import pytest
 import torch
+from exact_problems import all_pairs
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -178,7 +179,7 @@ def test_points_far_apart_do_not_mix():
 
 
 @pytest.mark.parametrize(("dims", "most"), [(1, 0.03), (2, 0.03), (3, 0.05)])
-def test_on_dense_points_the_normalised_filter_is_near_the_exact_one(dims, most, all_pairs):
+def test_on_dense_points_the_normalised_filter_is_near_the_exact_one(dims, most):
     axis = torch.linspace(0, 8, {1: 400, 2: 40, 3: 14}[dims], dtype=torch.float64)
     features = torch.cartesian_prod(*[axis] * dims).reshape(-1, dims)
     values = torch.cat([features.sin(), torch.ones_like(features[:, :1])], dim=1)

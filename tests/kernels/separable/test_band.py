@@ -1,7 +1,5 @@
 """A convolution along one axis of a grid against the sum over all pairs of its places."""
 
-from __future__ import annotations
-
 import math
 
 import pytest

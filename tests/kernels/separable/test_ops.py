@@ -1,7 +1,5 @@
 """The operators of the separable filter: their contract with PyTorch's compilers, and gradients."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest
@@ -80,42 +78,11 @@ def test_a_gradient_to_features_is_refused_in_the_backward_too() -> None:
         output.sum().backward()
 
 
-@pytest.mark.parametrize("dynamic", [False, True])
-def test_compiled_whole_gives_the_same_values_and_gradients(dynamic: bool) -> None:
-    def loss(values: Tensor, features: Tensor) -> Tensor:
-        return kernels.gaussian_filter(values, features, method="separable").square().sum()
-
-    torch._dynamo.reset()
-    compiled = torch.compile(loss, fullgraph=True, dynamic=dynamic, backend="aot_eager")
-    for count in (20, 33)[: 1 + dynamic]:
-        features, values = torch.randn(2, count, 4), torch.randn(2, count, 3)
-        leaves = [values.clone().requires_grad_() for _ in range(2)]
-        results = [f(leaf, features) for f, leaf in zip((loss, compiled), leaves, strict=True)]
-        for result in results:
-            result.backward()
-        assert torch.equal(*results)
-        torch.testing.assert_close(leaves[0].grad, leaves[1].grad)
-
-
 def test_apply_can_be_compiled_whole() -> None:
     separable = kernels.build_separable(torch.randn(30, 4))
     values = torch.randn(30, 3)
     compiled = torch.compile(kernels.apply_separable, fullgraph=True, backend="aot_eager")
     assert torch.equal(compiled(separable, values), kernels.apply_separable(separable, values))
-
-
-def test_exported_program_serves_other_sizes() -> None:
-    class Filter(torch.nn.Module):
-        def forward(self, values: Tensor, features: Tensor) -> Tensor:
-            return kernels.gaussian_filter(values, features, method="separable")
-
-    batch, count = torch.export.Dim("batch"), torch.export.Dim("count")
-    shapes = {0: batch, 1: count}
-    example = torch.randn(2, 12, 3), torch.randn(2, 12, 4)
-    program = torch.export.export(Filter(), example, dynamic_shapes=(shapes, shapes))
-    values, features = torch.randn(3, 7, 3), torch.randn(3, 7, 4)
-    expected = kernels.gaussian_filter(values, features, method="separable")
-    assert torch.equal(program.module()(values, features), expected)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -1,14 +1,12 @@
 """The separable filter against the sum over all pairs; its data; what it refuses."""
 
-from __future__ import annotations
-
 import dataclasses
 import math
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
+from exact_problems import all_pairs
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -16,13 +14,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import kernels
 from kernels.separable import factors, grid, landmarks, reference
-
-AllPairs = Callable[[Tensor, Tensor], Tensor]
-
-
-def all_pairs(values: Tensor, features: Tensor) -> Tensor:
-    squares = (features[:, None] - features[None]).square().sum(-1)
-    return torch.exp(-squares / 2) @ values
 
 
 def bound(separable: kernels.Separable, features: Tensor, tolerance: float) -> Tensor:

@@ -8,6 +8,7 @@ import io
 import pickle
 import struct
 import zipfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -59,13 +60,10 @@ def files(name: str, content: bytes) -> dict[str, bytes]:
     return {"photo.png": png(IMAGE, 2), name: content}
 
 
-def gives(probabilities: np.ndarray) -> Any:
-    def check(folder: Path, _ended: Ended) -> None:
-        given = probabilities.astype(np.float32).clip(min=0)
-        expected = refine_probabilities(given, IMAGE, SETTINGS).labels
-        check_labels(folder / "out" / "photo_labels.png", expected)
-
-    return check
+def gives(probabilities: np.ndarray, folder: Path, _ended: Ended) -> None:
+    given = probabilities.astype(np.float32).clip(min=0)
+    expected = refine_probabilities(given, IMAGE, SETTINGS).labels
+    check_labels(folder / "out" / "photo_labels.png", expected)
 
 
 @st.composite
@@ -80,7 +78,7 @@ def sound(draw: Any) -> Case:
     array = np.asfortranarray(array) if fortran else np.ascontiguousarray(array)
     said = f"{classes} classes, {array.dtype.str}, {'[H, W, C]' if last else '[C, H, W]'}, {form}"
     laid = files(name, saved(array, form))
-    return Command(said, refine(name), laid, "result", check=gives(stored))
+    return Command(said, refine(name), laid, "result", check=partial(gives, stored))
 
 
 SHAPES = st.lists(st.sampled_from((0, 1, 2, 3, HEIGHT, WIDTH, 300)), max_size=4).filter(
@@ -130,7 +128,7 @@ def harmed(draw: Any) -> Case:
     form, name = draw(FORMS)
     how, broken = damage.harm(draw, saved(array, form))
     zipped = form != ".npy"  # whose records have checksums
-    check = gives(array) if zipped or how in damage.CUTS else lambda _folder, _ended: None
+    check = partial(gives, array) if zipped or how in damage.CUTS else lambda _folder, _ended: None
     laid = files(name, broken)
     return Command(f"{form} with {how}", refine(name), laid, names=[name], check=check)
 
@@ -166,7 +164,9 @@ def handmade(_shared: Path) -> list[Case]:
     several = files("p.npz", saved(array, "plain", other=array))
     made.append(Command("two arrays", refine("p.npz"), several, "refused", ["p.npz"]))
     right = files("p.npz", saved(array, "plain", probabilities=array))
-    made.append(Command("one named so", refine("p.npz"), right, "result", check=gives(array)))
+    made.append(
+        Command("one named so", refine("p.npz"), right, "result", check=partial(gives, array))
+    )
     one = files("p.npy", saved(array, ".npy"))
     for options in (["--indices"], ["--gt-prob", "0.9"], ["--classes", "3"]):
         args = refine("p.npy", *options)

@@ -83,14 +83,11 @@ def written(name: str, content: Callable[[], bytes]) -> Callable[[Path], None]:
     return lambda folder: (folder / name).write_bytes(content()) and None
 
 
-def equals(exact: bool) -> Callable[[Path, Ended], None]:
-    def check(folder: Path, _ended: Ended) -> None:
-        found = load_model(folder / "out.safetensors").state_dict()
-        for name, tensor in theirs().state_dict().items():
-            same = torch.equal if exact else partial(torch.allclose, rtol=1e-4, atol=1e-5)
-            require(same(found[name], tensor), f"{name} differs from what the file was made of")
-
-    return check
+def equals(exact: bool, folder: Path, _ended: Ended) -> None:
+    found = load_model(folder / "out.safetensors").state_dict()
+    for name, tensor in theirs().state_dict().items():
+        same = torch.equal if exact else partial(torch.allclose, rtol=1e-4, atol=1e-5)
+        require(same(found[name], tensor), f"{name} differs from what the file was made of")
 
 
 def convert(name: str) -> list[str]:
@@ -107,7 +104,7 @@ def harmed(draw: Any) -> Case:
     seed = draw(damage.seeds())
     lay = written(form, lambda: damage.damaged(whole(form), how, seed))
     sealed = how in damage.CUTS or form in ("kazuto1011.pth", "isht7.pth")
-    check = equals(form in EXACT) if sealed else _one_model
+    check = partial(equals, form in EXACT) if sealed else _one_model
     return Command(f"{form}, {how}", convert(form), names=[form], check=check, prepare=lay)
 
 
@@ -169,7 +166,7 @@ def changed(draw: Any) -> Case:
     same = what in ("float64", "a wrapper's prefix", "not contiguous")
     unsure = what in ("float16", "an integer more")
     wanted = None if unsure else "result" if same else "refused"
-    check = equals(True) if same else _one_model
+    check = partial(equals, True) if same else _one_model
     return Command(f"{name}: {what}", convert("k.pth"), wanted=wanted, check=check, prepare=lay)
 
 
@@ -214,7 +211,7 @@ def handmade(_shared: Path) -> list[Case]:
     made: list[Case] = []
     for form in FORMS:
         lay = written(form, lambda form=form: whole(form))
-        same = equals(form in EXACT)
+        same = partial(equals, form in EXACT)
         made.append(Command(form, convert(form), wanted="result", check=same, prepare=lay))
         wrong = [*convert(form)[:-1], "4"]
         made.append(Command(f"{form} for 4 classes", wrong, wanted="refused", prepare=lay))

@@ -6,6 +6,7 @@ pixels of each by the values that it gives them.
 
 import json
 import random
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,14 +34,13 @@ def files(name: str, content: bytes, labels: np.ndarray) -> dict[str, bytes]:
     return {f"set/{name}": content, **pair}
 
 
-def lists(names: list[str], values: list[int], labels: np.ndarray) -> Any:
-    def check(folder: Path, _ended: Ended) -> None:
-        found = json.loads((folder / "found.json").read_text())["splits"]["all"]["classes"]
-        require([one["name"] for one in found] == names, f"names {found}, expected {names}")
-        pixels = [int((labels == value).sum()) for value in values]
-        require([one["pixels"] for one in found] == pixels, f"pixels {found}, expected {pixels}")
-
-    return check
+def lists(
+    names: list[str], values: list[int], labels: np.ndarray, folder: Path, _ended: Ended
+) -> None:
+    found = json.loads((folder / "found.json").read_text())["splits"]["all"]["classes"]
+    require([one["name"] for one in found] == names, f"names {found}, expected {names}")
+    pixels = [int((labels == value).sum()) for value in values]
+    require([one["pixels"] for one in found] == pixels, f"pixels {found}, expected {pixels}")
 
 
 def one_of_each(values: list[int], seed: int) -> np.ndarray:
@@ -57,7 +57,7 @@ def text(draw: Any) -> Case:
     content = (mark + ends.join(f" {name} " for name in names) + ends).encode()
     # names are stripped, and lines are cut where str.splitlines cuts them
     whole = [name for name in names if len(name.splitlines()) == 1]
-    check = lists(names, values, labels) if len(whole) == len(names) else None
+    check = partial(lists, names, values, labels) if len(whole) == len(names) else None
     said = f"classes.txt of {len(names)} names"
     args = {"wanted": "result", "check": check} if check else {}
     return Command(said, CHECK, files("classes.txt", content, labels), **args)
@@ -77,7 +77,7 @@ def table(draw: Any) -> Case:
     content: dict[str, Any] = {"ignore": ignored, "class": entries}
     labels = one_of_each([*values, *ignored, 255], draw(damage.seeds()))
     laid = files("classes.toml", tomli_w.dumps(content).encode(), labels)
-    check = lists(names, values, labels)
+    check = partial(lists, names, values, labels)
     return Command(f"classes.toml of {count}", CHECK, laid, "result", check=check)
 
 

@@ -7,6 +7,7 @@ a ValueError or TypeError.
 
 import math
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,15 +38,12 @@ def images_of(batch: int, height: int, width: int, seed: int) -> torch.Tensor:
     return torch.from_numpy(np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8))
 
 
-def sums_to_one(shape: Any) -> Callable[[Any], None]:
-    def check(marginals: Any) -> None:
-        require(tuple(marginals.shape) == tuple(shape), f"shape {tuple(marginals.shape)}")
-        require(bool(marginals.isfinite().all()), "not finite")
-        require(float(marginals.min()) >= 0, f"below 0: {float(marginals.min())}")
-        worst = float((marginals.sum(1) - 1).abs().max())
-        require(worst < 1e-4, f"sums differ from 1 by {worst}")
-
-    return check
+def sums_to_one(shape: Any, marginals: Any) -> None:
+    require(tuple(marginals.shape) == tuple(shape), f"shape {tuple(marginals.shape)}")
+    require(bool(marginals.isfinite().all()), "not finite")
+    require(float(marginals.min()) >= 0, f"below 0: {float(marginals.min())}")
+    worst = float((marginals.sum(1) - 1).abs().max())
+    require(worst < 1e-4, f"sums differ from 1 by {worst}")
 
 
 @st.composite
@@ -76,7 +74,7 @@ def layer(draw: Any) -> Case:
         return found
 
     said = f"DenseCRF({classes}, {terms}, {made}) of {batch} x {height} x {width}"
-    return Call(said, call, "result", sums_to_one(logits.shape))
+    return Call(said, call, "result", partial(sums_to_one, logits.shape))
 
 
 @st.composite
@@ -100,7 +98,9 @@ def odd_layer(draw: Any) -> Case:
         return crf.DenseCRF(**arguments)(logits, images)
 
     names = [name.split(".")[-1]]
-    return Call(f"DenseCRF with {name} = {value!r}", call, None, sums_to_one(logits.shape), names)
+    return Call(
+        f"DenseCRF with {name} = {value!r}", call, None, partial(sums_to_one, logits.shape), names
+    )
 
 
 LAYER_ARGUMENTS = (
@@ -139,7 +139,7 @@ def odd_tensors(draw: Any) -> Case:
     fits = len(shape) == 4 and shape[1] == 3 and pictures == (shape[0], 3, *shape[2:])
     empty = given == "a list" and shape and shape[0] == 0
     said = f"logits {dtype} {list(shape)}, images {levels} {list(pictures)}, {poison}, {given}"
-    return Call(said, call, None if fits or empty else "refused", sums_to_one(shape))
+    return Call(said, call, None if fits or empty else "refused", partial(sums_to_one, shape))
 
 
 @st.composite
@@ -166,7 +166,7 @@ def drop_in(draw: Any) -> Case:
 
     numbers = f"{labels} labels, {steps} steps, {sxy:g} {srgb:g} {compat:g}"
     said = f"drop-in {width} x {height}, {numbers}"
-    return Call(said, call, "result", sums_to_one(logits.shape))
+    return Call(said, call, "result", partial(sums_to_one, logits.shape))
 
 
 ARRAYS: dict[str, Callable[[], Any]] = {
@@ -232,7 +232,7 @@ def odd_drop_in(draw: Any) -> Case:
     names = [name, "unary"] if name in ("u", "f", "w", "nlabels") else [name]
     names += ["features", "sigma", "pairwise energy"] if name in ("sxy", "features") else []
     said = f"drop-in with {name} = {what} or {value!r:.60}"
-    return Call(said, call, None, sums_to_one((1, 3, 4, 5)), names)
+    return Call(said, call, None, partial(sums_to_one, (1, 3, 4, 5)), names)
 
 
 @st.composite

@@ -4,6 +4,7 @@ Oracles: every implementation that runs here agrees with the plain one in float6
 computed is a ValueError or TypeError.
 """
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,16 +31,13 @@ def randn(shape: tuple[int, ...], seed: int, dtype: torch.dtype = torch.float64)
     return torch.from_numpy(np.random.default_rng(seed).normal(0, 1, shape)).to(dtype)
 
 
-def near(expected: torch.Tensor, share: float) -> Any:
-    def check(found: torch.Tensor) -> None:
-        shapes = f"shape {tuple(found.shape)}, expected {tuple(expected.shape)}"
-        require(found.shape == expected.shape, shapes)
-        if expected.numel():
-            largest = float(expected.abs().max()) + 1e-6
-            worst = float((found.double() - expected).abs().max()) / largest
-            require(worst < share, f"off by {worst:.1e} of the largest value")
-
-    return check
+def near(expected: torch.Tensor, share: float, found: torch.Tensor) -> None:
+    shapes = f"shape {tuple(found.shape)}, expected {tuple(expected.shape)}"
+    require(found.shape == expected.shape, shapes)
+    if expected.numel():
+        largest = float(expected.abs().max()) + 1e-6
+        worst = float((found.double() - expected).abs().max()) / largest
+        require(worst < share, f"off by {worst:.1e} of the largest value")
 
 
 @st.composite
@@ -67,7 +65,7 @@ def convolution(draw: Any) -> Case:
         return kernels.multi_rate_atrous_conv2d(given, w.to(dtype), b, **how)
 
     said = f"rates {rates}, kernel {kernel}, {fuse}, {impl}, {dtype}, {list(x.shape)} -> {cout}"
-    return Call(said, call, "result", near(expected, 1e-4))
+    return Call(said, call, "result", partial(near, expected, 1e-4))
 
 
 @st.composite
@@ -105,10 +103,10 @@ def filtering(draw: Any) -> Case:
         found = kernels.gaussian_filter(*given, method=method, impl=impl)
         if method == "permutohedral":
             plain = kernels.gaussian_filter(*given, method=method, impl="reference")
-            near(plain.double(), 1e-4)(found)
+            near(plain.double(), 1e-4, found)
             require(bool((found >= -1e-6).all()), "a filter of positive values is negative")
         else:
-            near(expected, 1e-4)(found)
+            near(expected, 1e-4, found)
         return found
 
     return Call(f"{method}, {impl}, {dtype}, {count} points in {dims} dimensions", call, "result")
@@ -158,7 +156,7 @@ def mean_field(draw: Any) -> Case:
         term = kernels.Term(LatticeFilter([kernels.build_lattice(points)]), compatibility)
         found = kernels.mean_field(unary, [term], steps)
         plain = kernels.mean_field(unary, [term], steps, impl="reference")
-        near(plain.double(), 2e-3)(found)
+        near(plain.double(), 2e-3, found)
         require(float((found.sum(2) - 1).abs().max()) < 1e-4, "rows do not sum to 1")
         return found
 

@@ -5,6 +5,7 @@ matrix of `evaluate` is that of the drawn labels and of what the network says.
 """
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -63,35 +64,29 @@ def counts(maps: list[np.ndarray]) -> tuple[list[int], int]:
     return [int((every == k).sum()) for k in range(len(CLASSES))], int((every == 255).sum())
 
 
-def counted(maps: list[np.ndarray]) -> Any:
-    def check(folder: Path, ended: Ended) -> None:
-        report = json.loads((folder / "found.json").read_text())["splits"]["all"]
-        pixels, ignored = counts(maps)
-        found = [one["pixels"] for one in report["classes"]]
-        require(found == pixels, f"pixels: {found}, are {pixels}")
-        found = report["ignored_pixels"]
-        require(found == ignored, f"ignored: {found}, are {ignored}")
-        status = 1 if report["findings"] else 0
-        require(ended.status == status, f"status {ended.status} with {report}")
-
-    return check
+def counted(maps: list[np.ndarray], folder: Path, ended: Ended) -> None:
+    report = json.loads((folder / "found.json").read_text())["splits"]["all"]
+    pixels, ignored = counts(maps)
+    found = [one["pixels"] for one in report["classes"]]
+    require(found == pixels, f"pixels: {found}, are {pixels}")
+    found = report["ignored_pixels"]
+    require(found == ignored, f"ignored: {found}, are {ignored}")
+    status = 1 if report["findings"] else 0
+    require(ended.status == status, f"status {ended.status} with {report}")
 
 
-def scored(images: list[np.ndarray], maps: list[np.ndarray]) -> Any:
-    def check(folder: Path, _ended: Ended) -> None:
-        matrix = np.zeros((3, 3), np.int64)
-        for image, labels in zip(images, maps, strict=True):
-            counts_it = labels != 255
-            np.add.at(matrix, (labels[counts_it], labels_of(image)[counts_it]), 1)
-        lines = (folder / "confusion.csv").read_text().splitlines()[1:]
-        found = [[int(n) for n in line.split(",")[1:]] for line in lines]
-        require(found == matrix.tolist(), f"confusion {found}, expected {matrix.tolist()}")
-        union = matrix.sum(0) + matrix.sum(1) - matrix.diagonal()
-        iou = matrix.diagonal()[union > 0] / union[union > 0]
-        said = json.loads((folder / "scores.json").read_text())["network"]["miou"]
-        require(abs(said - iou.mean()) < 1e-9, f"mIoU {said}, expected {iou.mean()}")
-
-    return check
+def scored(images: list[np.ndarray], maps: list[np.ndarray], folder: Path, _ended: Ended) -> None:
+    matrix = np.zeros((3, 3), np.int64)
+    for image, labels in zip(images, maps, strict=True):
+        counts_it = labels != 255
+        np.add.at(matrix, (labels[counts_it], labels_of(image)[counts_it]), 1)
+    lines = (folder / "confusion.csv").read_text().splitlines()[1:]
+    found = [[int(n) for n in line.split(",")[1:]] for line in lines]
+    require(found == matrix.tolist(), f"confusion {found}, expected {matrix.tolist()}")
+    union = matrix.sum(0) + matrix.sum(1) - matrix.diagonal()
+    iou = matrix.diagonal()[union > 0] / union[union > 0]
+    said = json.loads((folder / "scores.json").read_text())["network"]["miou"]
+    require(abs(said - iou.mean()) < 1e-9, f"mIoU {said}, expected {iou.mean()}")
 
 
 @st.composite
@@ -106,8 +101,10 @@ def sound(draw: Any) -> Case:
     laid = [stored(labels, form) for labels, form in zip(maps, forms, strict=True)]
     files = one_set([(png(image, 2), *one) for image, one in zip(images, laid, strict=True)])
     if draw(st.booleans()):
-        return Command(f"check {forms}", CHECK, files, "result", check=counted(maps))
-    return Command(f"evaluate {forms}", SCORES, files, "result", check=scored(images, maps))
+        return Command(f"check {forms}", CHECK, files, "result", check=partial(counted, maps))
+    return Command(
+        f"evaluate {forms}", SCORES, files, "result", check=partial(scored, images, maps)
+    )
 
 
 @st.composite
@@ -159,9 +156,9 @@ def harmed(draw: Any) -> Case:
 
     def check(folder: Path, ended: Ended) -> None:
         if args is SCORES and sealed:
-            scored(images, [labels, other])(folder, ended)
+            scored(images, [labels, other], folder, ended)
         elif args is CHECK and sealed and ended.status == 0:
-            counted([labels, other])(folder, ended)
+            counted([labels, other], folder, ended)
 
     return Command(f"{form} labels, {how}", args, files, check=check)
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 from hypothesis import strategies as st
-from picture_files import chunk
+from picture_files import chunk, turned
 from PIL import Image
 
 Raster = np.ndarray  # uint8 RGB [H, W, 3]
@@ -124,9 +124,8 @@ def _turned(rgb: Raster, orientation: int, kind: str, **options: Any) -> bytes:
     """Stored as a camera does: the pixels in another order, and a tag that says so."""
     turn = Image.Transpose
     inverse = {5: turn.TRANSPOSE, 6: turn.ROTATE_90, 8: turn.ROTATE_270}[orientation]
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    return saved(Image.fromarray(rgb).transpose(inverse), kind, exif=exif, **options)
+    stored = Image.fromarray(rgb).transpose(inverse)
+    return saved(stored, kind, exif=turned(orientation), **options)
 
 
 def _wide(samples: np.ndarray) -> np.ndarray:

@@ -7,6 +7,7 @@ or out of range is refused with the key that has it.
 
 import dataclasses
 import random
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -47,11 +48,8 @@ def sensible(draw: Any) -> dict[str, Any]:
     return chosen
 
 
-def labelled(settings: CRFSettings) -> Any:
-    def check(folder: Path, _ended: Ended) -> None:
-        check_labels(folder / "out" / "a_labels.png", labels_of(IMAGE, settings))
-
-    return check
+def labelled(settings: CRFSettings, folder: Path, _ended: Ended) -> None:
+    check_labels(folder / "out" / "a_labels.png", labels_of(IMAGE, settings))
 
 
 @st.composite
@@ -66,7 +64,7 @@ def crf_file(draw: Any) -> Case:
         settings = CRFSettings()  # the file's, not those that the weights store
     if way != "file":
         args += [f"--{name.replace('_', '-')}={value}" for name, value in chosen.items()]
-    check = labelled(settings.changed(chosen))
+    check = partial(labelled, settings.changed(chosen))
     return Command(f"settings by {way}: {chosen}", args, files, "result", check=check)
 
 

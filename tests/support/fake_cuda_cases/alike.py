@@ -1,14 +1,29 @@
-"""What the cases share: the check of a result."""
+"""What the cases share: how they are written, and the check of a result."""
 
-from __future__ import annotations
-
+import functools
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from fake_cuda import description, tensor
+from fake_cuda import Case, description, tensor
 from torch import Tensor
 
 CHANNELS_LAST = torch.channels_last
+
+
+def staged(steps: Callable[..., Iterator[None]]) -> Callable[..., Case]:
+    """Cases of a function in two stages: up to its `yield` it prepares, what follows is counted."""
+
+    @functools.wraps(steps)
+    def make(*args: Any, **options: Any) -> Case:
+        def case() -> Callable[[], None]:
+            running = steps(*args, **options)
+            next(running)
+            return lambda: next(running, None)
+
+        return case
+
+    return make
 
 
 def expect(found: Tensor, *shape: int, dtype: torch.dtype = torch.float32, **layout: Any) -> None:

@@ -1,8 +1,6 @@
 """Atrous convolution by both algorithms, forward and backward."""
 
-from __future__ import annotations
-
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -12,7 +10,7 @@ from fake_cuda import DEVICE, Case, tensor
 from torch import Tensor
 
 import kernels
-from fake_cuda_cases.alike import CHANNELS_LAST, expect, expect_like, gradients
+from fake_cuda_cases.alike import CHANNELS_LAST, expect, expect_like, gradients, staged
 
 HALF, BRAIN, SINGLE = torch.float16, torch.bfloat16, torch.float32
 
@@ -36,10 +34,7 @@ class Pyramid:
         """The arguments that are tensors, all of which want gradients."""
         make = partial(tensor, dtype=dtype, requires_grad=True)
         x = make(batch, self.inputs, self.size, self.size, **layout)
-        found = {
-            "input": x,
-            "weight": make(len(self.rates), self.outputs, self.inputs, 3, 3),
-        }
+        found = {"input": x, "weight": make(len(self.rates), self.outputs, self.inputs, 3, 3)}
         if self.has_bias:
             found["bias"] = make(len(self.rates), self.outputs)
         if self.has_scale:
@@ -54,63 +49,48 @@ V3 = Pyramid(
 )
 
 
-def forward(pyramid: Pyramid, impl: str, batch: int, dtype: torch.dtype, **layout: Any) -> Case:
-    def case() -> Callable[[], None]:
-        tensors = {k: t.detach() for k, t in pyramid.tensors(batch, dtype, **layout).items()}
-
-        def run() -> None:
-            output = _convolve(pyramid, impl, tensors)
-            shape = batch, pyramid.channels, pyramid.size, pyramid.size
-            expect(output, *shape, dtype=dtype, **layout)
-
-        return run
-
-    return case
+@staged
+def forward(
+    pyramid: Pyramid, impl: str, batch: int, dtype: torch.dtype, **layout: Any
+) -> Iterator[None]:
+    tensors = {k: t.detach() for k, t in pyramid.tensors(batch, dtype, **layout).items()}
+    yield
+    output = _convolve(pyramid, impl, tensors)
+    shape = batch, pyramid.channels, pyramid.size, pyramid.size
+    expect(output, *shape, dtype=dtype, **layout)
 
 
-def backward(pyramid: Pyramid, impl: str, batch: int, dtype: torch.dtype, **layout: Any) -> Case:
+@staged
+def backward(
+    pyramid: Pyramid, impl: str, batch: int, dtype: torch.dtype, **layout: Any
+) -> Iterator[None]:
     """The backward alone: the forward is done before."""
-
-    def case() -> Callable[[], None]:
-        tensors = pyramid.tensors(batch, dtype, **layout)
-        output = _convolve(pyramid, impl, tensors)
-
-        def run() -> None:
-            found = dict(zip(tensors, gradients(output, *tensors.values()), strict=True))
-            weight = found.pop("weight")
-            last = tensors["weight"].permute(0, 1, 3, 4, 2)  # Cin contiguous
-            made = torch.empty(last.shape, dtype=dtype, device=DEVICE).permute(0, 1, 4, 2, 3)
-            expect_like(weight, made)
-            for name, gradient in found.items():
-                expect_like(gradient, tensors[name])
-
-        return run
-
-    return case
+    tensors = pyramid.tensors(batch, dtype, **layout)
+    output = _convolve(pyramid, impl, tensors)
+    yield
+    found = dict(zip(tensors, gradients(output, *tensors.values()), strict=True))
+    weight = found.pop("weight")
+    last = tensors["weight"].permute(0, 1, 3, 4, 2)  # Cin contiguous
+    made = torch.empty(last.shape, dtype=dtype, device=DEVICE).permute(0, 1, 4, 2, 3)
+    expect_like(weight, made)
+    for name, gradient in found.items():
+        expect_like(gradient, tensors[name])
 
 
-def under_autocast() -> Callable[[], None]:
+@staged
+def under_autocast() -> Iterator[None]:
     tensors = V2.tensors(1, SINGLE)
-
-    def run() -> None:
-        with torch.autocast("cuda", dtype=HALF):
-            output = _convolve(V2, "auto", tensors)
-        expect(output, 1, 21, 65, 65, dtype=HALF)
-        for gradient, given in zip(
-            gradients(output, *tensors.values()), tensors.values(), strict=True
-        ):
-            assert (gradient.shape, gradient.dtype) == (given.shape, given.dtype)
-
-    return run
+    yield
+    with torch.autocast("cuda", dtype=HALF):
+        output = _convolve(V2, "auto", tensors)
+    expect(output, 1, 21, 65, 65, dtype=HALF)
+    for gradient, given in zip(gradients(output, *tensors.values()), tensors.values(), strict=True):
+        assert (gradient.shape, gradient.dtype) == (given.shape, given.dtype)
 
 
 def _convolve(pyramid: Pyramid, impl: str, tensors: dict[str, Tensor]) -> Tensor:
     return kernels.multi_rate_atrous_conv2d(
-        **tensors,
-        rates=pyramid.rates,
-        fuse=pyramid.fuse,
-        activation=pyramid.activation,
-        impl=impl,
+        **tensors, rates=pyramid.rates, fuse=pyramid.fuse, activation=pyramid.activation, impl=impl
     )
 
 
@@ -136,4 +116,4 @@ CASES: dict[str, Case] = {
     for impl in ("triton:shift", "triton:implicit")
     for way in (forward, backward)
 }
-CASES["v2 head, batch 1, under autocast"] = under_autocast
+CASES["v2 head, batch 1, under autocast"] = under_autocast()

@@ -1,15 +1,13 @@
 """The CRF layer over each filter: inference, learning, and the operator that compilers see."""
 
-from __future__ import annotations
-
-from collections.abc import Callable
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from fake_cuda import Case, tensor
 
 import crf
-from fake_cuda_cases.alike import expect
+from fake_cuda_cases.alike import expect, staged
 from kernels.meanfield import ops
 from kernels.meanfield.build import FilterSettings
 
@@ -33,6 +31,7 @@ def layer(method: str, matrix: bool = False, **options: Any) -> crf.DenseCRF:
     )
 
 
+@staged
 def infer(
     method: str,
     batch: int = 1,
@@ -40,81 +39,55 @@ def infer(
     matrix: bool = False,
     size: tuple[int, int] = (H, W),
     dtype: torch.dtype = torch.float32,
-) -> Case:
+) -> Iterator[None]:
     """10 iterations without gradients."""
-
-    def case() -> Callable[[], None]:
-        model = layer(method, matrix)
-        logits = tensor(batch, C, *size, dtype=dtype)
-        images = tensor(batch, 3, *size, dtype=torch.uint8)
-
-        def run() -> None:
-            with torch.no_grad():
-                expect(model(logits, images), batch, C, *size)
-
-        return run
-
-    return case
+    model = layer(method, matrix)
+    logits = tensor(batch, C, *size, dtype=dtype)
+    images = tensor(batch, 3, *size, dtype=torch.uint8)
+    yield
+    with torch.no_grad():
+        expect(model(logits, images), batch, C, *size)
 
 
-def divergence(method: str) -> Case:
-    def case() -> Callable[[], None]:
-        model, logits = layer(method), tensor(2, C, H, W)
-        images = tensor(2, 3, H, W)
-
-        def run() -> None:
-            marginals, found = model(logits, images, return_kl=True)
-            expect(marginals, 2, C, H, W)
-            expect(found, 11, 2, dtype=torch.float64)
-
-        return run
-
-    return case
+@staged
+def divergence(method: str) -> Iterator[None]:
+    model, logits = layer(method), tensor(2, C, H, W)
+    images = tensor(2, 3, H, W)
+    yield
+    marginals, found = model(logits, images, return_kl=True)
+    expect(marginals, 2, C, H, W)
+    expect(found, 11, 2, dtype=torch.float64)
 
 
-def learn(method: str) -> Case:
+@staged
+def learn(method: str) -> Iterator[None]:
     """One step: forward, and the gradients to logits and parameters."""
-
-    def case() -> Callable[[], None]:
-        sigmas = method == "exact"
-        model = layer(method, learnable=True, learn_sigmas=sigmas, iterations=5)
-        logits = tensor(2, C, H, W, requires_grad=True)
-        images = tensor(2, 3, H, W)
-
-        def run() -> None:
-            model.refine_logits(logits, images).sum().backward()
-            assert logits.grad is not None
-            expect(logits.grad, 2, C, H, W)
-            for parameter in model.parameters():
-                assert (parameter.grad is not None) == parameter.requires_grad
-
-        return run
-
-    return case
+    sigmas = method == "exact"
+    model = layer(method, learnable=True, learn_sigmas=sigmas, iterations=5)
+    logits = tensor(2, C, H, W, requires_grad=True)
+    images = tensor(2, 3, H, W)
+    yield
+    model.refine_logits(logits, images).sum().backward()
+    assert logits.grad is not None
+    expect(logits.grad, 2, C, H, W)
+    for parameter in model.parameters():
+        assert (parameter.grad is not None) == parameter.requires_grad
 
 
-def operator(method: str) -> Case:
+@staged
+def operator(method: str) -> Iterator[None]:
     """What a compiled program calls, forward and backward."""
-
-    def case() -> Callable[[], None]:
-        unary = tensor(1, C, H * W, requires_grad=True)
-        features = [tensor(1, H * W, 2), tensor(1, H * W, 5)]
-        compatibilities = [tensor(C, requires_grad=True), tensor(C, C, requires_grad=True)]
-        settings = FilterSettings(method, "symmetric", 5, "ieee", 0.0, 0.1, W, True, 2, True)
-
-        def run() -> None:
-            found = ops.mean_field_operator(
-                unary, features, compatibilities, *vars(settings).values()
-            )
-            expect(found, 1, C, H * W)
-            gradients = torch.autograd.grad(found.sum(), [unary, *compatibilities])
-            expect(gradients[0], 1, C, H * W)
-            expect(gradients[1], C)
-            expect(gradients[2], C, C)
-
-        return run
-
-    return case
+    unary = tensor(1, C, H * W, requires_grad=True)
+    features = [tensor(1, H * W, 2), tensor(1, H * W, 5)]
+    compatibilities = [tensor(C, requires_grad=True), tensor(C, C, requires_grad=True)]
+    settings = FilterSettings(method, "symmetric", 5, "ieee", 0.0, 0.1, W, True, 2, True)
+    yield
+    found = ops.mean_field_operator(unary, features, compatibilities, *vars(settings).values())
+    expect(found, 1, C, H * W)
+    gradients = torch.autograd.grad(found.sum(), [unary, *compatibilities])
+    expect(gradients[0], 1, C, H * W)
+    expect(gradients[1], C)
+    expect(gradients[2], C, C)
 
 
 FILTERS = ("permutohedral", "exact", "separable")

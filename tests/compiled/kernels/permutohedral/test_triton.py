@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import pytest
 import torch
+from binaries import compile_for
 from targets import SHARED_MEMORY, assert_fits, assert_serves_any_size, lattice, meta
 
 from kernels.permutohedral import triton
@@ -43,12 +45,10 @@ def test_placing_spills_nothing_and_rounds_each_operation(binaries, target, dims
 
 
 @any_target
-def test_the_search_for_contractions_would_find_one(binaries, launches, target):
-    binaries(target, lambda: place(2), ())  # compile for it
+def test_the_search_for_contractions_would_find_one(launches, target):
     (launch,) = [each for each in launches(lambda: place(2)) if each.name == "place_kernel"]
-    options = {**launch.kwargs, "enable_fp_fusion": True, "warmup": True}
-    compiled = launch.kernel.run(*launch.args, **options)
-    assembly = compiled.asm["amdgcn" if target == "gfx942" else "ptx"]
+    fusing = replace(launch, kwargs={**launch.kwargs, "enable_fp_fusion": True})
+    assembly = compile_for(fusing, target).asm["amdgcn" if target == "gfx942" else "ptx"]
     assert re.search(CONTRACTED[target], assembly)
 
 

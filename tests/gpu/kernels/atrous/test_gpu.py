@@ -4,8 +4,6 @@ Each configuration of this GPU's table, CUDA graphs, memory, and offsets beyond 
 kernels do in the interpreter too is held by tests/triton/kernels/atrous.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from contextlib import contextmanager
 

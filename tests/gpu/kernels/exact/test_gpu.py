@@ -4,8 +4,6 @@ Real sizes against float64 at some rows, in every precision and with pairs skipp
 repeat; CUDA graphs; memory. What the kernels do in the interpreter too is held by tests/triton.
 """
 
-from __future__ import annotations
-
 import pytest
 import torch
 from exact_problems import Problem, problem

@@ -1,7 +1,5 @@
 """The Triton mean field on a GPU: parity with the CPU and pydensecrf, waits, graphs, memory."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 from pathlib import Path

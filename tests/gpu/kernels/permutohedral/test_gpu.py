@@ -1,7 +1,5 @@
 """The Triton lattice on a GPU: eager's vertices bit for bit, filters within budget, few waits."""
 
-from __future__ import annotations
-
 import dataclasses
 
 import pytest

@@ -1,7 +1,5 @@
 """The separable filter's Triton kernels on a GPU: real sizes in every precision, waits, memory."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import pytest

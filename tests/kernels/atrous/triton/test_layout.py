@@ -59,8 +59,7 @@ def test_transposed_taps_read_outputs_as_inputs():
 
 
 @pytest.mark.parametrize(
-    ("batch", "most", "expected"),
-    [(3, 100, [3]), (3, 25, [2, 1]), (2, 10, [1, 1]), (0, 10, [])],
+    ("batch", "most", "expected"), [(3, 100, [3]), (3, 25, [2, 1]), (2, 10, [1, 1]), (0, 10, [])]
 )
 def test_groups_are_as_many_images_as_fit(batch, most, expected):
     x, _ = layout.pixels_of(torch.randn(batch, 16, 2, 5))
