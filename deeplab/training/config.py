@@ -8,14 +8,23 @@ scenes; the papers' recipes are TOML files in `deeplab.training.recipes`.
 from __future__ import annotations
 
 import dataclasses
-from typing import Annotated, Any, Literal
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    WrapValidator,
+    model_validator,
+)
 from pydantic.dataclasses import dataclass
 
 from deeplab.data import scenes
 from deeplab.model import MODELS
 from deeplab.training.config_errors import ConfigError, one_line_errors
+from deeplab.training.losses.table import LOSSES
 
 SCENES_CRF: dict[str, Any] = {
     "iterations": 10,
@@ -64,6 +73,34 @@ NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 TrainScenes = Annotated[int, Field(ge=1, le=scenes.VALIDATION_START - scenes.TRAIN_START)]
 ValidationScenes = Annotated[int, Field(ge=1, le=scenes.TEST_START - scenes.VALIDATION_START)]
 Numbers = BeforeValidator(lambda value: tuple(value) if isinstance(value, list) else value)
+
+
+def _class_weights(value: Any, as_numbers: Callable[[Any], Any]) -> Any:
+    if isinstance(value, str):
+        if value != "balanced":
+            raise ValueError('a list of numbers or "balanced"')
+        return value
+    return as_numbers(value)
+
+
+def _loss(value: Any, as_table: Callable[[Any], Any]) -> Any:
+    names = ", ".join(LOSSES)
+    if isinstance(value, dict):
+        for name in value:
+            if name not in LOSSES:
+                raise ConfigError(str(name), f": unknown loss; the known ones are {names}")
+        return as_table(value)
+    if not isinstance(value, str) or value not in LOSSES:
+        raise ValueError(f"one of {names}, or a table of them with their weights")
+    return value
+
+
+if TYPE_CHECKING:
+    ClassWeights = tuple[float, ...] | Literal["balanced"]
+    Loss = str | dict[str, float]
+else:  # pydantic would name every alternative of a union in an error
+    ClassWeights = Annotated[tuple[NotNegative, ...], Numbers, WrapValidator(_class_weights)]
+    Loss = Annotated[dict[str, NotNegative], WrapValidator(_loss)]
 
 
 @one_line_errors
@@ -116,7 +153,11 @@ class TrainConfig:
         mirror: flip half of the samples.
         loss_stride: 1 compares the upsampled logits with the labels, 8 the logits with every
             eighth label, as the papers do.
-        class_weights: weight of each class in the loss; empty weighs all alike.
+        loss: a name of `deeplab.training.losses.table`, such as "cross_entropy", or a table of
+            several with their weights in the sum.
+        label_smoothing: share of each label that cross_entropy spreads over all classes.
+        class_weights: weight of each class in cross_entropy, focal and ohem; empty weighs all
+            alike, "balanced" takes the weights of `deeplab.training.labels.balanced_weights`.
         scenes, validation_scenes: how many generated scenes, where they are the data.
         in_memory: read (or draw) every picture once, before the first step, and keep it.
         skip_broken: pass over pictures that cannot be read, and count them, instead of stopping.
@@ -161,7 +202,9 @@ class TrainConfig:
     scale_mode: Literal["continuous", "discrete"] = "continuous"
     mirror: bool = True
     loss_stride: Annotated[int, AfterValidator(_one_or_eight)] = 1
-    class_weights: Annotated[tuple[NotNegative, ...], Numbers] = ()
+    loss: Loss = "cross_entropy"
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    class_weights: ClassWeights = ()
     scenes: TrainScenes = 4000
     validation_scenes: ValidationScenes = 50
     in_memory: bool = False
@@ -178,6 +221,11 @@ class TrainConfig:
     workers: CountOrZero = 1
     seed: CountOrZero = 0
 
+    @property
+    def losses(self) -> dict[str, float]:
+        """The losses with their weights, of one name too."""
+        return {self.loss: 1.0} if isinstance(self.loss, str) else self.loss
+
     @model_validator(mode="after")
     def _check(self) -> TrainConfig:
         fastest = self.lr * max(1.0, 2 * self.head_lr_scale)
@@ -187,6 +235,7 @@ class TrainConfig:
         stride = "1 with crf: a CRF works on pixels"
         _require(not self.crf or self.loss_stride == 1, "loss_stride", stride, self.loss_stride)
         self._check_samples()
+        self._check_loss()
         self._check_data()
         self._check_model_options()
         return self
@@ -198,8 +247,20 @@ class TrainConfig:
             ordered = inside and len(self.scales) == 2 and self.scales[0] <= self.scales[1]
             _require(ordered, "scales", "0 < smallest <= largest <= 4", self.scales)
         _require(inside, "scales", "at least one number, each above 0 and up to 4", self.scales)
+
+    def _check_loss(self) -> None:
         weighed = not self.class_weights or any(self.class_weights)
         _require(weighed, "class_weights", "at least one above 0", self.class_weights)
+        taught = any(weight > 0 for name, weight in self.losses.items() if name != "dense_crf")
+        labels = "cross_entropy or another that learns from labels, with a weight above 0"
+        _require(taught, "loss", labels, self.loss)
+        smooth = self.label_smoothing == 0 or "cross_entropy" in self.losses
+        _require(smooth, "label_smoothing", "0 without cross_entropy", self.label_smoothing)
+        of_pixels = (
+            not self.class_weights or {"cross_entropy", "focal", "ohem"} & self.losses.keys()
+        )
+        none = "none without cross_entropy, focal or ohem"
+        _require(bool(of_pixels), "class_weights", none, self.class_weights)
 
     def _check_data(self) -> None:
         """Generated scenes have neither folder nor splits."""

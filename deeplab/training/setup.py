@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import json
 import os
 import subprocess
 import warnings
@@ -30,7 +31,7 @@ from deeplab.model.heads import DeepLabV3Head
 from deeplab.training.checkpoint import Files, check_agreement, read_state
 from deeplab.training.config import SCENES_CRF, TrainConfig
 from deeplab.training.distributed import Processes
-from deeplab.training.labels import check_labels
+from deeplab.training.labels import balanced_weights, check_labels
 from deeplab.training.logs import Logger
 from deeplab.weights import Loaded, load_weights, read_metadata
 from deeplab.weights.sources import is_own
@@ -40,6 +41,7 @@ from deeplab.weights.sources import is_own
 class Setup:
     """A run that is ready to start.
 
+    class_weights: those of the configuration, or balanced; empty where all classes weigh alike.
     facts: what fixes it beside its configuration, see `check_agreement`; metadata: what the weights
     file says of it; state: to resume from, None for a new run.
     """
@@ -47,6 +49,7 @@ class Setup:
     dataset: LabelledImages
     validation: LabelledImages
     model: DeepLab
+    class_weights: tuple[float, ...]
     facts: dict[str, Any]
     metadata: dict[str, Any]
     state: dict[str, Any] | None
@@ -75,15 +78,18 @@ def set_up(
     if palette is None:
         palette = getattr(dataset, "palette", scenes.PALETTE)
     _check_config(config, len(names), processes, logger)
-    facts = {"pictures": len(dataset), "class names": names}
+    facts: dict[str, Any] = {"pictures": len(dataset), "class names": names}
     state = _stored_state(files, config, facts) if resume else None
+    weights = _class_weights(config, dataset, names, state, logger)
+    if config.class_weights == "balanced":
+        facts["class weights"] = list(weights)
     owner = "class_names" if class_names else getattr(dataset, "name", "the data set")
     classes = Classes.of(owner, names)
     _check_classes(classes, dataset, validation)
     if not resume:
         _check_classes_of_weights(config, classes, logger)
         if processes.first:  # the others wait for its verdict
-            check_labels(dataset, validation, names, config.class_weights, logger.info)
+            check_labels(dataset, validation, names, weights, logger.info)
     model = _make_model(config, len(names), known, logger, resumed=resume)
     check_batch(config, model, processes)
     about = {
@@ -93,7 +99,7 @@ def set_up(
         "commit": _commit(),
         **known,
     }
-    return Setup(dataset, validation, model, facts, about, state)
+    return Setup(dataset, validation, model, weights, facts, about, state)
 
 
 def check_files(files: Files, resume: bool, overwrite: bool, first: bool) -> None:
@@ -119,6 +125,24 @@ def _stored_state(
     state = read_state(files.state)
     check_agreement(files.state, state, config, facts)
     return state
+
+
+def _class_weights(
+    config: TrainConfig,
+    dataset: LabelledImages,
+    names: Sequence[str],
+    state: Mapping[str, Any] | None,
+    logger: Logger,
+) -> tuple[float, ...]:
+    """One for each class, or none; balanced ones of a resumed run are those that it began with."""
+    if config.class_weights != "balanced":
+        return config.class_weights
+    if state is not None:
+        return tuple(json.loads(state["facts"])["class weights"])
+    weights = balanced_weights(dataset, names)
+    pairs = (f"{name} {w:.3g}" for name, w in zip(names, weights, strict=False))
+    logger.info(f"class_weights balanced: {', '.join(pairs)}")
+    return weights
 
 
 def _open_data(
@@ -151,10 +175,9 @@ def _check_config(config: TrainConfig, classes: int, group: Processes, logger: L
         )
     if config.sync_bn and group.device.type != "cuda":
         raise InputError("sync_bn: BatchNorm is synchronised on GPUs only; leave it out")
-    if config.class_weights and len(config.class_weights) != classes:
-        raise InputError(
-            f"class_weights must be {classes}, one for each class, not {len(config.class_weights)}"
-        )
+    given = config.class_weights
+    if given and given != "balanced" and len(given) != classes:
+        raise InputError(f"class_weights must be {classes}, one for each class, not {len(given)}")
     cores = os.cpu_count() or 1
     if config.workers > cores:
         logger.info(

@@ -1,12 +1,13 @@
 """One step of training: forward and backward in pieces, gradients averaged, weights updated.
 
-A process computes its share of a step in `accumulate` pieces. The loss is divided by the weight of
-all labelled pixels of the step, in all pieces and processes, so that neither changes the gradient
-(BatchNorm that trains sees its own piece).
+A process computes its share of a step in `accumulate` pieces. The loss is divided by what all
+labels of the step give, such as the weight of their pixels, in all pieces and processes, so that
+neither changes the gradient (BatchNorm that trains sees its own piece).
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -16,7 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 from deeplab.model import DeepLab
 from deeplab.training.config import TrainConfig
 from deeplab.training.distributed import Processes
-from deeplab.training.losses import StepLoss, loss_denominators
+from deeplab.training.losses import StepLoss
 from deeplab.training.samples import Sample
 from deeplab.training.schedule import make_optimizer
 
@@ -24,18 +25,32 @@ from deeplab.training.schedule import make_optimizer
 class TrainStep:
     """The model on its device with its optimiser and loss scale; a call is one step.
 
+    class_weights: of the loss, one for each class; empty where all weigh alike.
+
     Attributes: `optimizer`, and `scaler`, which scales the loss where it computes in float16.
     """
 
-    def __init__(self, model: DeepLab, config: TrainConfig, processes: Processes) -> None:
+    def __init__(
+        self,
+        model: DeepLab,
+        config: TrainConfig,
+        processes: Processes,
+        class_weights: Sequence[float],
+    ) -> None:
         self.config, self.processes, self.device = config, processes, processes.device
         self.model = self._placed(model)
         self.optimizer = make_optimizer(model, config)
         self._dtype = autocast_dtype(config.precision, self.device)
         half = self._dtype == torch.float16
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=half)
-        self._class_weights = torch.tensor(config.class_weights) if config.class_weights else None
-        self._loss = StepLoss(model, config.loss_stride, self._class_weights, config.channels_last)
+        self._loss = StepLoss(
+            model,
+            config.loss_stride,
+            torch.tensor(class_weights) if class_weights else None,
+            config.channels_last,
+            config.losses,
+            config.label_smoothing,
+        )
         self._loss.to(self.device)
         self._parallel = self._wrapped_in_ddp() if processes.world > 1 else None
         self._forward: nn.Module = self._parallel or self._loss
@@ -45,7 +60,7 @@ class TrainStep:
     def __call__(self, batch: Sample, denominators: Tensor) -> Tensor:
         """Update the weights; returns the part of this process in the loss, on its device.
 
-        denominators: float64 `[terms]` on the CPU, those of the whole step (`denominators`).
+        denominators: float64 on the CPU, those of the whole step (`denominators`).
         """
         accumulate = self.config.accumulate
         self.model.train()
@@ -71,8 +86,8 @@ class TrainStep:
         return total
 
     def denominators(self, labels: Tensor) -> Tensor:
-        """What these labels `[B, H, W]` add to the denominators of a step: float64 `[terms]`."""
-        return loss_denominators(labels, self._loss.strides, self._class_weights, self._loss.grid)
+        """What these labels `[B, H, W]` on the CPU add to the denominators of a step: float64."""
+        return self._loss.denominators(labels)
 
     def autocast(self) -> torch.autocast:
         """The precision of the run, for the network's forward pass."""

@@ -69,10 +69,11 @@ class Trainer:
         self._unread_losses: list[Tensor] = []  # that may still be computing on the GPU
         self._last_row = -1  # its step
         self.model = setup.model
-        self.update = TrainStep(self.model, config, processes)
+        weights = setup.class_weights
+        self.update = TrainStep(self.model, config, processes, weights)
         pictures = self.facts["pictures"]
         self.report = PictureReport(
-            config, self.class_names, pictures, setup.validation, processes, logger
+            config, self.class_names, weights, pictures, setup.validation, processes, logger
         )
 
     def fit(self, dataset: LabelledImages) -> None:
