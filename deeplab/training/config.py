@@ -156,6 +156,8 @@ class TrainConfig:
         loss: a name of `deeplab.training.losses.table`, such as "cross_entropy", or a table of
             several with their weights in the sum.
         label_smoothing: share of each label that cross_entropy spreads over all classes.
+        auxiliary: weight of the loss of an auxiliary classifier, of DeepLab v3 alone: see
+            `deeplab.training.auxiliary`; 0 trains without.
         class_weights: weight of each class in cross_entropy, focal and ohem; empty weighs all
             alike, "balanced" takes the weights of `deeplab.training.labels.balanced_weights`.
         scenes, validation_scenes: how many generated scenes, where they are the data.
@@ -163,6 +165,8 @@ class TrainConfig:
         skip_broken: pass over pictures that cannot be read, and count them, instead of stopping.
         validate_every, save_every, log_every: steps between validations (each with the weights),
             between states to resume from, between rows of the log.
+        ema: decay of a moving average of the weights, such as 0.999; the average is what is
+            validated and written. 0: none. See `deeplab.training.average`.
         precision: "float32", "bfloat16" or "float16" (autocast, float16 with a scaled loss), or
             "auto": bfloat16 where the processor has it.
         compile: pass network and loss through torch.compile.
@@ -204,6 +208,7 @@ class TrainConfig:
     loss_stride: Annotated[int, AfterValidator(_one_or_eight)] = 1
     loss: Loss = "cross_entropy"
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    auxiliary: NotNegative = 0.0
     class_weights: ClassWeights = ()
     scenes: TrainScenes = 4000
     validation_scenes: ValidationScenes = 50
@@ -212,6 +217,7 @@ class TrainConfig:
     validate_every: Count = 500
     save_every: Count = 500
     log_every: Count = 20
+    ema: Annotated[float, Field(ge=0, lt=1)] = 0.0
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     compile: bool = False
     channels_last: bool = True

@@ -28,6 +28,7 @@ from deeplab.errors import InputError
 from deeplab.evaluation.evaluate import LabelledImages
 from deeplab.model import DeepLab, build
 from deeplab.model.heads import DeepLabV3Head
+from deeplab.training.auxiliary import AuxiliaryHead, load_auxiliary
 from deeplab.training.checkpoint import Files, check_agreement, read_state
 from deeplab.training.config import SCENES_CRF, TrainConfig
 from deeplab.training.distributed import Processes
@@ -41,6 +42,7 @@ from deeplab.weights.sources import is_own
 class Setup:
     """A run that is ready to start.
 
+    auxiliary: the classifier of a run that has one, as it starts.
     class_weights: those of the configuration, or balanced; empty where all classes weigh alike.
     facts: what fixes it beside its configuration, see `check_agreement`; metadata: what the weights
     file says of it; state: to resume from, None for a new run.
@@ -49,6 +51,7 @@ class Setup:
     dataset: LabelledImages
     validation: LabelledImages
     model: DeepLab
+    auxiliary: AuxiliaryHead | None
     class_weights: tuple[float, ...]
     facts: dict[str, Any]
     metadata: dict[str, Any]
@@ -91,6 +94,7 @@ def set_up(
         if processes.first:  # the others wait for its verdict
             check_labels(dataset, validation, names, weights, logger.info)
     model = _make_model(config, len(names), known, logger, resumed=resume)
+    auxiliary = _make_auxiliary(model, config, logger, resumed=resume)
     check_batch(config, model, processes)
     about = {
         "class_names": names,
@@ -99,7 +103,7 @@ def set_up(
         "commit": _commit(),
         **known,
     }
-    return Setup(dataset, validation, model, weights, facts, about, state)
+    return Setup(dataset, validation, model, auxiliary, weights, facts, about, state)
 
 
 def check_files(files: Files, resume: bool, overwrite: bool, first: bool) -> None:
@@ -248,6 +252,26 @@ def _make_model(
             "--weights, or start from random numbers with --set starts_from="
         )
     return model
+
+
+def _make_auxiliary(
+    model: DeepLab, config: TrainConfig, logger: Logger, resumed: bool
+) -> AuxiliaryHead | None:
+    """The auxiliary classifier as the run starts with it, None without."""
+    if not config.auxiliary:
+        return None
+    head = AuxiliaryHead(model)
+    if not resumed and config.weights:
+        drawn = copy.deepcopy(head.classifier)
+        stay = load_auxiliary(head, config.weights)
+        if config.new_classifier:
+            head.classifier = drawn
+        if stay:
+            logger.info(
+                f"{config.weights}: has no weights for {', '.join(stay)} of the auxiliary "
+                "classifier, which start from random numbers"
+            )
+    return head
 
 
 def _load_weights(model: DeepLab, config: TrainConfig, logger: Logger) -> None:

@@ -9,23 +9,28 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from deeplab.model import DeepLab
+from deeplab.training.auxiliary import AuxiliaryHead
 from deeplab.training.config import TrainConfig
 from deeplab.training.distributed import Processes
 from deeplab.training.losses import StepLoss
 from deeplab.training.samples import Sample
 from deeplab.training.schedule import make_optimizer
 
+Placed = TypeVar("Placed", bound=nn.Module)
+
 
 class TrainStep:
     """The model on its device with its optimiser and loss scale; a call is one step.
 
-    class_weights: of the loss, one for each class; empty where all weigh alike.
+    class_weights: of the loss, one for each class; empty where all weigh alike. auxiliary: the
+    classifier of a run that has one.
 
     Attributes: `optimizer`, and `scaler`, which scales the loss where it computes in float16.
     """
@@ -36,10 +41,13 @@ class TrainStep:
         config: TrainConfig,
         processes: Processes,
         class_weights: Sequence[float],
+        auxiliary: AuxiliaryHead | None,
     ) -> None:
         self.config, self.processes, self.device = config, processes, processes.device
         self.model = self._placed(model)
-        self.optimizer = make_optimizer(model, config)
+        if auxiliary is not None:
+            self._placed(auxiliary)
+        self.optimizer = make_optimizer(model, config, auxiliary)
         self._dtype = autocast_dtype(config.precision, self.device)
         half = self._dtype == torch.float16
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=half)
@@ -50,6 +58,8 @@ class TrainStep:
             config.channels_last,
             config.losses,
             config.label_smoothing,
+            auxiliary,
+            config.auxiliary,
         )
         self._loss.to(self.device)
         self._parallel = self._wrapped_in_ddp() if processes.world > 1 else None
@@ -100,7 +110,7 @@ class TrainStep:
         """
         del self._parallel, self._forward
 
-    def _placed(self, model: DeepLab) -> DeepLab:
+    def _placed(self, model: Placed) -> Placed:
         if self.config.sync_bn and self.processes.world > 1:
             nn.SyncBatchNorm.convert_sync_batchnorm(model)
         model.to(self.device)
@@ -127,7 +137,7 @@ class TrainStep:
         """
         if not self.scaler.is_enabled():
             return []
-        floating = [buffer for buffer in self.model.buffers() if buffer.is_floating_point()]
+        floating = [buffer for buffer in self._loss.buffers() if buffer.is_floating_point()]
         return [(buffer, buffer.clone()) for buffer in floating]
 
     def _on_device(self, tensor: Tensor) -> Tensor:

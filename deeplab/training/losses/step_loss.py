@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from deeplab.data.datasets import IGNORE
 from deeplab.model import DeepLab
 from deeplab.model.preprocess import mean_colour
+from deeplab.training.auxiliary import AuxiliaryHead
 from deeplab.training.losses.grid import ALIGNED, Grid, label_strides, labels_of_scores
 from deeplab.training.losses.scored import Scored
 from deeplab.training.losses.table import LOOKS_AT_PICTURES, LOSSES
@@ -54,7 +55,8 @@ def loss_denominators(
 class StepLoss(nn.Module):
     """Network and loss in one module, which torch.compile and DistributedDataParallel can wrap.
 
-    losses: names of `LOSSES` with their weights in the sum.
+    losses: names of `LOSSES` with their weights in the sum. auxiliary, auxiliary_weight: a head
+    whose scores have the same losses, and how much they weigh.
 
     forward(rgb [B, 3, H, W] in 0-255, labels int64 [B, H, W], denominators [strides * losses] of
     the whole step, none of them 0) -> the part of these samples in the loss, a scalar of at least
@@ -71,10 +73,17 @@ class StepLoss(nn.Module):
         channels_last: bool = True,
         losses: Mapping[str, float] = CROSS_ENTROPY,
         label_smoothing: float = 0.0,
+        auxiliary: AuxiliaryHead | None = None,
+        auxiliary_weight: float = 0.0,
     ) -> None:
         super().__init__()
         self.model = model
+        self.auxiliary = auxiliary
         self.strides = label_strides(model, stride)
+        self.map_weights = (1.0,) * len(self.strides)
+        if auxiliary is not None:  # of a model of one scale
+            self.strides *= 2
+            self.map_weights = (1.0, auxiliary_weight)
         self.grid = Grid.of(model)
         self.format = torch.channels_last if channels_last else torch.contiguous_format
         self.losses, self.label_smoothing = dict(losses), label_smoothing
@@ -85,9 +94,11 @@ class StepLoss(nn.Module):
 
     def forward(self, rgb: Tensor, labels: Tensor, denominators: Tensor) -> Tensor:
         totals = []
-        for logits, stride in zip(self._logits(rgb), self.strides, strict=True):
+        maps = zip(self._logits(rgb), self.strides, self.map_weights, strict=True)
+        for logits, stride, of_map in maps:
             scored = self._scored(logits, rgb, labels, stride)
-            totals += [weight * LOSSES[name].total(scored) for name, weight in self.losses.items()]
+            for name, weight in self.losses.items():
+                totals.append(of_map * weight * LOSSES[name].total(scored))
         return (torch.stack(totals) / denominators).sum()
 
     def denominators(self, labels: Tensor) -> Tensor:
@@ -115,6 +126,8 @@ class StepLoss(nn.Module):
 
     def _logits(self, rgb: Tensor) -> tuple[Tensor, ...]:
         x = self.model.preprocess(rgb).contiguous(memory_format=self.format)
+        if self.auxiliary is not None:
+            return self.auxiliary.scores(self.model, x, upsample=self.strides[0] == 1)
         if len(self.strides) > 1:
             return tuple(self.model.forward_scales(x))
         image = None if self.model.crf is None else rgb.float()
