@@ -3,8 +3,8 @@
     a <- d_t a + (1 - d_t) w,      d_t = min(decay, (1 + t) / (10 + t))
 
 after update t = 0, 1, ...; a starts as the weights do. The second decay lets the first, worst
-weights be forgotten soon. Statistics of batch normalisation are averaged alike; what is no number with a
-fraction, such as their counters, is that of the weights.
+weights be forgotten soon. Statistics of batch normalisation are averaged alike; integers, such as
+their counters, are those of the weights.
 
 Sources: Polyak and Juditsky, "Acceleration of Stochastic Approximation by Averaging", 1992; d_t is
 that of TensorFlow's ExponentialMovingAverage.

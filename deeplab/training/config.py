@@ -75,6 +75,13 @@ ValidationScenes = Annotated[int, Field(ge=1, le=scenes.TEST_START - scenes.VALI
 Numbers = BeforeValidator(lambda value: tuple(value) if isinstance(value, list) else value)
 
 
+def _place(text: str) -> str:
+    module, _, name = text.partition(":")
+    if text and not all(part.isidentifier() for part in (*module.split("."), name)):
+        raise ValueError("package.module:function")
+    return text
+
+
 def _class_weights(value: Any, as_numbers: Callable[[Any], Any]) -> Any:
     if isinstance(value, str):
         if value != "balanced":
@@ -151,6 +158,10 @@ class TrainConfig:
         scales: smallest and largest random scale, or with scale_mode "discrete" the list to draw
             from. scale_mode: see `deeplab.data.augment`.
         mirror: flip half of the samples.
+        rotate, colour_jitter, blur, noise: largest angle in degrees, change of brightness,
+            contrast and saturation, and standard deviations in pixels and grey levels: see
+            `deeplab.data.distort`. 0: none, as in the papers.
+        augment: "package.module:function", called for each sample: see `deeplab.training.hook`.
         loss_stride: 1 compares the upsampled logits with the labels, 8 the logits with every
             eighth label, as the papers do.
         loss: a name of `deeplab.training.losses.table`, such as "cross_entropy", or a table of
@@ -205,6 +216,11 @@ class TrainConfig:
     scales: Annotated[tuple[float, ...], Numbers] = (0.5, 1.5)
     scale_mode: Literal["continuous", "discrete"] = "continuous"
     mirror: bool = True
+    rotate: Annotated[float, Field(ge=0, le=180)] = 0.0
+    colour_jitter: Annotated[float, Field(ge=0, le=1)] = 0.0
+    blur: Annotated[float, Field(ge=0, le=100)] = 0.0
+    noise: Annotated[float, Field(ge=0, le=255)] = 0.0
+    augment: Annotated[str, AfterValidator(_place)] = ""
     loss_stride: Annotated[int, AfterValidator(_one_or_eight)] = 1
     loss: Loss = "cross_entropy"
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0

@@ -26,9 +26,11 @@ from deeplab.data.conversions import Conversion
 from deeplab.data.datasets import IGNORE
 from deeplab.data.datasets.base import LabelledPicture, conversions_of
 from deeplab.data.datasets.counts import histogram
+from deeplab.data.distort import distort, rotate
 from deeplab.errors import InputError
 from deeplab.evaluation.evaluate import LabelledImages
 from deeplab.training.config import TrainConfig
+from deeplab.training.hook import augmented
 from kernels import memory
 
 CHECKED_EVERY = 100  # pictures, between looks at the free memory
@@ -76,25 +78,47 @@ class Samples(Dataset[Sample]):
 
     def __getitem__(self, index: int) -> Sample:
         start = time.perf_counter()
-        config = self.config
         epoch, position = divmod(index, len(self.dataset))
         pair, broken = self._picture(epoch, position)
         image, labels = pair
-        scaled, target = augment(
+        rng = np.random.default_rng([self.config.seed, 1, index])
+        scaled, target = self._augmented(image, labels, rng)
+        picture = torch.from_numpy(np.ascontiguousarray(scaled.transpose(2, 0, 1)))
+        truth = torch.from_numpy(target.astype(np.uint8))
+        pixels = torch.from_numpy(histogram(labels))
+        seconds = time.perf_counter() - start
+        return Sample(picture, truth, pixels, conversions_of(pair), broken, seconds)
+
+    def _augmented(
+        self, image: np.ndarray, labels: np.ndarray, rng: np.random.Generator
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """A sample `[crop, crop]` of a picture, its chance all of `rng`."""
+        config = self.config
+        if config.rotate:
+            image, labels = rotate(image, labels, config.rotate, rng, self.fill)
+        image, labels = augment(
             image,
             labels,
             crop=config.crop,
             scales=config.scales,
             mode=config.scale_mode,
             mirror=config.mirror,
-            rng=np.random.default_rng([config.seed, 1, index]),
+            rng=rng,
             fill=self.fill,
         )
-        picture = torch.from_numpy(np.ascontiguousarray(scaled.transpose(2, 0, 1)))
-        truth = torch.from_numpy(target.astype(np.uint8))
-        pixels = torch.from_numpy(histogram(labels))
-        seconds = time.perf_counter() - start
-        return Sample(picture, truth, pixels, conversions_of(pair), broken, seconds)
+        if config.colour_jitter or config.blur or config.noise:
+            image = distort(
+                image,
+                labels,
+                rng,
+                colour_jitter=config.colour_jitter,
+                blur=config.blur,
+                noise=config.noise,
+                fill=self.fill,
+            )
+        if config.augment:
+            image, labels = augmented(config.augment, image, labels, rng, self.classes)
+        return image, labels
 
     def _picture(self, epoch: int, position: int) -> tuple[LabelledPicture, tuple[str, ...]]:
         if self._order[0] != epoch:

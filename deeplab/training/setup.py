@@ -32,6 +32,7 @@ from deeplab.training.auxiliary import AuxiliaryHead, load_auxiliary
 from deeplab.training.checkpoint import Files, check_agreement, read_state
 from deeplab.training.config import SCENES_CRF, TrainConfig
 from deeplab.training.distributed import Processes
+from deeplab.training.hook import load_hook
 from deeplab.training.labels import balanced_weights, check_labels
 from deeplab.training.logs import Logger
 from deeplab.weights import Loaded, load_weights, read_metadata
@@ -182,6 +183,8 @@ def _check_config(config: TrainConfig, classes: int, group: Processes, logger: L
     given = config.class_weights
     if given and given != "balanced" and len(given) != classes:
         raise InputError(f"class_weights must be {classes}, one for each class, not {len(given)}")
+    if config.augment:
+        load_hook(config.augment)  # before the first step, which would miss it
     cores = os.cpu_count() or 1
     if config.workers > cores:
         logger.info(

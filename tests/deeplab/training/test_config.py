@@ -65,6 +65,15 @@ NONE_FOR_SCENES = "none for generated scenes; name other data with data.name"
         ("loss", {}, TAUGHT),
         ("loss", "dense_crf", TAUGHT),
         ("loss", {"dice": 0.0, "dense_crf": 1.0}, TAUGHT),
+        *((name, -1, "at least 0") for name in ("rotate", "colour_jitter", "blur", "noise")),
+        ("colour_jitter", 1.5, "at most 1.0"),
+        ("rotate", 181, "at most 180.0"),
+        *(
+            ("augment", text, "package.module:function")
+            for text in ("f", "a.b", "a:", ":f", "a-:f")
+        ),
+        ("ema", 1.0, "a number below 1"),
+        ("auxiliary", -0.5, "at least 0"),
         ("label_smoothing", 1.0, "a number below 1"),
         ("data.root", "my/pictures", NONE_FOR_SCENES),
         ("data.train", "trainaug", NONE_FOR_SCENES),
