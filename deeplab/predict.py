@@ -33,7 +33,8 @@ class Prediction:
     """What the model says about one picture.
 
     Attributes:
-        labels: `[H, W]`, the most probable class of each pixel; uint8, or int64 above 256 classes.
+        labels: `[H, W]`, the most probable class of each pixel, or of two the one that a threshold
+            says; uint8, or int64 above 256 classes.
         probabilities: float32 `[C, H, W]`, summing to 1 over the classes; a CRF's marginals if one
             was used.
     """
@@ -42,8 +43,10 @@ class Prediction:
     probabilities: np.ndarray
 
     @classmethod
-    def of(cls, probabilities: np.ndarray) -> Prediction:
-        """The prediction with these probabilities `[C, H, W]`."""
+    def of(cls, probabilities: np.ndarray, threshold: float | None = None) -> Prediction:
+        """The prediction with these probabilities `[C, H, W]`; threshold: as of `predict`."""
+        if threshold is not None:
+            return cls((probabilities[1] >= threshold).astype(np.uint8), probabilities)
         dtype = np.uint8 if len(probabilities) <= 256 else np.int64
         return cls(probabilities.argmax(axis=0).astype(dtype), probabilities)
 
@@ -55,12 +58,14 @@ def predict(
     *,
     scales: Sequence[float] = (1.0,),
     flip: bool = False,
+    threshold: float | None = None,
 ) -> Prediction:
     """Segment one picture of any size, on the model's device.
 
     image: RGB, uint8 `[H, W, 3]`. crf: refines the network's scores on the picture; None leaves
     them as they are (a model that ends in its own CRF layer refines in any case). scales, flip: the
-    views whose probabilities are averaged, see `network_scores`.
+    views whose probabilities are averaged, see `network_scores`. threshold: of two classes, from
+    which probability on a pixel is the second; None takes the more probable.
 
     The whole picture is processed at once, its views one after another. `deeplab_v2_small` takes
     about 130 bytes for each pixel of the largest view, and 8 for each class and pixel of the
@@ -69,13 +74,15 @@ def predict(
 
     Raises InputError if the model gives NaN or Inf, or if the memory runs out (where the system
     tells how much is free, before any work); ValueError if both the model and the call have a CRF,
-    for a scale that is not between 0.1 and 4, or (from `model.preprocess`) if the image is not RGB
+    for a scale that is not between 0.1 and 4, a threshold that is not between 0 and 1 or of a model
+    that has other than two classes, or (from `model.preprocess`) if the image is not RGB
     `[H, W, 3]`.
     """
     if crf is not None and model.crf is not None:
         raise ValueError("crf: the model ends in a CRF layer of its own; pass crf=None to use that")
     layer = model.crf if crf is None else crf
     check_scales(scales)
+    check_threshold(threshold, model.num_classes)
     with torch.no_grad(), enough_memory(model, image, scales, flip, refines=layer is not None):
         logits = network_scores(model, image, scales, flip)
         if not bool(torch.isfinite(logits).all()):
@@ -87,7 +94,7 @@ def predict(
             probabilities = logits.softmax(dim=1)
         else:
             probabilities = layer(logits, as_rgb(image).to(logits))
-        return Prediction.of(probabilities[0].float().cpu().numpy())
+        return Prediction.of(probabilities[0].float().cpu().numpy(), threshold)
 
 
 def network_scores(
@@ -126,6 +133,16 @@ def check_scales(scales: Sequence[float]) -> None:
             "scales must be at least one number, each from 0.1 to 4, such as 0.5, 0.75, 1, not "
             f"{list(scales)}"
         )
+
+
+def check_threshold(threshold: float | None, classes: int) -> None:
+    """ValueError for a threshold that is not between 0 and 1, or of other than two classes."""
+    if threshold is None:
+        return
+    if not 0 < threshold < 1:
+        raise ValueError(f"threshold must be a number between 0 and 1, not {threshold}")
+    if classes != 2:
+        raise ValueError(f"threshold must be left out with {classes} classes; it is for two")
 
 
 def as_rgb(image: np.ndarray) -> Tensor:

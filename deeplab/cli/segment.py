@@ -16,6 +16,7 @@ from rich.progress import Progress
 from deeplab.cli.shared import options
 from deeplab.cli.shared.groups import takes_options
 from deeplab.cli.shared.network import load_network, torch_device
+from deeplab.cli.shared.options import option
 from deeplab.cli.shared.results import (
     PictureFiles,
     named_errors,
@@ -25,6 +26,7 @@ from deeplab.cli.shared.results import (
 )
 from deeplab.data import images, outputs
 from deeplab.data.conversions import counted
+from deeplab.errors import InputError
 
 T = TypeVar("T")
 
@@ -47,6 +49,10 @@ def segment(
     use_crf: options.UseCRF = True,
     out: options.OutFolder = Path("out"),
     probabilities: options.SaveProbabilities = False,
+    threshold: Annotated[
+        float | None,
+        option("P", "Of two classes: probability from which on a pixel is the second."),
+    ] = None,
     max_megapixels: options.MaxMegapixels = images.MAX_MEGAPIXELS,
     views: options.ViewOptions,
     device: options.Device = "auto",
@@ -82,7 +88,7 @@ def segment(
     ```
     """
     from deeplab.crf_settings import CRFSettings
-    from deeplab.predict import predict
+    from deeplab.predict import check_threshold, predict
     from deeplab.weights import registry
 
     files = images.find_images(inputs)
@@ -91,6 +97,10 @@ def segment(
         name = registry.for_photographs(torch_device(device).type)
         weights = replace(weights, weights_file=Path(name))
     network, metadata = load_network(weights)
+    try:
+        check_threshold(threshold, network.num_classes)
+    except ValueError as error:
+        raise InputError(f"--{error}") from error
     network.to(torch_device(device))
     settings = crf.change(CRFSettings.stored(metadata, weights.weights_file))
     layer = settings.layer(network.num_classes).to(torch_device(device)) if use_crf else None
@@ -113,7 +123,9 @@ def segment(
         start = time.perf_counter()
         image = checked[file] if file in checked else images.read_image(file, max_megapixels)[0]
         with named_errors(file):
-            prediction = predict(network, image, layer, scales=scales, flip=views.flip)
+            prediction = predict(
+                network, image, layer, scales=scales, flip=views.flip, threshold=threshold
+            )
         result.write(image, prediction, palette, probabilities)
         print_result(file, prediction, names, result, time.perf_counter() - start)
 

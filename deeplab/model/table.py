@@ -79,6 +79,8 @@ class Options(TypedDict, total=False):
     scales: None, or (1.0, 0.75, 0.5) for multi-scale input, fused by maximum (MSC).
     resize: "caffe" or "torch": see `deeplab.model.multiscale`. It belongs to the weights, too.
     crf: a dense CRF as the last layer.
+    sigmoid: of two classes: the classifier gives one score z, and the scores of the classes are
+        (0, z), whose softmax is (1 - sigmoid(z), sigmoid(z)).
     """
 
     rates: Sequence[int]
@@ -86,6 +88,7 @@ class Options(TypedDict, total=False):
     scales: Sequence[float] | None
     resize: Resize
     crf: DenseCRF | None
+    sigmoid: bool
 
 
 class ResNetOptions(Options, total=False):
@@ -235,6 +238,13 @@ def build(name: str, num_classes: int = 21, **options: Any) -> DeepLab:
     Raises ValueError for an unknown name, which lists the names, and for options that make no
     model; TypeError for an option that the model does not have.
     """
+    sigmoid = options.pop("sigmoid", False)
+    if not isinstance(sigmoid, bool):
+        raise ValueError(f"sigmoid must be True or False, not {sigmoid!r}")
+    if sigmoid:
+        if num_classes != 2:
+            raise ValueError(f"num_classes must be 2 with sigmoid, not {num_classes!r}")
+        return build(name, 1, **options).with_zero_score()
     if name not in MODELS:
         raise ValueError(f"model: unknown name {name!r}; expected one of {', '.join(MODELS)}")
     line = MODELS[name]

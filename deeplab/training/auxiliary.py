@@ -62,7 +62,7 @@ class AuxiliaryHead(nn.Module):
             middle = model.backbone.features[:MOBILENET_BLOCKS](x)
             last = model.backbone.features[MOBILENET_BLOCKS:](middle)
         assert type(model.head) is DeepLabV3Head
-        scores = model.head(last), self(middle)
+        scores = model.class_scores(model.head(last)), self(middle)
         if not upsample:
             return scores
         main, auxiliary = (model.upsample(one, x.shape[2:]) for one in scores)
