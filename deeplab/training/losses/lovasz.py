@@ -25,16 +25,19 @@ def lovasz(scored: Scored) -> Tensor:
     truth = scored.truth
     # Ignored pixels have error 0 and no class: they come last, where what is left multiplies 0.
     errors = (truth - scored.logits.softmax(1)).abs() * scored.labelled[:, None]
-    errors, order = errors.flatten(2).sort(dim=2, descending=True)
-    true = truth.flatten(2).gather(2, order)
-    return present_mean((errors * _jaccard_steps(true)).sum(2), truth)
+    # Only those classes are sorted that occur, which are few in a picture; a GPU is waited for.
+    present = truth.flatten(2).any(2)
+    errors, order = errors.flatten(2)[present].sort(dim=1, descending=True)
+    true = truth.flatten(2)[present].gather(1, order)
+    values = errors.new_zeros(present.shape)
+    values[present] = (errors * _jaccard_steps(true)).sum(1)
+    return present_mean(values, truth)
 
 
 def _jaccard_steps(true: Tensor) -> Tensor:
-    """J(i) - J(i - 1) for the truth `[B, C, N]` of 0 and 1 in the order of the errors."""
-    area = true.sum(2, keepdim=True)
-    missed = true.cumsum(2)
-    false = torch.arange(1, true.shape[2] + 1, device=true.device) - missed
-    # J(0) = 0; a class that does not occur has some number, which is not counted.
-    jaccard = 1 - (area - missed) / (area + false).clamp(min=1)
-    return jaccard.diff(dim=2, prepend=torch.zeros_like(area))
+    """J(i) - J(i - 1) for truths `[M, N]` in the order of their errors: 0 and 1, some 1 in each."""
+    area = true.sum(1, keepdim=True)
+    caught = true.cumsum(1)
+    false = torch.arange(1, true.shape[1] + 1, device=true.device) - caught
+    jaccard = 1 - (area - caught) / (area + false)
+    return jaccard.diff(dim=1, prepend=torch.zeros_like(area))  # J(0) = 0
