@@ -38,7 +38,8 @@ class Prediction:
     """What the model says about one picture.
 
     Attributes:
-        labels: `[H, W]`, the most probable class of each pixel; uint8, or int64 above 256 classes.
+        labels: `[H, W]`, the most probable class of each pixel, or of two the one that a threshold
+            says; uint8, or int64 above 256 classes.
         probabilities: float32 `[C, H, W]`, summing to 1 over the classes; a CRF's marginals if one
             was used.
     """
@@ -47,8 +48,10 @@ class Prediction:
     probabilities: np.ndarray
 
     @classmethod
-    def of(cls, probabilities: np.ndarray) -> Prediction:
-        """The prediction with these probabilities `[C, H, W]`."""
+    def of(cls, probabilities: np.ndarray, threshold: float | None = None) -> Prediction:
+        """The prediction with these probabilities `[C, H, W]`; threshold: as of `predict`."""
+        if threshold is not None:
+            return cls((probabilities[1] >= threshold).astype(np.uint8), probabilities)
         dtype = np.uint8 if len(probabilities) <= 256 else np.int64
         return cls(probabilities.argmax(axis=0).astype(dtype), probabilities)
 
@@ -61,6 +64,7 @@ def predict(
     scales: Sequence[float] = (1.0,),
     flip: bool = False,
     bands: Bands = None,
+    threshold: float | None = None,
 ) -> Prediction:
     """Segment one picture of any size, on the model's device.
 
@@ -68,6 +72,8 @@ def predict(
     network's scores on the picture; None leaves them as they are (a model that ends in its own CRF
     layer refines in any case). scales, flip: the views whose probabilities are averaged, see
     `network_scores`. bands: which the CRF sees of a picture, see `as_levels`.
+    threshold: of two classes, from which probability on a pixel is the second; None takes the more
+    probable.
 
     The whole picture is processed at once, its views one after another. `deeplab_v2_small` takes
     about 130 bytes for each pixel of the largest view, and 8 for each class and pixel of the
@@ -76,13 +82,15 @@ def predict(
 
     Raises InputError if the model gives NaN or Inf, or if the memory runs out (where the system
     tells how much is free, before any work); ValueError if both the model and the call have a CRF,
-    for a scale that is not between 0.1 and 4, bands that are not there, or (from
-    `model.preprocess`) if the image is not RGB `[H, W, 3]`, or of the model's bands.
+    for a scale that is not between 0.1 and 4, a threshold that is not between 0 and 1 or of a model
+    that has other than two classes, bands that are not there, or (from `model.preprocess`) if the
+    image is not RGB `[H, W, 3]`, or of the model's bands.
     """
     if crf is not None and model.crf is not None:
         raise ValueError("crf: the model ends in a CRF layer of its own; pass crf=None to use that")
     layer = model.crf if crf is None else crf
     check_scales(scales)
+    check_threshold(threshold, model.num_classes)
     with torch.no_grad(), enough_memory(model, image, scales, flip, refines=layer is not None):
         logits = network_scores(model, image, scales, flip)
         if not bool(torch.isfinite(logits).all()):
@@ -94,7 +102,7 @@ def predict(
             probabilities = logits.softmax(dim=1)
         else:
             probabilities = layer(logits, as_levels(model, image, bands).to(logits))
-        return Prediction.of(probabilities[0].float().cpu().numpy())
+        return Prediction.of(probabilities[0].float().cpu().numpy(), threshold)
 
 
 def network_scores(
@@ -133,6 +141,16 @@ def check_scales(scales: Sequence[float]) -> None:
             "scales must be at least one number, each from 0.1 to 4, such as 0.5, 0.75, 1, not "
             f"{list(scales)}"
         )
+
+
+def check_threshold(threshold: float | None, classes: int) -> None:
+    """ValueError for a threshold that is not between 0 and 1, or of other than two classes."""
+    if threshold is None:
+        return
+    if not 0 < threshold < 1:
+        raise ValueError(f"threshold must be a number between 0 and 1, not {threshold}")
+    if classes != 2:
+        raise ValueError(f"threshold must be left out with {classes} classes; it is for two")
 
 
 def as_levels(model: DeepLab, image: np.ndarray, bands: Bands = None) -> Tensor:

@@ -17,6 +17,7 @@ from rich.progress import Progress
 from deeplab.cli.shared import options
 from deeplab.cli.shared.groups import takes_options
 from deeplab.cli.shared.network import load_network, torch_device
+from deeplab.cli.shared.options import option
 from deeplab.cli.shared.results import (
     PictureFiles,
     named_errors,
@@ -27,6 +28,7 @@ from deeplab.cli.shared.results import (
 from deeplab.data import images, outputs
 from deeplab.data.bands import read_picture
 from deeplab.data.conversions import counted
+from deeplab.errors import InputError
 
 T = TypeVar("T")
 
@@ -49,6 +51,10 @@ def segment(
     use_crf: options.UseCRF = True,
     out: options.OutFolder = Path("out"),
     probabilities: options.SaveProbabilities = False,
+    threshold: Annotated[
+        float | None,
+        option("P", "Of two classes: probability from which on a pixel is the second."),
+    ] = None,
     max_megapixels: options.MaxMegapixels = images.MAX_MEGAPIXELS,
     views: options.ViewOptions,
     device: options.Device = "auto",
@@ -90,7 +96,7 @@ def segment(
     ```
     """
     from deeplab.crf_settings import CRFSettings
-    from deeplab.predict import as_levels, predict
+    from deeplab.predict import as_levels, check_threshold, predict
     from deeplab.weights import registry
 
     files = images.find_images(inputs)
@@ -99,6 +105,10 @@ def segment(
         name = registry.for_photographs(torch_device(device).type)
         weights = replace(weights, weights_file=Path(name))
     network, metadata = load_network(weights)
+    try:
+        check_threshold(threshold, network.num_classes)
+    except ValueError as error:
+        raise InputError(f"--{error}") from error
     network.to(torch_device(device))
     settings = crf.change(CRFSettings.stored(metadata, weights.weights_file))
     layer = settings.refiner(network.num_classes).to(torch_device(device)) if use_crf else None
@@ -125,7 +135,13 @@ def segment(
             three = None if settings.bands == "all" else settings.bands
             shown = as_levels(network, image, three)[0].permute(1, 2, 0).round().byte()
             prediction = predict(
-                network, image, layer, scales=scales, flip=views.flip, bands=settings.bands
+                network,
+                image,
+                layer,
+                scales=scales,
+                flip=views.flip,
+                bands=settings.bands,
+                threshold=threshold,
             )
         result.write(shown.numpy(), prediction, palette, probabilities)
         print_result(file, prediction, names, result, time.perf_counter() - start)

@@ -129,6 +129,8 @@ def train(
     deeplab train --steps 200 --scenes 200 --validation-scenes 10   a quick try
     deeplab train --config voc12_resnet101 --weights resnet101-imagenet.pth --out voc.safetensors
     deeplab train --config camvid_small --set data.root=/data/camvid --out camvid.safetensors
+    deeplab train --set class_weights=balanced --set label_smoothing=0.1
+    deeplab train --set loss.cross_entropy=1 --set loss.dice=0.5    a sum of losses
     deeplab train --out voc.safetensors --resume                    go on after a stop
     deeplab train --out voc.safetensors --resume --workers 2        the same on another machine
     deeplab train --out voc.safetensors --resume --steps 30000      longer than it was to be

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -233,8 +234,26 @@ class DeepLab(nn.Module):
             if params[name]
         ]
 
+    def with_zero_score(self) -> "DeepLab":
+        """This model of one class as one of two, whose scores are 0 and the one that it gives.
+
+        Their softmax is 1 - sigmoid and the sigmoid of that score.
+        """
+        self.num_classes = 2
+        self.config = self.config | {"num_classes": 2, "sigmoid": True}
+        return self
+
+    def class_scores(self, scores: Tensor) -> Tensor:
+        """`[B, num_classes, h, w]` of what the head gives, which has one less with a zero score."""
+        if not self.config.get("sigmoid"):
+            return scores
+        return torch.cat([torch.zeros_like(scores), scores], 1)
+
     def _scores(self, x: Tensor) -> Tensor:
         """`[B, num_classes, ~H/8, ~W/8]`, or of another output stride, at one scale."""
+        return self.class_scores(self._scores_of_head(x))
+
+    def _scores_of_head(self, x: Tensor) -> Tensor:
         if isinstance(self.head, DeepLabV3PlusHead):
             return self.head(*self.backbone.low_and_high(x))
         if self.taps is None:

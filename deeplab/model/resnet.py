@@ -101,6 +101,12 @@ class ResNet(nn.Module):
         x = self.layer3(x)
         return low, self.layer4(x)
 
+    def last_two(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """What layer3 gives, of half as many channels, and layer4."""
+        x = self.pool1(self.relu(self.bn1(self.conv1(x))))
+        x = self.layer3(self.layer2(self.layer1(x)))
+        return x, self.layer4(x)
+
 
 class Bottleneck(nn.Module):
     """1x1 - 3x3 - 1x1, added to the input or to its projection; the 3x3 is at rates[0]."""

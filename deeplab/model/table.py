@@ -85,6 +85,8 @@ class Options(TypedDict, total=False):
     output_stride: pixels from one place of the last map to the next: 8, 16 or 32, which is the
         network without atrous convolution. The rates stay, unless given.
     crf: a dense CRF as the last layer.
+    sigmoid: of two classes: the classifier gives one score z, and the scores of the classes are
+        (0, z), whose softmax is (1 - sigmoid(z), sigmoid(z)).
     """
 
     rates: Sequence[int]
@@ -96,6 +98,7 @@ class Options(TypedDict, total=False):
     deviation: Sequence[float] | None
     output_stride: OutputStride
     crf: DenseCRF | None
+    sigmoid: bool
 
 
 class NormOptions(Options, total=False):
@@ -234,6 +237,13 @@ def build(name: str, num_classes: int = 21, **options: Any) -> DeepLab:
     model; TypeError for an option that the model does not have; ImportError for a backbone of timm
     where that is not installed.
     """
+    sigmoid = options.pop("sigmoid", False)
+    if not isinstance(sigmoid, bool):
+        raise ValueError(f"sigmoid must be True or False, not {sigmoid!r}")
+    if sigmoid:
+        if num_classes != 2:
+            raise ValueError(f"num_classes must be 2 with sigmoid, not {num_classes!r}")
+        return build(name, 1, **options).with_zero_score()
     crf = options.pop("crf", None)
     line = line_of(name, options)
     assert line.backbone is not None

@@ -3,10 +3,10 @@
     lr(i) = lr_0 * (1 - i / steps) ** power,     power = 0.9
 
 times each group's own factor (`DeepLab.param_groups`), with a linear warm-up in front. Every
-sample is a random picture, randomly scaled, mirrored and cropped; its cross entropy is taken at
-`loss_stride`: 1 compares the upsampled logits with the labels, 8 the logits with
-`labels[::8, ::8]` as the papers do (the same grid, since align_corners maps n = 8k + 1 pixels to
-k + 1). Source: Chen et al., DeepLab v2, section 4.1.
+sample is a random picture, randomly scaled, mirrored and cropped; its cross entropy, or another
+loss of `deeplab.training.losses`, is taken at `loss_stride`: 1 compares the upsampled logits with
+the labels, 8 the logits with `labels[::8, ::8]` as the papers do (the same grid, since
+align_corners maps n = 8k + 1 pixels to k + 1). Source: Chen et al., DeepLab v2, section 4.1.
 
     from deeplab.training import DataConfig, TrainConfig, train
 

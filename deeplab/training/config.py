@@ -8,14 +8,23 @@ scenes; the papers' recipes are TOML files in `deeplab.training.recipes`.
 from __future__ import annotations
 
 import dataclasses
-from typing import Annotated, Any, Literal
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    WrapValidator,
+    model_validator,
+)
 from pydantic.dataclasses import dataclass
 
 from deeplab.data import scenes
 from deeplab.model import FAMILIES, MODELS
 from deeplab.training.config_errors import ConfigError, one_line_errors
+from deeplab.training.losses.table import LOSSES
 
 SCENES_CRF: dict[str, Any] = {
     "iterations": 10,
@@ -65,6 +74,41 @@ NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 TrainScenes = Annotated[int, Field(ge=1, le=scenes.VALIDATION_START - scenes.TRAIN_START)]
 ValidationScenes = Annotated[int, Field(ge=1, le=scenes.TEST_START - scenes.VALIDATION_START)]
 Numbers = BeforeValidator(lambda value: tuple(value) if isinstance(value, list) else value)
+
+
+def _place(text: str) -> str:
+    module, _, name = text.partition(":")
+    if text and not all(part.isidentifier() for part in (*module.split("."), name)):
+        raise ValueError("package.module:function")
+    return text
+
+
+def _class_weights(value: Any, as_numbers: Callable[[Any], Any]) -> Any:
+    if isinstance(value, str):
+        if value != "balanced":
+            raise ValueError('a list of numbers or "balanced"')
+        return value
+    return as_numbers(value)
+
+
+def _loss(value: Any, as_table: Callable[[Any], Any]) -> Any:
+    names = ", ".join(LOSSES)
+    if isinstance(value, dict):
+        for name in value:
+            if name not in LOSSES:
+                raise ConfigError(str(name), f": unknown loss; the known ones are {names}")
+        return as_table(value)
+    if not isinstance(value, str) or value not in LOSSES:
+        raise ValueError(f"one of {names}, or a table of them with their weights")
+    return value
+
+
+if TYPE_CHECKING:
+    ClassWeights = tuple[float, ...] | Literal["balanced"]
+    Loss = str | dict[str, float]
+else:  # pydantic would name every alternative of a union in an error
+    ClassWeights = Annotated[tuple[NotNegative, ...], Numbers, WrapValidator(_class_weights)]
+    Loss = Annotated[dict[str, NotNegative], WrapValidator(_loss)]
 
 
 @one_line_errors
@@ -117,14 +161,26 @@ class TrainConfig:
         scales: smallest and largest random scale, or with scale_mode "discrete" the list to draw
             from. scale_mode: see `deeplab.data.augment`.
         mirror: flip half of the samples.
+        rotate, colour_jitter, blur, noise: largest angle in degrees, change of brightness,
+            contrast and saturation, and standard deviations in pixels and grey levels: see
+            `deeplab.data.distort`. 0: none, as in the papers.
+        augment: "package.module:function", called for each sample: see `deeplab.training.hook`.
         loss_stride: 1 compares the upsampled logits with the labels, 8 the logits with every
             eighth label, as the papers do.
-        class_weights: weight of each class in the loss; empty weighs all alike.
+        loss: a name of `deeplab.training.losses.table`, such as "cross_entropy", or a table of
+            several with their weights in the sum.
+        label_smoothing: share of each label that cross_entropy spreads over all classes.
+        auxiliary: weight of the loss of an auxiliary classifier, of DeepLab v3 alone: see
+            `deeplab.training.auxiliary`; 0 trains without.
+        class_weights: weight of each class in cross_entropy, focal and ohem; empty weighs all
+            alike, "balanced" takes the weights of `deeplab.training.labels.balanced_weights`.
         scenes, validation_scenes: how many generated scenes, where they are the data.
         in_memory: read (or draw) every picture once, before the first step, and keep it.
         skip_broken: pass over pictures that cannot be read, and count them, instead of stopping.
         validate_every, save_every, log_every: steps between validations (each with the weights),
             between states to resume from, between rows of the log.
+        ema: decay of a moving average of the weights, such as 0.999; the average is what is
+            validated and written. 0: none. See `deeplab.training.average`.
         precision: "float32", "bfloat16" or "float16" (autocast, float16 with a scaled loss), or
             "auto": bfloat16 where the processor has it.
         compile: pass network and loss through torch.compile.
@@ -163,8 +219,16 @@ class TrainConfig:
     scales: Annotated[tuple[float, ...], Numbers] = (0.5, 1.5)
     scale_mode: Literal["continuous", "discrete"] = "continuous"
     mirror: bool = True
+    rotate: Annotated[float, Field(ge=0, le=180)] = 0.0
+    colour_jitter: Annotated[float, Field(ge=0, le=1)] = 0.0
+    blur: Annotated[float, Field(ge=0, le=100)] = 0.0
+    noise: Annotated[float, Field(ge=0, le=255)] = 0.0
+    augment: Annotated[str, AfterValidator(_place)] = ""
     loss_stride: Annotated[int, AfterValidator(_one_or_eight)] = 1
-    class_weights: Annotated[tuple[NotNegative, ...], Numbers] = ()
+    loss: Loss = "cross_entropy"
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    auxiliary: NotNegative = 0.0
+    class_weights: ClassWeights = ()
     scenes: TrainScenes = 4000
     validation_scenes: ValidationScenes = 50
     in_memory: bool = False
@@ -172,6 +236,7 @@ class TrainConfig:
     validate_every: Count = 500
     save_every: Count = 500
     log_every: Count = 20
+    ema: Annotated[float, Field(ge=0, lt=1)] = 0.0
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     compile: bool = False
     channels_last: bool = True
@@ -180,6 +245,18 @@ class TrainConfig:
     crf: bool = False
     workers: CountOrZero = 1
     seed: CountOrZero = 0
+
+    @property
+    def losses(self) -> dict[str, float]:
+        """The losses with their weights, of one name too."""
+        return {self.loss: 1.0} if isinstance(self.loss, str) else self.loss
+
+    @property
+    def for_rgb(self) -> tuple[str, ...]:
+        """The fields in use that take uint8 RGB pictures alone."""
+        distortions = ("rotate", "colour_jitter", "blur", "noise", "augment")
+        used = [name for name in distortions if getattr(self, name)]
+        return (*used, *(["loss"] if "dense_crf" in self.losses else []))
 
     @model_validator(mode="after")
     def _check(self) -> TrainConfig:
@@ -190,6 +267,7 @@ class TrainConfig:
         stride = "1 with crf: a CRF works on pixels"
         _require(not self.crf or self.loss_stride == 1, "loss_stride", stride, self.loss_stride)
         self._check_samples()
+        self._check_loss()
         self._check_data()
         self._check_model_options()
         return self
@@ -201,8 +279,20 @@ class TrainConfig:
             ordered = inside and len(self.scales) == 2 and self.scales[0] <= self.scales[1]
             _require(ordered, "scales", "0 < smallest <= largest <= 4", self.scales)
         _require(inside, "scales", "at least one number, each above 0 and up to 4", self.scales)
+
+    def _check_loss(self) -> None:
         weighed = not self.class_weights or any(self.class_weights)
         _require(weighed, "class_weights", "at least one above 0", self.class_weights)
+        taught = any(weight > 0 for name, weight in self.losses.items() if name != "dense_crf")
+        labels = "cross_entropy or another that learns from labels, with a weight above 0"
+        _require(taught, "loss", labels, self.loss)
+        smooth = self.label_smoothing == 0 or "cross_entropy" in self.losses
+        _require(smooth, "label_smoothing", "0 without cross_entropy", self.label_smoothing)
+        of_pixels = (
+            not self.class_weights or {"cross_entropy", "focal", "ohem"} & self.losses.keys()
+        )
+        none = "none without cross_entropy, focal or ohem"
+        _require(bool(of_pixels), "class_weights", none, self.class_weights)
 
     def _check_data(self) -> None:
         """Generated scenes have neither folder nor splits."""

@@ -1,4 +1,6 @@
-"""Whether anything can be learned from a run's labels: some are read before it, all counted in it.
+"""What a run's labels teach: whether anything, and how much its rare classes are to weigh.
+
+Some labels are read before the run, all are counted in it.
 
 A run learns nothing where no pixel counts in its loss, and the same answer everywhere where all
 that count are of one class. Both end with a loss near 0, and a mIoU of 100 on labels of that kind.
@@ -87,6 +89,40 @@ def _sample_labels(
         if sound or pixels[classes:IGNORE].any():
             return pixels, None
     return pixels, read
+
+
+def balanced_weights(dataset: LabelledImages, names: Sequence[str]) -> tuple[float, ...]:
+    """A weight for each class by which rare classes count as much as others: median frequency.
+
+        w(c) = median of all f / f(c),    f(c) = pixels of c / labelled pixels, in pictures with c
+
+    Up to `MOST_READ` label maps spread over the set are read; those that cannot be are passed over.
+    A class that none of them shows weighs as the rarest that was seen. Empty, all alike, where
+    nothing is labelled.
+
+    Source: Eigen and Fergus, "Predicting Depth, Surface Normals and Semantic Labels with a Common
+    Multi-Scale Convolutional Architecture", ICCV 2015.
+    """
+    classes = len(names)
+    of_class, together = np.zeros(classes), np.zeros(classes)
+    for index in np.random.default_rng(0).permutation(len(dataset))[:MOST_READ].tolist():
+        try:
+            if isinstance(dataset, SegmentationData):  # no need to read the picture
+                labels = dataset.labels(index)
+            else:
+                labels = dataset[index][1]
+        except InputError:
+            continue
+        pixels = histogram(np.asarray(labels))[:classes]
+        of_class += pixels
+        together[pixels > 0] += pixels.sum()
+    seen = of_class > 0
+    if not seen.any():
+        return ()
+    frequency = of_class[seen] / together[seen]
+    weights = np.full(classes, np.median(frequency) / frequency.min())
+    weights[seen] = np.median(frequency) / frequency
+    return tuple(weights.tolist())
 
 
 class DrawnLabels:

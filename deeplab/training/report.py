@@ -29,6 +29,7 @@ class PictureReport:
         self,
         config: TrainConfig,
         class_names: Sequence[str],
+        class_weights: Sequence[float],
         pictures: int,
         validation: LabelledImages,
         processes: Processes,
@@ -39,7 +40,7 @@ class PictureReport:
         self.processes, self.logger = processes, logger
         self._scored = Recording(validation)
         self.validation = SkipBroken(self._scored, bands) if config.skip_broken else self._scored
-        self.drawn = DrawnLabels(class_names, config.class_weights, config.crop)
+        self.drawn = DrawnLabels(class_names, class_weights, config.crop)
         self.absent: dict[str, tuple[str, ...]] = {}
         self.broken: set[str] = set()
         self.conversions: set[Conversion] = set()

@@ -136,7 +136,7 @@ def train(
             logger.close()
             trainer.close()
     return TrainResult(
-        trainer.model.eval(),
+        trainer.result.eval(),
         trainer.step,
         trainer.step < trainer.config.steps,
         trainer.loss,

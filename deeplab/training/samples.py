@@ -26,10 +26,12 @@ from deeplab.data.conversions import Conversion
 from deeplab.data.datasets import IGNORE
 from deeplab.data.datasets.base import LabelledPicture, conversions_of
 from deeplab.data.datasets.counts import histogram
+from deeplab.data.distort import distort, rotate
 from deeplab.errors import InputError
 from deeplab.evaluation.evaluate import LabelledImages
 from deeplab.model.preprocess import Preprocessing
 from deeplab.training.config import TrainConfig
+from deeplab.training.hook import augmented
 from kernels import memory
 
 CHECKED_EVERY = 100  # pictures, between looks at the free memory
@@ -79,20 +81,11 @@ class Samples(Dataset[Sample]):
 
     def __getitem__(self, index: int) -> Sample:
         start = time.perf_counter()
-        config = self.config
         epoch, position = divmod(index, len(self.dataset))
         pair, broken = self._picture(epoch, position)
         image, labels = pair
-        scaled, target = augment(
-            image,
-            labels,
-            crop=config.crop,
-            scales=config.scales,
-            mode=config.scale_mode,
-            mirror=config.mirror,
-            rng=np.random.default_rng([config.seed, 1, index]),
-            fill=self.preprocessing.mean_colour(),
-        )
+        rng = np.random.default_rng([self.config.seed, 1, index])
+        scaled, target = self._augmented(image, labels, rng)
         if scaled.dtype != np.uint8:  # torch does little with 16 bits
             scaled = scaled.astype(np.float32)
         picture = torch.from_numpy(np.ascontiguousarray(scaled.transpose(2, 0, 1)))
@@ -100,6 +93,44 @@ class Samples(Dataset[Sample]):
         pixels = torch.from_numpy(histogram(labels))
         seconds = time.perf_counter() - start
         return Sample(picture, truth, pixels, conversions_of(pair), broken, seconds)
+
+    def _augmented(
+        self, image: np.ndarray, labels: np.ndarray, rng: np.random.Generator
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """A sample `[crop, crop]` of a picture, its chance all of `rng`."""
+        config = self.config
+        fill = self.preprocessing.mean_colour()
+        distortions = [name for name in config.for_rgb if name != "loss"]
+        if distortions and (image.dtype != np.uint8 or image.shape[2] != 3):
+            raise InputError(
+                f"{distortions[0]} must be off for pictures that are not uint8 RGB, such as "
+                f"{image.dtype} of {image.shape[2]} bands"
+            )
+        if config.rotate:
+            image, labels = rotate(image, labels, config.rotate, rng, fill)
+        image, labels = augment(
+            image,
+            labels,
+            crop=config.crop,
+            scales=config.scales,
+            mode=config.scale_mode,
+            mirror=config.mirror,
+            rng=rng,
+            fill=fill,
+        )
+        if config.colour_jitter or config.blur or config.noise:
+            image = distort(
+                image,
+                labels,
+                rng,
+                colour_jitter=config.colour_jitter,
+                blur=config.blur,
+                noise=config.noise,
+                fill=fill,
+            )
+        if config.augment:
+            image, labels = augmented(config.augment, image, labels, rng, self.classes)
+        return image, labels
 
     def _picture(self, epoch: int, position: int) -> tuple[LabelledPicture, tuple[str, ...]]:
         if self._order[0] != epoch:

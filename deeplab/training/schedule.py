@@ -14,6 +14,7 @@ from __future__ import annotations
 import dataclasses
 
 import torch
+from torch import nn
 
 from deeplab.model import DeepLab
 from deeplab.training.config import TrainConfig
@@ -27,9 +28,22 @@ def learning_rate(config: TrainConfig, step: int) -> float:
     return config.lr * (1 - step / config.steps) ** config.power * warm
 
 
-def make_optimizer(model: DeepLab, config: TrainConfig) -> torch.optim.Optimizer:
-    """SGD with momentum, or AdamW, over `DeepLab.param_groups`."""
+def make_optimizer(
+    model: DeepLab, config: TrainConfig, auxiliary: nn.Module | None = None
+) -> torch.optim.Optimizer:
+    """SGD with momentum, or AdamW, over `DeepLab.param_groups` and an auxiliary classifier.
+
+    That learns as fast as the weights of the model's classifiers.
+    """
     groups = model.param_groups(config.lr, config.weight_decay, config.head_lr_scale)
+    if auxiliary is not None:
+        trained = [p for p in auxiliary.parameters() if p.requires_grad]
+        for name, decay, params in (
+            ("auxiliary_weight", config.weight_decay, [p for p in trained if p.ndim > 1]),
+            ("auxiliary_other", 0.0, [p for p in trained if p.ndim == 1]),  # biases, norms
+        ):
+            group = {"params": params, "weight_decay": decay, "name": name}
+            groups.append(group | {"lr": config.lr, "lr_scale": config.head_lr_scale})
     if config.optimizer == "sgd":
         return torch.optim.SGD(groups, momentum=config.momentum)
     # The squares of 100 steps, not of 1000: runs from scratch on a CPU are a few thousand long.

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import json
 import os
 import subprocess
 import warnings
@@ -29,10 +30,12 @@ from deeplab.evaluation.evaluate import LabelledImages
 from deeplab.model import DeepLab, build
 from deeplab.model.heads import DeepLabV3Head
 from deeplab.model.timm_encoder import TimmEncoder
+from deeplab.training.auxiliary import AuxiliaryHead, load_auxiliary
 from deeplab.training.checkpoint import Files, check_agreement, read_state
 from deeplab.training.config import SCENES_CRF, TrainConfig
 from deeplab.training.distributed import Processes
-from deeplab.training.labels import check_labels
+from deeplab.training.hook import load_hook
+from deeplab.training.labels import balanced_weights, check_labels
 from deeplab.training.logs import Logger
 from deeplab.training.losses import Grid, label_strides
 from deeplab.weights import Loaded, bands, load_weights, read_metadata
@@ -43,6 +46,8 @@ from deeplab.weights.sources import is_own
 class Setup:
     """A run that is ready to start.
 
+    auxiliary: the classifier of a run that has one, as it starts.
+    class_weights: those of the configuration, or balanced; empty where all classes weigh alike.
     facts: what fixes it beside its configuration, see `check_agreement`; metadata: what the weights
     file says of it; state: to resume from, None for a new run.
     """
@@ -50,6 +55,8 @@ class Setup:
     dataset: LabelledImages
     validation: LabelledImages
     model: DeepLab
+    auxiliary: AuxiliaryHead | None
+    class_weights: tuple[float, ...]
     facts: dict[str, Any]
     metadata: dict[str, Any]
     state: dict[str, Any] | None
@@ -78,18 +85,23 @@ def set_up(
     if palette is None:
         palette = getattr(dataset, "palette", scenes.PALETTE)
     _check_config(config, len(names), processes, logger)
-    facts = {"pictures": len(dataset), "class names": names}
+    facts: dict[str, Any] = {"pictures": len(dataset), "class names": names}
     state = _stored_state(files, config, facts) if resume else None
+    weights = _class_weights(config, dataset, names, state, logger)
+    if config.class_weights == "balanced":
+        facts["class weights"] = list(weights)
     owner = "class_names" if class_names else getattr(dataset, "name", "the data set")
     classes = Classes.of(owner, names)
     _check_classes(classes, dataset, validation)
     if not resume:
         _check_classes_of_weights(config, classes, logger)
         if processes.first:  # the others wait for its verdict
-            check_labels(dataset, validation, names, config.class_weights, logger.info)
+            check_labels(dataset, validation, names, weights, logger.info)
     model = _make_model(config, len(names), known, logger, resumed=resume)
+    check_bands(config, model)
     check_sync_bn(config, model)
     check_grid(config, model)
+    auxiliary = _make_auxiliary(model, config, logger, resumed=resume)
     check_batch(config, model, processes)
     about = {
         "class_names": names,
@@ -98,7 +110,7 @@ def set_up(
         "commit": _commit(),
         **known,
     }
-    return Setup(dataset, validation, model, facts, about, state)
+    return Setup(dataset, validation, model, auxiliary, weights, facts, about, state)
 
 
 def check_files(files: Files, resume: bool, overwrite: bool, first: bool) -> None:
@@ -124,6 +136,24 @@ def _stored_state(
     state = read_state(files.state)
     check_agreement(files.state, state, config, facts)
     return state
+
+
+def _class_weights(
+    config: TrainConfig,
+    dataset: LabelledImages,
+    names: Sequence[str],
+    state: Mapping[str, Any] | None,
+    logger: Logger,
+) -> tuple[float, ...]:
+    """One for each class, or none; balanced ones of a resumed run are those that it began with."""
+    if config.class_weights != "balanced":
+        return config.class_weights
+    if state is not None:
+        return tuple(json.loads(state["facts"])["class weights"])
+    weights = balanced_weights(dataset, names)
+    pairs = (f"{name} {w:.3g}" for name, w in zip(names, weights, strict=False))
+    logger.info(f"class_weights balanced: {', '.join(pairs)}")
+    return weights
 
 
 def _open_data(
@@ -156,10 +186,11 @@ def _check_config(config: TrainConfig, classes: int, group: Processes, logger: L
         )
     if config.sync_bn and group.device.type != "cuda":
         raise InputError("sync_bn: BatchNorm is synchronised on GPUs only; leave it out")
-    if config.class_weights and len(config.class_weights) != classes:
-        raise InputError(
-            f"class_weights must be {classes}, one for each class, not {len(config.class_weights)}"
-        )
+    given = config.class_weights
+    if given and given != "balanced" and len(given) != classes:
+        raise InputError(f"class_weights must be {classes}, one for each class, not {len(given)}")
+    if config.augment:
+        load_hook(config.augment)  # before the first step, which would miss it
     cores = os.cpu_count() or 1
     if config.workers > cores:
         logger.info(
@@ -189,6 +220,14 @@ def _check_classes_of_weights(config: TrainConfig, ours: Classes, logger: Logger
     )
     if note := compare_classes(Classes.of(config.weights, names), ours, mend):
         logger.info(note)
+
+
+def check_bands(config: TrainConfig, model: DeepLab) -> None:
+    """InputError where something is asked for that pictures of other bands cannot have."""
+    if model.in_channels != 3 and config.for_rgb:
+        name = config.for_rgb[0]
+        off = "loss must be without dense_crf" if name == "loss" else f"{name} must be off"
+        raise InputError(f"{off} for pictures of {model.in_channels} bands; it is for RGB")
 
 
 def check_sync_bn(config: TrainConfig, model: DeepLab) -> None:
@@ -263,6 +302,26 @@ def _make_model(
             "--weights, or start from random numbers with --set starts_from="
         )
     return model
+
+
+def _make_auxiliary(
+    model: DeepLab, config: TrainConfig, logger: Logger, resumed: bool
+) -> AuxiliaryHead | None:
+    """The auxiliary classifier as the run starts with it, None without."""
+    if not config.auxiliary:
+        return None
+    head = AuxiliaryHead(model)
+    if not resumed and config.weights:
+        drawn = copy.deepcopy(head.classifier)
+        stay = load_auxiliary(head, config.weights)
+        if config.new_classifier:
+            head.classifier = drawn
+        if stay:
+            logger.info(
+                f"{config.weights}: has no weights for {', '.join(stay)} of the auxiliary "
+                "classifier, which start from random numbers"
+            )
+    return head
 
 
 def _load_weights(model: DeepLab, config: TrainConfig, logger: Logger) -> None:

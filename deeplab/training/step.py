@@ -1,41 +1,66 @@
 """One step of training: forward and backward in pieces, gradients averaged, weights updated.
 
-A process computes its share of a step in `accumulate` pieces. The loss is divided by the weight of
-all labelled pixels of the step, in all pieces and processes, so that neither changes the gradient
-(BatchNorm that trains sees its own piece).
+A process computes its share of a step in `accumulate` pieces. The loss is divided by what all
+labels of the step give, such as the weight of their pixels, in all pieces and processes, so that
+neither changes the gradient (BatchNorm that trains sees its own piece).
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from deeplab.model import DeepLab
+from deeplab.training.auxiliary import AuxiliaryHead
 from deeplab.training.config import TrainConfig
 from deeplab.training.distributed import Processes
-from deeplab.training.losses import StepLoss, loss_denominators
+from deeplab.training.losses import StepLoss
 from deeplab.training.samples import Sample
 from deeplab.training.schedule import make_optimizer
+
+Placed = TypeVar("Placed", bound=nn.Module)
 
 
 class TrainStep:
     """The model on its device with its optimiser and loss scale; a call is one step.
 
+    class_weights: of the loss, one for each class; empty where all weigh alike. auxiliary: the
+    classifier of a run that has one.
+
     Attributes: `optimizer`, and `scaler`, which scales the loss where it computes in float16.
     """
 
-    def __init__(self, model: DeepLab, config: TrainConfig, processes: Processes) -> None:
+    def __init__(
+        self,
+        model: DeepLab,
+        config: TrainConfig,
+        processes: Processes,
+        class_weights: Sequence[float],
+        auxiliary: AuxiliaryHead | None,
+    ) -> None:
         self.config, self.processes, self.device = config, processes, processes.device
         self.model = self._placed(model)
-        self.optimizer = make_optimizer(model, config)
+        if auxiliary is not None:
+            self._placed(auxiliary)
+        self.optimizer = make_optimizer(model, config, auxiliary)
         self._dtype = autocast_dtype(config.precision, self.device)
         half = self._dtype == torch.float16
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=half)
-        self._class_weights = torch.tensor(config.class_weights) if config.class_weights else None
-        self._loss = StepLoss(model, config.loss_stride, self._class_weights, config.channels_last)
+        self._loss = StepLoss(
+            model,
+            config.loss_stride,
+            torch.tensor(class_weights) if class_weights else None,
+            config.channels_last,
+            config.losses,
+            config.label_smoothing,
+            auxiliary,
+            config.auxiliary,
+        )
         self._loss.to(self.device)
         self._parallel = self._wrapped_in_ddp() if processes.world > 1 else None
         self._forward: nn.Module = self._parallel or self._loss
@@ -45,7 +70,7 @@ class TrainStep:
     def __call__(self, batch: Sample, denominators: Tensor) -> Tensor:
         """Update the weights; returns the part of this process in the loss, on its device.
 
-        denominators: float64 `[terms]` on the CPU, those of the whole step (`denominators`).
+        denominators: float64 on the CPU, those of the whole step (`denominators`).
         """
         accumulate = self.config.accumulate
         self.model.train()
@@ -71,8 +96,8 @@ class TrainStep:
         return total
 
     def denominators(self, labels: Tensor) -> Tensor:
-        """What these labels `[B, H, W]` add to the denominators of a step: float64 `[terms]`."""
-        return loss_denominators(labels, self._loss.strides, self._class_weights, self._loss.grid)
+        """What these labels `[B, H, W]` on the CPU add to the denominators of a step: float64."""
+        return self._loss.denominators(labels)
 
     def autocast(self) -> torch.autocast:
         """The precision of the run, for the network's forward pass."""
@@ -85,7 +110,7 @@ class TrainStep:
         """
         del self._parallel, self._forward
 
-    def _placed(self, model: DeepLab) -> DeepLab:
+    def _placed(self, model: Placed) -> Placed:
         if self.config.sync_bn and self.processes.world > 1:
             nn.SyncBatchNorm.convert_sync_batchnorm(model)
         model.to(self.device)
@@ -112,7 +137,7 @@ class TrainStep:
         """
         if not self.scaler.is_enabled():
             return []
-        floating = [buffer for buffer in self.model.buffers() if buffer.is_floating_point()]
+        floating = [buffer for buffer in self._loss.buffers() if buffer.is_floating_point()]
         return [(buffer, buffer.clone()) for buffer in floating]
 
     def _on_device(self, tensor: Tensor) -> Tensor:

@@ -21,6 +21,8 @@ from torch import Tensor
 from deeplab.crf_settings import CRFSettings
 from deeplab.errors import InputError
 from deeplab.evaluation.evaluate import LabelledImages, evaluate
+from deeplab.model import DeepLab
+from deeplab.training.average import AveragedModel
 from deeplab.training.checkpoint import Files, stored_steps, write_state
 from deeplab.training.config import TrainConfig
 from deeplab.training.distributed import OtherProcessEnded, Processes
@@ -68,17 +70,26 @@ class Trainer:
         self._unread_losses: list[Tensor] = []  # that may still be computing on the GPU
         self._last_row = -1  # its step
         self.model = setup.model
-        self.update = TrainStep(self.model, config, processes)
+        weights = setup.class_weights
+        self.update = TrainStep(self.model, config, processes, weights, setup.auxiliary)
+        self.auxiliary = setup.auxiliary
+        self.average = AveragedModel(self.model, config.ema) if config.ema else None
         pictures = self.facts["pictures"]
         self.report = PictureReport(
             config,
             self.class_names,
+            weights,
             pictures,
             setup.validation,
             processes,
             logger,
             bands=self.model.in_channels,
         )
+
+    @property
+    def result(self) -> DeepLab:
+        """What is scored and written: the model, or the average of its weights."""
+        return self.model if self.average is None else self.average.model
 
     def fit(self, dataset: LabelledImages) -> None:
         """Train from `self.step` to the end, or until Ctrl-C or SIGTERM.
@@ -124,6 +135,8 @@ class Trainer:
         set_learning_rate(self.update.optimizer, self.config, self.step)
         denominators, self.signal = self._agree(batch, request.signal)
         self._unread_losses.append(self.update(batch, denominators))
+        if self.average is not None:
+            self.average.update(self.model, self.step)
         self.step += 1
         if self.processes.world == 1:
             self.signal = request.signal  # which may have come during the step
@@ -148,15 +161,16 @@ class Trainer:
         self.logger.progress(self.step, "validating")
         # BatchNorm's statistics of the first process, which are those that it writes, in all: each
         # process updates its own in a step, and they are one again at the next step only.
-        for buffer in self.model.buffers():
+        model = self.result
+        for buffer in model.buffers():
             self.processes.broadcast(buffer)
-        layer, self.model.crf = self.model.crf, None  # beside the network: both are scored
+        layer, model.crf = model.crf, None  # beside the network: both are scored
         try:
             with self.update.autocast():
                 pictures, names = self.report.validation, self.class_names
-                result = evaluate(self.model, pictures, layer, class_names=names, shard=True)
+                result = evaluate(model, pictures, layer, class_names=names, shard=True)
         finally:
-            self.model.crf = layer
+            model.crf = layer
         scores = result.network if result.crf is None else result.crf
         self.metrics = {"images": result.images, **dataclasses.asdict(scores)}
         if result.crf is not None:
@@ -186,6 +200,10 @@ class Trainer:
         before = stored_steps(path, state)
         try:
             self.model.load_state_dict(state["model"])
+            if self.average is not None:
+                self.average.model.load_state_dict(state["average"])
+            if self.auxiliary is not None:
+                self.auxiliary.load_state_dict(state["auxiliary"])
             self.update.optimizer.load_state_dict(state["optimizer"])
             if self.update.scaler.is_enabled():
                 self.update.scaler.load_state_dict(state["scaler"])
@@ -330,6 +348,8 @@ class Trainer:
             "drawn": self.report.drawn.state(),
             "restated": json.dumps(self.restated),
             "model": self.model.state_dict(),
+            "average": {} if self.average is None else self.average.model.state_dict(),
+            "auxiliary": {} if self.auxiliary is None else self.auxiliary.state_dict(),
             "optimizer": self.update.optimizer.state_dict(),
             "scaler": self.update.scaler.state_dict(),
         }
@@ -338,9 +358,10 @@ class Trainer:
         known: dict[str, Any] = {"step": self.step, "metrics": self.metrics}
         if self.restated:
             known["restated"] = self.restated
-        if self.model.crf is not None:
-            known["crf"] = CRFSettings.of(self.model.crf).as_dict()
-        save_weights(self.model, path, dict(self.metadata) | known)
+        model = self.result
+        if model.crf is not None:
+            known["crf"] = CRFSettings.of(model.crf).as_dict()
+        save_weights(model, path, dict(self.metadata) | known)
 
     def _write_row(self) -> None:
         """A row of the log, one a step at most."""

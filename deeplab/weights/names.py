@@ -38,7 +38,8 @@ class Translated:
 
     `branches`: of how many each tensor was put together that has some. `scales`, `resize`: at which
     scales the network was trained to see pictures (MSC), and how it resizes them, where the names
-    tell. `of_pictures`: the classifier is fully connected, one for whole pictures.
+    tell. `of_pictures`: the classifier is fully connected, one for whole pictures. `auxiliary`: of
+    torchvision's auxiliary classifier, by the names there: "0.weight"; training may start from it.
     """
 
     tensors: dict[str, Tensor] = field(default_factory=dict)
@@ -48,6 +49,7 @@ class Translated:
     scales: tuple[float, ...] | None = None
     resize: Resize = "caffe"
     of_pictures: bool = False
+    auxiliary: dict[str, Tensor] = field(default_factory=dict)
 
     def stack(self, name: str, branches: Mapping[int, Tensor]) -> None:
         """Put the branches of a head together in the order of their numbers, from 0 or 1 on."""
@@ -130,6 +132,7 @@ def from_torchvision(state: Mapping[str, Tensor]) -> Translated:
     for name, tensor in state.items():
         if name.startswith("aux_classifier."):
             found.dropped[name] = "auxiliary classifier"
+            found.auxiliary[name.removeprefix("aux_classifier.")] = tensor
         elif m := re.fullmatch(r"classifier\.0\.convs\.([1-3])\.([01])\.(\w+)", name):
             if m[3] == COUNTER:
                 found.dropped[name] = "counter"

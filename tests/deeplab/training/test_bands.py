@@ -14,6 +14,7 @@ from deeplab.model import build
 from deeplab.predict import as_levels
 from deeplab.training.losses import segmentation_loss
 from deeplab.training.samples import Samples, SkipBroken, batches
+from deeplab.training.setup import check_bands
 
 MEAN, DEVIATION = (1000.0, 20.5), (300.0, 4.0)
 
@@ -66,6 +67,25 @@ class Broken:
 def test_a_broken_picture_has_as_many_bands_as_the_others():
     image, _ = SkipBroken(Broken(), bands=2)[0]
     assert of_two_bands().preprocess(image).shape == (1, 2, 9, 9)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"rotate": 5.0}, "rotate must be off"),
+        ({"noise": 2.0}, "noise must be off"),
+        ({"augment": "module:function"}, "augment must be off"),
+        ({"loss": {"cross_entropy": 1.0, "dense_crf": 1e-5}}, "loss must be without dense_crf"),
+    ],
+)
+def test_what_is_for_rgb_is_refused(options, said):
+    config = dataclasses.replace(SHORT, **options)
+    with pytest.raises(InputError, match=f"^{said} for pictures of 2 bands; it is for RGB"):
+        check_bands(config, of_two_bands())
+    if "loss" not in options:
+        samples = Samples(pictures("uint16"), config, of_two_bands().preprocessing)
+        with pytest.raises(InputError, match=f"{said} .*such as uint16 of 2 bands"):
+            samples[0]
 
 
 def test_a_crf_that_trains_sees_the_levels_of_the_bands():

@@ -6,6 +6,8 @@ import pytest
 
 from deeplab.training import DataConfig, TrainConfig
 
+LOSS = "one of cross_entropy, .*, dense_crf, or a table of them with their weights"
+TAUGHT = "cross_entropy or another that learns from labels, with a weight above 0"
 NONE_FOR_SCENES = "none for generated scenes; name other data with data.name"
 
 
@@ -55,6 +57,24 @@ NONE_FOR_SCENES = "none for generated scenes; name other data with data.name"
         ("scales", (1.5, 0.5), "0 < smallest <= largest <= 4"),
         ("scales", (0.0, 1.0), "0 < smallest <= largest <= 4"),
         ("class_weights", (0.0, 0.0), "at least one above 0"),
+        ("class_weights", "even", 'a list of numbers or "balanced"'),
+        ("loss", "iou", LOSS),
+        ("loss", ["dice"], LOSS),
+        ("loss.dice", -1, "at least 0"),
+        ("loss.dice", "much", "a number"),
+        ("loss", {}, TAUGHT),
+        ("loss", "dense_crf", TAUGHT),
+        ("loss", {"dice": 0.0, "dense_crf": 1.0}, TAUGHT),
+        *((name, -1, "at least 0") for name in ("rotate", "colour_jitter", "blur", "noise")),
+        ("colour_jitter", 1.5, "at most 1.0"),
+        ("rotate", 181, "at most 180.0"),
+        *(
+            ("augment", text, "package.module:function")
+            for text in ("f", "a.b", "a:", ":f", "a-:f")
+        ),
+        ("ema", 1.0, "a number below 1"),
+        ("auxiliary", -0.5, "at least 0"),
+        ("label_smoothing", 1.0, "a number below 1"),
         ("data.root", "my/pictures", NONE_FOR_SCENES),
         ("data.train", "trainaug", NONE_FOR_SCENES),
         ("model_options.num_classes", 3, "none: the data set says it"),
@@ -77,6 +97,9 @@ def test_a_wrong_value_is_refused_in_one_line_with_what_was_expected_and_given(
         ({"class_weights": [1, -1]}, r"class_weights must be at least 0, not -1"),
         ({"scale_mode": "discrete", "scales": ()}, r"scales must be at least one number, each"),
         ({"batch_size": 3, "accumulate": 2}, r"batch_size must be a multiple of accumulate = 2"),
+        ({"loss": {"iou": 1.0}}, r"loss\.iou: unknown loss; the known ones are cross_entropy, "),
+        ({"loss": "dice", "label_smoothing": 0.1}, r"label_smoothing must be 0 without cross_en"),
+        ({"loss": "dice", "class_weights": [1, 2]}, r"class_weights must be none without cross_"),
         ({"crf": True, "loss_stride": 8}, r"loss_stride must be 1 with crf"),
         ({"model_options": {"scales": [1.0, 0.5]}}, r"loss_stride must be 8 with a model of sev"),
         ({"stepz": 3}, r"stepz: unknown key; the known ones are accumulate, .*, steps, "),

@@ -117,7 +117,8 @@ HARMLESS = {  # what changes a run of one step without making it longer
     "channels_last": st.booleans(),
     "in_memory": st.booleans(),
     "skip_broken": st.booleans(),
-    "class_weights": st.sampled_from(([], [1.0] * 11, [0, *[2.5] * 10])),
+    "class_weights": st.sampled_from(([], [1.0] * 11, [0, *[2.5] * 10], "balanced")),
+    "loss": st.sampled_from(("cross_entropy", "focal", "ohem")),
 }
 
 
