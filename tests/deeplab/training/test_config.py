@@ -46,7 +46,7 @@ NONE_FOR_SCENES = "none for generated scenes; name other data with data.name"
         ("momentum", float("nan"), "a number below 1"),
         ("lr", 1e308, r"rates of at most 3.4e\+38"),
         # Choices.
-        ("model", "unet", "one of deeplab_v1_7x7, .*, deeplab_v3plus_resnet18"),
+        ("model", "unet", "one of deeplab_v1_7x7, .*, deeplab_v3plus"),
         ("policy", "cosine", "poly or step"),
         ("optimizer", "adam", "sgd or adamw"),
         ("precision", "float64", "auto, float32, bfloat16 or float16"),

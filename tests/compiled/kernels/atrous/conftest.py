@@ -10,6 +10,7 @@ from torch import Tensor
 
 from kernels.atrous import cost
 from kernels.atrous.triton import configs, implicit, shift
+from kernels.atrous.triton.layout import Epilogue
 
 ALGORITHMS = {"triton:shift": shift, "triton:implicit": implicit}
 
@@ -50,7 +51,7 @@ def call() -> Callable[..., None]:
         if gradient is None:
             relu = None if fuse == "sum" else "relu"
             of = ALGORITHMS[algorithm].forward
-            of(x, weight, bias, RATES, fuse, scale, scale, relu, y)
+            of(x, weight, RATES, fuse, Epilogue(bias, scale, scale, relu), y)
         elif gradient == "input":
             of = ALGORITHMS[algorithm].gradients
             of(y, x, weight, RATES, fuse, torch.empty_like(x), None)
