@@ -123,9 +123,14 @@ def _freeze(encoder: nn.Module) -> None:
 def _timm(name: str) -> Any:
     try:
         timm = importlib.import_module("timm")
-    except (ImportError, RuntimeError) as error:  # torchvision's, beside another build of torch
+    except ImportError as error:
         raise ImportError(
             f"backbone timm:{name} needs timm: pip install 'deeplab-triton[timm]' ({error})"
+        ) from error
+    except RuntimeError as error:  # of torchvision, which timm imports
+        raise ImportError(
+            f"backbone timm:{name} needs timm, which does not import ({error}); install the build "
+            "of torchvision that goes with this torch"
         ) from error
     # create_model also takes names that it downloads, or reads from a folder.
     if not name or set(name) & set(":/\\") or not timm.is_model(name):

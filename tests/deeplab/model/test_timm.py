@@ -165,7 +165,9 @@ def test_a_timm_that_cannot_be_imported_is_one_line(monkeypatch: pytest.MonkeyPa
         raise RuntimeError("operator torchvision::nms does not exist")
 
     monkeypatch.setattr(importlib, "import_module", broken)
-    with pytest.raises(ImportError, match=r"needs timm: .* \(operator torchvision::nms does not"):
+    with pytest.raises(
+        ImportError, match=r"\(operator torchvision::nms .*; install the build of torchvision"
+    ):
         tiny()
 
 
