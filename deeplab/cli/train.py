@@ -111,7 +111,8 @@ def train(
     an hour of one core for the network, and drawing the scenes on top. --config names another;
     options and --set change single fields of it. Recipes that come with this: scenes,
     voc12_vgg16_largefov, voc12_vgg16, voc12_resnet101, coco_resnet101, voc12_resnet101_coco,
-    cityscapes_resnet101, camvid_resnet101, camvid_small, scenes_quick.
+    cityscapes_resnet101, camvid_resnet101, camvid_efficientnet_lite0, camvid_small and
+    scenes_quick.
 
     Pictures of other bands than RGB: the option bands of a folder data set, and in_channels, mean
     and deviation of the model, which deeplab data check prints. Weights for RGB to start from are

@@ -179,6 +179,9 @@ class TrainConfig:
         skip_broken: pass over pictures that cannot be read, and count them, instead of stopping.
         validate_every, save_every, log_every: steps between validations (each with the weights),
             between states to resume from, between rows of the log.
+        validation_scales: the views whose probabilities a validation averages, relative to the
+            pictures' size: see `deeplab.predict.network_scores`. (0.5,) scores what is trained at
+            half the resolution, on labels of the full one.
         ema: decay of a moving average of the weights, such as 0.999; the average is what is
             validated and written. 0: none. See `deeplab.training.average`.
         precision: "float32", "bfloat16" or "float16" (autocast, float16 with a scaled loss), or
@@ -236,6 +239,7 @@ class TrainConfig:
     validate_every: Count = 500
     save_every: Count = 500
     log_every: Count = 20
+    validation_scales: Annotated[tuple[float, ...], Numbers] = (1.0,)
     ema: Annotated[float, Field(ge=0, lt=1)] = 0.0
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     compile: bool = False
@@ -279,6 +283,9 @@ class TrainConfig:
             ordered = inside and len(self.scales) == 2 and self.scales[0] <= self.scales[1]
             _require(ordered, "scales", "0 < smallest <= largest <= 4", self.scales)
         _require(inside, "scales", "at least one number, each above 0 and up to 4", self.scales)
+        views = self.validation_scales
+        inside = bool(views) and all(0.1 <= scale <= 4 for scale in views)
+        _require(inside, "validation_scales", "at least one number, each from 0.1 to 4", views)
 
     def _check_loss(self) -> None:
         weighed = not self.class_weights or any(self.class_weights)

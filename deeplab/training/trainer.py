@@ -168,7 +168,14 @@ class Trainer:
         try:
             with self.update.autocast():
                 pictures, names = self.report.validation, self.class_names
-                result = evaluate(model, pictures, layer, class_names=names, shard=True)
+                result = evaluate(
+                    model,
+                    pictures,
+                    layer,
+                    class_names=names,
+                    scales=self.config.validation_scales,
+                    shard=True,
+                )
         finally:
             model.crf = layer
         scores = result.network if result.crf is None else result.crf

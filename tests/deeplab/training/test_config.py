@@ -56,6 +56,8 @@ NONE_FOR_SCENES = "none for generated scenes; name other data with data.name"
         ("crop", 1, r"8k \+ 1, such as 321"),
         ("scales", (1.5, 0.5), "0 < smallest <= largest <= 4"),
         ("scales", (0.0, 1.0), "0 < smallest <= largest <= 4"),
+        ("validation_scales", (), "at least one number, each from 0.1 to 4"),
+        ("validation_scales", (0.05,), "at least one number, each from 0.1 to 4"),
         ("class_weights", (0.0, 0.0), "at least one above 0"),
         ("class_weights", "even", 'a list of numbers or "balanced"'),
         ("loss", "iou", LOSS),

@@ -11,6 +11,7 @@ from tiny_training import SHORT, Signalling, run
 from deeplab.crf_settings import CRFSettings
 from deeplab.data.scenes import CLASSES, PALETTE
 from deeplab.errors import InputError
+from deeplab.evaluation.evaluate import evaluate
 from deeplab.training import train
 from deeplab.training.config import SCENES_CRF
 from deeplab.training.logs import _progress_bar
@@ -108,6 +109,20 @@ def test_place_that_cannot_be_written_is_found_before_training(pictures, tmp_pat
     with pytest.raises(InputError, match="cannot write"):
         run(SHORT, data, tmp_path / "no" / "w.safetensors")
     assert data.calls == 0
+
+
+def test_validations_score_the_views_that_the_recipe_says(pictures, monkeypatch):
+    seen: list[tuple[float, ...]] = []
+
+    def scored(*args, scales, **kwargs):
+        seen.append(scales)
+        return evaluate(*args, scales=scales, **kwargs)
+
+    monkeypatch.setattr("deeplab.training.trainer.evaluate", scored)
+    result = run(replace(SHORT, validation_scales=(0.5, 1.0)), pictures)
+    again = evaluate(result.model, pictures, scales=(0.5, 1.0), class_names=CLASSES)
+    assert set(seen) == {(0.5, 1.0)}
+    assert result.metrics["miou"] == again.network.miou
 
 
 def test_scenes_come_with_their_crf_settings(tmp_path, pictures):
