@@ -81,7 +81,9 @@ def train(
             have give the rest of it another schedule; so a finished run trains on.
         overwrite: start anew in place of the run or the weights that lie at `out`.
         tensorboard: log for TensorBoard too.
-        progress: show loss, learning rate, last mIoU, speed and time left, on standard error.
+        progress: show loss, learning rate, last mIoU, speed and time left on standard error: in a
+            bar on a terminal, else in a line for each row of the log; before the start, how long
+            the run will take.
 
     Raises:
         ValueError: an empty data set. FloatingPointError: the loss is not finite any more.

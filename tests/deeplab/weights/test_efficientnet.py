@@ -135,7 +135,7 @@ def test_the_body_has_the_features_of_the_classifier(timm: Any, classifier: Any)
 @with_weights
 def test_as_a_finished_network_the_file_is_refused_with_what_it_is_for() -> None:
     message = refused(lambda: load_checkpoint(FILE))
-    assert f"train one from it: deeplab train --weights {FILE} --model deeplab_v3plus" in message
+    assert f"train one from it: deeplab train --weights {FILE}" in message
     assert "backbone.conv1.weight" in refused(lambda: load_weights(small(), FILE))
 
 
