@@ -162,7 +162,7 @@ def train(
 
     outputs.check_writable_file(out)
     of_data = _data_settings(data, split, validation_split)
-    recipe = _recipe(ctx, config, settings or [], of_data, out if resume else None)
+    recipe, note = _recipe(ctx, config, settings or [], of_data, out if resume else None)
     out.parent.mkdir(parents=True, exist_ok=True)
     with reported_once(then="mend that, then go on with --resume"):
         result = run(
@@ -171,6 +171,7 @@ def train(
             resume=resume,
             overwrite=overwrite,
             tensorboard=tensorboard,
+            note=note,
         )
     if is_first():
         _report(recipe, result, out)
@@ -184,13 +185,13 @@ def _recipe(
     settings: list[str],
     of_data: Settings,
     resumed: Path | None,
-) -> TrainConfig:
+) -> tuple[TrainConfig, str]:
     """The recipe, of --config or else of the run to resume, with the options' changes.
 
-    Where neither of these nor an option says which model, one that suits is chosen, and told.
+    Where neither of these nor an option says which model, one that suits is chosen: what to tell
+    of it, else "".
     """
     from deeplab.training import TrainConfig, checkpoint, defaults, recipe
-    from deeplab.training.distributed import is_first
 
     chosen: recipe.Settings = {}
     if resumed is not None:
@@ -212,15 +213,11 @@ def _recipe(
         if ctx.params.get(name) is not None:
             chosen[name] = (ctx.params[name], f"--{name.replace('_', '-')}")
     chosen |= of_data
-    if config is not None or resumed is not None:
-        return recipe.make_config(chosen)
-    suiting = defaults.choose(chosen)
+    suiting = defaults.choose(chosen) if config is None and resumed is None else None
     if suiting is None:
-        return recipe.make_config(chosen)
+        return recipe.make_config(chosen), ""
     made = recipe.make_config(suiting.settings | chosen)
-    if is_first():
-        typer.echo(f"Note: {suiting.told(made)}", err=True)
-    return made
+    return made, suiting.told(made)
 
 
 def _data_settings(

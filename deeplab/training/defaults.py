@@ -49,9 +49,10 @@ class Choice:
     def told(self, config: TrainConfig) -> str:
         """What was chosen, in one line, as the run has it in the end."""
         backbone = config.model_options.get("backbone")
+        steps = "1 step" if config.steps == 1 else f"{config.steps} steps"
         return (
-            f"{self.why}: {config.model}{f' on {backbone}' if backbone else ''}, {config.steps} "
-            f"steps of {config.batch_size} crops of {config.crop} pixels, {config.optimizer} at lr "
+            f"{self.why}: {config.model}{f' on {backbone}' if backbone else ''}, {steps} of "
+            f"{config.batch_size} crops of {config.crop} pixels, {config.optimizer} at lr "
             f"{config.lr:g}; choose otherwise with --config, --model, --steps, --batch-size, "
             "--crop, --lr or --set"
         )

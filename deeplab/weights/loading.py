@@ -99,15 +99,15 @@ def load_weights(model: DeepLab, path: file.StrPath, source: Source = "auto") ->
 def missing(model: DeepLab, skipped: Sequence[str]) -> str:
     """Tensors of a model that a file does not have, in words: by name where they are few.
 
-    "head.classifier.weight, head.classifier.bias", or "all 36 tensors of head".
+    "head.classifier.weight, head.classifier.bias", or "head (40 tensors)".
     """
     if len(skipped) <= FEW:
         return ", ".join(skipped)
     every, counts = (_by_part(some) for some in (file.network_state(model), skipped))
     return " and ".join(
-        f"all {count} tensors of {part}"
+        f"{part} ({count} tensors)"
         if count == every[part]
-        else f"{count} of the {every[part]} tensors of {part}"
+        else f"{part} ({count} of {every[part]} tensors)"
         for part, count in counts.items()
     )
 
