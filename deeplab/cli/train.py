@@ -124,9 +124,16 @@ def train(
 ) -> None:
     """Train a model: the papers' recipes, your own, or the one of the shipped weights.
 
+    On pictures of your own (--data folder --root mine) the model follows the weights: that of a
+    segmentation network's file, or DeepLab v3+ on a body such as resnet50_imagenet, which learn
+    with AdamW. Without --weights it suits the machine. What was chosen is told, and how long it
+    will take; --config, --model and the other options choose otherwise.
+
     Without options this is the recipe of the shipped weights on generated scenes, 6000 steps: half
     an hour of one core for the network, and drawing the scenes on top. --config names another;
-    options and --set change single fields of it. Recipes that come with this: scenes,
+    options and --set change single fields of it, options over --set over --config. A data set that
+    --data names in place of the recipe's own has none of its splits and options. Recipes that come
+    with this: scenes,
     voc12_vgg16_largefov, voc12_vgg16, voc12_resnet101, coco_resnet101, voc12_resnet101_coco,
     cityscapes_resnet101, camvid_resnet101, camvid_efficientnet_lite0, camvid_small and
     scenes_quick.
@@ -143,10 +150,12 @@ def train(
     **Examples**
 
     ```text
-    deeplab train --out mine.safetensors
+    deeplab train --data folder --root mine --weights resnet50_imagenet --out mine.safetensors
+    deeplab train --data folder --root mine --split most --validation-split few
+    deeplab train --out scenes.safetensors                          as the shipped weights
     deeplab train --steps 200 --scenes 200 --validation-scenes 10   a quick try
     deeplab train --config voc12_resnet101 --weights resnet101-imagenet.pth --out voc.safetensors
-    deeplab train --config camvid_small --set data.root=/data/camvid --out camvid.safetensors
+    deeplab train --config camvid_small --root /data/camvid --out camvid.safetensors
     deeplab train --set class_weights=balanced --set label_smoothing=0.1
     deeplab train --set loss.cross_entropy=1 --set loss.dice=0.5    a sum of losses
     deeplab train --out voc.safetensors --resume                    go on after a stop
