@@ -127,7 +127,7 @@ def train(
     On pictures of your own (--data folder --root mine) the model follows the weights: that of a
     segmentation network's file, or DeepLab v3+ on a body such as resnet50_imagenet, which learn
     with AdamW. Without --weights it suits the machine. What was chosen is told, and how long it
-    will take; --config, --model and the other options choose otherwise.
+    will take; the options choose otherwise.
 
     Without options this is the recipe of the shipped weights on generated scenes, 6000 steps: half
     an hour of one core for the network, and drawing the scenes on top. --config names another;
