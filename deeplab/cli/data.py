@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 from rich.console import Console
@@ -15,7 +16,7 @@ from rich.table import Table
 
 from deeplab.cli import data_import
 from deeplab.cli.shared import options
-from deeplab.cli.shared.dataset import parsed
+from deeplab.cli.shared.groups import takes_options
 from deeplab.cli.shared.options import option
 from deeplab.data import outputs
 from deeplab.data.conversions import counted
@@ -30,6 +31,8 @@ app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode="markdown",
 )
+
+T = TypeVar("T")
 
 _SHOWN = 20
 _EXAMPLES = 3
@@ -85,16 +88,26 @@ def list_sets(
 
 
 @app.command()
+@takes_options
 def check(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="As deeplab data list has it.")],
+    *,
+    name: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="[NAME]", help="As deeplab data list has it; or --data.", show_default=False
+        ),
+    ] = None,
     root: Annotated[
         Path | None,
-        typer.Argument(metavar="ROOT", help="The folder where the set lies.", show_default=False),
+        typer.Argument(
+            metavar="[ROOT]", help="The folder where the set lies; or --root.", show_default=False
+        ),
     ] = None,
+    data: options.DataOptions,
     split: Annotated[
-        list[str] | None, option("NAME", "A split; repeatable.", shown="the usual ones")
+        list[str] | None,
+        options.split_option("A part of it; may be repeated.", shown="the usual ones"),
     ] = None,
-    data_option: options.DataOption = None,
     json_file: Annotated[
         Path | None, option("FILE", "Write all of it there.", "--json", shown=False)
     ] = None,
@@ -119,10 +132,38 @@ def check(
     deeplab data check voc2012 VOCdevkit/VOC2012 --split trainaug --split val
     deeplab data check voc2012 VOC2012 --split trainaug --data-option sbd=benchmark_RELEASE
     deeplab data check camvid camvid --json camvid.json
+    deeplab data check --data folder --root mine --split train
     deeplab data check folder mine --data-option ignore=0 --data-option labels=masks
     deeplab data check folder mine --data-option bands=6
     ```
     """
+    name, root = _one("NAME", name, data.data_name), _one("ROOT", root, data.data_root)
+    if name is None:
+        raise InputError(
+            "NAME must be a data set of `deeplab data list`, as in: deeplab data check folder mine"
+        )
+    check_data(name, root, data.options, split or (), json_file, workers)
+
+
+def _one(what: str, argument: T | None, given: T | None) -> T | None:
+    """What stands as an argument or as an option; InputError where it stands twice."""
+    if argument is not None and given is not None:
+        option_name = {"NAME": "--data", "ROOT": "--root"}[what]
+        raise InputError(
+            f"{option_name} {given}: {what} {argument} says it too; leave one of them out"
+        )
+    return given if argument is None else argument
+
+
+def check_data(
+    name: str,
+    root: Path | None,
+    chosen: dict[str, Any],
+    split: Sequence[str] = (),
+    json_file: Path | None = None,
+    workers: int | None = None,
+) -> None:
+    """`deeplab data check`; chosen: options of the data set. Exits with 1 on findings."""
     from deeplab.data.datasets import DATASETS, available_splits, open_dataset
     from deeplab.data.datasets.check import check as run
     from deeplab.data.datasets.check import shared_pictures
@@ -130,9 +171,8 @@ def check(
 
     if json_file is not None:
         outputs.check_writable_file(json_file)
-    chosen = parsed(data_option)
     found = available_splits(name, root, **chosen)
-    splits = split or [s for s in DATASETS[name].usual if s in found] or found
+    splits = list(split) or [s for s in DATASETS[name].usual if s in found] or found
     if not splits:
         raise InputError(
             f"{root}: nothing of {name} there; `deeplab data list {name}` tells the layout"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -119,10 +120,10 @@ def import_data(
     deeplab data import coco instances_train.json mine --images photos --link
     deeplab data import yolo data.yaml mine --ignore void
     deeplab data import cvat export mine --split 0.9 --group '^(film\\d+)'
-    deeplab train --config camvid_small --set data.name=folder --set data.root=mine
+    deeplab train --data folder --root mine --weights resnet50_imagenet
     ```
     """
-    from deeplab.cli.data import check
+    from deeplab.cli.data import check_data
     from deeplab.data.imports import Settings, import_annotations
     from deeplab.evaluation.evaluate import progress_bar
 
@@ -145,9 +146,12 @@ def import_data(
         )
     _print(report, out, unlabelled)
     try:
-        check("folder", out)
+        check_data("folder", out, {})
     except InputError as error:
         raise InputError(f"{out} is imported, but: {error}") from error
+    if {"train", "val"} <= report.pictures.keys():
+        start = f"--data folder --root {shlex.quote(str(out))} --weights resnet50_imagenet"
+        typer.echo(f"train on it with: deeplab train {start}")
 
 
 def _print(report: ImportReport, out: Path, unlabelled: str) -> None:

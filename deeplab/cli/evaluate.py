@@ -156,8 +156,7 @@ def evaluate(
     weights: options.WeightsOptions,
     data: options.DataOptions,
     split: Annotated[
-        str | None,
-        option("NAME", "Which part of it.", panel="Data", shown="val; of the scenes test"),
+        str | None, options.split_option("Which part of it.", shown="val; of the scenes test")
     ] = None,
     scenes: Annotated[
         int | None,
@@ -231,8 +230,8 @@ def evaluate(
             outputs.check_writable_file(file)
     if trimap.trimap is not None and trimap.trimap.suffix == ".png":
         require_matplotlib()
-    recorded, around = Recording(pictures), trimap.around(data.data_name)
-    written = files.open(data.data_name, pictures, split)
+    recorded, around = Recording(pictures), trimap.around(data.name)
+    written = files.open(data.name, pictures, split)
 
     def write(index: int, labels: np.ndarray) -> None:
         for each in written:
@@ -292,7 +291,7 @@ def evaluate(
         about: dict[str, Any] = {
             "weights": str(weights.weights_file or "shipped"),
             "model": network.config,
-            "data": data.data_name,
+            "data": data.name,
             "split": split,
             "scales": list(scales),
             "flip": views.flip,

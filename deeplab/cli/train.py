@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,6 +10,7 @@ import typer
 from typer.core import TyperCommand
 
 from deeplab.cli.shared import options
+from deeplab.cli.shared.groups import takes_options
 from deeplab.cli.shared.options import option
 from deeplab.cli.shared.several import reported_once
 from deeplab.data import outputs
@@ -18,6 +18,7 @@ from deeplab.errors import InputError
 
 if TYPE_CHECKING:
     from deeplab.training import TrainConfig, TrainResult
+    from deeplab.training.recipe import Settings
 
 
 class ShowsRecipe(TyperCommand):
@@ -33,7 +34,9 @@ class ShowsRecipe(TyperCommand):
         super().format_help(ctx, formatter)
 
 
+@takes_options
 def train(
+    *,
     ctx: typer.Context,
     config: Annotated[
         str | None, option("RECIPE", "A TOML file, or the name of a recipe that comes with this.")
@@ -55,6 +58,20 @@ def train(
             "FILE|NAME",
             "Start from these weights: a file in any format of `convert`, or a name of "
             "`deeplab weights list`.",
+        ),
+    ] = None,
+    data: options.DataOptions,
+    split: Annotated[
+        str | None,
+        options.split_option("The part of it to train on.", shown="as the recipe says, or train"),
+    ] = None,
+    validation_split: Annotated[
+        str | None,
+        option(
+            "NAME",
+            "The part of it to validate on.",
+            panel="Data",
+            shown="as the recipe says, or val",
         ),
     ] = None,
     resume: Annotated[
@@ -107,9 +124,16 @@ def train(
 ) -> None:
     """Train a model: the papers' recipes, your own, or the one of the shipped weights.
 
+    On pictures of your own (--data folder --root mine) the model follows the weights: that of a
+    segmentation network's file, or DeepLab v3+ on a body such as resnet50_imagenet, which learn
+    with AdamW. Without --weights it suits the machine. What was chosen is told, and how long it
+    will take; the options choose otherwise.
+
     Without options this is the recipe of the shipped weights on generated scenes, 6000 steps: half
     an hour of one core for the network, and drawing the scenes on top. --config names another;
-    options and --set change single fields of it. Recipes that come with this: scenes,
+    options and --set change single fields of it, options over --set over --config. A data set that
+    --data names in place of the recipe's own has none of its splits and options. Recipes that come
+    with this: scenes,
     voc12_vgg16_largefov, voc12_vgg16, voc12_resnet101, coco_resnet101, voc12_resnet101_coco,
     cityscapes_resnet101, camvid_resnet101, camvid_efficientnet_lite0, camvid_small and
     scenes_quick.
@@ -126,10 +150,12 @@ def train(
     **Examples**
 
     ```text
-    deeplab train --out mine.safetensors
+    deeplab train --data folder --root mine --weights resnet50_imagenet --out mine.safetensors
+    deeplab train --data folder --root mine --split most --validation-split few
+    deeplab train --out scenes.safetensors                          as the shipped weights
     deeplab train --steps 200 --scenes 200 --validation-scenes 10   a quick try
     deeplab train --config voc12_resnet101 --weights resnet101-imagenet.pth --out voc.safetensors
-    deeplab train --config camvid_small --set data.root=/data/camvid --out camvid.safetensors
+    deeplab train --config camvid_small --root /data/camvid --out camvid.safetensors
     deeplab train --set class_weights=balanced --set label_smoothing=0.1
     deeplab train --set loss.cross_entropy=1 --set loss.dice=0.5    a sum of losses
     deeplab train --out voc.safetensors --resume                    go on after a stop
@@ -143,8 +169,9 @@ def train(
     from deeplab.training import train as run
     from deeplab.training.distributed import is_first
 
-    recipe = _recipe(ctx, config, settings or [], out if resume else None)
     outputs.check_writable_file(out)
+    of_data = _data_settings(data, split, validation_split)
+    recipe, note = _recipe(ctx, config, settings or [], of_data, out if resume else None)
     out.parent.mkdir(parents=True, exist_ok=True)
     with reported_once(then="mend that, then go on with --resume"):
         result = run(
@@ -153,7 +180,7 @@ def train(
             resume=resume,
             overwrite=overwrite,
             tensorboard=tensorboard,
-            progress=sys.stderr.isatty(),
+            note=note,
         )
     if is_first():
         _report(recipe, result, out)
@@ -165,10 +192,15 @@ def _recipe(
     ctx: typer.Context,
     config: str | None,
     settings: list[str],
+    of_data: Settings,
     resumed: Path | None,
-) -> TrainConfig:
-    """The recipe, of --config or else of the run to resume, with the options' changes."""
-    from deeplab.training import TrainConfig, checkpoint, recipe
+) -> tuple[TrainConfig, str]:
+    """The recipe, of --config or else of the run to resume, with the options' changes.
+
+    Where neither of these nor an option says which model, one that suits is chosen: what to tell
+    of it, else "".
+    """
+    from deeplab.training import TrainConfig, checkpoint, defaults, recipe
 
     chosen: recipe.Settings = {}
     if resumed is not None:
@@ -178,6 +210,9 @@ def _recipe(
     if config is not None:
         steps = {key: value for key, value in chosen.items() if key == "steps"}
         chosen = steps | recipe.read_recipe(config)  # those of the run unless the recipe says
+    if "data.name" in of_data and of_data["data.name"][0] != chosen.get("data.name", ("",))[0]:
+        # Root, splits and options that the recipe has are of its own data set.
+        chosen = {key: value for key, value in chosen.items() if not key.startswith("data.")}
     for text in settings:
         key, value = options.key_value("--set", text, "data.root=/data/VOC2012")
         chosen |= recipe.one_setting(key, value)
@@ -186,7 +221,30 @@ def _recipe(
     for name in asdict(TrainConfig()):
         if ctx.params.get(name) is not None:
             chosen[name] = (ctx.params[name], f"--{name.replace('_', '-')}")
-    return recipe.make_config(chosen)
+    chosen |= of_data
+    suiting = defaults.choose(chosen) if config is None and resumed is None else None
+    if suiting is None:
+        return recipe.make_config(chosen), ""
+    made = recipe.make_config(suiting.settings | chosen)
+    return made, suiting.told(made)
+
+
+def _data_settings(
+    data: options.DataOptions, split: str | None, validation_split: str | None
+) -> Settings:
+    """What --data, --root, --data-option and the splits say, as fields of a recipe."""
+    root = None if data.data_root is None else str(data.data_root)
+    said = {
+        "data.name": (data.data_name, "--data"),
+        "data.root": (root, "--root"),
+        "data.train": (split, "--split"),
+        "data.validation": (validation_split, "--validation-split"),
+    }
+    said |= {
+        f"data.options.{key}": (value, f"--data-option {key}")
+        for key, value in data.options.items()
+    }
+    return {key: (value, where) for key, (value, where) in said.items() if value is not None}
 
 
 def _report(config: TrainConfig, result: TrainResult, out: Path) -> None:

@@ -50,9 +50,7 @@ def tune_crf(
     data: options.DataOptions,
     split: Annotated[
         str,
-        option(
-            "NAME", "Which part of it; not the one that the final scores come from.", panel="Data"
-        ),
+        options.split_option("Which part of it; not the one that the final scores come from."),
     ] = "val",
     images: Annotated[
         int, option("N", "How many pictures, drawn at random (--seed).", panel="Data")
@@ -146,7 +144,7 @@ def tune_crf(
         if value < least:
             raise InputError(f"{name} must be at least {least}, not {value}")
     where = torch_device(device)
-    scenes = images if data.data_name == "scenes" else None
+    scenes = images if data.name == "scenes" else None
     pictures, split = open_data(data, split, scenes, usual="val")
     indices = draw(len(pictures), images, seed)
     if len(indices) < 2:

@@ -305,7 +305,7 @@ class TrainConfig:
         """Generated scenes have neither folder nor splits."""
         if self.data.name != "scenes":
             return
-        none = "none for generated scenes; name other data with data.name"
+        none = "none for generated scenes; name other data with --data (data.name)"
         for name, default in vars(DataConfig()).items():
             if name != "name":
                 given = getattr(self.data, name)

@@ -20,6 +20,7 @@ import csv
 import os
 import sys
 import threading
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -110,6 +111,16 @@ def peak_memory_mib(device: torch.device) -> int:
         return 0
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # KiB on Linux, bytes on a Mac
     return peak >> (20 if sys.platform == "darwin" else 10)
+
+
+def duration(seconds: float) -> str:
+    """A time for people, to two digits or so: "8.2 s", "42 min", "3 h 20 min"."""
+    if seconds < 10:
+        return f"{seconds:.2g} s"
+    if seconds < 99.5:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60} min"
 
 
 def has_rows(path: Path) -> bool:
@@ -226,7 +237,8 @@ class TensorBoardLog:
 class Logger:
     """Progress and notes on standard error, rows in the logs; silent in all but one process.
 
-    steps: of the run; shows_progress: with a bar; enabled: whether this is the one process.
+    steps: of the run; shows_progress: with a bar on a terminal, elsewhere with a line for each row
+    of the logs; enabled: whether this is the one process.
     """
 
     steps: int
@@ -235,16 +247,21 @@ class Logger:
     logs: list[CSVLog | TensorBoardLog] = field(default_factory=list)
     _bar: Progress | None = None
     _task: TaskID | None = None
+    _began: tuple[int, float] | None = None  # step and time, where rows are printed
 
     def start(self, step: int) -> None:
-        if self.shows_progress and self.enabled:
+        if not (self.shows_progress and self.enabled):
+            return
+        if not sys.stderr.isatty():
+            self._began = step, time.monotonic()
+        else:
             self._bar = _progress_bar()
             self._task = self._bar.add_task("train", total=self.steps, completed=step, status="")
             self._bar.start()
 
     def reading(self, indices: Iterable[int]) -> Iterable[int]:
         """The same numbers, with a bar for pictures that are read before the first step."""
-        if not (self.shows_progress and self.enabled):
+        if not (self.shows_progress and self.enabled and sys.stderr.isatty()):
             return indices
         return track(indices, "reading", console=Console(stderr=True), transient=True)
 
@@ -265,6 +282,20 @@ class Logger:
     def row(self, row: Mapping[str, Any]) -> None:
         for log in self.logs:
             log.write({name: row.get(name, "") for name in COLUMNS})
+        if self._began is not None:
+            print(self._as_line(row, *self._began), file=sys.stderr, flush=True)
+
+    def _as_line(self, row: Mapping[str, Any], first: int, began: float) -> str:
+        step = row["step"]
+        facts = [f"step {step}/{self.steps}", f"loss {row['loss']:.3f}", f"lr {row['lr']:.4g}"]
+        if "miou" in row:
+            facts.append(f"mIoU {row['miou']:.1%}")
+        if "images_per_second" in row:
+            facts.append(f"{row['images_per_second']:.1f} images/s")
+        if first < step < self.steps:
+            left = (time.monotonic() - began) / (step - first) * (self.steps - step)
+            facts.append(f"{duration(left)} left")
+        return "  ".join(facts)
 
     def close(self) -> None:
         if self._bar is not None:

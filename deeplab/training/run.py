@@ -59,6 +59,7 @@ def train(
     overwrite: bool = False,
     tensorboard: bool = False,
     progress: bool = True,
+    note: str = "",
 ) -> TrainResult:
     """Train a model: from scratch, from `config.weights`, or on from where a run was stopped.
 
@@ -81,7 +82,10 @@ def train(
             have give the rest of it another schedule; so a finished run trains on.
         overwrite: start anew in place of the run or the weights that lie at `out`.
         tensorboard: log for TensorBoard too.
-        progress: show loss, learning rate, last mIoU, speed and time left, on standard error.
+        progress: show loss, learning rate, last mIoU, speed and time left on standard error: in a
+            bar on a terminal, else in a line for each row of the log; before the start, how long
+            the run will take.
+        note: a line to tell before the first step, such as where the configuration comes from.
 
     Raises:
         ValueError: an empty data set. FloatingPointError: the loss is not finite any more.
@@ -130,6 +134,8 @@ def train(
                 trainer.write_missing_weights()
                 logger.info(f"{out}: the run has finished its {trainer.step} steps; {GO_ON}")
             else:
+                if note:
+                    logger.info(f"Note: {note}")
                 logger.start(trainer.step)
                 trainer.fit(setup.dataset)
         finally:

@@ -24,7 +24,7 @@ from torch import nn
 from deeplab.crf_settings import CRFSettings
 from deeplab.data import scenes
 from deeplab.data.agreement import Classes, compare_classes
-from deeplab.data.datasets import open_dataset
+from deeplab.data.datasets import available_splits, open_dataset
 from deeplab.errors import InputError
 from deeplab.evaluation.evaluate import LabelledImages
 from deeplab.model import DeepLab, build
@@ -32,13 +32,14 @@ from deeplab.model.heads import DeepLabV3Head
 from deeplab.model.timm_encoder import TimmEncoder
 from deeplab.training.auxiliary import AuxiliaryHead, load_auxiliary
 from deeplab.training.checkpoint import Files, check_agreement, read_state
-from deeplab.training.config import SCENES_CRF, TrainConfig
+from deeplab.training.config import SCENES_CRF, DataConfig, TrainConfig
 from deeplab.training.distributed import Processes
 from deeplab.training.hook import load_hook
 from deeplab.training.labels import balanced_weights, check_labels
 from deeplab.training.logs import Logger
 from deeplab.training.losses import Grid, label_strides
 from deeplab.weights import Loaded, bands, load_weights, read_metadata
+from deeplab.weights.loading import missing
 from deeplab.weights.sources import is_own
 
 
@@ -162,19 +163,38 @@ def _open_data(
     """The pictures to train and to validate on, and what the weights' metadata say of them."""
     data = config.data
 
-    def opened(split: str, start: int, scenes_wanted: int) -> LabelledImages:
+    def opened(part: str, split: str, start: int, scenes_wanted: int) -> LabelledImages:
         if data.name == "scenes":
             return scenes.ScenesDataset(start, scenes_wanted)
-        return open_dataset(data.name, data.root or None, split, **data.options)
+        root = data.root or None
+        try:
+            return open_dataset(data.name, root, split, **data.options)
+        except InputError as error:
+            if split in available_splits(data.name, root, **data.options):
+                raise
+            raise InputError(f"{error}; {_other_split(part, data)}") from error
 
     known = {"crf": SCENES_CRF} if dataset is None and data.name == "scenes" else {}
     if dataset is None:
-        dataset = opened(data.train, scenes.TRAIN_START, config.scenes)
+        dataset = opened("train", data.train, scenes.TRAIN_START, config.scenes)
     if validation is None:
-        validation = opened(data.validation, scenes.VALIDATION_START, config.validation_scenes)
+        start, wanted = scenes.VALIDATION_START, config.validation_scenes
+        validation = opened("validation", data.validation, start, wanted)
     if len(dataset) == 0 or len(validation) == 0:
         raise ValueError("dataset, validation must have at least one picture in each")
     return dataset, validation, known
+
+
+def _other_split(part: str, data: DataConfig) -> str:
+    """How to mend that a data set has no such split to train or to validate on."""
+    option = {"train": "--split", "validation": "--validation-split"}[part]
+    name = f"name the one for it with {option}"
+    if data.name != "folder":
+        return name
+    names = f"{data.root}/splits/{getattr(data, part)}.txt"
+    return (
+        f"{name}, list its pictures in {names}, or let deeplab data import --split 0.8 make splits"
+    )
 
 
 def _check_config(config: TrainConfig, classes: int, group: Processes, logger: Logger) -> None:
@@ -333,7 +353,7 @@ def _load_weights(model: DeepLab, config: TrainConfig, logger: Logger) -> None:
         loaded = load_weights(model, config.weights)
     if loaded.skipped:
         logger.info(
-            f"{config.weights}: has no weights for {', '.join(loaded.skipped)}, which start "
+            f"{config.weights}: has no weights for {missing(model, loaded.skipped)}, which start "
             "from random numbers"
         )
     if loaded.adapted:

@@ -7,7 +7,8 @@ neither changes the gradient (BatchNorm that trains sees its own piece).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import TypeVar
 
@@ -94,6 +95,24 @@ class TrainStep:
         for buffer, before in statistics:
             buffer.copy_(torch.where(total.isfinite(), buffer, before))
         return total
+
+    def rehearsal(self, image: Tensor, labels: Tensor) -> Callable[[], None]:
+        """A function that goes forward and backward through a copy of the network, and waits.
+
+        image, labels: samples as of a `Sample`.
+        """
+        loss = copy.deepcopy(self._loss).train()
+        divisors = self._on_device(self.denominators(labels).clamp(min=1).float())
+        image, labels = self._on_device(image), self._on_device(labels).long()
+
+        def rehearse() -> None:
+            with self.autocast():
+                value = loss(image, labels, divisors)
+            value.backward()
+            if self.device.type == "cuda":
+                torch.cuda.synchronize(self.device)
+
+        return rehearse
 
     def denominators(self, labels: Tensor) -> Tensor:
         """What these labels `[B, H, W]` on the CPU add to the denominators of a step: float64."""

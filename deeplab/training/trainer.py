@@ -26,6 +26,7 @@ from deeplab.training.average import AveragedModel
 from deeplab.training.checkpoint import Files, stored_steps, write_state
 from deeplab.training.config import TrainConfig
 from deeplab.training.distributed import OtherProcessEnded, Processes
+from deeplab.training.estimate import estimate
 from deeplab.training.interrupt import StopRequest, clear_errors, stop_request
 from deeplab.training.labels import VALIDATION
 from deeplab.training.logs import Logger, Throughput, peak_memory_mib
@@ -74,6 +75,7 @@ class Trainer:
         self.update = TrainStep(self.model, config, processes, weights, setup.auxiliary)
         self.auxiliary = setup.auxiliary
         self.average = AveragedModel(self.model, config.ema) if config.ema else None
+        self._to_score = setup.validation
         pictures = self.facts["pictures"]
         self.report = PictureReport(
             config,
@@ -112,6 +114,7 @@ class Trainer:
     def _train(self, dataset: LabelledImages, request: StopRequest) -> None:
         config, report = self.config, self.report
         report.start(self.step)
+        self._tell_time(dataset)
         with closing(self._batches(dataset)) as rest:
             for batch in rest:
                 self.train_step(batch, request)
@@ -126,6 +129,14 @@ class Trainer:
                     self.validate()
                 if validates or self.step == report.epoch_end:
                     report.report_conversions(self.step)
+
+    def _tell_time(self, dataset: LabelledImages) -> None:
+        """How long the steps that are left will take, where someone watches."""
+        if not self.logger.shows_progress:
+            return
+        data = dataset, self._to_score  # which reports nothing of what it reads
+        if found := estimate(self.config, self.step, self.update, *data):
+            self.logger.info(found.told(self.config, self.step))
 
     def train_step(self, batch: Sample, request: StopRequest) -> None:
         """Update the weights; sets `signal` where the run is to stop after this step."""

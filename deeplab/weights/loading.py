@@ -10,7 +10,8 @@ The model keeps its own scales and way of resizing: `load_checkpoint` makes one 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -27,6 +28,7 @@ from deeplab.weights.names import Translated
 from deeplab.weights.sources import Checkpoint, Source, check_source, is_own, read_checkpoint
 
 POOLINGS = nn.MaxPool2d | nn.AvgPool2d
+FEW = 6  # tensors that are named one by one
 FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -85,13 +87,34 @@ def load_weights(model: DeepLab, path: file.StrPath, source: Source = "auto") ->
         loaded = copy_checkpoint(model, read_checkpoint(path, source))
     if loaded.skipped:
         warnings.warn(
-            f"{path}: has no weights for {', '.join(loaded.skipped)} of this model, which stay as "
-            "they are; train them before use",
+            f"{path}: has no weights for {missing(model, loaded.skipped)} of this model, which "
+            "stay as they are; train them before use",
             stacklevel=2,
         )
     if loaded.adapted:
         warnings.warn(f"{path}: {bands.note(model, loaded.adapted)}", stacklevel=2)
     return loaded
+
+
+def missing(model: DeepLab, skipped: Sequence[str]) -> str:
+    """Tensors of a model that a file does not have, in words: by name where they are few.
+
+    "head.classifier.weight, head.classifier.bias", or "head (40 tensors)".
+    """
+    if len(skipped) <= FEW:
+        return ", ".join(skipped)
+    every, counts = (_by_part(some) for some in (file.network_state(model), skipped))
+    return " and ".join(
+        f"{part} ({count} tensors)"
+        if count == every[part]
+        else f"{part} ({count} of {every[part]} tensors)"
+        for part, count in counts.items()
+    )
+
+
+def _by_part(tensors: Iterable[str]) -> Counter[str]:
+    """How many there are of backbone, head and taps, without counters, which no file needs."""
+    return Counter(n.partition(".")[0] for n in tensors if not n.endswith(names.COUNTER))
 
 
 def copy_checkpoint(model: DeepLab, checkpoint: Checkpoint) -> Loaded:

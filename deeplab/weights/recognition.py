@@ -152,6 +152,61 @@ def load_checkpoint(
     return Opened(path, network.eval(), loaded, metadata)
 
 
+@dataclass(frozen=True)
+class Start:
+    """The model that a training from a file has: `build(model, num_classes, **options)`.
+
+    whole: the file is of that model, and not of its body alone.
+    """
+
+    model: str
+    options: dict[str, Any]
+    whole: bool
+
+
+def model_to_train(path: file.StrPath) -> Start:
+    """The model that a training from this file has, where nothing else is said.
+
+    Of a segmentation network's file it is that network, as `load_checkpoint` finds it; a body, such
+    as a classifier of ImageNet, gets the head of DeepLab v3+ at output stride 16. path: a file, or
+    a name of `deeplab.weights.registry`.
+
+    Raises InputError where the file cannot be read, and where no model or several have its tensors.
+    """
+    path = file.named_path(path)
+    metadata = file.read_metadata(path) if is_own(path) else {}
+    if "model" in metadata:
+        network = file.load_model(path)
+    else:
+        checkpoint = read_checkpoint(path)
+        if (backbone := _body_alone(checkpoint)) is not None:
+            options: dict[str, Any] = {"backbone": backbone, "output_stride": 16}
+            # Without rates, as for pictures, bodies of the other two styles are one.
+            if checkpoint.style == "caffe" or not checkpoint.translated.of_pictures:
+                options |= {} if checkpoint.style is None else {"style": checkpoint.style}
+            return Start("deeplab_v3plus", options, whole=False)
+        network = _built(checkpoint, _fit(checkpoint, None))
+    options = dict(network.config)
+    del options["num_classes"]
+    return Start(options.pop("model"), options, whole=True)
+
+
+def _body_alone(checkpoint: Checkpoint) -> str | None:
+    """The backbone of a file without a head for pixels; None where it has one."""
+    translated = checkpoint.translated
+    if not translated.of_pictures and any(n.startswith("head.") for n in translated.tensors):
+        return None
+    if checkpoint.source == "efficientnet":
+        return "timm:tf_efficientnet_lite0"
+    for name, body in BACKBONES.items():
+        if _is_body(body, checkpoint):
+            return name
+    raise InputError(
+        f"{checkpoint.path}: its body is none that a model of this package has"
+        f"{_unknown(checkpoint)}; known are {_listed(BACKBONES)} and EfficientNet-Lite0"
+    )
+
+
 def _check_classes(path: Path, found: int, asked: int | None) -> None:
     if asked not in (None, found):
         raise InputError(
@@ -187,8 +242,6 @@ def _fit(checkpoint: Checkpoint, model: str | None) -> Fit:
     """The model of that name, or the only one that fits; InputError where there is none."""
     path, translated = checkpoint.path, checkpoint.translated
     train = f"deeplab train --weights {path}"
-    if checkpoint.source == "efficientnet":
-        train += " --model deeplab_v3plus --set model_options.backbone=timm:tf_efficientnet_lite0"
     if translated.of_pictures:
         raise InputError(
             f"{path}: has a classifier of whole pictures, such as ImageNet's, and so no weights "
@@ -260,7 +313,9 @@ def _fit_of(
     """The model of that line with these rates, if the file's tensors are its own."""
     tensors, branches = checkpoint.translated.tensors, checkpoint.translated.branches
     classifier = tensors.get("head.classifier.weight")
-    if classifier is None or classifier.ndim != 4 or not _is_body(line, checkpoint):
+    if classifier is None or classifier.ndim != 4:
+        return None
+    if line.backbone is None or not _is_body(line.backbone, checkpoint):
         return None
     pyramid = line.head != "v2"
     first = "fc6" if line.fully_connected else "pyramid" if pyramid else "classifier"
@@ -304,8 +359,8 @@ def _without_memory(body: Body) -> Backbone:
         return body.make(V3.on(body).defaults())
 
 
-def _is_body(line: Line, checkpoint: Checkpoint) -> bool:
-    tensors, windows, body = checkpoint.translated.tensors, checkpoint.windows, line.backbone
+def _is_body(body: Body, checkpoint: Checkpoint) -> bool:
+    tensors, windows = checkpoint.translated.tensors, checkpoint.windows
     if isinstance(body, VGG16Body):
         told = any(name.startswith("pool") for name in windows)
         return "backbone.conv1_1.weight" in tensors and (

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import typer
 
-from deeplab.cli.shared.options import DataOptions, key_value
+from deeplab.cli.shared.options import DataOptions
 from deeplab.errors import InputError
 
 if TYPE_CHECKING:
@@ -30,7 +29,7 @@ def open_data(
     """
     from deeplab.data.datasets import available_splits, open_dataset, open_pictures
 
-    name, root, options = data.data_name, data.data_root, parsed(data.data_option)
+    name, root, options = data.name, data.data_root, data.options
     if name == "scenes":
         from deeplab.data import scenes as generated
 
@@ -46,12 +45,6 @@ def open_data(
         split = there[0] if len(there) == 1 else "val"
     opened = open_dataset if labelled else open_pictures
     return opened(name, root, split, **options), split
-
-
-def parsed(data_option: Sequence[str] | None) -> dict[str, Any]:
-    """What --data-option gives a data set."""
-    texts = data_option or ()
-    return dict(key_value("--data-option", text, "ignore=11") for text in texts)
 
 
 def class_names(

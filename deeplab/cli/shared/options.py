@@ -24,6 +24,11 @@ def option(
     )
 
 
+def split_option(text: str, shown: str | bool = True) -> Any:
+    """--split: a part of the data set."""
+    return option("NAME", text, "--split", panel="Data", shown=shown)
+
+
 ModelName = Annotated[
     str | None,
     option(
@@ -41,15 +46,6 @@ MSC = Annotated[
         "largest logit of 1,0.75,0.5 counts. Networks are trained with it; --scales averages the "
         "probabilities of views of any network.",
         shown="as the weights say",
-    ),
-]
-DataOption = Annotated[
-    list[str] | None,
-    option(
-        "KEY=VALUE",
-        "An option of that data set, such as classes=my/classes.txt; may be repeated.",
-        "--data-option",
-        panel="Data",
     ),
 ]
 Device = Annotated[str, option("NAME", "cpu, cuda, or auto: a GPU where there is one.")]
@@ -90,17 +86,42 @@ class WeightsOptions:
 
 @dataclass(frozen=True)
 class DataOptions:
-    """The data set."""
+    """The data set, or what is said of it: train takes the rest from its recipe."""
 
     data_name: Annotated[
-        str,
-        option("NAME", "Which data set; `deeplab data list` names them.", "--data", panel="Data"),
-    ] = "scenes"
+        str | None,
+        option(
+            "NAME",
+            "Which data set; `deeplab data list` names them.",
+            "--data",
+            panel="Data",
+            shown="scenes, which are generated",
+        ),
+    ] = None
     data_root: Annotated[
         Path | None,
         option("DIR", "Its folder.", "--root", panel="Data", shown="none: scenes are generated"),
     ] = None
-    data_option: DataOption = None
+    data_option: Annotated[
+        list[str] | None,
+        option(
+            "KEY=VALUE",
+            "An option of that data set, such as classes=my/classes.txt; may be repeated.",
+            "--data-option",
+            panel="Data",
+        ),
+    ] = None
+
+    @property
+    def name(self) -> str:
+        """The data set's: the generated scenes where none is given."""
+        return "scenes" if self.data_name is None else self.data_name
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What --data-option gives the data set."""
+        texts = self.data_option or ()
+        return dict(key_value("--data-option", text, "ignore=11") for text in texts)
 
 
 @dataclass(frozen=True)

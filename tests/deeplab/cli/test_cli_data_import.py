@@ -37,6 +37,7 @@ def test_it_imports_reports_and_checks(marked, tmp_path):
         "left out: 5 lines and points, which have no area",
         "cut at the border: 1 shape that reaches beyond the picture",
         "folder, train, val: 6 pictures, nothing to mend",
+        f"train on it with: deeplab train --data folder --root {tmp_path / 'out'} --weights ",
     ):
         assert line in said
     rows = [line.split() for line in said.splitlines() if "cat" in line]

@@ -242,6 +242,9 @@ def test_a_set_without_any_split_is_not_called_whole(tmp_path, name, folder):
         (["check", "folder", ".", "--workers", "-1"], "workers must be 0 or more"),
         (["check", "folder", ".", "--json", "images"], "is a folder"),
         (["list", "nothing"], "no data set 'nothing'"),
+        (["check"], "NAME must be a data set of `deeplab data list`, as in: deeplab data check"),
+        (["check", "folder", "--data", "camvid"], "--data camvid: NAME folder says it too; leave"),
+        (["check", "folder", ".", "--root", "x"], "--root x: ROOT . says it too; leave one"),
     ],
 )
 def test_what_cannot_be_checked_exits_with_2(own, monkeypatch, args, message):
@@ -249,6 +252,12 @@ def test_what_cannot_be_checked_exits_with_2(own, monkeypatch, args, message):
     result = run(*args)
     assert result.exit_code == 2
     assert message in result.output
+
+
+def test_the_set_is_named_as_in_the_other_commands_too(own):
+    named = run("check", "--data", "folder", "--root", own, "--split", "val")
+    assert "folder, val: 3 pictures, " in named.output
+    assert named.output == run("check", "folder", own, "--split", "val").output
 
 
 def test_options_are_read_as_toml_or_as_text(own):

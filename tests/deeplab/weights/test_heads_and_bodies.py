@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from deeplab.model import build
 from deeplab.training import setup
 from deeplab.training.recipe import flat_settings, make_config
 from deeplab.weights import load_checkpoint, load_model, load_weights, save_weights
+from deeplab.weights.loading import missing
 
 
 def state_dict_of(path: Path, name: str, **options: Any) -> Any:
@@ -122,6 +124,19 @@ def test_other_rates_styles_and_backbones_are_refused(
 ) -> None:
     _, file = own_file(tmp_path, "deeplab_v3", backbone="resnet18")
     assert said in refused(load_weights, build(name, 4, **options), file)
+
+
+def test_tensors_without_weights_are_named_where_they_are_few_and_counted_where_not() -> None:
+    with torch.device("meta"):
+        model = build("deeplab_v3_resnet50", 2)
+    head = [n for n in model.state_dict() if n.startswith("head.") and "num_batches" not in n]
+    few = ["head.classifier.weight", "head.classifier.bias"]
+    assert missing(model, few) == ", ".join(few)
+    assert missing(model, head) == f"head ({len(head)} tensors)"
+    some = ["backbone.conv1.weight", *head[1:]]
+    of_body = r"backbone \(1 of \d+ tensors\)"
+    of_head = rf"head \({len(head) - 1} of {len(head)} tensors\)"
+    assert re.fullmatch(f"{of_body} and {of_head}", missing(model, some))
 
 
 def test_a_body_of_whole_pictures_fits_smps_style_as_well_as_torchvisions(

@@ -119,6 +119,9 @@ PER_COMMAND = {  # where a name means something else, or a value is right or wro
     ("convert", "--data"): (("voc", "", "coco", "folder"), ()),
     ("convert", "--model"): (("unet", "", "deeplab_v2_vgg16"), ("deeplab_v2_small",)),
     ("train", "--model"): (("unet", ""), ("deeplab_v2_small",)),
+    ("train", "--split"): (("nothing", "all", ""), ()),  # of generated scenes, which have none
+    ("train", "--validation-split"): (("nothing", "all", ""), ()),
+    ("train", "--data-option"): (("x", "=", "x=1", "labels=nowhere", "ignore=9"), ()),
     ("train", "--seed"): (("-1", "x", "1.5"), ("0", "7")),
     ("train", "--scenes"): ((*NO_INTEGERS, "0", "99999999"), ("1", "2")),
     ("train", "--weights"): (("nowhere.pth", ".", ""), ()),
