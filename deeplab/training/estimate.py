@@ -49,10 +49,11 @@ class Estimate:
         total = self.steps * self.step + self.validations * self.validation
         steps = f"{self.steps} steps of {config.batch_size}"
         left = f"the {steps} that are left" if first else steps
-        times = "a validation" if self.validations == 1 else f"{self.validations} validations"
+        once = self.validations == 1
+        times = "a validation" if once else f"{self.validations} validations"
         return (
             f"about {duration(total)} for {left} ({duration(self.step)} a step) and "
-            f"{times} ({duration(self.validation)} each)"
+            f"{times} ({duration(self.validation)}{'' if once else ' each'})"
         )
 
 
