@@ -112,6 +112,8 @@ POOLS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {  # wrong values, r
     "--resume": ((), ()),
     "--overwrite": ((), ("",)),
     "--tensorboard": ((), ("",)),
+    "--pictures": ((*NO_INTEGERS, "-2"), ("0", "1")),
+    "--patience": (NO_INTEGERS, ("0", "1")),
 }
 PER_COMMAND = {  # where a name means something else, or a value is right or wrong here only
     ("refine", "--classes"): (("3", "x", "-1"), ()),
