@@ -10,7 +10,7 @@ from deeplab.data.outputs import overlay
 from deeplab.model.preprocess import Preprocessing
 
 TITLES = ("image", "truth", "prediction", "errors")
-LARGEST = 400  # pixels of the longer side of a tile
+SMALLEST, LARGEST = 100, 400  # pixels of the longer side of a tile
 GAP, HEADING = 4, 14
 WRONG, IGNORED = (230, 25, 35), (0, 0, 0)
 
@@ -57,7 +57,8 @@ def as_rgb(image: np.ndarray, preprocessing: Preprocessing) -> np.ndarray:
 
 
 def _fitting(width: int, height: int) -> tuple[int, int]:
-    share = min(1.0, LARGEST / max(width, height))
+    longer = max(width, height)
+    share = min(max(longer, SMALLEST), LARGEST) / longer
     return max(1, round(width * share)), max(1, round(height * share))
 
 

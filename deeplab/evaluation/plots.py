@@ -1,4 +1,4 @@
-"""Pictures of results, drawn with matplotlib where it is installed: curves, heat maps, matrices."""
+"""Pictures of results, drawn with matplotlib where it is installed: curves, heat maps."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ def plot_training(
         best = int(np.nanargmax(scores))
         label = f"best: {scores[best]:.2f} at step {steps[best]}"
         miou.axhline(scores[best], color="grey", linewidth=0.8, linestyle=":", label=label)
-        miou.legend(loc="lower right")
+        miou.legend(loc="best")
     _class_lines(classwise, steps, classes)
     classwise.set_title("IoU of each class (%)")
     for axes in (loss, rate, miou, classwise):
@@ -153,7 +153,15 @@ def _class_lines(axes: Any, steps: Sequence[int], classes: Mapping[str, Sequence
         style = ("-", "--", ":", "-.")[number // 20 % 4]
         label = f"{_shortened(name)}  {ends[name]:.1f}" if number < LEGEND else None
         values = 100 * np.asarray(known[name], float)
-        _line(axes, steps, values, color=colours(number % 20), linestyle=style, label=label)
+        _line(
+            axes,
+            steps,
+            values,
+            color=colours(number % 20),
+            linestyle=style,
+            label=label,
+            marker=".",
+        )
     if order:
         more = len(order) - LEGEND
         title = f"and {more} more" if more > 0 else None

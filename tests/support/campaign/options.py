@@ -112,7 +112,7 @@ POOLS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {  # wrong values, r
     "--resume": ((), ()),
     "--overwrite": ((), ("",)),
     "--tensorboard": ((), ("",)),
-    "--pictures": ((*NO_INTEGERS, "-2"), ("0", "1")),
+    "--pictures": (NO_INTEGERS, ("0", "1")),
     "--patience": (NO_INTEGERS, ("0", "1")),
 }
 PER_COMMAND = {  # where a name means something else, or a value is right or wrong here only
