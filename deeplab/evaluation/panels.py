@@ -47,12 +47,17 @@ def panel(
     return np.asarray(whole)
 
 
-def as_rgb(image: np.ndarray, preprocessing: Preprocessing) -> np.ndarray:
-    """A picture `[H, W, bands]` as uint8 RGB `[H, W, 3]`: of other bands the first three."""
-    if image.dtype == np.uint8 and image.shape[2] == 3:
+def as_rgb(
+    image: np.ndarray, preprocessing: Preprocessing, chosen: tuple[int, ...] | None = None
+) -> np.ndarray:
+    """A picture `[H, W, bands]` as uint8 RGB `[H, W, 3]`: of others those chosen, or the first.
+
+    chosen: the three bands that stand for red, green and blue.
+    """
+    if image.dtype == np.uint8 and image.shape[2] == 3 and chosen is None:
         return image
     bands = torch.tensor(np.ascontiguousarray(image)).permute(2, 0, 1)[None]
-    levels = preprocessing.levels(bands)[0].permute(1, 2, 0)
+    levels = preprocessing.levels(bands, chosen)[0].permute(1, 2, 0)
     return levels.float().round().clamp(0, 255).to(torch.uint8).numpy()
 
 

@@ -16,6 +16,7 @@ from deeplab.errors import InputError
 from deeplab.evaluation.trimap import TrimapCurve
 
 LEGEND = 24  # classes that a legend names
+CELLS = 40  # classes up to which a confusion matrix has numbers
 
 
 def require_matplotlib() -> None:
@@ -168,6 +169,35 @@ def _class_lines(axes: Any, steps: Sequence[int], classes: Mapping[str, Sequence
         axes.legend(
             loc="upper left", bbox_to_anchor=(1.0, 1.0), fontsize=8, title=title, frameon=False
         )
+
+
+def plot_confusion(path: Path, matrix: np.ndarray, names: Sequence[str]) -> None:
+    """Rows of true, columns of predicted classes, each row as shares of its pixels, as PNG.
+
+    matrix: counts `[C, C]`. Shares stand in the cells up to `CELLS` classes.
+    """
+    total = matrix.sum(1, keepdims=True)
+    shares = np.where(total > 0, 100 * matrix / np.maximum(total, 1), np.nan)
+    classes = len(names)
+    side = min(3.0 + 0.42 * classes, 24.0)
+    figure = _figure(side + 1.0, side)
+    axes = figure.subplots()
+    shown = axes.imshow(shares, cmap="Blues", vmin=0, vmax=100)
+    if classes <= CELLS:
+        for row, column in np.argwhere(shares >= 0.5):
+            share = shares[row, column]
+            colour = "white" if share > 55 else "black"
+            axes.text(
+                column, row, f"{share:.0f}", ha="center", va="center", color=colour, fontsize=8
+            )
+    size = 8 if classes <= 60 else 4
+    labels = [_shortened(name) for name in names]
+    axes.set_xticks(range(classes), labels, rotation=90, fontsize=size)
+    axes.set_yticks(range(classes), labels, fontsize=size)
+    axes.set_xlabel("predicted")
+    axes.set_ylabel("true")
+    figure.colorbar(shown, ax=axes, label="% of the true class's pixels", shrink=0.8)
+    _save(figure, path, dpi=110)
 
 
 def _last(values: Sequence[float]) -> float:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from deeplab.data.datasets.base import Remembering
 from deeplab.data.outputs import full_palette, write_picture
 from deeplab.evaluation.evaluate import LabelledImages
 from deeplab.evaluation.panels import as_rgb, panel
@@ -16,7 +16,7 @@ from deeplab.model.preprocess import Preprocessing
 from deeplab.training.callbacks import Callback, Run, Validation, ValidationPicture
 
 
-class ValidationPictures:
+class ValidationPictures(Remembering):
     """A validation set that draws `count` of its pictures as their predictions come.
 
     They are spread over the share of the first of `world` processes, which alone draws.
@@ -31,25 +31,18 @@ class ValidationPictures:
         preprocessing: Preprocessing,
         world: int,
     ) -> None:
-        self.dataset, self.names = dataset, names
+        super().__init__(dataset)
+        self.names = names
         self.palette, self.preprocessing = full_palette(np.asarray(palette)), preprocessing
         share = range(0, len(dataset), world)
         places = np.linspace(0, len(share) - 1, min(count, len(share)))
         self.chosen = {share[round(place)] for place in places.tolist()}
-        self._last: tuple[Any, Any] = (None, None)
         self._drawn: list[ValidationPicture] = []
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def __getitem__(self, index: int) -> tuple[Any, Any]:
-        self._last = self.dataset[index]
-        return self._last
 
     def draw(self, index: int, labels: np.ndarray) -> None:
         """The prediction of the picture that was read last."""
         if index in self.chosen:
-            image, truth = (np.asarray(part) for part in self._last)
+            image, truth = (np.asarray(part) for part in self.last)
             shown = panel(as_rgb(image, self.preprocessing), truth, labels, self.palette)
             self._drawn.append(ValidationPicture(self.names[index], shown))
 
