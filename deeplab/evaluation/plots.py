@@ -190,13 +190,13 @@ def plot_confusion(path: Path, matrix: np.ndarray, names: Sequence[str]) -> None
             axes.text(
                 column, row, f"{share:.0f}", ha="center", va="center", color=colour, fontsize=8
             )
-    size = 8 if classes <= 60 else 4
+    size = min(8.0, 45 * side / classes)
     labels = [_shortened(name) for name in names]
     axes.set_xticks(range(classes), labels, rotation=90, fontsize=size)
     axes.set_yticks(range(classes), labels, fontsize=size)
     axes.set_xlabel("predicted")
     axes.set_ylabel("true")
-    figure.colorbar(shown, ax=axes, label="% of the true class's pixels", shrink=0.8)
+    figure.colorbar(shown, ax=axes, label="% of the true class's pixels", shrink=0.8, fraction=0.04)
     _save(figure, path, dpi=110)
 
 

@@ -131,7 +131,7 @@ class ReportFolder:
             with whole_folder(self.place) as folder:
                 plot_confusion(folder / "confusion.png", matrix, self.data.classes)
                 outputs.write_text(folder / "scores.json", json.dumps(scores, indent=2) + "\n")
-                outputs.write_text(folder / "pictures.csv", _table(found.scores))
+                outputs.write_bytes(folder / "pictures.csv", _encoded(_table(found.scores)))
                 for number, (one, jpeg) in enumerate(found.worst, 1):
                     name = re.sub(r"[^\w.-]+", "_", one.name)[-60:]
                     outputs.write_bytes(folder / "worst" / f"{number:03d}_{name}.jpg", jpeg)
@@ -145,7 +145,7 @@ class ReportFolder:
                     [(one.name, _said(one), jpeg) for one, jpeg in found.worst],
                     len(found.scores),
                 )
-                outputs.write_text(folder / "index.html", page)
+                outputs.write_bytes(folder / "index.html", _encoded(page))
         except OSError as error:
             raise InputError(
                 f"{self.folder}: cannot be written ({error.strerror or error}); choose another "
@@ -154,7 +154,7 @@ class ReportFolder:
 
     def _check_free(self) -> None:
         """InputError where something lies there that is neither nothing nor a whole report."""
-        if self.place == Path.cwd() or os.path.ismount(self.place):
+        if Path.cwd().is_relative_to(self.place) or os.path.ismount(self.place):
             raise InputError(
                 f"--report {self.folder} must be a folder that can be replaced as a whole, not the "
                 "one that you are in or a disk's own; name a new one in it"
@@ -219,6 +219,11 @@ def _jpeg(picture: np.ndarray) -> bytes:
     content = io.BytesIO()
     Image.fromarray(picture).save(content, format="JPEG", quality=88, subsampling=0)
     return content.getvalue()
+
+
+def _encoded(text: str) -> bytes:
+    """UTF-8; bytes of a file's name that are none are spelled out."""
+    return text.encode(errors="backslashreplace")
 
 
 def _said(one: PictureScores) -> str:
