@@ -258,7 +258,8 @@ def evaluate(
     told = [each.write for each in written]
     remembered = Remembering(recorded)
     if report.report is not None:
-        folder = ReportFolder(report.report, pictures)
+        others = (*score_files.values(), files.submission, files.predictions)
+        folder = ReportFolder(report.report, pictures, filter(None, others))
         worst = WorstPictures(
             remembered, pictures, network.preprocessing, report.report_pictures, settings.bands
         )

@@ -106,15 +106,24 @@ class WorstPictures:
 class ReportFolder:
     """Where a report goes.
 
+    others: what else is going to be written.
+
     Raises InputError where matplotlib is missing, and for a folder that holds anything but an
-    earlier report, that cannot be replaced, or whose files would become part of the data set.
+    earlier report, that cannot be replaced, where others would go, or whose files would become part
+    of the data set.
     """
 
-    def __init__(self, folder: Path, data: SegmentationData) -> None:
+    def __init__(self, folder: Path, data: SegmentationData, others: Iterable[Path] = ()) -> None:
         require_matplotlib()
         self.folder, self.data = folder, data
         self.place = Path(os.path.realpath(folder))  # of a link the folder that it leads to
         self._check_free()
+        for path in others:
+            if Path(os.path.realpath(path)).is_relative_to(self.place):
+                raise InputError(
+                    f"{path}: would lie in the folder of --report, which is replaced as a whole; "
+                    "choose another place"
+                )
         keep_the_sets_own([folder / "index.html"], data)
         outputs.check_writable(folder)
         outputs.check_writable(self.place.parent)  # where the new one grows

@@ -41,6 +41,7 @@ def page(
         classes=_classes(result, matrix, palette),
         confusion=_picture("png", confusion, "the confusion matrix"),
         heading=f"The {len(worst)} worst of {ranked} pictures",
+        legend=_legend(list(result.network.iou), palette),
         figures="\n".join(_figure(*one) for one in worst),
     )
 
@@ -81,9 +82,8 @@ def _classes(result: Evaluation, matrix: np.ndarray, palette: np.ndarray) -> str
     true, said, hits = matrix.sum(1), matrix.sum(0), matrix.diagonal()
     rows: list[tuple[float, list[str]]] = []
     for index, (name, iou) in enumerate(final.iou.items()):
-        colour = "#{:02x}{:02x}{:02x}".format(*palette[index].tolist())
         cells = [
-            f'<i style="background:{colour}"></i>{html.escape(name)}',
+            _named(name, palette[index]),
             f'{_percent(iou)}<s><u style="width:{BAR * (iou or 0):.0f}px"></u></s>',
             _percent(hits[index] / true[index] if true[index] else None),
             _percent(hits[index] / said[index] if said[index] else None),
@@ -94,6 +94,18 @@ def _classes(result: Evaluation, matrix: np.ndarray, palette: np.ndarray) -> str
     rows.sort(key=lambda row: row[0])
     heads = ("class", "IoU", "accuracy", "precision", "pixels", "share of pixels")
     return _table(heads, [cells for _, cells in rows])
+
+
+def _legend(names: Sequence[str], palette: np.ndarray) -> str:
+    """The classes in their own order, beside what the pictures show."""
+    named = (_named(name, colour) for name, colour in zip(names, palette, strict=True))
+    return "\n".join(f"<span>{one}</span>" for one in named)
+
+
+def _named(name: str, colour: np.ndarray) -> str:
+    """A class's name behind its colour."""
+    shown = "#{:02x}{:02x}{:02x}".format(*colour.tolist())
+    return f'<i style="background:{shown}"></i>{html.escape(name)}'
 
 
 def _figure(name: str, said: str, jpeg: bytes) -> str:
@@ -129,9 +141,10 @@ th, td {{ padding: .25em .9em; text-align: right; border-bottom: 1px solid #ddd;
   font-variant-numeric: tabular-nums; vertical-align: top }}
 th:first-child, td:first-child, .options th, .options td {{ text-align: left }}
 .options td {{ overflow-wrap: anywhere }}
-td i {{ display: inline-block; width: .9em; height: .9em; margin-right: .5em;
+i {{ display: inline-block; width: .9em; height: .9em; margin-right: .5em;
   border: 1px solid #888; vertical-align: -.1em }}
 td s {{ display: inline-block; width: {bar}px; margin-left: .6em; text-align: left }}
+.legend span {{ display: inline-block; margin-right: 1.2em }}
 td u {{ display: inline-block; height: .7em; background: #4a90c2 }}
 img {{ display: block; max-width: 100%; height: auto }}
 figure {{ margin: 1.5em 0 }}
@@ -151,7 +164,10 @@ share of what was called so that is so.</p>
 {confusion}
 <h2>{heading}</h2>
 <p>By the mean IoU of the classes that a picture shows. Errors are red, pixels that do not count
-black.</p>
+black; a class whose colour is black is not painted.</p>
+<p class="legend">
+{legend}
+</p>
 {figures}
 </html>
 """

@@ -106,7 +106,7 @@ def keep_the_sets_own(files: list[Path], data: SegmentationData) -> None:
         place = real(path.parent)
         if place / path.name in own:
             raise InputError(
-                f"{path}: belongs to {data.name}, and a result would overwrite it; choose "
+                f"{path}: belongs to {data.name}, and a prediction would overwrite it; choose "
                 "another folder"
             )
         if not folders.isdisjoint((place, *place.parents)):

@@ -216,6 +216,8 @@ def test_a_report_is_refused_before_anything_is_scored(tmp_path, weights, voc, m
     many = run(*given, tmp_path / "r", "--report-pictures", 201)
     assert many.exit_code == 2
     assert "'--report-pictures'" in many.stderr
+    own = [*given, tmp_path / "r", "--predictions", tmp_path / "r" / "p"]
+    assert_refused(tmp_path, "would lie in the folder of --report", *own)
     unscored = ["--no-score", "--predictions", tmp_path / "p"]
     assert_refused(tmp_path, "leaves nothing for --report; leave", *given, "r", *unscored)
     monkeypatch.setitem(sys.modules, "matplotlib", None)

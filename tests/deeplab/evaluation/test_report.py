@@ -176,6 +176,7 @@ def test_a_report_holds_everything_in_one_page_and_as_files(tmp_path):
     assert page.pictures[1:] == [jpeg for _, jpeg in found.worst]
     assert not page.tags & {"script", "link", "iframe"}
     result = evaluation(data)
+    assert page.texts.count("<b>sky") == 2  # in the table and beside the pictures
     for text in ("<b>sky", "never", f"{100 * result.network.iou['old tree']:.2f}", "street/5"):
         assert text in page.texts
     assert any("a<i>.safetensors" in text for text in page.texts)
@@ -233,6 +234,14 @@ def test_only_nothing_and_a_report_are_replaced(tmp_path, monkeypatch):
     with pytest.raises(InputError, match="can be replaced as a whole"):
         ReportFolder(type(here)("/proc"), data)  # a mount
     assert list(here.iterdir()) == []
+
+
+def test_nothing_else_goes_into_the_folder_that_is_replaced(tmp_path):
+    place, data = tmp_path / "report", Drawn(1)
+    for inside in (place / "s.json", place, tmp_path / "x" / ".." / "report" / "p" / "deep"):
+        with pytest.raises(InputError, match="would lie in the folder of --report"):
+            ReportFolder(place, data, [tmp_path / "reports.json", inside])
+    ReportFolder(place, data, [tmp_path / "report.json", tmp_path])
 
 
 def test_a_report_does_not_become_part_of_the_data_set(tmp_path):
