@@ -1,8 +1,10 @@
-"""Writing a file that is needed tomorrow: whole, on the disk, or not there at all."""
+"""Writing what is needed tomorrow: whole, on the disk, or not there at all."""
 
 from __future__ import annotations
 
 import os
+import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -46,6 +48,34 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
                 raise
             _flush_folder(path.parent)
             return
+
+
+@contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """A folder to fill, which replaces the one at `path` when the block ends, and not if it raises.
+
+    It grows beside `path` under a hidden name. A process that is killed leaves it there, and beside
+    it, if that was in the moment of the exchange, the folder that it should replace. OSError comes
+    through.
+    """
+    beside = path.absolute().parent
+    beside.mkdir(parents=True, exist_ok=True)
+    work = Path(tempfile.mkdtemp(".part", f".{path.name}.", beside))
+    new, old = work / "new", work / "old"
+    try:
+        new.mkdir()  # with usual permissions: mkdtemp's are for their maker alone
+        yield new
+        try:
+            with suppress(FileNotFoundError):
+                path.rename(old)
+            new.rename(path)
+        except BaseException:
+            if old.exists() and not path.exists():
+                old.rename(path)
+            raise
+        _flush_folder(beside)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
 
 
 def _is_called(path: Path, file: BinaryIO) -> bool:

@@ -150,6 +150,25 @@ class PredictionOptions:
         return files
 
 
+@dataclass(frozen=True)
+class ReportOptions:
+    """A folder for the eye."""
+
+    report: Annotated[
+        Path | None,
+        option(
+            "FOLDER",
+            "Write a report: index.html with the scores, the classes, the confusion matrix and the "
+            "worst pictures; the same as files beside it. Replaces an earlier report.",
+            shown=False,
+        ),
+    ] = None
+    report_pictures: Annotated[
+        int,
+        typer.Option(min=0, max=200, metavar="N", help="How many of the worst pictures it shows."),
+    ] = 24
+
+
 @takes_options
 def evaluate(
     *,
@@ -183,6 +202,7 @@ def evaluate(
             "FILE.csv", "Write the confusion matrix: rows true, columns predicted.", shown=False
         ),
     ] = None,
+    report: ReportOptions,
     crf: options.CRFOptions,
 ) -> None:
     """Score weights on a data set, before and after the CRF; by default on generated scenes.
@@ -190,8 +210,8 @@ def evaluate(
     mIoU is that of one confusion matrix over all pictures. The band mIoU counts only the pixels
     near class boundaries, where thin structures are won or lost; the trimap curve does so for
     bands of many widths. With --scales and --flip the probabilities of several views are averaged.
-    Files of the final labels (--submission, --predictions, --save-confusion) are the CRF's, unless
-    --no-crf.
+    Files of the final labels (--submission, --predictions, --save-confusion, and the classes and
+    pictures of --report) are the CRF's, unless --no-crf.
     CRF options as in deeplab segment. On several GPUs: torchrun --nproc-per-node 4 -m deeplab
     evaluate ...
 
@@ -201,6 +221,7 @@ def evaluate(
     deeplab evaluate
     deeplab evaluate --weights mine.safetensors --no-crf --scenes 200 --out scores.json
     deeplab evaluate --weights voc.safetensors --data voc2012 --root VOCdevkit/VOC2012 --split val
+    deeplab evaluate --weights mine.safetensors --data folder --root mine --report report
     deeplab evaluate --weights voc.safetensors --data voc2012 --root VOC2012 --trimap curve.csv \\
         --scales 0.5,0.75,1 --flip --crf-settings crf.toml
     deeplab evaluate --weights voc.safetensors --data voc2012 --root VOC2012 --split test \\
@@ -211,15 +232,16 @@ def evaluate(
     ```
     """
     from deeplab.crf_settings import CRFSettings
-    from deeplab.data.datasets.base import Recording
+    from deeplab.data.datasets.base import Recording, Remembering
     from deeplab.evaluation.evaluate import evaluate as score
     from deeplab.evaluation.plots import require_matplotlib
+    from deeplab.evaluation.report import ReportFolder, WorstPictures
     from deeplab.predict import predict
     from deeplab.training.distributed import processes
 
     scales, widths, curve = views.numbers(), trimap.widths(), trimap.csv_file()
     score_files = {"--trimap": curve, "--out": out, "--save-confusion": save_confusion}
-    files.check_unscored(score_files)
+    files.check_unscored(score_files | {"--report": report.report})
     pictures, split = open_data(data, split, scenes, usual="test", labelled=files.score)
     torch_device(device)  # refuses unknown names
     network, metadata = load_network(weights)
@@ -232,10 +254,19 @@ def evaluate(
         require_matplotlib()
     recorded, around = Recording(pictures), trimap.around(data.name)
     written = files.open(data.name, pictures, split)
+    told = [each.write for each in written]
+    remembered = Remembering(recorded)
+    if report.report is not None:
+        others = (*score_files.values(), files.submission, files.predictions)
+        folder = ReportFolder(report.report, pictures, filter(None, others))
+        worst = WorstPictures(
+            remembered, pictures, network.preprocessing, report.report_pictures, settings.bands
+        )
+        told.append(worst.add)
 
     def write(index: int, labels: np.ndarray) -> None:
-        for each in written:
-            each.write(index, labels)
+        for tell in told:
+            tell(index, labels)
 
     with reported_once(then="mend that and start again"), processes(device) as process:
         network.to(process.device)
@@ -245,7 +276,7 @@ def evaluate(
             with named_weights(weights), named_errors(pictures.name):
                 result = score(
                     network,
-                    recorded,
+                    remembered,
                     layer,
                     class_names=names,
                     absent="zero" if absent is Absent.zero else "skip",
@@ -254,7 +285,7 @@ def evaluate(
                     scales=scales,
                     flip=views.flip,
                     bands=settings.bands,
-                    on_prediction=write if written else None,
+                    on_prediction=write if told else None,
                     shard=True,
                     progress=progress,
                 )
@@ -276,6 +307,8 @@ def evaluate(
                     progress,
                 )
         conversions = set().union(*process.gather(recorded.conversions))
+        if report.report is not None:
+            found = worst.joined(process.gather(worst.found))
         if not process.first:
             return
         if files.score:
@@ -287,19 +320,22 @@ def evaluate(
         _write_curve(curve, result, around)
     if save_confusion is not None:
         outputs.write_text(save_confusion, _confusion_csv(result, names))
+    about: dict[str, Any] = {
+        "weights": str(weights.weights_file or "shipped"),
+        "model": network.config,
+        "data": data.name,
+        "split": split,
+        "scales": list(scales),
+        "flip": views.flip,
+        "absent": absent.value,
+        "crf_settings": settings.as_dict() if use_crf else None,
+        "version": version("deeplab-triton"),
+    }
     if out is not None:
-        about: dict[str, Any] = {
-            "weights": str(weights.weights_file or "shipped"),
-            "model": network.config,
-            "data": data.name,
-            "split": split,
-            "scales": list(scales),
-            "flip": views.flip,
-            "absent": absent.value,
-            "crf_settings": settings.as_dict() if use_crf else None,
-            "version": version("deeplab-triton"),
-        }
         outputs.write_text(out, json.dumps(about | result.as_dict(), indent=2) + "\n")
+    if report.report is not None:
+        folder.write(result, found, about)
+        typer.echo(f"report -> {report.report / 'index.html'}")
 
 
 def _predict_all(

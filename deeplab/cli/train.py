@@ -91,6 +91,22 @@ def train(
     tensorboard: Annotated[
         bool, typer.Option("--tensorboard", help="Log for TensorBoard too, into FILE.tensorboard.")
     ] = False,
+    wandb: Annotated[
+        str | None,
+        option("PROJECT", "Log to this project of Weights & Biases too.", shown=False),
+    ] = None,
+    mlflow: Annotated[
+        str | None, option("NAME", "Log to this experiment of MLflow too.", shown=False)
+    ] = None,
+    pictures: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            metavar="N",
+            help="Draw N pictures at each validation, beside truth and errors: into FILE.pictures "
+            "and to those logs.",
+        ),
+    ] = 0,
     model: Annotated[
         str | None,
         option("NAME", "Which model; with deeplab_v3plus and such goes model_options.backbone."),
@@ -108,6 +124,9 @@ def train(
     scenes: Annotated[int | None, option("N", "Generated scenes to learn from.")] = None,
     validation_scenes: Annotated[int | None, option("N", "Scenes to validate on.")] = None,
     validate_every: Annotated[int | None, option("STEPS", "Validate and save so often.")] = None,
+    patience: Annotated[
+        int | None, option("N", "Stop after N validations without a better mIoU; 0: never.")
+    ] = None,
     precision: Annotated[
         str | None,
         option("NAME", "float32, bfloat16, float16, or auto: bfloat16 where the processor has it."),
@@ -143,7 +162,8 @@ def train(
     adapted.
 
     Beside the weights FILE.safetensors, the best by validation mIoU, lie FILE-last.safetensors,
-    FILE.state to resume from and the log FILE.csv. Ctrl-C and SIGTERM end after the step at hand,
+    FILE.state to resume from, the log FILE.csv (with the IoU of each class) and at the end, with
+    matplotlib, FILE.curves.png. Ctrl-C and SIGTERM end after the step at hand,
     save, and exit with 130 and 143; --resume goes on as if nothing had been. A run or weights that
     lie at --out already are replaced with --overwrite only.
 
@@ -156,6 +176,7 @@ def train(
     deeplab train --steps 200 --scenes 200 --validation-scenes 10   a quick try
     deeplab train --config voc12_resnet101 --weights resnet101-imagenet.pth --out voc.safetensors
     deeplab train --config camvid_small --root /data/camvid --out camvid.safetensors
+    deeplab train --config camvid_small --patience 10 --pictures 4 --tensorboard
     deeplab train --set class_weights=balanced --set label_smoothing=0.1
     deeplab train --set loss.cross_entropy=1 --set loss.dice=0.5    a sum of losses
     deeplab train --out voc.safetensors --resume                    go on after a stop
@@ -167,8 +188,12 @@ def train(
     ```
     """
     from deeplab.training import train as run
+    from deeplab.training.callbacks import Callback
     from deeplab.training.distributed import is_first
+    from deeplab.training.trackers import MLflowLog, WandbLog
 
+    trackers: list[Callback] = [] if wandb is None else [WandbLog(wandb)]
+    trackers += [] if mlflow is None else [MLflowLog(mlflow)]
     outputs.check_writable_file(out)
     of_data = _data_settings(data, split, validation_split)
     recipe, note = _recipe(ctx, config, settings or [], of_data, out if resume else None)
@@ -180,6 +205,8 @@ def train(
             resume=resume,
             overwrite=overwrite,
             tensorboard=tensorboard,
+            pictures=pictures,
+            callbacks=trackers,
             note=note,
         )
     if is_first():
@@ -261,6 +288,8 @@ def _report(config: TrainConfig, result: TrainResult, out: Path) -> None:
         f"{config.model}: {result.steps} of {config.steps} steps, loss {result.loss:.3f}{scored} "
         f"-> {out}{best}"
     )
+    if result.stopped:
+        typer.echo(f"  stopped early: {result.stopped}")
     if result.throughput.images:
         typer.echo(f"  {result.throughput}")
     if result.broken:

@@ -54,7 +54,7 @@ class PredictionFiles:
         self.inside = Path(layout.folder.format(split=split))
         self.palette = _colours(layout, data.palette) if layout.coloured else None
         self.files = [self._file(name) for name in data.names]
-        _keep_the_sets_own(self.files, data)
+        keep_the_sets_own(self.files, data)
         outputs.check_writable(folder)
 
     def _file(self, name: str) -> Path:
@@ -97,8 +97,8 @@ def _colours(layout: PredictionLayout, palette: np.ndarray) -> np.ndarray:
     return colours
 
 
-def _keep_the_sets_own(files: list[Path], data: SegmentationData) -> None:
-    """InputError where a prediction would replace a picture or label map, or lie among them."""
+def keep_the_sets_own(files: list[Path], data: SegmentationData) -> None:
+    """InputError where a file would replace a picture or label map of the set or lie among them."""
     real = cache(Path.resolve)  # of folders: there are few
     own = {real(path.parent) / path.name for i in range(len(data)) for path in data.files(i)}
     folders = {path.parent for path in own}

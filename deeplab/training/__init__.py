@@ -17,10 +17,12 @@ The defaults of `TrainConfig` are the recipe of the weights that the package shi
 in bench/records/scenes_deeplab_v2_small.json. A run is a function of its configuration: sample i
 depends on (seed, i) alone, and a run that was stopped goes on as if it had not been.
 
-`run.py` is a run from its configuration to its result, `trainer.py` its loop, `step.py` one update.
+`run.py` is a run from its configuration to its result, `trainer.py` its loop, `step.py` one update,
+`callbacks.py` who is told of it as it goes (docs/callbacks.md).
 """
 
+from deeplab.training.callbacks import Callback
 from deeplab.training.config import DataConfig, TrainConfig
 from deeplab.training.run import TrainResult, train
 
-__all__ = ["DataConfig", "TrainConfig", "TrainResult", "train"]
+__all__ = ["Callback", "DataConfig", "TrainConfig", "TrainResult", "train"]

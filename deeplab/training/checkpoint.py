@@ -4,6 +4,8 @@
     FILE-last.safetensors    weights of the last validation or the end
     FILE.state               all that a run needs to go on: see below
     FILE.csv                 the log
+    FILE.curves.png          the log as a picture, at the end
+    FILE.pictures            pictures of the validations, where they are asked for
 
 A new run takes the place of none of them unless it is told to (`Files.check_free`). The state is a
 dict of tensors, numbers and texts in torch's format: network and CRF, optimiser, loss scale, step,
@@ -26,6 +28,7 @@ from deeplab.data.outputs import check_writable_file
 from deeplab.errors import InputError
 from deeplab.training.config import FREE_ON_RESUME, TrainConfig
 from deeplab.training.logs import has_rows
+from deeplab.training.pictures import pictures_in
 from deeplab.training.recipe import differences
 from deeplab.weights.pickled import damaged_record
 from deeplab.whole_file import whole_file
@@ -57,6 +60,14 @@ class Files:
     def tensorboard(self) -> Path:
         return self.best.with_suffix(".tensorboard")
 
+    @property
+    def curves(self) -> Path:
+        return self.best.with_suffix(".curves.png")
+
+    @property
+    def pictures(self) -> Path:
+        return self.best.with_suffix(".pictures")
+
     def check_name(self) -> None:
         """Raises InputError for another kind of name, which could be that of another of them."""
         if self.best.suffix != ".safetensors":
@@ -64,7 +75,7 @@ class Files:
 
     def check_writable(self) -> None:
         """Raises InputError where the files cannot be written."""
-        for path in (self.best, self.last, self.state, self.log):
+        for path in (self.best, self.last, self.state, self.log, self.curves):
             check_writable_file(path)
         if not self.best.parent.is_dir():
             raise InputError(f"{self.best}: cannot write, there is no such folder; create it first")
@@ -74,8 +85,10 @@ class Files:
 
         A log without rows, which a run leaves that failed in its first step, is not in the way.
         """
-        there = [path for path in (self.best, self.last, self.state) if os.path.lexists(path)]
+        files = (self.best, self.last, self.state, self.curves)
+        there = [path for path in files if os.path.lexists(path)]
         there += [self.log] if has_rows(self.log) else []
+        there += [self.pictures] if pictures_in(self.pictures) else []
         if not there:
             return
         what, instead = self._found()
@@ -97,6 +110,9 @@ class Files:
             done, steps = steps_done(self.state, state), stored_steps(self.state, state)
         except InputError:
             return "a training state that cannot be read lies here", self._from_weights()
+        if state.get("stopped"):
+            found = f"a run that has stopped early at step {done} of {steps} lies here"
+            return found, "go on with it by --resume and a higher patience, "
         if done < steps or state.get("validated") != done:
             before = "" if done < steps else ", before its validation,"
             found = f"a run that was stopped at step {done} of {steps}{before} lies here"

@@ -39,11 +39,11 @@ SCENES_CRF: dict[str, Any] = {
 FREE_ON_RESUME = frozenset(
     (
         *("weights", "starts_from", "new_classifier", "data.root", "skip_broken", "accumulate"),
-        *("validate_every", "save_every", "log_every"),
+        *("validate_every", "save_every", "log_every", "patience"),
         *("compile", "channels_last", "in_memory", "device", "workers"),
     )
 )
-"""The fields that a resumed run may change: where and how it computes, not what.
+"""The fields that a resumed run may change: where and how it computes, and how long, not what.
 
 skip_broken is among them, since a run that met a broken picture could not go on otherwise.
 """
@@ -182,6 +182,7 @@ class TrainConfig:
         validation_scales: the views whose probabilities a validation averages, relative to the
             pictures' size: see `deeplab.predict.network_scores`. (0.5,) scores what is trained at
             half the resolution, on labels of the full one.
+        patience: end the run after so many validations without a better mIoU; 0: never.
         ema: decay of a moving average of the weights, such as 0.999; the average is what is
             validated and written. 0: none. See `deeplab.training.average`.
         precision: "float32", "bfloat16" or "float16" (autocast, float16 with a scaled loss), or
@@ -240,6 +241,7 @@ class TrainConfig:
     save_every: Count = 500
     log_every: Count = 20
     validation_scales: Annotated[tuple[float, ...], Numbers] = (1.0,)
+    patience: CountOrZero = 0
     ema: Annotated[float, Field(ge=0, lt=1)] = 0.0
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     compile: bool = False

@@ -1,4 +1,4 @@
-"""What a run shows: a progress bar, a CSV file, TensorBoard, and how fast it was.
+"""What a run shows: a progress bar, a CSV file, and how fast it was.
 
 One row of the log for each `log_every` steps and each validation:
 
@@ -10,6 +10,7 @@ One row of the log for each `log_every` steps and each validation:
     wait_share                 share of the time that the step waited for samples
     memory_mib                 peak so far: of the GPU, or of this process on a CPU
     miou, pixel_accuracy       of the validation after this step; empty where there was none
+    iou/NAME                   of each class; empty too where it neither occurs nor is predicted
 
 A resumed run drops rows beyond the step where it starts again, so that no step stands twice.
 """
@@ -17,15 +18,15 @@ A resumed run drops rows beyond the step where it starts again, so that no step 
 from __future__ import annotations
 
 import csv
+import io
 import os
 import sys
-import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import torch
 from rich.console import Console
@@ -42,6 +43,10 @@ from rich.progress import (
 from rich.table import Column
 
 from deeplab.errors import InputError
+from deeplab.training.callbacks import Callback, Run
+
+if TYPE_CHECKING:
+    from deeplab.training.run import TrainResult
 
 try:
     import fcntl
@@ -53,6 +58,12 @@ COLUMNS = (
     *("step", "loss", "lr", "images_per_second", "loader_images_per_second", "wait_share"),
     *("memory_mib", "miou", "pixel_accuracy"),
 )
+IOU = "iou/"
+
+
+def columns(class_names: Iterable[str]) -> tuple[str, ...]:
+    """The columns of the log of a run with these classes."""
+    return (*COLUMNS, *dict.fromkeys(f"{IOU}{name}" for name in class_names))
 
 
 @dataclass
@@ -125,22 +136,25 @@ def duration(seconds: float) -> str:
 
 def has_rows(path: Path) -> bool:
     """Whether the log of a run has more than its header; InputError where it is none of a run."""
-    return bool(_rows(path))
+    return bool(read_rows(path))
 
 
-class CSVLog:
-    """The log in a file, one row a step at most, each row on the disk when `write` returns.
+class CSVLog(Callback):
+    """The log in a file, one row a step at most, each row on the disk when `on_row` returns.
 
-    It is locked while it is open, and with it all files of the run. The lock belongs to the process
-    and not to its workers, so that none outlives a run that is killed.
+    It is locked from `on_start` to `on_end`, and with it all files of the run. The lock belongs to
+    the process and not to its workers, so that none outlives a run that is killed.
     """
 
-    def __init__(self, path: Path, keep_through: int = 0) -> None:
-        """keep_through: rows up to this step are those of the run that is resumed; 0: afresh."""
+    def __init__(self, path: Path) -> None:
         self.path = path
-        kept = [row for row in _rows(path) if int(row["step"]) <= keep_through]
+
+    def on_start(self, run: Run) -> None:
+        """Keeps the rows up to the step of a resume; InputError where another run writes."""
+        path, names = self.path, columns(run.class_names)
+        kept = [row for row in read_rows(path) if int(row["step"]) <= run.step]
         part = path.with_name(f".{path.name}.part")
-        with _named_errors(path):
+        with named_errors(path):
             self._file: IO[str] = part.open("a", newline="", encoding="utf-8")
             self._lock(self._file)  # it becomes the log, and stays locked
             try:
@@ -148,7 +162,7 @@ class CSVLog:
                     with path.open("r+") as before:
                         self._lock(before)
                 self._file.truncate(0)
-                self._writer = csv.DictWriter(self._file, COLUMNS, extrasaction="ignore")
+                self._writer = csv.DictWriter(self._file, names, extrasaction="ignore")
                 self._writer.writeheader()
                 self._writer.writerows(kept)
                 self._file.flush()
@@ -158,13 +172,13 @@ class CSVLog:
                     part.unlink(missing_ok=True)
                 raise
 
-    def write(self, row: Mapping[str, Any]) -> None:
-        with _named_errors(self.path):
+    def on_row(self, row: Mapping[str, Any]) -> None:
+        with named_errors(self.path):
             self._writer.writerow(row)
             self._file.flush()
 
-    def close(self) -> None:
-        with suppress(OSError):  # `write` has raised it already
+    def on_end(self, result: TrainResult | None) -> None:
+        with suppress(OSError):  # `on_row` has raised it already
             self._file.close()
 
     def _lock(self, file: IO[str]) -> None:
@@ -182,7 +196,7 @@ class CSVLog:
 
 
 @contextmanager
-def _named_errors(path: Path) -> Iterator[None]:
+def named_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
@@ -190,47 +204,6 @@ def _named_errors(path: Path) -> Iterator[None]:
             f"{path}: cannot write the log ({error.strerror or error}); make room, then go on with "
             "--resume"
         ) from error
-
-
-class TensorBoardLog:
-    """The same numbers for TensorBoard; what lies beyond the step of a resume is hidden there.
-
-    TensorBoard writes in a thread of its own. What goes wrong there reaches `write`, and would be
-    printed as a traceback too.
-    """
-
-    def __init__(self, folder: Path, first_step: int) -> None:
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError as error:
-            raise InputError(
-                "--tensorboard needs the package tensorboard: pip install 'deeplab-triton[logs]'"
-            ) from error
-        self.folder = folder
-        self._hook, threading.excepthook = threading.excepthook, self._unless_raised
-        try:
-            with _named_errors(folder):
-                self._writer: Any = SummaryWriter(str(folder), purge_step=first_step + 1)
-        except InputError:
-            threading.excepthook = self._hook
-            raise
-
-    def write(self, row: Mapping[str, Any]) -> None:
-        with _named_errors(self.folder):
-            for name, value in row.items():
-                if name != "step" and value != "":
-                    self._writer.add_scalar(name, value, row["step"])
-            self._writer.flush()
-
-    def close(self) -> None:
-        with suppress(OSError):  # `write` has raised it already
-            self._writer.close()
-        threading.excepthook = self._hook
-
-    def _unless_raised(self, failed: threading.ExceptHookArgs) -> None:
-        theirs = type(failed.thread).__module__.startswith("tensorboard")
-        if not (theirs and isinstance(failed.exc_value, OSError)):
-            self._hook(failed)
 
 
 @dataclass
@@ -244,7 +217,6 @@ class Logger:
     steps: int
     shows_progress: bool
     enabled: bool = True
-    logs: list[CSVLog | TensorBoardLog] = field(default_factory=list)
     _bar: Progress | None = None
     _task: TaskID | None = None
     _began: tuple[int, float] | None = None  # step and time, where rows are printed
@@ -280,8 +252,6 @@ class Logger:
             print(text, file=sys.stderr)
 
     def row(self, row: Mapping[str, Any]) -> None:
-        for log in self.logs:
-            log.write({name: row.get(name, "") for name in COLUMNS})
         if self._began is not None:
             print(self._as_line(row, *self._began), file=sys.stderr, flush=True)
 
@@ -301,11 +271,9 @@ class Logger:
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
-        for log in self.logs:
-            log.close()
 
 
-def _rows(path: Path) -> list[dict[str, str]]:
+def read_rows(path: Path) -> list[dict[str, str]]:
     """The whole rows of a log; a kill may have left half of the last one.
 
     Raises InputError where a file of another kind has its name.
@@ -324,7 +292,7 @@ def _rows(path: Path) -> list[dict[str, str]]:
             f"{path}: not the log of a run, which would take its place; move it away, or give "
             "another --out"
         )
-    whole = text[: text.rfind("\n") + 1].splitlines()
+    whole = io.StringIO(text[: text.rfind("\n") + 1], newline="")
     return [row for row in csv.DictReader(whole) if (row.get("step") or "").isdigit()]
 
 

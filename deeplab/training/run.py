@@ -12,12 +12,16 @@ import numpy.typing as npt
 from deeplab.data.conversions import Conversion
 from deeplab.evaluation.evaluate import LabelledImages
 from deeplab.model import DeepLab
+from deeplab.training.callbacks import Callback, Callbacks
 from deeplab.training.checkpoint import GO_ON, Files, stored_steps
 from deeplab.training.config import TrainConfig
+from deeplab.training.curves import Curves
 from deeplab.training.distributed import processes
-from deeplab.training.logs import CSVLog, Logger, TensorBoardLog, Throughput
+from deeplab.training.logs import CSVLog, Logger, Throughput
+from deeplab.training.pictures import PictureFolder
 from deeplab.training.samples import InMemory
 from deeplab.training.setup import check_files, set_up
+from deeplab.training.trackers import TensorBoardLog
 from deeplab.training.trainer import Trainer
 
 
@@ -25,12 +29,14 @@ from deeplab.training.trainer import Trainer
 class TrainResult:
     """The trained model in evaluation mode and what the run achieved.
 
-    `steps` done, `interrupted` by Ctrl-C or SIGTERM (`signal` is its number) or not, the mean
-    `loss` of the last steps, and the `metrics` of the last validation: of the refined segmentation
-    where the model ends in a CRF, with the network's own under "network". `best`: step and mIoU of
-    the validation whose weights the weights file has. `broken`: what is wrong with pictures passed
-    over. `absent`: the classes without a pixel in the "training" and the "validation" labels, once
-    that is known. `conversions`: what reading changed in the pictures of both sets.
+    `steps` done, `interrupted` by Ctrl-C or SIGTERM (`signal` is its number) or not, `stopped`, why
+    a run that was not ended before its last step ("patience" of the recipe, or a callback), the
+    mean `loss` of the last steps, and the `metrics` of the last validation: of the refined
+    segmentation where the model ends in a CRF, with the network's own under "network". `best`: step
+    and mIoU of the validation whose weights the weights file has. `broken`: what is wrong with
+    pictures passed over. `absent`: the classes without a pixel in the "training" and the
+    "validation" labels, once that is known. `conversions`: what reading changed in the pictures of
+    both sets.
     """
 
     model: DeepLab
@@ -44,6 +50,7 @@ class TrainResult:
     broken: tuple[str, ...] = ()
     absent: dict[str, tuple[str, ...]] = field(default_factory=dict)
     conversions: tuple[Conversion, ...] = ()
+    stopped: str = ""
 
 
 def train(
@@ -58,6 +65,8 @@ def train(
     resume: bool = False,
     overwrite: bool = False,
     tensorboard: bool = False,
+    pictures: int = 0,
+    callbacks: Sequence[Callback] = (),
     progress: bool = True,
     note: str = "",
 ) -> TrainResult:
@@ -82,18 +91,24 @@ def train(
             have give the rest of it another schedule; so a finished run trains on.
         overwrite: start anew in place of the run or the weights that lie at `out`.
         tensorboard: log for TensorBoard too.
+        pictures: how many pictures of the validation set are drawn at each validation, beside their
+            truth and errors: into FILE.pictures and for the callbacks. 0: none.
+        callbacks: told of the run as it goes, see `deeplab.training.callbacks`.
         progress: show loss, learning rate, last mIoU, speed and time left on standard error: in a
             bar on a terminal, else in a line for each row of the log; before the start, how long
             the run will take.
         note: a line to tell before the first step, such as where the configuration comes from.
 
     Raises:
-        ValueError: an empty data set. FloatingPointError: the loss is not finite any more.
+        ValueError: an empty data set, `pictures` below 0.
+        FloatingPointError: the loss is not finite any more.
         InputError: `out` cannot be written, or a run there would be lost; data or weights cannot be
             read, or have the classes in another order; the state to resume is of another run;
             memory is not enough; nothing can be learned from the labels.
         OtherProcessEnded: of several processes another one has failed, and says why itself.
     """
+    if pictures < 0:
+        raise ValueError(f"pictures must be at least 0, not {pictures}")
     with processes(config.device) as group:
         logger = Logger(config.steps, progress, group.first)
         files = None if out is None else Files(Path(out))
@@ -112,39 +127,64 @@ def train(
                 metadata=metadata,
                 resume=resume,
             )
-        trainer = Trainer(config, setup, files, group, logger)
+        told: list[Callback] = []
+        if files is not None and group.first:
+            told.append(CSVLog(files.log))  # locked: no other run writes here
+            told += [TensorBoardLog(files.tensorboard)] * tensorboard
+            told += [PictureFolder(files.pictures)] * (pictures > 0)
+            told.append(Curves(files.curves, files.log, logger.info))
+        shown = Callbacks([*told, *callbacks] if group.first else [])
+        trainer = Trainer(config, setup, files, group, logger, shown, pictures)
         finished = False
         try:
             with group.together():
                 if setup.state is not None and files is not None:
                     trainer.resume(setup.state, files.state)
                     steps = stored_steps(files.state, setup.state)
-                    finished = trainer.finished and steps == config.steps
+                    whole = trainer.finished and steps == config.steps
+                    finished = whole or bool(trainer.stopped)
                     setup.state = None  # as large as the model and its optimiser
-                if files is not None and group.first and not finished:
-                    kept = trainer.step - trainer.awaits_validation
-                    logger.logs.append(CSVLog(files.log, kept))  # locked: no other run writes here
-                    if not resume:
+                if not finished:
+                    shown.start(trainer.as_run())
+                    if files is not None and group.first and not resume:
                         files.state.unlink(missing_ok=True)  # of an earlier run, which ends here
-                    if tensorboard:
-                        logger.logs.append(TensorBoardLog(files.tensorboard, kept))
                 if config.in_memory and trainer.step < config.steps:
                     setup.dataset = InMemory(setup.dataset, logger.reading)
             if finished:
                 trainer.write_missing_weights()
-                logger.info(f"{out}: the run has finished its {trainer.step} steps; {GO_ON}")
+                logger.info(_nothing_left(trainer))
             else:
                 if note:
                     logger.info(f"Note: {note}")
                 logger.start(trainer.step)
                 trainer.fit(setup.dataset)
+            logger.close()
+            result = _result(trainer)
+            with group.together():
+                shown.end(result)
+        except BaseException:
+            shown.fail()
+            raise
         finally:
             logger.close()
             trainer.close()
+    return result
+
+
+def _nothing_left(trainer: Trainer) -> str:
+    """What to say where a run to resume has ended already, and how it goes on."""
+    assert trainer.files is not None
+    if trainer.stopped:
+        how = "train on with --resume and a higher patience, or --patience 0"
+        return f"{trainer.files.best}: the run has stopped early ({trainer.stopped}); {how}"
+    return f"{trainer.files.best}: the run has finished its {trainer.step} steps; {GO_ON}"
+
+
+def _result(trainer: Trainer) -> TrainResult:
     return TrainResult(
         trainer.result.eval(),
         trainer.step,
-        trainer.step < trainer.config.steps,
+        trainer.step < trainer.config.steps and not trainer.stopped,
         trainer.loss,
         trainer.metrics,
         signal=trainer.signal,
@@ -153,4 +193,5 @@ def train(
         broken=tuple(sorted(trainer.report.broken)),
         absent=trainer.report.absent,
         conversions=tuple(sorted(trainer.report.conversions)),
+        stopped=trainer.stopped,
     )

@@ -15,6 +15,7 @@ from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -23,13 +24,16 @@ from deeplab.errors import InputError
 from deeplab.evaluation.evaluate import LabelledImages, evaluate
 from deeplab.model import DeepLab
 from deeplab.training.average import AveragedModel
+from deeplab.training.callbacks import Callbacks, Run, Validation
 from deeplab.training.checkpoint import Files, stored_steps, write_state
 from deeplab.training.config import TrainConfig
 from deeplab.training.distributed import OtherProcessEnded, Processes
+from deeplab.training.early_stopping import EarlyStopping
 from deeplab.training.estimate import estimate
 from deeplab.training.interrupt import StopRequest, clear_errors, stop_request
 from deeplab.training.labels import VALIDATION
-from deeplab.training.logs import Logger, Throughput, peak_memory_mib
+from deeplab.training.logs import IOU, Logger, Throughput, peak_memory_mib
+from deeplab.training.pictures import ValidationPictures
 from deeplab.training.report import PictureReport
 from deeplab.training.samples import Sample, batches, step_seed
 from deeplab.training.schedule import changed_steps_note, set_learning_rate
@@ -43,11 +47,12 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 class Trainer:
     """One training run: `fit` trains, `resume` takes up a stored state before it.
 
-    files: None writes nothing.
+    files: None writes nothing. callbacks: told of rows and validations (`start` and `end` are the
+    caller's). pictures: how many of the validation are drawn for them.
 
     Attributes: `step`, how many are done; `loss`, the mean of the last fifty or so; `metrics` of
     the last validation; `best`, step and mIoU of the best one; `signal`, that stopped the run, or
-    0; `throughput`; `report`, on the pictures.
+    0; `stopped`, why it ends before its last step, or ""; `throughput`; `report`, on the pictures.
     """
 
     def __init__(
@@ -57,8 +62,11 @@ class Trainer:
         files: Files | None,
         processes: Processes,
         logger: Logger,
+        callbacks: Callbacks,
+        pictures: int = 0,
     ) -> None:
         self.config, self.processes, self.logger = config, processes, logger
+        self.callbacks, self.stopped = callbacks, ""
         self.files, self.facts, self.metadata = files, setup.facts, setup.metadata
         self.class_names: Sequence[str] = self.facts["class names"]
         self.step, self.loss, self.signal = 0, math.nan, 0
@@ -76,17 +84,29 @@ class Trainer:
         self.auxiliary = setup.auxiliary
         self.average = AveragedModel(self.model, config.ema) if config.ema else None
         self._to_score = setup.validation
-        pictures = self.facts["pictures"]
+        self.early = EarlyStopping(config.patience)
         self.report = PictureReport(
             config,
             self.class_names,
             weights,
-            pictures,
+            self.facts["pictures"],
             setup.validation,
             processes,
             logger,
             bands=self.model.in_channels,
         )
+        self.pictures = None
+        if pictures and processes.first:
+            validated = len(setup.validation)
+            names = getattr(setup.validation, "names", [str(i) for i in range(validated)])
+            self.pictures = ValidationPictures(
+                self.report.validation,
+                names,
+                pictures,
+                self.metadata["palette"],
+                self.model.preprocessing,
+                processes.world,
+            )
 
     @property
     def result(self) -> DeepLab:
@@ -103,8 +123,9 @@ class Trainer:
             with stop_request() as request:
                 if self.awaits_validation:
                     self.validate()
-                self._train(dataset, request)
-                validates = self._finish_steps()
+                if not self.stopped:
+                    self._train(dataset, request)
+                validates = not self.stopped and self._finish_steps()
             if self.step == self.config.steps:
                 self.report.after_step(self.step, last=True)
             if validates:
@@ -129,6 +150,8 @@ class Trainer:
                     self.validate()
                 if validates or self.step == report.epoch_end:
                     report.report_conversions(self.step)
+                if self.stopped:
+                    return
 
     def _tell_time(self, dataset: LabelledImages) -> None:
         """How long the steps that are left will take, where someone watches."""
@@ -178,13 +201,14 @@ class Trainer:
         layer, model.crf = model.crf, None  # beside the network: both are scored
         try:
             with self.update.autocast():
-                pictures, names = self.report.validation, self.class_names
+                drawing = self.pictures
                 result = evaluate(
                     model,
-                    pictures,
+                    self.report.validation if drawing is None else drawing,
                     layer,
-                    class_names=names,
+                    class_names=self.class_names,
                     scales=self.config.validation_scales,
+                    on_prediction=None if drawing is None else drawing.draw,
                     shard=True,
                 )
         finally:
@@ -197,10 +221,22 @@ class Trainer:
         self.validated = self.step
         if better := not self.best or scores.miou > self.best["miou"]:
             self.best = {"step": self.step, "miou": scores.miou}
+        if self._is_planned:
+            self.early.add(self.step, scores.miou)
+            self.stopped = self._early_reason
         self._write_row()
         if better and self.files is not None and self.processes.first:
             self._save_weights(self.files.best)
         self.save()
+        self._tell(better)
+
+    def _tell(self, better: bool) -> None:
+        """The callbacks of the validation, of which one may end the run."""
+        pictures = () if self.pictures is None else self.pictures.take()
+        found = Validation(self.step, self.metrics, better, pictures)
+        reason = self.processes.gather(self.callbacks.validation(found))[0]
+        if self.step < self.config.steps:
+            self.stopped = self.stopped or reason
 
     def save(self) -> None:
         """The state and the last weights; the best ones too while there is no validation yet."""
@@ -229,13 +265,15 @@ class Trainer:
             self.validated = int(state["validated"])
             self.metrics, self.best = json.loads(state["metrics"]), json.loads(state["best"])
             self.report.drawn.load(state.get("drawn"))
+            self.early.load(state.get("early"))
             self.restated = json.loads(state.get("restated", "[]"))  # an older state has none
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise InputError(f"{path}: the state does not fit the run: {error}") from error
-        self._last_row = self.step - self.awaits_validation
+        self._last_row = self.logged
+        self.stopped = "" if self.awaits_validation else self._early_reason
         if self.files is not None and not self.files.best.is_file():
             self.best = {}  # moved away: the best from here on are worth keeping
-        if before != self.config.steps:
+        if before != self.config.steps and not self.stopped:
             self.restated.append({"step": self.step, "steps_before": before})
             note = changed_steps_note(self.config, self.step, before)
             self.logger.info(f"{path}: {note}")
@@ -256,19 +294,42 @@ class Trainer:
     @property
     def stops(self) -> bool:
         """Whether no step follows."""
-        return self.step >= self.config.steps or bool(self.signal)
+        return self.step >= self.config.steps or bool(self.signal or self.stopped)
 
     @property
     def awaits_validation(self) -> bool:
         """Whether the run was stopped between a step and its validation."""
-        last = self.step >= self.config.steps
-        due = self.step > 0 and (last or self._due(self.config.validate_every))
-        return due and self.validated != self.step
+        return self.step > 0 and self._is_planned and self.validated != self.step
 
     @property
     def finished(self) -> bool:
         """Whether nothing is left to do: the last step is done and validated."""
         return self.step >= self.config.steps and self.validated == self.step
+
+    @property
+    def logged(self) -> int:
+        """The step whose row is written: this one, unless that waits for the validation."""
+        return self.step - self.awaits_validation
+
+    def as_run(self) -> Run:
+        """What callbacks are told at the start."""
+        return Run(
+            self.config,
+            tuple(self.class_names),
+            np.array(self.metadata["palette"], np.uint8),
+            self.result,
+            None if self.files is None else self.files.best,
+            self.logged,
+        )
+
+    @property
+    def _early_reason(self) -> str:
+        return self.early.reason if self.step < self.config.steps else ""
+
+    @property
+    def _is_planned(self) -> bool:
+        """Whether the recipe has a validation after this step."""
+        return self.step >= self.config.steps or self._due(self.config.validate_every)
 
     def _due(self, every: int) -> bool:
         return self.step % every == 0
@@ -364,6 +425,8 @@ class Trainer:
             "metrics": json.dumps(self.metrics),
             "best": json.dumps(self.best),
             "drawn": self.report.drawn.state(),
+            "early": self.early.state(),
+            "stopped": self.stopped,
             "restated": json.dumps(self.restated),
             "model": self.model.state_dict(),
             "average": {} if self.average is None else self.average.model.state_dict(),
@@ -389,11 +452,14 @@ class Trainer:
         scored = self.metrics if self.validated == self.step else {}
         row = {"step": self.step, "loss": self.loss, "lr": self._learning_rate}
         row |= {name: scored[name] for name in ("miou", "pixel_accuracy") if name in scored}
+        iou = scored.get("iou", {})
+        row |= {f"{IOU}{name}": value for name, value in iou.items() if value is not None}
         row["memory_mib"] = peak_memory_mib(self.update.device)
         if self._since_last_row.images:
             row |= self._since_last_row.as_row()
         self._since_last_row = Throughput(self.config.workers)
         self.logger.row(row)
+        self.callbacks.row(row)
 
     def _status(self) -> str:
         miou = f"  mIoU {self.metrics['miou']:.1%}" if self.metrics else ""

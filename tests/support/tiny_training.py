@@ -34,7 +34,9 @@ def tiny_pictures(count: int = 2) -> list[tuple[Any, ...]]:
     return [tuple(scene) for scene in ScenesDataset(0, count, size=33)]
 
 
-def run(config: TrainConfig, pictures: Any, out: Path | None = None, **options: Any) -> TrainResult:
+def run(
+    config: TrainConfig, pictures: Any, out: Path | None = None, /, **options: Any
+) -> TrainResult:
     options = {"validation": tiny_pictures(), "progress": False} | options
     return train(config, out, dataset=pictures, **options)
 

@@ -78,6 +78,24 @@ class Recording:
         return pair
 
 
+class Remembering:
+    """A data set of pairs that keeps the last one it has given, for who is told of its prediction.
+
+    Attributes: `last`, the pair.
+    """
+
+    def __init__(self, dataset: LabelledImages) -> None:
+        self.dataset = dataset
+        self.last: tuple[Any, Any] = (None, None)
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> tuple[Any, Any]:
+        self.last = self.dataset[index]
+        return self.last
+
+
 @dataclass(frozen=True)
 class PredictionLayout:
     """Files of predictions: a PNG of 8 bits for each picture, packed into one file if wanted.

@@ -4,13 +4,14 @@ import csv
 import json
 import re
 import shutil
+import sys
 import tarfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from commands import assert_refused, done, picture, plain_weights
+from commands import assert_refused, done, picture, plain_weights, run
 from dataset_files import label_map, listing
 from picture_files import save
 from PIL import Image
@@ -22,6 +23,7 @@ from deeplab.data.datasets import open_dataset
 from deeplab.data.scenes import CLASSES, scene
 from deeplab.errors import InputError
 from deeplab.evaluation.evaluate import evaluate
+from deeplab.evaluation.report import picture_scores
 from deeplab.model import deeplab_v2_small
 from deeplab.predict import predict
 from deeplab.weights import load_model, save_weights
@@ -53,6 +55,12 @@ def voc(tmp_path_factory):
     listing(lists / "train.txt", "2007_000001")
     listing(lists / "test.txt", "2008_000003")
     return root
+
+
+def files(folder):
+    """What the files of a folder hold, by their names in it."""
+    paths = (path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
 
 
 def data(voc, split="val"):
@@ -168,6 +176,65 @@ def test_a_curve_without_void_labels_says_so(tmp_path):
     assert float((tmp_path / "curve.csv").read_text().splitlines()[1].split(",")[1]) > 0
 
 
+@pytest.mark.parametrize("crf", ["--no-crf", "--crf"])
+def test_a_report_has_the_scores_and_the_worst_pictures(tmp_path, weights, voc, crf):
+    given = ["evaluate", "--weights", weights, *data(voc), crf, "--iterations", 1]
+    folder = tmp_path / "report"
+    result = done(*given, "--report", folder, "--report-pictures", 1, "--out", tmp_path / "s.json")
+    assert f"report -> {folder / 'index.html'}" in result.stdout
+    stored = json.loads((folder / "scores.json").read_text())
+    assert stored.pop("format").startswith("deeplab evaluation report")
+    assert stored == json.loads((tmp_path / "s.json").read_text())
+    network = load_model(weights)
+    settings = CRFSettings.stored({}, weights).changed({"iterations": 1})
+    layer = None if crf == "--no-crf" else settings.layer(21)
+    pictures, ranked = open_dataset("voc2012", voc, "val"), []
+    for name, (image, truth) in zip(pictures.names, pictures, strict=True):
+        labels = predict(network, image, layer).labels
+        ranked.append(picture_scores(name, truth, labels, 21))
+    ranked.sort()
+    rows = list(csv.DictReader((folder / "pictures.csv").open()))
+    assert rows == [
+        {"picture": o.name, "miou": f"{o.miou:.6f}", "pixel_accuracy": f"{o.accuracy:.6f}"}
+        for o in ranked
+    ]
+    assert [path.name for path in (folder / "worst").iterdir()] == [f"001_{ranked[0].name}.jpg"]
+    page = (folder / "index.html").read_text()
+    final = stored["network" if layer is None else "crf"]
+    assert f"<td>{100 * final['miou']:.2f}</td>" in page
+    assert ("<th>with the CRF</th>" in page) == (layer is not None)
+
+
+def test_a_report_is_refused_before_anything_is_scored(tmp_path, weights, voc, monkeypatch):
+    monkeypatch.setattr("deeplab.evaluation.evaluate.evaluate", None)
+    given = ["evaluate", "--weights", weights, *data(voc), "--report"]
+    place = tmp_path / "notes"
+    place.mkdir()
+    (place / "mine.txt").write_text("of somebody")
+    assert_refused(tmp_path, "--report .*notes must be a new folder, or a report", *given, place)
+    assert_refused(voc, "would lie among the files of", *given, voc / "JPEGImages" / "report")
+    many = run(*given, tmp_path / "r", "--report-pictures", 201)
+    assert many.exit_code == 2
+    assert "'--report-pictures'" in many.stderr
+    own = [*given, tmp_path / "r", "--predictions", tmp_path / "r" / "p"]
+    assert_refused(tmp_path, "would lie in the folder of --report", *own)
+    unscored = ["--no-score", "--predictions", tmp_path / "p"]
+    assert_refused(tmp_path, "leaves nothing for --report; leave", *given, "r", *unscored)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert_refused(tmp_path, r"pip install 'deeplab-triton\[plots\]'", *given, tmp_path / "new")
+
+
+def test_ctrl_c_leaves_no_part_of_a_report(tmp_path, weights, voc, monkeypatch):
+    given = ["evaluate", "--weights", weights, *data(voc), "--no-crf", "--report", tmp_path / "r"]
+
+    def interrupted(*_args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("deeplab.evaluation.report_page.page", interrupted)
+    assert run(*given).exit_code == 130
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.slow
 def test_two_processes_share_the_pictures_and_prints_the_scores_of_all_once(tmp_path, weights, voc):
     root = shutil.copytree(voc, tmp_path / "VOC2012")
@@ -175,14 +242,17 @@ def test_two_processes_share_the_pictures_and_prints_the_scores_of_all_once(tmp_
         with Image.open(path) as image:
             image.convert("L").save(path)
     options = ["--weights", weights, *data(root), "--no-crf", "--device", "cpu"]
-    alone = done("evaluate", *options, "--out", tmp_path / "one.json").stdout
+    report = ["--report", tmp_path / "one", "--report-pictures", 1]
+    alone = done("evaluate", *options, "--out", tmp_path / "one.json", *report).stdout
     shared = ["--out", tmp_path / "two.json", "--submission", tmp_path / "up"]
+    shared += ["--report", tmp_path / "two", "--report-pictures", 1]
     children = start_two("-m", "deeplab", "evaluate", *map(str, (*options, *shared)))
     told = [child.communicate() for child in children]
     assert [child.returncode for child in children] == [0, 0], told
     stdout, stderr = ("".join(texts) for texts in zip(*told, strict=True))
     one, two = (json.loads((tmp_path / f"{n}.json").read_text()) for n in ("one", "two"))
     assert one == two
+    assert files(tmp_path / "one") == files(tmp_path / "two")
     assert stdout.count("pixel accuracy") == alone.count("pixel accuracy") == 1
     assert len(re.findall("Note: 2 pictures, such as .*: grey converted", stderr)) == 1
     with tarfile.open(tmp_path / "up" / "results.tgz") as packed:

@@ -6,11 +6,14 @@ import subprocess
 import sys
 import threading
 
+import numpy as np
 import pytest
 from tiny_training import SHORT, TINY, Acting, raises, rows, run
 
 from deeplab.errors import InputError
-from deeplab.training.logs import COLUMNS, CSVLog, TensorBoardLog
+from deeplab.training.callbacks import Run
+from deeplab.training.logs import COLUMNS, CSVLog
+from deeplab.training.trackers import TensorBoardLog
 
 HOLDS = """
 import fcntl, sys
@@ -24,6 +27,12 @@ sys.stdin.read()
 HEADER = ",".join(COLUMNS) + "\n"
 
 
+def started(log):
+    """The log of a run without classes, as it starts."""
+    log.on_start(Run(SHORT, (), np.zeros((0, 3), np.uint8), None, None, 0))
+    return log
+
+
 @pytest.mark.parametrize("name", ["w.csv", ".w.csv.part"], ids=["running", "starting"])
 def test_a_second_run_of_a_name_is_refused_and_changes_nothing(tmp_path, name):
     (tmp_path / "w.csv").write_text(HEADER)
@@ -34,12 +43,12 @@ def test_a_second_run_of_a_name_is_refused_and_changes_nothing(tmp_path, name):
         assert other.stdout is not None
         assert other.stdout.readline() == b"locked\n"
         with pytest.raises(InputError, match=r"w\.csv: another run is writing here; wait until"):
-            CSVLog(tmp_path / "w.csv")
+            started(CSVLog(tmp_path / "w.csv"))
         assert (tmp_path / "w.csv").read_text() == HEADER
         other.kill()  # as a run that is killed: its lock goes with it
-    log = CSVLog(tmp_path / "w.csv")
-    log.write({"step": 1})
-    log.close()
+    log = started(CSVLog(tmp_path / "w.csv"))
+    log.on_row({"step": 1})
+    log.on_end(None)
     assert [row["step"] for row in csv.DictReader((tmp_path / "w.csv").open())] == ["1"]
     assert not (tmp_path / ".w.csv.part").exists()
 
@@ -71,7 +80,7 @@ def test_a_log_that_cannot_be_started_leaves_nothing(tmp_path, monkeypatch):
 
     monkeypatch.setattr("os.replace", full)
     with pytest.raises(InputError, match=r"w\.csv: cannot write the log \(No space left"):
-        CSVLog(tmp_path / "w.csv")
+        started(CSVLog(tmp_path / "w.csv"))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -82,16 +91,16 @@ def test_tensorboard_without_room_is_one_line(tmp_path, monkeypatch, capfd):
         raise OSError(28, "No space left on device")
 
     hook = threading.excepthook
-    log = TensorBoardLog(tmp_path / "w.tensorboard", 0)
+    log = started(TensorBoardLog(tmp_path / "w.tensorboard"))
     monkeypatch.setattr(writer.RecordWriter, "write", full)
 
     def write_on() -> None:
         for step in range(100):  # the thread that writes may notice after the first
-            log.write({"step": step, "loss": 1.0})
+            log.on_row({"step": step, "loss": 1.0})
 
     with pytest.raises(InputError, match=r"w\.tensorboard: cannot write the log \(No space left"):
         write_on()
-    log.close()
+    log.on_end(None)
     assert threading.excepthook is hook
     assert "Traceback" not in capfd.readouterr().err
 

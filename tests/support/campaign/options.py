@@ -87,6 +87,8 @@ POOLS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {  # wrong values, r
     "--out": ((), ()),
     "--save-confusion": ((".", "set", "set/classes.txt/x.csv"), ("c.csv", "new/c.csv")),
     "--submission": ((), ()),
+    "--report": ((".", "set", "set/images/new", "set/classes.txt"), ("report", "new/report")),
+    "--report-pictures": ((*NO_INTEGERS, "201"), ("0", "1")),
     "--source": (("", "caffe", "Auto"), ("auto", "safetensors")),
     "--json": ((".", "set"), ("found.json", "new/found.json")),
     "--workers": (("x", "-1", "1.5", ""), ("0",)),
@@ -112,6 +114,8 @@ POOLS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {  # wrong values, r
     "--resume": ((), ()),
     "--overwrite": ((), ("",)),
     "--tensorboard": ((), ("",)),
+    "--pictures": (NO_INTEGERS, ("0", "1")),
+    "--patience": (NO_INTEGERS, ("0", "1")),
 }
 PER_COMMAND = {  # where a name means something else, or a value is right or wrong here only
     ("refine", "--classes"): (("3", "x", "-1"), ()),
