@@ -320,17 +320,18 @@ def evaluate(
         _write_curve(curve, result, around)
     if save_confusion is not None:
         outputs.write_text(save_confusion, _confusion_csv(result, names))
-    about: dict[str, Any] = {
-        "weights": str(weights.weights_file or "shipped"),
-        "model": network.config,
-        "data": data.name,
-        "split": split,
-        "scales": list(scales),
-        "flip": views.flip,
-        "absent": absent.value,
-        "crf_settings": settings.as_dict() if use_crf else None,
-        "version": version("deeplab-triton"),
-    }
+    if out is not None or report.report is not None:
+        about: dict[str, Any] = {
+            "weights": str(weights.weights_file or "shipped"),
+            "model": network.config,
+            "data": data.name,
+            "split": split,
+            "scales": list(scales),
+            "flip": views.flip,
+            "absent": absent.value,
+            "crf_settings": settings.as_dict() if use_crf else None,
+            "version": version("deeplab-triton"),
+        }
     if out is not None:
         outputs.write_text(out, json.dumps(about | result.as_dict(), indent=2) + "\n")
     if report.report is not None:
