@@ -84,6 +84,7 @@ class Trainer:
             processes,
             logger,
             bands=self.model.in_channels,
+            masks=self.model.num_classes if self.model.multilabel else 0,
         )
 
     @property
@@ -273,6 +274,7 @@ class Trainer:
             self.step,
             preprocessing=self.model.preprocessing,
             classes=self.model.num_classes,
+            multilabel=self.model.multilabel,
             rank=self.processes.rank,
             world=self.processes.world,
             pin=self.update.device.type == "cuda",
