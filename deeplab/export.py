@@ -236,6 +236,7 @@ def _described(
     model: DeepLab, format: Format, size: tuple[int, int] | None, metadata: Mapping[str, Any]
 ) -> str:
     facts = {
+        "palette": outputs.voc_palette()[: model.num_classes].tolist(),
         **without_folders(metadata),
         "model": model.config["model"],
         "num_classes": model.num_classes,
