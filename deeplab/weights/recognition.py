@@ -5,7 +5,7 @@ from names and shapes; a .caffemodel tells rates and poolings too. What is left,
 scales and how pictures are resized, is that of the models that the source has published, and is
 told in one line. Where several models of this package fit all the same, none is chosen.
 
-A classifier of one score tells two classes apart by its sigmoid, since a softmax of one is always 1.
+A classifier of one score tells two classes apart by its sigmoid: a softmax of one is always 1.
 """
 
 from __future__ import annotations
