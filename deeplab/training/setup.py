@@ -314,7 +314,7 @@ def _make_model(
     if config.crf:
         settings = CRFSettings().changed(metadata.get("crf") or {})
         layer = settings.layer(classes, learnable=True)
-    options = config.model_options | ({"multilabel": True} if multilabel else {})
+    options = ({"multilabel": True} if multilabel else {}) | config.model_options
     try:
         model = build(config.model, num_classes=classes, crf=layer, **options)
     except ImportError as error:
