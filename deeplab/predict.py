@@ -224,7 +224,7 @@ def _require_memory(
     several = 4 * classes if len(scales) > 1 or flip else 0  # the sum of the views so far
     a_pixel = max(  # in the network, after it, in the CRF: less than any measured need
         130 * area + several,
-        130 * min(1.0, area) + 8 * classes + several,
+        80 * min(1.0, area) + 8 * classes + several,
         300 + 16 * classes if refines else 0,
     )
     device = next(model.parameters()).device
