@@ -12,12 +12,11 @@ from PIL import Image, ImageOps
 
 model, photo, out = sys.argv[1:]
 with open(f"{model}.json") as file:
-    about = json.load(file)
-how = about["preprocessing"]
+    palette, how = map(json.load(file).get, ["palette", "preprocessing"])
 rgb = np.asarray(ImageOps.exif_transpose(Image.open(photo)).convert("RGB"))
 x = rgb[..., ["RGB".index(letter) for letter in how["channels"]]] * how["scale"]
 x = ((x - how["mean"]) / how["deviation"]).astype(np.float32).transpose(2, 0, 1)[None]
 logits = onnxruntime.InferenceSession(model).run(["logits"], {"x": x})[0][0]  # [classes, H, W]
 labels = Image.fromarray(logits.argmax(0).astype(np.uint8))  # several labels a pixel: logits >= 0
-labels.putpalette(np.array(about["palette"], np.uint8).tobytes())
+labels.putpalette(np.array(palette, np.uint8).tobytes())
 labels.save(out)

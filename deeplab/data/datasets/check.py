@@ -24,7 +24,7 @@ from PIL import Image, ImageStat
 
 from deeplab.data.conversions import SPOILING, Conversion, by_kind
 from deeplab.data.datasets.base import SegmentationData, size_message
-from deeplab.data.datasets.counts import LabelCounts, histogram
+from deeplab.data.datasets.counts import NO_CLASS, LabelCounts, histogram
 from deeplab.data.datasets.labels import IGNORE, UnknownLabels
 from deeplab.errors import InputError
 
@@ -62,7 +62,8 @@ class Report:
     that are marked so, `unknown` those whose label is no class; `unlabelled` pictures in which all
     are ignored; `sizes` pictures by (width, height), where they could be read; `conversions` are
     what reading changed in pictures; `bands` has mean and deviation of each band, over all pixels
-    of the pictures that could be read, in the pictures' own units. masks: of each class one.
+    of the pictures that could be read, in the pictures' own units. masks: each class has its own,
+    whose values `pixels`, `ignored`, `unknown` and `others`, those that are not the class, count.
     """
 
     name: str
@@ -78,6 +79,7 @@ class Report:
     conversions: list[Conversion] = field(default_factory=list)
     bands: list[tuple[float, float]] = field(default_factory=list)
     masks: bool = False
+    others: int = 0
 
     def labels(self) -> LabelCounts:
         """What occurs in the labels that could be read."""
@@ -161,6 +163,7 @@ def check(
     report.pixels = pixels[: len(data.classes)].tolist()
     report.images = images[: len(data.classes)].tolist()
     report.ignored = int(pixels[IGNORE])
+    report.others = int(pixels[NO_CLASS]) if report.masks else 0
     defect = report.labels().defect()
     if defect and (pixels.any() or report.labels().alone()):  # labels that nobody could read aside
         report.findings.append(_finding("classes", defect))

@@ -4,6 +4,7 @@ import re
 
 import numpy as np
 import pytest
+from commands import done
 from masked_data import CLASSES_TOML, masked_folder
 from PIL import Image
 
@@ -33,6 +34,16 @@ def test_masks_are_read_class_by_class_and_nothing_is_to_mend(tmp_path):
     assert report.pixels == (truth == 1).sum((0, 2, 3)).tolist()
     assert report.ignored == (truth == 255).sum() == 2 * 3 * 33
     assert report.unlabelled == 0
+    assert report.others == (truth == 0).sum()
+
+
+def test_shares_of_classes_are_those_of_all_pixels(tmp_path):
+    pictures = masked_folder(tmp_path)[:2]
+    printed = done("data", "check", "folder", tmp_path, "--split", "train").stdout
+    values = np.stack([masks for _, masks in pictures]).swapaxes(0, 1)
+    shares = [f"{100 * (mask == 1).mean():.2f}%" for mask in values]
+    rows = [line.split("│")[3].strip() for line in printed.splitlines() if line.startswith("│")]
+    assert rows == [*shares, f"{100 * (values == 255).mean():.2f}% of all"]
 
 
 def test_what_is_wrong_with_masks_is_found_and_named(tmp_path):

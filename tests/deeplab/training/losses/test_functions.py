@@ -177,7 +177,7 @@ one_label_or_masks = pytest.mark.parametrize("masks", [False, True], ids=["label
 
 
 @pytest.mark.parametrize("sure", [False, True])
-def test_the_dense_crf_loss_of_the_lattice_is_half_to_two_thirds_of_that_over_all_pairs(sure):
+def test_the_dense_crf_loss_of_the_lattice_is_half_to_three_fifths_of_that_over_all_pairs(sure):
     photograph, _ = coffee()
     small = np.array(Image.fromarray(photograph).resize((49, 49), Image.Resampling.BILINEAR))
     logits = torch.zeros(1, 3, 49, 49, dtype=torch.float64)
@@ -186,7 +186,7 @@ def test_the_dense_crf_loss_of_the_lattice_is_half_to_two_thirds_of_that_over_al
         logits = 8 * stripes[None, :, None].double().expand(1, 3, 49, 49)
     rgb = torch.from_numpy(small).permute(2, 0, 1)[None].double()
     given = Scored(logits, torch.zeros(1, 49, 49, dtype=torch.long), rgb, stride=8)
-    assert 0.5 < float(dense_crf(given) / dense_crf(given, "exact")) < 0.65
+    assert 0.5 < float(dense_crf(given) / dense_crf(given, "exact")) < 0.6
 
 
 @pytest.mark.parametrize("name", ALL)
