@@ -88,8 +88,6 @@ def set_up(
     _check_config(config, len(names), processes, logger)
     facts: dict[str, Any] = {"pictures": len(dataset), "class names": names}
     state = _stored_state(files, config, facts) if resume else None
-    if multilabel and config.class_weights == "balanced":
-        raise InputError('class_weights must be numbers for several labels a pixel, not "balanced"')
     weights = _class_weights(config, dataset, names, state, logger)
     if config.class_weights == "balanced":
         facts["class weights"] = list(weights)
@@ -100,7 +98,7 @@ def set_up(
         _check_classes_of_weights(config, classes, logger)
         if processes.first:  # the others wait for its verdict
             check_labels(dataset, validation, names, weights, logger.info, multilabel)
-    model = _make_model(config, len(names), multilabel, known, logger, resumed=resume)
+    model = _make_model(config, len(names), known, logger, resume, multilabel)
     check_bands(config, model)
     check_sync_bn(config, model)
     check_grid(config, model)
@@ -178,26 +176,6 @@ def _open_data(
     if len(dataset) == 0 or len(validation) == 0:
         raise ValueError("dataset, validation must have at least one picture in each")
     return dataset, validation, known
-
-
-def _is_multilabel(config: TrainConfig, *pictures: LabelledImages) -> bool:
-    """Whether labels are masks, several a pixel: what the pictures say, or else the model's option.
-
-    InputError where one of them says otherwise than the others, or a CRF is to be trained.
-    """
-    said = {bool(d.multilabel) for d in pictures if hasattr(d, "multilabel")}
-    option = config.model_options.get("multilabel")
-    if len(said) > 1:
-        raise InputError("the validation set must have masks where the training set has, or none")
-    multilabel = bool(option) if not said else said.pop()
-    if option is not None and option != multilabel:
-        kind = "a mask of each class" if multilabel else "one label for each pixel"
-        raise InputError(
-            f"model_options.multilabel must be left out for a data set of {kind}, not {option}"
-        )
-    if multilabel and config.crf:
-        raise InputError("crf must be false for several labels a pixel: a CRF gives a pixel one")
-    return multilabel
 
 
 def _check_config(config: TrainConfig, classes: int, group: Processes, logger: Logger) -> None:
@@ -300,13 +278,35 @@ def check_batch(config: TrainConfig, model: DeepLab, group: Processes) -> None:
         )
 
 
+def _is_multilabel(config: TrainConfig, *pictures: LabelledImages) -> bool:
+    """Whether labels are masks, several a pixel: what the pictures say, or else the model's option.
+
+    InputError where one of them says otherwise than the others, or for what does not go with masks.
+    """
+    said = {bool(d.multilabel) for d in pictures if hasattr(d, "multilabel")}
+    option = config.model_options.get("multilabel")
+    if len(said) > 1:
+        raise InputError("the validation set must have masks where the training set has, or none")
+    multilabel = bool(option) if not said else said.pop()
+    if option is not None and option != multilabel:
+        kind = "a mask of each class" if multilabel else "one label for each pixel"
+        raise InputError(
+            f"model_options.multilabel must be left out for a data set of {kind}, not {option}"
+        )
+    if multilabel and config.crf:
+        raise InputError("crf must be false for several labels a pixel: a CRF gives a pixel one")
+    if multilabel and config.class_weights == "balanced":
+        raise InputError('class_weights must be numbers for several labels a pixel, not "balanced"')
+    return multilabel
+
+
 def _make_model(
     config: TrainConfig,
     classes: int,
-    multilabel: bool,
     metadata: Mapping[str, Any],
     logger: Logger,
     resumed: bool,
+    multilabel: bool = False,
 ) -> DeepLab:
     """The model as the run starts with it; a resumed one takes its weights from the state."""
     torch.manual_seed(config.seed)
