@@ -54,7 +54,7 @@ class Prediction:
     ) -> Prediction:
         """The prediction with these probabilities `[C, H, W]`; threshold: as of `predict`."""
         if multilabel or threshold is not None:
-            found = decided(torch.from_numpy(probabilities)[None], threshold, multilabel)
+            found = decided(torch.from_numpy(probabilities), threshold, multilabel)
             return cls(found.byte().numpy(), probabilities)
         dtype = np.uint8 if len(probabilities) <= 256 else np.int64
         return cls(probabilities.argmax(axis=0).astype(dtype), probabilities)
@@ -133,15 +133,14 @@ def network_scores(
                 scores = model.upsample(scores, size)
                 if len(scales) == 1 and not flip:
                     return scores
-                scores = scores.flip(3) if mirrored else scores
-                seen = (_against_zero(scores) if model.multilabel else scores).log_softmax(1)
+                seen = _log_probabilities(model, scores.flip(3) if mirrored else scores)
                 del scores
-                # the log of the sum of softmaxes, without a logarithm of zero
+                # the log of the sum of probabilities, without a logarithm of zero
                 total = seen if total is None else total.logaddexp(seen)
                 del seen
     assert total is not None  # check_scales has seen to it
     if model.multilabel:
-        return (total[:, 1] - total[:, 0])[None]  # log P - log (1 - P), of means
+        return total[1] - total[0]  # log P - log (1 - P), of means
     return total - math.log(len(scales) * (1 + flip))
 
 
@@ -155,12 +154,15 @@ def check_scales(scales: Sequence[float]) -> None:
 
 
 def decided(probabilities: Tensor, threshold: float | None, multilabel: bool = False) -> Tensor:
-    """Labels int64 `[H, W]` of probabilities `[1, C, H, W]`, or masks `[C, H, W]`, of `predict`."""
+    """Labels of `predict`, int64 `[H, W]`, of probabilities `[C, H, W]`; or masks `[C, H, W]`.
+
+    Without a threshold labels are those of logits too.
+    """
     if multilabel:
-        return (probabilities[0] >= (0.5 if threshold is None else threshold)).long()
+        return (probabilities >= (0.5 if threshold is None else threshold)).long()
     if threshold is not None:
-        return (probabilities[0, 1] >= threshold).long()
-    return probabilities.argmax(1)[0]
+        return (probabilities[1] >= threshold).long()
+    return probabilities.argmax(0)
 
 
 def check_threshold(threshold: float | None, model: DeepLab) -> None:
@@ -192,10 +194,11 @@ def as_batch(image: np.ndarray) -> Tensor:
     return torch.tensor(np.ascontiguousarray(image)).permute(2, 0, 1)[None]
 
 
-def _against_zero(scores: Tensor) -> Tensor:
-    """Scores `[1, C, H, W]` of a multi-label model as those of two classes each: `[C, 2, H, W]`."""
-    each = scores.transpose(0, 1)
-    return torch.cat([torch.zeros_like(each), each], 1)
+def _log_probabilities(model: DeepLab, scores: Tensor) -> Tensor:
+    """log P of scores; of a multi-label model log (1 - P) and log P, one behind the other."""
+    if model.multilabel:
+        return torch.stack([F.logsigmoid(-scores), F.logsigmoid(scores)])
+    return scores.log_softmax(1)
 
 
 def _resize(x: Tensor, size: Sequence[int]) -> Tensor:

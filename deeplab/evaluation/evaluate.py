@@ -166,10 +166,10 @@ def evaluate(
                     require_finite(logits, index)
                     plain = threshold is None and not masks  # the largest score says it
                     likely = logits if plain else model.probabilities(logits)
-                    predicted = network.add(truth, decided(likely, threshold, masks))
+                    predicted = network.add(truth, decided(likely[0], threshold, masks))
                     if crf is not None and refined is not None:
                         seen = as_levels(model, image, bands).to(device)
-                        predicted = refined.add(truth, decided(crf(logits, seen), threshold))
+                        predicted = refined.add(truth, decided(crf(logits, seen)[0], threshold))
             except ValueError as error:
                 raise InputError(f"picture {index}: {error}") from error
             if on_prediction is not None:
