@@ -38,6 +38,7 @@ from deeplab.data.datasets import IGNORE
 from deeplab.errors import InputError
 from deeplab.model import DeepLab
 from deeplab.weights.file import metadata_problem
+from deeplab.weights.portable import without_folders
 from deeplab.whole_file import whole_file
 from kernels import memory
 
@@ -235,7 +236,8 @@ def _described(
     model: DeepLab, format: Format, size: tuple[int, int] | None, metadata: Mapping[str, Any]
 ) -> str:
     facts = {
-        **metadata,
+        "palette": outputs.voc_palette()[: model.num_classes].tolist(),
+        **without_folders(metadata),
         "model": model.config["model"],
         "num_classes": model.num_classes,
         "options": {k: v for k, v in model.config.items() if k not in ("model", "num_classes")},
@@ -248,7 +250,11 @@ def _described(
             "minimum_height_and_width": min(size) if size else MINIMUM,
         },
         "preprocessing": model.preprocessing.described(),
-        "output": {"name": "logits", "shape": ["batch", model.num_classes, "height", "width"]},
+        "output": {
+            "name": "logits",
+            "shape": ["batch", model.num_classes, "height", "width"],
+            "probabilities": "sigmoid" if model.multilabel else "softmax over axis 1",
+        },
         "ignore_label": IGNORE,  # in label maps to train or score on: pixels that do not count
     }
     try:

@@ -39,19 +39,23 @@ class Prediction:
 
     Attributes:
         labels: `[H, W]`, the most probable class of each pixel, or of two the one that a threshold
-            says; uint8, or int64 above 256 classes.
-        probabilities: float32 `[C, H, W]`, summing to 1 over the classes; a CRF's marginals if one
-            was used.
+            says; uint8, or int64 above 256 classes. Of a multi-label model masks `[C, H, W]`, uint8
+            of 0 and 1.
+        probabilities: float32 `[C, H, W]`, summing to 1 over the classes unless the model is
+            multi-label; a CRF's marginals if one was used.
     """
 
     labels: np.ndarray
     probabilities: np.ndarray
 
     @classmethod
-    def of(cls, probabilities: np.ndarray, threshold: float | None = None) -> Prediction:
+    def of(
+        cls, probabilities: np.ndarray, threshold: float | None = None, multilabel: bool = False
+    ) -> Prediction:
         """The prediction with these probabilities `[C, H, W]`; threshold: as of `predict`."""
-        if threshold is not None:
-            return cls((probabilities[1] >= threshold).astype(np.uint8), probabilities)
+        if multilabel or threshold is not None:
+            found = decided(torch.from_numpy(probabilities), threshold, multilabel)
+            return cls(found.byte().numpy(), probabilities)
         dtype = np.uint8 if len(probabilities) <= 256 else np.int64
         return cls(probabilities.argmax(axis=0).astype(dtype), probabilities)
 
@@ -73,7 +77,7 @@ def predict(
     layer refines in any case). scales, flip: the views whose probabilities are averaged, see
     `network_scores`. bands: which the CRF sees of a picture, see `as_levels`.
     threshold: of two classes, from which probability on a pixel is the second; None takes the more
-    probable.
+    probable. Of a multi-label model from which probability on a class holds; None: 0.5.
 
     The whole picture is processed at once, its views one after another. `deeplab_v2_small` takes
     about 130 bytes for each pixel of the largest view, and 8 for each class and pixel of the
@@ -82,15 +86,18 @@ def predict(
 
     Raises InputError if the model gives NaN or Inf, or if the memory runs out (where the system
     tells how much is free, before any work); ValueError if both the model and the call have a CRF,
-    for a scale that is not between 0.1 and 4, a threshold that is not between 0 and 1 or of a model
-    that has other than two classes, bands that are not there, or (from `model.preprocess`) if the
-    image is not RGB `[H, W, 3]`, or of the model's bands.
+    or the call has one and the model is multi-label, for a scale that is not between 0.1 and 4, a
+    threshold that is not between 0 and 1 or of a model of one label and other than two classes,
+    bands that are not there, or (from `model.preprocess`) if the image is not RGB `[H, W, 3]`, or
+    of the model's bands.
     """
     if crf is not None and model.crf is not None:
         raise ValueError("crf: the model ends in a CRF layer of its own; pass crf=None to use that")
     layer = model.crf if crf is None else crf
+    if model.multilabel and layer is not None:
+        raise ValueError("crf must be None with a multi-label model: a CRF gives a pixel one class")
     check_scales(scales)
-    check_threshold(threshold, model.num_classes)
+    check_threshold(threshold, model)
     with torch.no_grad(), enough_memory(model, image, scales, flip, refines=layer is not None):
         logits = network_scores(model, image, scales, flip)
         if not bool(torch.isfinite(logits).all()):
@@ -99,10 +106,11 @@ def predict(
                 "training that diverged: load other weights, or train with a lower learning rate"
             )
         if layer is None:
-            probabilities = logits.softmax(dim=1)
+            probabilities = model.probabilities(logits)
         else:
             probabilities = layer(logits, as_levels(model, image, bands).to(logits))
-        return Prediction.of(probabilities[0].float().cpu().numpy(), threshold)
+        found = probabilities[0].float().cpu().numpy()
+        return Prediction.of(found, threshold, model.multilabel)
 
 
 def network_scores(
@@ -110,8 +118,8 @@ def network_scores(
 ) -> Tensor:
     """What the network alone says about a picture: logits `[1, C, H, W]`, float32.
 
-    Their softmax is the mean of the probabilities over the views: the picture at each of `scales`,
-    and with `flip` each of these mirrored too. A CRF layer of the model is left out.
+    The probabilities that they stand for are the mean over the views: the picture at each of
+    `scales`, and with `flip` each of these mirrored too. A CRF layer of the model is left out.
     """
     check_scales(scales)
     x = model.preprocess(image)
@@ -125,12 +133,14 @@ def network_scores(
                 scores = model.upsample(scores, size)
                 if len(scales) == 1 and not flip:
                     return scores
-                seen = (scores.flip(3) if mirrored else scores).log_softmax(1)
+                seen = _log_probabilities(model, scores.flip(3) if mirrored else scores)
                 del scores
-                # the log of the sum of softmaxes, without a logarithm of zero
+                # the log of the sum of probabilities, without a logarithm of zero
                 total = seen if total is None else total.logaddexp(seen)
                 del seen
     assert total is not None  # check_scales has seen to it
+    if model.multilabel:
+        return total[1] - total[0]  # log P - log (1 - P), of means
     return total - math.log(len(scales) * (1 + flip))
 
 
@@ -143,14 +153,31 @@ def check_scales(scales: Sequence[float]) -> None:
         )
 
 
-def check_threshold(threshold: float | None, classes: int) -> None:
-    """ValueError for a threshold that is not between 0 and 1, or of other than two classes."""
+def decided(probabilities: Tensor, threshold: float | None, multilabel: bool = False) -> Tensor:
+    """Labels of `predict`, int64 `[H, W]`, of probabilities `[C, H, W]`; or masks `[C, H, W]`.
+
+    Without a threshold labels are those of logits too.
+    """
+    if multilabel:
+        return (probabilities >= (0.5 if threshold is None else threshold)).long()
+    if threshold is not None:
+        return (probabilities[1] >= threshold).long()
+    return probabilities.argmax(0)
+
+
+def check_threshold(threshold: float | None, model: DeepLab) -> None:
+    """ValueError for a threshold that is not between 0 and 1, or where the model has no use for it.
+
+    It is for models of two classes, and for multi-label ones.
+    """
     if threshold is None:
         return
     if not 0 < threshold < 1:
         raise ValueError(f"threshold must be a number between 0 and 1, not {threshold}")
-    if classes != 2:
-        raise ValueError(f"threshold must be left out with {classes} classes; it is for two")
+    if model.num_classes != 2 and not model.multilabel:
+        raise ValueError(
+            f"threshold must be left out with {model.num_classes} classes; it is for two"
+        )
 
 
 def as_levels(model: DeepLab, image: np.ndarray, bands: Bands = None) -> Tensor:
@@ -165,6 +192,13 @@ def as_levels(model: DeepLab, image: np.ndarray, bands: Bands = None) -> Tensor:
 def as_batch(image: np.ndarray) -> Tensor:
     """`[H, W, C]` as a batch `[1, C, H, W]`."""
     return torch.tensor(np.ascontiguousarray(image)).permute(2, 0, 1)[None]
+
+
+def _log_probabilities(model: DeepLab, scores: Tensor) -> Tensor:
+    """log P of scores; of a multi-label model log (1 - P) and log P, one behind the other."""
+    if model.multilabel:
+        return torch.stack([F.logsigmoid(-scores), F.logsigmoid(scores)])
+    return scores.log_softmax(1)
 
 
 def _resize(x: Tensor, size: Sequence[int]) -> Tensor:

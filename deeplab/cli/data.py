@@ -229,11 +229,12 @@ def _print_contents(report: Report, split: str) -> None:
     for column in ("pixels", "share", "pictures"):
         table.add_column(column, justify="right")
     labelled = sum(report.pixels)
+    every = labelled + report.others + report.ignored + report.unknown
+    whole = every / len(report.classes) if report.masks else labelled
     for name, pixels, images in zip(report.classes, report.pixels, report.images, strict=True):
-        share = f"{100 * pixels / labelled:.2f}%" if pixels else "-"
+        share = f"{100 * pixels / whole:.2f}%" if pixels else "-"
         table.add_row(name, f"{pixels:,}", share, f"{images:,}")
     table.add_section()
-    every = labelled + report.ignored + report.unknown
     rows = {"ignored": report.ignored} | ({"unknown": report.unknown} if report.unknown else {})
     for what, pixels in rows.items():
         share = f"{100 * pixels / every:.2f}% of all" if pixels else "-"

@@ -21,7 +21,7 @@ from rich.table import Table
 from deeplab.cli.shared import options
 from deeplab.cli.shared.dataset import class_names, open_data
 from deeplab.cli.shared.groups import takes_options
-from deeplab.cli.shared.network import load_network, named_weights, torch_device
+from deeplab.cli.shared.network import load_network, named_weights, refuse_crf, torch_device
 from deeplab.cli.shared.options import option
 from deeplab.cli.shared.results import named_errors, print_notes
 from deeplab.cli.shared.several import reported_once
@@ -181,6 +181,15 @@ def evaluate(
         int | None,
         option("N", "How many generated scenes, from the first on.", panel="Data", shown="50"),
     ] = None,
+    threshold: Annotated[
+        float | None,
+        option(
+            "P",
+            "Of two classes: probability from which on a pixel is the second; of several labels a "
+            "pixel: from which on a class holds.",
+            shown="0.5",
+        ),
+    ] = None,
     views: options.ViewOptions,
     device: options.Device = "auto",
     absent: Annotated[
@@ -212,6 +221,7 @@ def evaluate(
     bands of many widths. With --scales and --flip the probabilities of several views are averaged.
     Files of the final labels (--submission, --predictions, --save-confusion, and the classes and
     pictures of --report) are the CRF's, unless --no-crf.
+    Of several labels a pixel (with --no-crf) the IoU of a class is that of its thresholded masks.
     CRF options as in deeplab segment. On several GPUs: torchrun --nproc-per-node 4 -m deeplab
     evaluate ...
 
@@ -236,7 +246,7 @@ def evaluate(
     from deeplab.evaluation.evaluate import evaluate as score
     from deeplab.evaluation.plots import require_matplotlib
     from deeplab.evaluation.report import ReportFolder, WorstPictures
-    from deeplab.predict import predict
+    from deeplab.predict import check_threshold, predict
     from deeplab.training.distributed import processes
 
     scales, widths, curve = views.numbers(), trimap.widths(), trimap.csv_file()
@@ -246,6 +256,24 @@ def evaluate(
     torch_device(device)  # refuses unknown names
     network, metadata = load_network(weights)
     names = class_names(network, pictures, metadata, weights.weights_file)
+    refuse_crf(network, use_crf)
+    try:
+        check_threshold(threshold, network)
+    except ValueError as error:
+        raise InputError(f"--{error}") from error
+    if network.multilabel:
+        one_label = {
+            "--trimap": curve,
+            "--submission": files.submission,
+            "--predictions": files.predictions,
+            "--save-confusion": save_confusion,
+            "--report": report.report,
+        }
+        if unfit := [name for name, file in one_label.items() if file is not None]:
+            raise InputError(
+                f"{unfit[0]} must be left out for several labels a pixel; deeplab segment writes "
+                "their masks"
+            )
     settings = crf.change(CRFSettings.stored(metadata, weights.weights_file))
     for file in score_files.values():
         if file is not None:
@@ -285,6 +313,7 @@ def evaluate(
                     scales=scales,
                     flip=views.flip,
                     bands=settings.bands,
+                    threshold=threshold,
                     on_prediction=write if told else None,
                     shard=True,
                     progress=progress,
@@ -301,6 +330,7 @@ def evaluate(
                         scales=scales,
                         flip=views.flip,
                         bands=settings.bands,
+                        threshold=threshold,
                     ),
                     pictures,
                     write,
@@ -328,6 +358,7 @@ def evaluate(
             "split": split,
             "scales": list(scales),
             "flip": views.flip,
+            "threshold": threshold,
             "absent": absent.value,
             "crf_settings": settings.as_dict() if use_crf else None,
             "version": version("deeplab-triton"),

@@ -16,7 +16,7 @@ from rich.progress import Progress
 
 from deeplab.cli.shared import options
 from deeplab.cli.shared.groups import takes_options
-from deeplab.cli.shared.network import load_network, torch_device
+from deeplab.cli.shared.network import load_network, refuse_crf, torch_device
 from deeplab.cli.shared.options import option
 from deeplab.cli.shared.results import (
     PictureFiles,
@@ -53,7 +53,12 @@ def segment(
     probabilities: options.SaveProbabilities = False,
     threshold: Annotated[
         float | None,
-        option("P", "Of two classes: probability from which on a pixel is the second."),
+        option(
+            "P",
+            "Of two classes: probability from which on a pixel is the second; of several labels a "
+            "pixel: from which on a class holds.",
+            shown="0.5",
+        ),
     ] = None,
     max_megapixels: options.MaxMegapixels = images.MAX_MEGAPIXELS,
     views: options.ViewOptions,
@@ -69,7 +74,9 @@ def segment(
     For each picture NAME.jpg the output folder gets NAME_labels.png (a palette PNG whose pixel
     values are the class indices) and NAME_overlay.png (the classes laid over the picture). Grey,
     alpha, palette, CMYK and 16-bit pictures are converted, EXIF rotation is applied; each kind of
-    this is said once, counted. All inputs are checked before the first result is written.
+    this is said once, counted. All inputs are checked before the first result is written. Of
+    weights of several labels a pixel (they take --no-crf) it gets labels/CLASS/NAME.png, a mask of
+    0 and 1 for each class, as a folder of data has them.
 
     A model of other bands than RGB takes .npy files ([H, W, bands] of uint8, uint16 or float32),
     TIFFs with bands as samples or pages (with tifffile: pip install 'deeplab-triton[bands]') and
@@ -106,13 +113,17 @@ def segment(
         weights = replace(weights, weights_file=Path(name))
     network, metadata = load_network(weights)
     try:
-        check_threshold(threshold, network.num_classes)
+        check_threshold(threshold, network)
     except ValueError as error:
         raise InputError(f"--{error}") from error
+    refuse_crf(network, use_crf)
     network.to(torch_device(device))
     settings = crf.change(CRFSettings.stored(metadata, weights.weights_file))
     layer = settings.refiner(network.num_classes).to(torch_device(device)) if use_crf else None
-    results = [PictureFiles(out, name) for name in outputs.output_names(files)]
+    names = metadata.get("class_names")
+    of_classes = names or [f"class {i}" for i in range(network.num_classes)]
+    masks = outputs.folder_names(of_classes) if network.multilabel else ()
+    results = [PictureFiles(out, name, masks) for name in outputs.output_names(files)]
     refuse_to_overwrite(files, results)
     outputs.check_writable(out)
     read = partial(read_picture, bands=network.in_channels, max_megapixels=max_megapixels)
@@ -127,7 +138,6 @@ def segment(
     print_notes([*notes, SCENES_NOTE] if scenes else notes)
 
     palette = outputs.full_palette(metadata.get("palette"))
-    names = metadata.get("class_names")
     for file, result in _progress(list(zip(files, results, strict=True)), "segmenting"):
         start = time.perf_counter()
         image = checked[file] if file in checked else read(file)[0]

@@ -156,6 +156,8 @@ def tune_crf(
         typer.echo(f"Note: {len(indices)} pictures: {parts} folds instead of {FOLDS}", err=True)
     network, metadata = load_network(weights)
     class_names(network, pictures, metadata, weights.weights_file)
+    if network.multilabel:
+        raise InputError("tune-crf must have weights of one label a pixel, as a CRF gives it")
     outputs.check_writable(out)
     name = f"{pictures.name}, {len(indices)} of {len(pictures)} pictures"
     recorded = Recording(pictures)

@@ -15,7 +15,7 @@ Sources: Chen et al., DeepLab v2, section 4.1; the transformer of its Caffe data
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -45,11 +45,11 @@ def augment(
     rng: np.random.Generator,
     fill: Sequence[float] = MEAN_RGB,
 ) -> tuple[Picture, npt.NDArray[np.int64]]:
-    """A random sample of a picture: image [crop, crop, bands], labels int64 [crop, crop].
+    """A random sample of a picture: image [crop, crop, bands], labels int64 [..., crop, crop].
 
     Args:
         image: uint8 [H, W, 3] RGB, or uint8, uint16 or float32 [H, W, bands].
-        labels: [H, W], values 0-255, 255 ignored.
+        labels: [H, W], values 0-255, 255 ignored, or [C, H, W], a mask of each class.
         crop: side of the sample in pixels; networks of output stride 8 like 8k + 1, such as 321.
         scales: (smallest, largest) in mode "continuous", the list to draw from in "discrete".
         mode: see the file's docstring.
@@ -58,9 +58,9 @@ def augment(
 
     Raises ValueError: sizes of image and labels differ, scales or mode make no sense.
     """
-    if image.shape[:2] != labels.shape:
+    if image.shape[:2] != labels.shape[-2:]:
         raise ValueError(
-            f"image, labels must have one size, not {image.shape[:2]} and {labels.shape}"
+            f"image, labels must have one size, not {image.shape[:2]} and {labels.shape[-2:]}"
         )
     if not scales or min(scales) <= 0:
         raise ValueError(f"scales must be positive numbers, not {scales}")
@@ -68,7 +68,7 @@ def augment(
         scaled, target = _scaled_window(image, labels, crop, scales, rng, fill)
     elif mode == "discrete":
         scale = scales[int(rng.integers(len(scales)))]
-        height, width = (max(1, int(side * scale)) for side in labels.shape)  # Caffe rounds down
+        height, width = (max(1, int(side * scale)) for side in image.shape[:2])  # Caffe rounds down
         image, labels = _to_size(image, labels.astype(np.uint8), (height, width))
         top = int(rng.integers(max(0, height - crop) + 1))
         left = int(rng.integers(max(0, width - crop) + 1))
@@ -76,7 +76,7 @@ def augment(
     else:
         raise ValueError(f"mode must be 'continuous' or 'discrete', not {mode!r}")
     if mirror and rng.random() < 0.5:
-        scaled, target = scaled[:, ::-1].copy(), target[:, ::-1].copy()
+        scaled, target = scaled[:, ::-1].copy(), target[..., ::-1].copy()
     return scaled, target.astype(np.int64)
 
 
@@ -112,7 +112,7 @@ def _scaled_window(
     if len(scales) != 2 or scales[0] > scales[1]:
         raise ValueError(f"scales must be (smallest, largest), not {scales}")
     side = max(1, round(crop / rng.uniform(scales[0], scales[1])))
-    height, width = labels.shape
+    height, width = image.shape[:2]
     top = int(rng.integers(min(0, height - side), max(0, height - side) + 1))
     left = int(rng.integers(min(0, width - side), max(0, width - side) + 1))
     canvas, truth = _cut(image, labels, top, left, side, fill)
@@ -123,24 +123,31 @@ def _cut(
     image: Picture, labels: Labels, top: int, left: int, side: int, fill: Sequence[float]
 ) -> tuple[Picture, Labels]:
     """The window [side, side] whose corner is at (top, left), which may lie outside."""
-    height, width = labels.shape
+    height, width = image.shape[:2]
     canvas = np.empty((side, side, image.shape[2]), image.dtype)
     canvas[:] = _in_range(np.asarray(fill, np.float64), image.dtype)
-    truth = np.full((side, side), IGNORE, np.uint8)
+    truth = np.full((*labels.shape[:-2], side, side), IGNORE, np.uint8)
     y0, y1, x0, x1 = max(top, 0), min(top + side, height), max(left, 0), min(left + side, width)
     inside = np.s_[y0 - top : y1 - top, x0 - left : x1 - left]
-    canvas[inside], truth[inside] = image[y0:y1, x0:x1], labels[y0:y1, x0:x1]
+    canvas[inside], truth[..., *inside] = image[y0:y1, x0:x1], labels[..., y0:y1, x0:x1]
     return canvas, truth
 
 
 def _to_size(image: Picture, labels: Labels, size: tuple[int, int]) -> tuple[Picture, Labels]:
     """Both at size (height, width): image bilinear, labels nearest."""
-    if size == labels.shape:
+    if size == image.shape[:2]:
         return image, labels
     shape = size[::-1]  # Pillow's order
-    return _resized(image, shape), np.array(
-        Image.fromarray(labels).resize(shape, Image.Resampling.NEAREST)
+    return _resized(image, shape), of_planes(
+        labels, lambda plane: plane.resize(shape, Image.Resampling.NEAREST)
     )
+
+
+def of_planes(labels: Labels, change: Callable[[Image.Image], Image.Image]) -> Labels:
+    """A label map `[H, W]`, or each mask of `[C, H, W]`, changed as a picture of uint8."""
+    planes = labels.astype(np.uint8, copy=False).reshape(-1, *labels.shape[-2:])
+    changed = [np.array(change(Image.fromarray(plane))) for plane in planes]
+    return np.stack(changed) if labels.ndim == 3 else changed[0]
 
 
 def _resized(image: Picture, shape: tuple[int, int]) -> Picture:

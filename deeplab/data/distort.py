@@ -18,7 +18,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageFilter
 
-from deeplab.data.augment import MEAN_RGB, Labels, Picture
+from deeplab.data.augment import MEAN_RGB, Labels, Picture, of_planes
 from deeplab.data.datasets.labels import IGNORE
 
 GREY = np.array([0.299, 0.587, 0.114], np.float32)
@@ -31,16 +31,17 @@ def rotate(
     rng: np.random.Generator,
     fill: Sequence[float] = MEAN_RGB,
 ) -> tuple[Picture, Labels]:
-    """Turned inside their own size: image uint8 `[H, W, 3]` bilinearly, labels `[H, W]` nearest.
+    """Turned inside their own size: image uint8 `[H, W, 3]` bilinearly, labels `[H, W]` or
+    `[C, H, W]` nearest.
 
     What comes from beyond the picture has the colour `fill` (RGB 0-255) and the label 255.
     """
     angle = rng.uniform(-degrees, degrees)
     colour = tuple(round(level) for level in fill)
     turned = Image.fromarray(image).rotate(angle, Image.Resampling.BILINEAR, fillcolor=colour)
-    truth = Image.fromarray(labels.astype(np.uint8))
-    truth = truth.rotate(angle, Image.Resampling.NEAREST, fillcolor=IGNORE)
-    return np.array(turned), np.array(truth)
+    nearest = Image.Resampling.NEAREST
+    truth = of_planes(labels, lambda plane: plane.rotate(angle, nearest, fillcolor=IGNORE))
+    return np.array(turned), truth
 
 
 def distort(
@@ -55,10 +56,11 @@ def distort(
 ) -> Picture:
     """Colours, sharpness and noise of a sample, in this order; 0 leaves each out.
 
-    image: uint8 `[H, W, 3]` RGB; labels: `[H, W]`. Pixels of the colour `fill` with the label 255,
-    such as those beyond the picture, stay as they are.
+    image: uint8 `[H, W, 3]` RGB; labels: `[H, W]` or `[C, H, W]`. Pixels of the colour `fill` with
+    the label 255 (in every mask), such as those beyond the picture, stay as they are.
     """
-    beyond = (image == np.round(fill)).all(-1) & (labels == IGNORE)
+    unlabelled = (labels == IGNORE).reshape(-1, *labels.shape[-2:]).all(0)
+    beyond = (image == np.round(fill)).all(-1) & unlabelled
     x = image.astype(np.float32)
     if colour_jitter:
         x = _jittered(x, rng.uniform(1 - colour_jitter, 1 + colour_jitter, 3))

@@ -6,6 +6,7 @@ Every file is written by `deeplab.whole_file`: neither an error nor Ctrl-C leave
 from __future__ import annotations
 
 import os
+import re
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -58,6 +59,35 @@ def overlay(image: np.ndarray, labels: np.ndarray, palette: np.ndarray) -> np.nd
     edge[1:] |= labels[1:] != labels[:-1]
     mixed[edge] = 255
     return mixed
+
+
+def overlay_masks(image: np.ndarray, masks: np.ndarray, palette: np.ndarray) -> np.ndarray:
+    """The picture with the mean colour of the classes that hold, and white borders of each.
+
+    image: uint8 `[H, W, 3]`; masks: `[C, H, W]` of 0 and 1; palette: uint8 `[>= C, 3]`.
+    """
+    held = masks.sum(0, dtype=np.int64)[..., None]
+    colour = np.tensordot(masks, palette[: len(masks)].astype(np.int64), (0, 0)) // held.clip(min=1)
+    mixed = np.where(held > 0, (image + colour) // 2, image).astype(np.uint8)
+    edge = np.zeros(image.shape[:2], bool)
+    edge[:, 1:] |= (masks[:, :, 1:] != masks[:, :, :-1]).any(0)
+    edge[1:] |= (masks[:, 1:] != masks[:, :-1]).any(0)
+    mixed[edge] = 255
+    return mixed
+
+
+def folder_names(classes: Sequence[str]) -> list[str]:
+    """A folder's name for each class: its own wherever that is one, and all different.
+
+    What leads elsewhere or is no name on some system becomes "_"; of names that are then the same
+    all but the first get the class's number behind them. Upper and lower case count as equal.
+    """
+    names: list[str] = []
+    for i, name in enumerate(classes):
+        safe = re.sub(r'[\x00-\x1f/\\:*?"<>|]', "_", name).strip(". ") or "_"
+        taken = {other.casefold() for other in names}
+        names.append(f"{safe}-{i}" if safe.casefold() in taken else safe)
+    return names
 
 
 def write_labels(path: Path, labels: np.ndarray, palette: np.ndarray | None) -> None:

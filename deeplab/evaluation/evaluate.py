@@ -24,11 +24,18 @@ from torch import Tensor
 from deeplab.data.datasets.base import LabelledImages as LabelledImages  # for those that train too
 from deeplab.data.datasets.counts import LabelCounts
 from deeplab.errors import InputError
-from deeplab.evaluation.metrics import Absent, ConfusionMatrix
+from deeplab.evaluation.metrics import Absent, ConfusionMatrix, MaskCounts
 from deeplab.evaluation.trimap import Around, TrimapCurve, TrimapTally, band_index
 from deeplab.model import DeepLab
 from deeplab.model.preprocess import Bands
-from deeplab.predict import as_levels, check_scales, enough_memory, network_scores
+from deeplab.predict import (
+    as_levels,
+    check_scales,
+    check_threshold,
+    decided,
+    enough_memory,
+    network_scores,
+)
 
 CRF = Callable[[Tensor, Tensor], Tensor]
 
@@ -50,7 +57,8 @@ class Evaluation:
     """The result of ``evaluate``: ``network`` alone, and ``crf`` on top of it if there was one.
 
     ``trimap`` has the curves of "network" and "crf" where they were asked for, ``confusion`` the
-    counts behind the scores, by the same names.
+    counts behind the scores, by the same names. Of a multi-label model the scores are those of
+    each class's mask (``MaskCounts``), and no band has any.
     """
 
     images: int
@@ -58,13 +66,15 @@ class Evaluation:
     network: Scores
     crf: Scores | None
     trimap: dict[str, TrimapCurve] | None = None
-    confusion: dict[str, ConfusionMatrix] = field(default_factory=dict, repr=False, compare=False)
+    confusion: dict[str, ConfusionMatrix | MaskCounts] = field(
+        default_factory=dict, repr=False, compare=False
+    )
 
     def truth(self, where: str) -> LabelCounts:
         """How many pixels of each class the true labels have; where: what they are called."""
         confusion = self.confusion["network"]
-        pixels = tuple(confusion.matrix.sum(1).tolist())
-        return LabelCounts(where, tuple(self.network.iou), pixels, confusion.ignored)
+        pixels, masks = tuple(confusion.true_pixels().tolist()), isinstance(confusion, MaskCounts)
+        return LabelCounts(where, tuple(self.network.iou), pixels, confusion.ignored, masks)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain numbers, strings, lists and dictionaries, ready for JSON."""
@@ -87,6 +97,7 @@ def evaluate(
     scales: Sequence[float] = (1.0,),
     flip: bool = False,
     bands: Bands = None,
+    threshold: float | None = None,
     on_prediction: Callable[[int, np.ndarray], None] | None = None,
     shard: bool = False,
     progress: bool = False,
@@ -95,7 +106,8 @@ def evaluate(
 
     Args:
         model: in any mode, without a ``crf`` of its own, so that both scores come from one pass.
-        dataset: pairs (image uint8 [H, W, 3] RGB, or of the model's bands, labels [H, W]).
+        dataset: pairs (image uint8 [H, W, 3] RGB, or of the model's bands, labels [H, W], or masks
+            [C, H, W] of 0, 1 and 255 for a multi-label model).
         crf: ``crf(logits [1, C, H, W], image [1, 3, H, W] RGB 0-255)`` -> marginals
             [1, C, H, W], such as ``crf.DenseCRF``; None scores the network alone.
         class_names: names of the classes in the result; numbers by default.
@@ -105,15 +117,16 @@ def evaluate(
         trimap, around: widths in pixels of the trimap curve, and what its bands lie around.
         scales, flip: the views of a picture, see ``deeplab.predict.network_scores``.
         bands: which the CRF sees of a picture, see ``deeplab.predict.as_levels``.
+        threshold: as of ``deeplab.predict.predict``.
         on_prediction: called with the index of each picture and its labels [H, W], uint8, or int64
-            above 256 classes (the CRF's where there is one).
+            above 256 classes (the CRF's where there is one), or masks [C, H, W].
         shard: with several processes of torch.distributed, each evaluates its share of the pictures
             and all get the scores of the whole set; every process must call.
         progress: show a progress bar, on standard error; with shard, in the first process only.
 
     Raises:
         ValueError: an empty data set, a model with its own CRF, a wrong number of class names,
-            widths or scales without sense.
+            widths, scales or a threshold without sense, a CRF or a trimap for a multi-label model.
         InputError: labels of another size than the picture or outside the classes; a set without
             a labelled pixel; memory that is not enough. It names the picture by its number.
         FloatingPointError: the network gives NaN or Inf.
@@ -121,8 +134,15 @@ def evaluate(
     names = [str(i) for i in range(model.num_classes)] if class_names is None else list(class_names)
     _check(model, dataset, names, band)
     check_scales(scales)
+    check_threshold(threshold, model)
+    masks = model.multilabel
+    if masks and (crf is not None or len(trimap)):
+        what = "trimap" if crf is None else "crf"
+        raise ValueError(f"{what} must be left out for a multi-label model; it is for one label")
 
-    def tally() -> _Tally:
+    def tally() -> _Tally | _MaskTally:
+        if masks:
+            return _MaskTally(len(names), ignore, absent)
         curve = TrimapTally(len(names), trimap, around, ignore, absent) if len(trimap) else None
         return _Tally(len(names), ignore, absent, band, curve)
 
@@ -138,16 +158,18 @@ def evaluate(
             image, labels = (np.asarray(part) for part in dataset[index])
             size = f"labels of {list(labels.shape)} for a picture of {list(image.shape[:2])} pixels"
             try:
-                if labels.shape != image.shape[:2]:
+                if labels.shape != (*([len(names)] if masks else []), *image.shape[:2]):
                     raise ValueError(size)
                 with enough_memory(model, image, scales, flip, refines=crf is not None):
                     truth = torch.from_numpy(labels.astype(np.int64))
                     logits = network_scores(model, image, scales, flip)
                     require_finite(logits, index)
-                    predicted = network.add(truth, logits)
+                    plain = threshold is None and not masks  # the largest score says it
+                    likely = logits if plain else model.probabilities(logits)
+                    predicted = network.add(truth, decided(likely[0], threshold, masks))
                     if crf is not None and refined is not None:
                         seen = as_levels(model, image, bands).to(device)
-                        predicted = refined.add(truth, crf(logits, seen))
+                        predicted = refined.add(truth, decided(crf(logits, seen)[0], threshold))
             except ValueError as error:
                 raise InputError(f"picture {index}: {error}") from error
             if on_prediction is not None:
@@ -168,7 +190,12 @@ def evaluate(
         band=band,
         network=network.scores(names),
         crf=None if refined is None else refined.scores(names),
-        trimap={k: v.curve.curve() for k, v in tallies.items() if v.curve} or None,
+        trimap={
+            name: one.curve.curve()
+            for name, one in tallies.items()
+            if isinstance(one, _Tally) and one.curve
+        }
+        or None,
         confusion={name: one.all for name, one in tallies.items()},
     )
 
@@ -197,9 +224,9 @@ class _Tally:
         self.edges = ConfusionMatrix(num_classes, ignore, absent=absent)
         self.band, self.curve = band, curve
 
-    def add(self, truth: Tensor, scores: Tensor) -> Tensor:
-        """The labels [H, W] that these scores predict, counted."""
-        predicted = scores.argmax(1)[0].cpu()
+    def add(self, truth: Tensor, predicted: Tensor) -> Tensor:
+        """Count the labels [H, W] of a picture, which come back on the CPU."""
+        predicted = predicted.cpu()
         near = boundary_band(truth, self.band)
         self.all.update(truth, predicted)
         self.edges.update(truth[near], predicted[near])
@@ -213,15 +240,38 @@ class _Tally:
                 counts.all_reduce()
 
     def scores(self, names: Sequence[str]) -> Scores:
-        iou = self.all.iou().tolist()
         band_miou = self.edges.miou() if bool(self.edges.matrix.any()) else math.nan
-        return Scores(
-            miou=self.all.miou(),
-            pixel_accuracy=self.all.pixel_accuracy(),
-            mean_accuracy=self.all.mean_accuracy(),
-            band_miou=None if band_miou != band_miou else band_miou,
-            iou={n: None if v != v else v for n, v in zip(names, iou, strict=True)},
-        )
+        return _scores(self.all, names, band_miou)
+
+
+class _MaskTally:
+    """The counts of the masks of a multi-label model."""
+
+    def __init__(self, num_classes: int, ignore: int, absent: Absent) -> None:
+        self.all = MaskCounts(num_classes, ignore, absent=absent)
+
+    def add(self, truth: Tensor, predicted: Tensor) -> Tensor:
+        """Count the masks [C, H, W] of a picture, which come back on the CPU."""
+        predicted = predicted.cpu()
+        self.all.update(truth, predicted)
+        return predicted
+
+    def all_reduce(self) -> None:
+        self.all.all_reduce()
+
+    def scores(self, names: Sequence[str]) -> Scores:
+        return _scores(self.all, names, math.nan)
+
+
+def _scores(counts: ConfusionMatrix | MaskCounts, names: Sequence[str], band_miou: float) -> Scores:
+    iou = counts.iou().tolist()
+    return Scores(
+        miou=counts.miou(),
+        pixel_accuracy=counts.pixel_accuracy(),
+        mean_accuracy=counts.mean_accuracy(),
+        band_miou=None if band_miou != band_miou else band_miou,
+        iou={n: None if v != v else v for n, v in zip(names, iou, strict=True)},
+    )
 
 
 def _check(model: DeepLab, dataset: LabelledImages, names: Sequence[str], band: int) -> None:

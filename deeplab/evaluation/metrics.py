@@ -26,6 +26,64 @@ Absent = Literal["skip", "zero"]
 Labels = Tensor | npt.NDArray[Any]
 
 
+class MaskCounts:
+    """Counts of (true, predicted) pairs for the mask of each class, where several may hold.
+
+    IoU_c is that of the ones of class c. A class that is neither true nor predicted anywhere is
+    left out of the means, or scored 0, as `absent` says.
+
+    Attributes: `matrix`, int64 ``[num_classes, 2, 2]``; `ignored`, how many values do not count.
+    """
+
+    def __init__(
+        self, num_classes: int, ignore: int | None = 255, *, absent: Absent = "skip"
+    ) -> None:
+        self.classes = [ConfusionMatrix(2, ignore, absent=absent) for _ in range(num_classes)]
+
+    def update(self, masks_true: Labels, masks_pred: Labels) -> None:
+        """Add masks ``[C, ...]`` of 0 and 1, the true ones of `ignore` too.
+
+        Raises as ``ConfusionMatrix.update``.
+        """
+        for counts, true, pred in zip(self.classes, masks_true, masks_pred, strict=True):
+            counts.update(true, pred)
+
+    def all_reduce(self) -> None:
+        """Sum the counts of all processes of torch.distributed, if any; to be called in each."""
+        for counts in self.classes:
+            counts.all_reduce()
+
+    @property
+    def matrix(self) -> Tensor:
+        return torch.stack([counts.matrix for counts in self.classes])
+
+    @property
+    def ignored(self) -> int:
+        return sum(counts.ignored for counts in self.classes)
+
+    def true_pixels(self) -> Tensor:
+        """How many pixels each class truly has, int64 ``[C]``."""
+        return self.matrix[:, 1].sum(1)
+
+    def iou(self) -> Tensor:
+        """Intersection over union of each class's ones, float64 ``[C]``."""
+        return torch.stack([counts.iou()[1] for counts in self.classes])
+
+    def miou(self) -> float:
+        """Mean of ``iou`` over the classes that count; NaN where there is none."""
+        return float(self.iou().nanmean())
+
+    def pixel_accuracy(self) -> float:
+        """Share of all answers, one for each pixel and class, that are right."""
+        matrix = self.matrix
+        return float(matrix.diagonal(dim1=1, dim2=2).sum() / matrix.sum().double())
+
+    def mean_accuracy(self) -> float:
+        """Mean over the classes of the share of their own pixels found."""
+        found = [counts.accuracies()[1] for counts in self.classes]
+        return float(torch.stack(found).nanmean())
+
+
 class ConfusionMatrix:
     """Counts of (true, predicted) pairs, int64 ``[num_classes, num_classes]`` in ``matrix``.
 
@@ -88,6 +146,10 @@ class ConfusionMatrix:
         self.matrix = total[:-1].view_as(self.matrix).cpu()
         self.ignored = int(total[-1])
 
+    def true_pixels(self) -> Tensor:
+        """How many pixels each class truly has, int64 [C]."""
+        return self.matrix.sum(1)
+
     def iou(self) -> Tensor:
         """Intersection over union of each class, float64 [C]; an absent class is NaN or 0."""
         hits = self.matrix.diagonal()
@@ -106,7 +168,11 @@ class ConfusionMatrix:
 
         A class without a true pixel has no such share: it is left out, or 0 with absent="zero".
         """
-        return float(self._ratio(self.matrix.diagonal(), self.matrix.sum(1)).nanmean())
+        return float(self.accuracies().nanmean())
+
+    def accuracies(self) -> Tensor:
+        """The share of its own pixels found, of each class: float64 [C]."""
+        return self._ratio(self.matrix.diagonal(), self.matrix.sum(1))
 
     def _ratio(self, part: Tensor, whole: Tensor) -> Tensor:
         ratio = part.double() / whole.double()  # 0 / 0 is NaN: the absent class

@@ -124,10 +124,10 @@ class DeepLab(nn.Module):
         upsample: to the input's size, as `upsample` does it; False leaves the backbone's size,
             about H/8 x W/8.
 
-        Returns logits `[B, num_classes, H, W]`, whose softmax is the class probabilities; with
-        several scales they are the fused ones. With a CRF layer they are the CRF's last field
-        before the softmax, so their softmax is its marginals and a cross entropy on them trains
-        through it.
+        Returns logits `[B, num_classes, H, W]`, which `probabilities` makes those of the classes
+        (their softmax, unless the model is `multilabel`); with several scales they are the fused
+        ones. With a CRF layer they are the CRF's last field before the softmax, so their softmax is
+        its marginals and a cross entropy on them trains through it.
 
         Raises ValueError for a wrong shape; for a CRF without `image` or with upsample=False (it
         works on pixels); for `image` without a CRF, which would be left unused.
@@ -242,6 +242,20 @@ class DeepLab(nn.Module):
         self.num_classes = 2
         self.config = self.config | {"num_classes": 2, "sigmoid": True}
         return self
+
+    def with_sigmoids(self) -> "DeepLab":
+        """This model as one of several labels a pixel: the sigmoid of each score counts."""
+        self.config = self.config | {"multilabel": True}
+        return self
+
+    @property
+    def multilabel(self) -> bool:
+        """Whether classes may hold together: labels are masks `[B, C, H, W]` of 0, 1 and 255."""
+        return bool(self.config.get("multilabel", False))
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """Of logits `[B, C, ...]`: the softmax over the classes, or the sigmoid of each."""
+        return logits.sigmoid() if self.multilabel else logits.softmax(1)
 
     def class_scores(self, scores: Tensor) -> Tensor:
         """`[B, num_classes, h, w]` of what the head gives, which has one less with a zero score."""

@@ -87,6 +87,8 @@ class Options(TypedDict, total=False):
     crf: a dense CRF as the last layer.
     sigmoid: of two classes: the classifier gives one score z, and the scores of the classes are
         (0, z), whose softmax is (1 - sigmoid(z), sigmoid(z)).
+    multilabel: classes may hold together: the probability of each is the sigmoid of its score,
+        where it is else the softmax of all. No CRF goes with it.
     """
 
     rates: Sequence[int]
@@ -99,6 +101,7 @@ class Options(TypedDict, total=False):
     output_stride: OutputStride
     crf: DenseCRF | None
     sigmoid: bool
+    multilabel: bool
 
 
 class NormOptions(Options, total=False):
@@ -237,9 +240,16 @@ def build(name: str, num_classes: int = 21, **options: Any) -> DeepLab:
     model; TypeError for an option that the model does not have; ImportError for a backbone of timm
     where that is not installed.
     """
-    sigmoid = options.pop("sigmoid", False)
-    if not isinstance(sigmoid, bool):
-        raise ValueError(f"sigmoid must be True or False, not {sigmoid!r}")
+    sigmoid, multilabel = options.pop("sigmoid", False), options.pop("multilabel", False)
+    for flag, value in (("sigmoid", sigmoid), ("multilabel", multilabel)):
+        if not isinstance(value, bool):
+            raise ValueError(f"{flag} must be True or False, not {value!r}")
+    if multilabel:
+        if sigmoid:
+            raise ValueError("sigmoid must be False with multilabel, where each class has a score")
+        if options.get("crf") is not None:
+            raise ValueError("crf must be None with multilabel: a CRF gives a pixel one class")
+        return build(name, num_classes, **options).with_sigmoids()
     if sigmoid:
         if num_classes != 2:
             raise ValueError(f"num_classes must be 2 with sigmoid, not {num_classes!r}")

@@ -90,7 +90,8 @@ def _seconds_of_step(config: TrainConfig, update: TrainStep, dataset: LabelledIm
     piece = share // config.accumulate
     measured = piece if update.device.type == "cuda" else min(piece, 2)
     model = update.model
-    samples = Samples(dataset, config, model.preprocessing, model.num_classes)
+    about = (model.preprocessing, model.num_classes, model.multilabel)
+    samples = Samples(dataset, config, *about)
     made = [samples[index] for index in range(2)]
     making = made[1].seconds * share  # the first is slow
     repeated = [made[index % 2] for index in range(measured)]

@@ -1,7 +1,8 @@
 """One's own augmentation of samples: `augment = "package.module:function"` in a recipe.
 
     def function(image, labels, rng):
-        # image: uint8 RGB [crop, crop, 3]; labels: uint8 [crop, crop], 255 ignored
+        # image: uint8 RGB [crop, crop, 3]; labels: uint8 [crop, crop], 255 ignored,
+        # or of several labels a pixel masks [C, crop, crop] of 0, 1 and 255
         return image, labels             # of the same kind
 
 It is called for each sample when all else has been done to it, and may hold transforms of
@@ -64,7 +65,7 @@ def load_hook(place: str) -> Hook:
 def augmented(
     place: str, image: Picture, labels: Labels, rng: np.random.Generator, classes: int
 ) -> tuple[Picture, Labels]:
-    """What the function at `place` makes of a sample: uint8 `[H, W, 3]` and labels `[H, W]`.
+    """What the function at `place` makes of a sample: uint8 `[H, W, 3]` and labels.
 
     Raises InputError where it gives back another size or dtype, or labels that are neither 255 nor
     below `classes`.
@@ -82,10 +83,11 @@ def augmented(
     ):
         got = f"{picture.dtype} {list(picture.shape)} and {truth.dtype} {list(truth.shape)}"
         raise InputError(f"augment: {place} must return {wanted}, not {got}")
-    outside = truth[(truth != IGNORE) & ((truth < 0) | (truth >= classes))]
+    values = classes if labels.ndim == 2 else 2
+    outside = truth[(truth != IGNORE) & ((truth < 0) | (truth >= values))]
     if outside.size:
         raise InputError(
-            f"augment: {place} must return labels from 0 to {classes - 1}, or {IGNORE} where a "
+            f"augment: {place} must return labels from 0 to {values - 1}, or {IGNORE} where a "
             f"pixel does not count, not {outside[0]}"
         )
     return picture, truth

@@ -36,25 +36,27 @@ def check_labels(
     names: Sequence[str],
     class_weights: Sequence[float],
     info: Callable[[str], object],
+    masks: bool = False,
 ) -> None:
     """Read a few label maps of both sets before the first step.
 
     class_weights: empty where all count alike. info: takes a line where the labels that were read
-    teach nothing, but not all were read. Only sets whose labels can be read alone are looked at.
+    teach nothing, but not all were read. masks: each class has one. Only sets whose labels can be
+    read alone are looked at.
 
     Raises InputError: one class alone, or one with a weight above 0; no two classes that count in
     any training label; no labelled pixel in any validation label.
     """
-    if alone := LabelCounts.of(TRAINING, names, np.zeros(256, np.int64)).alone():
+    if alone := LabelCounts.of(TRAINING, names, np.zeros(256, np.int64), masks).alone():
         raise InputError(alone)
     weights = _weights(names, class_weights)
-    if np.count_nonzero(weights) == 1:
+    if np.count_nonzero(weights) == 1 and not masks:
         raise InputError(
             f"class_weights: only that of {names[int(weights.argmax())]} is above 0, so that "
             "nothing is to be told apart; give another class one too"
         )
     for where, data, counting, enough in (
-        (TRAINING, dataset, weights > 0, 2),
+        (TRAINING, dataset, weights > 0, 1 if masks else 2),
         (VALIDATION, validation, weights >= 0, 1),
     ):
         if not isinstance(data, SegmentationData):
@@ -63,7 +65,7 @@ def check_labels(
         if read is None:
             continue
         part = "" if read == len(data) else f" ({read} of {len(data)} label maps looked at)"
-        defect = _defect(LabelCounts.of(where + part, names, pixels), weights)
+        defect = _defect(LabelCounts.of(where + part, names, pixels, masks), weights)
         if not part:
             raise InputError(defect)
         if read:
@@ -86,7 +88,7 @@ def _sample_labels(
         except InputError:
             continue
         sound = np.count_nonzero(pixels[:classes][counting]) >= enough
-        if sound or pixels[classes:IGNORE].any():
+        if sound or (not data.multilabel and pixels[classes:IGNORE].any()):
             return pixels, None
     return pixels, read
 
@@ -128,12 +130,20 @@ def balanced_weights(dataset: LabelledImages, names: Sequence[str]) -> tuple[flo
 class DrawnLabels:
     """The labels of all pictures that a run has drawn, in all its processes.
 
+    masks: labels are masks, of several classes a pixel.
     pixels: int64 `[256]`, of each label in whole pictures, as often as they were drawn.
     loss_weight: the weight in the loss of the labelled pixels in the samples cut out of them.
     """
 
-    def __init__(self, names: Sequence[str], class_weights: Sequence[float], crop: int) -> None:
+    def __init__(
+        self,
+        names: Sequence[str],
+        class_weights: Sequence[float],
+        crop: int,
+        masks: bool = False,
+    ) -> None:
         self.names, self.weights, self.crop = names, _weights(names, class_weights), crop
+        self.masks = masks
         self.pixels = torch.zeros(256, dtype=torch.int64)
         self.loss_weight = 0.0
 
@@ -150,7 +160,7 @@ class DrawnLabels:
         self.loss_weight = 1.0 if state is None else float(state["mass"])
 
     def counts(self, where: str) -> LabelCounts:
-        return LabelCounts.of(where, self.names, self.pixels.numpy())
+        return LabelCounts.of(where, self.names, self.pixels.numpy(), self.masks)
 
     def defect(self, where: str) -> str:
         """Why nothing could be learned from what was drawn, and how to mend it; empty otherwise."""
@@ -175,7 +185,7 @@ def _defect(counts: LabelCounts, weights: npt.NDArray[np.float64]) -> str:
     pairs = list(zip(counts.classes, counts.pixels, weights.tolist(), strict=True))
     occurring = [name for name, pixels, _ in pairs if pixels]
     counting = [name for name, pixels, weight in pairs if pixels and weight]
-    if len(counting) > 1:
+    if len(counting) > (0 if counts.masks else 1):
         return ""
     which = f"only {counting[0]} has a weight above 0" if counting else "all have the weight 0"
     return (

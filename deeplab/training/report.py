@@ -20,9 +20,10 @@ from deeplab.training.samples import Sample, SkipBroken
 class PictureReport:
     """Collects what steps and validations find in their pictures, over all processes.
 
-    pictures: how many there are to train on; bands: how many each has. Attributes: `validation`,
-    the pictures to score on; `drawn`, the labels of all that were trained on; `absent`, classes
-    without a pixel, by split; `broken`, what is wrong with pictures passed over; `conversions`.
+    pictures: how many there are to train on; bands, masks: how many each has. Attributes:
+    `validation`, the pictures to score on; `drawn`, the labels of all that were trained on;
+    `absent`, classes without a pixel, by split; `broken`, what is wrong with pictures passed over;
+    `conversions`.
     """
 
     def __init__(
@@ -35,12 +36,14 @@ class PictureReport:
         processes: Processes,
         logger: Logger,
         bands: int,
+        masks: int = 0,
     ) -> None:
         self.config, self.pictures = config, pictures
         self.processes, self.logger = processes, logger
         self._scored = Recording(validation)
-        self.validation = SkipBroken(self._scored, bands) if config.skip_broken else self._scored
-        self.drawn = DrawnLabels(class_names, class_weights, config.crop)
+        skipping = SkipBroken(self._scored, bands, masks)
+        self.validation = skipping if config.skip_broken else self._scored
+        self.drawn = DrawnLabels(class_names, class_weights, config.crop, masks=masks > 0)
         self.absent: dict[str, tuple[str, ...]] = {}
         self.broken: set[str] = set()
         self.conversions: set[Conversion] = set()

@@ -41,7 +41,7 @@ class Sample(NamedTuple):
     """A sample, or a process's share of a step: pictures with a batch axis, all else summed.
 
     image: RGB uint8 [3, crop, crop], or of the model's bands, float32 unless the picture is uint8;
-    labels: uint8 [crop, crop], 255 ignored; pixels: int64 [256],
+    labels: uint8 [crop, crop], 255 ignored, or masks [C, crop, crop]; pixels: int64 [256],
     of each label in the whole picture; conversions: what reading changed in the picture; broken:
     what is wrong with pictures that were passed over; seconds: how long it took to make; waited:
     seconds that the step waited for it.
@@ -63,6 +63,7 @@ class Samples(Dataset[Sample]):
     is 255. A picture that cannot be read raises its InputError; with `skip_broken` the next one in
     the order takes its place. One that `preprocessing` does not take, such as one that is not uint8
     RGB [H, W, 3], or has other labels [H, W] than 0 to `classes` - 1 and 255, is such a picture.
+    multilabel: labels are masks [classes, H, W] of 0, 1 and 255.
     """
 
     def __init__(
@@ -71,8 +72,10 @@ class Samples(Dataset[Sample]):
         config: TrainConfig,
         preprocessing: Preprocessing = Preprocessing(),  # noqa: B008 (frozen)
         classes: int = IGNORE,
+        multilabel: bool = False,
     ) -> None:
         self.dataset, self.config, self.classes = dataset, config, classes
+        self.multilabel = multilabel
         self.preprocessing = preprocessing
         self._order: tuple[int, np.ndarray] = (-1, np.empty(0, np.int64))
 
@@ -97,7 +100,7 @@ class Samples(Dataset[Sample]):
     def _augmented(
         self, image: np.ndarray, labels: np.ndarray, rng: np.random.Generator
     ) -> tuple[np.ndarray, np.ndarray]:
-        """A sample `[crop, crop]` of a picture, its chance all of `rng`."""
+        """A sample `[..., crop, crop]` of a picture, its chance all of `rng`."""
         config = self.config
         fill = self.preprocessing.mean_colour()
         distortions = [name for name in config.for_rgb if name != "loss"]
@@ -141,7 +144,7 @@ class Samples(Dataset[Sample]):
             place = int(self._order[1][(position + ahead) % len(self.dataset)])
             try:
                 pair = _as_arrays(self.dataset[place])
-                _check_picture(place, *pair, self.preprocessing, self.classes)
+                _check_picture(place, *pair, self.preprocessing, self.classes, self.multilabel)
                 return pair, tuple(broken)
             except InputError as error:
                 if not self.config.skip_broken:
@@ -156,7 +159,12 @@ def _as_arrays(pair: tuple[Any, Any]) -> LabelledPicture:
 
 
 def _check_picture(
-    place: int, image: np.ndarray, labels: np.ndarray, preprocessing: Preprocessing, classes: int
+    place: int,
+    image: np.ndarray,
+    labels: np.ndarray,
+    preprocessing: Preprocessing,
+    classes: int,
+    multilabel: bool,
 ) -> None:
     """InputError where a data set gives what no picture and no labels are."""
     bands, dtypes = preprocessing.in_channels, preprocessing.dtypes
@@ -166,15 +174,17 @@ def _check_picture(
             f"picture {place} of the data set must be {' or '.join(dtypes)}{colours} "
             f"[H, W, {bands}], not {image.dtype} {list(image.shape)}"
         )
-    if labels.shape != image.shape[:2] or not labels.size:
+    maps, values = ((classes,), 2) if multilabel else ((), classes)
+    if labels.shape != (*maps, *image.shape[:2]) or not labels.size:
+        masks = f" and {classes} classes" if multilabel else ""
         raise InputError(
-            f"picture {place} of the data set must have labels for {list(image.shape[:2])} pixels, "
-            f"at least one, not {list(labels.shape)}"
+            f"picture {place} of the data set must have labels for {list(image.shape[:2])} pixels"
+            f"{masks}, at least one, not {list(labels.shape)}"
         )
-    outside = labels[(labels != IGNORE) & ((labels < 0) | (labels >= classes))]
+    outside = labels[(labels != IGNORE) & ((labels < 0) | (labels >= values))]
     if outside.size:
         raise InputError(
-            f"picture {place} of the data set: label {outside[0]}, expected 0 to {classes - 1}, or "
+            f"picture {place} of the data set: label {outside[0]}, expected 0 to {values - 1}, or "
             f"{IGNORE} where a pixel does not count"
         )
 
@@ -223,11 +233,11 @@ class SkipBroken:
     """A data set to score on, in which a picture that cannot be read has no labelled pixel.
 
     It counts for no score then. `broken` collects what is wrong with such pictures. bands: of the
-    pictures.
+    pictures; masks: how many classes have one, 0 where each pixel has one label.
     """
 
-    def __init__(self, dataset: LabelledImages, bands: int = 3) -> None:
-        self.dataset, self.bands = dataset, bands
+    def __init__(self, dataset: LabelledImages, bands: int = 3, masks: int = 0) -> None:
+        self.dataset, self.bands, self.masks = dataset, bands, masks
         self.broken: set[str] = set()
 
     def __len__(self) -> int:
@@ -238,7 +248,8 @@ class SkipBroken:
             return self.dataset[index]
         except InputError as error:
             self.broken.add(str(error))
-            return np.zeros((9, 9, self.bands), np.uint8), np.full((9, 9), IGNORE, np.uint8)
+            shape = (self.masks, 9, 9) if self.masks else (9, 9)
+            return np.zeros((9, 9, self.bands), np.uint8), np.full(shape, IGNORE, np.uint8)
 
 
 def batches(
@@ -248,6 +259,7 @@ def batches(
     *,
     preprocessing: Preprocessing = Preprocessing(),  # noqa: B008 (frozen)
     classes: int = IGNORE,
+    multilabel: bool = False,
     rank: int = 0,
     world: int = 1,
     pin: bool = False,
@@ -263,7 +275,7 @@ def batches(
         # The run says it in one line at its start.
         warnings.filterwarnings("ignore", message="This DataLoader will create")
         loader: DataLoader[Any] = DataLoader(
-            _WithErrors(Samples(dataset, config, preprocessing, classes)),
+            _WithErrors(Samples(dataset, config, preprocessing, classes, multilabel)),
             batch_sampler=(list(range(start, start + share)) for start in starts),
             num_workers=config.workers,
             multiprocessing_context=start_method() if config.workers else None,

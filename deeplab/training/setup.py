@@ -83,6 +83,7 @@ def set_up(
     dataset, validation, known = _open_data(config, dataset, validation)
     known |= dict(metadata or {})
     names = list(class_names or getattr(dataset, "classes", None) or scenes.CLASSES)
+    multilabel = _is_multilabel(config, dataset, validation)
     if palette is None:
         palette = getattr(dataset, "palette", scenes.PALETTE)
     _check_config(config, len(names), processes, logger)
@@ -97,8 +98,8 @@ def set_up(
     if not resume:
         _check_classes_of_weights(config, classes, logger)
         if processes.first:  # the others wait for its verdict
-            check_labels(dataset, validation, names, weights, logger.info)
-    model = _make_model(config, len(names), known, logger, resumed=resume)
+            check_labels(dataset, validation, names, weights, logger.info, multilabel)
+    model = _make_model(config, len(names), known, logger, resume, multilabel)
     check_bands(config, model)
     check_sync_bn(config, model)
     check_grid(config, model)
@@ -297,8 +298,35 @@ def check_batch(config: TrainConfig, model: DeepLab, group: Processes) -> None:
         )
 
 
+def _is_multilabel(config: TrainConfig, *pictures: LabelledImages) -> bool:
+    """Whether labels are masks, several a pixel: what the pictures say, or else the model's option.
+
+    InputError where one of them says otherwise than the others, or for what does not go with masks.
+    """
+    said = {bool(d.multilabel) for d in pictures if hasattr(d, "multilabel")}
+    option = config.model_options.get("multilabel")
+    if len(said) > 1:
+        raise InputError("the validation set must have masks where the training set has, or none")
+    multilabel = bool(option) if not said else said.pop()
+    if option is not None and option != multilabel:
+        kind = "a mask of each class" if multilabel else "one label for each pixel"
+        raise InputError(
+            f"model_options.multilabel must be left out for a data set of {kind}, not {option}"
+        )
+    if multilabel and config.crf:
+        raise InputError("crf must be false for several labels a pixel: a CRF gives a pixel one")
+    if multilabel and config.class_weights == "balanced":
+        raise InputError('class_weights must be numbers for several labels a pixel, not "balanced"')
+    return multilabel
+
+
 def _make_model(
-    config: TrainConfig, classes: int, metadata: Mapping[str, Any], logger: Logger, resumed: bool
+    config: TrainConfig,
+    classes: int,
+    metadata: Mapping[str, Any],
+    logger: Logger,
+    resumed: bool,
+    multilabel: bool = False,
 ) -> DeepLab:
     """The model as the run starts with it; a resumed one takes its weights from the state."""
     torch.manual_seed(config.seed)
@@ -306,8 +334,9 @@ def _make_model(
     if config.crf:
         settings = CRFSettings().changed(metadata.get("crf") or {})
         layer = settings.layer(classes, learnable=True)
+    options = ({"multilabel": True} if multilabel else {}) | config.model_options
     try:
-        model = build(config.model, num_classes=classes, crf=layer, **config.model_options)
+        model = build(config.model, num_classes=classes, crf=layer, **options)
     except ImportError as error:
         raise InputError(f"model_options: {error}") from error
     except (TypeError, ValueError) as error:

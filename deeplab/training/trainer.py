@@ -94,8 +94,11 @@ class Trainer:
             processes,
             logger,
             bands=self.model.in_channels,
+            masks=self.model.num_classes if self.model.multilabel else 0,
         )
         self.pictures = None
+        if pictures and self.model.multilabel:
+            raise InputError("pictures must be 0 for several labels a pixel: they show one")
         if pictures and processes.first:
             validated = len(setup.validation)
             names = getattr(setup.validation, "names", [str(i) for i in range(validated)])
@@ -345,6 +348,7 @@ class Trainer:
             self.step,
             preprocessing=self.model.preprocessing,
             classes=self.model.num_classes,
+            multilabel=self.model.multilabel,
             rank=self.processes.rank,
             world=self.processes.world,
             pin=self.update.device.type == "cuda",

@@ -32,6 +32,7 @@ from deeplab.model.multiscale import RESIZES, Resize, checked_scales
 from deeplab.model.styles import STYLES
 from deeplab.model.table import FamilyOptions, Line, line_of
 from deeplab.weights import bands, foreign, registry
+from deeplab.weights.portable import without_folders
 from deeplab.whole_file import whole_file
 
 SHIPPED = Path(__file__).with_name("deeplab_v2_small_scenes.safetensors")
@@ -45,7 +46,8 @@ def save_weights(model: DeepLab, path: StrPath, metadata: Mapping[str, Any] | No
     """Write the network's weights and what is known about them, all or nothing (`whole_file`).
 
     metadata: JSON-able values: class_names, palette, recipe, commit, metrics, ... The keys model,
-        num_classes and options come from the model.
+        num_classes and options come from the model. Absolute paths in the recipe are written as
+        their last names.
 
     Raises TypeError where `model` is no DeepLab, InputError for metadata that does not fit the
     model or is not JSON-able, and for a file that cannot be written.
@@ -56,7 +58,7 @@ def save_weights(model: DeepLab, path: StrPath, metadata: Mapping[str, Any] | No
             "unwrap a compiled model as model._orig_mod, a DistributedDataParallel as model.module"
         )
     path = Path(path)
-    described = _describe(model) | dict(metadata or {})
+    described = _describe(model) | without_folders(metadata or {})
     clash = [key for key, value in _describe(model).items() if described[key] != value]
     if clash:
         raise InputError(f"metadata: {', '.join(clash)} comes from the model; leave it out")

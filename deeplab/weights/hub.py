@@ -100,6 +100,7 @@ def model_card(facts: Mapping[str, Any], repository: str) -> str:
     names = facts.get("class_names")
     classes = f"{facts['num_classes']} classes" + (f": {', '.join(names)}" if names else "")
     bands = facts.get("options", {}).get("in_channels", 3)
+    answer = ".sigmoid() >= 0.5" if facts.get("options", {}).get("multilabel") else ".argmax(1)"
     taken = "RGB, uint8 [H, W, 3]" if bands == 3 else f"[H, W, {bands}]"
     return f"""---
 library_name: deeplab-triton
@@ -117,7 +118,7 @@ Semantic segmentation into {classes}.
 from deeplab.model import DeepLab
 
 model = DeepLab.from_pretrained("{repository}")
-labels = model(model.preprocess(image)).argmax(1)  # image: {taken}
+labels = model(model.preprocess(image)){answer}  # image: {taken}
 ```
 
 What the weights were trained on, and how accurate they are, is for their author to say here.

@@ -4,6 +4,8 @@ Depth, width and kind of the body, kernels and branches of the head and the numb
 from names and shapes; a .caffemodel tells rates and poolings too. What is left, the style, rates,
 scales and how pictures are resized, is that of the models that the source has published, and is
 told in one line. Where several models of this package fit all the same, none is chosen.
+
+A classifier of one score tells two classes apart by its sigmoid: a softmax of one is always 1.
 """
 
 from __future__ import annotations
@@ -74,9 +76,10 @@ class Opened:
         facts.append(f"style {config['style']}")
         facts.append(f"MSC at {_listed(config['scales'])}" if config["scales"] else "one scale")
         facts.append(f"resize {config['resize']}")
+        by_one = " by the sigmoid of one score" if config.get("sigmoid") else ""
         return (
             f"{self.path}: {FROM[self.loaded.source]}, taken for {name} with "
-            f"{self.model.num_classes} classes, {', '.join(facts)}"
+            f"{self.model.num_classes} classes{by_one}, {', '.join(facts)}"
         )
 
 
@@ -84,7 +87,8 @@ class Opened:
 class Fit:
     """A model that the tensors of a file have the names and shapes of.
 
-    backbone: of a family's model; empty where the name tells it. separable: the pyramid of v3+.
+    backbone: of a family's model; empty where the name tells it. num_classes: how many scores the
+    classifier gives. separable: the pyramid of v3+.
     """
 
     name: str
@@ -138,8 +142,8 @@ def load_checkpoint(
         return Opened(path, network, loaded, metadata)
     checkpoint = read_checkpoint(path, source)
     fit = _fit(checkpoint, model)
-    _check_classes(path, fit.num_classes, num_classes)
     network = _built(checkpoint, fit, output_stride)
+    _check_classes(path, network.num_classes, num_classes)
     if checkpoint.source == "safetensors":
         initialised, skipped, _ = file.load_own(network, path)
         loaded = Loaded("safetensors", initialised, skipped, {})
@@ -226,9 +230,12 @@ def _built(checkpoint: Checkpoint, fit: Fit, output_stride: int | None = None) -
         options["backbone"] = fit.backbone
     if output_stride is not None:
         options["output_stride"] = output_stride
+    classes = fit.num_classes
+    if classes == 1:
+        classes, options["sigmoid"] = 2, True
     try:
         with torch.device("meta"):  # random weights would cost a second, to be written over
-            network = build(fit.name, fit.num_classes, rates=fit.rates, **options)
+            network = build(fit.name, classes, rates=fit.rates, **options)
     except ValueError as error:
         raise InputError(f"{checkpoint.path}: makes no {fit.name}: {error}") from error
     network.to_empty(device="cpu")

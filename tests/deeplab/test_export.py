@@ -4,21 +4,29 @@ import contextlib
 import copy
 import json
 import shutil
+import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from commands import assert_refused, done
 from networks import tiny, two_convolutions
+from PIL import ExifTags, Image
 from several_processes import Started
 
 from crf import DenseCRF
 from deeplab import export as module
+from deeplab.data.images import read_image
 from deeplab.errors import InputError
 from deeplab.export import export
 from deeplab.model import build
-from deeplab.weights import load_model
+from deeplab.photographs import PHOTO
+from deeplab.predict import predict
+from deeplab.weights import load_model, read_metadata, save_weights
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def pictures(*shape):
@@ -118,6 +126,73 @@ def test_a_fixed_size_is_the_only_one_that_the_program_takes(tmp_path):
     assert_agrees(program, model, [(1, 3, 20, 41), (3, 3, 20, 41)])
     with pytest.raises(AssertionError):
         program(pictures(1, 3, 21, 41))
+
+
+WITHOUT_THE_PACKAGE = """
+import runpy, sys
+for name in ("deeplab", "crf", "kernels", "torch"):
+    sys.modules[name] = None  # to import it is an error
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0])
+"""
+
+
+@pytest.mark.parametrize("style", ["caffe", "torchvision"])
+def test_the_example_labels_a_photograph_as_the_model_does_without_this_package(style, tmp_path):
+    pytest.importorskip("onnxscript")
+    pytest.importorskip("onnxruntime")
+    model, palette = two_convolutions(style), [[0, 0, 0], [1, 2, 3]]
+    turned = Image.Exif()
+    turned[ExifTags.Base.Orientation] = 6  # a quarter to the right, as cameras write it
+    Image.open(PHOTO).crop((0, 100, 201, 190)).save(tmp_path / "photo.png", exif=turned)
+    image, _ = read_image(tmp_path / "photo.png")
+    with torch.no_grad():
+        scores = model(model.preprocess(image))[0]
+        middle = (scores[0] - scores[1]).median()  # so that both classes occur
+        model.head.bias[1] += middle
+        scores[1] += middle
+    export(model, tmp_path / "m.onnx", size=image.shape[:2], metadata={"palette": palette})
+    program = [ROOT / "examples" / "onnx_labels.py", "m.onnx", "photo.png", "labels.png"]
+    command = [sys.executable, "-c", WITHOUT_THE_PACKAGE, *map(str, program)]
+    subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
+    found = Image.open(tmp_path / "labels.png")
+    assert found.size == (90, 201)
+    assert found.getpalette()[:6] == [0, 0, 0, 1, 2, 3]
+    expected = predict(model, image).labels
+    clear = (scores[0] - scores[1]).abs() > 2 * module.TOLERANCE * scores.abs().max()
+    assert clear.float().mean() > 0.99
+    assert np.array_equal(np.asarray(found)[clear], expected[clear])
+    assert 0.4 < expected.mean() < 0.6
+
+
+def test_the_description_names_data_and_weights_without_their_folders(tmp_path):
+    recipe = {
+        "data": {"name": "folder", "root": "/home/me/camvid", "options": {"classes": "~/a.toml"}},
+        "weights": "C:\\models\\start.pth",
+        "loss": {"dice": 1.0},
+        "scales": [0.5, 1.5],
+        "augment": "mine:augment",
+    }
+    names = {
+        "data": {"name": "folder", "root": "camvid", "options": {"classes": "a.toml"}},
+        "weights": "start.pth",
+    }
+    about = {"recipe": recipe, "class_names": ["/b/c", "d"]}  # a class may be called anything
+    written = export(two_convolutions(), tmp_path / "m.pt2", size=(33, 33), metadata=about)
+    described = json.loads(written.description.read_text())
+    assert described["recipe"] == recipe | names
+    assert described["class_names"] == ["/b/c", "d"]
+    save_weights(build("deeplab_v2_small", 2), tmp_path / "w.safetensors", about)
+    assert read_metadata(tmp_path / "w.safetensors")["recipe"] == recipe | names
+
+
+def test_a_multi_label_model_says_that_its_probabilities_are_sigmoids(tmp_path):
+    for multilabel, said in ((False, "softmax over axis 1"), (True, "sigmoid")):
+        model = two_convolutions(multilabel=multilabel)
+        written = export(model, tmp_path / "m.pt2", size=(33, 33))
+        described = json.loads(written.description.read_text())
+        assert described["output"]["probabilities"] == said
+        assert len(described["palette"]) == 2
 
 
 @pytest.mark.parametrize("style", ["caffe", "torchvision"])

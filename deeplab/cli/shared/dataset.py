@@ -52,16 +52,22 @@ def class_names(
 ) -> list[str]:
     """Names for the network's classes: the set's.
 
-    InputError unless both mean the same by class i. Other names, such as those of another language,
-    are told on standard error.
+    InputError unless both mean the same by class i, and both have one label a pixel or several.
+    Other names, such as those of another language, are told on standard error.
     """
     from deeplab.data.agreement import Classes, compare_classes
 
-    theirs = Classes.stored(weights or "the shipped weights", metadata, network.num_classes)
     advice = (
         "give weights that were trained on these classes, another data set with --data, or bring "
         "the data set's classes into the order of the weights"
     )
+    if network.multilabel != data.multilabel:
+        kinds = ("one label a pixel", "several labels a pixel")
+        raise InputError(
+            f"{weights or 'the shipped weights'}: of {kinds[network.multilabel]}, {data.name} has "
+            f"{kinds[data.multilabel]}; {advice}"
+        )
+    theirs = Classes.stored(weights or "the shipped weights", metadata, network.num_classes)
     if note := compare_classes(theirs, Classes.of(data.name, data.classes), advice):
         typer.echo(f"Note: {note}", err=True)
     return list(data.classes)

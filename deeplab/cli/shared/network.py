@@ -43,6 +43,14 @@ def load_network(weights: WeightsOptions) -> tuple[DeepLab, dict[str, Any]]:
     return network, opened.metadata
 
 
+def refuse_crf(network: DeepLab, use_crf: bool) -> None:
+    """InputError where a CRF is to refine several labels a pixel: it gives each pixel one."""
+    if network.multilabel and use_crf:
+        raise InputError(
+            "--no-crf must be given with weights of several labels a pixel: a CRF gives a pixel one"
+        )
+
+
 @contextmanager
 def named_weights(weights: WeightsOptions) -> Iterator[None]:
     """InputError that names the weights where the network gives NaN or Inf."""

@@ -19,10 +19,15 @@ if TYPE_CHECKING:
 
 
 class PictureFiles:
-    """The files that one picture's prediction is written to."""
+    """The files that one picture's prediction is written to.
 
-    def __init__(self, folder: Path, name: str) -> None:
-        self.labels = folder / f"{name}_labels.png"
+    masks: names of the folders in labels/ that those of a multi-label model go to, one a class, as
+    a data set of several labels a pixel has them; empty for one label map.
+    """
+
+    def __init__(self, folder: Path, name: str, masks: Sequence[str] = ()) -> None:
+        self.labels = folder / ("labels" if masks else f"{name}_labels.png")
+        self.masks = [self.labels / mask / f"{name}.png" for mask in masks]
         self.overlay = folder / f"{name}_overlay.png"
         self.probabilities = folder / f"{name}_probabilities.npz"
 
@@ -44,8 +49,14 @@ class PictureFiles:
         self, image: np.ndarray, prediction: Prediction, palette: np.ndarray, everything: bool
     ) -> None:
         """Labels and overlay; with `everything` the probabilities too."""
-        outputs.write_labels(self.labels, prediction.labels, palette)
-        outputs.write_picture(self.overlay, outputs.overlay(image, prediction.labels, palette))
+        if self.masks:
+            for path, mask, colour in zip(self.masks, prediction.labels, palette, strict=False):
+                outputs.write_labels(path, mask, outputs.full_palette([(0, 0, 0), colour]))
+            laid_over = outputs.overlay_masks(image, prediction.labels, palette)
+        else:
+            outputs.write_labels(self.labels, prediction.labels, palette)
+            laid_over = outputs.overlay(image, prediction.labels, palette)
+        outputs.write_picture(self.overlay, laid_over)
         if everything:
             outputs.write_arrays(self.probabilities, {"probabilities": prediction.probabilities})
 
@@ -54,7 +65,7 @@ def refuse_to_overwrite(files: Iterable[Path], results: Iterable[PictureFiles]) 
     """Raises InputError if a result would go where one of the files is."""
     inputs = {file.resolve(): file for file in files}
     for result in results:
-        for target in (result.labels, result.overlay, result.probabilities):
+        for target in (result.labels, *result.masks, result.overlay, result.probabilities):
             if target.resolve() in inputs:
                 raise InputError(
                     f"{target}: is an input, and a result would overwrite it; choose another "
@@ -79,8 +90,12 @@ def print_result(
     seconds: float,
 ) -> None:
     """One line: the file, its size, its classes by area, where the result is."""
-    height, width = prediction.labels.shape
-    areas = Counter(dict(enumerate(np.bincount(prediction.labels.ravel()).tolist()))).most_common()
+    height, width = prediction.labels.shape[-2:]
+    if result.masks:
+        pixels = prediction.labels.sum((1, 2), dtype=np.int64)
+    else:
+        pixels = np.bincount(prediction.labels.ravel())
+    areas = Counter(dict(enumerate(pixels.tolist()))).most_common()
     shares = [
         f"{names[label] if names else f'class {label}'} {100 * area / (height * width):.1f}%"
         for label, area in areas

@@ -155,8 +155,12 @@ images/a.jpg, labels/a.png        index maps (grey or palette PNG), or RGB in th
 images/a.npy, images/a.tif        pictures of N bands of any values, with the option bands=N
 Splits: names in splits/NAME.txt or train.txt, val.txt beside images/; or folders in both,
 images/train/a.jpg with labels/train/a.png. Split "all": everything.
+labels/CLASS/a.png                multilabel = true in classes.toml: several classes may hold at a
+                                  pixel. A mask of every class for each picture, of 0 and 1 (or
+                                  what the class's label says), 255 ignored
 `deeplab data import` makes all this from annotations of other tools.
 classes.toml:
+  multilabel = true               a mask of each class, see above; left out: one label a pixel
   ignore = [11, 255]              label values that do not count
   ignore_colours = [[0, 0, 0]]    the same for RGB label files
   [[class]]

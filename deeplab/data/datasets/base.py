@@ -128,7 +128,11 @@ class SegmentationData(ABC):
         palette: a colour for each class, uint8 `[C, 3]` RGB.
         unlabelled: why no labels can be read, in one line; empty where they can.
         server: how the set's own evaluation server takes predictions; None where there is none.
+        multilabel: whether labels are masks `[C, H, W]` of 0, 1 and 255, so that several classes
+            may hold at a pixel.
     """
+
+    multilabel = False
 
     def __init__(
         self,
@@ -149,7 +153,8 @@ class SegmentationData(ABC):
         return len(self.names)
 
     def __getitem__(self, index: int) -> tuple[Image, Labels]:
-        """Image uint8 `[H, W, 3]` RGB, or of other bands, and labels uint8 `[H, W]`, 255 = ignored.
+        """Image uint8 `[H, W, 3]` RGB, or of other bands, and labels uint8 `[H, W]`, 255 = ignored,
+        or masks `[C, H, W]` where the set is `multilabel`.
 
         From files they are a `LabelledPicture`, which `conversions_of` asks.
 
@@ -158,7 +163,7 @@ class SegmentationData(ABC):
         if not 0 <= index < len(self):
             raise IndexError(f"picture {index} of {len(self)}")
         (image, conversions), labels = self.picture(index), self.labels(index)
-        if image.shape[:2] != labels.shape:
+        if image.shape[:2] != labels.shape[-2:]:
             raise InputError(f"{self.file(index)}: {size_message(image, labels)}")
         return LabelledPicture(image, labels, conversions)
 
@@ -193,8 +198,9 @@ class SegmentationData(ABC):
 
 def size_message(image: Image, labels: Labels) -> str:
     """The error for a picture and labels of different sizes."""
-    (height, width), (rows, columns) = image.shape[:2], labels.shape
-    hint = "; is one of them turned (EXIF orientation)?" if (width, height) == labels.shape else ""
+    (height, width), (rows, columns) = image.shape[:2], labels.shape[-2:]
+    turned = (width, height) == (rows, columns)
+    hint = "; is one of them turned (EXIF orientation)?" if turned else ""
     return (
         f"the picture has {width} x {height} pixels, its labels {columns} x {rows}; they must be "
         f"of one size{hint}"

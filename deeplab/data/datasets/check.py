@@ -24,7 +24,7 @@ from PIL import Image, ImageStat
 
 from deeplab.data.conversions import SPOILING, Conversion, by_kind
 from deeplab.data.datasets.base import SegmentationData, size_message
-from deeplab.data.datasets.counts import LabelCounts, histogram
+from deeplab.data.datasets.counts import NO_CLASS, LabelCounts, histogram
 from deeplab.data.datasets.labels import IGNORE, UnknownLabels
 from deeplab.errors import InputError
 
@@ -62,7 +62,8 @@ class Report:
     that are marked so, `unknown` those whose label is no class; `unlabelled` pictures in which all
     are ignored; `sizes` pictures by (width, height), where they could be read; `conversions` are
     what reading changed in pictures; `bands` has mean and deviation of each band, over all pixels
-    of the pictures that could be read, in the pictures' own units.
+    of the pictures that could be read, in the pictures' own units. masks: each class has its own,
+    whose values `pixels`, `ignored`, `unknown` and `others`, those that are not the class, count.
     """
 
     name: str
@@ -77,10 +78,12 @@ class Report:
     sizes: Counter[tuple[int, int]] = field(default_factory=Counter)
     conversions: list[Conversion] = field(default_factory=list)
     bands: list[tuple[float, float]] = field(default_factory=list)
+    masks: bool = False
+    others: int = 0
 
     def labels(self) -> LabelCounts:
         """What occurs in the labels that could be read."""
-        return LabelCounts(self.name, self.classes, tuple(self.pixels), self.ignored)
+        return LabelCounts(self.name, self.classes, tuple(self.pixels), self.ignored, self.masks)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain numbers, strings, lists and dictionaries, ready for JSON."""
@@ -135,7 +138,7 @@ def check(
         workers = 0 if workers == 1 else workers
     if workers < 0:
         raise InputError(f"workers must be 0 or more, not {workers}")
-    report = Report(data.name, len(data), data.classes)
+    report = Report(data.name, len(data), data.classes, masks=data.multilabel)
     pixels, images = np.zeros(256, np.int64), np.zeros(256, np.int64)
     statistics: list[tuple[int, npt.NDArray[np.float64]]] = []
     for name, count in Counter(data.names).items():
@@ -160,8 +163,9 @@ def check(
     report.pixels = pixels[: len(data.classes)].tolist()
     report.images = images[: len(data.classes)].tolist()
     report.ignored = int(pixels[IGNORE])
+    report.others = int(pixels[NO_CLASS]) if report.masks else 0
     defect = report.labels().defect()
-    if defect and (pixels.any() or len(data.classes) == 1):  # labels that nobody could read aside
+    if defect and (pixels.any() or report.labels().alone()):  # labels that nobody could read aside
         report.findings.append(_finding("classes", defect))
     order = list(KINDS)
     report.findings.sort(key=lambda finding: order.index(finding.kind))  # stable within a kind
@@ -195,14 +199,14 @@ def _examine(data: SegmentationData, index: int) -> _Examined:
     conversions: tuple[Conversion, ...] = ()
     missing = [path for path in data.files(index) if _is_missing(path)]
     findings = [_finding("missing", f"{path}: no such file") for path in missing]
-    image_file, label_file = (*data.files(index), None, None)[:2]
+    image_file, *label_files = data.files(index) or (None,)
     if image_file not in missing:
         try:
             image, converted = data.picture(index)
             conversions = tuple(converted)
         except InputError as error:
             findings.append(Finding("unreadable", str(error)))
-    if label_file not in missing:
+    if not any(path in missing for path in label_files):
         try:
             labels = data.labels(index)
         except UnknownLabels as error:
@@ -217,7 +221,7 @@ def _examine(data: SegmentationData, index: int) -> _Examined:
         if min(size) < TINY:
             findings.append(_finding("size", f"{file}: only {size[0]} x {size[1]} pixels"))
         findings += _contrast(file, image.dtype, bands, conversions)
-        if labels is not None and labels.shape != image.shape[:2]:
+        if labels is not None and labels.shape[-2:] != image.shape[:2]:
             findings.append(_finding("size", f"{file}: {size_message(image, labels)}"))
     counts = None if labels is None else histogram(labels)
     if counts is not None:

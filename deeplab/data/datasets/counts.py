@@ -13,25 +13,34 @@ import numpy.typing as npt
 
 from deeplab.data.datasets.labels import IGNORE
 
+NO_CLASS = 254  # place of the zeros of masks in a histogram
 _NAMED = 12  # classes in one line
 
 
 @dataclass(frozen=True)
 class LabelCounts:
-    """Pixels in the labels of `where`, such as "training labels": of each class, and ignored."""
+    """Pixels in the labels of `where`, such as "training labels": of each class, and ignored.
+
+    masks: a class has a mask of its own, so that one alone can be learned.
+    """
 
     where: str
     classes: tuple[str, ...]
     pixels: tuple[int, ...]
     ignored: int
+    masks: bool = False
 
     @classmethod
     def of(
-        cls, where: str, classes: Sequence[str], histogram: npt.NDArray[np.int64]
+        cls,
+        where: str,
+        classes: Sequence[str],
+        histogram: npt.NDArray[np.int64],
+        masks: bool = False,
     ) -> LabelCounts:
         """From the number of pixels of each label, int64 `[256]`: classes first, 255 = ignored."""
         pixels = tuple(histogram[: len(classes)].tolist())
-        return cls(where, tuple(classes), pixels, int(histogram[IGNORE]))
+        return cls(where, tuple(classes), pixels, int(histogram[IGNORE]), masks)
 
     @property
     def absent(self) -> tuple[str, ...]:
@@ -49,7 +58,7 @@ class LabelCounts:
 
     def alone(self) -> str:
         """What is wrong where one class is all that there is, and how to mend it; else empty."""
-        if len(self.classes) > 1:
+        if len(self.classes) > 1 or self.masks:
             return ""
         return (
             f"{self.where}: {self.classes[0]} is the only class, so that every pixel is it "
@@ -62,8 +71,13 @@ class LabelCounts:
         if alone := self.alone():
             return alone
         present = [i for i, pixels in enumerate(self.pixels) if pixels]
-        if len(present) > 1:
+        if len(present) > 1 or (self.masks and present):
             return ""
+        if self.masks:
+            return (
+                f"{self.where}: no mask has a pixel of its class; check their values: 0, and 1 for "
+                "the class or what classes.toml says, as label = 255 for masks of black and white"
+            )
         if not present:
             what = "no pixel is labelled" + (", all are ignored (255)" if self.ignored else "")
         else:
@@ -79,7 +93,15 @@ class LabelCounts:
 
 
 def histogram(labels: npt.NDArray[np.integer]) -> npt.NDArray[np.int64]:
-    """The number of pixels of each label from 0 to 255: int64 `[256]`."""
+    """The number of pixels of each label from 0 to 255: int64 `[256]`.
+
+    Of masks `[C, H, W]`: of the ones of each class, of zeros as `NO_CLASS`, and of ignored ones.
+    """
+    if labels.ndim == 3:
+        counts = np.zeros(256, np.int64)
+        counts[: len(labels)] = (labels == 1).sum((1, 2))
+        counts[NO_CLASS], counts[IGNORE] = (labels == 0).sum(), (labels == IGNORE).sum()
+        return counts
     return np.bincount(labels.astype(np.uint8, copy=False).ravel(), minlength=256)
 
 

@@ -31,21 +31,27 @@ from deeplab.data.datasets.base import (
     unknown_split,
 )
 from deeplab.data.datasets.labels import IGNORE, LabelReader, label_table
+from deeplab.data.datasets.masks import MaskFiles
 from deeplab.data.images import SUFFIXES
 from deeplab.data.outputs import voc_palette
 from deeplab.errors import InputError
 
+MOST_MASKS = 254
 _BESIDE = ("train", "val", "test", "trainval")
 _COLOUR = re.compile(r"(?P<name>.*?)\s+(?P<r>\d+)[\s,]+(?P<g>\d+)[\s,]+(?P<b>\d+)$")
 
 
 @dataclass(frozen=True)
 class ClassFile:
-    """What a class file says: names, colours `[C, 3]`, and how label files become classes."""
+    """What a class file says: names, colours `[C, 3]`, and how label files become classes.
+
+    masks: of several labels a pixel how each class's mask becomes 0, 1 and 255; else empty.
+    """
 
     names: tuple[str, ...]
     palette: npt.NDArray[np.uint8]
     reader: LabelReader
+    masks: tuple[LabelReader, ...] = ()
 
 
 def open_folder(
@@ -83,16 +89,11 @@ def open_folder(
     elif split != "all":
         raise unknown_split(root, split, folder_splits(root, images=images))
     name, unlabelled = f"{root.name} {split}", missing_folder(root / labels)
-    return PairedFiles(
-        name,
-        pairs,
-        described.names,
-        described.palette,
-        described.reader,
-        unpaired,
-        unlabelled,
-        bands=bands or 3,
-    )
+    about = (name, pairs, described.names, described.palette)
+    if described.masks:
+        inside = None if split in lists else f"{split}/" if split in folders else ""
+        return MaskFiles(*about, described.masks, root / labels, inside, unlabelled, bands or 3)
+    return PairedFiles(*about, described.reader, unpaired, unlabelled, bands=bands or 3)
 
 
 def folder_splits(
@@ -110,15 +111,18 @@ def read_class_file(path: Path, ignore: int | Sequence[int] = ()) -> ClassFile:
     """Read classes.txt or classes.toml; InputError for what makes no sense in it."""
     ignored = [ignore] if isinstance(ignore, int) else list(ignore)
     if path.suffix.lower() == ".toml":
-        entries, more, colours = _read_toml(path)
+        entries, more, colours, multilabel = _read_toml(path)
         ignored += more
     else:
         entries, colours = [_class_of(path, number, line) for number, line in read_lines(path)], []
+        multilabel = False
     for value in ignored:
         _require(_is_level(value), path, f"ignore: {value!r}", "0-255")
     if not 1 <= len(entries) <= IGNORE:
         raise InputError(f"{path}: {len(entries)} classes; expected 1 to {IGNORE}")
     names = [entry["name"] for entry in entries]
+    if multilabel:
+        return _of_masks(path, names, entries, ignored, colours)
     values = {entry.get("label", i): i for i, entry in enumerate(entries)}
     by_colour = {
         tuple(entry["colour"]): i for i, entry in enumerate(entries) if entry.get("colour")
@@ -143,6 +147,30 @@ def read_class_file(path: Path, ignore: int | Sequence[int] = ()) -> ClassFile:
             raise InputError(f"{path}: colour {colour} is a class ({name}) and ignored; choose one")
     reader = LabelReader(label_table(values, ignored), by_colour)
     return ClassFile(tuple(names), palette, reader)
+
+
+def _of_masks(
+    path: Path,
+    names: list[str],
+    entries: list[dict[str, Any]],
+    ignored: list[int],
+    colours: list[list[int]],
+) -> ClassFile:
+    """What a class file of several labels a pixel says, whose labels are the values in masks."""
+    if colours:
+        raise InputError(f"{path}: ignore_colours must be left out with multilabel")
+    if len(set(names)) < len(names):
+        raise InputError(f"{path}: two classes share one of their names; make them differ")
+    _require(len(names) <= MOST_MASKS, path, "classes with multilabel", f"{MOST_MASKS} at most")
+    palette = voc_palette()[1 : len(names) + 1]  # no class is a background, which is black there
+    readers = []
+    for i, entry in enumerate(entries):
+        value = entry.get("label", 1)
+        allowed = value != 0 and value not in ignored
+        _require(allowed, path, f"label {value} of {names[i]}", "neither 0 nor ignored")
+        palette[i] = entry.get("colour", palette[i])
+        readers.append(LabelReader(label_table({0: 0, value: 1}, ignored)))
+    return ClassFile(tuple(names), palette, LabelReader(label_table({})), tuple(readers))
 
 
 def _class_file(root: Path, given: str | Path | None) -> Path:
@@ -171,13 +199,13 @@ def _class_of(path: Path, number: int, line: str) -> dict[str, Any]:
     return {"name": match["name"], "colour": colour}
 
 
-def _read_toml(path: Path) -> tuple[list[dict[str, Any]], list[int], list[list[int]]]:
-    """The classes, the ignored values and the ignored colours."""
+def _read_toml(path: Path) -> tuple[list[dict[str, Any]], list[int], list[list[int]], bool]:
+    """The classes, the ignored values and colours, and whether several classes may hold."""
     try:
         content = toml.loads(read_text(path))
     except ValueError as error:
         raise InputError(f"{path}: not valid TOML ({error})") from error
-    _only(path, content, ("class", "ignore", "ignore_colours"))
+    _only(path, content, ("class", "ignore", "ignore_colours", "multilabel"))
     entries = content.get("class", [])
     _require(isinstance(entries, list), path, "class", "tables [[class]]")
     for entry in entries:
@@ -193,7 +221,9 @@ def _read_toml(path: Path) -> tuple[list[dict[str, Any]], list[int], list[list[i
     _require(isinstance(colours, list), path, "ignore_colours", "a list of colours")
     for colour in colours:
         _require_colour(path, colour)
-    return entries, ignore if isinstance(ignore, list) else [ignore], colours
+    multilabel = content.get("multilabel", False)
+    _require(isinstance(multilabel, bool), path, "multilabel", "true or false")
+    return entries, ignore if isinstance(ignore, list) else [ignore], colours, multilabel
 
 
 def _only(path: Path, table: dict[str, Any], allowed: Sequence[str]) -> None:

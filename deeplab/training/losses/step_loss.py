@@ -27,7 +27,7 @@ from deeplab.data.datasets import IGNORE
 from deeplab.model import DeepLab
 from deeplab.training.auxiliary import AuxiliaryHead
 from deeplab.training.losses.grid import ALIGNED, Grid, label_strides, labels_of_scores
-from deeplab.training.losses.scored import Scored
+from deeplab.training.losses.scored import Scored, are_masks, each_labels
 from deeplab.training.losses.table import LOOKS_AT_PICTURES, LOSSES
 
 CROSS_ENTROPY = {"cross_entropy": 1.0}
@@ -42,12 +42,13 @@ def loss_denominators(
 ) -> Tensor:
     """float64 [strides * losses]: what each loss is divided by at each stride, strides first.
 
-    labels: integers [B, H, W], 255 ignored; class_weights: [classes], None counts pixels.
+    labels: integers [B, H, W], 255 ignored, or masks [B, C, H, W]; class_weights: [classes], None
+    counts pixels.
     """
     denominators = []
     for stride in strides:
-        seen = labels_of_scores(labels, stride, grid)
-        denominators += [LOSSES[name].denominator(seen, class_weights) for name in losses]
+        parts = each_labels(labels_of_scores(labels, stride, grid), class_weights)
+        denominators += [sum(LOSSES[name].denominator(*part) for part in parts) for name in losses]
     return torch.tensor(denominators, dtype=torch.float64)
 
 
@@ -57,9 +58,9 @@ class StepLoss(nn.Module):
     losses: names of `LOSSES` with their weights in the sum. auxiliary, auxiliary_weight: a head
     whose scores have the same losses, and how much they weigh.
 
-    forward(rgb [B, 3, H, W] in 0-255, labels int64 [B, H, W], denominators [strides * losses] of
-    the whole step, none of them 0) -> the part of these samples in the loss, a scalar of at least
-    float32.
+    forward(rgb [B, 3, H, W] in 0-255, labels int64 [B, H, W] or [B, C, H, W], denominators
+    [strides * losses] of the whole step, none of them 0) -> the part of these samples in the loss,
+    a scalar of at least float32.
     """
 
     class_weights: Tensor | None
@@ -95,13 +96,14 @@ class StepLoss(nn.Module):
         totals = []
         maps = zip(self._logits(rgb), self.strides, self.map_weights, strict=True)
         for logits, stride, of_map in maps:
-            scored = self._scored(logits, rgb, labels, stride)
+            parts = self._scored(logits, rgb, labels, stride).each()
             for name, weight in self.losses.items():
-                totals.append(of_map * weight * LOSSES[name].total(scored))
+                total = torch.stack([LOSSES[name].total(part) for part in parts]).sum()
+                totals.append(of_map * weight * total)
         return (torch.stack(totals) / denominators).sum()
 
     def denominators(self, labels: Tensor) -> Tensor:
-        """What these labels `[B, H, W]` add to the denominators: float64 `[strides * losses]`."""
+        """What these labels add to the denominators: float64 `[strides * losses]`."""
         names = tuple(self.losses)
         return loss_denominators(labels, self.strides, self._given_weights, self.grid, names)
 
@@ -112,7 +114,9 @@ class StepLoss(nn.Module):
             pixels = labels_of_scores(self.model.preprocessing.levels(rgb), stride, self.grid)
             # A pixel of a picture that has this very colour and no label is left out with them.
             other = [pixels[:, i] != level for i, level in enumerate(self.fill)]
-            inside = torch.stack([*other, seen != IGNORE]).any(0)
+            labelled = seen != IGNORE
+            labelled = labelled.any(1) if are_masks(seen) else labelled
+            inside = torch.stack([*other, labelled]).any(0)
         return Scored(
             logits.to(torch.promote_types(logits.dtype, torch.float32)),
             seen,
@@ -145,7 +149,8 @@ def segmentation_loss(
     Args:
         model: in training, of one scale or several.
         rgb: `[B, 3, H, W]`, values 0-255.
-        labels: int64 `[B, H, W]`, 255 ignored.
+        labels: int64 `[B, H, W]`, 255 ignored; of a multi-label model masks `[B, C, H, W]` of 0, 1
+            and 255.
         stride: 1 compares the upsampled logits with the labels, 8 the logits with every eighth.
         losses: names of `deeplab.training.losses.LOSSES` with their weights.
 

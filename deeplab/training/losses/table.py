@@ -8,7 +8,8 @@
     lovasz           no               pictures         the same
     dense_crf        no               pictures         the same
 
-Dice and Lovász weigh the classes of a picture alike as they are.
+Dice and Lovász weigh the classes of a picture alike as they are. Of several labels a pixel each
+class is two, "not it" and "it" (`scored.py`), and its weight is that of its own pixels.
 """
 
 from __future__ import annotations

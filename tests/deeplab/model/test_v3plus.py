@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from networks import assert_equal, assert_same_outputs, picture, randomise
 from torch import Tensor, nn
 
+from deeplab.errors import InputError
 from deeplab.model import build
 from deeplab.weights import load_checkpoint, load_weights
 
@@ -63,6 +64,27 @@ class Smp(nn.Module):
         context = F.interpolate(context, low.shape[2:], mode="bilinear", align_corners=True)
         scores = self.segmentation_head(d.block2(torch.cat([context, d.block1(low)], 1)))
         return F.interpolate(scores, x.shape[2:], mode="bilinear", align_corners=True)
+
+
+@pytest.mark.usefixtures("torchvision")
+def test_a_model_of_one_class_of_smp_tells_two_apart_by_its_sigmoid(tmp_path: Path) -> None:
+    smp = pytest.importorskip(
+        "segmentation_models_pytorch", reason="smp is not installed, which writes such files"
+    )
+    theirs = randomise(smp.DeepLabV3Plus("resnet18", encoder_weights=None, classes=1))
+    torch.save(theirs.state_dict(), tmp_path / "smp.pth")
+    opened = load_checkpoint(tmp_path / "smp.pth")
+    ours = opened.model.double()
+    assert ours.config["sigmoid"] is True
+    assert ours.num_classes == 2
+    assert "2 classes by the sigmoid of one score" in opened.taken_for()
+    x = picture(1, 3, 32, 48)
+    with torch.no_grad():
+        score, scores = theirs(x), ours(x)
+    torch.testing.assert_close(scores.softmax(1)[:, 1:], score.sigmoid())
+    assert load_checkpoint(tmp_path / "smp.pth", num_classes=2).model.num_classes == 2
+    with pytest.raises(InputError, match="weights for 2 classes, not for 1"):
+        load_checkpoint(tmp_path / "smp.pth", num_classes=1)
 
 
 def dense(inputs: int, outputs: int, rate: int) -> nn.Conv2d:

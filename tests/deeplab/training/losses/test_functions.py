@@ -7,43 +7,18 @@ from itertools import chain
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+from scored_maps import CLASSES, WEIGHTS, denominator, gradient, mean, scored, total
 from torch import Tensor
 
+from deeplab.photographs import coffee
 from deeplab.training.losses import LOSSES, Scored
 from deeplab.training.losses.dense_crf import SIGMA_RGB, SIGMA_XY, dense_crf
 from kernels import gaussian_filter
 
 EPS = torch.finfo(torch.float64).eps
-CLASSES = 4
 ALL = sorted(LOSSES)
 OF_LABELS = sorted(LOSSES.keys() - {"dense_crf"})  # which looks at unlabelled pixels too
-
-
-def scored(seed: int = 0, pictures: int = 3, absent: int = 3, **changes: object) -> Scored:
-    """Random scores of 6 x 5 pixels, a third of them ignored; one class occurs nowhere."""
-    rng = torch.Generator().manual_seed(seed)
-    shape = (pictures, 6, 5)
-    labels = torch.randint(0, CLASSES - 1, shape, generator=rng)
-    labels[labels >= absent] += 1
-    labels[torch.rand(shape, generator=rng) < 1 / 3] = 255
-    return Scored(
-        2 * torch.randn(pictures, CLASSES, 6, 5, generator=rng, dtype=torch.float64),
-        labels,
-        torch.randint(0, 256, (pictures, 3, 6, 5), generator=rng).double(),
-        **changes,
-    )
-
-
-def mean(name: str, given: Scored) -> Tensor:
-    """A loss as it stands in a step."""
-    return LOSSES[name].total(given) / LOSSES[name].denominator(given.labels, given.class_weights)
-
-
-def gradient(name: str, given: Scored) -> tuple[Tensor, Tensor]:
-    logits = given.logits.clone().requires_grad_()
-    total = LOSSES[name].total(replace(given, logits=logits))
-    (found,) = torch.autograd.grad(total, logits)
-    return total.detach(), found
 
 
 def pixels_of(given: Scored) -> list[list[tuple[Tensor, int]]]:
@@ -56,9 +31,6 @@ def pixels_of(given: Scored) -> list[list[tuple[Tensor, int]]]:
         ]
         for b in range(len(p))
     ]
-
-
-WEIGHTS = torch.tensor([0.5, 2.0, 0.25, 1.0], dtype=torch.float64)
 
 
 @pytest.mark.parametrize("weights", [None, WEIGHTS])
@@ -201,22 +173,42 @@ def test_the_dense_crf_loss_of_training_is_that_of_the_lattice():
     assert LOSSES["dense_crf"].total(given).item() == pytest.approx(expected, rel=1e-12)
 
 
+one_label_or_masks = pytest.mark.parametrize("masks", [False, True], ids=["labels", "masks"])
+
+
+@pytest.mark.parametrize("sure", [False, True])
+def test_the_dense_crf_loss_of_the_lattice_is_half_to_three_fifths_of_that_over_all_pairs(sure):
+    photograph, _ = coffee()
+    small = np.array(Image.fromarray(photograph).resize((49, 49), Image.Resampling.BILINEAR))
+    logits = torch.zeros(1, 3, 49, 49, dtype=torch.float64)
+    if sure:  # three stripes
+        stripes = torch.nn.functional.one_hot(torch.arange(49) // 17, 3).T
+        logits = 8 * stripes[None, :, None].double().expand(1, 3, 49, 49)
+    rgb = torch.from_numpy(small).permute(2, 0, 1)[None].double()
+    given = Scored(logits, torch.zeros(1, 49, 49, dtype=torch.long), rgb, stride=8)
+    assert 0.5 < float(dense_crf(given) / dense_crf(given, "exact")) < 0.6
+
+
 @pytest.mark.parametrize("name", ALL)
-def test_gradients_are_those_of_differences(name):
-    given = near_colours(class_weights=WEIGHTS, label_smoothing=0.1)
-    maps = {part: getattr(given, part)[:1, ..., :4, :3] for part in ("logits", "labels", "rgb")}
+@one_label_or_masks
+def test_gradients_are_those_of_differences(masks, name):
+    given = near_colours(class_weights=WEIGHTS, label_smoothing=0.1, masks=masks)
+    rows = 2 if masks else 4
+    maps = {part: getattr(given, part)[:1, ..., :rows, :3] for part in ("logits", "labels", "rgb")}
     given = replace(given, **maps)
 
-    def total(logits: Tensor) -> Tensor:
-        return LOSSES[name].total(replace(given, logits=logits))
+    def of(logits: Tensor) -> Tensor:
+        return total(name, replace(given, logits=logits))
 
-    assert torch.autograd.gradcheck(total, given.logits.clone().requires_grad_())
+    assert torch.autograd.gradcheck(of, given.logits.clone().requires_grad_())
 
 
 @pytest.mark.parametrize("name", OF_LABELS)
-def test_ignored_pixels_have_no_influence(name):
-    given = scored(class_weights=WEIGHTS, label_smoothing=0.1)
-    ignored = ~given.labelled[:, None].expand_as(given.logits)
+@one_label_or_masks
+def test_ignored_pixels_have_no_influence(masks, name):
+    given = scored(class_weights=WEIGHTS, label_smoothing=0.1, masks=masks)
+    labelled = given.labelled if masks else given.labelled[:, None]
+    ignored = ~labelled.expand_as(given.logits)
     value, found = gradient(name, given)
     assert not found[ignored].any()
     other = given.logits.where(~ignored, 50 * torch.randn_like(given.logits))
@@ -227,56 +219,60 @@ def test_ignored_pixels_have_no_influence(name):
 
 @pytest.mark.parametrize("name", ALL)
 @pytest.mark.parametrize("absent", range(CLASSES))
-def test_a_class_that_does_not_occur_leaves_loss_and_gradient_finite(name, absent):
-    value, found = gradient(name, scored(absent=absent, class_weights=WEIGHTS))
+@one_label_or_masks
+def test_a_class_that_does_not_occur_leaves_loss_and_gradient_finite(masks, name, absent):
+    value, found = gradient(name, scored(absent=absent, class_weights=WEIGHTS, masks=masks))
     assert value > 0
     assert found.isfinite().all()
 
 
 @pytest.mark.parametrize("name", ALL)
 @pytest.mark.parametrize("scale", [0.0, 1e4])
-def test_scores_that_are_equal_or_sure_leave_loss_and_gradient_finite(name, scale):
-    given = scored()
+@one_label_or_masks
+def test_scores_that_are_equal_or_sure_leave_loss_and_gradient_finite(masks, name, scale):
+    given = scored(masks=masks)
     value, found = gradient(name, replace(given, logits=scale * given.logits.float()))
     assert value.isfinite()
     assert found.isfinite().all()
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_without_a_labelled_pixel_loss_and_gradient_are_zero(name):
-    given = scored(label_smoothing=0.1)
+@one_label_or_masks
+def test_without_a_labelled_pixel_loss_and_gradient_are_zero(masks, name):
+    given = scored(label_smoothing=0.1, masks=masks)
     nothing = torch.full_like(given.labels, 255)
     value, found = gradient(name, replace(given, labels=nothing))
     assert value == 0
     assert not found.any()
-    assert LOSSES[name].denominator(nothing, None) == 0
+    assert denominator(name, nothing) == 0
 
 
 @pytest.mark.parametrize("name", ALL)
 @pytest.mark.parametrize("weights", [None, WEIGHTS])
-def test_totals_and_denominators_of_pictures_add_up(name, weights):
+@one_label_or_masks
+def test_totals_and_denominators_of_pictures_add_up(masks, name, weights):
     """So that neither micro-batches nor processes change the gradient of a step."""
-    given = scored(class_weights=weights)
+    given = scored(class_weights=weights, masks=masks)
     given.labels[1] = 255  # a picture without a label adds nothing
-    loss = LOSSES[name]
     parts = [
         replace(given, logits=z, labels=y, rgb=x)
         for z, y, x in zip(
             given.logits.split(1), given.labels.split(1), given.rgb.split(1), strict=True
         )
     ]
-    total = loss.total(given).item()
-    assert sum(loss.total(part).item() for part in parts) == pytest.approx(total, rel=1e-13)
-    assert loss.total(parts[1]) == 0
-    counts = [loss.denominator(part.labels, weights) for part in parts]
-    assert sum(counts) == pytest.approx(loss.denominator(given.labels, weights), rel=1e-13)
+    whole = total(name, given).item()
+    assert sum(total(name, part).item() for part in parts) == pytest.approx(whole, rel=1e-13)
+    assert total(name, parts[1]) == 0
+    counts = [denominator(name, part.labels, weights) for part in parts]
+    assert sum(counts) == pytest.approx(denominator(name, given.labels, weights), rel=1e-13)
     assert counts[1] == 0
 
 
 @pytest.mark.parametrize("name", ALL)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_losses_are_computed_in_the_dtype_of_the_scores(name, dtype):
-    given = near_colours(class_weights=WEIGHTS)
+@one_label_or_masks
+def test_losses_are_computed_in_the_dtype_of_the_scores(masks, name, dtype):
+    given = near_colours(class_weights=WEIGHTS, masks=masks)
     given = replace(given, logits=given.logits.to(dtype), class_weights=WEIGHTS.to(dtype))
     value, found = gradient(name, given)
     assert value.dtype == found.dtype == dtype
