@@ -166,7 +166,7 @@ classes.toml:
   [[class]]
   name = "sky"
   colour = [128, 128, 128]
-  label = 0                       its value in the files; by default its position""",
+  label = 0                       its value in the files; by default its position, or 1 in masks""",
         "255, and what the class file or the option ignore says",
         "-",
         "yours",

@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from scored_maps import total
 from tiny_training import FROZEN, SHORT, float64, own_data, run, stop_at, tiny_pictures
 
 from deeplab.data.datasets import IGNORE
@@ -58,24 +59,25 @@ def test_denominators_come_stride_by_stride():
     assert found.tolist() == [2, full, 2 * 218, 2, eighth, 2 * 5]
 
 
-def test_the_dense_crf_loss_leaves_out_what_samples_are_filled_with():
+@pytest.mark.parametrize("maps", [(), (4,)], ids=["labels", "masks"])
+def test_the_dense_crf_loss_leaves_out_what_samples_are_filled_with(maps):
     """Nothing that is said beyond the picture changes it, unless labels lie there."""
     model = deeplab_v2_small(4).eval()
     step = StepLoss(model, losses={"dense_crf": 1.0})
     rgb = torch.randint(0, 256, (1, 3, 9, 9), dtype=torch.uint8)
     rgb[..., 5:] = torch.tensor([123, 117, 104], dtype=torch.uint8)[:, None, None]
-    labels = torch.zeros(1, 9, 9, dtype=torch.long)
+    labels = torch.zeros(1, *maps, 9, 9, dtype=torch.long)
     labels[..., 4:] = IGNORE
     logits = torch.randn(1, 4, 9, 9)
 
     def loss(logits: torch.Tensor) -> float:
-        return LOSSES["dense_crf"].total(step._scored(logits, rgb, labels, 1)).item()
+        return total("dense_crf", step._scored(logits, rgb, labels, 1)).item()
 
     inside, beyond = logits.clone(), logits.clone()
     inside[..., 4] += torch.randn(4, 1)
     beyond[..., 5:] += torch.randn(4, 1, 1)
     assert loss(inside) != loss(logits) == loss(beyond)
-    labels[..., 5:] = 0
+    (labels[:, 1] if maps else labels)[..., 5:] = 0  # one mask says enough
     assert loss(logits) != loss(beyond)
 
 
