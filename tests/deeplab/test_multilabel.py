@@ -123,10 +123,17 @@ def test_what_does_not_go_with_several_labels_is_refused_before_a_step(changes, 
         run(config, pictures, class_names=["low", "high"], validation=masked())
 
 
+def test_the_time_of_a_run_is_told(monkeypatch, capsys):
+    monkeypatch.setattr("deeplab.training.estimate.FEWEST", 0)
+    sets = {"class_names": ["low", "high"], "validation": masked()}
+    run(replace(SHORT, steps=2, model_options=MASKS), masked(), **sets, progress=True)
+    assert "for 2 steps of" in capsys.readouterr().err
+
+
 def test_pictures_of_validations_are_refused():
+    sets = {"class_names": ["low", "high"], "validation": masked()}
     with pytest.raises(InputError, match="pictures must be 0 for several labels a pixel"):
-        masks = {"class_names": ["low", "high"], "validation": masked()}
-        run(replace(SHORT, model_options=MASKS), masked(), **masks, pictures=1)
+        run(replace(SHORT, model_options=MASKS), masked(), **sets, pictures=1)
 
 
 def test_a_data_set_says_whether_it_has_masks_and_an_option_may_not_contradict(trained):
