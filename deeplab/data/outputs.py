@@ -45,7 +45,7 @@ def full_palette(colours: Sequence[Sequence[int]] | np.ndarray | None) -> np.nda
 
 
 def overlay(image: np.ndarray, labels: np.ndarray, palette: np.ndarray) -> np.ndarray:
-    """The picture with each class in its colour, half transparent, and white class boundaries.
+    """The picture with each class in its colour, half transparent, and pale class boundaries.
 
     image: uint8 `[H, W, 3]`; labels: `[H, W]`, below 256; palette: uint8 `[256, 3]`. A class whose
     colour is black (VOC's background) keeps the picture's own pixels.
@@ -53,11 +53,28 @@ def overlay(image: np.ndarray, labels: np.ndarray, palette: np.ndarray) -> np.nd
     colour = palette[labels]
     painted = colour.any(axis=-1, keepdims=True)
     mixed = np.where(painted, (image.astype(np.uint16) + colour) // 2, image).astype(np.uint8)
-    edge = np.zeros(labels.shape, bool)
-    edge[:, 1:] |= labels[:, 1:] != labels[:, :-1]
-    edge[1:] |= labels[1:] != labels[:-1]
-    mixed[edge] = 255
+    edge = _edges(labels)
+    mixed[edge] = (mixed[edge].astype(np.uint16) + 255) // 2
     return mixed
+
+
+def _edges(labels: np.ndarray) -> np.ndarray:
+    """Where two segments meet, bool `[H, W]`: a pixel wide, and wider from 1000 pixels on.
+
+    Both must be two pixels deep there: a map of specks would be nothing but edges.
+    """
+    edge = np.zeros(labels.shape, bool)
+    for lines, marked in ((labels, edge), (labels.T, edge.T)):
+        change = lines[:, 1:] != lines[:, :-1]
+        alone = change.copy()
+        alone[:, 1:] &= ~change[:, :-1]
+        alone[:, :-1] &= ~change[:, 1:]
+        marked[:, 1:] |= alone
+    thin = edge.copy()
+    for step in range(1, 1 + min(labels.shape) // 1000):
+        edge[:, step:] |= thin[:, :-step]
+        edge[step:] |= thin[:-step]
+    return edge
 
 
 def write_labels(path: Path, labels: np.ndarray, palette: np.ndarray | None) -> None:
