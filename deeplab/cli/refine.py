@@ -67,6 +67,7 @@ def refine(
         ),
     ] = Path("out"),
     probabilities: options.SaveProbabilities = False,
+    legend: options.Legend = True,
     max_megapixels: options.MaxMegapixels = images.MAX_MEGAPIXELS,
     crf: options.CRFOptions,
 ) -> None:
@@ -141,5 +142,6 @@ def refine(
         with named_errors(given):
             prediction = crf_alone.refine_scribbles(read, image, settings, trust)
     print_notes([*counted(conversions), *(f"{given}: {note}" for note in read.notes)])
-    result.write(image, prediction, palette, probabilities)
-    print_result(image_file, prediction, read.names, result, time.perf_counter() - start)
+    named = outputs.Classes(palette, read.names)
+    result.write(image, prediction, named, probabilities, legend)
+    print_result(image_file, prediction, named, result, time.perf_counter() - start)

@@ -51,6 +51,7 @@ def segment(
     use_crf: options.UseCRF = True,
     out: options.OutFolder = Path("out"),
     probabilities: options.SaveProbabilities = False,
+    legend: options.Legend = True,
     threshold: Annotated[
         float | None,
         option("P", "Of two classes: probability from which on a pixel is the second."),
@@ -67,9 +68,10 @@ def segment(
     downloaded once; `deeplab weights show NAME` tells from where and under which licence.
 
     For each picture NAME.jpg the output folder gets NAME_labels.png (a palette PNG whose pixel
-    values are the class indices) and NAME_overlay.png (the classes laid over the picture). Grey,
-    alpha, palette, CMYK and 16-bit pictures are converted, EXIF rotation is applied; each kind of
-    this is said once, counted. All inputs are checked before the first result is written.
+    values are the class indices) and NAME_overlay.png (the classes laid over the picture, with a
+    legend below). Grey, alpha, palette, CMYK and 16-bit pictures are converted, EXIF rotation is
+    applied; each kind of this is said once, counted. All inputs are checked before the first result
+    is written.
 
     A model of other bands than RGB takes .npy files ([H, W, bands] of uint8, uint16 or float32),
     TIFFs with bands as samples or pages (with tifffile: pip install 'deeplab-triton[bands]') and
@@ -127,7 +129,7 @@ def segment(
     print_notes([*notes, SCENES_NOTE] if scenes else notes)
 
     palette = outputs.full_palette(metadata.get("palette"))
-    names = metadata.get("class_names")
+    classes = outputs.Classes(palette, metadata.get("class_names"))
     for file, result in _progress(list(zip(files, results, strict=True)), "segmenting"):
         start = time.perf_counter()
         image = checked[file] if file in checked else read(file)[0]
@@ -143,8 +145,8 @@ def segment(
                 bands=settings.bands,
                 threshold=threshold,
             )
-        result.write(shown.numpy(), prediction, palette, probabilities)
-        print_result(file, prediction, names, result, time.perf_counter() - start)
+        result.write(shown.numpy(), prediction, classes, probabilities, legend)
+        print_result(file, prediction, classes, result, time.perf_counter() - start)
 
 
 def _progress(items: Sequence[T], what: str) -> Iterator[T]:

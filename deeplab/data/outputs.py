@@ -10,6 +10,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
@@ -42,6 +43,19 @@ def full_palette(colours: Sequence[Sequence[int]] | np.ndarray | None) -> np.nda
         given = np.asarray(colours, np.uint8).reshape(-1, 3)[:256]
         palette[: len(given)] = given
     return palette
+
+
+@dataclass(frozen=True, eq=False)
+class Classes:
+    """How classes look and what they are called: palette uint8 `[256, 3]`; names where there are
+    any."""
+
+    palette: np.ndarray
+    names: Sequence[str] | None = None
+
+    def name(self, index: int) -> str:
+        """The class's name, or its number."""
+        return self.names[index] if self.names else f"class {index}"
 
 
 def overlay(image: np.ndarray, labels: np.ndarray, palette: np.ndarray) -> np.ndarray:

@@ -64,6 +64,13 @@ SaveProbabilities = Annotated[
         "--probabilities", help="Save the class probabilities too: float32 [C, H, W] as .npz."
     ),
 ]
+Legend = Annotated[
+    bool,
+    typer.Option(
+        "--legend/--no-legend",
+        help="Name the classes that occur, with their colours, below the overlay.",
+    ),
+]
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,6 +12,7 @@ import numpy as np
 import typer
 
 from deeplab.data import images, outputs
+from deeplab.data.legend import with_legend
 from deeplab.errors import InputError
 
 if TYPE_CHECKING:
@@ -41,11 +42,20 @@ class PictureFiles:
         return result
 
     def write(
-        self, image: np.ndarray, prediction: Prediction, palette: np.ndarray, everything: bool
+        self,
+        image: np.ndarray,
+        prediction: Prediction,
+        classes: outputs.Classes,
+        everything: bool,
+        legend: bool,
     ) -> None:
         """Labels and overlay; with `everything` the probabilities too."""
-        outputs.write_labels(self.labels, prediction.labels, palette)
-        outputs.write_picture(self.overlay, outputs.overlay(image, prediction.labels, palette))
+        labels = prediction.labels
+        outputs.write_labels(self.labels, labels, classes.palette)
+        shown = outputs.overlay(image, labels, classes.palette)
+        outputs.write_picture(
+            self.overlay, with_legend(shown, labels, classes) if legend else shown
+        )
         if everything:
             outputs.write_arrays(self.probabilities, {"probabilities": prediction.probabilities})
 
@@ -74,7 +84,7 @@ def named_errors(what: object) -> Iterator[None]:
 def print_result(
     file: Path,
     prediction: Prediction,
-    names: Sequence[str] | None,
+    classes: outputs.Classes,
     result: PictureFiles,
     seconds: float,
 ) -> None:
@@ -82,7 +92,7 @@ def print_result(
     height, width = prediction.labels.shape
     areas = Counter(dict(enumerate(np.bincount(prediction.labels.ravel()).tolist()))).most_common()
     shares = [
-        f"{names[label] if names else f'class {label}'} {100 * area / (height * width):.1f}%"
+        f"{classes.name(label)} {100 * area / (height * width):.1f}%"
         for label, area in areas
         if area
     ]

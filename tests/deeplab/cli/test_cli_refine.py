@@ -7,6 +7,9 @@ from commands import STORED_CRF, assert_refused, done, files, indices, picture, 
 from picture_files import save, soft_drawing
 from PIL import Image
 
+from deeplab.data import outputs
+from deeplab.data.legend import with_legend
+
 
 def test_refine_spreads_scribbles_and_names_labels_by_their_colours(tmp_path):
     photo, marks, truth = scribbled(tmp_path)
@@ -15,6 +18,13 @@ def test_refine_spreads_scribbles_and_names_labels_by_their_colours(tmp_path):
     assert files(out) == ["photo_labels.png", "photo_overlay.png"]
     assert np.array_equal(indices(out / "photo_labels.png"), truth)
     assert "#0000ff 60.0%, #ff0000 40.0%" in result.stdout
+    palette = outputs.full_palette([[255, 0, 0], [0, 0, 255]])
+    classes = outputs.Classes(palette, ["#ff0000", "#0000ff"])
+    image = np.asarray(Image.open(photo))
+    shown = with_legend(outputs.overlay(image, truth, palette), truth, classes)
+    assert np.array_equal(np.asarray(Image.open(out / "photo_overlay.png")), shown)
+    done("refine", photo, marks, "--out", out, "--no-legend")
+    assert np.array_equal(np.asarray(Image.open(out / "photo_overlay.png")), shown[:20, :30])
 
 
 def test_refine_takes_the_label_maps_own_name(tmp_path):

@@ -12,7 +12,9 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from deeplab.crf_settings import CRFSettings
+from deeplab.data import outputs
 from deeplab.data.images import read_image
+from deeplab.data.legend import with_legend
 from deeplab.data.scenes import CLASSES, PALETTE
 from deeplab.model import deeplab_v2_small
 from deeplab.predict import predict
@@ -37,6 +39,18 @@ def test_segment_writes_labels_overlay_and_probabilities_and_a_line(tmp_path, we
     assert line.startswith(f"{photo}: 56 x 40, {CLASSES[np.bincount(labels.ravel()).argmax()]} ")
     assert str(out / "photo_labels.png") in line
     assert result.stderr == ""
+
+
+def test_the_overlay_has_a_legend_of_the_classes_unless_that_is_left_out(tmp_path, weights):
+    photo = picture(tmp_path / "photo.png")
+    given = ["segment", photo, "--weights", weights, "--out", tmp_path, "--no-crf"]
+    done(*given, "--no-legend")
+    labels, bare = indices(tmp_path / "photo_labels.png"), tmp_path / "photo_overlay.png"
+    expected = outputs.overlay(np.asarray(Image.open(photo)), labels, outputs.full_palette(PALETTE))
+    assert np.array_equal(np.asarray(Image.open(bare)), expected)
+    done(*given)
+    classes = outputs.Classes(outputs.full_palette(PALETTE), CLASSES)
+    assert np.array_equal(np.asarray(Image.open(bare)), with_legend(expected, labels, classes))
 
 
 OTHER = ["--iterations", "1", "--bilateral-sigma-rgb", "20"]

@@ -65,6 +65,7 @@ POOLS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {  # wrong values, r
     "--crf-settings": (("nowhere.toml", ".", "a.png", ""), ()),
     "--max-megapixels": (("", "x", "nan", "-1", "0", "0.00001"), ("1", "1e9", "inf")),
     "--probabilities": ((), ("",)),
+    "--legend": ((), ("",)),
     "--iterations": (("", "x", "1.5", "nan", "1e3", "-1"), ("0", "1", "3")),
     "--gaussian-weight": (NO_NUMBERS, ("0", "2.5")),
     "--gaussian-sigma": ((*NO_NUMBERS, "0"), ("3", "0.5")),
