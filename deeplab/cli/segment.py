@@ -129,7 +129,7 @@ def segment(
     print_notes([*notes, SCENES_NOTE] if scenes else notes)
 
     palette = outputs.full_palette(metadata.get("palette"))
-    classes = outputs.Classes(palette, metadata.get("class_names"))
+    classes = outputs.NamedPalette(palette, metadata.get("class_names"))
     for file, result in _progress(list(zip(files, results, strict=True)), "segmenting"):
         start = time.perf_counter()
         image = checked[file] if file in checked else read(file)[0]

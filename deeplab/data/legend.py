@@ -17,7 +17,7 @@ from functools import cache
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from deeplab.data.outputs import Classes
+from deeplab.data.outputs import NamedPalette
 
 FONTS = ("DejaVuSans.ttf", "Arial.ttf", "NotoSansCJK-Regular.ttc", "msyh.ttc", "PingFang.ttc")
 
@@ -30,7 +30,7 @@ INK = (25, 25, 25)
 FRAME = (130, 130, 130)
 
 
-def with_legend(picture: np.ndarray, labels: np.ndarray, classes: Classes) -> np.ndarray:
+def with_legend(picture: np.ndarray, labels: np.ndarray, classes: NamedPalette) -> np.ndarray:
     """The picture, and below it a strip with each class of the labels, the largest first.
 
     picture: uint8 `[H, W, 3]`; labels: `[H, W]`, below 256. Returns uint8 `[H + strip, W', 3]`, the
@@ -60,7 +60,7 @@ def with_legend(picture: np.ndarray, labels: np.ndarray, classes: Classes) -> np
     return np.array(page)
 
 
-def _text(classes: Classes, index: int, size: int) -> tuple[str, ImageFont.FreeTypeFont]:
+def _text(classes: NamedPalette, index: int, size: int) -> tuple[str, ImageFont.FreeTypeFont]:
     """What a class is called on one line, and a font that can write it."""
     name = " ".join(classes.name(index).split())
     if len(name) > LONGEST:

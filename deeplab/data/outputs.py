@@ -21,6 +21,7 @@ from deeplab.errors import InputError
 from deeplab.whole_file import whole_file
 
 PACKAGES = ("kernels", "crf", "deeplab")
+CLASS_NAMES, PALETTE = "class_names", "palette"  # arrays of an .npz
 
 
 def voc_palette() -> np.ndarray:
@@ -46,7 +47,7 @@ def full_palette(colours: Sequence[Sequence[int]] | np.ndarray | None) -> np.nda
 
 
 @dataclass(frozen=True, eq=False)
-class Classes:
+class NamedPalette:
     """How classes look and what they are called: palette uint8 `[256, 3]`; names where there are
     any."""
 
@@ -56,6 +57,12 @@ class Classes:
     def name(self, index: int) -> str:
         """The class's name, or its number."""
         return self.names[index] if self.names else f"class {index}"
+
+    def arrays(self, classes: int) -> dict[str, np.ndarray]:
+        """What an .npz of so many classes (at most 256) tells of them: `palette` uint8 `[C, 3]`
+        and, where there are names, `class_names`, strings `[C]`."""
+        arrays = {PALETTE: self.palette[:classes]}
+        return arrays if self.names is None else arrays | {CLASS_NAMES: np.array(self.names, str)}
 
 
 def overlay(image: np.ndarray, labels: np.ndarray, palette: np.ndarray) -> np.ndarray:

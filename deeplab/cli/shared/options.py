@@ -61,7 +61,9 @@ MaxMegapixels = Annotated[
 SaveProbabilities = Annotated[
     bool,
     typer.Option(
-        "--probabilities", help="Save the class probabilities too: float32 [C, H, W] as .npz."
+        "--probabilities",
+        help="Save the class probabilities too: float32 [C, H, W] as .npz, with palette and "
+        "class_names.",
     ),
 ]
 Legend = Annotated[

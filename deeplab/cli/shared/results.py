@@ -45,7 +45,7 @@ class PictureFiles:
         self,
         image: np.ndarray,
         prediction: Prediction,
-        classes: outputs.Classes,
+        classes: outputs.NamedPalette,
         everything: bool,
         legend: bool,
     ) -> None:
@@ -57,7 +57,9 @@ class PictureFiles:
             self.overlay, with_legend(shown, labels, classes) if legend else shown
         )
         if everything:
-            outputs.write_arrays(self.probabilities, {"probabilities": prediction.probabilities})
+            arrays = {"probabilities": prediction.probabilities}
+            arrays |= classes.arrays(len(prediction.probabilities))
+            outputs.write_arrays(self.probabilities, arrays)
 
 
 def refuse_to_overwrite(files: Iterable[Path], results: Iterable[PictureFiles]) -> None:
@@ -84,7 +86,7 @@ def named_errors(what: object) -> Iterator[None]:
 def print_result(
     file: Path,
     prediction: Prediction,
-    classes: outputs.Classes,
+    classes: outputs.NamedPalette,
     result: PictureFiles,
     seconds: float,
 ) -> None:

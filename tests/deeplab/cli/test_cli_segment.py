@@ -29,7 +29,10 @@ def test_segment_writes_labels_overlay_and_probabilities_and_a_line(tmp_path, we
     assert labels.shape == (40, 56)
     with Image.open(out / "photo_labels.png") as colours:
         assert np.array_equal(np.asarray(colours.convert("RGB")), PALETTE[labels])
-    probabilities = np.load(out / "photo_probabilities.npz")["probabilities"]
+    stored = np.load(out / "photo_probabilities.npz", allow_pickle=False)
+    assert stored["class_names"].tolist() == list(CLASSES)
+    assert np.array_equal(stored["palette"], PALETTE[: len(CLASSES)])
+    probabilities = stored["probabilities"]
     assert probabilities.shape == (len(CLASSES), 40, 56)
     assert probabilities.dtype == np.float32
     np.testing.assert_allclose(probabilities.sum(0), 1, atol=1e-5)
@@ -49,7 +52,7 @@ def test_the_overlay_has_a_legend_of_the_classes_unless_that_is_left_out(tmp_pat
     expected = outputs.overlay(np.asarray(Image.open(photo)), labels, outputs.full_palette(PALETTE))
     assert np.array_equal(np.asarray(Image.open(bare)), expected)
     done(*given)
-    classes = outputs.Classes(outputs.full_palette(PALETTE), CLASSES)
+    classes = outputs.NamedPalette(outputs.full_palette(PALETTE), CLASSES)
     assert np.array_equal(np.asarray(Image.open(bare)), with_legend(expected, labels, classes))
 
 

@@ -5,7 +5,7 @@ import pytest
 
 from deeplab.data import legend
 from deeplab.data.legend import with_legend
-from deeplab.data.outputs import Classes, full_palette
+from deeplab.data.outputs import NamedPalette, full_palette
 
 COLOURS = [[0, 0, 0], [200, 0, 50], [0, 90, 200], [40, 160, 40], [250, 200, 0]]
 NAMES = ["background", "chair", "sky", "tree", "road"]
@@ -22,7 +22,7 @@ def labelled(height: int = 60, width: int = 300) -> tuple[np.ndarray, np.ndarray
 def strip_of(height: int = 60, width: int = 300, names: list[str] | None = NAMES) -> np.ndarray:
     """What is added below such a picture."""
     picture, labels = labelled(height, width)
-    page = with_legend(picture, labels, Classes(full_palette(COLOURS), names))
+    page = with_legend(picture, labels, NamedPalette(full_palette(COLOURS), names))
     assert np.array_equal(page[:height, :width], picture)
     assert (page[:height, width:] == 255).all()
     return page[height:]
@@ -45,7 +45,7 @@ def test_the_classes_that_occur_have_their_colours_below_the_picture_the_largest
 def test_a_class_that_is_not_painted_has_an_empty_box():
     picture, labels = labelled()
     dark = [[1, 0, 0], *COLOURS[1:]]
-    painted = with_legend(picture, labels, Classes(full_palette(dark), NAMES))[60:]
+    painted = with_legend(picture, labels, NamedPalette(full_palette(dark), NAMES))[60:]
     box = places(painted, dark[0])
     assert len(box) == len(places(painted, COLOURS[2]))
     assert (strip_of()[box[:, 0], box[:, 1]] == 255).all()
@@ -96,7 +96,7 @@ def test_names_are_shown_as_pillows_own_font_can_where_the_system_has_no_other(
     name, shown, monkeypatch
 ):
     monkeypatch.setattr(legend, "FONTS", ("no such font.ttf",))
-    text, _ = legend._text(Classes(full_palette(None), ["background", name]), 1, 12)
+    text, _ = legend._text(NamedPalette(full_palette(None), ["background", name]), 1, 12)
     assert text == shown
 
 
@@ -104,6 +104,6 @@ def test_names_beyond_ascii_are_written_in_a_font_of_the_system():
     font = legend._system_font("DejaVuSans.ttf", 12)
     if font is None:
         pytest.skip("DejaVu Sans is not installed")
-    classes = Classes(full_palette(None), ["Gebäude", "Дорога"])
+    classes = NamedPalette(full_palette(None), ["Gebäude", "Дорога"])
     assert legend._text(classes, 0, 12) == ("Gebäude", font)
     assert legend._text(classes, 1, 12) == ("Дорога", font)
