@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import math
+import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from enum import StrEnum
 from functools import partial
 from pathlib import Path
 from typing import Annotated, TypeVar
 
+import numpy as np
 import typer
 from rich.console import Console
 from rich.progress import Progress
@@ -26,11 +30,13 @@ from deeplab.cli.shared.results import (
     refuse_to_overwrite,
 )
 from deeplab.data import images, outputs
+from deeplab.data import polygons as polygon_files
 from deeplab.data.bands import read_picture
 from deeplab.data.conversions import counted
 from deeplab.errors import InputError
 
 T = TypeVar("T")
+Polygons = StrEnum("Polygons", ["coco", "geojson"])
 
 SCENES_NOTE = (
     "the weights called scenes know the generated scenes of deeplab.data.scenes only; for "
@@ -52,6 +58,14 @@ def segment(
     out: options.OutFolder = Path("out"),
     probabilities: options.SaveProbabilities = False,
     legend: options.Legend = True,
+    polygons: Annotated[
+        Polygons | None,
+        typer.Option(
+            help="Write each connected region as a polygon too: of all pictures OUT/coco.json, or "
+            "of each NAME_polygons.geojson. Needs rasterio.",
+            show_default=False,
+        ),
+    ] = None,
     threshold: Annotated[
         float | None,
         option("P", "Of two classes: probability from which on a pixel is the second."),
@@ -79,6 +93,11 @@ def segment(
     band. --crf-bands 3,2,1 chooses what the CRF and the overlay take for red, green and blue;
     with --crf-bands all the CRF compares all bands, for which --bilateral-sigma-rgb has to grow.
 
+    With --polygons coco or geojson each connected region becomes a polygon along the borders of its
+    pixels, in pixels from the top left corner, y down; the class called background has none. Of
+    COCO, a region with holes is a run-length code, category ids are the class indices, pictures are
+    named below the folder that they share, and OUT/coco.json is written last.
+
     With --scales and --flip the network looks at the picture several times; the probabilities are
     averaged before the CRF.
 
@@ -93,6 +112,7 @@ def segment(
     deeplab segment photo.jpg
     deeplab segment photos/ --out results --no-crf
     deeplab segment 'photos/**/*.png' --weights mine.safetensors --probabilities
+    deeplab segment photos/ --polygons coco
     deeplab segment photo.jpg --bilateral-sigma-xy 67 --bilateral-sigma-rgb 3
     deeplab segment photo.jpg --scales 0.5,0.75,1 --flip --crf-settings crf.toml
     ```
@@ -101,6 +121,8 @@ def segment(
     from deeplab.predict import as_levels, check_threshold, predict
     from deeplab.weights import registry
 
+    if polygons is not None:
+        polygon_files.require_rasterio()
     files = images.find_images(inputs)
     scales = views.numbers()
     if weights.weights_file is None:
@@ -146,7 +168,31 @@ def segment(
                 threshold=threshold,
             )
         result.write(shown.numpy(), prediction, classes, probabilities, legend)
+        if polygons is Polygons.geojson:
+            polygon_files.write_geojson(result.polygons, prediction.labels, classes)
         print_result(file, prediction, classes, result, time.perf_counter() - start)
+    if polygons is Polygons.coco:
+        _write_coco(out / "coco.json", files, results, classes, network.num_classes)
+
+
+def _write_coco(
+    path: Path,
+    files: Sequence[Path],
+    results: Sequence[PictureFiles],
+    classes: outputs.NamedPalette,
+    count: int,
+) -> None:
+    """All label maps as one file; pictures are named below the folder that they share."""
+    paths = [file.absolute() for file in files]
+    shared = os.path.commonpath([each.parent for each in paths])
+    names = [each.relative_to(shared).as_posix() for each in paths]
+    written = _progress(list(zip(names, results, strict=True)), "polygons")
+    pictures = (
+        (name, np.asarray(images.load_picture(result.labels, math.inf)[0]))
+        for name, result in written
+    )
+    polygon_files.write_coco(path, pictures, classes, count)
+    typer.echo(f"polygons -> {path}")
 
 
 def _progress(items: Sequence[T], what: str) -> Iterator[T]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -134,6 +134,11 @@ def write_text(path: Path, text: str) -> None:
 def write_bytes(path: Path, content: bytes) -> None:
     """A file with this content."""
     _write(path, lambda file: file.write(content))
+
+
+def write_parts(path: Path, parts: Iterable[bytes]) -> None:
+    """A file with these contents, one after another as they come."""
+    _write(path, lambda file: file.writelines(parts))
 
 
 def check_writable(folder: Path) -> None:

@@ -26,6 +26,7 @@ class PictureFiles:
         self.labels = folder / f"{name}_labels.png"
         self.overlay = folder / f"{name}_overlay.png"
         self.probabilities = folder / f"{name}_probabilities.npz"
+        self.polygons = folder / f"{name}_polygons.geojson"
 
     @classmethod
     def at(cls, place: Path, name: str) -> PictureFiles:
