@@ -19,6 +19,8 @@ def test_coco_polygons_of_segment_are_imported_as_its_label_maps(tmp_path, weigh
     given = [photos / "a.png", photos / "more", "--weights", weights, "--out", out, "--no-crf"]
     result = done("segment", *given, "--polygons", "coco")
     assert result.stdout.splitlines()[-1] == f"polygons -> {out / 'coco.json'}"
+    kinds = ("labels.png", "overlay.png")
+    assert files(out) == [*(f"{name}_{kind}" for name in ("a", "b") for kind in kinds), "coco.json"]
     content = json.loads((out / "coco.json").read_text())
     assert [one["file_name"] for one in content["images"]] == ["a.png", "more/b.png"]
     assert [one["name"] for one in content["categories"]] == list(CLASSES)

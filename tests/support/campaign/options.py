@@ -66,6 +66,7 @@ POOLS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {  # wrong values, r
     "--max-megapixels": (("", "x", "nan", "-1", "0", "0.00001"), ("1", "1e9", "inf")),
     "--probabilities": ((), ("",)),
     "--legend": ((), ("",)),
+    "--polygons": (("", "shapes", "Coco"), ()),
     "--iterations": (("", "x", "1.5", "nan", "1e3", "-1"), ("0", "1", "3")),
     "--gaussian-weight": (NO_NUMBERS, ("0", "2.5")),
     "--gaussian-sigma": ((*NO_NUMBERS, "0"), ("3", "0.5")),
