@@ -30,16 +30,18 @@ INK = (25, 25, 25)
 FRAME = (130, 130, 130)
 
 
-def with_legend(picture: np.ndarray, labels: np.ndarray, classes: NamedPalette) -> np.ndarray:
-    """The picture, and below it a strip with each class of the labels, the largest first.
+def with_legend(picture: np.ndarray, areas: np.ndarray, classes: NamedPalette) -> np.ndarray:
+    """The picture, and below it a strip with each class that occurs, the largest first.
 
-    picture: uint8 `[H, W, 3]`; labels: `[H, W]`, below 256. Returns uint8 `[H + strip, W', 3]`, the
-    picture at its top left; W' is W unless one name takes more. A class whose colour is black,
-    which `outputs.overlay` leaves unpainted, has an empty box.
+    picture: uint8 `[H, W, 3]`; areas: pixels of each class, int64 `[C]`. Returns uint8
+    `[H + strip, W', 3]`, the picture at its top left; W' is W unless one name takes more. A class
+    whose colour is black, which `outputs.overlay` leaves unpainted, has an empty box. Where no
+    class occurs there is nothing to add.
     """
-    height, width = labels.shape
-    areas = np.bincount(labels.ravel())
+    height, width, _ = picture.shape
     order = [int(index) for index in np.argsort(-areas, kind="stable") if areas[index]]
+    if not order:
+        return picture
     size = max(SMALLEST, round(SHARE * math.sqrt(height * width)))
     texts = [_text(classes, index, size) for index in order]
     box, gap, line = round(0.9 * size), round(0.5 * size), round(1.5 * size)

@@ -54,9 +54,9 @@ class PictureFiles:
         labels = prediction.labels
         outputs.write_labels(self.labels, labels, classes.palette)
         shown = outputs.overlay(image, labels, classes.palette)
-        outputs.write_picture(
-            self.overlay, with_legend(shown, labels, classes) if legend else shown
-        )
+        if legend:
+            shown = with_legend(shown, np.bincount(labels.ravel()), classes)
+        outputs.write_picture(self.overlay, shown)
         if everything:
             arrays = {"probabilities": prediction.probabilities}
             arrays |= classes.arrays(len(prediction.probabilities))

@@ -21,10 +21,11 @@ def test_refine_spreads_scribbles_and_names_labels_by_their_colours(tmp_path):
     palette = outputs.full_palette([[255, 0, 0], [0, 0, 255]])
     classes = outputs.NamedPalette(palette, ["#ff0000", "#0000ff"])
     image = np.asarray(Image.open(photo))
-    shown = with_legend(outputs.overlay(image, truth, palette), truth, classes)
+    bare = outputs.overlay(image, truth, palette)
+    shown = with_legend(bare, np.bincount(truth.ravel()), classes)
     assert np.array_equal(np.asarray(Image.open(out / "photo_overlay.png")), shown)
     done("refine", photo, marks, "--out", out, "--no-legend")
-    assert np.array_equal(np.asarray(Image.open(out / "photo_overlay.png")), shown[:20, :30])
+    assert np.array_equal(np.asarray(Image.open(out / "photo_overlay.png")), bare)
 
 
 def test_refine_keeps_the_names_and_colours_that_come_with_probabilities(tmp_path):

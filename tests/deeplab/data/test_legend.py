@@ -22,7 +22,9 @@ def labelled(height: int = 60, width: int = 300) -> tuple[np.ndarray, np.ndarray
 def strip_of(height: int = 60, width: int = 300, names: list[str] | None = NAMES) -> np.ndarray:
     """What is added below such a picture."""
     picture, labels = labelled(height, width)
-    page = with_legend(picture, labels, NamedPalette(full_palette(COLOURS), names))
+    page = with_legend(
+        picture, np.bincount(labels.ravel()), NamedPalette(full_palette(COLOURS), names)
+    )
     assert np.array_equal(page[:height, :width], picture)
     assert (page[:height, width:] == 255).all()
     return page[height:]
@@ -42,10 +44,18 @@ def test_the_classes_that_occur_have_their_colours_below_the_picture_the_largest
         assert not len(places(strip, COLOURS[index]))
 
 
+def test_a_picture_without_classes_stays_as_it_is():
+    picture, _ = labelled()
+    page = with_legend(picture, np.zeros(5, np.int64), NamedPalette(full_palette(COLOURS), NAMES))
+    assert np.array_equal(page, picture)
+
+
 def test_a_class_that_is_not_painted_has_an_empty_box():
     picture, labels = labelled()
     dark = [[1, 0, 0], *COLOURS[1:]]
-    painted = with_legend(picture, labels, NamedPalette(full_palette(dark), NAMES))[60:]
+    painted = with_legend(
+        picture, np.bincount(labels.ravel()), NamedPalette(full_palette(dark), NAMES)
+    )[60:]
     box = places(painted, dark[0])
     assert len(box) == len(places(painted, COLOURS[2]))
     assert (strip_of()[box[:, 0], box[:, 1]] == 255).all()
