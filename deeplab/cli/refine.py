@@ -67,6 +67,7 @@ def refine(
         ),
     ] = Path("out"),
     probabilities: options.SaveProbabilities = False,
+    legend: options.Legend = True,
     max_megapixels: options.MaxMegapixels = images.MAX_MEGAPIXELS,
     crf: options.CRFOptions,
 ) -> None:
@@ -80,13 +81,13 @@ def refine(
     10 / 80 pixels / 13 levels, as in pydensecrf's example.
 
     **Probabilities**: float [C, H, W] or [H, W, C], summing to 1 over the classes, as
-    .npy, or as .npz with one array or one named 'probabilities' (such as deeplab segment --no-crf
-    --probabilities writes). [H, W] is the probability of foreground: the classes are background and
-    foreground. CRF options left out: 10 iterations, smoothness 3 / 3 pixels, appearance
-    4 / 49 pixels / 5 levels.
+    .npy, or as .npz with one array or one named 'probabilities', and class_names and palette if
+    they are known (such as deeplab segment --no-crf --probabilities writes). [H, W] is the
+    probability of foreground: the classes are background and foreground. CRF options left out: 10
+    iterations, smoothness 3 / 3 pixels, appearance 4 / 49 pixels / 5 levels.
 
     The output folder gets NAME_labels.png (values: the labels from 0 on; palette: the annotation's
-    colours, or VOC's) and NAME_overlay.png, NAME being the photograph's.
+    or the .npz file's colours, or VOC's) and NAME_overlay.png, NAME being the photograph's.
 
     **Examples**
 
@@ -128,6 +129,7 @@ def refine(
     read: annotations.Annotation | annotations.Probabilities
     if softmax_given:
         read = annotations.read_probabilities(given, size)
+        palette = outputs.full_palette(read.colours)
         with named_errors(given):
             prediction = crf_alone.refine_probabilities(read.values, image, settings)
     else:
@@ -141,5 +143,6 @@ def refine(
         with named_errors(given):
             prediction = crf_alone.refine_scribbles(read, image, settings, trust)
     print_notes([*counted(conversions), *(f"{given}: {note}" for note in read.notes)])
-    result.write(image, prediction, palette, probabilities)
-    print_result(image_file, prediction, read.names, result, time.perf_counter() - start)
+    named = outputs.NamedPalette(palette, read.names)
+    result.write(image, prediction, named, probabilities, legend)
+    print_result(image_file, prediction, named, result, time.perf_counter() - start)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import math
+import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from enum import StrEnum
 from functools import partial
 from pathlib import Path
 from typing import Annotated, TypeVar
 
+import numpy as np
 import typer
 from rich.console import Console
 from rich.progress import Progress
@@ -26,11 +30,13 @@ from deeplab.cli.shared.results import (
     refuse_to_overwrite,
 )
 from deeplab.data import images, outputs
+from deeplab.data import polygons as polygon_files
 from deeplab.data.bands import read_picture
 from deeplab.data.conversions import counted
 from deeplab.errors import InputError
 
 T = TypeVar("T")
+Polygons = StrEnum("Polygons", ["coco", "geojson"])
 
 SCENES_NOTE = (
     "the weights called scenes know the generated scenes of deeplab.data.scenes only; for "
@@ -51,6 +57,15 @@ def segment(
     use_crf: options.UseCRF = True,
     out: options.OutFolder = Path("out"),
     probabilities: options.SaveProbabilities = False,
+    legend: options.Legend = True,
+    polygons: Annotated[
+        Polygons | None,
+        typer.Option(
+            help="Write each connected region as a polygon too: of all pictures OUT/coco.json, or "
+            "of each NAME_polygons.geojson. Needs rasterio.",
+            show_default=False,
+        ),
+    ] = None,
     threshold: Annotated[
         float | None,
         option(
@@ -72,17 +87,22 @@ def segment(
     downloaded once; `deeplab weights show NAME` tells from where and under which licence.
 
     For each picture NAME.jpg the output folder gets NAME_labels.png (a palette PNG whose pixel
-    values are the class indices) and NAME_overlay.png (the classes laid over the picture). Grey,
-    alpha, palette, CMYK and 16-bit pictures are converted, EXIF rotation is applied; each kind of
-    this is said once, counted. All inputs are checked before the first result is written. Of
-    weights of several labels a pixel (they take --no-crf) it gets labels/CLASS/NAME.png, a mask of
-    0 and 1 for each class, as a folder of data has them.
+    values are the class indices) and NAME_overlay.png (the classes laid over the picture, with a
+    legend below). Grey, alpha, palette, CMYK and 16-bit pictures are converted, EXIF rotation is
+    applied; each kind of this is said once, counted. All inputs are checked before the first result
+    is written. Of weights of several labels a pixel (they take --no-crf) it gets
+    labels/CLASS/NAME.png, a mask of 0 and 1 for each class, as a folder of data has them.
 
     A model of other bands than RGB takes .npy files ([H, W, bands] of uint8, uint16 or float32),
     TIFFs with bands as samples or pages (with tifffile: pip install 'deeplab-triton[bands]') and
     grey pictures, with the values that lie in them; its weights know mean and deviation of each
     band. --crf-bands 3,2,1 chooses what the CRF and the overlay take for red, green and blue;
     with --crf-bands all the CRF compares all bands, for which --bilateral-sigma-rgb has to grow.
+
+    With --polygons coco or geojson each connected region becomes a polygon along the borders of its
+    pixels, in pixels from the top left corner, y down; the class called background has none. Of
+    COCO, a region with holes is a run-length code, category ids are the class indices, pictures are
+    named below the folder that they share, and OUT/coco.json is written last.
 
     With --scales and --flip the network looks at the picture several times; the probabilities are
     averaged before the CRF.
@@ -98,6 +118,7 @@ def segment(
     deeplab segment photo.jpg
     deeplab segment photos/ --out results --no-crf
     deeplab segment 'photos/**/*.png' --weights mine.safetensors --probabilities
+    deeplab segment photos/ --polygons coco
     deeplab segment photo.jpg --bilateral-sigma-xy 67 --bilateral-sigma-rgb 3
     deeplab segment photo.jpg --scales 0.5,0.75,1 --flip --crf-settings crf.toml
     ```
@@ -106,6 +127,8 @@ def segment(
     from deeplab.predict import as_levels, check_threshold, predict
     from deeplab.weights import registry
 
+    if polygons is not None:
+        polygon_files.require_rasterio()
     files = images.find_images(inputs)
     scales = views.numbers()
     if weights.weights_file is None:
@@ -117,6 +140,8 @@ def segment(
     except ValueError as error:
         raise InputError(f"--{error}") from error
     refuse_crf(network, use_crf)
+    if network.multilabel and polygons is not None:
+        raise InputError("--polygons must be left out for several labels a pixel")
     network.to(torch_device(device))
     settings = crf.change(CRFSettings.stored(metadata, weights.weights_file))
     layer = settings.refiner(network.num_classes).to(torch_device(device)) if use_crf else None
@@ -138,6 +163,7 @@ def segment(
     print_notes([*notes, SCENES_NOTE] if scenes else notes)
 
     palette = outputs.full_palette(metadata.get("palette"))
+    classes = outputs.NamedPalette(palette, names)
     for file, result in _progress(list(zip(files, results, strict=True)), "segmenting"):
         start = time.perf_counter()
         image = checked[file] if file in checked else read(file)[0]
@@ -153,8 +179,32 @@ def segment(
                 bands=settings.bands,
                 threshold=threshold,
             )
-        result.write(shown.numpy(), prediction, palette, probabilities)
-        print_result(file, prediction, names, result, time.perf_counter() - start)
+        result.write(shown.numpy(), prediction, classes, probabilities, legend)
+        if polygons is Polygons.geojson:
+            polygon_files.write_geojson(result.polygons, prediction.labels, classes)
+        print_result(file, prediction, classes, result, time.perf_counter() - start)
+    if polygons is Polygons.coco:
+        _write_coco(out / "coco.json", files, results, classes, network.num_classes)
+
+
+def _write_coco(
+    path: Path,
+    files: Sequence[Path],
+    results: Sequence[PictureFiles],
+    classes: outputs.NamedPalette,
+    count: int,
+) -> None:
+    """All label maps as one file; pictures are named below the folder that they share."""
+    paths = [file.absolute() for file in files]
+    shared = os.path.commonpath([each.parent for each in paths])
+    names = [each.relative_to(shared).as_posix() for each in paths]
+    written = _progress(list(zip(names, results, strict=True)), "polygons")
+    pictures = (
+        (name, np.asarray(images.load_picture(result.labels, math.inf)[0]))
+        for name, result in written
+    )
+    polygon_files.write_coco(path, pictures, classes, count)
+    typer.echo(f"polygons -> {path}")
 
 
 def _progress(items: Sequence[T], what: str) -> Iterator[T]:

@@ -161,7 +161,10 @@ def tune_crf(
     outputs.check_writable(out)
     name = f"{pictures.name}, {len(indices)} of {len(pictures)} pictures"
     recorded = Recording(pictures)
-    logits = LogitCache(cache or out / "logits", network.to(where), recorded, indices, name)
+    classes = outputs.NamedPalette(outputs.full_palette(pictures.palette), pictures.classes)
+    logits = LogitCache(
+        cache or out / "logits", network.to(where), recorded, indices, name, classes
+    )
     with named_weights(weights):
         _fill(logits)
     print_notes(counted(recorded.conversions))

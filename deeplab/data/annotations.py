@@ -7,7 +7,7 @@ the foreground.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +15,7 @@ from PIL import Image
 
 from deeplab.data.conversions import Conversion
 from deeplab.data.images import MAX_MEGAPIXELS, load_picture
+from deeplab.data.outputs import CLASS_NAMES, PALETTE
 from deeplab.errors import InputError
 
 ROUNDING = 0.01  # of probabilities and their sums: half precision, resizing
@@ -63,12 +64,19 @@ class Annotation:
 
 @dataclass(frozen=True)
 class Probabilities:
-    """float32 `[C, H, W]`, summing to 1 over the classes; names of the classes where there are any;
-    notes on how they were read."""
+    """Class probabilities of a picture.
+
+    Attributes:
+        values: float32 `[C, H, W]`, summing to 1 over the classes.
+        names: of the classes, where there are any.
+        notes: on how they were read.
+        colours: uint8 `[C, 3]`, of the classes, where there are any.
+    """
 
     values: np.ndarray
     names: tuple[str, ...] | None = None
     notes: tuple[str, ...] = ()
+    colours: np.ndarray | None = None
 
 
 def read_colours(
@@ -180,12 +188,24 @@ def read_probabilities(path: str | Path, size: tuple[int, int]) -> Probabilities
     `[C, H, W]` or `[H, W, C]`, told apart by the picture's size (and, for cubes, by which axis sums
     to 1); of several arrays in an .npz, the one named `probabilities`. `[H, W]`, alone or with an
     axis of length 1, is the probability of foreground: the classes are background and foreground.
+    An .npz may name and colour the classes, as those that this project writes do: `class_names`,
+    strings `[C]`, and `palette`, integers `[C, 3]`.
 
     Raises InputError: missing, damaged or not such a file; another shape or type; NaN or Inf;
-    values that are no probabilities (logits, most likely).
+    values that are no probabilities (logits, most likely); names or colours that are not one for
+    each class.
     """
     path = Path(path)
-    array = _load_array(path)
+    array, names, colours = _load_arrays(path)
+    read = _probabilities(path, array, size)
+    return replace(
+        read,
+        names=read.names if names is None else _class_names(path, names, len(read.values)),
+        colours=None if colours is None else _class_colours(path, colours, len(read.values)),
+    )
+
+
+def _probabilities(path: Path, array: np.ndarray, size: tuple[int, int]) -> Probabilities:
     if not np.issubdtype(array.dtype, np.floating):
         raise InputError(
             f"{path} must be floating point probabilities, not {array.dtype}; save the softmax "
@@ -225,6 +245,25 @@ def _of_foreground(path: Path, array: np.ndarray) -> Probabilities:
         )
     foreground = foreground.clip(0, 1)
     return Probabilities(np.stack([1 - foreground, foreground]), FOREGROUND, (FOREGROUND_MAP,))
+
+
+def _class_names(path: Path, names: np.ndarray, classes: int) -> tuple[str, ...]:
+    if names.shape != (classes,) or names.dtype.kind != "U":
+        raise InputError(
+            f"{path}: class_names must be {classes} strings, one for each class, not "
+            f"{list(names.shape)} of {names.dtype}; mend them, or leave them out"
+        )
+    return tuple(names.tolist())
+
+
+def _class_colours(path: Path, colours: np.ndarray, classes: int) -> np.ndarray:
+    whole = colours.dtype.kind in "iu"
+    if colours.shape != (classes, 3) or not whole or colours.min() < 0 or colours.max() > 255:
+        raise InputError(
+            f"{path}: palette must be whole numbers [{classes}, 3] from 0 to 255, a colour for "
+            f"each class, not {list(colours.shape)} of {colours.dtype}; mend it, or leave it out"
+        )
+    return colours.astype(np.uint8)
 
 
 def _texts(conversions: list[Conversion]) -> tuple[str, ...]:
@@ -295,21 +334,23 @@ def _check_annotation_size(path: str | Path, picture: Image.Image, size: tuple[i
         )
 
 
-def _load_array(path: Path) -> np.ndarray:
+def _load_arrays(path: Path) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
+    """The probabilities; names and colours of the classes where they are there."""
     try:
         if path.stat().st_size == 0:
             raise InputError(f"{path}: the file is empty (0 bytes); save or copy it again")
         loaded = np.load(path, allow_pickle=False)
         if isinstance(loaded, np.ndarray):
-            return loaded
+            return loaded, None, None
         with loaded:
-            names = loaded.files
+            about = [loaded[n] if n in loaded.files else None for n in (CLASS_NAMES, PALETTE)]
+            names = [name for name in loaded.files if name not in (CLASS_NAMES, PALETTE)]
             if len(names) != 1 and "probabilities" not in names:
                 raise InputError(
                     f"{path}: arrays {', '.join(names) or '(none)'}; expected one, or one of them "
                     "named 'probabilities'"
                 )
-            return loaded["probabilities" if "probabilities" in names else names[0]]
+            return loaded["probabilities" if "probabilities" in names else names[0]], *about
     except InputError:
         raise
     except FileNotFoundError:

@@ -9,8 +9,9 @@ import os
 import re
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
@@ -21,6 +22,7 @@ from deeplab.errors import InputError
 from deeplab.whole_file import whole_file
 
 PACKAGES = ("kernels", "crf", "deeplab")
+CLASS_NAMES, PALETTE = "class_names", "palette"  # arrays of an .npz
 
 
 def voc_palette() -> np.ndarray:
@@ -45,8 +47,27 @@ def full_palette(colours: Sequence[Sequence[int]] | np.ndarray | None) -> np.nda
     return palette
 
 
+@dataclass(frozen=True, eq=False)
+class NamedPalette:
+    """How classes look and what they are called: palette uint8 `[256, 3]`; names where there are
+    any."""
+
+    palette: np.ndarray
+    names: Sequence[str] | None = None
+
+    def name(self, index: int) -> str:
+        """The class's name, or its number."""
+        return self.names[index] if self.names else f"class {index}"
+
+    def arrays(self, classes: int) -> dict[str, np.ndarray]:
+        """What an .npz of so many classes (at most 256) tells of them: `palette` uint8 `[C, 3]`
+        and, where there are names, `class_names`, strings `[C]`."""
+        arrays = {PALETTE: self.palette[:classes]}
+        return arrays if self.names is None else arrays | {CLASS_NAMES: np.array(self.names, str)}
+
+
 def overlay(image: np.ndarray, labels: np.ndarray, palette: np.ndarray) -> np.ndarray:
-    """The picture with each class in its colour, half transparent, and white class boundaries.
+    """The picture with each class in its colour, half transparent, and pale class boundaries.
 
     image: uint8 `[H, W, 3]`; labels: `[H, W]`, below 256; palette: uint8 `[256, 3]`. A class whose
     colour is black (VOC's background) keeps the picture's own pixels.
@@ -54,26 +75,43 @@ def overlay(image: np.ndarray, labels: np.ndarray, palette: np.ndarray) -> np.nd
     colour = palette[labels]
     painted = colour.any(axis=-1, keepdims=True)
     mixed = np.where(painted, (image.astype(np.uint16) + colour) // 2, image).astype(np.uint8)
+    return _with_edges(mixed, _edges(labels))
+
+
+def _with_edges(picture: np.ndarray, edge: np.ndarray) -> np.ndarray:
+    """The picture with these pixels half white."""
+    picture[edge] = (picture[edge].astype(np.uint16) + 255) // 2
+    return picture
+
+
+def _edges(labels: np.ndarray) -> np.ndarray:
+    """Where two segments meet, bool `[H, W]`: a pixel wide, and wider from 1000 pixels on.
+
+    Both must be two pixels deep there: a map of specks would be nothing but edges.
+    """
     edge = np.zeros(labels.shape, bool)
-    edge[:, 1:] |= labels[:, 1:] != labels[:, :-1]
-    edge[1:] |= labels[1:] != labels[:-1]
-    mixed[edge] = 255
-    return mixed
+    for lines, marked in ((labels, edge), (labels.T, edge.T)):
+        change = lines[:, 1:] != lines[:, :-1]
+        alone = change.copy()
+        alone[:, 1:] &= ~change[:, :-1]
+        alone[:, :-1] &= ~change[:, 1:]
+        marked[:, 1:] |= alone
+    thin = edge.copy()
+    for step in range(1, 1 + min(labels.shape) // 1000):
+        edge[:, step:] |= thin[:, :-step]
+        edge[step:] |= thin[:-step]
+    return edge
 
 
 def overlay_masks(image: np.ndarray, masks: np.ndarray, palette: np.ndarray) -> np.ndarray:
-    """The picture with the mean colour of the classes that hold, and white borders of each.
+    """The picture with the mean colour of the classes that hold, and pale borders of each.
 
     image: uint8 `[H, W, 3]`; masks: `[C, H, W]` of 0 and 1; palette: uint8 `[>= C, 3]`.
     """
     held = masks.sum(0, dtype=np.int64)[..., None]
     colour = np.tensordot(masks, palette[: len(masks)].astype(np.int64), (0, 0)) // held.clip(min=1)
     mixed = np.where(held > 0, (image + colour) // 2, image).astype(np.uint8)
-    edge = np.zeros(image.shape[:2], bool)
-    edge[:, 1:] |= (masks[:, :, 1:] != masks[:, :, :-1]).any(0)
-    edge[1:] |= (masks[:, 1:] != masks[:, :-1]).any(0)
-    mixed[edge] = 255
-    return mixed
+    return _with_edges(mixed, np.any([_edges(mask) for mask in masks], axis=0))
 
 
 def folder_names(classes: Sequence[str]) -> list[str]:
@@ -126,6 +164,11 @@ def write_text(path: Path, text: str) -> None:
 def write_bytes(path: Path, content: bytes) -> None:
     """A file with this content."""
     _write(path, lambda file: file.write(content))
+
+
+def write_parts(path: Path, parts: Iterable[bytes]) -> None:
+    """A file with these contents, one after another as they come."""
+    _write(path, lambda file: file.writelines(parts))
 
 
 def check_writable(folder: Path) -> None:

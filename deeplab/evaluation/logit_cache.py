@@ -1,7 +1,8 @@
 """A network's logits for some pictures, kept on disk: one pass of the network, many of the CRF.
 
     FOLDER/cache.json       what the logits belong to: the network, the data set, the pictures
-    FOLDER/00007.npz        logits float16 [C, h, w] at the network's resolution, image, labels
+    FOLDER/00007.npz        logits float16 [C, h, w] at the network's resolution, image, labels;
+                            class_names [C] and palette [C, 3] for whoever looks into it
 
 Of each pixel's logits the largest is subtracted before they are rounded to 16 bits: interpolation
 is linear, so that the softmax at the picture's size stays what it was, and the rounding is finest
@@ -57,9 +58,11 @@ class LogitCache:
         dataset: LabelledImages,
         indices: Sequence[int],
         name: str,
+        classes: outputs.NamedPalette,
     ) -> None:
         self.folder, self.model, self.dataset = folder, model, dataset
         self.indices = list(indices)
+        self._classes = classes
         self.about: dict[str, Any] = {
             "format": FORMAT,
             "network": network_hash(model),
@@ -104,7 +107,8 @@ class LogitCache:
                 require_finite(logits, index)
                 logits = (logits - logits.amax(1, keepdim=True)).clamp(min=LOWEST)
                 rounded = logits[0].cpu().numpy().astype(np.float16)
-                outputs.write_arrays(path, {"logits": rounded, "image": image, "labels": labels})
+                arrays = {"logits": rounded, "image": image, "labels": labels}
+                outputs.write_arrays(path, arrays | self._classes.arrays(len(rounded)))
                 yield True
         finally:
             self.model.train(training)

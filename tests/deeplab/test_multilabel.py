@@ -3,6 +3,7 @@
 import json
 import re
 from dataclasses import replace
+from importlib.util import find_spec
 
 import numpy as np
 import pytest
@@ -262,6 +263,9 @@ def test_commands_refuse_what_several_labels_have_no_use_for(trained, tmp_path):
     photo = folder / "images" / "val" / "2.png"
     assert_refused(tmp_path, refused, "segment", photo, *given, "--out", tmp_path / "o")
     assert_refused(tmp_path, refused, "evaluate", *given, *data)
+    polygons = ["segment", photo, *given, "--no-crf", "--polygons", "coco", "--out", tmp_path / "o"]
+    if find_spec("rasterio"):
+        assert_refused(tmp_path, "--polygons must be left out for several labels", *polygons)
     for option in ("--predictions", "--report"):
         only_one = f"{option} must be left out for several labels a pixel"
         made = ["--no-crf", option, tmp_path / "p"]

@@ -57,7 +57,16 @@ MaxMegapixels = Annotated[
 SaveProbabilities = Annotated[
     bool,
     typer.Option(
-        "--probabilities", help="Save the class probabilities too: float32 [C, H, W] as .npz."
+        "--probabilities",
+        help="Save the class probabilities too: float32 [C, H, W] as .npz, with palette and "
+        "class_names.",
+    ),
+]
+Legend = Annotated[
+    bool,
+    typer.Option(
+        "--legend/--no-legend",
+        help="Name the classes that occur, with their colours, below the overlay.",
     ),
 ]
 

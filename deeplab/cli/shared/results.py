@@ -12,6 +12,7 @@ import numpy as np
 import typer
 
 from deeplab.data import images, outputs
+from deeplab.data.legend import with_legend
 from deeplab.errors import InputError
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ class PictureFiles:
         self.masks = [self.labels / mask / f"{name}.png" for mask in masks]
         self.overlay = folder / f"{name}_overlay.png"
         self.probabilities = folder / f"{name}_probabilities.npz"
+        self.polygons = folder / f"{name}_polygons.geojson"
 
     @classmethod
     def at(cls, place: Path, name: str) -> PictureFiles:
@@ -45,20 +47,34 @@ class PictureFiles:
         result.labels = place
         return result
 
+    def areas(self, labels: np.ndarray) -> np.ndarray:
+        """How many pixels of these labels, or masks, each class has: `[C]`, or up to the last."""
+        return labels.sum((1, 2), dtype=np.int64) if self.masks else np.bincount(labels.ravel())
+
     def write(
-        self, image: np.ndarray, prediction: Prediction, palette: np.ndarray, everything: bool
+        self,
+        image: np.ndarray,
+        prediction: Prediction,
+        classes: outputs.NamedPalette,
+        everything: bool,
+        legend: bool,
     ) -> None:
         """Labels and overlay; with `everything` the probabilities too."""
+        labels, palette = prediction.labels, classes.palette
         if self.masks:
-            for path, mask, colour in zip(self.masks, prediction.labels, palette, strict=False):
+            for path, mask, colour in zip(self.masks, labels, palette, strict=False):
                 outputs.write_labels(path, mask, outputs.full_palette([(0, 0, 0), colour]))
-            laid_over = outputs.overlay_masks(image, prediction.labels, palette)
+            shown = outputs.overlay_masks(image, labels, palette)
         else:
-            outputs.write_labels(self.labels, prediction.labels, palette)
-            laid_over = outputs.overlay(image, prediction.labels, palette)
-        outputs.write_picture(self.overlay, laid_over)
+            outputs.write_labels(self.labels, labels, palette)
+            shown = outputs.overlay(image, labels, palette)
+        if legend:
+            shown = with_legend(shown, self.areas(labels), classes)
+        outputs.write_picture(self.overlay, shown)
         if everything:
-            outputs.write_arrays(self.probabilities, {"probabilities": prediction.probabilities})
+            arrays = {"probabilities": prediction.probabilities}
+            arrays |= classes.arrays(len(prediction.probabilities))
+            outputs.write_arrays(self.probabilities, arrays)
 
 
 def refuse_to_overwrite(files: Iterable[Path], results: Iterable[PictureFiles]) -> None:
@@ -85,19 +101,15 @@ def named_errors(what: object) -> Iterator[None]:
 def print_result(
     file: Path,
     prediction: Prediction,
-    names: Sequence[str] | None,
+    classes: outputs.NamedPalette,
     result: PictureFiles,
     seconds: float,
 ) -> None:
     """One line: the file, its size, its classes by area, where the result is."""
     height, width = prediction.labels.shape[-2:]
-    if result.masks:
-        pixels = prediction.labels.sum((1, 2), dtype=np.int64)
-    else:
-        pixels = np.bincount(prediction.labels.ravel())
-    areas = Counter(dict(enumerate(pixels.tolist()))).most_common()
+    areas = Counter(dict(enumerate(result.areas(prediction.labels).tolist()))).most_common()
     shares = [
-        f"{names[label] if names else f'class {label}'} {100 * area / (height * width):.1f}%"
+        f"{classes.name(label)} {100 * area / (height * width):.1f}%"
         for label, area in areas
         if area
     ]

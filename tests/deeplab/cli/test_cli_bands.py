@@ -81,7 +81,9 @@ def test_bands_are_trained_scored_and_segmented(own, tmp_path):
     assert json.loads(record.read_text())["images"] == 2
 
     photo = own / "images" / "val" / "a.npy"
-    done("segment", photo, "--weights", weights, "--out", out, "--crf-bands", "4,2,0")
+    done(
+        "segment", photo, "--weights", weights, "--out", out, "--crf-bands", "4,2,0", "--no-legend"
+    )
     model, image = load_model(weights), read_picture(photo, BANDS)[0]
     layer = CRFSettings().layer(2)
     expected = predict(model, image, layer, bands=(4, 2, 0))

@@ -7,6 +7,9 @@ from commands import STORED_CRF, assert_refused, done, files, indices, picture, 
 from picture_files import save, soft_drawing
 from PIL import Image
 
+from deeplab.data import outputs
+from deeplab.data.legend import with_legend
+
 
 def test_refine_spreads_scribbles_and_names_labels_by_their_colours(tmp_path):
     photo, marks, truth = scribbled(tmp_path)
@@ -15,6 +18,32 @@ def test_refine_spreads_scribbles_and_names_labels_by_their_colours(tmp_path):
     assert files(out) == ["photo_labels.png", "photo_overlay.png"]
     assert np.array_equal(indices(out / "photo_labels.png"), truth)
     assert "#0000ff 60.0%, #ff0000 40.0%" in result.stdout
+    palette = outputs.full_palette([[255, 0, 0], [0, 0, 255]])
+    classes = outputs.NamedPalette(palette, ["#ff0000", "#0000ff"])
+    image = np.asarray(Image.open(photo))
+    bare = outputs.overlay(image, truth, palette)
+    shown = with_legend(bare, np.bincount(truth.ravel()), classes)
+    assert np.array_equal(np.asarray(Image.open(out / "photo_overlay.png")), shown)
+    done("refine", photo, marks, "--out", out, "--no-legend")
+    assert np.array_equal(np.asarray(Image.open(out / "photo_overlay.png")), bare)
+
+
+def test_refine_keeps_the_names_and_colours_that_come_with_probabilities(tmp_path):
+    photo, _, truth = scribbled(tmp_path)
+    softmax = tmp_path / "p.npz"
+    foreground = np.where(truth, 0.9, 0.1).astype(np.float32)
+    about = {"class_names": np.array(["road", "Gebäude"]), "palette": [[9, 8, 7], [40, 50, 60]]}
+    np.savez(softmax, probabilities=np.stack([1 - foreground, foreground]), **about)
+    again = tmp_path / "1" / "photo_probabilities.npz"  # what was written the first time
+    for given, out in ((softmax, tmp_path / "1"), (again, tmp_path / "2")):
+        result = done("refine", photo, given, "--out", out, "--probabilities", "--iterations", 1)
+        assert "Gebäude 60.0%, road 40.0%" in result.stdout
+        with Image.open(out / "photo_labels.png") as colours:
+            shown = np.asarray(colours.convert("RGB"))
+        assert np.array_equal(shown, np.array(about["palette"])[truth])
+        stored = np.load(out / "photo_probabilities.npz", allow_pickle=False)
+        assert stored["class_names"].tolist() == ["road", "Gebäude"]
+        assert stored["palette"].tolist() == about["palette"]
 
 
 def test_refine_takes_the_label_maps_own_name(tmp_path):

@@ -12,7 +12,9 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from deeplab.crf_settings import CRFSettings
+from deeplab.data import outputs
 from deeplab.data.images import read_image
+from deeplab.data.legend import with_legend
 from deeplab.data.scenes import CLASSES, PALETTE
 from deeplab.model import deeplab_v2_small
 from deeplab.predict import predict
@@ -27,7 +29,10 @@ def test_segment_writes_labels_overlay_and_probabilities_and_a_line(tmp_path, we
     assert labels.shape == (40, 56)
     with Image.open(out / "photo_labels.png") as colours:
         assert np.array_equal(np.asarray(colours.convert("RGB")), PALETTE[labels])
-    probabilities = np.load(out / "photo_probabilities.npz")["probabilities"]
+    stored = np.load(out / "photo_probabilities.npz", allow_pickle=False)
+    assert stored["class_names"].tolist() == list(CLASSES)
+    assert np.array_equal(stored["palette"], PALETTE[: len(CLASSES)])
+    probabilities = stored["probabilities"]
     assert probabilities.shape == (len(CLASSES), 40, 56)
     assert probabilities.dtype == np.float32
     np.testing.assert_allclose(probabilities.sum(0), 1, atol=1e-5)
@@ -37,6 +42,19 @@ def test_segment_writes_labels_overlay_and_probabilities_and_a_line(tmp_path, we
     assert line.startswith(f"{photo}: 56 x 40, {CLASSES[np.bincount(labels.ravel()).argmax()]} ")
     assert str(out / "photo_labels.png") in line
     assert result.stderr == ""
+
+
+def test_the_overlay_has_a_legend_of_the_classes_unless_that_is_left_out(tmp_path, weights):
+    photo = picture(tmp_path / "photo.png")
+    given = ["segment", photo, "--weights", weights, "--out", tmp_path, "--no-crf"]
+    done(*given, "--no-legend")
+    labels, bare = indices(tmp_path / "photo_labels.png"), tmp_path / "photo_overlay.png"
+    expected = outputs.overlay(np.asarray(Image.open(photo)), labels, outputs.full_palette(PALETTE))
+    assert np.array_equal(np.asarray(Image.open(bare)), expected)
+    done(*given)
+    classes = outputs.NamedPalette(outputs.full_palette(PALETTE), CLASSES)
+    shown = with_legend(expected, np.bincount(labels.ravel()), classes)
+    assert np.array_equal(np.asarray(Image.open(bare)), shown)
 
 
 OTHER = ["--iterations", "1", "--bilateral-sigma-rgb", "20"]

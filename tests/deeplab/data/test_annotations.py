@@ -238,7 +238,47 @@ def test_probabilities_a_little_below_0_as_resizing_gives_them_count_as_0(tmp_pa
 
 def test_the_array_named_probabilities_is_taken_of_several(tmp_path):
     np.savez(tmp_path / "p.npz", other=np.zeros(3), probabilities=softmax())
-    np.testing.assert_array_equal(read_probabilities(tmp_path / "p.npz", (4, 6)).values, softmax())
+    found = read_probabilities(tmp_path / "p.npz", (4, 6))
+    np.testing.assert_array_equal(found.values, softmax())
+    assert found.names is None
+    assert found.colours is None
+
+
+def test_names_and_colours_of_the_classes_are_read_from_an_npz(tmp_path):
+    colours = np.array([[0, 0, 0], [255, 0, 9], [1, 2, 3]])
+    about = {"class_names": np.array(["sky", "tree", "Straße"]), "palette": colours}
+    for name in ("probabilities", "softmax"):  # alone beside them it may have any name
+        np.savez(tmp_path / "p.npz", **{name: softmax()}, **about)
+        found = read_probabilities(tmp_path / "p.npz", (4, 6))
+        np.testing.assert_array_equal(found.values, softmax())
+        assert found.names == ("sky", "tree", "Straße")
+        assert found.colours.dtype == np.uint8
+        np.testing.assert_array_equal(found.colours, colours)
+    np.savez(tmp_path / "p.npz", softmax()[0], class_names=["road", "car"])
+    found = read_probabilities(tmp_path / "p.npz", (4, 6))
+    assert found.names == ("road", "car")
+    assert found.colours is None
+    assert "probability of foreground" in found.notes[0]
+
+
+@pytest.mark.parametrize(
+    ("about", "message"),
+    [
+        ({"class_names": ["a", "b"]}, r"class_names must be 3 strings, .* not \[2\] of <U1"),
+        ({"class_names": [1, 2, 3]}, r"class_names must be 3 strings, .* not \[3\] of int64"),
+        ({"class_names": "abc"}, r"class_names must be 3 strings, .* not \[\] of <U3"),
+        ({"palette": [[0, 0, 0]]}, r"palette must be whole numbers \[3, 3\] .* not \[1, 3\]"),
+        ({"palette": np.zeros((3, 3))}, "palette must be .* not .3, 3. of float64"),
+        ({"palette": np.full((3, 3), 256)}, "palette must be .* from 0 to 255"),
+        ({"palette": np.full((3, 3), -1)}, "palette must be .* from 0 to 255"),
+        ({"class_names": np.array(["a", None, "c"])}, "holds Python objects"),
+    ],
+    ids=str,
+)
+def test_names_and_colours_that_do_not_fit_the_classes_are_refused(tmp_path, about, message):
+    np.savez(tmp_path / "p.npz", probabilities=softmax(), **about)
+    with pytest.raises(InputError, match=f"p.npz: .*{message}"):
+        read_probabilities(tmp_path / "p.npz", (4, 6))
 
 
 @pytest.mark.parametrize(

@@ -261,8 +261,28 @@ def test_overlay_mixes_colours_and_leaves_black_classes_alone():
     labels[:, 3:] = 1
     mixed = outputs.overlay(image, labels, outputs.full_palette([[0, 0, 0], [200, 0, 50]]))
     assert mixed[2, 0].tolist() == [100, 100, 100]
-    assert mixed[2, 3].tolist() == [255, 255, 255]
+    assert mixed[2, 3].tolist() == [202, 152, 165]  # half white
     assert mixed[2, 4].tolist() == [150, 50, 75]
+
+
+def test_overlay_draws_no_edges_around_specks():
+    image, palette = np.zeros((9, 12, 3), np.uint8), outputs.full_palette([[0, 0, 0], [80, 80, 80]])
+    labels = np.zeros((9, 12), np.uint8)
+    labels[:, 6:] = 1
+    labels[4, 2], labels[4, 9] = 1, 0
+    mixed = outputs.overlay(image, labels, palette)
+    expected = np.where(labels[..., None] == 1, 40, image)
+    expected[:, 6] = 147
+    assert np.array_equal(mixed, expected)
+
+
+def test_edges_of_an_overlay_are_wider_on_a_large_picture():
+    labels = np.zeros((1000, 1000), np.uint8)
+    labels[:, 500:] = 1
+    image, palette = np.zeros((1000, 1000, 3), np.uint8), outputs.full_palette([[0] * 3, [0] * 3])
+    for size, wide in ((999, [500]), (1000, [500, 501])):
+        mixed = outputs.overlay(image[:size, :size], labels[:size, :size], palette)
+        assert np.flatnonzero(mixed[7, :, 0]).tolist() == wide
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):

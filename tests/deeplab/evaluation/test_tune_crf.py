@@ -16,7 +16,8 @@ from several_processes import Started
 from crf import Bilateral, Gaussian
 from deeplab.cli.tune_crf import axis, draw
 from deeplab.crf_settings import CRFSettings
-from deeplab.data.scenes import CLASSES, VALIDATION_START, ScenesDataset
+from deeplab.data.outputs import NamedPalette, full_palette
+from deeplab.data.scenes import CLASSES, PALETTE, VALIDATION_START, ScenesDataset
 from deeplab.errors import InputError
 from deeplab.evaluation.logit_cache import Cached, LogitCache
 from deeplab.evaluation.tune_crf import RANDOM, Log, Scored, Space, Tuner, Tuning, heat_map, miou_of
@@ -284,7 +285,8 @@ DATA = [tuple(ScenesDataset(s, 1, size)[0]) for s, size in ((0, 33), (1, (41, 25
 
 
 def filled(folder, model, data=DATA, indices=(0, 2), name="tiny"):
-    cache = LogitCache(folder, model, data, indices, name)
+    classes = NamedPalette(full_palette(PALETTE), CLASSES)
+    cache = LogitCache(folder, model, data, indices, name, classes)
     return cache, list(cache.fill())
 
 
@@ -311,9 +313,11 @@ def test_cached_logits_have_the_softmax_of_the_network_and_are_computed_once(tmp
     again, computed = filled(tmp_path / "c", model)
     assert computed == [False, False]
     assert again.identity() == cache.identity()
-    stored = np.load(tmp_path / "c" / "00000.npz")["logits"]
-    assert stored.dtype == np.float16
-    assert stored.shape == (len(CLASSES), 5, 5)
+    stored = np.load(tmp_path / "c" / "00000.npz")
+    assert stored["logits"].dtype == np.float16
+    assert stored["logits"].shape == (len(CLASSES), 5, 5)
+    assert stored["class_names"].tolist() == list(CLASSES)
+    assert np.array_equal(stored["palette"], PALETTE[: len(CLASSES)])
 
 
 def test_stale_caches_are_refused_and_the_difference_named(tmp_path, model):
@@ -441,7 +445,7 @@ def test_the_default_pictures_are_not_those_of_the_test(tmp_path, weights, monke
     class Stop(Exception):
         pass
 
-    def stop(folder, model, dataset, indices, name):
+    def stop(folder, model, dataset, indices, name, classes):
         assert dataset.dataset.names[0] == f"scene_{VALIDATION_START}"
         assert len(indices) == 100
         raise Stop

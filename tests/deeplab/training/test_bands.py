@@ -8,6 +8,7 @@ import torch
 from tiny_training import SHORT
 
 from crf import DenseCRF
+from deeplab.data.outputs import NamedPalette, full_palette
 from deeplab.errors import InputError
 from deeplab.evaluation.logit_cache import LogitCache
 from deeplab.model import build
@@ -106,7 +107,8 @@ def test_a_crf_that_trains_sees_the_levels_of_the_bands():
 
 def test_cached_logits_go_with_the_levels_that_a_crf_sees(tmp_path):
     model, data = of_two_bands().eval(), pictures("uint16")
-    cache = LogitCache(tmp_path / "cache", model, data, [0, 1], "own")
+    classes = NamedPalette(full_palette(None))
+    cache = LogitCache(tmp_path / "cache", model, data, [0, 1], "own", classes)
     assert list(cache.fill()) == [True, True]
     assert list(cache.fill()) == [False, False]
     for cached, (image, labels) in zip([cache[0], cache[1]], data, strict=True):
