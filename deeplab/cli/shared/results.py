@@ -41,11 +41,17 @@ class PictureFiles:
         return result
 
     def write(
-        self, image: np.ndarray, prediction: Prediction, palette: np.ndarray, everything: bool
+        self,
+        image: np.ndarray,
+        prediction: Prediction,
+        palette: np.ndarray,
+        everything: bool,
+        with_overlay: bool = True,
     ) -> None:
-        """Labels and overlay; with `everything` the probabilities too."""
+        """Labels, and the overlay if wanted; with `everything` the probabilities too."""
         outputs.write_labels(self.labels, prediction.labels, palette)
-        outputs.write_picture(self.overlay, outputs.overlay(image, prediction.labels, palette))
+        if with_overlay:
+            outputs.write_picture(self.overlay, outputs.overlay(image, prediction.labels, palette))
         if everything:
             outputs.write_arrays(self.probabilities, {"probabilities": prediction.probabilities})
 
@@ -78,7 +84,18 @@ def print_result(
     result: PictureFiles,
     seconds: float,
 ) -> None:
-    """One line: the file, its size, its classes by area, where the result is."""
+    """Print `result_line`."""
+    typer.echo(result_line(file, prediction, names, result, seconds))
+
+
+def result_line(
+    file: Path,
+    prediction: Prediction,
+    names: Sequence[str] | None,
+    result: PictureFiles,
+    seconds: float,
+) -> str:
+    """The file, its size, its classes by area, where the result is."""
     height, width = prediction.labels.shape
     areas = Counter(dict(enumerate(np.bincount(prediction.labels.ravel()).tolist()))).most_common()
     shares = [
@@ -87,7 +104,7 @@ def print_result(
         if area
     ]
     more = f" and {len(shares) - 4} more" if len(shares) > 4 else ""
-    typer.echo(
+    return (
         f"{file}: {width} x {height}, {', '.join(shares[:4])}{more}; {seconds:.1f} s "
         f"-> {result.labels}"
     )
