@@ -34,7 +34,7 @@ import crf
 from crf.pydensecrf import densecrf
 from crf.pydensecrf import utils as crf_utils
 from deeplab.crf_settings import CRFSettings
-from deeplab.data.annotations import UNSURE_INDEX, Annotation
+from deeplab.data.annotations import GT_PROB, UNSURE_INDEX, Annotation
 from deeplab.data.cams import CAMs
 from deeplab.errors import InputError
 from deeplab.predict import Prediction, as_batch
@@ -101,7 +101,7 @@ def refine_cams(
     background: Background,
     settings: CRFSettings | None = None,
     *,
-    gt_prob: float = 0.7,
+    gt_prob: float = GT_PROB,
     num_classes: int | None = None,
 ) -> Prediction:
     """Labels of a picture from its class activation maps: 0 is background, k + 1 class k.
@@ -143,7 +143,7 @@ def refine_scribbles(
     annotation: Annotation,
     image: np.ndarray,
     settings: CRFSettings = SCRIBBLES,
-    gt_prob: float = 0.7,
+    gt_prob: float = GT_PROB,
 ) -> Prediction:
     """Spread an annotation over the whole picture.
 

@@ -9,7 +9,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from deeplab.crf_settings import CRFSettings
 from deeplab.data import cams, images, outputs
 from deeplab.data.annotations import (
     FOREGROUND,
+    GT_PROB,
     UNSURE_INDEX,
     read_colours,
     read_indices,
@@ -37,11 +37,17 @@ if TYPE_CHECKING:
     from deeplab.predict import Prediction
 
 ARRAYS = (".npy", ".npz")
-GT_PROB = 0.7  # as in pydensecrf's example and in irn
 NAMES_WITH_UNSURE = (*(f"class {k}" for k in range(UNSURE_INDEX)), "unsure")
 
-# Reading changes settings of Pillow, libtiff and Python's warnings for as long as it takes.
-_reading = threading.Lock()
+COLOURS, INDICES = "an annotation by colours", "class indices (--indices)"
+MAPS, PROBABILITIES = "activation maps", "probabilities"
+COUNTS_WITH = {  # each option, and the kinds of files that it counts with
+    "colours": (COLOURS,),
+    "indices": (INDICES,),
+    "classes": (INDICES, MAPS),
+    "gt_prob": (COLOURS, INDICES, MAPS),
+    "background": (MAPS,),
+}
 
 
 @dataclass(frozen=True)
@@ -89,6 +95,15 @@ class FileRefiner:
     background: refine.Background | None = None
     max_megapixels: float = images.MAX_MEGAPIXELS
 
+    def __post_init__(self) -> None:
+        """InputError for --gt-prob where there are no labels to trust."""
+        power = self.background is not None and self.background.by == "power"
+        if power and self.gt_prob is not None:
+            raise InputError(
+                f"--gt-prob {self.gt_prob:g}: only counts with labels, and --background-power "
+                "makes none; leave it out"
+            )
+
     def __call__(self, image_file: Path, given: Path) -> Refined:
         """The picture refined by what the other file says of it.
 
@@ -96,21 +111,16 @@ class FileRefiner:
         with what it holds, or memory that runs out.
         """
         self._check_kind(given)
-        with _reading:
-            image, conversions = images.read_image(image_file, self.max_megapixels)
+        image, conversions = images.read_image(image_file, self.max_megapixels)
         size = (image.shape[0], image.shape[1])
         with _named_errors(given):
             if given.suffix.lower() not in ARRAYS:
                 return self._annotated(given, image, conversions)
             notes: Sequence[str] = ()
-            names: Sequence[str] | None = None
             if self.background is not None:
-                with _reading:
-                    maps = cams.read_cams(given, size)
-                if len(self.background.numbers) > 1:
-                    names = NAMES_WITH_UNSURE
+                names = self.names_of_any
                 prediction = refine.refine_cams(
-                    maps,
+                    cams.read_cams(given, size),
                     image,
                     self.background,
                     self.change_crf(self.background.settings),
@@ -125,6 +135,12 @@ class FileRefiner:
         return Refined(image, prediction, outputs.voc_palette(), names, conversions, notes)
 
     @property
+    def names_of_any(self) -> Sequence[str] | None:
+        """Names of the labels that do not depend on a file."""
+        unsure = self.background is not None and len(self.background.numbers) > 1
+        return NAMES_WITH_UNSURE if unsure else None
+
+    @property
     def _trust(self) -> float:
         return GT_PROB if self.gt_prob is None else self.gt_prob
 
@@ -132,11 +148,10 @@ class FileRefiner:
         self, given: Path, image: np.ndarray, conversions: Sequence[Conversion]
     ) -> Refined:
         size, most = (image.shape[0], image.shape[1]), self.max_megapixels
-        with _reading:
-            if self.indices:
-                read = read_indices(given, size, self.classes, most)
-            else:
-                read = read_colours(given, size, most, self.colours)
+        if self.indices:
+            read = read_indices(given, size, self.classes, most)
+        else:
+            read = read_colours(given, size, most, self.colours)
         settings = self.change_crf(refine.SCRIBBLES)
         prediction = refine.refine_scribbles(read, image, settings, self._trust)
         palette = outputs.full_palette(read.colours)
@@ -145,49 +160,30 @@ class FileRefiner:
 
     def _check_kind(self, given: Path) -> None:
         """Refuse options that do not count with what the file holds, and CAMs without theirs."""
-        if self.colours is not None and (self.indices or given.suffix.lower() in ARRAYS):
+        kind = self._kind(given)
+        for name, kinds in COUNTS_WITH.items():
+            value = getattr(self, name)
+            if value is None or value is False or kind in kinds:
+                continue
+            option = name.replace("_", "-") + ("" if value is True else f" {value}")
+            if isinstance(value, refine.Background):
+                option = f"background-{value.by}"
             raise InputError(
-                f"--colours {self.colours}: only counts with an annotation by colours; leave it out"
+                f"--{option}: only counts with {' and '.join(kinds)}, and {given} holds {kind}; "
+                "leave it out"
             )
-        if given.suffix.lower() not in ARRAYS:
-            if self.background is not None:
-                raise InputError(
-                    f"--background-{self.background.by}: {given} is a picture; it only counts with "
-                    "activation maps (.npy, .npz), leave it out"
-                )
-            if self.classes is not None and not self.indices:
-                raise InputError(
-                    f"--classes {self.classes}: only counts with --indices and with activation "
-                    "maps; leave it out"
-                )
-            return
-        is_cams = cams.holds_cams(given)
-        what = "activation maps" if is_cams else "probabilities"
-        if self.indices:
-            raise InputError(f"--indices: {given} holds {what}, not an annotation; leave it out")
-        if is_cams and self.background is None:
+        if kind == MAPS and self.background is None:
             raise InputError(
                 f"{given}: holds activation maps, which have no background: give it a score with "
                 "--background-threshold 0.3 or --background-power 16 (two numbers with a comma: "
                 "unsure in between)"
             )
-        labels = is_cams and self.background is not None and self.background.by == "threshold"
-        if self.gt_prob is not None and not labels:
-            raise InputError(
-                f"--gt-prob {self.gt_prob:g}: {given} holds {what}, which are trusted as they "
-                "are; it only counts with scribbles and with --background-threshold, leave it out"
-            )
-        if not is_cams and given.exists():
-            if self.background is not None:
-                raise InputError(
-                    f"--background-{self.background.by}: {given} holds probabilities; it only "
-                    "counts with activation maps, leave it out"
-                )
-            if self.classes is not None:
-                raise InputError(
-                    f"--classes {self.classes}: only counts with --indices and with activation "
-                    "maps; leave it out"
-                )
+
+    def _kind(self, given: Path) -> str:
+        if given.suffix.lower() in ARRAYS:
+            is_maps = self.background is not None or cams.holds_cams(given)
+            return MAPS if is_maps else PROBABILITIES
+        return INDICES if self.indices else COLOURS
 
 
 @contextmanager

@@ -13,7 +13,7 @@ import typer
 
 from deeplab.cli.shared import options
 from deeplab.cli.shared.groups import takes_options
-from deeplab.cli.shared.many import Done, Job, ManyOptions, run_many
+from deeplab.cli.shared.many import PANEL, Done, Job, ManyOptions, one_thread_each, run_many
 from deeplab.cli.shared.options import option
 from deeplab.cli.shared.results import (
     PictureFiles,
@@ -23,6 +23,7 @@ from deeplab.cli.shared.results import (
     result_line,
 )
 from deeplab.data import folders, images, outputs
+from deeplab.data.annotations import GT_PROB
 from deeplab.data.conversions import Conversion, counted
 from deeplab.errors import InputError
 
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
     from deeplab.refine import Background
     from deeplab.refine_files import FileRefiner, Refined
 
-GT_PROB = 0.7  # as in pydensecrf's example
 OWN_COLOURS = (
     "its labels are numbered by its own colours; where files have different colours, only class "
     "indices (--indices) give a class one number"
@@ -114,9 +114,13 @@ def refine(
         typer.Option(
             "--skip-missing",
             help="Leave out pictures of which the other folder has nothing.",
-            rich_help_panel="Folders",
+            rich_help_panel=PANEL,
         ),
     ] = False,
+    workers: Annotated[
+        int | None,
+        option("N", "How many pictures at a time.", panel=PANEL, shown="one a processor core"),
+    ] = None,
     many: ManyOptions,
     crf: options.CRFOptions,
 ) -> None:
@@ -172,21 +176,24 @@ def refine(
         background=_background(background_threshold, background_power),
         max_megapixels=max_megapixels,
     )
-    unsure = refiner.background is not None and len(refiner.background.numbers) > 1
-    if probabilities and unsure:
+    if probabilities and refiner.background is not None and len(refiner.background.numbers) > 1:
         raise InputError("--probabilities: there are none of two backgrounds; give one of them")
     writing = _Writing(out, probabilities, overlay)
     if image_file.is_dir():
         suffixes = (*ARRAYS, *images.SUFFIXES)
         pairs = _pairs(image_file, given, suffixes, many.recursive, skip_missing)
         _check_out(out, image_file, given)
-        many.number_of_workers()
+        if workers is not None and workers < 1:
+            raise InputError(f"--workers must be 1 or more, not {workers}")
         print_notes(_left_out(pairs, given))
-        run_many(_job(pairs, image_file, given, refiner, writing), many)
+        with one_thread_each():
+            job = _job(pairs, image_file, given, refiner, writing)
+            run_many(job, many, workers or folders.cores())
         return
     many.refuse_for_one()
-    if skip_missing:
-        raise InputError("--skip-missing: only counts with folders; leave it out")
+    if skip_missing or workers is not None:
+        name = "skip-missing" if skip_missing else "workers"
+        raise InputError(f"--{name}: only counts with folders; leave it out")
     start = time.perf_counter()
     result = PictureFiles.at(out, outputs.output_names([image_file])[0])
     refuse_to_overwrite([image_file, given], [result])
@@ -294,7 +301,7 @@ def _job(
 
     def found(names: tuple[str, str]) -> folders.Outcome:
         labels, _ = images.load_picture(writing.of(names[0]).labels, refiner.max_megapixels)
-        shares = folders.class_shares(np.asarray(labels), None)
+        shares = folders.class_shares(np.asarray(labels), refiner.names_of_any)
         return folders.Outcome(
             str(pictures / names[0]), labels.size, shares, notes=("there before",)
         )
@@ -313,7 +320,7 @@ def _job(
         outcome = folders.Outcome(
             file=str(file),
             size=(labels.shape[1], labels.shape[0]),
-            shares=folders.class_shares(labels, refined.names),
+            shares=folders.class_shares(labels, refiner.names_of_any),
             seconds=seconds,
             notes=tuple(each.text for each in conversions),
         )

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import io
 import pickle
-import warnings
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -151,10 +150,8 @@ def _load(path: Path) -> Mapping[Any, Any]:
                     return {name: arrays[name] for name in arrays.files}
             file.seek(0)
             if not _is_pickled_object(file):
-                raise ValueError("it holds no dictionary")
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # of old forms of tensors
-                array = _ArraysOnly(file, encoding="latin1").load()
+                raise ValueError("it holds plain numbers, as of probabilities")
+            array = _ArraysOnly(file, encoding="latin1").load()
         content = array.item() if isinstance(array, np.ndarray) and array.shape == () else array
         if not isinstance(content, Mapping):
             raise ValueError(f"it holds {type(content).__name__}")

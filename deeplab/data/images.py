@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import glob
+import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -33,6 +34,7 @@ from deeplab.errors import InputError
 
 MAX_MEGAPIXELS = 100.0
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".ppm", ".pgm")
+_settings = threading.Lock()  # those of Pillow, libtiff and warnings, changed while a file is read
 NEARLY_BLACK = 4096  # 16-bit values below are those of a sensor of 12 bits or fewer, most likely
 
 
@@ -70,7 +72,7 @@ def load_picture(
     if not max_megapixels > 0:
         raise InputError(f"max_megapixels must be a number above 0, not {max_megapixels}")
     check_file(path)
-    with _pillow_size_guard_off(), _libtiff_quiet():
+    with _settings, _pillow_size_guard_off(), _libtiff_quiet():
         try:
             with Image.open(path) as image:
                 if image.format == "EPS":  # Pillow would run Ghostscript on it

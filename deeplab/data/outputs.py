@@ -16,7 +16,7 @@ from typing import BinaryIO
 import numpy as np
 from PIL import Image
 
-from deeplab.errors import InputError
+from deeplab.errors import InputError, OutputError
 from deeplab.whole_file import whole_file
 
 PACKAGES = ("kernels", "crf", "deeplab")
@@ -177,6 +177,6 @@ def _as_input_error(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise InputError(
+        raise OutputError(
             f"{path}: cannot be written ({error.strerror or error}); choose another output folder"
         ) from error

@@ -9,7 +9,7 @@ import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Generic, TypeVar
@@ -21,8 +21,8 @@ from rich.progress import Progress
 from deeplab.cli.shared.options import option
 from deeplab.cli.shared.results import print_notes
 from deeplab.data.conversions import Conversion
-from deeplab.data.folders import Manifest, Outcome, cores, work_through
-from deeplab.errors import InputError, printable
+from deeplab.data.folders import Manifest, Outcome, work_through
+from deeplab.errors import InputError, OutputError, printable
 
 Item = TypeVar("Item")
 PANEL = "Folders"
@@ -65,10 +65,6 @@ class ManyOptions:
             shown="none",
         ),
     ] = None
-    workers: Annotated[
-        int | None,
-        option("N", "How many pictures at a time.", panel=PANEL, shown="one a processor core"),
-    ] = None
 
     def refuse_for_one(self) -> None:
         """InputError where one of them is given for a single file."""
@@ -78,24 +74,17 @@ class ManyOptions:
                 f"--{given[0].replace('_', '-')}: only counts with folders; leave it out"
             )
 
-    def number_of_workers(self) -> int:
-        """InputError for fewer than one."""
-        if self.workers is not None and self.workers < 1:
-            raise InputError(f"--workers must be 1 or more, not {self.workers}")
-        return self.workers or cores()
-
 
 @dataclass(frozen=True)
 class Job(Generic[Item]):
-    """What is done with each of many.
+    """What is done with each of many; all but `file` may run in several threads.
 
     Attributes:
         items: what to work on.
-        total: how many.
         file: the picture of an item.
         is_there: whether the result of an item is on disk, and whole.
         found: what such a result is, read from the disk.
-        work: makes and writes the result; runs in several threads.
+        work: makes and writes the result.
         verb: what that is called, such as "refined".
     """
 
@@ -109,10 +98,13 @@ class Job(Generic[Item]):
 
 @dataclass(frozen=True)
 class Done:
-    """A finished item: its outcome, the line to print, and what there is to remark."""
+    """A finished item: its row in a manifest, the line to print, and what there is to remark.
 
-    outcome: Outcome
-    line: str
+    Without a line its result was there before; without a row it has one.
+    """
+
+    outcome: Outcome | None = None
+    line: str | None = None
     notes: Sequence[Conversion] = ()
 
 
@@ -120,8 +112,8 @@ class Done:
 class _Tally:
     done: int = 0
     there: int = 0
-    broken: list[str] = field(default_factory=list)  # the first message alone
-    broken_count: int = 0
+    broken: int = 0
+    first_broken: str = ""
     error: InputError | None = None
     notes: dict[str, tuple[int, Conversion]] = field(default_factory=dict)
 
@@ -136,53 +128,48 @@ class _Tally:
             yield f"{count} pictures, such as {first}" if count > 1 else str(first)
 
 
-def run_many(job: Job[Item], options: ManyOptions) -> None:
+def run_many(job: Job[Item], options: ManyOptions, workers: int) -> None:
     """Work on all items, print a line for each and a summary.
 
-    Raises InputError at the first file that cannot be used, after finishing what was in hand;
-    with --skip-broken only where no file could be. Ctrl-C finishes what is in hand, and then ends
-    the command with status 130 (SIGTERM: 143).
+    Raises InputError at the first file that cannot be used, after finishing what was in hand; with
+    --skip-broken only where no file could be, or a result cannot be written. Ctrl-C finishes what
+    is in hand, and then ends the command with status 130 (SIGTERM: 143).
     """
     from deeplab.stopping import stop_request
 
-    workers, start, tally = options.number_of_workers(), time.perf_counter(), _Tally()
-    with ExitStack() as stack:
-        manifest = None
-        if options.manifest is not None:
-            manifest = stack.enter_context(Manifest(options.manifest, options.skip_existing))
-        stop = stack.enter_context(stop_request())
-        advance = stack.enter_context(_progress(len(job.items), job.verb))
-        stack.enter_context(_one_thread_each())
+    start, tally, table = time.perf_counter(), _Tally(), options.manifest
+    with (
+        Manifest(table, options.skip_existing) if table else nullcontext() as manifest,
+        stop_request() as stop,
+        _progress(len(job.items), job.verb) as advance,
+    ):
 
-        def left() -> Iterator[Item]:
-            for item in job.items:
-                if not (options.skip_existing and job.is_there(item)):
-                    yield item
-                    continue
-                tally.there += 1
-                if manifest is not None and str(job.file(item)) not in manifest:
-                    manifest.add(job.found(item))
-                advance()
+        def one(item: Item) -> Done:
+            if options.skip_existing and job.is_there(item):
+                has_row = manifest is None or str(job.file(item)) in manifest
+                return Done(None if has_row else job.found(item))
+            return job.work(item)
 
         def stopped() -> bool:
             return stop.signal != 0 or tally.error is not None
 
-        for item, answer in work_through(left(), job.work, workers, stopped):
+        for item, answer in work_through(job.items, one, workers, stopped):
             if isinstance(answer, InputError):
-                tally.broken_count += 1
-                if not options.skip_broken:
+                if not options.skip_broken or isinstance(answer, OutputError):
                     tally.error = tally.error or answer
                 else:
-                    tally.broken = tally.broken or [str(answer)]
+                    tally.broken += 1
+                    tally.first_broken = tally.first_broken or str(answer)
                     typer.echo(f"Left out: {answer}", err=True)
-                outcome = Outcome(str(job.file(item)), notes=(str(answer),))
+                answer = Done(Outcome(str(job.file(item)), notes=(str(answer),)))
+            elif answer.line is None:
+                tally.there += 1
             else:
                 tally.done += 1
                 tally.note(answer.notes)
-                outcome = answer.outcome
                 typer.echo(answer.line)
-            if manifest is not None:
-                manifest.add(outcome)
+            if manifest is not None and answer.outcome is not None:
+                manifest.add(answer.outcome)
             advance()
     print_notes(tally.lines())
     _end(job, tally, time.perf_counter() - start, stop.signal)
@@ -193,17 +180,19 @@ def _end(job: Job[Item], tally: _Tally, seconds: float, signal: int) -> None:
     parts = [f"{tally.done} of {len(job.items)} pictures {job.verb}"]
     if tally.there:
         parts.append(f"{tally.there} there before")
-    if tally.broken_count:
-        parts.append(f"{tally.broken_count} left out as broken")
+    if tally.broken:
+        parts.append(f"{tally.broken} left out as broken")
     rate = f", {tally.done / seconds:.2f} a second" if tally.done else ""
     summary = f"{', '.join(parts)}; {seconds:.1f} s{rate}"
+    if isinstance(tally.error, OutputError):
+        raise InputError(f"{tally.error} ({summary}; --skip-existing goes on)")
     if tally.error is not None:
         raise InputError(
-            f"{tally.error} ({summary}; --skip-broken leaves such files out, --skip-existing what "
-            "is done)"
+            f"{tally.error} ({summary}; --skip-broken goes on after such files, --skip-existing "
+            "leaves out what is done)"
         )
     if tally.broken and not tally.done and not tally.there:
-        raise InputError(f"none of the files could be used; the first: {tally.broken[0]}")
+        raise InputError(f"none of the files could be used; the first: {tally.first_broken}")
     typer.echo(printable(summary))
     if signal:
         typer.echo("Stopped; the same command with --skip-existing goes on.", err=True)
@@ -211,7 +200,7 @@ def _end(job: Job[Item], tally: _Tally, seconds: float, signal: int) -> None:
 
 
 @contextmanager
-def _one_thread_each() -> Iterator[None]:
+def one_thread_each() -> Iterator[None]:
     """One thread of torch and of our kernels a picture: the pictures are what runs side by side.
 
     Whatever the number of cores and of pictures, so that they change no bit of the results.

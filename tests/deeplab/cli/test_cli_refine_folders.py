@@ -79,7 +79,7 @@ def test_an_early_end_keeps_what_is_done_and_skipping_goes_on(tmp_path):
     result = run(*arguments)
     assert result.exit_code == 2
     assert re.fullmatch(
-        r"Error: .*b.npy: cannot be read .*\(\d of 4 pictures refined, 1 left out as broken.*"
+        r"Error: .*b.npy: cannot be read .*\(\d of 4 pictures refined; .*"
         "--skip-broken.*--skip-existing.*\n",
         result.stderr,
     )
@@ -112,6 +112,17 @@ def test_a_result_without_its_overlay_is_not_finished(tmp_path):
     (tmp_path / "out" / "b_overlay.png").unlink()
     result = done("refine", photos, given, "--out", tmp_path / "out", "--skip-existing")
     assert "1 of 2 pictures refined, 1 there before" in result.stdout
+
+
+def test_a_result_that_cannot_be_written_is_no_broken_file(tmp_path):
+    photos, given, _ = folder_of(tmp_path)
+    out = tmp_path / "out"
+    (out / "b_labels.png").mkdir(parents=True)
+    options = ["--skip-broken", "--no-overlay", "--workers", 1]
+    result = run("refine", photos, given, "--out", out, *options)
+    assert result.exit_code == 2
+    assert re.match(r"Error: .*b_labels.png: cannot be written .*--skip-existing", result.stderr)
+    assert "d_labels.png" not in files(out)
 
 
 def test_ctrl_c_finishes_what_is_in_hand(tmp_path, monkeypatch):
@@ -164,7 +175,10 @@ def test_what_cannot_be_meant_is_refused(tmp_path):
         ("m.txt: a manifest must be", *both, "--manifest", tmp_path / "m.txt"),
         ("--skip-existing: only counts with folders", *one, "--skip-existing"),
         ("--skip-missing: only counts with folders", *one, "--skip-missing"),
-        ("a.npy holds probabilities; it only", *one, "--background-power", 4),
+        ("--workers: only counts with folders", *one, "--workers", 2),
+        ("--gt-prob 0.8: only counts", *one, "--background-power", 4, "--gt-prob", 0.8),
+        ("--gt-prob 0.8: only counts .* holds probabilities", *one, "--gt-prob", 0.8),
+        ("a.npy: cannot be read as CAMs .*probabilities", *one, "--background-power", 4),
         ("--classes 3: only counts with", *one, "--classes", 3),
         ("background must be between 0 and 1", *one, "--background-threshold", "0.1,1.5"),
         ("give one of them", *one, "--background-threshold", 0.1, "--background-power", 4),
