@@ -19,6 +19,7 @@ from deeplab.cli.shared.results import (
     PictureFiles,
     print_notes,
     print_result,
+    refuse_among_inputs,
     refuse_to_overwrite,
     result_line,
 )
@@ -234,13 +235,6 @@ class _Writing:
         path = Path(name)
         return PictureFiles(self.out / path.parent, path.stem)
 
-    def is_there(self, result: PictureFiles) -> bool:
-        """Whether all of a result is; each file is whole or not there at all."""
-        wanted = [result.labels]
-        wanted += [result.overlay] if self.overlay else []
-        wanted += [result.probabilities] if self.probabilities else []
-        return all(file.exists() for file in wanted)
-
 
 def _pairs(
     pictures: Path, given: Path, suffixes: tuple[str, ...], recursive: bool, skip_missing: bool
@@ -281,11 +275,7 @@ def _left_out(pairs: folders.Pairs, given: Path) -> Iterator[str]:
 def _check_out(out: Path, *inputs: Path) -> None:
     """InputError where results would be among the inputs, or cannot be written."""
     for folder in inputs:
-        if folder.resolve() in (out.resolve(), *out.resolve().parents):
-            raise InputError(
-                f"--out {out} must be a folder outside of {folder}, whose files results could "
-                "overwrite or be taken for"
-            )
+        refuse_among_inputs(out, folder)
     if out.suffix.lower() == ".png" and not out.is_dir():
         raise InputError(f"--out {out} must be a folder where pictures are of a folder")
     outputs.check_writable(out)
@@ -297,14 +287,11 @@ def _job(
     """What `run_many` does with the pairs."""
 
     def is_there(names: tuple[str, str]) -> bool:
-        return writing.is_there(writing.of(names[0]))
+        return writing.of(names[0]).are_there(writing.probabilities, writing.overlay)
 
     def found(names: tuple[str, str]) -> folders.Outcome:
         labels, _ = images.load_picture(writing.of(names[0]).labels, refiner.max_megapixels)
-        shares = folders.class_shares(np.asarray(labels), refiner.names_of_any)
-        return folders.Outcome(
-            str(pictures / names[0]), labels.size, shares, notes=("there before",)
-        )
+        return folders.Outcome.of(pictures / names[0], np.asarray(labels), refiner.names_of_any)
 
     def work(names: tuple[str, str]) -> Done:
         start = time.perf_counter()
@@ -317,13 +304,7 @@ def _job(
         remarks = [Conversion(str(other), note, note) for note in (*refined.notes, *own)]
         conversions = [*refined.conversions, *remarks]
         labels = refined.prediction.labels
-        outcome = folders.Outcome(
-            file=str(file),
-            size=(labels.shape[1], labels.shape[0]),
-            shares=folders.class_shares(labels, refiner.names_of_any),
-            seconds=seconds,
-            notes=tuple(each.text for each in conversions),
-        )
+        outcome = folders.Outcome.of(file, labels, refiner.names_of_any, seconds, conversions)
         line = result_line(file, refined.prediction, refined.names, result, seconds)
         return Done(outcome, line, conversions)
 

@@ -23,6 +23,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from deeplab.data.conversions import Conversion
 from deeplab.errors import InputError, printable
 
 Item = TypeVar("Item")
@@ -54,16 +55,19 @@ def _below(
     try:
         above = (*above, folder.resolve())
         with os.scandir(folder) as entries:
-            seen = [(e.name, e.is_dir()) for e in entries if not e.name.startswith(".")]
+            visible = [entry for entry in entries if not entry.name.startswith(".")]
+            subfolders = sorted(entry.name for entry in visible if entry.is_dir()) * recursive
+            names = sorted(
+                entry.name
+                for entry in visible
+                if os.path.splitext(entry.name)[1].lower() in suffixes and entry.is_file()
+            )
     except (OSError, RuntimeError) as error:  # RuntimeError: links in a circle, before 3.13
         reason = getattr(error, "strerror", None) or error
         raise InputError(f"{folder}: cannot be listed ({reason})") from error
-    subfolders = sorted(name for name, is_folder in seen if is_folder)
-    names = [name for name, is_folder in seen if not is_folder]
-    del seen
-    names.sort()
-    yield from (start + name for name in names if os.path.splitext(name)[1].lower() in suffixes)
-    for name in subfolders if recursive else ():
+    del visible
+    yield from (start + name for name in names)
+    for name in subfolders:
         if (folder / name).resolve() not in above:
             yield from _below(folder / name, f"{start}{name}/", suffixes, recursive, above)
 
@@ -190,6 +194,24 @@ class Outcome:
     shares: dict[str, float] = field(default_factory=dict)
     seconds: float | None = None
     notes: tuple[str, ...] = ()
+
+    @classmethod
+    def of(
+        cls,
+        file: Path,
+        labels: np.ndarray,
+        names: Sequence[str] | None,
+        seconds: float | None = None,
+        conversions: Iterable[Conversion] = (),
+    ) -> Outcome:
+        """That of a picture with these labels `[H, W]`; without seconds one that was there before.
+
+        names: of the labels; None numbers them.
+        """
+        notes = tuple(each.text for each in conversions)
+        notes += ("there before",) if seconds is None else ()
+        size = (labels.shape[1], labels.shape[0])
+        return cls(str(file), size, class_shares(labels, names), seconds, notes)
 
 
 def class_shares(labels: np.ndarray, names: Sequence[str] | None) -> dict[str, float]:

@@ -40,6 +40,13 @@ class PictureFiles:
         result.labels = place
         return result
 
+    def are_there(self, probabilities: bool, overlay: bool = True) -> bool:
+        """Whether those wanted are on disk; each is whole or not there at all."""
+        wanted = [self.labels]
+        wanted += [self.overlay] if overlay else []
+        wanted += [self.probabilities] if probabilities else []
+        return all(file.exists() for file in wanted)
+
     def write(
         self,
         image: np.ndarray,
@@ -66,6 +73,15 @@ def refuse_to_overwrite(files: Iterable[Path], results: Iterable[PictureFiles]) 
                     f"{target}: is an input, and a result would overwrite it; choose another "
                     "output folder with --out"
                 )
+
+
+def refuse_among_inputs(out: Path, folder: Path) -> None:
+    """Raises InputError if results would be among the pictures of a folder."""
+    if folder.resolve() in (out.resolve(), *out.resolve().parents):
+        raise InputError(
+            f"--out {out} must be a folder outside of {folder}, whose files results could "
+            "overwrite or be taken for"
+        )
 
 
 @contextmanager
