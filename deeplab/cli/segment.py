@@ -7,25 +7,29 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import groupby
 from pathlib import Path
 from typing import Annotated, TypeVar
 
+import numpy as np
 import typer
 from rich.console import Console
 from rich.progress import Progress
 
 from deeplab.cli.shared import options
 from deeplab.cli.shared.groups import takes_options
+from deeplab.cli.shared.many import Done, Job, ManyOptions, run_many
 from deeplab.cli.shared.network import load_network, torch_device
 from deeplab.cli.shared.options import option
 from deeplab.cli.shared.results import (
     PictureFiles,
     named_errors,
     print_notes,
-    print_result,
+    refuse_among_inputs,
     refuse_to_overwrite,
+    result_line,
 )
-from deeplab.data import images, outputs
+from deeplab.data import folders, images, outputs
 from deeplab.data.bands import read_picture
 from deeplab.data.conversions import counted
 from deeplab.errors import InputError
@@ -58,6 +62,7 @@ def segment(
     max_megapixels: options.MaxMegapixels = images.MAX_MEGAPIXELS,
     views: options.ViewOptions,
     device: options.Device = "auto",
+    many: ManyOptions,
     crf: options.CRFOptions,
 ) -> None:
     """Label every pixel of pictures: network, then dense CRF.
@@ -69,7 +74,8 @@ def segment(
     For each picture NAME.jpg the output folder gets NAME_labels.png (a palette PNG whose pixel
     values are the class indices) and NAME_overlay.png (the classes laid over the picture). Grey,
     alpha, palette, CMYK and 16-bit pictures are converted, EXIF rotation is applied; each kind of
-    this is said once, counted. All inputs are checked before the first result is written.
+    this is said once, counted. All inputs are checked before the first result is written, unless
+    --skip-broken leaves out those that cannot be used.
 
     A model of other bands than RGB takes .npy files ([H, W, bands] of uint8, uint16 or float32),
     TIFFs with bands as samples or pages (with tifffile: pip install 'deeplab-triton[bands]') and
@@ -90,6 +96,7 @@ def segment(
     ```text
     deeplab segment photo.jpg
     deeplab segment photos/ --out results --no-crf
+    deeplab segment photos/ --recursive --skip-broken --skip-existing --manifest done.csv
     deeplab segment 'photos/**/*.png' --weights mine.safetensors --probabilities
     deeplab segment photo.jpg --bilateral-sigma-xy 67 --bilateral-sigma-rgb 3
     deeplab segment photo.jpg --scales 0.5,0.75,1 --flip --crf-settings crf.toml
@@ -99,7 +106,7 @@ def segment(
     from deeplab.predict import as_levels, check_threshold, predict
     from deeplab.weights import registry
 
-    files = images.find_images(inputs)
+    files = images.find_images(inputs, many.recursive)
     scales = views.numbers()
     if weights.weights_file is None:
         name = registry.for_photographs(torch_device(device).type)
@@ -112,12 +119,18 @@ def segment(
     network.to(torch_device(device))
     settings = crf.change(CRFSettings.stored(metadata, weights.weights_file))
     layer = settings.refiner(network.num_classes).to(torch_device(device)) if use_crf else None
-    results = [PictureFiles(out, name) for name in outputs.output_names(files)]
+    if many.recursive:
+        results = _in_subfolders(files, inputs, out)
+    else:
+        results = [PictureFiles(out, name) for name in outputs.output_names(files)]
     refuse_to_overwrite(files, results)
     outputs.check_writable(out)
     read = partial(read_picture, bands=network.in_channels, max_megapixels=max_megapixels)
+    pairs = list(zip(files, results, strict=True))
     checked, conversions = {}, []
-    for file in _progress(files, "checking"):
+    for file, result in _progress([] if many.skip_broken else pairs, "checking"):
+        if many.skip_existing and result.are_there(probabilities):
+            continue
         image, changed = read(file)
         conversions += changed
         if len(files) == 1:  # several may not fit into memory together
@@ -128,9 +141,11 @@ def segment(
 
     palette = outputs.full_palette(metadata.get("palette"))
     names = metadata.get("class_names")
-    for file, result in _progress(list(zip(files, results, strict=True)), "segmenting"):
+
+    def work(pair: tuple[Path, PictureFiles]) -> Done:
         start = time.perf_counter()
-        image = checked[file] if file in checked else read(file)[0]
+        file, result = pair
+        image, changed = (checked[file], []) if file in checked else read(file)
         with named_errors(file):
             three = None if settings.bands == "all" else settings.bands
             shown = as_levels(network, image, three)[0].permute(1, 2, 0).round().byte()
@@ -144,7 +159,39 @@ def segment(
                 threshold=threshold,
             )
         result.write(shown.numpy(), prediction, palette, probabilities)
-        print_result(file, prediction, names, result, time.perf_counter() - start)
+        seconds = time.perf_counter() - start
+        return Done(
+            folders.Outcome.of(file, prediction.labels, names, seconds, changed),
+            result_line(file, prediction, names, result, seconds),
+            changed if many.skip_broken else (),  # else said before
+        )
+
+    if len(files) == 1 and many == ManyOptions():
+        typer.echo(work(pairs[0]).line)
+        return
+
+    def found(pair: tuple[Path, PictureFiles]) -> folders.Outcome:
+        labels, _ = images.load_picture(pair[1].labels, max_megapixels)
+        return folders.Outcome.of(pair[0], np.asarray(labels), names)
+
+    def is_there(pair: tuple[Path, PictureFiles]) -> bool:
+        return pair[1].are_there(probabilities)
+
+    # One at a time, on all cores: the network computes in threads of its own.
+    run_many(Job(pairs, lambda pair: pair[0], is_there, found, work, "segmented"), many, workers=1)
+
+
+def _in_subfolders(files: Sequence[Path], inputs: Sequence[str], out: Path) -> list[PictureFiles]:
+    """Results in the subfolders of `out` that the files have in the folder that is the input."""
+    root = Path(inputs[0])
+    if len(inputs) > 1 or not root.is_dir():
+        raise InputError("--recursive: only counts with one folder; leave it out, or give a folder")
+    refuse_among_inputs(out, root)
+    results = []
+    for parent, there in groupby(files, lambda file: file.parent):
+        place = out / parent.relative_to(root)
+        results += [PictureFiles(place, name) for name in outputs.output_names(list(there))]
+    return results
 
 
 def _progress(items: Sequence[T], what: str) -> Iterator[T]:
