@@ -232,8 +232,7 @@ class _Writing:
 
     def of(self, name: str) -> PictureFiles:
         """The results of a picture named relative to its folder."""
-        path = Path(name)
-        return PictureFiles(self.out / path.parent, path.stem)
+        return PictureFiles(self.out, Path(name).with_suffix("").as_posix())
 
 
 def _pairs(

@@ -119,33 +119,34 @@ def segment(
     network.to(torch_device(device))
     settings = crf.change(CRFSettings.stored(metadata, weights.weights_file))
     layer = settings.refiner(network.num_classes).to(torch_device(device)) if use_crf else None
-    if many.recursive:
-        results = _in_subfolders(files, inputs, out)
-    else:
-        results = [PictureFiles(out, name) for name in outputs.output_names(files)]
-    refuse_to_overwrite(files, results)
+    names = _names_below(files, inputs, out) if many.recursive else outputs.output_names(files)
+    refuse_to_overwrite(files, (PictureFiles(out, name) for name in names))
     outputs.check_writable(out)
     read = partial(read_picture, bands=network.in_channels, max_megapixels=max_megapixels)
-    pairs = list(zip(files, results, strict=True))
+    pairs = list(zip(files, names, strict=True))
+
+    def is_there(pair: tuple[Path, str]) -> bool:
+        return PictureFiles(out, pair[1]).are_there(probabilities)
+
     checked, conversions = {}, []
-    for file, result in _progress([] if many.skip_broken else pairs, "checking"):
-        if many.skip_existing and result.are_there(probabilities):
+    for pair in _progress([] if many.skip_broken else pairs, "checking"):
+        if many.skip_existing and is_there(pair):
             continue
-        image, changed = read(file)
+        image, changed = read(pair[0])
         conversions += changed
         if len(files) == 1:  # several may not fit into memory together
-            checked[file] = image
+            checked[pair[0]] = image, changed
     notes = counted(conversions)
     scenes = weights.weights_file == Path(registry.SCENES)
     print_notes([*notes, SCENES_NOTE] if scenes else notes)
 
     palette = outputs.full_palette(metadata.get("palette"))
-    names = metadata.get("class_names")
+    classes = metadata.get("class_names")
 
-    def work(pair: tuple[Path, PictureFiles]) -> Done:
+    def work(pair: tuple[Path, str]) -> Done:
         start = time.perf_counter()
-        file, result = pair
-        image, changed = (checked[file], []) if file in checked else read(file)
+        file, result = pair[0], PictureFiles(out, pair[1])
+        image, changed = checked[file] if file in checked else read(file)
         with named_errors(file):
             three = None if settings.bands == "all" else settings.bands
             shown = as_levels(network, image, three)[0].permute(1, 2, 0).round().byte()
@@ -161,8 +162,8 @@ def segment(
         result.write(shown.numpy(), prediction, palette, probabilities)
         seconds = time.perf_counter() - start
         return Done(
-            folders.Outcome.of(file, prediction.labels, names, seconds, changed),
-            result_line(file, prediction, names, result, seconds),
+            folders.Outcome.of(file, prediction.labels, classes, seconds, changed),
+            result_line(file, prediction, classes, result, seconds),
             changed if many.skip_broken else (),  # else said before
         )
 
@@ -170,28 +171,25 @@ def segment(
         typer.echo(work(pairs[0]).line)
         return
 
-    def found(pair: tuple[Path, PictureFiles]) -> folders.Outcome:
-        labels, _ = images.load_picture(pair[1].labels, max_megapixels)
-        return folders.Outcome.of(pair[0], np.asarray(labels), names)
-
-    def is_there(pair: tuple[Path, PictureFiles]) -> bool:
-        return pair[1].are_there(probabilities)
+    def found(pair: tuple[Path, str]) -> folders.Outcome:
+        labels, _ = images.load_picture(PictureFiles(out, pair[1]).labels, max_megapixels)
+        return folders.Outcome.of(pair[0], np.asarray(labels), classes)
 
     # One at a time, on all cores: the network computes in threads of its own.
     run_many(Job(pairs, lambda pair: pair[0], is_there, found, work, "segmented"), many, workers=1)
 
 
-def _in_subfolders(files: Sequence[Path], inputs: Sequence[str], out: Path) -> list[PictureFiles]:
-    """Results in the subfolders of `out` that the files have in the folder that is the input."""
+def _names_below(files: Sequence[Path], inputs: Sequence[str], out: Path) -> list[str]:
+    """As `output_names`, each in the subfolder that its file has in the folder that is given."""
     root = Path(inputs[0])
     if len(inputs) > 1 or not root.is_dir():
         raise InputError("--recursive: only counts with one folder; leave it out, or give a folder")
     refuse_among_inputs(out, root)
-    results = []
+    names: list[str] = []
     for parent, there in groupby(files, lambda file: file.parent):
-        place = out / parent.relative_to(root)
-        results += [PictureFiles(place, name) for name in outputs.output_names(list(there))]
-    return results
+        below = parent.relative_to(root)
+        names += [(below / name).as_posix() for name in outputs.output_names(list(there))]
+    return names
 
 
 def _progress(items: Sequence[T], what: str) -> Iterator[T]:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class PictureFiles:
-    """The files that one picture's prediction is written to."""
+    """The files that one picture's prediction is written to; its name may have subfolders."""
 
     def __init__(self, folder: Path, name: str) -> None:
         self.labels = folder / f"{name}_labels.png"
