@@ -16,6 +16,10 @@ class InputError(ValueError):
         super().__init__(printable(message))
 
 
+class OutputError(InputError):
+    """A result that cannot be written: no input is to blame, and the next ones would fare alike."""
+
+
 def printable(message: str) -> str:
     """One line: runs of white space become one space, control characters are escaped."""
     line = " ".join(message.split())

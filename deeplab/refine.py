@@ -8,10 +8,24 @@ label and the rest shared by the others; elsewhere, "unsure", all labels are equ
 the flow of pydensecrf's example `inference.py`, down to the order of the features (y, x, r, g, b),
 so that the same files give the same labels. `deeplab.data.annotations` reads the files.
 
-Sources: Krähenbühl and Koltun, NIPS 2011; DeepLab v2, section 3.3; the pydensecrf examples.
+Class activation maps have no background. It gets a score of its own, in one of two ways:
+
+    a threshold t:   labels = argmax(t, maps), which count as scribbles on every pixel
+    a power a:       P ~ ((1 - max maps)^a, maps)
+
+Two of them give labels of which one can be sure: a class where it wins against the stronger
+background, background where that wins at its weaker, and unsure (255) elsewhere.
+
+Sources: Krähenbühl and Koltun, NIPS 2011; DeepLab v2, section 3.3; the pydensecrf examples; Ahn and
+Kwak, CVPR 2018 (a power; its code jiwoon-ahn/psa); Ahn et al., CVPR 2019 (a threshold, and two of
+them; its code jiwoon-ahn/irn).
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -20,7 +34,8 @@ import crf
 from crf.pydensecrf import densecrf
 from crf.pydensecrf import utils as crf_utils
 from deeplab.crf_settings import CRFSettings
-from deeplab.data.annotations import Annotation
+from deeplab.data.annotations import GT_PROB, UNSURE_INDEX, Annotation
+from deeplab.data.cams import CAMs
 from deeplab.errors import InputError
 from deeplab.predict import Prediction, as_batch
 
@@ -28,6 +43,45 @@ CLIP = 1e-5  # least probability, so that no label is ruled out for good
 
 SCRIBBLES = CRFSettings(5, crf.Gaussian(3.0, 3.0), crf.Bilateral(10.0, 80.0, 13.0))
 """pydensecrf's example: strong and wide, because most pixels start without an opinion."""
+
+OF_THRESHOLD = CRFSettings(10, crf.Gaussian(3.0, 3.0), crf.Bilateral(10.0, 50.0, 5.0))
+"""irn's, for labels of activation maps by a threshold."""
+
+OF_POWER = CRFSettings(10, crf.Gaussian(3.0, 3.0), crf.Bilateral(10.0, 80.0, 13.0))
+"""psa's, for activation maps with a background by a power."""
+
+
+@dataclass(frozen=True)
+class Background:
+    """How the background of activation maps gets its score, and the one or two numbers of it.
+
+    Raises InputError for other than one or two numbers, a threshold that is not between 0 and 1,
+    or a power that is not above 0.
+    """
+
+    by: Literal["threshold", "power"]
+    numbers: Sequence[float]
+
+    def __post_init__(self) -> None:
+        numbers = list(self.numbers)
+        if len(set(numbers)) != len(numbers) or len(numbers) not in (1, 2):
+            raise InputError(
+                f"a {self.by} of the background must be one number, or two different ones for "
+                f"labels of which one can be sure, not {numbers}"
+            )
+        if not all(0 < each < (1 if self.by == "threshold" else np.inf) for each in numbers):
+            allowed = "between 0 and 1" if self.by == "threshold" else "above 0"
+            raise InputError(f"a {self.by} of the background must be {allowed}, not {numbers}")
+
+    @property
+    def strong_first(self) -> list[float]:
+        """The numbers, that of the stronger background first: the maps are at most 1."""
+        return sorted(self.numbers, reverse=self.by == "threshold")
+
+    @property
+    def settings(self) -> CRFSettings:
+        """Those of the pipeline that this comes from."""
+        return OF_THRESHOLD if self.by == "threshold" else OF_POWER
 
 
 def refine_probabilities(
@@ -38,18 +92,58 @@ def refine_probabilities(
     probabilities: float32 `[C, H, W]`, summing to 1 over the classes; image: RGB, uint8
     `[H, W, 3]`. Values below 1e-5 are raised to it, as pydensecrf's `unary_from_softmax` does.
     """
-    layer = (settings or CRFSettings()).layer(len(probabilities))
-    logits = torch.from_numpy(np.log(np.clip(probabilities, CLIP, 1.0)))[None]
-    with torch.no_grad():
-        marginals = layer(logits, as_batch(image).float())
-    return Prediction.of(marginals[0].numpy())
+    return Prediction.of(_marginals(probabilities, image, settings or CRFSettings()))
+
+
+def refine_cams(
+    cams: CAMs,
+    image: np.ndarray,
+    background: Background,
+    settings: CRFSettings | None = None,
+    *,
+    gt_prob: float = GT_PROB,
+    num_classes: int | None = None,
+) -> Prediction:
+    """Labels of a picture from its class activation maps: 0 is background, k + 1 class k.
+
+    image: RGB, uint8 `[H, W, 3]`. settings: None takes those of the background. gt_prob: with a
+    threshold, the probability of the label that a pixel has. num_classes: how many labels, with the
+    background; None takes the highest class that is there + 2.
+
+    With two numbers of the background the labels are 255 where they do not agree, and the
+    probabilities are those of the stronger background. Classes without a map have probability 0.
+
+    Raises InputError for a compatibility in the settings, a gt_prob that is not more than
+    1 / labels and less than 1, or a class that num_classes does not allow.
+    """
+    settings = settings or background.settings
+    _refuse_compatibility(settings, "activation maps have only some of the classes")
+    labels = np.array([0, *(cams.classes + 1)])
+    count = int(labels.max()) + 1 if num_classes is None else num_classes
+    if labels.max() >= count:
+        raise InputError(
+            f"class {labels.max() - 1} is out of range for {count} classes with the background (0 "
+            f"to {count - 2} without it); correct the file or the number of classes"
+        )
+    found = []
+    for number in background.strong_first:
+        marginals = np.ones((1, *image.shape[:2]), np.float32)
+        if len(labels) > 1:  # a picture without tags is all background
+            scores = _with_background(cams.maps, background.by, number, gt_prob)
+            marginals = _marginals(scores, image, settings)
+        found.append((labels[marginals.argmax(axis=0)].astype(np.uint8), marginals))
+    probabilities = np.zeros((count, *image.shape[:2]), np.float32)
+    probabilities[labels] = found[0][1]
+    sure, everywhere = found[0][0], sum(each != 0 for each, _ in found)
+    unsure = (sure == 0) & (everywhere > 0)
+    return Prediction(np.where(unsure, np.uint8(UNSURE_INDEX), sure), probabilities)
 
 
 def refine_scribbles(
     annotation: Annotation,
     image: np.ndarray,
     settings: CRFSettings = SCRIBBLES,
-    gt_prob: float = 0.7,
+    gt_prob: float = GT_PROB,
 ) -> Prediction:
     """Spread an annotation over the whole picture.
 
@@ -57,16 +151,8 @@ def refine_scribbles(
     """
     height, width = annotation.labels.shape
     count = annotation.num_labels
-    if settings.compatibility is not None:
-        raise InputError(
-            "CRF compatibility: scribbles have labels of their own, for which no penalties are "
-            "known; leave it out"
-        )
-    if not 1 / count < gt_prob < 1:
-        raise InputError(
-            f"gt_prob must be more than 1/labels = {1 / count:.3g}, so that the annotation "
-            f"counts for something, and less than 1, not {gt_prob:g}"
-        )
+    _refuse_compatibility(settings, "scribbles have labels of their own")
+    _check_gt_prob(gt_prob, count)
     model = densecrf.DenseCRF(height * width, count)
     model.setUnaryEnergy(
         crf_utils.unary_from_labels(annotation.labels, count, gt_prob=gt_prob, zero_unsure=True)
@@ -84,3 +170,39 @@ def refine_scribbles(
         )
     marginals = np.array(model.inference(settings.iterations), dtype=np.float32)
     return Prediction.of(marginals.reshape(count, height, width))
+
+
+def _marginals(scores: np.ndarray, image: np.ndarray, settings: CRFSettings) -> np.ndarray:
+    """float32 `[C, H, W]` of scores `[C, H, W]` that are probabilities up to a factor a pixel."""
+    layer = settings.layer(len(scores))
+    logits = torch.from_numpy(np.log(np.clip(scores, CLIP, 1.0)))[None]
+    with torch.no_grad():
+        marginals: torch.Tensor = layer(logits, as_batch(image).float())
+    return marginals[0].numpy()
+
+
+def _with_background(maps: np.ndarray, by: str, number: float, gt_prob: float) -> np.ndarray:
+    """Scores `[K + 1, H, W]` of the background and of maps `[K, H, W]`."""
+    if by == "power":
+        return np.concatenate([(1 - maps.max(axis=0, keepdims=True)) ** number, maps])
+    count = len(maps) + 1
+    _check_gt_prob(gt_prob, count)
+    level = np.full((1, *maps.shape[1:]), number, np.float32)
+    winners = np.concatenate([level, maps]).argmax(axis=0)
+    won = np.arange(count)[:, None, None] == winners
+    return np.where(won, np.float32(gt_prob), np.float32((1 - gt_prob) / (count - 1)))
+
+
+def _refuse_compatibility(settings: CRFSettings, why: str) -> None:
+    if settings.compatibility is not None:
+        raise InputError(
+            f"CRF compatibility: {why}, for which no penalties are known; leave it out"
+        )
+
+
+def _check_gt_prob(gt_prob: float, count: int) -> None:
+    if not 1 / count < gt_prob < 1:
+        raise InputError(
+            f"gt_prob must be more than 1/labels = {1 / count:.3g}, so that the annotation "
+            f"counts for something, and less than 1, not {gt_prob:g}"
+        )

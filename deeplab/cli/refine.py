@@ -1,39 +1,54 @@
-"""`deeplab refine`: the dense CRF alone, on scribbles or on probabilities."""
+"""`deeplab refine`: the dense CRF alone, on scribbles, probabilities or activation maps."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from deeplab.cli.shared import options
 from deeplab.cli.shared.groups import takes_options
+from deeplab.cli.shared.many import PANEL, Done, Job, ManyOptions, one_thread_each, run_many
 from deeplab.cli.shared.options import option
 from deeplab.cli.shared.results import (
     PictureFiles,
-    named_errors,
     print_notes,
     print_result,
+    refuse_among_inputs,
     refuse_to_overwrite,
+    result_line,
 )
-from deeplab.data import images, outputs
-from deeplab.data.conversions import counted
+from deeplab.data import folders, images, outputs
+from deeplab.data.annotations import GT_PROB
+from deeplab.data.conversions import Conversion, counted
 from deeplab.errors import InputError
 
-GT_PROB = 0.7  # as in pydensecrf's example
+if TYPE_CHECKING:
+    from deeplab.refine import Background
+    from deeplab.refine_files import FileRefiner, Refined
+
+OWN_COLOURS = (
+    "its labels are numbered by its own colours; where files have different colours, only class "
+    "indices (--indices) give a class one number"
+)
 
 
 @takes_options
 def refine(
     *,
-    image_file: Annotated[Path, typer.Argument(metavar="IMAGE", help="The photograph.")],
+    image_file: Annotated[
+        Path, typer.Argument(metavar="IMAGE|FOLDER", help="The photograph, or a folder of them.")
+    ],
     given: Annotated[
         Path,
         typer.Argument(
-            metavar="ANNOTATION|PROBABILITIES",
-            help="Scribbles as a picture of the same size, or probabilities (.npz, .npy).",
+            metavar="ANNOTATION|PROBABILITIES|CAMS|FOLDER",
+            help="Scribbles as a picture of the same size, or probabilities or activation maps "
+            "(.npz, .npy); or a folder of these.",
         ),
     ],
     indices: Annotated[
@@ -45,7 +60,12 @@ def refine(
         ),
     ] = False,
     classes: Annotated[
-        int | None, option("N", "With --indices: how many classes.", shown="the highest + 1")
+        int | None,
+        option(
+            "N",
+            "With --indices and activation maps: how many classes, with the background.",
+            shown="the highest + 1",
+        ),
     ] = None,
     colours: Annotated[
         int | None,
@@ -57,7 +77,25 @@ def refine(
         ),
     ] = None,
     gt_prob: Annotated[
-        float | None, option("P", "How far scribbles are to be trusted.", shown=str(GT_PROB))
+        float | None, option("P", "How far labels are to be trusted.", shown=str(GT_PROB))
+    ] = None,
+    background_threshold: Annotated[
+        str | None,
+        option(
+            "T[,T]",
+            "Of activation maps: the background wins where all of them are below. With two, pixels "
+            "on which they do not agree are unsure (255).",
+            shown="none",
+        ),
+    ] = None,
+    background_power: Annotated[
+        str | None,
+        option(
+            "A[,A]",
+            "Of activation maps: the background's score is (1 - their maximum) to this power. With "
+            "two as above.",
+            shown="none",
+        ),
     ] = None,
     out: Annotated[
         Path,
@@ -68,7 +106,23 @@ def refine(
     ] = Path("out"),
     probabilities: options.SaveProbabilities = False,
     legend: options.Legend = True,
+    overlay: Annotated[
+        bool, typer.Option("--overlay/--no-overlay", help="Write the overlay beside the labels.")
+    ] = True,
     max_megapixels: options.MaxMegapixels = images.MAX_MEGAPIXELS,
+    skip_missing: Annotated[
+        bool,
+        typer.Option(
+            "--skip-missing",
+            help="Leave out pictures of which the other folder has nothing.",
+            rich_help_panel=PANEL,
+        ),
+    ] = False,
+    workers: Annotated[
+        int | None,
+        option("N", "How many pictures at a time.", panel=PANEL, shown="one a processor core"),
+    ] = None,
+    many: ManyOptions,
     crf: options.CRFOptions,
 ) -> None:
     """The dense CRF alone: spread scribbles, or sharpen any network's probabilities.
@@ -86,6 +140,16 @@ def refine(
     probability of foreground: the classes are background and foreground. CRF options left out: 10
     iterations, smoothness 3 / 3 pixels, appearance 4 / 49 pixels / 5 levels.
 
+    **Activation maps** (CAMs) of a picture's classes, from 0 to 1, as .npy files hold them in the
+    pipelines irn ({'keys': classes, 'high_res': [K, H, W]}) and psa ({class: [H, W]}), or as .npz
+    with keys and maps. Class k there is label k + 1 here, 0 the background, which
+    --background-threshold or --background-power gives a score. CRF options left out are those of
+    the pipeline: with a threshold 10 iterations, smoothness 3 / 3 pixels, appearance 10 / 50 pixels
+    / 5 levels (irn), with a power appearance 10 / 80 pixels / 13 levels (psa).
+
+    **Folders**: each photograph is refined with the file of its name in the other folder (photo.jpg
+    with photo.npy, photo.png or photo_probabilities.npz), several at a time.
+
     The output folder gets NAME_labels.png (values: the labels from 0 on; palette: the annotation's
     or the .npz file's colours, or VOC's) and NAME_overlay.png, NAME being the photograph's.
 
@@ -98,51 +162,156 @@ def refine(
     deeplab refine photo.jpg softmax.npz --out refined --iterations 5
     deeplab refine photo.jpg softmax.npz --crf-settings crf.toml
     deeplab refine photo.jpg voc_labels.png --indices --classes 21 --gt-prob 0.9
+    deeplab refine JPEGImages softmax --out refined --no-overlay --manifest refined.csv
+    deeplab refine JPEGImages cams --skip-missing --background-threshold 0.05,0.3 --out labels
     ```
     """
-    from deeplab import refine as crf_alone
-    from deeplab.crf_settings import CRFSettings
-    from deeplab.data import annotations
+    from deeplab.refine_files import ARRAYS, FileRefiner
 
+    refiner = FileRefiner(
+        change_crf=crf.change,
+        indices=indices,
+        classes=classes,
+        colours=colours,
+        gt_prob=gt_prob,
+        background=_background(background_threshold, background_power),
+        max_megapixels=max_megapixels,
+    )
+    if probabilities and refiner.background is not None and len(refiner.background.numbers) > 1:
+        raise InputError("--probabilities: there are none of two backgrounds; give one of them")
+    writing = _Writing(out, probabilities, overlay, legend)
+    if image_file.is_dir():
+        suffixes = (*ARRAYS, *images.SUFFIXES)
+        pairs = _pairs(image_file, given, suffixes, many.recursive, skip_missing)
+        _check_out(out, image_file, given)
+        if workers is not None and workers < 1:
+            raise InputError(f"--workers must be 1 or more, not {workers}")
+        print_notes(_left_out(pairs, given))
+        with one_thread_each():
+            job = _job(pairs, image_file, given, refiner, writing)
+            run_many(job, many, workers or folders.cores())
+        return
+    many.refuse_for_one()
+    if skip_missing or workers is not None:
+        name = "skip-missing" if skip_missing else "workers"
+        raise InputError(f"--{name}: only counts with folders; leave it out")
     start = time.perf_counter()
-    softmax_given = given.suffix.lower() in (".npy", ".npz")
-    if softmax_given and indices:
-        raise InputError(f"--indices: {given} holds probabilities, not an annotation; leave it out")
-    if softmax_given and gt_prob is not None:
-        raise InputError(
-            f"--gt-prob {gt_prob:g}: {given} holds probabilities, which are trusted as they are; "
-            "it only counts with scribbles, leave it out"
-        )
-    if colours is not None and (softmax_given or indices):
-        raise InputError(
-            f"--colours {colours}: only counts with an annotation by colours; leave it out"
-        )
-    if classes is not None and not indices:
-        raise InputError(f"--classes {classes}: only counts with --indices; leave it out")
-    settings = crf.change(CRFSettings() if softmax_given else crf_alone.SCRIBBLES)
     result = PictureFiles.at(out, outputs.output_names([image_file])[0])
     refuse_to_overwrite([image_file, given], [result])
     outputs.check_writable(result.labels.parent)
-    image, conversions = images.read_image(image_file, max_megapixels)
-    size = (image.shape[0], image.shape[1])
-    palette = outputs.voc_palette()
-    read: annotations.Annotation | annotations.Probabilities
-    if softmax_given:
-        read = annotations.read_probabilities(given, size)
-        palette = outputs.full_palette(read.colours)
-        with named_errors(given):
-            prediction = crf_alone.refine_probabilities(read.values, image, settings)
-    else:
-        if indices:
-            read = annotations.read_indices(given, size, classes, max_megapixels)
-        else:
-            read = annotations.read_colours(given, size, max_megapixels, colours)
-        if read.colours is not None:
-            palette = outputs.full_palette(read.colours)
-        trust = GT_PROB if gt_prob is None else gt_prob
-        with named_errors(given):
-            prediction = crf_alone.refine_scribbles(read, image, settings, trust)
-    print_notes([*counted(conversions), *(f"{given}: {note}" for note in read.notes)])
-    named = outputs.NamedPalette(palette, read.names)
-    result.write(image, prediction, named, probabilities, legend)
-    print_result(image_file, prediction, named, result, time.perf_counter() - start)
+    refined = refiner(image_file, given)
+    print_notes([*counted(refined.conversions), *(f"{given}: {note}" for note in refined.notes)])
+    writing.write(result, refined)
+    seconds = time.perf_counter() - start
+    print_result(image_file, refined.prediction, refined.classes, result, seconds)
+
+
+def _background(threshold: str | None, power: str | None) -> Background | None:
+    from deeplab.refine import Background
+
+    if threshold is not None and power is not None:
+        raise InputError("--background-threshold, --background-power: give one of them")
+    if threshold is not None:
+        return Background("threshold", options.numbers("--background-threshold", threshold))
+    if power is not None:
+        return Background("power", options.numbers("--background-power", power))
+    return None
+
+
+@dataclass(frozen=True)
+class _Writing:
+    """Where results go, and which."""
+
+    out: Path
+    probabilities: bool
+    overlay: bool
+    legend: bool
+
+    def write(self, result: PictureFiles, refined: Refined) -> None:
+        result.write(
+            refined.image,
+            refined.prediction,
+            refined.classes,
+            probabilities=self.probabilities,
+            overlay=self.overlay,
+            legend=self.legend,
+        )
+
+    def of(self, name: str) -> PictureFiles:
+        """The results of a picture named relative to its folder."""
+        return PictureFiles(self.out, Path(name).with_suffix("").as_posix())
+
+
+def _pairs(
+    pictures: Path, given: Path, suffixes: tuple[str, ...], recursive: bool, skip_missing: bool
+) -> folders.Pairs:
+    """The pairs of two folders; InputError where there are none, or a picture has nothing."""
+    if not given.is_dir():
+        raise InputError(
+            f"{given}: must be a folder like {pictures}, with a file for each of its pictures"
+        )
+    pairs = folders.pair_by_stem(
+        pictures, given, images.SUFFIXES, suffixes, ("", "_probabilities"), recursive
+    )
+    count = len(pairs.names) + pairs.alone
+    below = "" if recursive else "; subfolders are searched with --recursive"
+    if not count:
+        raise InputError(
+            f"{pictures}: the folder holds no picture ({', '.join(images.SUFFIXES)}){below}"
+        )
+    if pairs.alone and not (skip_missing and pairs.names):
+        stem = Path(pairs.first_alone).with_suffix("")
+        mend = "; --skip-missing leaves them out" if pairs.names else below
+        raise InputError(
+            f"{given}: has nothing for {pairs.alone} of {count} pictures, such as "
+            f"{pictures / pairs.first_alone} (expected {stem}.npy, {stem}.npz or {stem}.png)"
+            f"{mend}"
+        )
+    return pairs
+
+
+def _left_out(pairs: folders.Pairs, given: Path) -> Iterator[str]:
+    if pairs.alone:
+        count = len(pairs.names) + pairs.alone
+        yield f"{pairs.alone} of {count} pictures are left out: {given} has nothing for them"
+    if pairs.unused:
+        yield f"{pairs.unused} of the files in {given} are left out: they are of no picture"
+
+
+def _check_out(out: Path, *inputs: Path) -> None:
+    """InputError where results would be among the inputs, or cannot be written."""
+    for folder in inputs:
+        refuse_among_inputs(out, folder)
+    if out.suffix.lower() == ".png" and not out.is_dir():
+        raise InputError(f"--out {out} must be a folder where pictures are of a folder")
+    outputs.check_writable(out)
+
+
+def _job(
+    pairs: folders.Pairs, pictures: Path, given: Path, refiner: FileRefiner, writing: _Writing
+) -> Job[tuple[str, str]]:
+    """What `run_many` does with the pairs."""
+
+    def is_there(names: tuple[str, str]) -> bool:
+        return writing.of(names[0]).are_there(writing.probabilities, writing.overlay)
+
+    def found(names: tuple[str, str]) -> folders.Outcome:
+        labels = writing.of(names[0]).read_labels(refiner.max_megapixels)
+        return folders.Outcome.of(pictures / names[0], labels, refiner.names_of_any)
+
+    def work(names: tuple[str, str]) -> Done:
+        start = time.perf_counter()
+        file, other = pictures / names[0], given / names[1]
+        result = writing.of(names[0])
+        refined = refiner(file, other)
+        writing.write(result, refined)
+        seconds = time.perf_counter() - start
+        own = [OWN_COLOURS] if refined.own_colours else []
+        remarks = [Conversion(str(other), note, note) for note in (*refined.notes, *own)]
+        conversions = [*refined.conversions, *remarks]
+        labels = refined.prediction.labels
+        outcome = folders.Outcome.of(file, labels, refiner.names_of_any, seconds, conversions)
+        line = result_line(file, refined.prediction, refined.classes, result, seconds)
+        return Done(outcome, line, conversions)
+
+    return Job(pairs.names, lambda names: pictures / names[0], is_there, found, work, "refined")

@@ -6,30 +6,32 @@ import math
 import os
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from enum import StrEnum
 from functools import partial
+from itertools import groupby
 from pathlib import Path
 from typing import Annotated, TypeVar
 
-import numpy as np
 import typer
 from rich.console import Console
 from rich.progress import Progress
 
 from deeplab.cli.shared import options
 from deeplab.cli.shared.groups import takes_options
+from deeplab.cli.shared.many import Done, Job, ManyOptions, run_many
 from deeplab.cli.shared.network import load_network, refuse_crf, torch_device
 from deeplab.cli.shared.options import option
 from deeplab.cli.shared.results import (
     PictureFiles,
     named_errors,
     print_notes,
-    print_result,
+    refuse_among_inputs,
     refuse_to_overwrite,
+    result_line,
 )
-from deeplab.data import images, outputs
+from deeplab.data import folders, images, outputs
 from deeplab.data import polygons as polygon_files
 from deeplab.data.bands import read_picture
 from deeplab.data.conversions import counted
@@ -78,6 +80,7 @@ def segment(
     max_megapixels: options.MaxMegapixels = images.MAX_MEGAPIXELS,
     views: options.ViewOptions,
     device: options.Device = "auto",
+    many: ManyOptions,
     crf: options.CRFOptions,
 ) -> None:
     """Label every pixel of pictures: network, then dense CRF.
@@ -90,8 +93,9 @@ def segment(
     values are the class indices) and NAME_overlay.png (the classes laid over the picture, with a
     legend below). Grey, alpha, palette, CMYK and 16-bit pictures are converted, EXIF rotation is
     applied; each kind of this is said once, counted. All inputs are checked before the first result
-    is written. Of weights of several labels a pixel (they take --no-crf) it gets
-    labels/CLASS/NAME.png, a mask of 0 and 1 for each class, as a folder of data has them.
+    is written, unless --skip-broken leaves out those that cannot be used. Of weights of several
+    labels a pixel (they take --no-crf) it gets labels/CLASS/NAME.png, a mask of 0 and 1 for each
+    class, as a folder of data has them.
 
     A model of other bands than RGB takes .npy files ([H, W, bands] of uint8, uint16 or float32),
     TIFFs with bands as samples or pages (with tifffile: pip install 'deeplab-triton[bands]') and
@@ -117,6 +121,7 @@ def segment(
     ```text
     deeplab segment photo.jpg
     deeplab segment photos/ --out results --no-crf
+    deeplab segment photos/ --recursive --skip-broken --skip-existing --manifest done.csv
     deeplab segment 'photos/**/*.png' --weights mine.safetensors --probabilities
     deeplab segment photos/ --polygons coco
     deeplab segment photo.jpg --bilateral-sigma-xy 67 --bilateral-sigma-rgb 3
@@ -129,7 +134,7 @@ def segment(
 
     if polygons is not None:
         polygon_files.require_rasterio()
-    files = images.find_images(inputs)
+    files = images.find_images(inputs, many.recursive)
     scales = views.numbers()
     if weights.weights_file is None:
         name = registry.for_photographs(torch_device(device).type)
@@ -145,28 +150,41 @@ def segment(
     network.to(torch_device(device))
     settings = crf.change(CRFSettings.stored(metadata, weights.weights_file))
     layer = settings.refiner(network.num_classes).to(torch_device(device)) if use_crf else None
-    names = metadata.get("class_names")
-    of_classes = names or [f"class {i}" for i in range(network.num_classes)]
-    masks = outputs.folder_names(of_classes) if network.multilabel else ()
-    results = [PictureFiles(out, name, masks) for name in outputs.output_names(files)]
-    refuse_to_overwrite(files, results)
+    classes = outputs.NamedPalette(
+        outputs.full_palette(metadata.get("palette")), metadata.get("class_names")
+    )
+    every_class = [classes.name(index) for index in range(network.num_classes)]
+    masks = outputs.folder_names(every_class) if network.multilabel else ()
+    names = _names_below(files, inputs, out) if many.recursive else outputs.output_names(files)
+    refuse_to_overwrite(files, (PictureFiles(out, name, masks) for name in names))
     outputs.check_writable(out)
     read = partial(read_picture, bands=network.in_channels, max_megapixels=max_megapixels)
+    pairs = list(zip(files, names, strict=True))
+
+    def files_of(pair: tuple[Path, str]) -> PictureFiles:
+        return PictureFiles(out, pair[1], masks)
+
+    def is_there(pair: tuple[Path, str]) -> bool:
+        result = files_of(pair)
+        drawn = polygons is not Polygons.geojson or result.polygons.exists()
+        return drawn and result.are_there(probabilities)
+
     checked, conversions = {}, []
-    for file in _progress(files, "checking"):
-        image, changed = read(file)
+    for pair in _progress([] if many.skip_broken else pairs, "checking"):
+        if many.skip_existing and is_there(pair):
+            continue
+        image, changed = read(pair[0])
         conversions += changed
         if len(files) == 1:  # several may not fit into memory together
-            checked[file] = image
+            checked[pair[0]] = image, changed
     notes = counted(conversions)
     scenes = weights.weights_file == Path(registry.SCENES)
     print_notes([*notes, SCENES_NOTE] if scenes else notes)
 
-    palette = outputs.full_palette(metadata.get("palette"))
-    classes = outputs.NamedPalette(palette, names)
-    for file, result in _progress(list(zip(files, results, strict=True)), "segmenting"):
+    def work(pair: tuple[Path, str]) -> Done:
         start = time.perf_counter()
-        image = checked[file] if file in checked else read(file)[0]
+        file, result = pair[0], files_of(pair)
+        image, changed = checked[file] if file in checked else read(file)
         with named_errors(file):
             three = None if settings.bands == "all" else settings.bands
             shown = as_levels(network, image, three)[0].permute(1, 2, 0).round().byte()
@@ -179,32 +197,60 @@ def segment(
                 bands=settings.bands,
                 threshold=threshold,
             )
-        result.write(shown.numpy(), prediction, classes, probabilities, legend)
+        result.write(shown.numpy(), prediction, classes, probabilities=probabilities, legend=legend)
         if polygons is Polygons.geojson:
             polygon_files.write_geojson(result.polygons, prediction.labels, classes)
-        print_result(file, prediction, classes, result, time.perf_counter() - start)
+        seconds = time.perf_counter() - start
+        return Done(
+            folders.Outcome.of(file, prediction.labels, classes.names, seconds, changed),
+            result_line(file, prediction, classes, result, seconds),
+            changed if many.skip_broken else (),  # else said before
+        )
+
+    if len(files) == 1 and many == ManyOptions():
+        typer.echo(work(pairs[0]).line)
+    else:
+
+        def found(pair: tuple[Path, str]) -> folders.Outcome:
+            labels = files_of(pair).read_labels(max_megapixels)
+            return folders.Outcome.of(pair[0], labels, classes.names)
+
+        # One at a time, on all cores: the network computes in threads of its own.
+        job = Job(pairs, lambda pair: pair[0], is_there, found, work, "segmented")
+        run_many(job, many, workers=1)
     if polygons is Polygons.coco:
-        _write_coco(out / "coco.json", files, results, classes, network.num_classes)
+        _write_coco(out / "coco.json", pairs, files_of, classes, network.num_classes)
 
 
 def _write_coco(
     path: Path,
-    files: Sequence[Path],
-    results: Sequence[PictureFiles],
+    pairs: Sequence[tuple[Path, str]],
+    files_of: Callable[[tuple[Path, str]], PictureFiles],
     classes: outputs.NamedPalette,
     count: int,
 ) -> None:
     """All label maps as one file; pictures are named below the folder that they share."""
-    paths = [file.absolute() for file in files]
-    shared = os.path.commonpath([each.parent for each in paths])
-    names = [each.relative_to(shared).as_posix() for each in paths]
-    written = _progress(list(zip(names, results, strict=True)), "polygons")
+    labelled = [pair for pair in pairs if files_of(pair).labels.exists()]  # others were broken
+    shared = os.path.commonpath([file.absolute().parent for file, _ in labelled])
     pictures = (
-        (name, np.asarray(images.load_picture(result.labels, math.inf)[0]))
-        for name, result in written
+        (pair[0].absolute().relative_to(shared).as_posix(), files_of(pair).read_labels(math.inf))
+        for pair in _progress(labelled, "polygons")
     )
     polygon_files.write_coco(path, pictures, classes, count)
     typer.echo(f"polygons -> {path}")
+
+
+def _names_below(files: Sequence[Path], inputs: Sequence[str], out: Path) -> list[str]:
+    """As `output_names`, each in the subfolder that its file has in the folder that is given."""
+    root = Path(inputs[0])
+    if len(inputs) > 1 or not root.is_dir():
+        raise InputError("--recursive: only counts with one folder; leave it out, or give a folder")
+    refuse_among_inputs(out, root)
+    names: list[str] = []
+    for parent, there in groupby(files, lambda file: file.parent):
+        below = parent.relative_to(root)
+        names += [(below / name).as_posix() for name in outputs.output_names(list(there))]
+    return names
 
 
 def _progress(items: Sequence[T], what: str) -> Iterator[T]:

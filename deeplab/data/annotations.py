@@ -38,6 +38,7 @@ MASK = (
 )
 FOREGROUND_MAP = "one value for each pixel, read as the probability of foreground"
 
+GT_PROB = 0.7  # how far labels are to be trusted, as in pydensecrf's example and in irn
 WHITE = 0xFFFFFF
 FILLED = 2  # blocks of 2 x 2 pixels from which on a colour fills an area
 BLENDS = 4  # colours in between others from which on soft edges are likely

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import glob
+import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -29,10 +30,12 @@ from deeplab.data.conversions import (
     VEILED,
     Conversion,
 )
+from deeplab.data.folders import files_below
 from deeplab.errors import InputError
 
 MAX_MEGAPIXELS = 100.0
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".ppm", ".pgm")
+_settings = threading.Lock()  # those of Pillow, libtiff and warnings, changed while a file is read
 NEARLY_BLACK = 4096  # 16-bit values below are those of a sensor of 12 bits or fewer, most likely
 
 
@@ -70,7 +73,7 @@ def load_picture(
     if not max_megapixels > 0:
         raise InputError(f"max_megapixels must be a number above 0, not {max_megapixels}")
     check_file(path)
-    with _pillow_size_guard_off(), _libtiff_quiet():
+    with _settings, _pillow_size_guard_off(), _libtiff_quiet():
         try:
             with Image.open(path) as image:
                 if image.format == "EPS":  # Pillow would run Ghostscript on it
@@ -97,13 +100,12 @@ def load_picture(
             ) from error
 
 
-def find_images(inputs: Sequence[str | Path]) -> list[Path]:
+def find_images(inputs: Sequence[str | Path], recursive: bool = False) -> list[Path]:
     """The files that paths, folders and glob patterns stand for, in order, each file once.
 
-    A folder gives its pictures by suffix, or else its .npy files, not hidden ones nor those of its
-    subfolders; a pattern
-    (`*`, `?`, `[`, and `**` through subfolders) gives every file that matches. A name that exists
-    is never taken for a pattern.
+    A folder gives its pictures by suffix, or else its .npy files, not hidden ones, and those of its
+    subfolders only if `recursive`; a pattern (`*`, `?`, `[`, and `**` through subfolders) gives
+    every file that matches. A name that exists is never taken for a pattern.
 
     Raises InputError where an input gives no file, or where there is no input.
     """
@@ -114,7 +116,7 @@ def find_images(inputs: Sequence[str | Path]) -> list[Path]:
     files: dict[Path, Path] = {}
     for item in inputs:
         try:
-            for file in _expand(item):
+            for file in _expand(item, recursive):
                 files.setdefault(file.resolve(), file)
         except (OSError, RuntimeError) as error:  # RuntimeError: links in a circle, before 3.13
             reason = getattr(error, "strerror", None) or error
@@ -122,19 +124,18 @@ def find_images(inputs: Sequence[str | Path]) -> list[Path]:
     return list(files.values())
 
 
-def _expand(item: str | Path) -> list[Path]:
+def _expand(item: str | Path, recursive: bool) -> list[Path]:
     path = Path(item)
     if path.is_dir():
-        there = sorted(p for p in path.iterdir() if p.is_file())
-        there = [p for p in there if not p.name.startswith(".")]  # such as ._a.jpg beside a.jpg
-        files = [p for p in there if p.suffix.lower() in SUFFIXES]
-        files = files or [p for p in there if p.suffix.lower() == ".npy"]
-        if not files:
-            raise InputError(
-                f"{path}: the folder holds no picture ({', '.join(SUFFIXES)}); subfolders are not "
-                f"searched, '{path}/**/*.jpg' in quotes searches them"
-            )
-        return files
+        for suffixes in (SUFFIXES, (".npy",)):
+            if files := [path / name for name in files_below(path, suffixes, recursive)]:
+                return files
+        below = (
+            ""
+            if recursive
+            else f"; subfolders are not searched, '{path}/**/*.jpg' in quotes searches them"
+        )
+        raise InputError(f"{path}: the folder holds no picture ({', '.join(SUFFIXES)}){below}")
     if not path.exists() and glob.has_magic(str(item)):
         matches = (Path(name) for name in glob.glob(str(item), recursive=True))
         files = sorted(p for p in matches if p.is_file())

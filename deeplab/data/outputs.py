@@ -18,7 +18,7 @@ from typing import BinaryIO
 import numpy as np
 from PIL import Image
 
-from deeplab.errors import InputError
+from deeplab.errors import InputError, OutputError
 from deeplab.whole_file import whole_file
 
 PACKAGES = ("kernels", "crf", "deeplab")
@@ -64,6 +64,12 @@ class NamedPalette:
         and, where there are names, `class_names`, strings `[C]`."""
         arrays = {PALETTE: self.palette[:classes]}
         return arrays if self.names is None else arrays | {CLASS_NAMES: np.array(self.names, str)}
+
+
+def class_areas(labels: np.ndarray) -> np.ndarray:
+    """How many pixels each class has, int64: of labels `[H, W]` up to the last class that occurs,
+    of masks `[C, H, W]` of 0 and 1 all `C`."""
+    return labels.sum((1, 2), dtype=np.int64) if labels.ndim == 3 else np.bincount(labels.ravel())
 
 
 def overlay(image: np.ndarray, labels: np.ndarray, palette: np.ndarray) -> np.ndarray:
@@ -250,6 +256,6 @@ def _as_input_error(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise InputError(
+        raise OutputError(
             f"{path}: cannot be written ({error.strerror or error}); choose another output folder"
         ) from error

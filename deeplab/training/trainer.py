@@ -23,6 +23,7 @@ from deeplab.crf_settings import CRFSettings
 from deeplab.errors import InputError
 from deeplab.evaluation.evaluate import LabelledImages, evaluate
 from deeplab.model import DeepLab
+from deeplab.stopping import StopRequest, stop_request
 from deeplab.training.average import AveragedModel
 from deeplab.training.callbacks import Callbacks, Run, Validation
 from deeplab.training.checkpoint import Files, stored_steps, write_state
@@ -30,7 +31,7 @@ from deeplab.training.config import TrainConfig
 from deeplab.training.distributed import OtherProcessEnded, Processes
 from deeplab.training.early_stopping import EarlyStopping
 from deeplab.training.estimate import estimate
-from deeplab.training.interrupt import StopRequest, clear_errors, stop_request
+from deeplab.training.interrupt import clear_errors
 from deeplab.training.labels import VALIDATION
 from deeplab.training.logs import IOU, Logger, Throughput, peak_memory_mib
 from deeplab.training.pictures import ValidationPictures

@@ -12,9 +12,10 @@ from PIL import Image
 from crf import Bilateral, Gaussian
 from deeplab.crf_settings import CRFSettings
 from deeplab.data.annotations import Annotation, read_colours
+from deeplab.data.cams import CAMs
 from deeplab.data.images import read_image
 from deeplab.errors import InputError
-from deeplab.refine import refine_probabilities, refine_scribbles
+from deeplab.refine import Background, refine_cams, refine_probabilities, refine_scribbles
 
 EXAMPLES = Path(__file__).parents[3] / "shared" / "data" / "pydensecrf"
 SMALL = CRFSettings(4, Gaussian(3.0, 2.0), Bilateral(5.0, 12.0, 10.0))
@@ -120,3 +121,85 @@ def test_refining_probabilities_is_pydensecrfs_recipe_with_unary_from_softmax():
     expected = np.array(model.inference(4)).reshape(3, height, width)
     found = refine_probabilities(given, image, SMALL)
     np.testing.assert_allclose(found.probabilities, expected, atol=2e-3)
+
+
+def activation_maps() -> tuple[np.ndarray, CAMs]:
+    """A picture of three grey parts, and soft maps of the classes 4 and 2 on two of them."""
+    random = np.random.default_rng(2)
+    height, width = 30, 45
+    parts = np.repeat([0, 1, 2], 15)[None].repeat(height, axis=0)
+    image = np.array([40, 120, 210])[parts][..., None] + random.normal(0, 6, (height, width, 3))
+    x = np.arange(width)
+    bumps = [np.exp(-(((x - centre) / 7.0) ** 2)) for centre in (20, 40)]
+    maps = np.stack([np.broadcast_to(b, (height, width)) for b in bumps])
+    noisy = (maps + random.normal(0, 0.08, maps.shape)).clip(0, 1).astype(np.float32)
+    return image.clip(0, 255).astype(np.uint8), CAMs(noisy, np.array([4, 2]))
+
+
+def labels_of_pipeline(image: np.ndarray, cams: CAMs, by: str, number: float) -> np.ndarray:
+    """What irn (a threshold) and psa (a power) compute, through pydensecrf2: 0, 3 and 5."""
+    dcrf = pytest.importorskip("pydensecrf.densecrf", reason="pydensecrf2 is not installed")
+    from pydensecrf import utils
+
+    height, width = image.shape[:2]
+    model = dcrf.DenseCRF2D(width, height, 3)
+    if by == "threshold":
+        scores = np.pad(cams.maps, ((1, 0), (0, 0), (0, 0)), constant_values=number)
+        unary = utils.unary_from_labels(scores.argmax(0), 3, gt_prob=0.7, zero_unsure=False)
+        sigma_xy, sigma_rgb = 50, 5
+    else:
+        background = (1 - cams.maps.max(0, keepdims=True)) ** number
+        unary = utils.unary_from_softmax(np.concatenate([background, cams.maps]))
+        sigma_xy, sigma_rgb = 80, 13
+    model.setUnaryEnergy(np.ascontiguousarray(unary))
+    model.addPairwiseGaussian(sxy=3, compat=3)
+    model.addPairwiseBilateral(sxy=sigma_xy, srgb=sigma_rgb, rgbim=image, compat=10)
+    winners = np.argmax(model.inference(10), axis=0).reshape(height, width)
+    return np.array([0, 5, 3])[winners]
+
+
+@pytest.mark.parametrize(
+    ("by", "numbers"), [("threshold", (0.3, 0.05)), ("power", (1.5, 12.0))], ids=["irn", "psa"]
+)
+def test_activation_maps_give_the_labels_of_their_pipelines(by, numbers):
+    image, cams = activation_maps()
+    strong, weak = (labels_of_pipeline(image, cams, by, number) for number in numbers)
+    assert not np.array_equal(strong, weak)
+    assert set(np.unique(strong)) == {0, 3, 5}
+    found = [refine_cams(cams, image, Background(by, [number])) for number in numbers]
+    assert np.array_equal(found[0].labels, strong)
+    assert np.array_equal(found[1].labels, weak)
+    assert found[0].probabilities.shape == (6, *strong.shape)
+    assert np.array_equal(found[0].probabilities.argmax(0), strong)
+    assert found[0].probabilities[[1, 2, 4]].max() == 0
+    both = refine_cams(cams, image, Background(by, numbers[::-1]), num_classes=21)
+    expected = np.where(strong > 0, strong, np.where(weak > 0, 255, 0))
+    assert np.array_equal(both.labels, expected)
+    assert 255 in both.labels
+    assert len(both.probabilities) == 21
+
+
+def test_a_picture_without_tags_is_background():
+    image, _ = activation_maps()
+    none = CAMs(np.empty((0, *image.shape[:2]), np.float32), np.empty(0, np.int64))
+    found = refine_cams(none, image, Background("power", [4.0, 32.0]))
+    assert not found.labels.any()
+    assert np.array_equal(found.probabilities, np.ones((1, *image.shape[:2])))
+
+
+def test_backgrounds_that_say_nothing_are_refused():
+    for by, numbers, message in (
+        ("threshold", [0.3, 0.3], "one number, or two different ones"),
+        ("threshold", [], "one number, or two"),
+        ("power", [1.0, 2.0, 3.0], "one number, or two"),
+        ("threshold", [1.0], "between 0 and 1"),
+        ("power", [0.0], "above 0"),
+        ("power", [float("nan")], "above 0"),
+    ):
+        with pytest.raises(InputError, match=message):
+            Background(by, numbers)
+    image, cams = activation_maps()
+    with pytest.raises(InputError, match="class 4 is out of range for 5 classes"):
+        refine_cams(cams, image, Background("power", [4.0]), num_classes=5)
+    with pytest.raises(InputError, match="gt_prob must be more than 1/labels"):
+        refine_cams(cams, image, Background("threshold", [0.3]), gt_prob=0.3)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class PictureFiles:
-    """The files that one picture's prediction is written to.
+    """The files that one picture's prediction is written to; its name may have subfolders.
 
     masks: names of the folders in labels/ that those of a multi-label model go to, one a class, as
     a data set of several labels a pixel has them; empty for one label map.
@@ -47,31 +47,43 @@ class PictureFiles:
         result.labels = place
         return result
 
-    def areas(self, labels: np.ndarray) -> np.ndarray:
-        """How many pixels of these labels, or masks, each class has: `[C]`, or up to the last."""
-        return labels.sum((1, 2), dtype=np.int64) if self.masks else np.bincount(labels.ravel())
+    def are_there(self, probabilities: bool, overlay: bool = True) -> bool:
+        """Whether those wanted are on disk; each is whole or not there at all."""
+        wanted = [*(self.masks or [self.labels])]
+        wanted += [self.overlay] if overlay else []
+        wanted += [self.probabilities] if probabilities else []
+        return all(file.exists() for file in wanted)
+
+    def read_labels(self, max_megapixels: float) -> np.ndarray:
+        """The labels `[H, W]`, or masks `[C, H, W]`, that were written; InputError as of images."""
+        files = self.masks or [self.labels]
+        maps = [np.asarray(images.load_picture(file, max_megapixels)[0]) for file in files]
+        return np.stack(maps) if self.masks else maps[0]
 
     def write(
         self,
         image: np.ndarray,
         prediction: Prediction,
         classes: outputs.NamedPalette,
-        everything: bool,
-        legend: bool,
+        *,
+        probabilities: bool = False,
+        overlay: bool = True,
+        legend: bool = True,
     ) -> None:
-        """Labels and overlay; with `everything` the probabilities too."""
+        """Labels, and the overlay and the probabilities if wanted."""
         labels, palette = prediction.labels, classes.palette
         if self.masks:
             for path, mask, colour in zip(self.masks, labels, palette, strict=False):
                 outputs.write_labels(path, mask, outputs.full_palette([(0, 0, 0), colour]))
-            shown = outputs.overlay_masks(image, labels, palette)
         else:
             outputs.write_labels(self.labels, labels, palette)
-            shown = outputs.overlay(image, labels, palette)
-        if legend:
-            shown = with_legend(shown, self.areas(labels), classes)
-        outputs.write_picture(self.overlay, shown)
-        if everything:
+        if overlay:
+            draw = outputs.overlay_masks if self.masks else outputs.overlay
+            shown = draw(image, labels, palette)
+            if legend:
+                shown = with_legend(shown, outputs.class_areas(labels), classes)
+            outputs.write_picture(self.overlay, shown)
+        if probabilities:
             arrays = {"probabilities": prediction.probabilities}
             arrays |= classes.arrays(len(prediction.probabilities))
             outputs.write_arrays(self.probabilities, arrays)
@@ -87,6 +99,15 @@ def refuse_to_overwrite(files: Iterable[Path], results: Iterable[PictureFiles]) 
                     f"{target}: is an input, and a result would overwrite it; choose another "
                     "output folder with --out"
                 )
+
+
+def refuse_among_inputs(out: Path, folder: Path) -> None:
+    """Raises InputError if results would be among the pictures of a folder."""
+    if folder.resolve() in (out.resolve(), *out.resolve().parents):
+        raise InputError(
+            f"--out {out} must be a folder outside of {folder}, whose files results could "
+            "overwrite or be taken for"
+        )
 
 
 @contextmanager
@@ -105,16 +126,27 @@ def print_result(
     result: PictureFiles,
     seconds: float,
 ) -> None:
-    """One line: the file, its size, its classes by area, where the result is."""
+    """Print `result_line`."""
+    typer.echo(result_line(file, prediction, classes, result, seconds))
+
+
+def result_line(
+    file: Path,
+    prediction: Prediction,
+    classes: outputs.NamedPalette,
+    result: PictureFiles,
+    seconds: float,
+) -> str:
+    """The file, its size, its classes by area, where the result is."""
     height, width = prediction.labels.shape[-2:]
-    areas = Counter(dict(enumerate(result.areas(prediction.labels).tolist()))).most_common()
+    areas = Counter(dict(enumerate(outputs.class_areas(prediction.labels).tolist()))).most_common()
     shares = [
         f"{classes.name(label)} {100 * area / (height * width):.1f}%"
         for label, area in areas
         if area
     ]
     more = f" and {len(shares) - 4} more" if len(shares) > 4 else ""
-    typer.echo(
+    return (
         f"{file}: {width} x {height}, {', '.join(shares[:4])}{more}; {seconds:.1f} s "
         f"-> {result.labels}"
     )

@@ -111,7 +111,7 @@ def test_refine_takes_class_indices(tmp_path):
     assert np.array_equal(indices(tmp_path / "photo_labels.png"), np.where(truth == 1, 2, 4))
     for message, *options in (
         (r"marks.png: class index 4 at row 8, column 3", "--indices", "--classes", 3),
-        ("--classes 3: only counts with --indices", "--classes", 3),
+        (r"--classes 3: only counts with class indices \(--indices\)", "--classes", 3),
     ):
         assert_refused(tmp_path, message, "refine", photo, marks, *options)
 

@@ -83,8 +83,10 @@ def test_segment_takes_files_folders_and_patterns_each_file_once(tmp_path, weigh
         picture(tmp_path / name) if name[-3:] != "txt" else (tmp_path / name).write_text("x")
     given = [tmp_path / "in", tmp_path / "more" / "*.png", tmp_path / "in" / "b.png"]
     result = done("segment", *given, "--weights", weights, "--out", tmp_path / "out", "--no-crf")
-    names = [Path(line.split(":")[0]).name for line in result.stdout.splitlines()]
+    *lines, summary = result.stdout.splitlines()
+    names = [Path(line.split(":")[0]).name for line in lines]
     assert names == ["a.jpg", "b.png", "c.png"]
+    assert summary.startswith("3 of 3 pictures segmented; ")
     written = [name for name in files(tmp_path / "out") if "labels" in name]
     assert written == ["a_labels.png", "b_labels.png", "c_labels.png"]
 
