@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import os
+import re
 import runpy
 import socket
 import subprocess
@@ -52,6 +53,14 @@ def run_two(*command: str) -> list[str]:
     told = [child.communicate() for child in children]
     assert [child.returncode for child in children] == [0, 0], told
     return [out for out, _ in told]
+
+
+def but_progress(said: str) -> str:
+    """What a training says on standard error that is no terminal, without how far it is."""
+    lines = said.splitlines(keepends=True)
+    return "".join(
+        line for line in lines if not re.match(r"step \d+/\d|about .* for \d+ steps", line)
+    )
 
 
 class Started:

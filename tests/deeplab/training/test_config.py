@@ -8,7 +8,7 @@ from deeplab.training import DataConfig, TrainConfig
 
 LOSS = "one of cross_entropy, .*, dense_crf, or a table of them with their weights"
 TAUGHT = "cross_entropy or another that learns from labels, with a weight above 0"
-NONE_FOR_SCENES = "none for generated scenes; name other data with data.name"
+NONE_FOR_SCENES = r"none for generated scenes; name other data with --data \(data.name\)"
 
 
 @pytest.mark.parametrize(
