@@ -9,7 +9,6 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
-from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -21,7 +20,12 @@ from rich.table import Table
 from deeplab.cli.shared import options
 from deeplab.cli.shared.dataset import class_names, open_data
 from deeplab.cli.shared.groups import takes_options
-from deeplab.cli.shared.network import load_network, named_weights, torch_device
+from deeplab.cli.shared.network import (
+    load_network,
+    named_weights,
+    torch_device,
+    torch_precision,
+)
 from deeplab.cli.shared.options import option
 from deeplab.cli.shared.results import named_errors, print_notes
 from deeplab.cli.shared.several import reported_once
@@ -35,7 +39,7 @@ if TYPE_CHECKING:
     from deeplab.data.datasets import SegmentationData
     from deeplab.evaluation.evaluate import Evaluation
     from deeplab.evaluation.submission import PredictionFiles
-    from deeplab.predict import Prediction
+    from deeplab.predict import Predictor
 
 
 Absent = StrEnum("Absent", ["skip", "zero"])
@@ -164,6 +168,7 @@ def evaluate(
         option("N", "How many generated scenes, from the first on.", panel="Data", shown="50"),
     ] = None,
     views: options.ViewOptions,
+    precision: options.Precision = "float32",
     device: options.Device = "auto",
     absent: Annotated[
         Absent,
@@ -215,7 +220,7 @@ def evaluate(
     from deeplab.data.datasets.base import Recording
     from deeplab.evaluation.evaluate import evaluate as score
     from deeplab.evaluation.plots import require_matplotlib
-    from deeplab.predict import predict
+    from deeplab.predict import Predictor
     from deeplab.training.distributed import processes
 
     scales, widths, curve = views.numbers(), trimap.widths(), trimap.csv_file()
@@ -223,6 +228,7 @@ def evaluate(
     files.check_unscored(score_files)
     pictures, split = open_data(data, split, scenes, usual="test", labelled=files.score)
     torch_device(device)  # refuses unknown names
+    dtype = torch_precision(precision)
     network, metadata = load_network(weights)
     names = class_names(network, pictures, metadata, weights.weights_file)
     settings = crf.change(CRFSettings.stored(metadata, weights.weights_file))
@@ -254,6 +260,7 @@ def evaluate(
                     around=around,
                     scales=scales,
                     flip=views.flip,
+                    precision=dtype,
                     bands=settings.bands,
                     on_prediction=write if written else None,
                     shard=True,
@@ -264,14 +271,7 @@ def evaluate(
         else:
             with named_errors(pictures.name):
                 recorded.conversions |= _predict_all(
-                    partial(
-                        predict,
-                        network,
-                        crf=layer,
-                        scales=scales,
-                        flip=views.flip,
-                        bands=settings.bands,
-                    ),
+                    Predictor(network, layer, scales=scales, flip=views.flip, bands=settings.bands),
                     pictures,
                     write,
                     progress,
@@ -296,6 +296,7 @@ def evaluate(
             "split": split,
             "scales": list(scales),
             "flip": views.flip,
+            "precision": precision,
             "absent": absent.value,
             "crf_settings": settings.as_dict() if use_crf else None,
             "version": version("deeplab-triton"),
@@ -304,7 +305,7 @@ def evaluate(
 
 
 def _predict_all(
-    predict: Callable[[np.ndarray], Prediction],
+    predictor: Predictor,
     pictures: SegmentationData,
     write: Callable[[int, np.ndarray], None],
     progress: bool,
@@ -318,7 +319,7 @@ def _predict_all(
             image, conversions = pictures.picture(index)
             found.update(conversions)
             with named_errors(pictures.file(index)):
-                write(index, predict(image).labels)
+                write(index, predictor(image).labels)
     return found
 
 

@@ -16,7 +16,7 @@ from rich.progress import Progress
 
 from deeplab.cli.shared import options
 from deeplab.cli.shared.groups import takes_options
-from deeplab.cli.shared.network import load_network, torch_device
+from deeplab.cli.shared.network import load_network, torch_device, torch_precision
 from deeplab.cli.shared.options import option
 from deeplab.cli.shared.results import (
     PictureFiles,
@@ -57,6 +57,7 @@ def segment(
     ] = None,
     max_megapixels: options.MaxMegapixels = images.MAX_MEGAPIXELS,
     views: options.ViewOptions,
+    precision: options.Precision = "float32",
     device: options.Device = "auto",
     crf: options.CRFOptions,
 ) -> None:
@@ -96,7 +97,7 @@ def segment(
     ```
     """
     from deeplab.crf_settings import CRFSettings
-    from deeplab.predict import as_levels, check_threshold, predict
+    from deeplab.predict import Predictor, as_levels, check_threshold
     from deeplab.weights import registry
 
     files = images.find_images(inputs)
@@ -112,6 +113,15 @@ def segment(
     network.to(torch_device(device))
     settings = crf.change(CRFSettings.stored(metadata, weights.weights_file))
     layer = settings.refiner(network.num_classes).to(torch_device(device)) if use_crf else None
+    predictor = Predictor(
+        network,
+        layer,
+        scales=scales,
+        flip=views.flip,
+        precision=torch_precision(precision),
+        bands=settings.bands,
+        threshold=threshold,
+    )
     results = [PictureFiles(out, name) for name in outputs.output_names(files)]
     refuse_to_overwrite(files, results)
     outputs.check_writable(out)
@@ -134,15 +144,7 @@ def segment(
         with named_errors(file):
             three = None if settings.bands == "all" else settings.bands
             shown = as_levels(network, image, three)[0].permute(1, 2, 0).round().byte()
-            prediction = predict(
-                network,
-                image,
-                layer,
-                scales=scales,
-                flip=views.flip,
-                bands=settings.bands,
-                threshold=threshold,
-            )
+            prediction = predictor(image)
         result.write(shown.numpy(), prediction, palette, probabilities)
         print_result(file, prediction, names, result, time.perf_counter() - start)
 

@@ -63,3 +63,13 @@ def torch_device(name: str) -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     return torch.device(name)
+
+
+def torch_precision(name: str) -> torch.dtype:
+    """The dtype of --precision."""
+    from deeplab.predict import PRECISIONS
+
+    named = {str(dtype).removeprefix("torch."): dtype for dtype in PRECISIONS}
+    if name not in named:
+        raise InputError(f"--precision {name} must be float32, bfloat16 or float16")
+    return named[name]

@@ -53,6 +53,9 @@ DataOption = Annotated[
     ),
 ]
 Device = Annotated[str, option("NAME", "cpu, cuda, or auto: a GPU where there is one.")]
+Precision = Annotated[
+    str, option("NAME", "What the network computes in: float32, bfloat16 or float16.")
+]
 UseCRF = Annotated[bool, typer.Option("--crf/--no-crf", help="Refine with the dense CRF.")]
 OutFolder = Annotated[Path, option("DIR", "Folder for the results; made if missing.", "--out")]
 MaxMegapixels = Annotated[

@@ -15,7 +15,7 @@ from deeplab.crf_settings import CRFSettings
 from deeplab.data.images import read_image
 from deeplab.data.scenes import CLASSES, PALETTE
 from deeplab.model import deeplab_v2_small
-from deeplab.predict import predict
+from deeplab.predict import Predictor, predict
 from deeplab.weights import load_model, save_weights
 
 
@@ -197,6 +197,17 @@ def test_segment_refuses_weights_that_do_not_fit(tmp_path, weights):
         assert "bare.safetensors: without metadata, taken for deeplab_v2_small with 3" in told
 
 
+def test_segment_computes_in_the_precision_that_is_asked_for(tmp_path, weights):
+    photo = picture(tmp_path / "photo.png")
+    options = ["--weights", weights, "--out", tmp_path, "--no-crf", "--probabilities"]
+    done("segment", photo, *options, "--precision", "bfloat16")
+    found = np.load(tmp_path / "photo_probabilities.npz")["probabilities"]
+    predictor = Predictor(load_model(weights), precision=torch.bfloat16)
+    np.testing.assert_array_equal(found, predictor(np.asarray(Image.open(photo))).probabilities)
+    message = "--precision half must be float32, bfloat16 or float16"
+    assert_refused(tmp_path, message, "segment", photo, *options, "--precision", "half")
+
+
 def test_segment_refuses_weights_that_give_nan_naming_the_picture(tmp_path, weights, monkeypatch):
     photo, model = picture(tmp_path / "photo.png"), load_model(weights)
     with torch.no_grad():
@@ -232,13 +243,14 @@ def test_ctrl_c_exits_with_130_and_leaves_whole_files(tmp_path, weights, monkeyp
     photos = [picture(tmp_path / name) for name in ("a.png", "b.png")]
     calls = []
 
-    def interrupted(model, image, layer, **options):
-        calls.append(image)
-        if len(calls) == 2:
-            raise KeyboardInterrupt
-        return predict(model, image, layer)
+    class Interrupted(Predictor):
+        def __call__(self, images):
+            calls.append(images)
+            if len(calls) == 2:
+                raise KeyboardInterrupt
+            return super().__call__(images)
 
-    monkeypatch.setattr("deeplab.predict.predict", interrupted)
+    monkeypatch.setattr("deeplab.predict.Predictor", Interrupted)
     out = tmp_path / "out"
     result = run("segment", *photos, "--weights", weights, "--out", out, "--no-crf")
     assert result.exit_code == 130

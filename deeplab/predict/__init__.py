@@ -1,0 +1,35 @@
+"""From pictures to class probabilities: the network, and a dense CRF where one is wanted.
+
+    P = softmax(network(preprocess(image)))          or          Q = CRF(logits, image)
+
+Source: DeepLab v2 (TPAMI 2018), section 3 and figure 1: the network's scores are brought to the
+picture's size before the fully connected CRF refines them.
+
+`Predictor` holds a model and how it is to be used, and takes pictures; `predict` is one picture's
+worth of it. Either looks at several views of a picture (`views.py`) where that is asked for.
+"""
+
+from deeplab.predict.limits import BYTES_A_PIXEL
+from deeplab.predict.predictor import (
+    CRF,
+    PRECISIONS,
+    Prediction,
+    Predictor,
+    check_threshold,
+    predict,
+)
+from deeplab.predict.views import as_batch, as_levels, check_scales, network_scores
+
+__all__ = [
+    "BYTES_A_PIXEL",
+    "CRF",
+    "PRECISIONS",
+    "Prediction",
+    "Predictor",
+    "as_batch",
+    "as_levels",
+    "check_scales",
+    "check_threshold",
+    "network_scores",
+    "predict",
+]

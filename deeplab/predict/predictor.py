@@ -1,0 +1,241 @@
+"""Pictures to predictions: a model, a CRF, and how they are used, as one object."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import KW_ONLY, dataclass
+from typing import overload
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from deeplab.errors import InputError
+from deeplab.model import DeepLab
+from deeplab.model.preprocess import Bands
+from deeplab.predict.limits import enough_memory
+from deeplab.predict.views import as_batch, check_scales, network_scores
+
+CRF = Callable[[Tensor, Tensor], Tensor]
+PRECISIONS = (torch.float32, torch.bfloat16, torch.float16)
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What the model says about one picture.
+
+    Attributes:
+        labels: `[H, W]`, the most probable class of each pixel, or of two the one that a threshold
+            says; uint8, or int64 above 256 classes.
+        probabilities: float32 `[C, H, W]`, summing to 1 over the classes; a CRF's marginals if one
+            was used.
+    """
+
+    labels: np.ndarray
+    probabilities: np.ndarray
+
+    @classmethod
+    def of(cls, probabilities: np.ndarray, threshold: float | None = None) -> Prediction:
+        """The prediction with these probabilities `[C, H, W]`; threshold: as of `Predictor`."""
+        return cls(_labels(torch.from_numpy(probabilities), threshold), probabilities)
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What is known of pictures, on the model's device.
+
+    Attributes:
+        logits: the network's, `[B, C, H, W]`; their softmax are its probabilities.
+        marginals: the CRF's, `[B, C, H, W]`, or None without one.
+    """
+
+    logits: Tensor
+    marginals: Tensor | None
+
+    @property
+    def probabilities(self) -> Tensor:
+        """The CRF's marginals, or without one the network's probabilities."""
+        return self.logits.softmax(dim=1) if self.marginals is None else self.marginals
+
+
+@dataclass(frozen=True, eq=False)
+class Predictor:
+    """A model and how it is used; called with pictures, it gives predictions. It can be pickled.
+
+        predictor = Predictor(model, crf, scales=(0.75, 1.0), flip=True)
+        predictor(image).labels                       # one picture [H, W, in_channels]
+        [p.labels for p in predictor(images)]         # several, of any sizes
+
+    Args:
+        model: in any mode. One that ends in its own CRF layer refines in any case.
+        crf: refines the network's scores on the picture, `crf(logits [B, C, H, W], levels
+            [B, 3, H, W] in 0-255)` -> marginals `[B, C, H, W]`, such as `crf.DenseCRF`; None leaves
+            the scores as they are.
+        scales, flip: the views whose probabilities are averaged, see `network_scores`.
+        precision: what the network computes in: torch.float32 (the dtype of its weights),
+            torch.bfloat16 or torch.float16, see `network_scores`. What follows it is float32.
+        device: where model and CRF are moved to, in place; None leaves them.
+        threshold: of two classes, from which probability on a pixel is the second; None takes the
+            more probable.
+        bands: which the CRF sees of a picture, see `as_levels`.
+
+    Raises ValueError if both the model and the call have a CRF, for a scale that is not between
+    0.1 and 4, a threshold that is not between 0 and 1 or of a model that has other than two
+    classes, and another precision.
+    """
+
+    model: DeepLab
+    crf: CRF | None = None
+    _: KW_ONLY
+    scales: Sequence[float] = (1.0,)
+    flip: bool = False
+    precision: torch.dtype = torch.float32
+    device: str | torch.device | None = None
+    threshold: float | None = None
+    bands: Bands = None
+
+    def __post_init__(self) -> None:
+        if self.crf is not None and self.model.crf is not None:
+            raise ValueError(
+                "crf: the model ends in a CRF layer of its own; pass crf=None to use that"
+            )
+        check_scales(self.scales)
+        check_threshold(self.threshold, self.model.num_classes)
+        if self.precision not in PRECISIONS:
+            raise ValueError(
+                "precision must be torch.float32, torch.bfloat16 or torch.float16, not "
+                f"{self.precision}"
+            )
+        if self.device is not None:
+            self.model.to(self.device)
+            if isinstance(self.crf, nn.Module):
+                self.crf.to(self.device)
+
+    @property
+    def layer(self) -> CRF | None:
+        """What refines: the CRF given, or the model's own."""
+        return self.model.crf if self.crf is None else self.crf
+
+    @overload
+    def __call__(self, images: np.ndarray) -> Prediction: ...
+
+    @overload
+    def __call__(self, images: Sequence[np.ndarray]) -> list[Prediction]: ...
+
+    def __call__(self, images: np.ndarray | Sequence[np.ndarray]) -> Prediction | list[Prediction]:
+        """Segment a picture, or several.
+
+        images: RGB, uint8 `[H, W, 3]`, or `[H, W, in_channels]` as the model takes it, of any
+            size; or a sequence of them.
+        Returns the prediction of the picture, or a list of one for each.
+
+        Pictures of one size and dtype go through the network together, as many as are given; their
+        predictions are those of each alone up to the rounding of float32 (kernels may sum in
+        another order in a batch), since nothing in evaluation mode looks from one to another. A
+        picture is processed whole, its views one after another.
+
+        Raises InputError if the model gives NaN or Inf, or if the memory runs out (where the
+        system tells how much is free, before any work); ValueError for bands that are not there, or
+        (from `model.preprocess`) if a picture is not RGB `[H, W, 3]`, or of the model's bands.
+        """
+        if isinstance(images, np.ndarray):
+            return self._predictions([images])[0]
+        found: dict[int, Prediction] = {}
+        for group in _of_one_kind(images):
+            found |= zip(group, self._predictions([images[i] for i in group]), strict=True)
+        return [found[i] for i in range(len(images))]
+
+    def labels(self, image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The labels `[H, W]` of one picture before and after the CRF, the same without one.
+
+        Raises as calling the predictor does, but FloatingPointError for NaN and Inf.
+        """
+        scores = self.scores([image])
+        alone = scores.logits[0] if self.threshold is None else scores.logits[0].softmax(dim=0)
+        before = _labels(alone, self.threshold)
+        after = scores.marginals
+        return before, before if after is None else _labels(after[0], self.threshold)
+
+    def scores(self, images: Sequence[np.ndarray]) -> Scores:
+        """Logits and marginals of pictures of one size.
+
+        Raises as calling the predictor does, but FloatingPointError for NaN and Inf.
+        """
+        layer, first = self.layer, images[0]
+        with (
+            torch.no_grad(),
+            enough_memory(
+                self.model, first.shape[:2], self.scales, self.flip, layer is not None, len(images)
+            ),
+        ):
+            batch = self._together(images)
+            logits = network_scores(self.model, batch, self.scales, self.flip, self.precision)
+            if not bool(torch.isfinite(logits).all()):
+                raise FloatingPointError("the network's output has NaN or Inf")
+            if layer is None:
+                return Scores(logits, None)
+            pictures = batch if isinstance(batch, Tensor) else as_batch(batch)
+            levels = self.model.preprocessing.levels(pictures, self.bands)
+            return Scores(logits, layer(logits, levels.to(logits)))
+
+    def _together(self, images: Sequence[np.ndarray]) -> np.ndarray | Tensor:
+        """What `model.preprocess` takes of pictures of one size: the picture, or a batch."""
+        if len(images) == 1:
+            return images[0]
+        if images[0].ndim != 3:
+            self.model.preprocess(images[0])  # says what is wrong with it
+        return torch.cat([as_batch(image) for image in images])
+
+    def _predictions(self, images: Sequence[np.ndarray]) -> list[Prediction]:
+        try:
+            probabilities = self.scores(images).probabilities.float().cpu().numpy()
+        except FloatingPointError as error:
+            raise InputError(
+                f"{error}; its weights are damaged or come from a training that diverged: load "
+                "other weights, or train with a lower learning rate"
+            ) from error
+        return [Prediction.of(each, self.threshold) for each in probabilities]
+
+
+def predict(
+    model: DeepLab,
+    image: np.ndarray,
+    crf: CRF | None = None,
+    *,
+    scales: Sequence[float] = (1.0,),
+    flip: bool = False,
+    bands: Bands = None,
+    threshold: float | None = None,
+) -> Prediction:
+    """Segment one picture, on the model's device: `Predictor(model, crf, ...)(image)`.
+
+    Arguments and errors are the predictor's.
+    """
+    predictor = Predictor(model, crf, scales=scales, flip=flip, bands=bands, threshold=threshold)
+    return predictor(image)
+
+
+def check_threshold(threshold: float | None, classes: int) -> None:
+    """ValueError for a threshold that is not between 0 and 1, or of other than two classes."""
+    if threshold is None:
+        return
+    if not 0 < threshold < 1:
+        raise ValueError(f"threshold must be a number between 0 and 1, not {threshold}")
+    if classes != 2:
+        raise ValueError(f"threshold must be left out with {classes} classes; it is for two")
+
+
+def _labels(probabilities: Tensor, threshold: float | None) -> np.ndarray:
+    """The labels `[H, W]` of probabilities `[C, H, W]`; without a threshold of logits too."""
+    if threshold is not None:
+        return (probabilities[1] >= threshold).to(torch.uint8).cpu().numpy()
+    found = probabilities.argmax(dim=0)
+    return (found.to(torch.uint8) if len(probabilities) <= 256 else found).cpu().numpy()
+
+
+def _of_one_kind(images: Sequence[np.ndarray]) -> Iterator[list[int]]:
+    """The indices of pictures of one shape and dtype, in the order of the first of each kind."""
+    kinds: dict[object, list[int]] = {}
+    for index, image in enumerate(images):
+        kinds.setdefault((image.shape, image.dtype), []).append(index)
+    yield from kinds.values()

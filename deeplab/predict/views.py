@@ -1,0 +1,108 @@
+"""What a network says about pictures that it sees in several views.
+
+    logits = log( mean over the views of softmax(network(view)) )
+
+The views are the picture at other scales and mirrored. The papers' MSC, which takes the maximum of
+the scores, belongs to the model (`scales=` of its builder) and takes place within each view.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from deeplab.model import DeepLab
+from deeplab.model.preprocess import Bands
+
+
+def network_scores(
+    model: DeepLab,
+    images: np.ndarray | Tensor,
+    scales: Sequence[float] = (1.0,),
+    flip: bool = False,
+    precision: torch.dtype = torch.float32,
+) -> Tensor:
+    """What the network alone says about pictures: logits `[B, C, H, W]`, float32.
+
+    Their softmax is the mean of the probabilities over the views: the picture at each of `scales`,
+    and with `flip` each of these mirrored too. A CRF layer of the model is left out.
+
+    images: one picture `[H, W, in_channels]` (B = 1), or as `model.preprocess` takes tensors.
+    precision: torch.bfloat16 and torch.float16 compute under autocast; torch.float32 leaves it to
+    the dtype of the weights, and to autocast around the call. Scores are brought to the picture's
+    size in float32.
+    """
+    check_scales(scales)
+    x = model.preprocess(images)
+    size = (int(x.shape[2]), int(x.shape[3]))
+    total: Tensor | None = None  # of the views, one after another: no two are kept
+    with _network_alone(model):
+        for scale in scales:
+            view = _resize(x, [max(1, round((n - 1) * scale) + 1) for n in size])
+            for mirrored in (False, True) if flip else (False,):
+                with _computing_in(precision, x.device):
+                    scores = model(view.flip(3) if mirrored else view, upsample=False)
+                scores = model.upsample(scores.float(), size)
+                if len(scales) == 1 and not flip:
+                    return scores
+                seen = (scores.flip(3) if mirrored else scores).log_softmax(1)
+                del scores
+                # the log of the sum of softmaxes, without a logarithm of zero
+                total = seen if total is None else total.logaddexp(seen)
+                del seen
+    assert total is not None  # check_scales has seen to it
+    return total - math.log(len(scales) * (1 + flip))
+
+
+def check_scales(scales: Sequence[float]) -> None:
+    """ValueError unless there is at least one scale, each between 0.1 and 4."""
+    if not scales or not all(0.1 <= scale <= 4 for scale in scales):
+        raise ValueError(
+            "scales must be at least one number, each from 0.1 to 4, such as 0.5, 0.75, 1, not "
+            f"{list(scales)}"
+        )
+
+
+def as_levels(model: DeepLab, image: np.ndarray, bands: Bands = None) -> Tensor:
+    """A picture `[H, W, in_channels]` as a CRF takes pictures, `[1, 3, H, W]` in 0-255.
+
+    bands: other than the first three, or "all", and ValueError, as in
+    `deeplab.model.preprocess.Preprocessing.levels`.
+    """
+    return model.preprocessing.levels(as_batch(image), bands)
+
+
+def as_batch(image: np.ndarray) -> Tensor:
+    """`[H, W, C]` as a batch `[1, C, H, W]`."""
+    return torch.tensor(np.ascontiguousarray(image)).permute(2, 0, 1)[None]
+
+
+def _resize(x: Tensor, size: Sequence[int]) -> Tensor:
+    if tuple(x.shape[2:]) == tuple(size):
+        return x
+    return F.interpolate(x, size=tuple(size), mode="bilinear", align_corners=True)
+
+
+def _computing_in(precision: torch.dtype, device: torch.device) -> AbstractContextManager[object]:
+    if precision == torch.float32:
+        return nullcontext()
+    return torch.autocast(device.type, precision)
+
+
+@contextmanager
+def _network_alone(model: DeepLab) -> Iterator[None]:
+    """The model in evaluation mode, without its CRF layer."""
+    training, layer = model.training, model.crf
+    model.eval()
+    model.crf = None
+    try:
+        yield
+    finally:
+        model.crf = layer
+        model.train(training)
