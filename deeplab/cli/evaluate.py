@@ -271,7 +271,14 @@ def evaluate(
         else:
             with named_errors(pictures.name):
                 recorded.conversions |= _predict_all(
-                    Predictor(network, layer, scales=scales, flip=views.flip, bands=settings.bands),
+                    Predictor(
+                        network,
+                        layer,
+                        scales=scales,
+                        flip=views.flip,
+                        precision=dtype,
+                        bands=settings.bands,
+                    ),
                     pictures,
                     write,
                     progress,

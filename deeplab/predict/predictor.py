@@ -64,7 +64,7 @@ class Predictor:
 
         predictor = Predictor(model, crf, scales=(0.75, 1.0), flip=True)
         predictor(image).labels                       # one picture [H, W, in_channels]
-        [p.labels for p in predictor(images)]         # several, of any sizes
+        [p.labels for p in predictor(images)]         # several, of any sizes, or [B, H, W, C]
 
     Args:
         model: in any mode. One that ends in its own CRF layer refines in any case.
@@ -126,22 +126,23 @@ class Predictor:
         """Segment a picture, or several.
 
         images: RGB, uint8 `[H, W, 3]`, or `[H, W, in_channels]` as the model takes it, of any
-            size; or a sequence of them.
+            size; or a sequence of them, which an array `[B, H, W, in_channels]` is too.
         Returns the prediction of the picture, or a list of one for each.
 
         Pictures of one size and dtype go through the network together, as many as are given; their
         predictions are those of each alone up to the rounding of float32 (kernels may sum in
         another order in a batch), since nothing in evaluation mode looks from one to another. A
-        picture is processed whole, its views one after another.
+        picture is processed whole, its views one after another. Not for several threads at
+        once: the model is put into evaluation mode, and back.
 
         Raises InputError if the model gives NaN or Inf, or if the memory runs out (where the
         system tells how much is free, before any work); ValueError for bands that are not there, or
         (from `model.preprocess`) if a picture is not RGB `[H, W, 3]`, or of the model's bands.
         """
-        if isinstance(images, np.ndarray):
+        if isinstance(images, np.ndarray) and images.ndim != 4:
             return self._predictions([images])[0]
         found: dict[int, Prediction] = {}
-        for group in _of_one_kind(images):
+        for group in _of_one_kind(list(images)):
             found |= zip(group, self._predictions([images[i] for i in group]), strict=True)
         return [found[i] for i in range(len(images))]
 
@@ -190,9 +191,11 @@ class Predictor:
         try:
             probabilities = self.scores(images).probabilities.float().cpu().numpy()
         except FloatingPointError as error:
+            narrow = " (or float16 is too narrow for it: try bfloat16)"
             raise InputError(
                 f"{error}; its weights are damaged or come from a training that diverged: load "
                 "other weights, or train with a lower learning rate"
+                f"{narrow if self.precision == torch.float16 else ''}"
             ) from error
         return [Prediction.of(each, self.threshold) for each in probabilities]
 

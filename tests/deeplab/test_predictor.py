@@ -69,6 +69,7 @@ def test_pictures_of_one_size_and_dtype_go_through_the_network_together(
     Predictor(model)([a, b, a, a.astype(np.float32), b, a])
     assert batches == [3, 2, 1]
     assert Predictor(model)([]) == []
+    assert equal(Predictor(model)(np.stack([a, a]))[1], Predictor(model)([a, a])[1])
 
 
 def test_one_call_is_predict(model: DeepLab) -> None:
@@ -169,6 +170,8 @@ def test_nan_is_refused_in_a_batch_and_counts_as_such_in_scores(model: DeepLab) 
     image = picture(9, 9)
     with pytest.raises(InputError, match="NaN or Inf"):
         Predictor(broken)([image, image])
+    with pytest.raises(InputError, match="try bfloat16"):
+        Predictor(broken, precision=torch.float16)(image)
     with pytest.raises(FloatingPointError, match="NaN or Inf"):
         Predictor(broken).labels(image)
 

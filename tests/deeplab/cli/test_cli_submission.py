@@ -5,13 +5,14 @@ import zipfile
 
 import numpy as np
 import pytest
+import torch
 from commands import assert_refused, done, plain_weights
 from dataset_files import label_map, own_data, picture
 from PIL import Image
 
 from deeplab.data.datasets import open_pictures
 from deeplab.data.images import read_image
-from deeplab.predict import predict
+from deeplab.predict import Predictor, predict
 from deeplab.weights import load_model
 
 
@@ -62,6 +63,20 @@ def test_pictures_of_ones_own_are_predicted_without_a_folder_of_labels(tmp_path,
     expected = predict(load_model(path), data.image(0)).labels
     with Image.open(tmp_path / "found" / "val" / "c.png") as found:
         np.testing.assert_array_equal(np.asarray(found), expected)
+
+
+@pytest.mark.parametrize("scored", [[], ["--no-score"]])
+def test_predictions_are_of_the_precision_that_is_asked_for(tmp_path, scored):
+    root = own_data(tmp_path / "mine")
+    data = open_pictures("folder", root, "val")
+    path = plain_weights(tmp_path / "w.safetensors", 3)
+    given = ["evaluate", "--weights", path, "--data", "folder", "--root", root, "--split", "val"]
+    given += ["--no-crf", "--precision", "bfloat16", "--predictions", tmp_path / "found", *scored]
+    done(*given)
+    expected = Predictor(load_model(path), precision=torch.bfloat16)(data.image(0)).labels
+    with Image.open(tmp_path / "found" / "val" / "c.png") as found:
+        np.testing.assert_array_equal(np.asarray(found), expected)
+    assert not np.array_equal(expected, predict(load_model(path), data.image(0)).labels)
 
 
 def test_a_set_without_a_server_is_told_what_can_be_had_instead(tmp_path):
