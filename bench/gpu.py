@@ -151,6 +151,7 @@ def run_step(step: Step, log: IO[str], seconds: float) -> str:
         stdout=log,
         stderr=subprocess.STDOUT,
         process_group=0,
+        preexec_fn=_listen,
     )
     try:
         code = process.wait(seconds)
@@ -162,6 +163,11 @@ def run_step(step: Step, log: IO[str], seconds: float) -> str:
     if code == MORE_TO_DO:
         return UNFINISHED
     return PASSED if code == 0 else FAILED
+
+
+def _listen() -> None:
+    """Take SIGINT, which a process that `nohup` or a shell's `&` began would ignore."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def stop(process: subprocess.Popen[Any]) -> None:
