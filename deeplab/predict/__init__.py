@@ -6,15 +6,18 @@ Source: DeepLab v2 (TPAMI 2018), section 3 and figure 1: the network's scores ar
 picture's size before the fully connected CRF refines them.
 
 `Predictor` holds a model and how it is to be used, and takes pictures; `predict` is one picture's
-worth of it. Either looks at several views of a picture (`views.py`) where that is asked for.
+worth of it. Either looks at several views of a picture (`views.py`) where that is asked for; the
+predictor takes large pictures in tiles (`tiles.py`).
 """
 
 from deeplab.predict.limits import BYTES_A_PIXEL
 from deeplab.predict.predictor import (
     CRF,
+    OVERLAP,
     PRECISIONS,
     Prediction,
     Predictor,
+    Tile,
     check_threshold,
     predict,
 )
@@ -23,9 +26,11 @@ from deeplab.predict.views import as_batch, as_levels, check_scales, network_sco
 __all__ = [
     "BYTES_A_PIXEL",
     "CRF",
+    "OVERLAP",
     "PRECISIONS",
     "Prediction",
     "Predictor",
+    "Tile",
     "as_batch",
     "as_levels",
     "check_scales",

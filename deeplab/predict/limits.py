@@ -38,6 +38,14 @@ def least_memory(
     return round(size[0] * size[1] * a_pixel)
 
 
+def fits(
+    model: DeepLab, size: Sequence[int], scales: Sequence[float], flip: bool, refines: bool
+) -> bool:
+    """Whether twice the least memory for a picture is free, as far as the system tells."""
+    free = memory.available(next(model.parameters()).device)
+    return free is None or 2 * least_memory(model, size, scales, flip, refines) <= free
+
+
 @contextmanager
 def enough_memory(
     model: DeepLab,
@@ -65,5 +73,5 @@ def enough_memory(
         fewer = "give fewer at a time, " if count > 1 else ""
         raise InputError(
             f"not enough memory for {several}{width} x {height} pixels; {fewer}make the picture "
-            "smaller, or cut it into overlapping parts"
+            "smaller, or take it in tiles, or in smaller ones (tile, or --tile, of 512 pixels)"
         ) from error

@@ -1,10 +1,15 @@
-"""Pictures to predictions: a model, a CRF, and how they are used, as one object."""
+"""Pictures to predictions: a model, a CRF, and how they are used, as one object.
+
+A picture goes through network and CRF whole, or in overlapping tiles (`tiles.py`): each tile as if
+it were a picture, so that the CRF works on overlapping parts too, and what is blended are the final
+probabilities.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import KW_ONLY, dataclass
-from typing import overload
+from typing import Literal, overload
 
 import numpy as np
 import torch
@@ -13,11 +18,14 @@ from torch import Tensor, nn
 from deeplab.errors import InputError
 from deeplab.model import DeepLab
 from deeplab.model.preprocess import Bands
-from deeplab.predict.limits import enough_memory
+from deeplab.predict.limits import enough_memory, fits
+from deeplab.predict.tiles import Part, Tiling, blended, room
 from deeplab.predict.views import as_batch, check_scales, network_scores
 
 CRF = Callable[[Tensor, Tensor], Tensor]
+Tile = int | Literal["auto"] | None
 PRECISIONS = (torch.float32, torch.bfloat16, torch.float16)
+TILE, OVERLAP = 1024, 128  # pixels
 
 
 @dataclass(frozen=True)
@@ -28,7 +36,8 @@ class Prediction:
         labels: `[H, W]`, the most probable class of each pixel, or of two the one that a threshold
             says; uint8, or int64 above 256 classes.
         probabilities: float32 `[C, H, W]`, summing to 1 over the classes; a CRF's marginals if one
-            was used.
+            was used. `[0, H, W]` where only labels were wanted; of a picture in tiles in a
+            temporary file where they take more than 1 GiB.
     """
 
     labels: np.ndarray
@@ -78,10 +87,17 @@ class Predictor:
         threshold: of two classes, from which probability on a pixel is the second; None takes the
             more probable.
         bands: which the CRF sees of a picture, see `as_levels`.
+        tile: pixels a side, at most, of the tiles that a larger picture is cut into, see
+            `deeplab.predict.tiles`; None takes each picture whole; "auto" takes it whole unless
+            twice the least memory that it needs is more than what is free, and else in tiles of
+            1024. Each tile is a picture of its own to network and CRF: a model that looks at the
+            whole picture (the image pooling of DeepLab v3) sees less of it in a tile.
+        overlap: pixels that neighbouring tiles share, at least; up to half a tile. The wider the
+            kernels of a CRF, the more it needs.
 
     Raises ValueError if both the model and the call have a CRF, for a scale that is not between
     0.1 and 4, a threshold that is not between 0 and 1 or of a model that has other than two
-    classes, and another precision.
+    classes, another precision, and tiles as `Tiling.of` does.
     """
 
     model: DeepLab
@@ -93,6 +109,8 @@ class Predictor:
     device: str | torch.device | None = None
     threshold: float | None = None
     bands: Bands = None
+    tile: Tile = "auto"
+    overlap: int = OVERLAP
 
     def __post_init__(self) -> None:
         if self.crf is not None and self.model.crf is not None:
@@ -106,6 +124,8 @@ class Predictor:
                 "precision must be torch.float32, torch.bfloat16 or torch.float16, not "
                 f"{self.precision}"
             )
+        if self.tile is not None:
+            self._tiling()
         if self.device is not None:
             self.model.to(self.device)
             if isinstance(self.crf, nn.Module):
@@ -116,34 +136,49 @@ class Predictor:
         """What refines: the CRF given, or the model's own."""
         return self.model.crf if self.crf is None else self.crf
 
-    @overload
-    def __call__(self, images: np.ndarray) -> Prediction: ...
+    def in_tiles(self, size: Sequence[int]) -> bool:
+        """Whether a picture of `size` (height, width, ...) is cut into tiles, by the memory now."""
+        if self.tile is None or max(size[:2]) <= self._tiling().tile:
+            return False
+        whole = self.tile == "auto" and fits(
+            self.model, size, self.scales, self.flip, self.layer is not None
+        )
+        return not whole
 
     @overload
-    def __call__(self, images: Sequence[np.ndarray]) -> list[Prediction]: ...
+    def __call__(self, images: np.ndarray, *, probabilities: bool = True) -> Prediction: ...
 
-    def __call__(self, images: np.ndarray | Sequence[np.ndarray]) -> Prediction | list[Prediction]:
+    @overload
+    def __call__(
+        self, images: Sequence[np.ndarray], *, probabilities: bool = True
+    ) -> list[Prediction]: ...
+
+    def __call__(
+        self, images: np.ndarray | Sequence[np.ndarray], *, probabilities: bool = True
+    ) -> Prediction | list[Prediction]:
         """Segment a picture, or several.
 
         images: RGB, uint8 `[H, W, 3]`, or `[H, W, in_channels]` as the model takes it, of any
             size; or a sequence of them, which an array `[B, H, W, in_channels]` is too.
+        probabilities: False keeps labels only, which is less by 4 bytes for each class and pixel.
         Returns the prediction of the picture, or a list of one for each.
 
         Pictures of one size and dtype go through the network together, as many as are given; their
         predictions are those of each alone up to the rounding of float32 (kernels may sum in
-        another order in a batch), since nothing in evaluation mode looks from one to another. A
-        picture is processed whole, its views one after another. Not for several threads at
-        once: the model is put into evaluation mode, and back.
+        another order in a batch), since nothing in evaluation mode looks from one to another.
+        Pictures in tiles go one by one. Not for several threads at once: the model is put into
+        evaluation mode, and back.
 
         Raises InputError if the model gives NaN or Inf, or if the memory runs out (where the
         system tells how much is free, before any work); ValueError for bands that are not there, or
         (from `model.preprocess`) if a picture is not RGB `[H, W, 3]`, or of the model's bands.
         """
         if isinstance(images, np.ndarray) and images.ndim != 4:
-            return self._predictions([images])[0]
+            return self._predictions([images], probabilities)[0]
         found: dict[int, Prediction] = {}
         for group in _of_one_kind(list(images)):
-            found |= zip(group, self._predictions([images[i] for i in group]), strict=True)
+            predictions = self._predictions([images[i] for i in group], probabilities)
+            found |= zip(group, predictions, strict=True)
         return [found[i] for i in range(len(images))]
 
     def labels(self, image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -151,14 +186,26 @@ class Predictor:
 
         Raises as calling the predictor does, but FloatingPointError for NaN and Inf.
         """
-        scores = self.scores([image])
-        alone = scores.logits[0] if self.threshold is None else scores.logits[0].softmax(dim=0)
-        before = _labels(alone, self.threshold)
-        after = scores.marginals
-        return before, before if after is None else _labels(after[0], self.threshold)
+        refines = self.layer is not None
+        if not self.in_tiles(image.shape):
+            scores = self.scores([image])
+            alone = scores.logits[0] if self.threshold is None else scores.logits[0].softmax(dim=0)
+            before = _labels(alone, self.threshold)
+            return before, _labels(scores.probabilities[0], self.threshold) if refines else before
+
+        def both(scores: Scores) -> Tensor:
+            alone = scores.logits.softmax(dim=1)
+            return torch.cat([alone, scores.probabilities], 1) if refines else alone
+
+        found = [_Whole(image.shape), _Whole(image.shape)]
+        for part in self._parts(image, both):
+            for whole, values in zip(found, part.values.chunk(1 + refines), strict=False):
+                whole.put(part, _labels(values, self.threshold))
+        before = found[0].values
+        return before, found[1].values if refines else before
 
     def scores(self, images: Sequence[np.ndarray]) -> Scores:
-        """Logits and marginals of pictures of one size.
+        """Logits and marginals of pictures of one size, each whole.
 
         Raises as calling the predictor does, but FloatingPointError for NaN and Inf.
         """
@@ -187,9 +234,11 @@ class Predictor:
             self.model.preprocess(images[0])  # says what is wrong with it
         return torch.cat([as_batch(image) for image in images])
 
-    def _predictions(self, images: Sequence[np.ndarray]) -> list[Prediction]:
+    def _predictions(self, images: Sequence[np.ndarray], probabilities: bool) -> list[Prediction]:
         try:
-            probabilities = self.scores(images).probabilities.float().cpu().numpy()
+            if self.in_tiles(images[0].shape):
+                return [self._of_tiles(image, probabilities) for image in images]
+            found = self.scores(images).probabilities.float()
         except FloatingPointError as error:
             narrow = " (or float16 is too narrow for it: try bfloat16)"
             raise InputError(
@@ -197,7 +246,46 @@ class Predictor:
                 "other weights, or train with a lower learning rate"
                 f"{narrow if self.precision == torch.float16 else ''}"
             ) from error
-        return [Prediction.of(each, self.threshold) for each in probabilities]
+        if not probabilities:
+            return [Prediction(_labels(each, self.threshold), _none(each.shape)) for each in found]
+        return [Prediction.of(each, self.threshold) for each in found.cpu().numpy()]
+
+    def _of_tiles(self, image: np.ndarray, probabilities: bool) -> Prediction:
+        labels, kept = _Whole(image.shape), _Whole(image.shape)
+        for part in self._parts(image, lambda scores: scores.probabilities):
+            labels.put(part, _labels(part.values, self.threshold))
+            if probabilities:
+                kept.put(part, part.values.numpy())
+        return Prediction(labels.values, kept.values if probabilities else _none(image.shape[:2]))
+
+    def _parts(self, image: np.ndarray, values: Callable[[Scores], Tensor]) -> Iterator[Part]:
+        """The blend of `values` `[1, C, h, w]` of the scores of all tiles."""
+        tiling = self._tiling()
+        rows, columns = (tiling.spans(length) for length in image.shape[:2])
+        yield from blended(rows, columns, lambda *at: values(self.scores([image[at]]))[0])
+
+    def _tiling(self) -> Tiling:
+        tile = TILE if self.tile == "auto" or self.tile is None else self.tile
+        return Tiling.of(self.model, self.scales, tile, self.overlap)
+
+
+class _Whole:
+    """What is put together of parts: an array `[..., H, W]`, made when its first part is known."""
+
+    def __init__(self, size: Sequence[int]) -> None:
+        self.height, self.width = size[:2]
+        self.values = np.empty(0)
+
+    def put(self, part: Part, values: np.ndarray) -> None:
+        """The values `[..., rows, columns]` of a part."""
+        if not self.values.size:
+            self.values = room((*values.shape[:-2], self.height, self.width), values.dtype)
+        self.values[..., part.rows, part.columns] = values
+
+
+def _none(shape: Sequence[int]) -> np.ndarray:
+    """The probabilities of no class for a picture of shape `[..., H, W]`."""
+    return np.empty((0, *shape[-2:]), np.float32)
 
 
 def predict(
@@ -210,11 +298,13 @@ def predict(
     bands: Bands = None,
     threshold: float | None = None,
 ) -> Prediction:
-    """Segment one picture, on the model's device: `Predictor(model, crf, ...)(image)`.
+    """Segment one picture, whole, on the model's device: `Predictor(model, crf, ...)(image)`.
 
     Arguments and errors are the predictor's.
     """
-    predictor = Predictor(model, crf, scales=scales, flip=flip, bands=bands, threshold=threshold)
+    predictor = Predictor(
+        model, crf, scales=scales, flip=flip, bands=bands, threshold=threshold, tile=None
+    )
     return predictor(image)
 
 
