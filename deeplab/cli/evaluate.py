@@ -21,6 +21,7 @@ from deeplab.cli.shared import options
 from deeplab.cli.shared.dataset import class_names, open_data
 from deeplab.cli.shared.groups import takes_options
 from deeplab.cli.shared.network import (
+    check_tiles,
     load_network,
     named_weights,
     torch_device,
@@ -168,6 +169,15 @@ def evaluate(
         option("N", "How many generated scenes, from the first on.", panel="Data", shown="50"),
     ] = None,
     views: options.ViewOptions,
+    tile: Annotated[
+        int | None,
+        option(
+            "PIXELS",
+            "Cut larger pictures into overlapping tiles of at most so many pixels a side.",
+            shown="whole pictures",
+        ),
+    ] = None,
+    overlap: options.Overlap = 128,
     precision: options.Precision = "float32",
     device: options.Device = "auto",
     absent: Annotated[
@@ -231,6 +241,7 @@ def evaluate(
     dtype = torch_precision(precision)
     network, metadata = load_network(weights)
     names = class_names(network, pictures, metadata, weights.weights_file)
+    check_tiles(network, scales, tile, overlap)
     settings = crf.change(CRFSettings.stored(metadata, weights.weights_file))
     for file in score_files.values():
         if file is not None:
@@ -262,6 +273,8 @@ def evaluate(
                     flip=views.flip,
                     precision=dtype,
                     bands=settings.bands,
+                    tile=tile,
+                    overlap=overlap,
                     on_prediction=write if written else None,
                     shard=True,
                     progress=progress,
@@ -278,6 +291,8 @@ def evaluate(
                         flip=views.flip,
                         precision=dtype,
                         bands=settings.bands,
+                        tile=tile,
+                        overlap=overlap,
                     ),
                     pictures,
                     write,
@@ -303,6 +318,8 @@ def evaluate(
             "split": split,
             "scales": list(scales),
             "flip": views.flip,
+            "tile": tile,
+            "overlap": None if tile is None else overlap,
             "precision": precision,
             "absent": absent.value,
             "crf_settings": settings.as_dict() if use_crf else None,
@@ -326,7 +343,7 @@ def _predict_all(
             image, conversions = pictures.picture(index)
             found.update(conversions)
             with named_errors(pictures.file(index)):
-                write(index, predictor(image).labels)
+                write(index, predictor(image, probabilities=False).labels)
     return found
 
 

@@ -65,13 +65,14 @@ def write_labels(path: Path, labels: np.ndarray, palette: np.ndarray | None) -> 
 
     palette: uint8 `[256, 3]`; None writes a grey PNG. InputError: a class beyond 8 bits.
     """
-    outside = labels[(labels < 0) | (labels > 255)]
-    if outside.size:
-        raise InputError(
-            f"{path}: class index {outside[0]} does not fit an 8-bit label map (0 to 255); "
-            "save the probabilities instead"
-        )
-    picture = Image.fromarray(labels.astype(np.uint8))
+    if labels.dtype != np.uint8:
+        outside = labels[(labels < 0) | (labels > 255)]
+        if outside.size:
+            raise InputError(
+                f"{path}: class index {outside[0]} does not fit an 8-bit label map (0 to 255); "
+                "save the probabilities instead"
+            )
+    picture = Image.fromarray(labels.astype(np.uint8, copy=False))
     if palette is not None:
         picture.putpalette(palette.astype(np.uint8).tobytes())
     _write(path, lambda file: picture.save(file, format="PNG"))

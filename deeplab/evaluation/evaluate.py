@@ -28,7 +28,7 @@ from deeplab.evaluation.metrics import Absent, ConfusionMatrix
 from deeplab.evaluation.trimap import Around, TrimapCurve, TrimapTally, band_index
 from deeplab.model import DeepLab
 from deeplab.model.preprocess import Bands
-from deeplab.predict import CRF, Predictor
+from deeplab.predict import CRF, OVERLAP, Predictor, Tile
 
 
 @dataclass(frozen=True)
@@ -86,6 +86,8 @@ def evaluate(
     flip: bool = False,
     precision: torch.dtype = torch.float32,
     bands: Bands = None,
+    tile: Tile = None,
+    overlap: int = OVERLAP,
     on_prediction: Callable[[int, np.ndarray], None] | None = None,
     shard: bool = False,
     progress: bool = False,
@@ -102,7 +104,8 @@ def evaluate(
         absent: see ``ConfusionMatrix``.
         band: half-width in pixels of the band around class boundaries.
         trimap, around: widths in pixels of the trimap curve, and what its bands lie around.
-        scales, flip, precision, bands: as of ``deeplab.predict.Predictor``.
+        scales, flip, precision, bands, tile, overlap: as of ``deeplab.predict.Predictor``, save
+            that pictures are whole by default: scores must not hang on how much memory is free.
         on_prediction: called with the index of each picture and its labels [H, W], uint8, or int64
             above 256 classes (the CRF's where there is one).
         shard: with several processes of torch.distributed, each evaluates its share of the pictures
@@ -118,7 +121,16 @@ def evaluate(
     """
     names = [str(i) for i in range(model.num_classes)] if class_names is None else list(class_names)
     _check(model, dataset, names, band)
-    predictor = Predictor(model, crf, scales=scales, flip=flip, precision=precision, bands=bands)
+    predictor = Predictor(
+        model,
+        crf,
+        scales=scales,
+        flip=flip,
+        precision=precision,
+        bands=bands,
+        tile=tile,
+        overlap=overlap,
+    )
 
     def tally() -> _Tally:
         curve = TrimapTally(len(names), trimap, around, ignore, absent) if len(trimap) else None

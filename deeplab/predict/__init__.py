@@ -15,24 +15,29 @@ from deeplab.predict.predictor import (
     CRF,
     OVERLAP,
     PRECISIONS,
+    TILE,
     Prediction,
     Predictor,
     Tile,
     check_threshold,
     predict,
 )
-from deeplab.predict.views import as_batch, as_levels, check_scales, network_scores
+from deeplab.predict.tiles import Tiling
+from deeplab.predict.views import as_batch, as_levels, as_rgb, check_scales, network_scores
 
 __all__ = [
     "BYTES_A_PIXEL",
     "CRF",
     "OVERLAP",
     "PRECISIONS",
+    "TILE",
     "Prediction",
     "Predictor",
     "Tile",
+    "Tiling",
     "as_batch",
     "as_levels",
+    "as_rgb",
     "check_scales",
     "check_threshold",
     "network_scores",

@@ -20,6 +20,8 @@ from torch import Tensor
 from deeplab.model import DeepLab
 from deeplab.model.preprocess import Bands
 
+ROWS = 1024  # of a picture at a time
+
 
 def network_scores(
     model: DeepLab,
@@ -76,6 +78,20 @@ def as_levels(model: DeepLab, image: np.ndarray, bands: Bands = None) -> Tensor:
     `deeplab.model.preprocess.Preprocessing.levels`.
     """
     return model.preprocessing.levels(as_batch(image), bands)
+
+
+def as_rgb(model: DeepLab, image: np.ndarray, bands: Sequence[int] | None = None) -> np.ndarray:
+    """A picture `[H, W, in_channels]` for the eye: uint8 `[H, W, 3]`, itself where it is that.
+
+    bands: which are red, green and blue, as of `as_levels`.
+    """
+    if image.dtype == np.uint8 and image.shape[2] == 3 and bands is None:
+        return image
+    shown = np.empty((*image.shape[:2], 3), np.uint8)
+    for top in range(0, len(image), ROWS):  # not all at once: levels may be float32
+        levels = as_levels(model, image[top : top + ROWS], bands)[0]
+        shown[top : top + ROWS] = levels.permute(1, 2, 0).round().byte().numpy()
+    return shown
 
 
 def as_batch(image: np.ndarray) -> Tensor:

@@ -12,6 +12,7 @@ import numpy as np
 import typer
 
 from deeplab.data import images, outputs
+from deeplab.data.large import class_areas, reduced
 from deeplab.errors import InputError
 
 if TYPE_CHECKING:
@@ -43,9 +44,10 @@ class PictureFiles:
     def write(
         self, image: np.ndarray, prediction: Prediction, palette: np.ndarray, everything: bool
     ) -> None:
-        """Labels and overlay; with `everything` the probabilities too."""
+        """Labels and overlay, a `reduced` one if need be; with `everything` the probabilities."""
         outputs.write_labels(self.labels, prediction.labels, palette)
-        outputs.write_picture(self.overlay, outputs.overlay(image, prediction.labels, palette))
+        shown, labels = reduced(image, prediction.labels)
+        outputs.write_picture(self.overlay, outputs.overlay(shown, labels, palette))
         if everything:
             outputs.write_arrays(self.probabilities, {"probabilities": prediction.probabilities})
 
@@ -80,7 +82,7 @@ def print_result(
 ) -> None:
     """One line: the file, its size, its classes by area, where the result is."""
     height, width = prediction.labels.shape
-    areas = Counter(dict(enumerate(np.bincount(prediction.labels.ravel()).tolist()))).most_common()
+    areas = Counter(dict(enumerate(class_areas(prediction.labels).tolist()))).most_common()
     shares = [
         f"{names[label] if names else f'class {label}'} {100 * area / (height * width):.1f}%"
         for label, area in areas
