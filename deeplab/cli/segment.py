@@ -72,7 +72,7 @@ def segment(
             shown="1024 where memory is short",
         ),
     ] = None,
-    overlap: options.Overlap = 128,
+    overlap: options.Overlap = 256,
     precision: options.Precision = "float32",
     device: options.Device = "auto",
     crf: options.CRFOptions,
@@ -113,7 +113,7 @@ def segment(
     deeplab segment photos/ --out results --no-crf
     deeplab segment 'photos/**/*.png' --weights mine.safetensors --probabilities
     deeplab segment photo.jpg --bilateral-sigma-xy 67 --bilateral-sigma-rgb 3
-    deeplab segment scene.png --tile 2048 --overlap 256
+    deeplab segment scene.png --tile 2048 --overlap 512
     deeplab segment photo.jpg --scales 0.5,0.75,1 --flip --crf-settings crf.toml
     ```
     """
