@@ -37,6 +37,7 @@ from deeplab.data import outputs
 from deeplab.data.datasets import IGNORE
 from deeplab.errors import InputError
 from deeplab.model import DeepLab
+from deeplab.predict import BYTES_A_PIXEL
 from deeplab.weights.file import metadata_problem
 from deeplab.weights.portable import without_folders
 from deeplab.whole_file import whole_file
@@ -51,7 +52,6 @@ MINIMUM = 33  # pixels of height and width: below, maps of one pixel would be ca
 # that it is compared on, even and odd, larger and smaller.
 TRACED = (2, 65, 72)
 COMPARED = ((1, 65, 72), (2, 41, 40), (1, 160, 90))
-BYTES_A_PIXEL = 130  # of the smallest network, see deeplab.predict
 TOLERANCE = 1e-4  # of the largest logit: a hundred layers' rounding in float32, never a wrong layer
 
 Program = Callable[[Tensor], Tensor]

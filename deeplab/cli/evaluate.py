@@ -9,7 +9,6 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
-from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -21,7 +20,14 @@ from rich.table import Table
 from deeplab.cli.shared import options
 from deeplab.cli.shared.dataset import class_names, open_data
 from deeplab.cli.shared.groups import takes_options
-from deeplab.cli.shared.network import load_network, named_weights, refuse_crf, torch_device
+from deeplab.cli.shared.network import (
+    check_tiles,
+    load_network,
+    named_weights,
+    refuse_crf,
+    torch_device,
+    torch_precision,
+)
 from deeplab.cli.shared.options import option
 from deeplab.cli.shared.results import named_errors, print_notes
 from deeplab.cli.shared.several import reported_once
@@ -35,7 +41,7 @@ if TYPE_CHECKING:
     from deeplab.data.datasets import SegmentationData
     from deeplab.evaluation.evaluate import Evaluation
     from deeplab.evaluation.submission import PredictionFiles
-    from deeplab.predict import Prediction
+    from deeplab.predict import Predictor
 
 
 Absent = StrEnum("Absent", ["skip", "zero"])
@@ -191,6 +197,16 @@ def evaluate(
         ),
     ] = None,
     views: options.ViewOptions,
+    tile: Annotated[
+        int | None,
+        option(
+            "PIXELS",
+            "Cut larger pictures into overlapping tiles of at most so many pixels a side.",
+            shown="whole pictures",
+        ),
+    ] = None,
+    overlap: options.Overlap = 256,
+    precision: options.Precision = "float32",
     device: options.Device = "auto",
     absent: Annotated[
         Absent,
@@ -246,7 +262,7 @@ def evaluate(
     from deeplab.evaluation.evaluate import evaluate as score
     from deeplab.evaluation.plots import require_matplotlib
     from deeplab.evaluation.report import ReportFolder, WorstPictures
-    from deeplab.predict import check_threshold, predict
+    from deeplab.predict import Predictor, check_threshold
     from deeplab.training.distributed import processes
 
     scales, widths, curve = views.numbers(), trimap.widths(), trimap.csv_file()
@@ -254,6 +270,7 @@ def evaluate(
     files.check_unscored(score_files | {"--report": report.report})
     pictures, split = open_data(data, split, scenes, usual="test", labelled=files.score)
     torch_device(device)  # refuses unknown names
+    dtype = torch_precision(precision)
     network, metadata = load_network(weights)
     names = class_names(network, pictures, metadata, weights.weights_file)
     refuse_crf(network, use_crf)
@@ -274,6 +291,7 @@ def evaluate(
                 f"{unfit[0]} must be left out for several labels a pixel; deeplab segment writes "
                 "their masks"
             )
+    check_tiles(network, scales, tile, overlap)
     settings = crf.change(CRFSettings.stored(metadata, weights.weights_file))
     for file in score_files.values():
         if file is not None:
@@ -312,8 +330,11 @@ def evaluate(
                     around=around,
                     scales=scales,
                     flip=views.flip,
+                    precision=dtype,
                     bands=settings.bands,
                     threshold=threshold,
+                    tile=tile,
+                    overlap=overlap,
                     on_prediction=write if told else None,
                     shard=True,
                     progress=progress,
@@ -323,14 +344,16 @@ def evaluate(
         else:
             with named_errors(pictures.name):
                 recorded.conversions |= _predict_all(
-                    partial(
-                        predict,
+                    Predictor(
                         network,
-                        crf=layer,
+                        layer,
                         scales=scales,
                         flip=views.flip,
+                        precision=dtype,
                         bands=settings.bands,
                         threshold=threshold,
+                        tile=tile,
+                        overlap=overlap,
                     ),
                     pictures,
                     write,
@@ -359,6 +382,9 @@ def evaluate(
             "scales": list(scales),
             "flip": views.flip,
             "threshold": threshold,
+            "tile": tile,
+            "overlap": None if tile is None else overlap,
+            "precision": precision,
             "absent": absent.value,
             "crf_settings": settings.as_dict() if use_crf else None,
             "version": version("deeplab-triton"),
@@ -371,7 +397,7 @@ def evaluate(
 
 
 def _predict_all(
-    predict: Callable[[np.ndarray], Prediction],
+    predictor: Predictor,
     pictures: SegmentationData,
     write: Callable[[int, np.ndarray], None],
     progress: bool,
@@ -385,7 +411,7 @@ def _predict_all(
             image, conversions = pictures.picture(index)
             found.update(conversions)
             with named_errors(pictures.file(index)):
-                write(index, predict(image).labels)
+                write(index, predictor(image, probabilities=False).labels)
     return found
 
 

@@ -21,7 +21,13 @@ from rich.progress import Progress
 from deeplab.cli.shared import options
 from deeplab.cli.shared.groups import takes_options
 from deeplab.cli.shared.many import Done, Job, ManyOptions, run_many
-from deeplab.cli.shared.network import load_network, refuse_crf, torch_device
+from deeplab.cli.shared.network import (
+    check_tiles,
+    load_network,
+    refuse_crf,
+    torch_device,
+    torch_precision,
+)
 from deeplab.cli.shared.options import option
 from deeplab.cli.shared.results import (
     PictureFiles,
@@ -77,8 +83,25 @@ def segment(
             shown="0.5",
         ),
     ] = None,
-    max_megapixels: options.MaxMegapixels = images.MAX_MEGAPIXELS,
+    max_megapixels: Annotated[
+        float | None,
+        option(
+            "N",
+            "Refuse larger pictures (10^6 pixels), before they are decoded.",
+            shown="what the memory holds",
+        ),
+    ] = None,
     views: options.ViewOptions,
+    tile: Annotated[
+        int | None,
+        option(
+            "PIXELS",
+            "Cut larger pictures into overlapping tiles of at most so many pixels a side.",
+            shown="1024 where memory is short",
+        ),
+    ] = None,
+    overlap: options.Overlap = 256,
+    precision: options.Precision = "float32",
     device: options.Device = "auto",
     many: ManyOptions,
     crf: options.CRFOptions,
@@ -112,9 +135,13 @@ def segment(
     averaged before the CRF.
 
     CRF options left out are those stored with the weights, or else DeepLab v2's: 10 iterations,
-    smoothness 3 / 3 pixels, appearance 4 / 49 pixels / 5 levels. Memory grows with the pixels of
-    the largest picture: with the weights called scenes about 0.7 GB for each megapixel of a
-    photograph, up to 2 GB of mere noise, and 0.25 GB with --no-crf.
+    smoothness 3 / 3 pixels, appearance 4 / 49 pixels / 5 levels.
+
+    Memory grows with the pixels of the largest picture: with the weights called scenes about 0.7 GB
+    for each megapixel of a photograph, up to 2 GB of mere noise, and 0.25 GB with --no-crf.
+    Pictures that may need more than is free go through network and CRF in overlapping tiles, which
+    a note says; with --tile all that are larger do. Then only the picture itself has to fit, at 7
+    bytes a pixel. An overlay of more than 50 megapixels is drawn smaller by a whole factor.
 
     **Examples**
 
@@ -125,11 +152,12 @@ def segment(
     deeplab segment 'photos/**/*.png' --weights mine.safetensors --probabilities
     deeplab segment photos/ --polygons coco
     deeplab segment photo.jpg --bilateral-sigma-xy 67 --bilateral-sigma-rgb 3
+    deeplab segment scene.png --tile 2048 --overlap 512
     deeplab segment photo.jpg --scales 0.5,0.75,1 --flip --crf-settings crf.toml
     ```
     """
     from deeplab.crf_settings import CRFSettings
-    from deeplab.predict import as_levels, check_threshold, predict
+    from deeplab.predict import TILE, Predictor, as_rgb, check_threshold
     from deeplab.weights import registry
 
     if polygons is not None:
@@ -147,9 +175,21 @@ def segment(
     refuse_crf(network, use_crf)
     if network.multilabel and polygons is not None:
         raise InputError("--polygons must be left out for several labels a pixel")
+    check_tiles(network, scales, tile, overlap)
     network.to(torch_device(device))
     settings = crf.change(CRFSettings.stored(metadata, weights.weights_file))
     layer = settings.refiner(network.num_classes).to(torch_device(device)) if use_crf else None
+    predictor = Predictor(
+        network,
+        layer,
+        scales=scales,
+        flip=views.flip,
+        precision=torch_precision(precision),
+        bands=settings.bands,
+        threshold=threshold,
+        tile="auto" if tile is None else tile,
+        overlap=overlap,
+    )
     classes = outputs.NamedPalette(
         outputs.full_palette(metadata.get("palette")), metadata.get("class_names")
     )
@@ -187,17 +227,11 @@ def segment(
         image, changed = checked[file] if file in checked else read(file)
         with named_errors(file):
             three = None if settings.bands == "all" else settings.bands
-            shown = as_levels(network, image, three)[0].permute(1, 2, 0).round().byte()
-            prediction = predict(
-                network,
-                image,
-                layer,
-                scales=scales,
-                flip=views.flip,
-                bands=settings.bands,
-                threshold=threshold,
-            )
-        result.write(shown.numpy(), prediction, classes, probabilities=probabilities, legend=legend)
+            shown = as_rgb(network, image, three)
+            if tile is None and predictor.in_tiles(image.shape):
+                print_notes([f"{file}: in tiles of {TILE} pixels, for want of memory (--tile)"])
+            prediction = predictor(image, probabilities=probabilities)
+        result.write(shown, prediction, classes, probabilities=probabilities, legend=legend)
         if polygons is Polygons.geojson:
             polygon_files.write_geojson(result.polygons, prediction.labels, classes)
         seconds = time.perf_counter() - start

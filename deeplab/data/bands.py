@@ -22,7 +22,7 @@ import numpy as np
 from PIL import Image
 
 from deeplab.data.conversions import FRAMES, Conversion
-from deeplab.data.images import MAX_MEGAPIXELS, check_file, check_size, load_picture, read_image
+from deeplab.data.images import check_file, check_size, load_picture, read_image
 from deeplab.errors import InputError
 
 DTYPES = ("uint8", "uint16", "float32")
@@ -32,7 +32,7 @@ NPY = ".npy"
 Read = tuple[np.ndarray, list[Conversion]]
 
 
-def read_picture(path: str | Path, bands: int = 3, max_megapixels: float = MAX_MEGAPIXELS) -> Read:
+def read_picture(path: str | Path, bands: int = 3, max_megapixels: float | None = None) -> Read:
     """The picture as a network of that many bands takes it: `[H, W, bands]`; what was converted.
 
     Three bands are uint8 RGB as `read_image` gives them, .npy apart; others are as they lie in the
@@ -62,7 +62,7 @@ def read_picture(path: str | Path, bands: int = 3, max_megapixels: float = MAX_M
     return values, conversions
 
 
-def _read_npy(path: Path, bands: int, max_megapixels: float) -> Read:
+def _read_npy(path: Path, bands: int, max_megapixels: float | None) -> Read:
     try:
         stored = np.load(path, mmap_mode="r", allow_pickle=False)
     except Exception as error:  # the header is a Python literal: whatever its parser meets
@@ -76,7 +76,7 @@ def _read_npy(path: Path, bands: int, max_megapixels: float) -> Read:
     return _native(values), []
 
 
-def _read_tiff(path: Path, bands: int, max_megapixels: float) -> Read:
+def _read_tiff(path: Path, bands: int, max_megapixels: float | None) -> Read:
     """Page by page: series as tifffile finds them follow metadata, to other files too."""
     tifffile = _tifffile(path)
     try:
@@ -162,7 +162,11 @@ def _of_pillow(path: Path, image: Image.Image) -> np.ndarray:
 
 
 def _check(
-    path: Path, shape: tuple[int, ...], dtype: np.dtype[Any], bands: int, max_megapixels: float
+    path: Path,
+    shape: tuple[int, ...],
+    dtype: np.dtype[Any],
+    bands: int,
+    max_megapixels: float | None,
 ) -> None:
     if len(shape) != 3:
         raise InputError(f"{path} must be an array [H, W, bands], not of shape {list(shape)}")
@@ -171,7 +175,7 @@ def _check(
             f"{path} must have values of {', '.join(DTYPES)}, not {dtype.name}; convert it, such "
             "as with array.astype(numpy.float32)"
         )
-    check_size(path, (shape[1], shape[0]), max_megapixels)
+    check_size(path, (shape[1], shape[0]), max_megapixels, shape[2] * dtype.itemsize)
     if shape[2] != bands:
         raise InputError(
             f"{path} must have {bands} band{'s' * (bands > 1)}, as the model or the option bands "

@@ -24,7 +24,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from deeplab.data.conversions import Conversion
-from deeplab.data.outputs import class_areas
+from deeplab.data.large import class_areas
 from deeplab.errors import InputError, printable
 
 Item = TypeVar("Item")

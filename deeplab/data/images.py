@@ -33,14 +33,16 @@ from deeplab.data.conversions import (
 from deeplab.data.folders import files_below
 from deeplab.errors import InputError
 
-MAX_MEGAPIXELS = 100.0
+MAX_MEGAPIXELS = 100.0  # of what goes through a CRF whole
+DECODED = 7  # bytes a pixel of RGB: 4 as Pillow has it, and 3 as an array
+ROWS = 1024  # that are copied at a time
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".ppm", ".pgm")
 _settings = threading.Lock()  # those of Pillow, libtiff and warnings, changed while a file is read
 NEARLY_BLACK = 4096  # 16-bit values below are those of a sensor of 12 bits or fewer, most likely
 
 
 def read_image(
-    path: str | Path, max_megapixels: float = MAX_MEGAPIXELS
+    path: str | Path, max_megapixels: float | None = None
 ) -> tuple[np.ndarray, list[Conversion]]:
     """Read a picture as RGB: uint8 `[H, W, 3]`, and what was converted; `str(...)` is a line each.
 
@@ -52,17 +54,18 @@ def read_image(
     nothing of the picture, are conversions of their own kind that say so.
 
     Raises InputError: the file is missing, a folder, unreadable, empty, truncated, damaged, of no
-    known format, without pixels, above `max_megapixels` (10^6 pixels) by its header, or of a pixel
-    type without a fixed range (32-bit integer or floating point).
+    known format, without pixels, by its header above `max_megapixels` (10^6 pixels) or larger than
+    what can be decoded in the memory that is free, or of a pixel type without a fixed range (32-bit
+    integer or floating point).
     """
     path = Path(path)
     image, conversions = load_picture(path, max_megapixels)
     rgb, more = _to_rgb(path, image, {conversion.kind for conversion in conversions})
-    return np.array(rgb, dtype=np.uint8), conversions + more
+    return _pixels(rgb), conversions + more
 
 
 def load_picture(
-    path: str | Path, max_megapixels: float = MAX_MEGAPIXELS
+    path: str | Path, max_megapixels: float | None = None
 ) -> tuple[Image.Image, list[Conversion]]:
     """The decoded picture as Pillow has it, in the file's own mode, upright; what was converted.
 
@@ -70,7 +73,7 @@ def load_picture(
     what `read_image` is for, and its errors are these, save for the pixel types.
     """
     path = Path(path)
-    if not max_megapixels > 0:
+    if max_megapixels is not None and not max_megapixels > 0:
         raise InputError(f"max_megapixels must be a number above 0, not {max_megapixels}")
     check_file(path)
     with _settings, _pillow_size_guard_off(), _libtiff_quiet():
@@ -164,18 +167,40 @@ def check_file(path: Path) -> None:
         raise InputError(f"{path}: the file is empty (0 bytes); copy or download it again")
 
 
-def check_size(path: Path, size: tuple[int, int], max_megapixels: float) -> None:
-    """InputError where a picture of (width, height) pixels has none, or too many."""
+def check_size(
+    path: Path,
+    size: tuple[int, int],
+    max_megapixels: float | None,
+    bytes_a_pixel: float = DECODED,
+) -> None:
+    """InputError where a picture of (width, height) pixels has none, or too many.
+
+    max_megapixels: None for as many as fit into memory at so many bytes each.
+    """
     width, height = size
     if width < 1 or height < 1:
         raise InputError(f"{path}: the image has zero size ({width} x {height} pixels)")
     megapixels = width * height / 1e6
-    if megapixels > max_megapixels:
+    needed, free = width * height * bytes_a_pixel, _free_memory()
+    if free is not None and needed > free:
+        raise InputError(
+            f"{path}: {width} x {height} pixels take at least {needed / 1e9:.1f} GB to read, and "
+            f"{free / 1e9:.1f} GB are free; make it smaller, or cut it into parts"
+        )
+    if max_megapixels is not None and megapixels > max_megapixels:
         raise InputError(
             f"{path}: {width} x {height} pixels are {megapixels:.1f} megapixels, above the limit "
             f"of {max_megapixels:g}; make it smaller, or raise the limit where there is an option "
             f"for it and the memory allows (--max-megapixels {int(megapixels) + 1})"
         )
+
+
+def _free_memory() -> int | None:
+    import torch  # not before it is needed: it takes seconds
+
+    from kernels import memory
+
+    return memory.available(torch.device("cpu"))
 
 
 @contextmanager
@@ -297,8 +322,18 @@ def _to_rgb(path: Path, image: Image.Image, done: set[str]) -> tuple[Image.Image
     elif image.has_transparency_data:
         rgb, changes = _on_white(image)
     else:
-        rgb, changes = image.convert("RGB"), _mode_converted(image)
+        rgb = image if image.mode == "RGB" else image.convert("RGB")
+        changes = _mode_converted(image)
     return rgb, [Conversion(str(path), kind, text) for kind, text in changes]
+
+
+def _pixels(rgb: Image.Image) -> np.ndarray:
+    """uint8 `[H, W, 3]`; not all at once, which Pillow does by way of a copy."""
+    pixels = np.empty((rgb.height, rgb.width, 3), np.uint8)
+    for top in range(0, rgb.height, ROWS):
+        bottom = min(rgb.height, top + ROWS)
+        pixels[top:bottom] = np.asarray(rgb.crop((0, top, rgb.width, bottom)))
+    return pixels
 
 
 def _deep_grey(path: Path, image: Image.Image) -> np.ndarray:

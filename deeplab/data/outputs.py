@@ -66,12 +66,6 @@ class NamedPalette:
         return arrays if self.names is None else arrays | {CLASS_NAMES: np.array(self.names, str)}
 
 
-def class_areas(labels: np.ndarray) -> np.ndarray:
-    """How many pixels each class has, int64: of labels `[H, W]` up to the last class that occurs,
-    of masks `[C, H, W]` of 0 and 1 all `C`."""
-    return labels.sum((1, 2), dtype=np.int64) if labels.ndim == 3 else np.bincount(labels.ravel())
-
-
 def overlay(image: np.ndarray, labels: np.ndarray, palette: np.ndarray) -> np.ndarray:
     """The picture with each class in its colour, half transparent, and pale class boundaries.
 
@@ -139,13 +133,14 @@ def write_labels(path: Path, labels: np.ndarray, palette: np.ndarray | None) -> 
 
     palette: uint8 `[256, 3]`; None writes a grey PNG. InputError: a class beyond 8 bits.
     """
-    outside = labels[(labels < 0) | (labels > 255)]
-    if outside.size:
-        raise InputError(
-            f"{path}: class index {outside[0]} does not fit an 8-bit label map (0 to 255); "
-            "save the probabilities instead"
-        )
-    picture = Image.fromarray(labels.astype(np.uint8))
+    if labels.dtype != np.uint8:
+        outside = labels[(labels < 0) | (labels > 255)]
+        if outside.size:
+            raise InputError(
+                f"{path}: class index {outside[0]} does not fit an 8-bit label map (0 to 255); "
+                "save the probabilities instead"
+            )
+    picture = Image.fromarray(labels.astype(np.uint8, copy=False))
     if palette is not None:
         picture.putpalette(palette.astype(np.uint8).tobytes())
     _write(path, lambda file: picture.save(file, format="PNG"))

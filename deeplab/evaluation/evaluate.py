@@ -28,16 +28,7 @@ from deeplab.evaluation.metrics import Absent, ConfusionMatrix, MaskCounts
 from deeplab.evaluation.trimap import Around, TrimapCurve, TrimapTally, band_index
 from deeplab.model import DeepLab
 from deeplab.model.preprocess import Bands
-from deeplab.predict import (
-    as_levels,
-    check_scales,
-    check_threshold,
-    decided,
-    enough_memory,
-    network_scores,
-)
-
-CRF = Callable[[Tensor, Tensor], Tensor]
+from deeplab.predict import CRF, OVERLAP, Predictor, Tile
 
 
 @dataclass(frozen=True)
@@ -96,8 +87,11 @@ def evaluate(
     around: Around = "boundary",
     scales: Sequence[float] = (1.0,),
     flip: bool = False,
+    precision: torch.dtype = torch.float32,
     bands: Bands = None,
     threshold: float | None = None,
+    tile: Tile = None,
+    overlap: int = OVERLAP,
     on_prediction: Callable[[int, np.ndarray], None] | None = None,
     shard: bool = False,
     progress: bool = False,
@@ -115,9 +109,9 @@ def evaluate(
         absent: see ``ConfusionMatrix``.
         band: half-width in pixels of the band around class boundaries.
         trimap, around: widths in pixels of the trimap curve, and what its bands lie around.
-        scales, flip: the views of a picture, see ``deeplab.predict.network_scores``.
-        bands: which the CRF sees of a picture, see ``deeplab.predict.as_levels``.
-        threshold: as of ``deeplab.predict.predict``.
+        scales, flip, precision, bands, threshold, tile, overlap: as of
+            ``deeplab.predict.Predictor``, save that pictures are whole by default: scores must not
+            hang on how much memory is free.
         on_prediction: called with the index of each picture and its labels [H, W], uint8, or int64
             above 256 classes (the CRF's where there is one), or masks [C, H, W].
         shard: with several processes of torch.distributed, each evaluates its share of the pictures
@@ -133,12 +127,21 @@ def evaluate(
     """
     names = [str(i) for i in range(model.num_classes)] if class_names is None else list(class_names)
     _check(model, dataset, names, band)
-    check_scales(scales)
-    check_threshold(threshold, model)
     masks = model.multilabel
     if masks and (crf is not None or len(trimap)):
         what = "trimap" if crf is None else "crf"
         raise ValueError(f"{what} must be left out for a multi-label model; it is for one label")
+    predictor = Predictor(
+        model,
+        crf,
+        scales=scales,
+        flip=flip,
+        precision=precision,
+        bands=bands,
+        threshold=threshold,
+        tile=tile,
+        overlap=overlap,
+    )
 
     def tally() -> _Tally | _MaskTally:
         if masks:
@@ -147,12 +150,10 @@ def evaluate(
         return _Tally(len(names), ignore, absent, band, curve)
 
     network, refined = tally(), None if crf is None else tally()
-    device = next(model.parameters()).device
-    dtype = np.uint8 if len(names) <= 256 else np.int64
     several = shard and dist.is_available() and dist.is_initialized()
     rank, world = (dist.get_rank(), dist.get_world_size()) if several else (0, 1)
     mine = range(rank, len(dataset), world)
-    with torch.no_grad(), progress_bar(progress and rank == 0) as bar:
+    with progress_bar(progress and rank == 0) as bar:
         task = bar.add_task("evaluate", total=len(mine))
         for index in mine:
             image, labels = (np.asarray(part) for part in dataset[index])
@@ -160,20 +161,17 @@ def evaluate(
             try:
                 if labels.shape != (*([len(names)] if masks else []), *image.shape[:2]):
                     raise ValueError(size)
-                with enough_memory(model, image, scales, flip, refines=crf is not None):
-                    truth = torch.from_numpy(labels.astype(np.int64))
-                    logits = network_scores(model, image, scales, flip)
-                    require_finite(logits, index)
-                    plain = threshold is None and not masks  # the largest score says it
-                    likely = logits if plain else model.probabilities(logits)
-                    predicted = network.add(truth, decided(likely[0], threshold, masks))
-                    if crf is not None and refined is not None:
-                        seen = as_levels(model, image, bands).to(device)
-                        predicted = refined.add(truth, decided(crf(logits, seen)[0], threshold))
+                before, after = predictor.labels(image)
+                truth = torch.from_numpy(labels.astype(np.int64))
+                network.add(truth, before)
+                if refined is not None:
+                    refined.add(truth, after)
+            except FloatingPointError as error:
+                raise FloatingPointError(_not_finite(index)) from error
             except ValueError as error:
                 raise InputError(f"picture {index}: {error}") from error
             if on_prediction is not None:
-                on_prediction(index, predicted.numpy().astype(dtype))
+                on_prediction(index, after)
             bar.advance(task)
     tallies = {"network": network} | ({} if refined is None else {"crf": refined})
     for one in tallies.values():
@@ -203,10 +201,15 @@ def evaluate(
 def require_finite(logits: Tensor, index: int) -> None:
     """FloatingPointError where a network's output for picture ``index`` has NaN or Inf."""
     if not bool(logits.isfinite().all()):
-        raise FloatingPointError(
-            f"the network's output for picture {index} has NaN or Inf; the weights are damaged or "
-            "come from a training that diverged"
-        )
+        raise FloatingPointError(_not_finite(index))
+
+
+def _not_finite(index: int) -> str:
+    """What is wrong where it has."""
+    return (
+        f"the network's output for picture {index} has NaN or Inf; the weights are damaged or "
+        "come from a training that diverged"
+    )
 
 
 def boundary_band(labels: Tensor, width: int) -> Tensor:
@@ -224,15 +227,14 @@ class _Tally:
         self.edges = ConfusionMatrix(num_classes, ignore, absent=absent)
         self.band, self.curve = band, curve
 
-    def add(self, truth: Tensor, predicted: Tensor) -> Tensor:
-        """Count the labels [H, W] of a picture, which come back on the CPU."""
-        predicted = predicted.cpu()
+    def add(self, truth: Tensor, labels: np.ndarray) -> None:
+        """Count the labels [H, W] of a picture."""
+        predicted = torch.from_numpy(labels).long()
         near = boundary_band(truth, self.band)
         self.all.update(truth, predicted)
         self.edges.update(truth[near], predicted[near])
         if self.curve is not None:
             self.curve.add(truth, predicted)
-        return predicted
 
     def all_reduce(self) -> None:
         for counts in (self.all, self.edges, self.curve):
@@ -250,11 +252,9 @@ class _MaskTally:
     def __init__(self, num_classes: int, ignore: int, absent: Absent) -> None:
         self.all = MaskCounts(num_classes, ignore, absent=absent)
 
-    def add(self, truth: Tensor, predicted: Tensor) -> Tensor:
-        """Count the masks [C, H, W] of a picture, which come back on the CPU."""
-        predicted = predicted.cpu()
-        self.all.update(truth, predicted)
-        return predicted
+    def add(self, truth: Tensor, masks: np.ndarray) -> None:
+        """Count the masks [C, H, W] of a picture."""
+        self.all.update(truth, masks)
 
     def all_reduce(self) -> None:
         self.all.all_reduce()

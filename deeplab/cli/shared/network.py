@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -71,3 +71,26 @@ def torch_device(name: str) -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     return torch.device(name)
+
+
+def check_tiles(network: DeepLab, scales: Sequence[float], tile: int | None, overlap: int) -> None:
+    """InputError, which names the option, for tiles that the network cannot be given.
+
+    tile: None leaves them to the predictor, which takes those of its own size.
+    """
+    from deeplab.predict import TILE, Tiling
+
+    try:
+        Tiling.of(network, scales, TILE if tile is None else tile, overlap)
+    except ValueError as error:
+        raise InputError(f"--{error}") from error
+
+
+def torch_precision(name: str) -> torch.dtype:
+    """The dtype of --precision."""
+    from deeplab.predict import PRECISIONS
+
+    named = {str(dtype).removeprefix("torch."): dtype for dtype in PRECISIONS}
+    if name not in named:
+        raise InputError(f"--precision {name} must be float32, bfloat16 or float16")
+    return named[name]

@@ -12,6 +12,7 @@ import numpy as np
 import typer
 
 from deeplab.data import images, outputs
+from deeplab.data.large import class_areas, reduced
 from deeplab.data.legend import with_legend
 from deeplab.errors import InputError
 
@@ -54,7 +55,7 @@ class PictureFiles:
         wanted += [self.probabilities] if probabilities else []
         return all(file.exists() for file in wanted)
 
-    def read_labels(self, max_megapixels: float) -> np.ndarray:
+    def read_labels(self, max_megapixels: float | None = None) -> np.ndarray:
         """The labels `[H, W]`, or masks `[C, H, W]`, that were written; InputError as of images."""
         files = self.masks or [self.labels]
         maps = [np.asarray(images.load_picture(file, max_megapixels)[0]) for file in files]
@@ -70,7 +71,7 @@ class PictureFiles:
         overlay: bool = True,
         legend: bool = True,
     ) -> None:
-        """Labels, and the overlay and the probabilities if wanted."""
+        """Labels, and the overlay, a `reduced` one if need be, and the probabilities if wanted."""
         labels, palette = prediction.labels, classes.palette
         if self.masks:
             for path, mask, colour in zip(self.masks, labels, palette, strict=False):
@@ -79,9 +80,10 @@ class PictureFiles:
             outputs.write_labels(self.labels, labels, palette)
         if overlay:
             draw = outputs.overlay_masks if self.masks else outputs.overlay
-            shown = draw(image, labels, palette)
+            small, shown_labels = reduced(image, labels)
+            shown = draw(small, shown_labels, palette)
             if legend:
-                shown = with_legend(shown, outputs.class_areas(labels), classes)
+                shown = with_legend(shown, class_areas(labels), classes)
             outputs.write_picture(self.overlay, shown)
         if probabilities:
             arrays = {"probabilities": prediction.probabilities}
@@ -139,7 +141,7 @@ def result_line(
 ) -> str:
     """The file, its size, its classes by area, where the result is."""
     height, width = prediction.labels.shape[-2:]
-    areas = Counter(dict(enumerate(outputs.class_areas(prediction.labels).tolist()))).most_common()
+    areas = Counter(dict(enumerate(class_areas(prediction.labels).tolist()))).most_common()
     shares = [
         f"{classes.name(label)} {100 * area / (height * width):.1f}%"
         for label, area in areas

@@ -1,6 +1,7 @@
 """`deeplab segment`: what it writes and says, and how it refuses bad input."""
 
 import re
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,11 +15,12 @@ from safetensors.torch import save_file
 from deeplab.crf_settings import CRFSettings
 from deeplab.data import outputs
 from deeplab.data.images import read_image
+from deeplab.data.large import reduced
 from deeplab.data.legend import with_legend
 from deeplab.data.scenes import CLASSES, PALETTE
 from deeplab.model import deeplab_v2_small
-from deeplab.predict import predict
-from deeplab.weights import load_model, save_weights
+from deeplab.predict import Predictor, predict
+from deeplab.weights import load_model, read_metadata, save_weights
 
 
 def test_segment_writes_labels_overlay_and_probabilities_and_a_line(tmp_path, weights):
@@ -173,9 +175,39 @@ def test_segment_refuses_pictures_above_the_limit_which_can_be_raised(tmp_path, 
     huge.write_bytes(png(12_000, 9_000, 8, 2, b""))  # a header that promises more than there is
     options = ["--weights", weights, "--out", tmp_path / "out"]
     message = "huge.png: 12000 x 9000 pixels are 108.0 megapixels, .*--max-megapixels 109"
-    assert_refused(tmp_path, message, "segment", huge, *options)
-    raised = [*options, "--max-megapixels", 109]
-    assert_refused(tmp_path, "huge.png: .*truncated or damaged", "segment", huge, *raised)
+    assert_refused(tmp_path, message, "segment", huge, *options, "--max-megapixels", 107)
+    for allowed in ([], ["--max-megapixels", 109]):
+        damaged = [huge, *options, *allowed]
+        assert_refused(tmp_path, "huge.png: .*truncated or damaged", "segment", *damaged)
+
+
+def test_segment_takes_large_pictures_in_tiles(tmp_path, weights, monkeypatch):
+    photo, model = picture(tmp_path / "photo.png", 70, 150), load_model(weights)
+    options = ["--weights", weights, "--out", tmp_path, "--iterations", 1]
+    settings = CRFSettings.stored(read_metadata(weights)).changed({"iterations": 1})
+    crf = settings.refiner(model.num_classes)
+    expected = Predictor(model, crf, tile=65, overlap=16)(read_image(photo)[0])
+    done("segment", photo, *options, "--tile", 65, "--overlap", 16, "--probabilities")
+    found = np.load(tmp_path / "photo_probabilities.npz")["probabilities"]
+    np.testing.assert_array_equal(found, expected.probabilities)
+    monkeypatch.setattr("deeplab.predict.predictor.fits", lambda *about: False)
+    monkeypatch.setattr("deeplab.predict.predictor.TILE", 65)
+    result = done("segment", photo, *options, "--overlap", 16)
+    assert "photo.png: in tiles of" in result.stderr
+    with Image.open(tmp_path / "photo_labels.png") as labels:
+        np.testing.assert_array_equal(np.asarray(labels), expected.labels)
+    message = "--overlap must be from 0 to half a tile, 32, not 40"
+    assert_refused(tmp_path, message, "segment", photo, *options, "--tile", 65, "--overlap", 40)
+
+
+def test_an_overlay_of_many_pixels_is_drawn_smaller(tmp_path, weights, monkeypatch):
+    photo = picture(tmp_path / "photo.png", 41, 60)
+    monkeypatch.setattr("deeplab.cli.shared.results.reduced", partial(reduced, most=41 * 60 // 4))
+    done("segment", photo, "--weights", weights, "--out", tmp_path, "--no-crf")
+    with Image.open(tmp_path / "photo_labels.png") as labels:
+        assert labels.size == (60, 41)
+    with Image.open(tmp_path / "photo_overlay.png") as shown:
+        assert shown.size == (30, 20)
 
 
 def test_segment_refuses_inputs_that_are_no_picture(tmp_path, weights):
@@ -217,6 +249,17 @@ def test_segment_refuses_weights_that_do_not_fit(tmp_path, weights):
         assert "bare.safetensors: without metadata, taken for deeplab_v2_small with 3" in told
 
 
+def test_segment_computes_in_the_precision_that_is_asked_for(tmp_path, weights):
+    photo = picture(tmp_path / "photo.png")
+    options = ["--weights", weights, "--out", tmp_path, "--no-crf", "--probabilities"]
+    done("segment", photo, *options, "--precision", "bfloat16")
+    found = np.load(tmp_path / "photo_probabilities.npz")["probabilities"]
+    predictor = Predictor(load_model(weights), precision=torch.bfloat16)
+    np.testing.assert_array_equal(found, predictor(np.asarray(Image.open(photo))).probabilities)
+    message = "--precision half must be float32, bfloat16 or float16"
+    assert_refused(tmp_path, message, "segment", photo, *options, "--precision", "half")
+
+
 def test_segment_refuses_weights_that_give_nan_naming_the_picture(tmp_path, weights, monkeypatch):
     photo, model = picture(tmp_path / "photo.png"), load_model(weights)
     with torch.no_grad():
@@ -252,13 +295,14 @@ def test_ctrl_c_exits_with_130_and_leaves_whole_files(tmp_path, weights, monkeyp
     photos = [picture(tmp_path / name) for name in ("a.png", "b.png")]
     calls = []
 
-    def interrupted(model, image, layer, **options):
-        calls.append(image)
-        if len(calls) == 2:
-            raise KeyboardInterrupt
-        return predict(model, image, layer)
+    class Interrupted(Predictor):
+        def __call__(self, images, **options):
+            calls.append(images)
+            if len(calls) == 2:
+                raise KeyboardInterrupt
+            return super().__call__(images, **options)
 
-    monkeypatch.setattr("deeplab.predict.predict", interrupted)
+    monkeypatch.setattr("deeplab.predict.Predictor", Interrupted)
     out = tmp_path / "out"
     result = run("segment", *photos, "--weights", weights, "--out", out, "--no-crf")
     assert result.exit_code == 130

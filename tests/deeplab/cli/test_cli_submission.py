@@ -5,13 +5,14 @@ import zipfile
 
 import numpy as np
 import pytest
+import torch
 from commands import assert_refused, done, plain_weights
 from dataset_files import label_map, own_data, picture
 from PIL import Image
 
 from deeplab.data.datasets import open_pictures
 from deeplab.data.images import read_image
-from deeplab.predict import predict
+from deeplab.predict import Predictor, predict
 from deeplab.weights import load_model
 
 
@@ -62,6 +63,29 @@ def test_pictures_of_ones_own_are_predicted_without_a_folder_of_labels(tmp_path,
     expected = predict(load_model(path), data.image(0)).labels
     with Image.open(tmp_path / "found" / "val" / "c.png") as found:
         np.testing.assert_array_equal(np.asarray(found), expected)
+
+
+@pytest.mark.parametrize("scored", [[], ["--no-score"]])
+@pytest.mark.parametrize(
+    "options",
+    [{"precision": torch.bfloat16}, {"tile": 17, "overlap": 8}],
+    ids=["bfloat16", "tiles"],
+)
+def test_predictions_are_made_as_it_is_asked_for(tmp_path, scored, options):
+    root = own_data(tmp_path / "mine")
+    data = open_pictures("folder", root, "val")
+    path = plain_weights(tmp_path / "w.safetensors", 3)
+    given = ["evaluate", "--weights", path, "--data", "folder", "--root", root, "--split", "val"]
+    given += ["--no-crf", "--predictions", tmp_path / "found", *scored]
+    for name, value in options.items():
+        given += [f"--{name}", str(value).removeprefix("torch.")]
+    done(*given)
+    expected = Predictor(load_model(path), **options)(data.image(0)).labels
+    with Image.open(tmp_path / "found" / "val" / "c.png") as found:
+        np.testing.assert_array_equal(np.asarray(found), expected)
+    assert not np.array_equal(expected, predict(load_model(path), data.image(0)).labels)
+    if "tile" in options:
+        assert_refused(tmp_path, "--tile must be at least 17", *given, "--tile", 16)
 
 
 def test_a_set_without_a_server_is_told_what_can_be_had_instead(tmp_path):

@@ -13,6 +13,7 @@ from deeplab.data import outputs
 from deeplab.data.conversions import Conversion
 from deeplab.data.images import find_images, read_image
 from deeplab.errors import InputError
+from kernels import memory
 
 
 def gradient(height: int = 6, width: int = 9) -> np.ndarray:
@@ -173,14 +174,34 @@ def test_pixels_without_a_fixed_range_are_refused(tmp_path, array, message):
 
 
 @pytest.mark.parametrize("side", [10_001, 15_000, 40_000], ids=["100", "225", "1600 megapixels"])
-def test_the_size_is_checked_before_decoding(tmp_path, side):
+def test_the_size_is_checked_before_decoding(tmp_path, side, monkeypatch):
     """The file holds no pixel data at all; Pillow's own guard would warn, then raise, of these."""
     path = tmp_path / "huge.png"
     path.write_bytes(png(side, side, 8, 2, b""))
+    pixels = side * side
     with warnings.catch_warnings():
         warnings.simplefilter("error")
+        monkeypatch.setattr(memory, "available", lambda device: 7 * pixels)
         with pytest.raises(InputError, match=f"huge.png: {side} x {side} .*--max-megapixels"):
+            read_image(path, 100)
+        with pytest.raises(InputError, match=r"huge.png: .*truncated or damaged"):
             read_image(path)
+        monkeypatch.setattr(memory, "available", lambda device: 7 * pixels - 1)
+        message = f"huge.png: {side} x {side} pixels take at least {7 * pixels / 1e9:.1f} GB"
+        with pytest.raises(InputError, match=message):
+            read_image(path)
+
+
+@pytest.mark.parametrize("height", [1, 7, 8, 9, 20])
+def test_pixels_are_those_of_the_file_however_many_rows_are_copied_at_a_time(
+    tmp_path, height, monkeypatch
+):
+    expected = np.random.default_rng(0).integers(0, 256, (height, 5, 3), dtype=np.uint8)
+    path = save(tmp_path / "a.png", expected)
+    monkeypatch.setattr("deeplab.data.images.ROWS", 8)
+    found, changed = read_image(path)
+    np.testing.assert_array_equal(found, expected)
+    assert not changed
 
 
 def test_the_limit_can_be_raised_beyond_pillows_own(tmp_path, monkeypatch):

@@ -1,0 +1,45 @@
+"""From pictures to class probabilities: the network, and a dense CRF where one is wanted.
+
+    P = softmax(network(preprocess(image)))          or          Q = CRF(logits, image)
+
+Source: DeepLab v2 (TPAMI 2018), section 3 and figure 1: the network's scores are brought to the
+picture's size before the fully connected CRF refines them.
+
+`Predictor` holds a model and how it is to be used, and takes pictures; `predict` is one picture's
+worth of it. Either looks at several views of a picture (`views.py`) where that is asked for; the
+predictor takes large pictures in tiles (`tiles.py`).
+"""
+
+from deeplab.predict.limits import BYTES_A_PIXEL
+from deeplab.predict.predictor import (
+    CRF,
+    OVERLAP,
+    PRECISIONS,
+    TILE,
+    Prediction,
+    Predictor,
+    Tile,
+    check_threshold,
+    predict,
+)
+from deeplab.predict.tiles import Tiling
+from deeplab.predict.views import as_batch, as_levels, as_rgb, check_scales, network_scores
+
+__all__ = [
+    "BYTES_A_PIXEL",
+    "CRF",
+    "OVERLAP",
+    "PRECISIONS",
+    "TILE",
+    "Prediction",
+    "Predictor",
+    "Tile",
+    "Tiling",
+    "as_batch",
+    "as_levels",
+    "as_rgb",
+    "check_scales",
+    "check_threshold",
+    "network_scores",
+    "predict",
+]
