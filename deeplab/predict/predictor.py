@@ -37,8 +37,8 @@ class Prediction:
             says; uint8, or int64 above 256 classes. Of a multi-label model masks `[C, H, W]`, uint8
             of 0 and 1.
         probabilities: float32 `[C, H, W]`, summing to 1 over the classes unless the model is
-            multi-label; a CRF's marginals if one was used. `[0, H, W]` where only labels were wanted; of a picture in tiles in a
-            temporary file where they take more than 1 GiB.
+            multi-label; a CRF's marginals if one was used. `[0, H, W]` where only labels were
+            wanted; of a picture in tiles in a temporary file where they take more than 1 GiB.
     """
 
     labels: np.ndarray
