@@ -206,10 +206,9 @@ class Predictor:
         refines = self.layer is not None
         if not self.in_tiles(image.shape):
             scores = self.scores([image])
-            plain = (
-                self.threshold is None and not self.model.multilabel
-            )  # the largest score says it
-            before = self._decided(scores.logits[0] if plain else scores.alone[0])
+            # The largest of the probabilities is that of the logits.
+            largest = self.threshold is None and not self.model.multilabel
+            before = self._decided(scores.logits[0] if largest else scores.alone[0])
             return before, self._decided(scores.probabilities[0]) if refines else before
 
         def both(scores: Scores) -> Tensor:
