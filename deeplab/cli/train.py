@@ -163,9 +163,9 @@ def train(
 
     Beside the weights FILE.safetensors, the best by validation mIoU, lie FILE-last.safetensors,
     FILE.state to resume from, the log FILE.csv (with the IoU of each class) and at the end, with
-    matplotlib, FILE.curves.png. Ctrl-C and SIGTERM end after the step at hand,
-    save, and exit with 130 and 143; --resume goes on as if nothing had been. A run or weights that
-    lie at --out already are replaced with --overwrite only.
+    matplotlib and a log of ten rows or more, FILE.curves.png. Ctrl-C and SIGTERM end after the step
+    at hand, save, and exit with 130 and 143; --resume goes on as if nothing had been. A run or
+    weights that lie at --out already are replaced with --overwrite only.
 
     **Examples**
 

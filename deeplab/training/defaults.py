@@ -28,12 +28,8 @@ from deeplab.training.config import TrainConfig
 from deeplab.training.recipe import Settings
 from deeplab.weights.recognition import model_to_train
 
-ADAMW: dict[str, Any] = {
-    "optimizer": "adamw",
-    "weight_decay": 1e-2,
-    "warmup": 50,
-    "head_lr_scale": 5.0,
-}
+ADAMW: dict[str, Any] = {"optimizer": "adamw", "weight_decay": 1e-2, "head_lr_scale": 5.0}
+WARMUP = 50  # steps, or a tenth of them where they are fewer
 ON_CPU: dict[str, Any] = {"batch_size": 8, "crop": 193, "steps": 1500, "validate_every": 250}
 ON_GPU: dict[str, Any] = {"batch_size": 16, "crop": 321, "steps": 6000, "validate_every": 1000}
 GPU_WORKERS = 4  # processes that prepare samples, where there are as many processors
@@ -85,6 +81,8 @@ def choose(given: Settings) -> Choice | None:
         why = "no weights to start from, on a GPU"
     if options.get("scales"):  # whose losses are taken at the logits' size
         chosen["loss_stride"] = 8
-    chosen |= ADAMW | {"model": model}
+    steps = given.get("steps", (chosen["steps"], ""))[0]
+    few = isinstance(steps, int) and steps < 10 * WARMUP  # else the recipe refuses it
+    chosen |= ADAMW | {"model": model, "warmup": max(0, steps // 10) if few else WARMUP}
     chosen |= {f"model_options.{name}": value for name, value in options.items()}
     return Choice({key: (value, f"{key} for {why}") for key, value in chosen.items()}, why)

@@ -55,6 +55,8 @@ def test_a_segmenters_own_file_decides_the_model_and_its_options(files):
     assert load_weights(model, path).skipped == ()
     assert (config.optimizer, config.lr, config.steps) == ("adamw", 1e-4, 1500)
     assert config.loss_stride == 8  # as several scales want it
+    assert config.warmup == 50
+    assert chosen(weights=str(path), steps=120, **OWN)[0].warmup == 12
     assert told.startswith(f"{path}: weights of a whole network: deeplab_v2_small, 1500 steps of 8")
     assert "choose otherwise with" in told
 
