@@ -48,7 +48,7 @@ def test_a_picture_that_the_command_has_taken_agrees_with_its_crops(tmp_path, mo
 
 def test_seams_are_told_of_network_and_crf(monkeypatch) -> None:
     monkeypatch.setattr(tiles, "CELL", 50)
-    found = tiles.seams((16,), tile=65)
+    found = tiles.seams(16, tile=65)
     assert [(each["picture"], each["side"]) for each in found] == [
         ("one scene", 113),  # two tiles of 65 that share 17
         ("many scenes", 113),
