@@ -61,6 +61,6 @@ def test_seams_are_told_of_network_and_crf(monkeypatch) -> None:
 )
 def test_a_bar_that_is_missed_is_an_exit_code(tmp_path: Path, monkeypatch, peak, share, code):
     found = {"peak_bytes": peak, "equal labels": {"away from seams": share}}
-    monkeypatch.setattr(tiles, "large", lambda *about: found)
+    monkeypatch.setattr(tiles, "large", lambda *about, overlap: found)
     assert tiles.main(["large", "--out", str(tmp_path)]) == code
     assert len(list(tmp_path.iterdir())) == 1
