@@ -205,7 +205,7 @@ def evaluate(
             shown="whole pictures",
         ),
     ] = None,
-    overlap: options.Overlap = 256,
+    overlap: options.Overlap = 384,
     precision: options.Precision = "float32",
     device: options.Device = "auto",
     absent: Annotated[

@@ -100,7 +100,7 @@ def segment(
             shown="1024 where memory is short",
         ),
     ] = None,
-    overlap: options.Overlap = 256,
+    overlap: options.Overlap = 384,
     precision: options.Precision = "float32",
     device: options.Device = "auto",
     many: ManyOptions,

@@ -25,7 +25,7 @@ from deeplab.predict.views import as_batch, check_scales, network_scores
 CRF = Callable[[Tensor, Tensor], Tensor]
 Tile = int | Literal["auto"] | None
 PRECISIONS = (torch.float32, torch.bfloat16, torch.float16)
-TILE, OVERLAP = 1024, 256  # pixels
+TILE, OVERLAP = 1024, 384  # pixels
 
 
 @dataclass(frozen=True)

@@ -48,7 +48,7 @@ def test_a_picture_that_the_command_has_taken_agrees_with_its_crops(tmp_path, mo
 
 def test_seams_are_told_of_network_and_crf(monkeypatch) -> None:
     monkeypatch.setattr(tiles, "CELL", 50)
-    found = tiles.seams((16,), tile=65)
+    found = tiles.seams(16, tile=65)
     assert [(each["picture"], each["side"]) for each in found] == [
         ("one scene", 113),  # two tiles of 65 that share 17
         ("many scenes", 113),
@@ -61,6 +61,6 @@ def test_seams_are_told_of_network_and_crf(monkeypatch) -> None:
 )
 def test_a_bar_that_is_missed_is_an_exit_code(tmp_path: Path, monkeypatch, peak, share, code):
     found = {"peak_bytes": peak, "equal labels": {"away from seams": share}}
-    monkeypatch.setattr(tiles, "large", lambda *about: found)
+    monkeypatch.setattr(tiles, "large", lambda *about, overlap: found)
     assert tiles.main(["large", "--out", str(tmp_path)]) == code
     assert len(list(tmp_path.iterdir())) == 1

@@ -63,7 +63,7 @@ POOLS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {  # wrong values, r
     ),
     "--flip": ((), ("",)),
     "--crf-settings": (("nowhere.toml", ".", "a.png", ""), ()),
-    "--tile": (("", "x", "1.5", "-1", "0", "8"), ("512", "1024")),
+    "--tile": (("", "x", "1.5", "-1", "0", "8"), ("768", "1024")),
     "--overlap": (("", "x", "1.5", "-1", "600"), ("0", "8")),
     "--max-megapixels": (("", "x", "nan", "-1", "0", "0.00001"), ("1", "1e9", "inf")),
     "--probabilities": ((), ("",)),
