@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -197,8 +199,8 @@ def train(
     outputs.check_writable_file(out)
     of_data = _data_settings(data, split, validation_split)
     recipe, note = _recipe(ctx, config, settings or [], of_data, out if resume else None)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with reported_once(then="mend that, then go on with --resume"):
+    again = reported_once(then="mend that, then go on with --resume")
+    with again, _folder_of_results(out.parent):
         result = run(
             recipe,
             out,
@@ -213,6 +215,19 @@ def train(
         _report(recipe, result, out)
     if result.interrupted:
         raise typer.Exit(128 + (result.signal or 2))
+
+
+@contextmanager
+def _folder_of_results(folder: Path) -> Iterator[None]:
+    """A folder that is there, and is gone again if it was not before and stays empty."""
+    new = [each for each in (folder, *folder.parents) if not each.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    finally:
+        with suppress(OSError):  # one that is not empty stays, with those above it
+            for each in new:
+                each.rmdir()
 
 
 def _recipe(

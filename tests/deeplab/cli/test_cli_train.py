@@ -125,7 +125,8 @@ def test_another_data_set_than_the_recipes_leaves_its_root_and_splits_behind(rec
     ids=["no set", "unknown", "no root", "no value"],
 )
 def test_data_options_without_sense_are_one_line(tmp_path, message, args):
-    assert_refused(tmp_path, message, "train", "--out", tmp_path / "w.safetensors", *args)
+    assert_refused(tmp_path, message, "train", "--out", tmp_path / "new" / "w.safetensors", *args)
+    assert not (tmp_path / "new").exists()
 
 
 def test_a_folder_without_a_split_to_validate_on_is_told_how_to_get_one(tmp_path):
