@@ -32,7 +32,7 @@ def least_memory(
     several = 4 * classes if len(scales) > 1 or flip else 0  # the sum of the views so far
     a_pixel = max(  # in the network, after it, in the CRF
         BYTES_A_PIXEL * area + several,
-        80 * min(1.0, area) + 8 * classes + several,
+        70 * min(1.0, area) + 8 * classes + several,
         300 + 16 * classes if refines else 0,
     )
     return round(size[0] * size[1] * a_pixel)
