@@ -5,7 +5,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import refine_many
-from commands import done
 from PIL import Image
 
 
@@ -13,6 +12,8 @@ from PIL import Image
 def small(monkeypatch):
     """Small pictures, and both sides in this process: a child would take seconds to start."""
     pytest.importorskip("pydensecrf.densecrf", reason="pydensecrf2 is not installed")
+    from commands import done  # which needs what the command line needs
+
     monkeypatch.setattr(refine_many, "HEIGHT", 24)
     monkeypatch.setattr(refine_many, "WIDTH", 30)
     monkeypatch.setattr(refine_many, "LABELS", 3)

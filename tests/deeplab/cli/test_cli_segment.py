@@ -203,7 +203,7 @@ def test_segment_takes_large_pictures_in_tiles(tmp_path, weights, monkeypatch):
 def test_an_overlay_of_many_pixels_is_drawn_smaller(tmp_path, weights, monkeypatch):
     photo = picture(tmp_path / "photo.png", 41, 60)
     monkeypatch.setattr("deeplab.cli.shared.results.reduced", partial(reduced, most=41 * 60 // 4))
-    done("segment", photo, "--weights", weights, "--out", tmp_path, "--no-crf")
+    done("segment", photo, "--weights", weights, "--out", tmp_path, "--no-crf", "--no-legend")
     with Image.open(tmp_path / "photo_labels.png") as labels:
         assert labels.size == (60, 41)
     with Image.open(tmp_path / "photo_overlay.png") as shown:

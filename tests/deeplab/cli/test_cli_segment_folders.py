@@ -75,10 +75,10 @@ def test_broken_pictures_are_left_out_on_request_and_nothing_is_read_twice(
 def test_ctrl_c_finishes_the_picture_in_hand(photos, tmp_path, weights, monkeypatch):
     write, signals = PictureFiles.write, [signal.SIGINT]
 
-    def interrupted(self: PictureFiles, *more: object) -> None:
+    def interrupted(self: PictureFiles, *more: object, **how: bool) -> None:
         if signals:
             signal.raise_signal(signals.pop())
-        write(self, *more)
+        write(self, *more, **how)
 
     monkeypatch.setattr(PictureFiles, "write", interrupted)
     result = run(
