@@ -187,15 +187,7 @@ def evaluate(
         int | None,
         option("N", "How many generated scenes, from the first on.", panel="Data", shown="50"),
     ] = None,
-    threshold: Annotated[
-        float | None,
-        option(
-            "P",
-            "Of two classes: probability from which on a pixel is the second; of several labels a "
-            "pixel: from which on a class holds.",
-            shown="0.5",
-        ),
-    ] = None,
+    threshold: options.Threshold = None,
     views: options.ViewOptions,
     tile: Annotated[
         int | None,

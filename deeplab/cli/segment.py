@@ -74,15 +74,7 @@ def segment(
             show_default=False,
         ),
     ] = None,
-    threshold: Annotated[
-        float | None,
-        option(
-            "P",
-            "Of two classes: probability from which on a pixel is the second; of several labels a "
-            "pixel: from which on a class holds.",
-            shown="0.5",
-        ),
-    ] = None,
+    threshold: options.Threshold = None,
     max_megapixels: Annotated[
         float | None,
         option(

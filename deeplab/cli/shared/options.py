@@ -48,6 +48,15 @@ MSC = Annotated[
         shown="as the weights say",
     ),
 ]
+Threshold = Annotated[
+    float | None,
+    option(
+        "P",
+        "Of two classes: probability from which on a pixel is the second; of several labels a "
+        "pixel: from which on a class holds.",
+        shown="0.5",
+    ),
+]
 Device = Annotated[str, option("NAME", "cpu, cuda, or auto: a GPU where there is one.")]
 Precision = Annotated[
     str, option("NAME", "What the network computes in: float32, bfloat16 or float16.")
