@@ -54,7 +54,7 @@ class Prediction:
 
 
 @dataclass(frozen=True)
-class Scores:
+class Output:
     """What is known of pictures, on the model's device.
 
     Attributes:
@@ -205,14 +205,14 @@ class Predictor:
         """
         refines = self.layer is not None
         if not self.in_tiles(image.shape):
-            scores = self.scores([image])
+            output = self.output([image])
             # The largest of the probabilities is that of the logits.
             largest = self.threshold is None and not self.model.multilabel
-            before = self._decided(scores.logits[0] if largest else scores.alone[0])
-            return before, self._decided(scores.probabilities[0]) if refines else before
+            before = self._decided(output.logits[0] if largest else output.alone[0])
+            return before, self._decided(output.probabilities[0]) if refines else before
 
-        def both(scores: Scores) -> Tensor:
-            return torch.cat([scores.alone, scores.probabilities], 1) if refines else scores.alone
+        def both(output: Output) -> Tensor:
+            return torch.cat([output.alone, output.probabilities], 1) if refines else output.alone
 
         found = [_Whole(image.shape), _Whole(image.shape)]
         for part in self._parts(image, both):
@@ -221,7 +221,7 @@ class Predictor:
         before = found[0].values
         return before, found[1].values if refines else before
 
-    def scores(self, images: Sequence[np.ndarray]) -> Scores:
+    def output(self, images: Sequence[np.ndarray]) -> Output:
         """Logits and marginals of pictures of one size, each whole.
 
         Raises as calling the predictor does, but FloatingPointError for NaN and Inf.
@@ -238,10 +238,10 @@ class Predictor:
             if not bool(torch.isfinite(logits).all()):
                 raise FloatingPointError("the network's output has NaN or Inf")
             if layer is None:
-                return Scores(self.model, logits, None)
+                return Output(self.model, logits, None)
             pictures = batch if isinstance(batch, Tensor) else as_batch(batch)
             levels = self.model.preprocessing.levels(pictures, self.bands)
-            return Scores(self.model, logits, layer(logits, levels.to(logits)))
+            return Output(self.model, logits, layer(logits, levels.to(logits)))
 
     def _together(self, images: Sequence[np.ndarray]) -> np.ndarray | Tensor:
         """What `model.preprocess` takes of pictures of one size: the picture, or a batch."""
@@ -255,7 +255,7 @@ class Predictor:
         try:
             if self.in_tiles(images[0].shape):
                 return [self._of_tiles(image, probabilities) for image in images]
-            found = self.scores(images).probabilities.float()
+            found = self.output(images).probabilities.float()
         except FloatingPointError as error:
             narrow = " (or float16 is too narrow for it: try bfloat16)"
             raise InputError(
@@ -270,7 +270,7 @@ class Predictor:
 
     def _of_tiles(self, image: np.ndarray, probabilities: bool) -> Prediction:
         labels, kept = _Whole(image.shape), _Whole(image.shape)
-        for part in self._parts(image, lambda scores: scores.probabilities):
+        for part in self._parts(image, lambda output: output.probabilities):
             labels.put(part, self._decided(part.values))
             if probabilities:
                 kept.put(part, part.values.numpy())
@@ -279,11 +279,11 @@ class Predictor:
     def _decided(self, probabilities: Tensor) -> np.ndarray:
         return decided(probabilities, self.threshold, self.model.multilabel)
 
-    def _parts(self, image: np.ndarray, values: Callable[[Scores], Tensor]) -> Iterator[Part]:
-        """The blend of `values` `[1, C, h, w]` of the scores of all tiles."""
+    def _parts(self, image: np.ndarray, values: Callable[[Output], Tensor]) -> Iterator[Part]:
+        """The blend of `values` `[1, C, h, w]` of the output for all tiles."""
         tiling = self._tiling()
         rows, columns = (tiling.spans(length) for length in image.shape[:2])
-        yield from blended(rows, columns, lambda *at: values(self.scores([image[at]]))[0])
+        yield from blended(rows, columns, lambda *at: values(self.output([image[at]]))[0])
 
     def _tiling(self) -> Tiling:
         tile = TILE if self.tile == "auto" or self.tile is None else self.tile

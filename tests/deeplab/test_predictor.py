@@ -113,7 +113,7 @@ def test_a_lower_precision_is_the_networks_alone(model: DeepLab, precision: torc
     image, dtypes = picture(33, 41), set()
     hook = model.head.register_forward_hook(lambda _m, _x, scores: dtypes.add(scores.dtype))
     try:
-        found = Predictor(model, precision=precision).scores([image]).logits
+        found = Predictor(model, precision=precision).output([image]).logits
     finally:
         hook.remove()
     assert dtypes == {precision}

@@ -206,7 +206,7 @@ def test_tiles_are_chosen_where_the_memory_is_short(small: DeepLab, monkeypatch)
         assert Predictor(small, tile=1025).in_tiles(image.shape)
     seen: list[tuple[int, ...]] = []
     monkeypatch.setattr(
-        Predictor, "scores", lambda self, images: seen.append(images[0].shape) or 1 / 0
+        Predictor, "output", lambda self, images: seen.append(images[0].shape) or 1 / 0
     )
     with pytest.raises(ZeroDivisionError):
         Predictor(small)(image)
