@@ -37,6 +37,7 @@ MAX_MEGAPIXELS = 100.0  # of what goes through a CRF whole
 DECODED = 7  # bytes a pixel of RGB: 4 as Pillow has it, and 3 as an array
 ROWS = 1024  # that are copied at a time
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".ppm", ".pgm")
+VIDEOS = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi")
 _settings = threading.Lock()  # those of Pillow, libtiff and warnings, changed while a file is read
 NEARLY_BLACK = 4096  # 16-bit values below are those of a sensor of 12 bits or fewer, most likely
 
@@ -106,9 +107,10 @@ def load_picture(
 def find_images(inputs: Sequence[str | Path], recursive: bool = False) -> list[Path]:
     """The files that paths, folders and glob patterns stand for, in order, each file once.
 
-    A folder gives its pictures by suffix, or else its .npy files, not hidden ones, and those of its
-    subfolders only if `recursive`; a pattern (`*`, `?`, `[`, and `**` through subfolders) gives
-    every file that matches. A name that exists is never taken for a pattern.
+    A folder gives its pictures by suffix, or else its .npy files, or else its videos, not hidden
+    ones, and those of its subfolders only if `recursive`; a pattern (`*`, `?`, `[`, and `**`
+    through subfolders) gives every file that matches. A name that exists is never taken for a
+    pattern.
 
     Raises InputError where an input gives no file, or where there is no input.
     """
@@ -130,7 +132,7 @@ def find_images(inputs: Sequence[str | Path], recursive: bool = False) -> list[P
 def _expand(item: str | Path, recursive: bool) -> list[Path]:
     path = Path(item)
     if path.is_dir():
-        for suffixes in (SUFFIXES, (".npy",)):
+        for suffixes in (SUFFIXES, (".npy",), VIDEOS):
             if files := [path / name for name in files_below(path, suffixes, recursive)]:
                 return files
         below = (
