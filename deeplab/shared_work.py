@@ -2,8 +2,8 @@
 
     shared = SharedWork(group, len(items))
     for position in shared.claims(): ...; shared.tell("what became of it")
-    shared.end()
-    for told in shared.heard(): ...       # in the first process, of the others
+    shared.end()                          # in all but the first process, which hears the others:
+    for told in shared.heard(): ...
 
 So a slow process holds nobody up. Nothing is kept on the disk: whoever starts again has to see what
 is done.
@@ -12,35 +12,40 @@ is done.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from datetime import timedelta
+
+import torch.distributed as dist
 
 from deeplab.distributed import Processes
 
-POLL = 0.05  # seconds between two looks at what others have told
-PATIENCE = 10.0  # seconds for others to end, after this process was asked to stop
+LOOK = 0.05  # seconds between two looks at what others have told
+LONGEST = timedelta(days=30)  # that one process may work on after another has ended
 
 
 class SharedWork:
     """Positions 0 to count - 1, each for one process, and what the others tell the first.
 
-    group: the processes; of one alone there is nothing to share.
+    group: the processes, all of which make this object; of one alone there is nothing to share.
     """
 
     def __init__(self, group: Processes, count: int) -> None:
-        self._group = group
+        self._rank, self._world, self._store = group.rank, group.world, group.store
         self._count = count
-        self._store = group.store
         self._told = 0
         self._stopped = False
+        # A group of its own: a process that is gone is noticed by whoever waits for its end.
+        self._ends = dist.new_group(backend="gloo", timeout=LONGEST) if self._store else None
 
     def claims(self) -> Iterator[int]:
         """The positions that are for this process, each taken when it is asked for."""
-        if self._store is None:
-            for position in range(self._count):
-                if self._stopped:
-                    return
-                yield position
-            return
+        for position in range(self._count) if self._store is None else self._taken():
+            if self._stopped:
+                return
+            yield position
+
+    def _taken(self) -> Iterator[int]:
+        assert self._store is not None
         while (position := self._store.add("taken", 1) - 1) < self._count:
             yield position
 
@@ -51,33 +56,33 @@ class SharedWork:
             self._store.add("taken", self._count)
 
     def tell(self, message: str) -> None:
-        """Say something that is not empty to the first process."""
+        """Say something to the first process."""
         assert self._store is not None
-        self._store.set(f"told by {self._group.rank}/{self._told}", message)
+        self._store.set(self._name(self._rank, self._told), message)
         self._told += 1
 
     def end(self) -> None:
-        """Say that nothing more comes from this process."""
-        self.tell("")
+        """Say that nothing more comes, and wait for the others; RuntimeError where one is gone."""
+        dist.barrier(self._ends)
 
-    def heard(self, stopped: Callable[[], bool]) -> Iterator[str]:
-        """What the others tell, until all have ended, or some time after this one is `stopped`."""
-        next_of = dict.fromkeys(range(1, self._group.world), 0)
-        deadline = float("inf")
-        while next_of and self._store is not None:
-            for rank, number in list(next_of.items()):
-                name = f"told by {rank}/{number}"
-                if not self._store.check([name]):
-                    continue
-                message = self._store.get(name).decode()
-                self._store.delete_key(name)
-                next_of[rank] += 1
-                if message:
-                    yield message
-                else:
-                    del next_of[rank]
-            if stopped():
-                deadline = min(deadline, time.monotonic() + PATIENCE)
-            if time.monotonic() > deadline:
+    def heard(self) -> Iterator[str]:
+        """What the others tell, until all have ended; RuntimeError where one is gone."""
+        if self._store is None:
+            return
+        numbers = [0] * self._world
+        ended = dist.barrier(self._ends, async_op=True)
+        while True:
+            complete = ended.is_completed()
+            for rank in range(1, self._world):
+                while self._store.check([name := self._name(rank, numbers[rank])]):
+                    yield self._store.get(name).decode()
+                    self._store.delete_key(name)
+                    numbers[rank] += 1
+            if complete:
+                ended.wait()  # raises what has gone wrong
                 return
-            time.sleep(POLL)
+            time.sleep(LOOK)
+
+    @staticmethod
+    def _name(rank: int, number: int) -> str:
+        return f"told by {rank}/{number}"

@@ -183,7 +183,7 @@ def run_many(job: Job[Item], options: ManyOptions, group: Processes) -> None:
             ):
                 tally = _Tally(job, options.skip_broken, manifest, advance, shared.stop)
                 with ThreadPoolExecutor(1) as pool:
-                    others = pool.submit(tally.add_all, map(_of_text, shared.heard(stopped)))
+                    others = pool.submit(tally.add_all, map(_of_text, shared.heard()))
                     tally.add_all(answers)
                     others.result()
             tally.end(time.perf_counter() - start, stop.signal)
