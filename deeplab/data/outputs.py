@@ -72,9 +72,10 @@ def overlay(image: np.ndarray, labels: np.ndarray, palette: np.ndarray) -> np.nd
     image: uint8 `[H, W, 3]`; labels: `[H, W]`, below 256; palette: uint8 `[256, 3]`. A class whose
     colour is black (VOC's background) keeps the picture's own pixels.
     """
-    colour = palette[labels]
-    painted = colour.any(axis=-1, keepdims=True)
-    mixed = np.where(painted, (image.astype(np.uint16) + colour) // 2, image).astype(np.uint8)
+    colour = palette.take(labels, axis=0)
+    mixed = (image & colour) + ((image ^ colour) >> 1)  # their mean, in 8 bits
+    bare = ~palette.any(axis=-1)
+    np.copyto(mixed, image, where=bare.take(labels)[..., None])
     return _with_edges(mixed, _edges(labels))
 
 
@@ -149,7 +150,8 @@ def write_labels(path: Path, labels: np.ndarray, palette: np.ndarray | None) -> 
 def write_picture(path: Path, rgb: np.ndarray) -> None:
     """An RGB picture, uint8 `[H, W, 3]`, as PNG."""
     picture = Image.fromarray(rgb)
-    _write(path, lambda file: picture.save(file, format="PNG"))
+    # Of a photograph 8 % more bytes than at Pillow's level of 6, in a quarter of the time.
+    _write(path, lambda file: picture.save(file, format="PNG", compress_level=1))
 
 
 def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:

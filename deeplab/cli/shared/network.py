@@ -22,7 +22,7 @@ def load_network(weights: WeightsOptions) -> tuple[DeepLab, dict[str, Any]]:
 
     The model that a file of another project was taken for is printed on standard error.
     """
-    from deeplab.training.distributed import is_first
+    from deeplab.distributed import is_first
     from deeplab.weights import load_checkpoint
     from deeplab.weights.file import metadata_problem
 
