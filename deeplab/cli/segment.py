@@ -19,6 +19,7 @@ import typer
 from rich.console import Console
 from rich.progress import Progress
 
+from deeplab.cli.segment_video import VideoOptions, segment_videos
 from deeplab.cli.shared import options
 from deeplab.cli.shared.groups import takes_options
 from deeplab.cli.shared.many import PANEL, Done, Job, ManyOptions, run_many
@@ -108,6 +109,7 @@ def segment(
             panel=PANEL,
         ),
     ] = 1,
+    video: VideoOptions,
     many: ManyOptions,
     crf: options.CRFOptions,
 ) -> None:
@@ -176,6 +178,9 @@ def segment(
     with reported_once(again), processes(device) as group:
         with group.together():
             files = images.find_images(inputs, many.recursive)
+            given = {"--probabilities": probabilities, "--polygons": polygons, "--batch": batch > 1}
+            refused = [name for name, value in given.items() if value]
+            are_videos = video.apply_to(files, refused, group.world)
             if weights.weights_file is None:
                 weights = replace(weights, weights_file=Path(registry.for_photographs(device_type)))
             network, metadata = load_network(weights)
@@ -207,6 +212,16 @@ def segment(
             below = many.recursive
             names = _names_below(files, inputs, out) if below else outputs.output_names(files)
             pictures = list(zip(files, names, strict=True))
+            if are_videos:
+                outputs.check_writable(out)
+                if weights.weights_file == Path(registry.SCENES):
+                    print_notes([SCENES_NOTE])
+                segment_videos(
+                    *(pictures, predictor, classes, out, video, many, group),
+                    legend=legend,
+                    max_megapixels=max_megapixels,
+                )
+                return
             refuse_to_overwrite(files, map(work.files_of, pictures))
             outputs.check_writable(out)
             alone = len(pictures) == 1 and group.world == 1 and many == ManyOptions()
@@ -230,7 +245,10 @@ def segment(
             typer.echo(answer.line)
         else:
             segment_batch = partial(work.segment, told=not many.skip_broken)
-            job = Job(pictures, _file, work.is_there, work.found, segment_batch, "segmented", batch)
+            job = Job(
+                *(pictures, _file, work.is_there, work.found, segment_batch, "segmented"),
+                batch=batch,
+            )
             run_many(job, many, group)
         if polygons is Polygons.coco and group.first:
             _write_coco(out / "coco.json", pictures, work)

@@ -114,6 +114,10 @@ class Clip:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file; there are no more frames then."""
         self._decoded = iter(())  # lest this and its generator keep each other alive
         self._container.close()
 

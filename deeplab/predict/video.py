@@ -118,7 +118,9 @@ def segment_video(
     skip_broken: take what can be decoded of a damaged clip, and tell of it in `conversions`.
     go_on: take up a run of this clip with this predictor that was stopped or killed; a different
         one begins anew, as without.
-    workers: threads that call the predictor, for frames side by side.
+    workers: threads that call the predictor, for frames side by side. More than one need a model
+        in evaluation mode without a CRF layer of its own, and one thread each of torch's
+        (`torch.set_num_threads(1)`) to be of use on a CPU.
     max_megapixels: refuse a clip of larger frames (10^6 pixels).
     progress: called after each frame that was segmented, with their number so far, and how many
         there will be as far as the file tells.
@@ -134,14 +136,20 @@ def segment_video(
     check_predictor(predictor)
     if every < 1:
         raise ValueError(f"every must be a number from 1 on, not {every}")
+    model = predictor.model
+    if workers != 1 and (model.crf is not None or model.training or workers < 1):
+        raise ValueError(
+            f"workers must be 1, or more for a model in evaluation mode without a CRF layer of "
+            f"its own, not {workers}"
+        )
     path = Path(path)
     files = VideoFiles(Path(folder), path.stem if name is None else name, labels)
     classes = NamedPalette(outputs.voc_palette()) if classes is None else classes
     with Clip(path, skip_broken=skip_broken, max_megapixels=max_megapixels) as clip:
-        page = _Page(clip, classes, predictor.model.num_classes, legend)
+        page = _Page(clip, classes, model.num_classes, legend)
         work = _Work(files.work, clip, predictor, classes, every, go_on)
         expected = None if clip.expected is None else -(-clip.expected // every)
-        areas, count, decoded = np.zeros(predictor.model.num_classes, np.int64), 0, 0
+        areas, count, decoded = np.zeros(model.num_classes, np.int64), 0, 0
 
         def wanted() -> Iterator[Frame]:
             nonlocal decoded

@@ -126,6 +126,7 @@ class Job(Generic[Item]):
         found: what such a result is, read from the disk.
         work: makes and writes the results of a batch, and answers for each of its items.
         verb: what that is called, such as "refined".
+        things: what the items are called.
         batch: how many items `work` is given at a time, counted from the first item on. With
             --skip-existing a batch of which a result is missing is worked on as a whole, so that
             results do not depend on what was there before.
@@ -137,6 +138,7 @@ class Job(Generic[Item]):
     found: Callable[[Item], Outcome]
     work: Callable[[Sequence[Item]], Sequence[Done | InputError]]
     verb: str
+    things: str = "pictures"
     batch: int = 1
 
     def items_of(self, position: int) -> Sequence[Item]:
@@ -166,7 +168,7 @@ def run_many(job: Job[Item], options: ManyOptions, group: Processes) -> None:
             return [Done() for _ in items]
         return job.work(items)
 
-    with stop_request() as stop, _one_thread_each(group, len(job.items)):
+    with stop_request() as stop, one_thread_each(group, len(job.items)):
 
         def stopped() -> bool:
             return stop.signal != 0
@@ -181,7 +183,7 @@ def run_many(job: Job[Item], options: ManyOptions, group: Processes) -> None:
                 Manifest(table, options.skip_existing) if table else nullcontext() as manifest,
                 _progress(len(job.items), job.verb) as advance,
             ):
-                tally = _Tally(job, options.skip_broken, manifest, advance, shared.stop)
+                tally = Tally(job, options.skip_broken, manifest, advance, shared.stop)
                 with ThreadPoolExecutor(1) as pool:
                     others = pool.submit(tally.add_all, map(_of_text, shared.heard()))
                     tally.add_all(answers)
@@ -218,7 +220,7 @@ def _of_text(text: str) -> tuple[int, Answer]:
     return position, answer[0] if whole and isinstance(answer[0], InputError) else answer
 
 
-class _Tally(Generic[Item]):
+class Tally(Generic[Item]):
     """What became of the items so far: printed, in the manifest, and counted for the summary.
 
     stop: what is called when the work has to end before all is done.
@@ -248,12 +250,13 @@ class _Tally(Generic[Item]):
                 each = [answer] * len(items) if isinstance(answer, InputError) else answer
                 with self._one_at_a_time:
                     for item, one in zip(items, each, strict=True):
-                        self._add(item, one)
+                        self.add(item, one)
         except BaseException:
             self.stop()
             raise
 
-    def _add(self, item: Item, answer: Done | InputError) -> None:
+    def add(self, item: Item, answer: Done | InputError) -> None:
+        """Take in the answer for one item."""
         try:
             if isinstance(answer, InputError):
                 raise answer
@@ -291,10 +294,10 @@ class _Tally(Generic[Item]):
     def end(self, seconds: float, signal: int) -> None:
         """Print notes and the summary; InputError where the work ended for one."""
         print_notes(
-            f"{count} pictures, such as {first}" if count > 1 else str(first)
+            f"{count} {self.job.things}, such as {first}" if count > 1 else str(first)
             for count, first in self.notes.values()
         )
-        parts = [f"{self.done} of {len(self.job.items)} pictures {self.job.verb}"]
+        parts = [f"{self.done} of {len(self.job.items)} {self.job.things} {self.job.verb}"]
         if self.there:
             parts.append(f"{self.there} there before")
         if self.broken:
@@ -316,7 +319,7 @@ class _Tally(Generic[Item]):
 
 
 @contextmanager
-def _one_thread_each(group: Processes, count: int) -> Iterator[None]:
+def one_thread_each(group: Processes, count: int) -> Iterator[None]:
     """One thread of torch and of our kernels a picture: the pictures are what runs side by side.
 
     Whatever the number of cores and of pictures at a time, so that they change no bit of the

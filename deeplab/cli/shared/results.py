@@ -141,17 +141,17 @@ def result_line(
 ) -> str:
     """The file, its size, its classes by area, where the result is."""
     height, width = prediction.labels.shape[-2:]
-    areas = Counter(dict(enumerate(class_areas(prediction.labels).tolist()))).most_common()
-    shares = [
-        f"{classes.name(label)} {100 * area / (height * width):.1f}%"
-        for label, area in areas
-        if area
-    ]
+    shares = shares_text(class_areas(prediction.labels), classes, height * width)
+    return f"{file}: {width} x {height}, {shares}; {seconds:.1f} s -> {result.labels}"
+
+
+def shares_text(areas: np.ndarray, classes: outputs.NamedPalette, pixels: int | None = None) -> str:
+    """The four largest classes with their shares of the pixels; None: of the sum of the areas."""
+    whole = areas.sum() if pixels is None else pixels
+    found = Counter(dict(enumerate(areas.tolist()))).most_common()
+    shares = [f"{classes.name(label)} {100 * area / whole:.1f}%" for label, area in found if area]
     more = f" and {len(shares) - 4} more" if len(shares) > 4 else ""
-    return (
-        f"{file}: {width} x {height}, {', '.join(shares[:4])}{more}; {seconds:.1f} s "
-        f"-> {result.labels}"
-    )
+    return ", ".join(shares[:4]) + more
 
 
 def print_notes(notes: Iterable[str]) -> None:
