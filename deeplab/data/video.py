@@ -96,7 +96,9 @@ class Clip:
         self._broken: list[str] = []
         self._count = 0  # of the frames that were decoded
         try:
-            self._container = self._av.open(str(self.path))
+            # A file may be a list of others; those elsewhere are not fetched.
+            local = {"protocol_whitelist": "file"}
+            self._container = self._av.open(str(self.path.absolute()), options=local)
         except self._av.error.FFmpegError as error:
             raise InputError(
                 f"{self.path}: is no video that FFmpeg can read, or is truncated "
@@ -287,8 +289,8 @@ def _upright(image: np.ndarray, turn: _Turn) -> np.ndarray:
 class _Video:
     """A file of one video stream that grows frame by frame."""
 
-    def __init__(self, file: BinaryIO, clip: Clip, every: int, kind: _Kind) -> None:
-        self._pixels, self._av = kind.pixels, require_av()
+    def __init__(self, path: Path, file: BinaryIO, clip: Clip, every: int, kind: _Kind) -> None:
+        self._path, self._pixels, self._av = path, kind.pixels, require_av()
         # Without bitexact Matroska gives each file a number at random.
         options = {"fflags": "+bitexact"}
         self._container = self._av.open(file, "w", format=kind.container, options=options)
@@ -311,7 +313,10 @@ class _Video:
         self._last = -1
 
     def add(self, picture: np.ndarray, time: Fraction) -> None:
-        """uint8 `[H, W, 3]`, or of a grey video `[H, W]`, all of one size; seconds."""
+        """uint8 `[H, W, 3]`, or of a grey video `[H, W]`, all of one size; seconds.
+
+        Raises InputError where it cannot be written.
+        """
         if self._last < 0:
             self._codec.height, self._codec.width = picture.shape[:2]
         self._last = max(self._last + 1, round(time / self._time_base))
@@ -320,7 +325,8 @@ class _Video:
         if self._colours:
             frame = frame.reformat(format=self._pixels, dst_colorspace="ITU709", threads=1)
         frame.pts, frame.time_base, frame.duration = self._last, self._time_base, self._lasts
-        self._container.mux(self._stream.encode(frame))
+        with _writing(self._path):
+            self._container.mux(self._stream.encode(frame))
 
     def end(self) -> None:
         """Write what the encoder has held back, and the index."""
@@ -392,11 +398,10 @@ def read_label_video(path: str | Path) -> Iterator[np.ndarray]:
 
 @contextmanager
 def _whole_video(path: Path, clip: Clip, every: int, kind: _Kind) -> Iterator[_Video]:
-    errors = (OSError, require_av().error.FFmpegError)
-    try:
+    with _writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         with whole_file(path) as file:
-            video = _Video(file, clip, every, kind)
+            video = _Video(path, file, clip, every, kind)
             try:
                 yield video
                 video.end()
@@ -404,7 +409,14 @@ def _whole_video(path: Path, clip: Clip, every: int, kind: _Kind) -> Iterator[_V
                 with suppress(Exception):  # what it still writes goes with the file
                     video.close()
                 raise
-    except errors as error:
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """What FFmpeg or the system says of a file as an OutputError that names it."""
+    try:
+        yield
+    except (OSError, require_av().error.FFmpegError) as error:
         raise OutputError(
             f"{path}: cannot be written ({_reason(error)}); choose another output folder"
         ) from error

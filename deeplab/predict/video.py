@@ -173,7 +173,7 @@ def segment_video(
         except _Stopped:
             return None
         work.end(files.labels if labels == "png" else None)
-        notes = (*clip.conversions, *page.conversions)
+        notes = (*clip.conversions, *page.conversions, *work.conversions)
         return VideoResult(files, clip.size, count, decoded, areas, notes)
 
 
@@ -248,9 +248,13 @@ class _Work:
         if go_on:
             with suppress(OSError, ValueError):
                 stored = json.loads(described.read_text())
+        self.conversions: list[Conversion] = []
         if stored | {"tile": None} == about | {"tile": None}:
             tile = stored["tile"]
         else:
+            if stored:
+                text = "was begun before with other weights or settings, or changed; begun anew"
+                self.conversions.append(Conversion(str(clip.path), "begun anew", text))
             with outputs.writing(folder), suppress(FileNotFoundError):
                 shutil.rmtree(folder)
             outputs.write_text(described, json.dumps(about | {"tile": tile}))

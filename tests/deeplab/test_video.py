@@ -143,7 +143,7 @@ KILLS = [(1, "", []), (-1, "000008.png", []), (6, "", [])]  # then visible
 )
 def test_a_run_that_was_killed_ends_with_the_same_bytes(labels, kills, clip, predictor, tmp_path):
     options = {"labels": labels, "every": 2, "workers": 2}
-    segment_video(predictor, clip, tmp_path / "whole", **options)
+    segment_video(predictor, clip, tmp_path / "whole", **options | {"workers": 1})
     context, out = multiprocessing.get_context("fork"), tmp_path / "out"
     for number, part, visible in KILLS + kills:
         process = context.Process(
@@ -195,7 +195,8 @@ def test_label_maps_of_another_run_are_not_taken_up(predictor, tmp_path):
         assert len(list(VideoFiles(out, "clip").work.rglob("*.png"))) == 2
         if number == len(changes) - 1:
             write_clip(clip, moving(3)[::-1])
-        result = segment_video(changed, clip, out, go_on=True, **options)
+        result = segment_video(changed, clip, out, go_on=True, legend=False, **options)
+        assert [each.kind for each in result.conversions] == ["begun anew"]
         expected = [changed(image).labels for image in decoded(clip)[:: options.get("every", 1)]]
         assert np.array_equal(list(result.files.read_labels()), expected)
 
@@ -251,6 +252,13 @@ def test_predictors_that_give_no_label_map_are_refused(clip, predictor, tmp_path
             segment_video(Predictor(model), clip, tmp_path)
     with pytest.raises(ValueError, match="every must be a number from 1 on, not 0"):
         segment_video(predictor, clip, tmp_path, every=0)
+    for model, workers in (
+        (predictor.model, 0),
+        (deeplab_v2_small(4), 2),  # in training mode, as it is built
+        (deeplab_v2_small(4, crf=DenseCRF(4)).eval(), 2),
+    ):
+        with pytest.raises(ValueError, match=f"workers must be 1, or more .*, not {workers}"):
+            segment_video(Predictor(model), clip, tmp_path, workers=workers)
     assert sorted(contents(tmp_path)) == ["clip.mp4"]
 
 

@@ -31,14 +31,15 @@ def write_clip(
     ticks: int | None = None,
     matrix: Sequence[int] | None = None,
     sound: bool = False,
+    aspect: Fraction = Fraction(1),
     movflags: str = "",
     **options: str,
 ) -> Path:
     """A clip of these frames, of `moving` ones for None.
 
     times: of the frames, in `ticks` a second; else one after another at `rate`. matrix: 2 x 2, of
-    how the picture is turned for display. sound: a second of silence. movflags: how an
-    mp4 is laid out; options: the encoder's.
+    how the picture is turned for display. sound: a second of silence. aspect: of a pixel.
+    movflags: how an mp4 is laid out; options: the encoder's.
     """
     import av
 
@@ -50,6 +51,7 @@ def write_clip(
         stream.height, stream.width = frames[0].shape[:2]
         stream.pix_fmt, stream.options = pixels, options
         stream.codec_context.thread_count = 1
+        stream.sample_aspect_ratio = aspect
         base = Fraction(1, rate if ticks is None else ticks)
         stream.time_base = stream.codec_context.time_base = base
         if matrix is not None:

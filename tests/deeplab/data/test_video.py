@@ -90,7 +90,7 @@ TURNS = {  # display matrix (x, y) -> (a x + c y, b x + d y), and what NumPy mak
 @pytest.mark.parametrize("name", TURNS)
 def test_a_display_matrix_turns_the_frames(name, tmp_path):
     matrix, turned = TURNS[name]
-    path = write_clip(tmp_path / "a.mp4", moving(2), matrix=matrix)
+    path = write_clip(tmp_path / "a.mp4", moving(2), matrix=matrix, aspect=Fraction(4, 3))
     found, said = frames(path)
     plain = name == "as phones lie"
     assert said == ([] if plain else ["turned upright, as its display matrix says"])
@@ -98,6 +98,36 @@ def test_a_display_matrix_turns_the_frames(name, tmp_path):
         assert np.array_equal(frame.image, turned(raw))
     with Clip(path) as clip:
         assert clip.size == found[0].image.shape[1::-1]
+        assert clip.aspect == (Fraction(3, 4) if "portrait" in name else Fraction(4, 3))
+
+
+def test_colours_of_high_dynamic_range_are_told(tmp_path):
+    transfer = {"x264-params": "transfer=arib-std-b67"}
+    path = write_clip(tmp_path / "a.mp4", moving(2), pixels="yuv420p10le", **transfer)
+    assert frames(path)[1][1:] == ["its colours are of high dynamic range (HLG), taken as they are"]
+
+
+def test_the_first_video_stream_counts_and_no_cover(tmp_path, av):
+    cover = av.stream.Disposition.attached_pic
+    for name, disposition, said in (
+        ("two.mkv", av.stream.Disposition.default, ["the first of 2 video streams is used"]),
+        ("film.mp4", cover, []),
+    ):
+        path = tmp_path / name
+        with av.open(str(path), "w") as container:
+            streams = [container.add_stream(codec, rate=8) for codec in ("mpeg4", "mjpeg")]
+            streams[1].disposition = disposition
+            for stream, size in zip(streams, (64, 32), strict=True):
+                stream.width, stream.height = size, 48
+                stream.pix_fmt = "yuv420p" if size == 64 else "yuvj420p"
+            for stream in streams:
+                shape = (stream.height, stream.width, 3)
+                frame = av.VideoFrame.from_ndarray(np.zeros(shape, np.uint8), "rgb24")
+                container.mux(stream.encode(frame.reformat(format=stream.pix_fmt, threads=1)))
+                container.mux(stream.encode(None))
+        found, told = frames(path)
+        assert told == said
+        assert [frame.image.shape for frame in found] == [(48, 64, 3)]
 
 
 def test_times_vary_and_only_grow(tmp_path):
@@ -239,7 +269,8 @@ def test_an_overlay_keeps_times_and_colours(has_x264, tmp_path, monkeypatch, av)
         monkeypatch.setattr(av, "codecs_available", av.codecs_available - {"libx264"})
     times, ticks = [0, 3003, 6006, 12012, 12013], 90000
     frames_ = moving(5)
-    clip = write_clip(tmp_path / "clip.mp4", frames_, times=times, ticks=ticks)
+    aspect = Fraction(4, 3)
+    clip = write_clip(tmp_path / "clip.mp4", frames_, times=times, ticks=ticks, aspect=aspect)
     out = tmp_path / "out.mp4"
     with Clip(clip) as source, overlay_video(out, source) as written:
         for frame, picture in zip(source, frames_, strict=True):
@@ -248,6 +279,7 @@ def test_an_overlay_keeps_times_and_colours(has_x264, tmp_path, monkeypatch, av)
         stream = container.streams.video[0]
         assert stream.codec_context.name == ("h264" if has_x264 else "mpeg4")
         assert stream.codec_context.pix_fmt == "yuv420p"
+        assert stream.sample_aspect_ratio == aspect
     tick = Fraction(1, 90000 if has_x264 else 65535)
     for shown, given in zip(times_of(out), times, strict=True):
         assert abs(shown - Fraction(given, ticks)) <= (
