@@ -64,7 +64,7 @@ def segment(
     inputs: Annotated[
         list[str],
         typer.Argument(
-            metavar="IMAGE...", help="Pictures, folders of pictures, or patterns in quotes."
+            metavar="IMAGE...", help="Pictures or videos, folders of them, or patterns in quotes."
         ),
     ],
     weights: options.WeightsOptions,
@@ -138,6 +138,12 @@ def segment(
     COCO, a region with holes is a run-length code, category ids are the class indices, pictures are
     named below the folder that they share, and OUT/coco.json is written last.
 
+    Videos (.mp4, .mov, .m4v, .mkv, .webm, .avi; with PyAV: pip install 'deeplab-triton[video]') get
+    NAME_overlay.mp4, without sound and with a legend of all classes, and their labels without loss.
+    Each frame is segmented by itself: a run that was killed goes on with --skip-existing where it
+    ended, and its results are the same. Of a damaged video --skip-broken takes what can be decoded.
+    A folder gives its videos where it holds no picture.
+
     With --scales and --flip the network looks at the picture several times; the probabilities are
     averaged before the CRF.
 
@@ -160,6 +166,7 @@ def segment(
     deeplab segment photos/ --polygons coco
     deeplab segment photo.jpg --bilateral-sigma-xy 67 --bilateral-sigma-rgb 3
     deeplab segment scene.png --tile 2048 --overlap 512
+    deeplab segment clip.mp4 --every 5 --video-labels png
     deeplab segment photo.jpg --scales 0.5,0.75,1 --flip --crf-settings crf.toml
     torchrun --nproc-per-node 4 -m deeplab segment photos/ --skip-existing --manifest done.csv
     ```

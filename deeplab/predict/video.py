@@ -20,7 +20,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 
 import numpy as np
 from torch import nn
@@ -131,13 +131,17 @@ def segment_video(
     has ended it: no result is there then, and `go_on` goes on.
 
     Raises InputError as `Clip` does, where a result cannot be written, and as the predictor does;
-    the results are not there then. ValueError for a predictor or an `every` that cannot be used.
+    no result is written then. ValueError for a predictor, workers and other values that cannot be
+    used.
     """
     check_predictor(predictor)
     if every < 1:
         raise ValueError(f"every must be a number from 1 on, not {every}")
+    if labels not in get_args(LabelFormat):
+        raise ValueError(f"labels must be one of {', '.join(get_args(LabelFormat))}, not {labels}")
     model = predictor.model
-    if workers != 1 and (model.crf is not None or model.training or workers < 1):
+    changes = model.crf is not None or any(module.training for module in model.modules())
+    if workers < 1 or (workers > 1 and changes):
         raise ValueError(
             f"workers must be 1, or more for a model in evaluation mode without a CRF layer of "
             f"its own, not {workers}"
@@ -160,11 +164,15 @@ def segment_video(
                 if frame.number % every == 0:
                     yield frame
 
+        def segmented(frame: Frame) -> tuple[np.ndarray, np.ndarray]:
+            found = work.labels(frame)
+            return found, page.overlay(frame.image, found)
+
         lossless = label_video(files.labels, clip, every) if labels == "ffv1" else nullcontext()
         try:
             with overlay_video(files.overlay, clip, every) as overlay, lossless as maps:
-                for frame, found in in_order(wanted(), work.labels, workers):
-                    overlay.add(page.overlay(frame.image, found), frame.time)
+                for frame, (found, shown) in in_order(wanted(), segmented, workers):
+                    overlay.add(shown, frame.time)
                     if maps is not None:
                         maps.add(found, frame.time)
                     areas += np.bincount(found.ravel(), minlength=len(areas))

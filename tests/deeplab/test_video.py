@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import re
 import signal
 import threading
 import time
@@ -252,6 +253,8 @@ def test_predictors_that_give_no_label_map_are_refused(clip, predictor, tmp_path
             segment_video(Predictor(model), clip, tmp_path)
     with pytest.raises(ValueError, match="every must be a number from 1 on, not 0"):
         segment_video(predictor, clip, tmp_path, every=0)
+    with pytest.raises(ValueError, match="labels must be one of ffv1, png, not jpg"):
+        segment_video(predictor, clip, tmp_path, labels="jpg")
     for model, workers in (
         (predictor.model, 0),
         (deeplab_v2_small(4), 2),  # in training mode, as it is built
@@ -260,6 +263,17 @@ def test_predictors_that_give_no_label_map_are_refused(clip, predictor, tmp_path
         with pytest.raises(ValueError, match=f"workers must be 1, or more .*, not {workers}"):
             segment_video(Predictor(model), clip, tmp_path, workers=workers)
     assert sorted(contents(tmp_path)) == ["clip.mp4"]
+
+
+def test_the_example_of_the_document_runs(clip, tmp_path, monkeypatch):
+    document = Path(__file__).parents[2] / "docs" / "video.md"
+    (block,) = re.findall(r"^```python\n(.*?)^```$", document.read_text(), re.M | re.S)
+    monkeypatch.chdir(tmp_path)
+    found: dict[str, Any] = {}
+    exec(block, found)
+    result = found["result"]
+    assert (result.frames, result.decoded, found["shown"]) == (8, 16, 8)
+    assert np.array_equal(list(found["maps"]), list(result.files.read_labels()))
 
 
 def test_in_order_answers_in_order_and_takes_no_more_than_fit():
