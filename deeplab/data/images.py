@@ -104,7 +104,9 @@ def load_picture(
 
 
 def find_images(inputs: Sequence[str | Path], recursive: bool = False) -> list[Path]:
-    """The files that paths, folders and glob patterns stand for, in order, each file once.
+    """The files that paths, folders and glob patterns stand for, in order.
+
+    Where several are given, each file once.
 
     A folder gives its pictures by suffix, or else its .npy files, not hidden ones, and those of its
     subfolders only if `recursive`; a pattern (`*`, `?`, `[`, and `**` through subfolders) gives
@@ -119,7 +121,10 @@ def find_images(inputs: Sequence[str | Path], recursive: bool = False) -> list[P
     files: dict[Path, Path] = {}
     for item in inputs:
         try:
-            for file in _expand(item, recursive):
+            found = _expand(item, recursive)
+            if len(inputs) == 1:  # of a hundred thousand files no second list
+                return found
+            for file in found:
                 files.setdefault(file.resolve(), file)
         except (OSError, RuntimeError) as error:  # RuntimeError: links in a circle, before 3.13
             reason = getattr(error, "strerror", None) or error

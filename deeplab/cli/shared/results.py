@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -93,10 +94,13 @@ class PictureFiles:
 
 def refuse_to_overwrite(files: Iterable[Path], results: Iterable[PictureFiles]) -> None:
     """Raises InputError if a result would go where one of the files is."""
-    inputs = {file.resolve(): file for file in files}
+    # Folders by their true names, of which there are few: a result replaces a link, not its target.
+    folder = cache(Path.resolve)
+    inputs = {(folder(file.parent), file.name) for file in files}
+    inputs |= {(to.parent, to.name) for file in files if file.is_symlink() for to in [file.resolve()]}
     for result in results:
         for target in (result.labels, *result.masks, result.overlay, result.probabilities):
-            if target.resolve() in inputs:
+            if (folder(target.parent), target.name) in inputs:
                 raise InputError(
                     f"{target}: is an input, and a result would overwrite it; choose another "
                     "output folder with --out"
