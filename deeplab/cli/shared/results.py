@@ -13,8 +13,8 @@ import numpy as np
 import typer
 
 from deeplab.data import images, outputs
-from deeplab.data.large import class_areas, reduced
-from deeplab.data.legend import with_legend
+from deeplab.data.large import class_areas
+from deeplab.data.legend import drawn
 from deeplab.errors import InputError
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ class PictureFiles:
         overlay: bool = True,
         legend: bool = True,
     ) -> None:
-        """Labels, and the overlay, a `reduced` one if need be, and the probabilities if wanted."""
+        """Labels, and the overlay, and the probabilities if wanted."""
         labels, palette = prediction.labels, classes.palette
         if self.masks:
             for path, mask, colour in zip(self.masks, labels, palette, strict=False):
@@ -80,12 +80,7 @@ class PictureFiles:
         else:
             outputs.write_labels(self.labels, labels, palette)
         if overlay:
-            draw = outputs.overlay_masks if self.masks else outputs.overlay
-            small, shown_labels = reduced(image, labels)
-            shown = draw(small, shown_labels, palette)
-            if legend:
-                shown = with_legend(shown, class_areas(labels), classes)
-            outputs.write_picture(self.overlay, shown)
+            outputs.write_picture(self.overlay, drawn(image, labels, classes, legend))
         if probabilities:
             arrays = {"probabilities": prediction.probabilities}
             arrays |= classes.arrays(len(prediction.probabilities))
