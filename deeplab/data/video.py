@@ -96,9 +96,8 @@ class Clip:
         self._broken: list[str] = []
         self._count = 0  # of the frames that were decoded
         try:
-            # A file may be a list of others; those elsewhere are not fetched.
-            local = {"protocol_whitelist": "file"}
-            self._container = self._av.open(str(self.path.absolute()), options=local)
+            # The whole path, which cannot be taken for an address; titles may be in any encoding.
+            self._container = self._av.open(str(self.path.absolute()), metadata_errors="replace")
         except self._av.error.FFmpegError as error:
             raise InputError(
                 f"{self.path}: is no video that FFmpeg can read, or is truncated "
@@ -210,13 +209,20 @@ class Clip:
                     raise ValueError("it is incomplete")
                 frames = self._stream.codec_context.decode(packet)
             except (self._av.error.FFmpegError, ValueError) as error:
-                if not self._lenient:  # those before it, which the decoder has held back
-                    yield from self._counted(self._stream.codec_context.decode(None))
+                if not self._lenient:
+                    yield from self._counted(self._held_back())
                 self._broken.append(f"{self._place(packet)} cannot be decoded ({_reason(error)})")
                 if not self._lenient:
                     return
             else:
                 yield from self._counted(frames)
+
+    def _held_back(self) -> list[Any]:
+        """The frames that the decoder has not given yet."""
+        try:
+            return self._stream.codec_context.decode(None)
+        except self._av.error.FFmpegError:
+            return []
 
     def _place(self, packet: Any) -> str:
         """Of what frame it is; by its time where later ones may come before those held back."""

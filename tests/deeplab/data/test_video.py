@@ -238,6 +238,14 @@ def test_what_is_no_video_is_refused_in_one_line(tmp_path, av):
         Clip(write_clip(tmp_path / "large.mp4", moving(2)), max_megapixels=0.001)
 
 
+def test_metadata_in_other_letters_is_no_error(tmp_path):
+    path = write_clip(tmp_path / "a.mkv", moving(2))
+    content = path.read_bytes()
+    assert b"Lavf" in content
+    path.write_bytes(content.replace(b"Lavf", b"L\xe4vf"))  # Latin-1
+    assert len(frames(path)[0]) == 2
+
+
 def test_frames_that_change_their_size_end_the_clip(tmp_path):
     """As recordings of a call do; a concatenated elementary stream is such a file."""
     small, large = (
