@@ -18,6 +18,7 @@ import typer
 from rich.console import Console
 from rich.progress import Progress
 
+from deeplab.cli.segment_scene import SceneFiles, Scenes, scenes_among
 from deeplab.cli.shared import options
 from deeplab.cli.shared.groups import takes_options
 from deeplab.cli.shared.many import Done, Job, ManyOptions, run_many
@@ -66,6 +67,14 @@ def segment(
     out: options.OutFolder = Path("out"),
     probabilities: options.SaveProbabilities = False,
     legend: options.Legend = True,
+    bands: Annotated[
+        str | None,
+        option(
+            "N,N,...",
+            "Of GeoTIFFs, the bands that the network takes, in its order, counted from 1.",
+            shown="red, green and blue; else all",
+        ),
+    ] = None,
     polygons: Annotated[
         Polygons | None,
         typer.Option(
@@ -118,6 +127,13 @@ def segment(
     band. --crf-bands 3,2,1 chooses what the CRF and the overlay take for red, green and blue;
     with --crf-bands all the CRF compares all bands, for which --bilateral-sigma-rgb has to grow.
 
+    A GeoTIFF (a TIFF with a reference system or a transform; needs rasterio) is read and written in
+    windows, in tiles of 1024 pixels unless --tile says otherwise, so that memory does not grow with
+    its area. It gets NAME_labels.tif, a Cloud Optimized GeoTIFF of class indices with a palette, of
+    the same place, and 255 as nodata where nothing was observed; the overlay as PNG; with
+    --probabilities NAME_probabilities.tif, float32; with --polygons geojson corners in longitude
+    and latitude. Values are taken as they lie; alpha is a mask; --bands 4,3,2 chooses bands.
+
     With --polygons coco or geojson each connected region becomes a polygon along the borders of its
     pixels, in pixels from the top left corner, y down; the class called background has none. Of
     COCO, a region with holes is a run-length code, category ids are the class indices, pictures are
@@ -145,6 +161,7 @@ def segment(
     deeplab segment photos/ --polygons coco
     deeplab segment photo.jpg --bilateral-sigma-xy 67 --bilateral-sigma-rgb 3
     deeplab segment scene.png --tile 2048 --overlap 512
+    deeplab segment sentinel.tif --bands 4,3,2 --polygons geojson
     deeplab segment photo.jpg --scales 0.5,0.75,1 --flip --crf-settings crf.toml
     ```
     """
@@ -155,6 +172,7 @@ def segment(
     if polygons is not None:
         polygon_files.require_rasterio()
     files = images.find_images(inputs, many.recursive)
+    georeferenced = scenes_among(files, bands is not None, polygons is Polygons.coco)
     scales = views.numbers()
     if weights.weights_file is None:
         name = registry.for_photographs(torch_device(device).type)
@@ -188,13 +206,26 @@ def segment(
     every_class = [classes.name(index) for index in range(network.num_classes)]
     masks = outputs.folder_names(every_class) if network.multilabel else ()
     names = _names_below(files, inputs, out) if many.recursive else outputs.output_names(files)
-    refuse_to_overwrite(files, (PictureFiles(out, name, masks) for name in names))
-    outputs.check_writable(out)
+    geotiffs = Scenes(
+        predictor,
+        classes,
+        bands=None if bands is None else options.whole_numbers("--bands", bands),
+        shown=None if settings.bands == "all" else settings.bands,
+        max_megapixels=max_megapixels,
+        probabilities=probabilities,
+        legend=legend,
+        polygons=polygons is not None,
+    )
     read = partial(read_picture, bands=network.in_channels, max_megapixels=max_megapixels)
     pairs = list(zip(files, names, strict=True))
 
     def files_of(pair: tuple[Path, str]) -> PictureFiles:
+        if pair[0] in georeferenced:
+            return SceneFiles(out, pair[1])
         return PictureFiles(out, pair[1], masks)
+
+    refuse_to_overwrite(files, map(files_of, pairs))
+    outputs.check_writable(out)
 
     def is_there(pair: tuple[Path, str]) -> bool:
         result = files_of(pair)
@@ -204,6 +235,9 @@ def segment(
     checked, conversions = {}, []
     for pair in _progress([] if many.skip_broken else pairs, "checking"):
         if many.skip_existing and is_there(pair):
+            continue
+        if pair[0] in georeferenced:
+            conversions += geotiffs.check(pair[0])
             continue
         image, changed = read(pair[0])
         conversions += changed
@@ -216,6 +250,8 @@ def segment(
     def work(pair: tuple[Path, str]) -> Done:
         start = time.perf_counter()
         file, result = pair[0], files_of(pair)
+        if file in georeferenced:
+            return geotiffs.work(file, result)
         image, changed = checked[file] if file in checked else read(file)
         with named_errors(file):
             three = None if settings.bands == "all" else settings.bands
@@ -238,6 +274,8 @@ def segment(
     else:
 
         def found(pair: tuple[Path, str]) -> folders.Outcome:
+            if pair[0] in georeferenced:
+                return geotiffs.found(pair[0], files_of(pair))
             labels = files_of(pair).read_labels(max_megapixels)
             return folders.Outcome.of(pair[0], labels, classes.names)
 
