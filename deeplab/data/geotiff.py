@@ -163,9 +163,10 @@ class Scene(_Raster):
         dtypes: what values may be of, some of DTYPES, as `Preprocessing.dtypes` has them. int8,
             int16 and floating point become float32; where uint8 alone is taken, uint16 becomes it
             (value / 257).
-        bands: which, from 1 on as GDAL counts. None takes all but alpha where those are as many
-            as `fill`. Three bands are RGB: red, green and blue where the file declares them,
-            whatever else it has; grey three times; the colours of a palette.
+        bands: which, from 1 on as GDAL counts. None takes all, or all but alpha, whichever are as
+            many as `fill`; alpha that is taken is no mask. (GDAL calls the fourth band of 8 bits
+            alpha unless it is told otherwise.) Three bands are RGB: red, green and blue where the
+            file declares them, whatever else it has; grey three times; the colours of a palette.
         max_megapixels: refuse larger ones.
 
     Attributes:
@@ -197,9 +198,7 @@ class Scene(_Raster):
             self._fill = np.array(fill, np.float64)
             if self.dtype.kind == "u":
                 self._fill = self._fill.round().clip(0, np.iinfo(self.dtype).max)
-            flags = [self.dataset.mask_flag_enums[band - 1] for band in self._bands]
-            plain = self._rasterio.enums.MaskFlags.all_valid
-            self._masked = any(plain not in of_band for of_band in flags)
+            self._masked = any(self._is_masked(band) for band in self._bands)
         except BaseException:
             self.dataset.close()
             raise
@@ -285,6 +284,8 @@ class Scene(_Raster):
                     f"{count}, the bands of the file, not {','.join(map(str, bands))}"
                 )
             return list(bands)
+        if count == wanted != 3:
+            return list(range(1, count + 1))
         data = [i for i, colour in enumerate(colours, 1) if colour != "alpha"]
         if wanted == 3:
             rgb = [colours.index(each) + 1 for each in RGB if each in colours]
@@ -304,6 +305,12 @@ class Scene(_Raster):
                 f"them, not {len(data)}{there}; choose some, counted from 1 (--bands {example})"
             )
         return data
+
+    def _is_masked(self, band: int) -> bool:
+        flags, kinds = self.dataset.mask_flag_enums[band - 1], self._rasterio.enums.MaskFlags
+        alpha = [i for i, each in enumerate(self.dataset.colorinterp, 1) if each.name == "alpha"]
+        taken = kinds.alpha in flags and not set(self._bands).isdisjoint(alpha)
+        return not (kinds.all_valid in flags or taken)
 
     def _spread(self, band: int, colour: str) -> list[int]:
         """One band as three: a palette's colours, or grey."""
@@ -377,11 +384,18 @@ class LabelMap(_Raster):
                 with of_points(points or self.dataset.rpcs) as transformer:
                     x, y = transformer.xy(corners[:, 1], corners[:, 0], offset="ul")
             else:
-                system, (x, y) = self.dataset.crs, self.dataset.transform * corners.T
+                system, (x, y) = self.dataset.crs, transformed(self.dataset.transform, corners).T
             if system is not None:
                 warp = importlib.import_module("rasterio.warp")
                 x, y = warp.transform(system, "EPSG:4326", x, y)
         return np.stack([x, y], 1)
+
+
+def transformed(transform: Any, corners: np.ndarray) -> np.ndarray:
+    """Corners (x, y) `[N, 2]` through an affine transform."""
+    matrix = np.reshape(transform[:6], (2, 3))
+    moved: np.ndarray = corners @ matrix[:, :2].T + matrix[:, 2]
+    return moved
 
 
 def _bounds(rows: slice, columns: slice) -> tuple[tuple[int, int], tuple[int, int]]:

@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from deeplab.data.geotiff import UNOBSERVED, LabelMap
+from deeplab.data.geotiff import UNOBSERVED, LabelMap, transformed
 from deeplab.data.outputs import NamedPalette, write_parts
 from deeplab.errors import InputError
 
@@ -91,7 +91,7 @@ def _found(shapes: Iterable[tuple[Any, float]], pixels: Any = None) -> Iterator[
     for shape, label in shapes:
         rings = [np.array(ring[:0:-1], np.float64) for ring in shape["coordinates"]]
         if pixels is not None:
-            rings = [np.stack(pixels * ring.T, 1) for ring in rings]
+            rings = [transformed(pixels, ring) for ring in rings]
         yield Region(int(label), tuple(ring.round().astype(np.int64) for ring in rings))
 
 
