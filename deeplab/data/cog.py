@@ -58,7 +58,7 @@ def cog(
             count = len(names) if palette is None else 1
             kind = {"count": count, "dtype": dtype, "nodata": nodata, "BIGTIFF": "YES"}
             size = {"height": scene.height, "width": scene.width}
-            blocks = {"tiled": True, "blockxsize": BLOCK, "blockysize": BLOCK}
+            blocks = {"tiled": True, "blockxsize": BLOCK, "blockysize": BLOCK, "interleave": "band"}
             options = kind | size | blocks | scene.place()
             with opened(rasterio, plain, "w+", **options) as dataset:
                 named = json.dumps(list(names), ensure_ascii=False)

@@ -1,5 +1,6 @@
 """Scenes through a predictor, window by window: what arrays of the same values give."""
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -10,11 +11,13 @@ from geotiffs import damage, geotiff, needs_rasterio, noise
 import crf
 from deeplab.data.geotiff import UNOBSERVED, Scene
 from deeplab.data.outputs import NamedPalette, full_palette
+from deeplab.data.scenes import scene
 from deeplab.errors import InputError
 from deeplab.model import DeepLab, build, deeplab_v2_small
 from deeplab.predict import Predictor
 from deeplab.predict.scene import open_scene, segment_scene
 
+DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "geotiff.md"
 CLASSES = NamedPalette(full_palette(None), ["a", "b", "c", "d"])
 TILES = {"tile": 65, "overlap": 16}
 
@@ -39,8 +42,8 @@ def layer() -> crf.DenseCRF:
 def segmented(predictor: Predictor, file: Path, bands=None) -> tuple[np.ndarray, np.ndarray]:
     """Labels `[H, W]`, or masks, and probabilities `[C, H, W]`, as rasterio reads them."""
     labels, likely = file.with_name("labels.tif"), file.with_name("likely.tif")
-    with open_scene(predictor, file, bands) as scene:
-        segment_scene(predictor, scene, labels, CLASSES, likely)
+    with open_scene(predictor, file, bands) as opened:
+        segment_scene(predictor, opened, labels, CLASSES, likely)
     with needs_rasterio().open(labels) as found, needs_rasterio().open(likely) as values:
         maps = found.read()
         return maps if predictor.model.multilabel else maps[0], values.read()
@@ -77,8 +80,8 @@ def test_masks_of_several_labels_a_pixel_are_a_band_each(tmp_path):
     image[10:20, 10:30] = 0
     file = geotiff(tmp_path / "scene.tif", image, nodata=0)
     predictor = Predictor(model, threshold=0.4, tile=65, overlap=16)
-    with open_scene(predictor, file) as scene:
-        filled, observed = scene.read(slice(0, 40), slice(0, 80))
+    with open_scene(predictor, file) as opened:
+        filled, observed = opened.read(slice(0, 40), slice(0, 80))
     expected = predictor(filled)
     masks, likely = segmented(predictor, file)
     assert np.array_equal(masks[:, observed], expected.labels[:, observed])
@@ -151,6 +154,17 @@ def test_damage_midway_leaves_no_file(tmp_path, small):
     with pytest.raises(InputError, match=r"scene.tif: the TIFF is damaged"):
         segmented(Predictor(small, **TILES), file)
     assert [each.name for each in tmp_path.iterdir()] == ["scene.tif"]
+
+
+def test_the_example_of_the_documents_runs(tmp_path, monkeypatch, capsys):
+    (block,) = re.findall(r"^```python\n(.*?)^```$", DOCUMENT.read_text(), re.M | re.S)
+    monkeypatch.chdir(tmp_path)
+    file = geotiff(tmp_path / "scene.tif", scene(0, (60, 90)).image)
+    exec(compile(block, str(DOCUMENT), "exec"), {})
+    with needs_rasterio().open(tmp_path / "labels.tif") as found:
+        assert str(found.read(1)[:4, :4]) in capsys.readouterr().out
+        with needs_rasterio().open(file) as given:
+            assert found.crs == given.crs
 
 
 def test_classes_that_leave_no_value_for_nodata_are_refused(tmp_path):
