@@ -232,6 +232,18 @@ def test_alpha_and_masks_say_what_was_observed(tmp_path):
         assert not conversions
 
 
+def test_alpha_that_is_taken_as_a_band_is_no_mask(tmp_path):
+    for dtype in ("uint8", "uint16"):
+        values = noise(20, 30, 4, dtype)
+        values[2, 3, 3] = 0
+        path = geotiff(tmp_path / f"{dtype}.tif", values, ("red", "green", "blue", "alpha"))
+        for fill, bands, chosen in (((9,) * 4, None, [0, 1, 2, 3]), (FILL, [4, 1, 2], [3, 0, 1])):
+            found, observed, _ = read(path, fill, bands=bands)
+            assert np.array_equal(found, values[..., chosen])
+            assert observed.all()
+        assert not read(path)[1][2, 3]
+
+
 def test_a_scene_of_nothing_says_so(tmp_path):
     path = geotiff(tmp_path / "a.tif", np.zeros((20, 30, 3), np.uint8), nodata=0)
     _, observed, conversions = read(path)
