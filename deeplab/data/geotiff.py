@@ -6,13 +6,13 @@
 A scene is a TIFF with a coordinate reference system, a transform, ground control points or
 rational polynomials. Values are those in the file: neither its scale and offset nor a stretch is
 applied. Ground is unobserved where all bands that are read are nodata, NaN or Inf, and where alpha
-or a mask is 0. There every band reads as `fill`, the mean of what the network was
-trained on, which its preprocessing makes zero: the same that it sees beyond the edge of a picture.
-Where only some bands are nodata, those alone read so; of 8 bits they stay as they are, since there
-0 and 255 are dark and light too.
+or a mask is 0. There every band reads as `fill`, the mean of what the network was trained on, which
+its preprocessing makes zero: the same that it sees beyond the edge of a picture. Where only some
+bands are nodata, those alone read so; of 8 bits they stay as they are, since there 0 and 255 are
+dark and light too.
 
-rasterio reads them, an optional package: pip install 'deeplab-triton[geo]'. Only GDAL's
-driver of TIFF is used, so that no file can lead to others by its content.
+rasterio reads them, an optional package: pip install 'deeplab-triton[geo]'. Only GDAL's driver of
+TIFF is used, so that no file can lead to others by its content.
 """
 
 from __future__ import annotations
@@ -379,7 +379,7 @@ class LabelMap(_Raster):
         transform = importlib.import_module("rasterio.transform")
         points, system = self.dataset.gcps
         with environment(self._rasterio):
-            if points or self.dataset.rpcs:
+            if points or (self.dataset.rpcs and self.dataset.transform.is_identity):
                 of_points = transform.GCPTransformer if points else transform.RPCTransformer
                 with of_points(points or self.dataset.rpcs) as transformer:
                     x, y = transformer.xy(corners[:, 1], corners[:, 0], offset="ul")

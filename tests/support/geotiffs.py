@@ -1,5 +1,6 @@
 """GeoTIFFs in tests: written with rasterio, which a test skips without."""
 
+import importlib
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,11 @@ PLACE = {"crs": "EPSG:32633", "transform": NORTH_UP}
 
 
 def needs_rasterio() -> Any:
-    """rasterio, or the test is skipped."""
-    return pytest.importorskip("rasterio", reason="rasterio is not installed")
+    """rasterio with its modules, or the test is skipped."""
+    rasterio = pytest.importorskip("rasterio", reason="rasterio is not installed")
+    for module in ("control", "enums", "rpc", "shutil", "transform", "warp"):
+        importlib.import_module(f"rasterio.{module}")
+    return rasterio
 
 
 def geotiff(

@@ -96,15 +96,25 @@ def test_place_and_meaning_are_read_again(tmp_path, rasterio, labels):
 
 
 def test_rational_polynomials_are_kept(tmp_path, rasterio, labels):
-    one, line = [1.0, *[0.0] * 19], [0.0, 1.0, *[0.0] * 18]
+    one, x, y = ([*[0.0] * i, 1.0, *[0.0] * (19 - i)] for i in range(3))
+    # row = 10 - 10 (latitude - 45), column = 15 + 15 (longitude - 15), of middles of pixels
+    y[2] = -1.0
     rpcs = rasterio.rpc.RPC(
-        0, 100, 45, 1, one, line, 10, 10, 15, 1, one, line, 15, 15, err_bias=None, err_rand=None
+        0, 100, 45, 1, one, y, 10, 10, 15, 1, one, x, 15, 15, err_bias=None, err_rand=None
     )
     source = scene_file(tmp_path / "scene.tif", rpcs=rpcs)
     path = written(tmp_path / "labels.tif", source, labels)
     with rasterio.open(source) as given, rasterio.open(path) as found:
         assert given.rpcs.to_dict()["lat_off"] == 45
         assert found.rpcs.to_dict() == given.rpcs.to_dict()
+    with LabelMap(path) as found:
+        corners = found.lon_lat(np.array([[0, 0], [30, 0], [15, 20]]))
+    half = [0.5 / 15, 0.5 / 10]  # of a pixel, as programs differ in
+    assert (np.abs(corners - [[14, 46], [16, 46], [15, 44]]) < 1.1 * np.array(half)).all()
+    both = scene_file(tmp_path / "both.tif", **PLACE, rpcs=rpcs)  # of a scene put right since
+    with LabelMap(both) as found:
+        expected = rasterio.warp.transform(PLACE["crs"], "EPSG:4326", [500_000], [5_000_000])
+        np.testing.assert_allclose(found.lon_lat(np.zeros((1, 2))).T, expected, atol=1e-9)
 
 
 def test_class_names_are_categories_of_gdal(tmp_path, rasterio, labels):
