@@ -12,7 +12,8 @@ from PIL import Image
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = (
     "README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md", "EQUATIONS.md",
-    "bench/README.md", "docs/figures.md", "docs/callbacks.md", "docs/geotiff.md",
+    "bench/README.md", "docs/figures.md", "docs/callbacks.md",
+    "docs/geotiff.md", "docs/ray.md",
 )  # fmt: skip
 
 

@@ -16,6 +16,7 @@ from deeplab.data import geotiff, outputs, polygons
 from deeplab.data.conversions import Conversion
 from deeplab.data.folders import Outcome, area_shares
 from deeplab.data.large import factor, shrunk
+from deeplab.data.legend import drawn_small
 from deeplab.errors import InputError
 
 if TYPE_CHECKING:
@@ -54,18 +55,18 @@ class Scenes:
     """How scenes are segmented, as the command's options say.
 
     Attributes:
+        files: which files are scenes.
         predictor, classes: as of pictures.
         bands: of --bands, from 1 on.
-        shown: which of those are red, green and blue in the overlay, from 0 on.
         max_megapixels, probabilities, legend: the options of that name.
         polygons: whether to write GeoJSON.
         said: what checks have found.
     """
 
+    files: Collection[Path]
     predictor: Predictor
     classes: outputs.NamedPalette
     bands: Sequence[int] | None
-    shown: Sequence[int] | None
     max_megapixels: float | None
     probabilities: bool
     legend: bool
@@ -73,18 +74,21 @@ class Scenes:
 
     said: dict[Path, list[Conversion]] = field(default_factory=dict)
 
+    def __contains__(self, file: Path) -> bool:
+        return file in self.files
+
     def check(self, file: Path) -> list[Conversion]:
         """What there is to say of a scene, all of which is read; InputError where it cannot be."""
         with self._open(file) as scene:
             self.said[file] = scene.check()
         return self.said[file]
 
-    def work(self, file: Path, result: PictureFiles) -> Done:
-        """Segment one; its notes are those that no check has given before."""
+    def work(self, file: Path, result: PictureFiles, told: bool) -> Done:
+        """Segment one; told: whether it has been said what there is to say of it."""
         from deeplab.predict.scene import segment_scene
 
         start = time.perf_counter()
-        notes = () if file in self.said else self.check(file)
+        said = self.said[file] if file in self.said else self.check(file)
         likely = result.probabilities if self.probabilities else None
         with self._open(file) as scene:
             try:
@@ -99,8 +103,8 @@ class Scenes:
         seconds = time.perf_counter() - start
         size = (scene.width, scene.height)
         line = areas_line(file, size, areas, pixels, self.classes, result, seconds)
-        outcome = self._outcome(file, size, areas, pixels, self.said[file], seconds)
-        return Done(outcome, line, notes)
+        outcome = self._outcome(file, size, areas, pixels, said, seconds)
+        return Done(outcome, line, () if told else said)
 
     def found(self, file: Path, result: PictureFiles) -> Outcome:
         """What was written of one before."""
@@ -148,6 +152,7 @@ class Scenes:
         """That of pictures; ground that was not observed is white."""
         from deeplab.predict import as_rgb
 
+        bands = None if self.predictor.bands == "all" else self.predictor.bands
         k = factor(scene.shape)
         rows, pieces = k * max(1, geotiff.PIXELS // (k * scene.width)), []
         for top in range(0, scene.height, rows):
@@ -155,7 +160,7 @@ class Scenes:
             if top and window[0].stop - top < k:
                 break  # what is left over below, as `shrunk` leaves it out
             image, observed = scene.read(*window)
-            picture, found = as_rgb(self.predictor.model, image, self.shown), labels.read(*window)
+            picture, found = as_rgb(self.predictor.model, image, bands), labels.read(*window)
             picture[~observed] = 255
             if labels.masks:
                 found[:, ~observed] = 0
@@ -165,4 +170,5 @@ class Scenes:
         palette = self.classes.palette.copy()
         palette[geotiff.UNOBSERVED] = 0  # leaves the picture's own white
         classes = outputs.NamedPalette(palette, self.classes.names)
-        result.write_overlay(image, small, areas if self.legend else None, classes)
+        shown = drawn_small(image, small, areas if self.legend else None, classes)
+        outputs.write_picture(result.overlay, shown)

@@ -32,7 +32,8 @@ def labels_of(path) -> np.ndarray:
 def test_a_scene_gets_the_labels_and_the_overlay_of_the_same_picture(tmp_path, weights):
     file, out = geotiff(tmp_path / "scene.tif", IMAGE), tmp_path / "out"
     Image.fromarray(IMAGE).save(tmp_path / "photo.png")
-    result = done("segment", file, tmp_path / "photo.png", "--weights", weights, "--out", out)
+    both = ["segment", file, tmp_path / "photo.png", "--batch", 2]
+    result = done(*both, "--weights", weights, "--out", out)
     kinds = ("_labels.png", "_labels.tif", "_labels.tif.aux.xml", "_overlay.png")
     assert files(out) == [
         f"photo{kinds[0]}",
