@@ -37,6 +37,7 @@ UNOBSERVED = 255  # in label maps
 CLASSES = 255  # that a label map can have beside it
 DTYPES = ("uint8", "uint16", "float32")  # that networks take, as of `deeplab.data.bands`
 WIDENED = ("int8", "int16", "float16", "float64")  # read as float32
+DEEPEST = 65535  # of 16 bits
 PIXELS = 2**22  # of a window, about
 CACHE = 256  # MiB of blocks that GDAL keeps; by itself it takes a share of the machine's memory
 RGB = ("red", "green", "blue")
@@ -161,8 +162,8 @@ class Scene(_Raster):
         fill: what unobserved ground reads as, a number for each band that is read: how many, that
             says too.
         dtypes: what values may be of, some of DTYPES, as `Preprocessing.dtypes` has them. int8,
-            int16 and floating point become float32; where uint8 alone is taken, uint16 becomes it
-            (value / 257).
+            int16 and floating point become float32; where uint8 alone is taken, uint16 becomes it:
+            value / 257, or what makes 255 of the highest value of fewer bits that a file declares.
         bands: which, from 1 on as GDAL counts. None takes all, or all but alpha, whichever are as
             many as `fill`; alpha that is taken is no mask. (GDAL calls the fourth band of 8 bits
             alpha unless it is told otherwise.) Three bands are RGB: red, green and blue where the
@@ -192,7 +193,7 @@ class Scene(_Raster):
             self._palette: np.ndarray | None = None
             self._bands = self._chosen(len(fill), bands)
             stored = self.dataset.dtypes[self._bands[0] - 1]
-            self._to_eight_bits = stored == "uint16" and "uint16" not in dtypes
+            self._most = self._highest(stored) if "uint16" not in dtypes else 0
             self.dtype = self._read_as(stored, dtypes)
             self.shape = (self.height, self.width, len(fill))
             self._fill = np.array(fill, np.float64)
@@ -213,8 +214,9 @@ class Scene(_Raster):
             known = np.isfinite(values) if known is None else known & np.isfinite(values)
         if self._palette is not None:
             values = np.moveaxis(self._palette[values[0]], 2, 0)
-        if self._to_eight_bits:
-            values = ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)
+        if self._most:
+            levels = (values.astype(np.uint32) * 255 + self._most // 2) // self._most
+            values = levels.astype(np.uint8)
         if known is None:
             known = np.ones(values.shape, bool)
         observed: np.ndarray = np.logical_or.reduce(known)
@@ -236,11 +238,12 @@ class Scene(_Raster):
         """
         highest, seen = 0, False
         for window in self.windows():
-            values, observed = self.read(*window)
+            observed = self.read(*window)[1]
             if observed.any():
                 seen = True
-                highest = max(highest, int(values[observed].max())) if self._to_eight_bits else 0
-        said = near_zero(257 * highest + 128) if self._to_eight_bits else []
+                if self._most == DEEPEST:
+                    highest = max(highest, int(self._values(*window)[:, observed].max()))
+        said = near_zero(highest)
         if not seen:
             said.append((EMPTY, "nothing of it was observed, so that no pixel has a class"))
         return [*self.conversions, *(Conversion(str(self.path), *each) for each in said)]
@@ -323,11 +326,19 @@ class Scene(_Raster):
         self._say(text, text)
         return [band] * 3
 
+    def _highest(self, stored: str) -> int:
+        """What becomes 255 of 16 bits, or of fewer that the file declares; 0: they are not 16."""
+        if stored != "uint16":
+            return 0
+        declared = self.dataset.tags(self._bands[0], ns="IMAGE_STRUCTURE").get("NBITS", "16")
+        return int(2 ** int(declared) - 1)
+
     def _read_as(self, stored: str, dtypes: Sequence[str]) -> np.dtype[Any]:
         if stored in dtypes:
             return np.dtype(stored)
-        if self._to_eight_bits:
-            self._say(DEEP, "16 bits a channel reduced to 8 (value / 257)")
+        if self._most:
+            bits, how = self._most.bit_length(), f"value / {self._most} * 255"
+            self._say(DEEP, f"{bits} bits a channel reduced to 8 ({how})")
             return np.dtype("uint8")
         if "float32" in dtypes and stored in WIDENED:
             return np.dtype("float32")

@@ -179,6 +179,11 @@ def test_sixteen_bits_become_eight_where_a_model_takes_no_more(tmp_path):
     assert said(conversions) == [DEEP]
     dark = geotiff(tmp_path / "b.tif", values // 32, nodata=65535)
     assert said(read(dark, dtypes=EIGHT_BITS)[2]) == [DEEP, NEAR_ZERO]
+    assert said(read(geotiff(tmp_path / "d.tif", values // 16), dtypes=EIGHT_BITS)[2])[1:]
+    declared = geotiff(tmp_path / "e.tif", values // 16, NBITS=12)
+    found, _, conversions = read(declared, dtypes=EIGHT_BITS)
+    assert np.array_equal(found, np.rint(values // 16 / 4095 * 255))
+    assert [each.text[:7] for each in conversions] == ["12 bits"]
     spread = np.where(np.arange(30)[:, None] == 29, 65535, values // 32).astype(np.uint16)
     with Scene(geotiff(tmp_path / "c.tif", spread), FILL, EIGHT_BITS) as scene:
         assert said(scene.check()) == [DEEP]
