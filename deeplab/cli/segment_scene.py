@@ -71,7 +71,6 @@ class Scenes:
     probabilities: bool
     legend: bool
     polygons: bool
-
     said: dict[Path, list[Conversion]] = field(default_factory=dict)
 
     def __contains__(self, file: Path) -> bool:
@@ -93,8 +92,12 @@ class Scenes:
         with self._open(file) as scene:
             try:
                 segment_scene(self.predictor, scene, result.labels, self.classes, likely)
+            except InputError:
+                raise
             except FloatingPointError as error:
                 raise InputError(f"{file}: {error}; load other weights") from error
+            except ValueError as error:
+                raise InputError(f"{file}: {error}") from error
             with self._labels(result) as labels:
                 if self.polygons:
                     polygons.write_geojson_of_scene(result.polygons, labels, self.classes)

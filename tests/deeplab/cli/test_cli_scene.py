@@ -133,6 +133,10 @@ def test_bands_of_sixteen_bits(tmp_path):
     assert_refused(tmp_path, r"scene.tif must have 4 bands, .*, not 5; choose some", *given)
     assert_refused(tmp_path, r"bands must be 4 numbers from 1 to 5", *given, "--bands", "3,2,1")
     assert_refused(tmp_path, r"--bands 3,x must be whole numbers", *given, "--bands", "3,x")
+    beyond = [*given[:-1], "--bands", "4,3,2,1", "--crf-bands", "0,1,4"]  # of the four, from 0 on
+    result = run(*beyond)
+    assert result.exit_code == 2
+    assert "scene.tif: bands must be from 0 to 3 each, not [0, 1, 4]" in result.stderr
     done(*given, "--bands", "4,3,2,1")
     expected = predict(model, np.ascontiguousarray(image[..., 3::-1])).labels
     assert np.array_equal(labels_of(out / "scene_labels.tif"), expected)
