@@ -88,11 +88,13 @@ class PictureFiles:
 
 
 def refuse_to_overwrite(files: Iterable[Path], results: Iterable[PictureFiles]) -> None:
-    """Raises InputError if a result would go where one of the files is."""
+    """Raises InputError if a result would go where one of the files is, or what it is a link to."""
     # Folders by their true names, of which there are few: a result replaces a link, not its target.
     folder = cache(Path.resolve)
     inputs = {(folder(file.parent), file.name) for file in files}
-    inputs |= {(to.parent, to.name) for file in files if file.is_symlink() for to in [file.resolve()]}
+    inputs |= {
+        (to.parent, to.name) for file in files if file.is_symlink() for to in [file.resolve()]
+    }
     for result in results:
         for target in (result.labels, *result.masks, result.overlay, result.probabilities):
             if (folder(target.parent), target.name) in inputs:
