@@ -88,7 +88,7 @@ class PictureFiles:
 
 
 def refuse_to_overwrite(files: Iterable[Path], results: Iterable[PictureFiles]) -> None:
-    """Raises InputError if a result would go where one of the files is."""
+    """Raises InputError if a result would go where one of the files is, or what it is a link to."""
     # Folders by their true names, of which there are few: a result replaces a link, not its target.
     folder = cache(Path.resolve)
     inputs = {(folder(file.parent), file.name) for file in files}
