@@ -38,16 +38,16 @@ class SharedWork:
         self._ends = dist.new_group(backend="gloo", timeout=LONGEST) if self._store else None
 
     def claims(self) -> Iterator[int]:
-        """The positions that are for this process, each taken when it is asked for."""
-        for position in range(self._count) if self._store is None else self._taken():
-            if self._stopped:
-                return
-            yield position
+        """The positions that are for this process, each taken when it is asked for.
 
-    def _taken(self) -> Iterator[int]:
-        assert self._store is not None
-        while (position := self._store.add("taken", 1) - 1) < self._count:
-            yield position
+        Whoever takes one works on it, so that behind a `stop` too none is missing before the last.
+        """
+        taken = 0
+        while not self._stopped:
+            taken = taken + 1 if self._store is None else self._store.add("taken", 1)
+            if taken > self._count:
+                return
+            yield taken - 1
 
     def stop(self) -> None:
         """Leave what nobody has taken yet, in all processes."""

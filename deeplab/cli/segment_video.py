@@ -18,9 +18,9 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from deeplab.cli.shared.many import Done, Job, ManyOptions, Tally, one_thread_each
 from deeplab.cli.shared.options import option
-from deeplab.cli.shared.results import shares_text
+from deeplab.cli.shared.results import areas_text
 from deeplab.data import images, outputs
-from deeplab.data.folders import Manifest, Outcome
+from deeplab.data.folders import Manifest, Outcome, area_shares
 from deeplab.errors import InputError
 
 if TYPE_CHECKING:
@@ -109,8 +109,8 @@ def segment_videos(
     start, table = time.perf_counter(), many.manifest
     with stop_request() as stop, one_thread_each(group, count=2):  # frames, of which are several
         with Manifest(table, many.skip_existing) if table else nullcontext() as manifest:
-            tally = Tally(job, many.skip_broken, manifest, lambda: None, lambda: None)
-            for video in videos:
+            tally = Tally(job, many.skip_broken, manifest, lambda _: None, lambda: None)
+            for position, video in enumerate(videos):
                 answer: Done | InputError | None = Done()
                 try:
                     if video in todo:
@@ -118,7 +118,7 @@ def segment_videos(
                 except InputError as error:
                     answer = error
                 if answer is not None:
-                    tally.add(video, answer)
+                    tally.add_all([(position, [answer])])
                 if stop.signal or tally.error:
                     break
         tally.end(time.perf_counter() - start, stop.signal)
@@ -160,7 +160,8 @@ class _Work:
             areas += np.bincount(labels.ravel(), minlength=len(areas))
             size, frames = (labels.shape[1], labels.shape[0]), frames + 1
         notes = (f"{frames} frames", "there before")
-        return Outcome(str(video[0]), size, self._shares(areas), notes=notes)
+        shares = area_shares(areas, int(areas.sum()), self.classes.names)
+        return Outcome(str(video[0]), size, shares, notes=notes)
 
     def segment(self, video: Video, stopped: Callable[[], bool]) -> Done | None:
         """The results of a video, written; None where it was stopped before its end."""
@@ -189,21 +190,16 @@ class _Work:
         seconds, size = time.perf_counter() - start, result.size
         frames = f"{result.frames} frames"
         frames += "" if self.options.every == 1 else f" of {result.decoded}"
-        shares = shares_text(result.areas, self.classes)
+        areas, pixels = result.areas, int(result.areas.sum())
         line = (
-            f"{file}: {size[0]} x {size[1]}, {frames}, {shares}; {seconds:.1f} s "
+            f"{file}: {size[0]} x {size[1]}, {frames}, "
+            f"{areas_text(areas, pixels, self.classes)}; {seconds:.1f} s "
             f"({result.frames / seconds:.1f} frames a second) -> {result.files.labels}"
         )
         notes = (frames, *(each.text for each in result.conversions))
-        outcome = Outcome(str(file), size, self._shares(result.areas), seconds, notes)
+        shares = area_shares(areas, pixels, self.classes.names)
+        outcome = Outcome(str(file), size, shares, seconds, notes)
         return Done(outcome, line, result.conversions)
-
-    def _shares(self, areas: np.ndarray) -> dict[str, float]:
-        """The share of each class that occurs, by its name, largest first."""
-        order = np.argsort(-areas, kind="stable").tolist()
-        whole = areas.sum()
-        names = self.classes
-        return {names.name(each): float(areas[each] / whole) for each in order if areas[each]}
 
 
 def _check(

@@ -263,7 +263,7 @@ class _Work:
             if stored:
                 text = "was begun before with other weights or settings, or changed; begun anew"
                 self.conversions.append(Conversion(str(clip.path), "begun anew", text))
-            with outputs.writing(folder), suppress(FileNotFoundError):
+            with outputs.as_output_error(folder), suppress(FileNotFoundError):
                 shutil.rmtree(folder)
             outputs.write_text(described, json.dumps(about | {"tile": tile}))
         self._predictor = replace(predictor, tile=tile)
@@ -282,7 +282,7 @@ class _Work:
 
     def end(self, results: Path | None) -> None:
         """Leave nothing behind: the maps become the folder `results`, if there is to be one."""
-        with outputs.writing(self._folder):
+        with outputs.as_output_error(self._folder):
             if results is not None:
                 if results.exists():
                     results.rename(self._folder / "before")

@@ -221,7 +221,9 @@ def _of_text(text: str) -> tuple[int, Answer]:
 
 
 class Tally(Generic[Item]):
-    """What became of the items so far: printed, in the manifest, and counted for the summary.
+    """What became of the items: printed, in the manifest, and counted for the summary.
+
+    In the order of the items, whenever they are ready, so that a run says what the last one said.
 
     stop: what is called when the work has to end before all is done.
     """
@@ -231,7 +233,7 @@ class Tally(Generic[Item]):
         job: Job[Item],
         skip_broken: bool,
         manifest: Manifest | None,
-        advance: Callable[[], None],
+        advance: Callable[[int], None],
         stop: Callable[[], None],
     ) -> None:
         self.job, self.skip_broken, self.manifest = job, skip_broken, manifest
@@ -241,22 +243,36 @@ class Tally(Generic[Item]):
         self.error: InputError | None = None
         self.notes: dict[str, tuple[int, Conversion]] = {}
         self._one_at_a_time = Lock()
+        self._ready: dict[int, Sequence[Done | InputError]] = {}
+        self._next = 0
 
     def add_all(self, answers: Iterable[tuple[int, Answer]]) -> None:
-        """Take in answers as they come; called by several threads."""
+        """Take in answers as they come, in any order; called by several threads."""
         try:
             for position, answer in answers:
-                items = self.job.items_of(position)
-                each = [answer] * len(items) if isinstance(answer, InputError) else answer
+                count = len(self.job.items_of(position))
+                each = [answer] * count if isinstance(answer, InputError) else answer
+                if any(isinstance(one, InputError) and self._ends(one) for one in each):
+                    self.stop()
                 with self._one_at_a_time:
-                    for item, one in zip(items, each, strict=True):
-                        self.add(item, one)
+                    self.advance(count)
+                    self._ready[position] = each
+                    while self._next in self._ready:
+                        self._add_batch(self._next)
+                        self._next += 1
         except BaseException:
             self.stop()
             raise
 
-    def add(self, item: Item, answer: Done | InputError) -> None:
-        """Take in the answer for one item."""
+    def _ends(self, error: InputError) -> bool:
+        return not self.skip_broken or isinstance(error, OutputError)
+
+    def _add_batch(self, position: int) -> None:
+        answers = self._ready.pop(position)
+        for item, answer in zip(self.job.items_of(position), answers, strict=True):
+            self._add(item, answer)
+
+    def _add(self, item: Item, answer: Done | InputError) -> None:
         try:
             if isinstance(answer, InputError):
                 raise answer
@@ -274,10 +290,9 @@ class Tally(Generic[Item]):
             self._add_broken(error)
         if self.manifest is not None and outcome is not None:
             self.manifest.add(outcome)
-        self.advance()
 
     def _add_broken(self, error: InputError) -> None:
-        if not self.skip_broken or isinstance(error, OutputError):
+        if self._ends(error):
             self.error = self.error or error
             self.stop()
         else:
@@ -337,13 +352,13 @@ def one_thread_each(group: Processes, count: int) -> Iterator[None]:
 
 
 @contextmanager
-def _progress(total: int, what: str) -> Iterator[Callable[[], None]]:
-    """A progress bar on standard error where it is seen, and what moves it on by one."""
+def _progress(total: int, what: str) -> Iterator[Callable[[int], None]]:
+    """A progress bar on standard error where it is seen, and what moves it on."""
     console = Console(stderr=True)
     if not console.is_terminal:
-        yield lambda: None
+        yield lambda _: None
         return
     # Lines that are printed meanwhile go above the bar, but stay on standard output if it is piped.
     with Progress(console=console, transient=True, redirect_stdout=sys.stdout.isatty()) as progress:
         task = progress.add_task(what, total=total)
-        yield lambda: progress.advance(task)
+        yield lambda count: progress.advance(task, count)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
@@ -13,6 +12,7 @@ import numpy as np
 import typer
 
 from deeplab.data import images, outputs
+from deeplab.data.folders import area_shares
 from deeplab.data.large import class_areas
 from deeplab.data.legend import drawn
 from deeplab.errors import InputError
@@ -88,11 +88,13 @@ class PictureFiles:
 
 
 def refuse_to_overwrite(files: Iterable[Path], results: Iterable[PictureFiles]) -> None:
-    """Raises InputError if a result would go where one of the files is."""
+    """Raises InputError if a result would go where one of the files is, or what it is a link to."""
     # Folders by their true names, of which there are few: a result replaces a link, not its target.
     folder = cache(Path.resolve)
     inputs = {(folder(file.parent), file.name) for file in files}
-    inputs |= {(to.parent, to.name) for file in files if file.is_symlink() for to in [file.resolve()]}
+    inputs |= {
+        (to.parent, to.name) for file in files if file.is_symlink() for to in [file.resolve()]
+    }
     for result in results:
         for target in (result.labels, *result.masks, result.overlay, result.probabilities):
             if (folder(target.parent), target.name) in inputs:
@@ -140,17 +142,32 @@ def result_line(
 ) -> str:
     """The file, its size, its classes by area, where the result is."""
     height, width = prediction.labels.shape[-2:]
-    shares = shares_text(class_areas(prediction.labels), classes, height * width)
-    return f"{file}: {width} x {height}, {shares}; {seconds:.1f} s -> {result.labels}"
+    areas, pixels = class_areas(prediction.labels), height * width
+    return areas_line(file, (width, height), areas, pixels, classes, result, seconds)
 
 
-def shares_text(areas: np.ndarray, classes: outputs.NamedPalette, pixels: int | None = None) -> str:
-    """The four largest classes with their shares of the pixels; None: of the sum of the areas."""
-    whole = areas.sum() if pixels is None else pixels
-    found = Counter(dict(enumerate(areas.tolist()))).most_common()
-    shares = [f"{classes.name(label)} {100 * area / whole:.1f}%" for label, area in found if area]
+def areas_line(
+    file: Path,
+    size: tuple[int, int],
+    areas: np.ndarray,
+    pixels: int,
+    classes: outputs.NamedPalette,
+    result: PictureFiles,
+    seconds: float,
+) -> str:
+    """The same of areas, int64 `[C]`, as shares of so many pixels."""
+    found = areas_text(areas, pixels, classes)
+    return f"{file}: {size[0]} x {size[1]}, {found}; {seconds:.1f} s -> {result.labels}"
+
+
+def areas_text(areas: np.ndarray, pixels: int, classes: outputs.NamedPalette) -> str:
+    """The four largest areas, int64 `[C]`, as shares of so many pixels."""
+    names = [classes.name(label) for label in range(len(areas))]
+    shares = [
+        f"{name} {100 * share:.1f}%" for name, share in area_shares(areas, pixels, names).items()
+    ]
     more = f" and {len(shares) - 4} more" if len(shares) > 4 else ""
-    return ", ".join(shares[:4]) + more
+    return f"{', '.join(shares[:4])}{more}" if pixels else "nothing observed"
 
 
 def print_notes(notes: Iterable[str]) -> None:
