@@ -201,7 +201,7 @@ def segment(
     scales, again = views.numbers(), "mend that, then go on with --skip-existing"
     with reported_once(again), processes(device) as group:
         with group.together():
-            files = images.find_images(inputs, many.recursive)
+            files = images.find_images(inputs, many.recursive, videos=True)
             given = {"--probabilities": probabilities, "--polygons": polygons, "--batch": batch > 1}
             refused = [name for name, value in given.items() if value]
             are_videos = video.apply_to(files, refused, group.world)

@@ -111,14 +111,16 @@ def load_picture(
             ) from error
 
 
-def find_images(inputs: Sequence[str | Path], recursive: bool = False) -> list[Path]:
+def find_images(
+    inputs: Sequence[str | Path], recursive: bool = False, videos: bool = False
+) -> list[Path]:
     """The files that paths, folders and glob patterns stand for, in order.
 
     Where several are given, each file once.
 
-    A folder gives its pictures by suffix, or else its .npy files, or else its videos, not hidden
-    ones, and those of its subfolders only if `recursive`; a pattern (`*`, `?`, `[`, and `**`
-    through subfolders) gives every file that matches. A name that exists is never taken for a
+    A folder gives its pictures by suffix, or else its .npy files, or else its videos if `videos`,
+    not hidden ones, and those of its subfolders only if `recursive`; a pattern (`*`, `?`, `[`, and
+    `**` through subfolders) gives every file that matches. A name that exists is never taken for a
     pattern.
 
     Raises InputError where an input gives no file, or where there is no input.
@@ -130,7 +132,7 @@ def find_images(inputs: Sequence[str | Path], recursive: bool = False) -> list[P
     files: dict[Path, Path] = {}
     for item in inputs:
         try:
-            found = _expand(item, recursive)
+            found = _expand(item, recursive, videos)
             if len(inputs) == 1:  # of a hundred thousand files no second list
                 return found
             for file in found:
@@ -141,10 +143,10 @@ def find_images(inputs: Sequence[str | Path], recursive: bool = False) -> list[P
     return list(files.values())
 
 
-def _expand(item: str | Path, recursive: bool) -> list[Path]:
+def _expand(item: str | Path, recursive: bool, videos: bool) -> list[Path]:
     path = Path(item)
     if path.is_dir():
-        for suffixes in (SUFFIXES, (".npy",), VIDEOS):
+        for suffixes in (SUFFIXES, (".npy",), VIDEOS if videos else ()):
             if files := [path / name for name in files_below(path, suffixes, recursive)]:
                 return files
         below = (
@@ -152,7 +154,9 @@ def _expand(item: str | Path, recursive: bool) -> list[Path]:
             if recursive
             else f"; subfolders are not searched, '{path}/**/*.jpg' in quotes searches them"
         )
-        raise InputError(f"{path}: the folder holds no picture ({', '.join(SUFFIXES)}){below}")
+        kinds = f"no picture ({', '.join(SUFFIXES)})"
+        kinds += f" and no video ({', '.join(VIDEOS)})" if videos else ""
+        raise InputError(f"{path}: the folder holds {kinds}{below}")
     if not path.exists() and glob.has_magic(str(item)):
         matches = (Path(name) for name in glob.glob(str(item), recursive=True))
         files = sorted(p for p in matches if p.is_file())

@@ -319,9 +319,11 @@ def test_a_folder_gives_its_videos_where_it_has_no_pictures(tmp_path):
     (tmp_path / "a.MP4").touch()
     (tmp_path / "b.webm").touch()
     (tmp_path / "c.txt").touch()
-    assert [path.name for path in find_images([tmp_path])] == ["a.MP4", "b.webm"]
+    assert [path.name for path in find_images([tmp_path], videos=True)] == ["a.MP4", "b.webm"]
+    with pytest.raises(InputError, match="holds no picture"):
+        find_images([tmp_path])
     (tmp_path / "photo.jpg").touch()  # with a short video of the same name, as phones do
-    assert [path.name for path in find_images([tmp_path])] == ["photo.jpg"]
+    assert [path.name for path in find_images([tmp_path], videos=True)] == ["photo.jpg"]
 
 
 def test_without_av_it_says_what_to_install(tmp_path, monkeypatch):
