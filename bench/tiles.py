@@ -11,8 +11,8 @@ it knows. The network's labels and those of the CRF that is stored with it are c
 of the picture taken whole; at least 99.5 % must be equal.
 
 `large` lays generated scenes of 321 pixels side by side, has `deeplab segment` take the picture in
-tiles of 1024 in a process of its own, and asks the system for that process's peak of resident
-memory (bar: 4 GB). Then the network takes crops whole: at tiles' centres, where at least 99.9 % of
+tiles of 1024 in a process of its own, which may have 4 GB of data and no more (RLIMIT_DATA), and
+asks the system for that process's peak of resident memory (bar: 4 GB). Then the network takes crops whole: at tiles' centres, where at least 99.9 % of
 the labels must be equal, and at random places, seams and all. A crop is compared without the
 outermost 384 pixels. With --scales 0.1 the network sees a hundredth of the pixels, while all else
 stays as it is: its own part of the peak, about 0.1 GB, is missing. The whole takes about 30
@@ -34,7 +34,7 @@ import numpy as np
 import torch
 
 OVERLAP = 384  # that of the defaults
-TILE, SEAMS, LARGE, MEMORY = 1024, 0.995, 0.999, 4e9
+TILE, SEAMS, LARGE, MEMORY = 1024, 0.995, 0.999, 4_000_000_000
 CELL, DISTINCT, FIRST = 321, 64, 10_000_000  # pixels, scenes, and the first one's number
 COMPARED, AROUND, CROPS = 257, 384, 20  # pixels of a crop and beside it, and how many
 
@@ -89,7 +89,7 @@ def large(
     options += ["--tile", str(tile), "--overlap", str(overlap), "--scales", scales]
     start, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
     command = [sys.executable, "-m", "deeplab", "segment", str(file), *options]
-    subprocess.run(command, check=True)
+    subprocess.run(command, check=True, preexec_fn=_limit)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     found: dict[str, Any] = {
         "side": side,
@@ -97,6 +97,7 @@ def large(
         "overlap": overlap,
         "scales": scales,
         "peak_bytes": 1024 * after.ru_maxrss,
+        "limit_bytes": MEMORY,
         "cpu_seconds": after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime,
         "wall_seconds": time.perf_counter() - start,
         "threads": int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1)),
@@ -107,6 +108,11 @@ def large(
     with Image.open(folder / "large_labels.png") as picture:
         labels = np.asarray(picture)
     return found | agreement(image, labels, tile, overlap)
+
+
+def _limit() -> None:
+    """Of the process that calls it: what it writes to in memory, whether resident or not."""
+    resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
 
 
 def agreement(image: np.ndarray, labels: np.ndarray, tile: int, overlap: int) -> dict[str, Any]:

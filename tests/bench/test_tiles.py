@@ -27,7 +27,7 @@ def test_a_picture_that_the_command_has_taken_agrees_with_its_crops(tmp_path, mo
         monkeypatch.setattr(tiles, name, value)
     commands: list[list[str]] = []
 
-    def segment(command: list[str], check: bool) -> SimpleNamespace:
+    def segment(command: list[str], check: bool, preexec_fn: object) -> SimpleNamespace:
         commands.append(command)
         image = np.asarray(Image.open(tmp_path / "large.png"))
         labels = Predictor(load_model(SHIPPED), tile=65, overlap=16).labels(image)[0]
