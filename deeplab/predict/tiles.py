@@ -23,6 +23,7 @@ they are stretched to its edges, by less than one score in all.
 from __future__ import annotations
 
 import math
+import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -33,6 +34,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from deeplab.errors import InputError
 from deeplab.model import DeepLab
 
 IN_MEMORY = 2**30  # bytes; larger arrays lie in a temporary file
@@ -178,8 +180,21 @@ def blended(
 
 
 def room(shape: tuple[int, ...], dtype: npt.DTypeLike = np.float32) -> np.ndarray:
-    """An array to fill: in memory, or above IN_MEMORY in a temporary file that is gone with it."""
-    if math.prod(shape) * np.dtype(dtype).itemsize <= IN_MEMORY:
+    """An array to fill: in memory, or above IN_MEMORY in a temporary file that is gone with it.
+
+    The file has no name, so that nothing is left of it however the process ends. Raises InputError
+    where the disk has no room for it.
+    """
+    size = math.prod(shape) * np.dtype(dtype).itemsize
+    if size <= IN_MEMORY:
         return np.empty(shape, dtype)
-    with tempfile.TemporaryFile() as file:
-        return np.memmap(file, dtype, "w+", shape=shape)
+    try:
+        with tempfile.TemporaryFile() as file:
+            if hasattr(os, "posix_fallocate"):  # else a full disk ends the process at a write
+                os.posix_fallocate(file.fileno(), 0, size)
+            return np.memmap(file, dtype, "w+", shape=shape)
+    except OSError as error:
+        raise InputError(
+            f"{tempfile.gettempdir()}: {size / 1e9:.1f} GB beside the memory are needed "
+            f"({error.strerror or error}); have TMPDIR name a folder of a larger disk"
+        ) from error

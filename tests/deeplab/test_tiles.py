@@ -1,8 +1,15 @@
 """Large pictures in tiles: the blend itself, and what network and CRF give in tiles and whole."""
 
+import errno
+import itertools
+import os
+import tempfile
+
 import numpy as np
 import pytest
 import torch
+from commands import done
+from PIL import Image
 
 import crf
 from deeplab.crf_settings import CRFSettings
@@ -108,6 +115,34 @@ def test_what_is_kept_of_a_picture_is_a_row_of_overlaps(monkeypatch) -> None:
     assert max(shape[1] for shape in made) < 16 + 2 * 8
 
 
+def test_nothing_is_left_on_the_disk_after_ctrl_c(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(tiles, "IN_MEMORY", 0)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    spans, seen = Tiling(65, 16, 8, 1).spans(200), []
+
+    def values(rows: slice, columns: slice) -> torch.Tensor:
+        seen.append(list(tmp_path.iterdir()))
+        if rows.start > 0:  # the overlap with the row above lies in a file
+            raise KeyboardInterrupt
+        return torch.ones(2, rows.stop - rows.start, columns.stop - columns.start)
+
+    with pytest.raises(KeyboardInterrupt):
+        list(blended(spans, spans, values))
+    assert seen == [[]] * (len(spans) + 1)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_full_disk_is_told_before_anything_is_written(tmp_path, monkeypatch) -> None:
+    def full(file: int, start: int, size: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(tiles, "IN_MEMORY", 0)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(os, "posix_fallocate", full, raising=False)
+    with pytest.raises(InputError, match=r"1\.6 GB .*\(No space left on device\); have TMPDIR"):
+        tiles.room((20_000, 20_000), np.float32)
+
+
 GRIDS = [  # a model, scales, and the pixels to which its tiles have to keep
     ("deeplab_v2_small", {}, (1.0,), 8, 1),
     ("deeplab_v2_small", {}, (0.5, 0.75, 1.25), 32, 1),
@@ -143,6 +178,48 @@ def test_a_tile_has_the_scores_that_the_whole_picture_has_where_no_edge_is_seen(
     np.testing.assert_allclose(found, whole, atol=3 * 1153 * torch.finfo(torch.float32).eps)
 
 
+CASES = {  # of a model, how it is used, a picture's size, and the overlap of tiles of 65 pixels
+    "a pixel larger than a tile": ({}, {}, (66, 65), 16),
+    "a pixel high": ({}, {}, (1, 150), 16),
+    "very thin": ({}, {}, (700, 5), 32),
+    "no overlap": ({}, {}, (70, 150), 0),
+    "several views": ({}, {"scales": (0.5, 1.0), "flip": True}, (70, 150), 16),
+    "several labels a pixel": ({"multilabel": True}, {}, (70, 150), 16),
+    "a CRF": ({}, {"crf": layer()}, (70, 150), 16),
+    "bfloat16": ({}, {"precision": torch.bfloat16}, (66, 100), 16),
+    "float16": ({}, {"precision": torch.float16}, (66, 100), 16),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_picture_in_tiles_is_the_weighted_mean_of_what_each_tile_is_alone(case: str) -> None:
+    about, options, size, overlap = CASES[case]
+    torch.manual_seed(0)
+    model = build("deeplab_v2_small", num_classes=4, **about).eval()
+    with torch.no_grad():
+        model.head.classifier.weight.mul_(0.05)  # probabilities that are neither 0 nor 1
+    image, tiling = picture(*size), Tiling.of(model, options.get("scales", ()), 65, overlap)
+    alone = Predictor(model, tile=None, **options)
+    expected, count = np.zeros((4, *size)), 0
+    rows, columns = (tiling.spans(length) for length in size)
+    for row, column in itertools.product(rows, columns):
+        at = slice(row.start, row.stop), slice(column.start, column.stop)
+        weight = np.outer(row.weight.double(), column.weight.double())
+        expected[:, *at] += weight * alone(image[at]).probabilities
+        count += 1
+    predictor = Predictor(model, tile=65, overlap=overlap, **options)
+    found = predictor(image)
+    assert count > 1
+    rounding = 8 * torch.finfo(torch.float32).eps  # weights, products and sums of four tiles
+    np.testing.assert_allclose(found.probabilities, expected, atol=rounding)
+    if model.multilabel:
+        assert np.array_equal(found.labels, found.probabilities >= 0.5)
+    else:
+        assert np.array_equal(found.labels, found.probabilities.argmax(0))
+    assert np.array_equal(predictor(image, probabilities=False).labels, found.labels)
+    assert np.array_equal(predictor.labels(image)[1], found.labels)
+
+
 def test_seams_change_few_labels(shipped: DeepLab) -> None:
     image, refiner = scene(10_000_003, (385, 897)).image, CRFSettings().refiner(11)
     whole = Predictor(shipped, refiner, tile=None).labels(image)
@@ -150,6 +227,21 @@ def test_seams_change_few_labels(shipped: DeepLab) -> None:
     agreements = [float((a == b).mean()) for a, b in zip(found, whole, strict=True)]
     assert min(agreements) >= SEAMS, agreements
     assert max(agreements) < 1
+
+
+def test_a_folder_of_pictures_goes_in_tiles(tmp_path) -> None:
+    image, folder = picture(70, 150), tmp_path / "pictures"
+    folder.mkdir()
+    for name, each in {"a": image, "b": image[::-1]}.items():
+        Image.fromarray(each).save(folder / f"{name}.png")
+    options = ["--weights", SHIPPED, "--no-crf", "--tile", 65, "--overlap", 16, "--scales", "0.5,1"]
+    done("segment", folder, *options, "--precision", "bfloat16", "--out", tmp_path / "out")
+    predictor = Predictor(
+        load_model(SHIPPED), scales=(0.5, 1), precision=torch.bfloat16, tile=65, overlap=16
+    )
+    for name, each in {"a": image, "b": image[::-1]}.items():
+        with Image.open(tmp_path / "out" / f"{name}_labels.png") as labels:
+            assert np.array_equal(np.asarray(labels), predictor(each).labels)
 
 
 def test_labels_and_probabilities_of_tiles_are_of_one_blend(small: DeepLab) -> None:
