@@ -66,14 +66,14 @@ def test_tiles_lie_on_the_grid_share_the_overlap_and_their_weights_sum_to_one(
         torch.testing.assert_close(total, torch.ones(length), atol=1e-6, rtol=0)
 
 
-def test_the_outermost_quarter_of_an_overlap_counts_nothing() -> None:
+def test_the_outermost_three_eighths_of_an_overlap_count_nothing() -> None:
     first, second = Tiling(65, 33, 8, 1).spans(97)
     assert (first.stop, second.start) == (65, 32)
-    assert not second.weight[:8].any()
-    assert not first.weight[-8:].any()
-    assert bool((first.weight[: 32 + 8] == 1).all())
-    assert bool((second.weight[25:] == 1).all())
-    assert bool((second.weight[9:24].diff() > 0).all())
+    assert not second.weight[:12].any()
+    assert not first.weight[-12:].any()
+    assert bool((first.weight[: 32 + 12] == 1).all())
+    assert bool((second.weight[21:] == 1).all())
+    assert bool((second.weight[12:21].diff() > 0).all())
 
 
 @pytest.mark.parametrize("in_memory", [2**30, 0], ids=["memory", "disk"])
