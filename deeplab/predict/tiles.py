@@ -7,9 +7,11 @@ next, linearly in the middle quarter of it:
 
     |------ tile ------|
     1 1 1 1 1 1 1 1 \\ 0 0
-              0 0 / 1 1 1 1 1 1 1 1    the outermost 3/8 of an overlap count nothing: there a network
-             |------ tile ------|      sees its padding, and a CRF lacks many of the neighbours. With
-                                       the default overlap they are 144 pixels; atrous rates reach 192
+              0 0 / 1 1 1 1 1 1 1 1
+             |------ tile ------|
+
+The outermost 3/8 of an overlap count nothing: there a network sees its padding, and a CRF lacks
+many of the neighbours. Of the default overlap they are 144 pixels; atrous rates reach up to 192.
 
 Tiles go row by row. What no later tile touches is finished and given away, so that all that is kept
 of a picture is the overlap with the row below (on the disk where that is large) and with the tile
@@ -23,6 +25,7 @@ they are stretched to its edges, by less than one score in all.
 
 from __future__ import annotations
 
+import errno
 import math
 import os
 import tempfile
@@ -191,11 +194,21 @@ def room(shape: tuple[int, ...], dtype: npt.DTypeLike = np.float32) -> np.ndarra
         return np.empty(shape, dtype)
     try:
         with tempfile.TemporaryFile() as file:
-            if hasattr(os, "posix_fallocate"):  # else a full disk ends the process at a write
-                os.posix_fallocate(file.fileno(), 0, size)
+            _reserve(file.fileno(), size)
             return np.memmap(file, dtype, "w+", shape=shape)
     except OSError as error:
         raise InputError(
             f"{tempfile.gettempdir()}: {size / 1e9:.1f} GB beside the memory are needed "
             f"({error.strerror or error}); have TMPDIR name a folder of a larger disk"
         ) from error
+
+
+def _reserve(file: int, size: int) -> None:
+    """Bytes of the disk for a file, where that can be had: a full disk ends a process that writes
+    to a mapped file without them."""
+    if hasattr(os, "posix_fallocate"):
+        try:
+            os.posix_fallocate(file, 0, size)
+        except OSError as error:
+            if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):  # not on this file system
+                raise
