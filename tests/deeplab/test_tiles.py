@@ -198,6 +198,12 @@ CASES = {  # of a model, how it is used, a picture's size, and the overlap of ti
     "several views": ({}, {"scales": (0.5, 1.0), "flip": True}, (70, 150), 16),
     "several labels a pixel": ({"multilabel": True}, {}, (70, 150), 16),
     "a CRF": ({}, {"crf": layer()}, (70, 150), 16),
+    "a CRF of all bands": (
+        {},
+        {"crf": CRFSettings(2, bands="all").refiner(4), "bands": "all"},
+        (70, 150),
+        16,
+    ),
     "bfloat16": ({}, {"precision": torch.bfloat16}, (33, 100), 16),
     "float16": ({}, {"precision": torch.float16}, (33, 100), 16),
 }
@@ -217,7 +223,8 @@ def test_a_picture_in_tiles_is_the_weighted_mean_of_what_each_tile_is_alone(case
     for row, column in itertools.product(rows, columns):
         at = slice(row.start, row.stop), slice(column.start, column.stop)
         weight = np.outer(row.weight.double(), column.weight.double())
-        expected[:, *at] += weight * alone(image[at]).probabilities
+        output = alone.output([image[at]], (row.start, column.start))
+        expected[:, *at] += weight * output.probabilities[0].numpy()
         count += 1
     predictor = Predictor(model, tile=65, overlap=overlap, **options)
     found = predictor(image)
@@ -310,7 +317,7 @@ def test_tiles_are_chosen_where_the_memory_is_short(small: DeepLab, monkeypatch)
         assert Predictor(small, tile=1025).in_tiles(image.shape)
     seen: list[tuple[int, ...]] = []
     monkeypatch.setattr(
-        Predictor, "output", lambda self, images: seen.append(images[0].shape) or 1 / 0
+        Predictor, "output", lambda self, images, origin: seen.append(images[0].shape) or 1 / 0
     )
     with pytest.raises(ZeroDivisionError):
         Predictor(small)(image)
