@@ -16,7 +16,7 @@ from deeplab.crf_settings import CRFSettings
 from deeplab.data.scenes import scene
 from deeplab.errors import InputError
 from deeplab.model import DeepLab, build, deeplab_v2_small
-from deeplab.predict import Predictor, tiles
+from deeplab.predict import Predictor, as_levels, tiles
 from deeplab.predict.tiles import Tiling, blended
 from deeplab.weights import SHIPPED, load_model
 
@@ -237,6 +237,23 @@ def test_a_picture_in_tiles_is_the_weighted_mean_of_what_each_tile_is_alone(case
         assert np.array_equal(found.labels, found.probabilities.argmax(0))
     assert np.array_equal(predictor(image, probabilities=False).labels, found.labels)
     assert np.array_equal(predictor.labels(image)[1], found.labels)
+
+
+@pytest.mark.parametrize("bands", [None, "all"])
+def test_a_crf_counts_positions_in_the_whole_picture(small: DeepLab, bands) -> None:
+    refiner, image = CRFSettings(2, bands=bands).refiner(4), picture(20, 30)
+    predictor = Predictor(small, refiner, bands=bands)
+    here, there = predictor.output([image]), predictor.output([image], (300, 17))
+    expected = refiner(there.logits, as_levels(small, image, bands).float(), origin=(300, 17))
+    assert torch.equal(there.marginals, expected)
+    assert torch.equal(there.logits, here.logits)
+    assert not torch.equal(there.marginals, here.marginals)
+
+
+def test_a_crf_of_somebodys_own_takes_each_tile_as_a_picture(small: DeepLab) -> None:
+    image = picture(70, 150)
+    own = Predictor(small, lambda logits, levels: logits.softmax(1), tile=65, overlap=16)
+    assert np.array_equal(own(image).labels, Predictor(small, tile=65, overlap=16)(image).labels)
 
 
 def test_seams_change_few_labels(shipped: DeepLab) -> None:
