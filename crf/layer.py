@@ -180,6 +180,7 @@ class DenseCRF(nn.Module):
         images: Tensor | Sequence[Tensor] | None = None,
         features: Features | Sequence[Features] | None = None,
         return_kl: bool = False,
+        origin: tuple[int, int] | None = None,
     ) -> Any:
         """Marginals Q of every pixel.
 
@@ -193,6 +194,9 @@ class DenseCRF(nn.Module):
                 `pairwise`, already divided by sigma; N runs over pixels y * W + x
                 (`crf.grid_features` makes some).
             return_kl: whether to return the divergence of Q from the model too.
+            origin: (y, x) of the first pixel where the images are parts of a larger one; None:
+                zeros. With it a lattice has its vertices where that of the whole image has them,
+                so that a part differs from the whole near its edges alone.
 
         Returns:
             Marginals of the shape of the logits, float64 for float64 logits and else float32, under
@@ -221,15 +225,16 @@ class DenseCRF(nn.Module):
         checks.refuse_tracing()
         if not isinstance(logits, Tensor):
             return [
-                _of_one(self(*one, return_kl)) for one in checks.ragged(logits, images, features)
+                _of_one(self(*one, return_kl, origin))
+                for one in checks.ragged(logits, images, features)
             ]
         features = cast(Features, features or {})
         images = cast(Tensor | None, images)
         checks.check_inputs(logits, images, features, self.num_classes, self._given_potentials())
         if not return_kl:
-            return self._infer(logits, images, features, marginals=True)
+            return self._infer(logits, images, features, marginals=True, origin=origin)
         with torch.autocast(logits.device.type, enabled=False):
-            unary, points, compatibilities = self._energies(logits, images, features)
+            unary, points, compatibilities = self._energies(logits, images, features, origin)
             settings = self._settings(logits, points, marginals=True)
             with naming_sigmas(lambda: self.potentials, logits, images, points):
                 marginals, divergence = ops.infer_with_divergence(
@@ -346,10 +351,15 @@ class DenseCRF(nn.Module):
         return [term for term in (self.gaussian, self.bilateral, *self.pairwise) if term]
 
     def _infer(
-        self, logits: Tensor, images: Tensor | None, features: Features, marginals: bool
+        self,
+        logits: Tensor,
+        images: Tensor | None,
+        features: Features,
+        marginals: bool,
+        origin: tuple[int, int] | None = None,
     ) -> Tensor:
         with torch.autocast(logits.device.type, enabled=False):
-            unary, points, compatibilities = self._energies(logits, images, features)
+            unary, points, compatibilities = self._energies(logits, images, features, origin)
             settings = self._settings(logits, points, marginals)
             if not torch.compiler.is_compiling():
                 with naming_sigmas(lambda: self.potentials, logits, images, points):
@@ -388,7 +398,11 @@ class DenseCRF(nn.Module):
         )
 
     def _energies(
-        self, logits: Tensor, images: Tensor | None, features: Features
+        self,
+        logits: Tensor,
+        images: Tensor | None,
+        features: Features,
+        origin: tuple[int, int] | None = None,
     ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
         """Unary energies `[B, C, N]`; features and compatibility of each term, in their order."""
         matrix = self.compatibility if self.learned is None else self.learned.compatibility
@@ -405,7 +419,7 @@ class DenseCRF(nn.Module):
                 sigmas = None if self.learned is None else self.learned.sigmas(term).to(dtype)
                 maps = logits if isinstance(term, Gaussian) else images
                 assert maps is not None  # a bilateral term without images was refused
-                points.append(term.features(maps.to(dtype), sigmas))
+                points.append(term.features(maps.to(dtype), sigmas, origin))
             if self.learned is None:
                 compatibilities.append(
                     weighted_compatibility(term.weight, self.compatibility, like=unary)

@@ -47,13 +47,15 @@ class Gaussian:
         """Of (x, y)."""
         return _expand(self.sigma_xy, 2)
 
-    def features(self, like: Tensor, sigmas: Tensor | None = None) -> Tensor:
+    def features(
+        self, like: Tensor, sigmas: Tensor | None = None, origin: Sequence[int] | None = None
+    ) -> Tensor:
         """`[1, H*W, 2]` (x, y) / sigma, the same for all maps of a batch `like` `[B, ..., H, W]`.
 
-        sigmas: `[2]` to divide by instead of the term's own.
+        sigmas: `[2]` to divide by instead of the term's own. origin: (y, x) of the first pixel.
         """
         sigmas = _filled(self.sigmas, like) if sigmas is None else sigmas
-        return grid_positions(like.shape[-2:], like)[None] / sigmas
+        return grid_positions(like.shape[-2:], like, origin)[None] / sigmas
 
 
 @dataclass(frozen=True)
@@ -83,13 +85,16 @@ class Bilateral:
         """Of (x, y, r, g, b)."""
         return _expand(self.sigma_xy, 2) + _expand(self.sigma_rgb, 3)
 
-    def features(self, images: Tensor, sigmas: Tensor | None = None) -> Tensor:
+    def features(
+        self, images: Tensor, sigmas: Tensor | None = None, origin: Sequence[int] | None = None
+    ) -> Tensor:
         """`[B, H*W, 5]` (x, y, r, g, b) / sigma of floating-point RGB `images` `[B, 3, H, W]`.
 
-        sigmas: `[5]` to divide by instead of the term's own.
+        sigmas: `[5]` to divide by instead of the term's own. origin: (y, x) of the first pixel.
         """
         sigmas = _filled(self.sigmas, images) if sigmas is None else sigmas
-        positions = grid_positions(images.shape[2:], images).expand(images.shape[0], -1, -1)
+        positions = grid_positions(images.shape[2:], images, origin)
+        positions = positions.expand(images.shape[0], -1, -1)
         colours = images.flatten(2).transpose(1, 2)
         return torch.cat([positions, colours], dim=2) / sigmas
 
@@ -119,12 +124,21 @@ class Pairwise:
 Potential = Gaussian | Bilateral | Pairwise
 
 
-def grid_positions(shape: Sequence[int], like: Tensor) -> Tensor:
+def grid_positions(
+    shape: Sequence[int], like: Tensor, origin: Sequence[int] | None = None
+) -> Tensor:
     """Coordinates of every point of a grid, `[N, S]`, the last axis first: (x, y) of `[H, W]`.
 
-    Points run through the grid as memory does: pixel y * W + x.
+    Points run through the grid as memory does: pixel y * W + x. origin: of the first one, in the
+    order of the shape; None: zeros.
     """
-    axes = [torch.arange(size, dtype=like.dtype, device=like.device) for size in shape]
+    starts = [0] * len(shape) if origin is None else list(origin)
+    if len(starts) != len(shape):
+        raise ValueError(f"origin must be {len(shape)} integers, one for each axis, not {origin!r}")
+    axes = [
+        torch.arange(start, start + size, dtype=like.dtype, device=like.device)
+        for start, size in zip(starts, shape, strict=True)
+    ]
     grids = torch.meshgrid(*axes, indexing="ij")
     return torch.stack(grids[::-1], dim=-1).flatten(0, -2)
 
@@ -134,6 +148,7 @@ def grid_features(
     sigma: float | Sequence[float],
     values: Tensor | None = None,
     sigma_values: float | Sequence[float] | None = None,
+    origin: Sequence[int] | None = None,
 ) -> Tensor:
     """Features of a grid of any number of axes, for a `Pairwise` term: volumes, video, depth.
 
@@ -144,13 +159,14 @@ def grid_features(
         values: what tells points apart beside their place, `[B, channels, *shape]`: grey levels,
             depth, the channels of a network. None: only the place counts.
         sigma_values: its standard deviation, one number or one for each channel.
+        origin: where the grid begins in a larger one, in the order of the shape; None: zeros.
 
     Returns:
         `[B, N, S]` or, with values, `[B, N, S + channels]`; B is 1 without values. float64 for
         float64 values, else float32. Differentiable in the values.
 
     Raises:
-        TypeError, ValueError: shapes or sigmas that do not fit.
+        TypeError, ValueError: shapes, sigmas or an origin that do not fit.
 
     Example:
         features = grid_features(scan.shape[2:], 4.0, scan, 30.0)       # [B, 1, D, H, W]
@@ -163,7 +179,8 @@ def grid_features(
         raise ValueError("values and sigma_values go together: give both or neither")
     if values is None:
         like = torch.empty(0)
-        return (grid_positions(shape, like) / like.new_tensor(_expand(sigma, len(shape))))[None]
+        place = grid_positions(shape, like, origin)
+        return (place / like.new_tensor(_expand(sigma, len(shape))))[None]
     if values.ndim != len(shape) + 2 or tuple(values.shape[2:]) != shape:
         raise ValueError(
             f"values must have shape [B, channels, {', '.join(map(str, shape))}], "
@@ -172,7 +189,7 @@ def grid_features(
     assert sigma_values is not None
     _check_sigmas("sigma_values", sigma_values, values.shape[1])
     points = values.to(torch.float64 if values.dtype == torch.float64 else torch.float32)
-    place = grid_positions(shape, points) / points.new_tensor(_expand(sigma, len(shape)))
+    place = grid_positions(shape, points, origin) / points.new_tensor(_expand(sigma, len(shape)))
     levels = points.flatten(2).transpose(1, 2)
     levels = levels / points.new_tensor(_expand(sigma_values, values.shape[1]))
     return torch.cat([place.expand(len(points), -1, -1), levels], dim=2)

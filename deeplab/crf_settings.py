@@ -212,11 +212,16 @@ class AllBandsCRF(nn.Module):
         term = crf.Pairwise("bands", appearance.weight)
         self.layer = settings.layer(num_classes, pairwise=[term])
 
-    def forward(self, logits: Tensor, levels: Tensor) -> Tensor:
-        """Marginals `[B, C, H, W]`, from levels `[B, bands, H, W]` in 0-255."""
+    def forward(
+        self, logits: Tensor, levels: Tensor, origin: tuple[int, int] | None = None
+    ) -> Tensor:
+        """Marginals `[B, C, H, W]`, from levels `[B, bands, H, W]` in 0-255.
+
+        origin: as of `crf.DenseCRF`.
+        """
         xy, colour = self.appearance.sigma_xy, self.appearance.sigma_rgb
-        features = crf.grid_features(levels.shape[2:], xy, levels, colour)
-        marginals: Tensor = self.layer(logits, features={"bands": features})
+        features = crf.grid_features(levels.shape[2:], xy, levels, colour, origin)
+        marginals: Tensor = self.layer(logits, features={"bands": features}, origin=origin)
         return marginals
 
 

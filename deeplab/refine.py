@@ -38,6 +38,7 @@ from deeplab.data.annotations import GT_PROB, UNSURE_INDEX, Annotation
 from deeplab.data.cams import CAMs
 from deeplab.errors import InputError
 from deeplab.predict import Prediction, as_batch
+from kernels import memory
 
 CLIP = 1e-5  # least probability, so that no label is ruled out for good
 
@@ -153,6 +154,7 @@ def refine_scribbles(
     count = annotation.num_labels
     _refuse_compatibility(settings, "scribbles have labels of their own")
     _check_gt_prob(gt_prob, count)
+    _require_memory(settings, height * width, count)
     model = densecrf.DenseCRF(height * width, count)
     model.setUnaryEnergy(
         crf_utils.unary_from_labels(annotation.labels, count, gt_prob=gt_prob, zero_unsure=True)
@@ -170,6 +172,13 @@ def refine_scribbles(
         )
     marginals = np.array(model.inference(settings.iterations), dtype=np.float32)
     return Prediction.of(marginals.reshape(count, height, width))
+
+
+def _require_memory(settings: CRFSettings, pixels: int, labels: int) -> None:
+    """MemoryError where the terms cannot fit, as `kernels.mean_field` asks of a CRF layer's."""
+    corners = 3 * (settings.gaussian is not None) + 6 * (settings.bilateral is not None)
+    needed = pixels * (24 * corners + 16 * labels)
+    memory.require(needed, torch.device("cpu"), f"a CRF over {pixels} pixels")
 
 
 def _marginals(scores: np.ndarray, image: np.ndarray, settings: CRFSettings) -> np.ndarray:

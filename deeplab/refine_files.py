@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from deeplab.predict import Prediction
 
 ARRAYS = (".npy", ".npz")
+LEAST = 100  # bytes a pixel: less than any CRF takes, more than to read labels
 NAMES_WITH_UNSURE = (*(f"class {k}" for k in range(UNSURE_INDEX)), "unsure")
 
 COLOURS, INDICES = "an annotation by colours", "class indices (--indices)"
@@ -91,7 +92,7 @@ class FileRefiner:
     colours: int | None = None
     gt_prob: float | None = None
     background: refine.Background | None = None
-    max_megapixels: float = images.MAX_MEGAPIXELS
+    max_megapixels: float | None = None
 
     def __post_init__(self) -> None:
         """InputError for --gt-prob where there are no labels to trust."""
@@ -111,6 +112,7 @@ class FileRefiner:
         self._check_kind(given)
         image, conversions = images.read_image(image_file, self.max_megapixels)
         size = (image.shape[0], image.shape[1])
+        images.check_size(image_file, size[::-1], None, LEAST, "refine")
         with _named_errors(given):
             if given.suffix.lower() not in ARRAYS:
                 return self._annotated(given, image, conversions)

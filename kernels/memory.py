@@ -8,6 +8,8 @@ from pathlib import Path
 
 import torch
 
+from kernels import cgroups
+
 ASK_FROM = 2**30  # bytes on a GPU: to ask its driver takes longer than a small filter
 
 
@@ -35,13 +37,20 @@ def require(
 
 
 def available(device: torch.device) -> int | None:
-    """Bytes to be had on `device` without swapping; None where the system does not tell."""
+    """Bytes to be had on `device` without swapping; None where the system does not tell.
+
+    On a CPU the free memory of the machine, or what the control groups of the process leave of it.
+    """
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return free + kept
     if device.type != "cpu":
         return None
+    return cgroups.left(_of_machine())
+
+
+def _of_machine() -> int | None:
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
         return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvail"))

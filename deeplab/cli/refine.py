@@ -110,7 +110,7 @@ def refine(
     overlay: Annotated[
         bool, typer.Option("--overlay/--no-overlay", help="Write the overlay beside the labels.")
     ] = True,
-    max_megapixels: options.MaxMegapixels = images.MAX_MEGAPIXELS,
+    max_megapixels: options.MaxMegapixels = None,
     skip_missing: Annotated[
         bool,
         typer.Option(

@@ -90,14 +90,7 @@ def segment(
         ),
     ] = None,
     threshold: options.Threshold = None,
-    max_megapixels: Annotated[
-        float | None,
-        option(
-            "N",
-            "Refuse larger pictures (10^6 pixels), before they are decoded.",
-            shown="what the memory holds",
-        ),
-    ] = None,
+    max_megapixels: options.MaxMegapixels = None,
     views: options.ViewOptions,
     tile: Annotated[
         int | None,

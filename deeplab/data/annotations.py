@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from deeplab.data.conversions import Conversion
-from deeplab.data.images import MAX_MEGAPIXELS, load_picture
+from deeplab.data.images import load_picture
 from deeplab.data.outputs import CLASS_NAMES, PALETTE
 from deeplab.errors import InputError
 
@@ -83,7 +83,7 @@ class Probabilities:
 def read_colours(
     path: str | Path,
     size: tuple[int, int],
-    max_megapixels: float = MAX_MEGAPIXELS,
+    max_megapixels: float | None = None,
     colours: int | None = None,
 ) -> Annotation:
     """An annotation by colours, for a picture of `size` (height, width).
@@ -145,7 +145,7 @@ def read_indices(
     path: str | Path,
     size: tuple[int, int],
     num_classes: int | None = None,
-    max_megapixels: float = MAX_MEGAPIXELS,
+    max_megapixels: float | None = None,
 ) -> Annotation:
     """An annotation by class indices (VOC's label maps), for a picture of `size` (height, width).
 

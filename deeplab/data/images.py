@@ -34,7 +34,6 @@ from deeplab.data.conversions import (
 from deeplab.data.folders import files_below
 from deeplab.errors import InputError
 
-MAX_MEGAPIXELS = 100.0  # of what goes through a CRF whole
 DECODED = 7  # bytes a pixel of RGB: 4 as Pillow has it, and 3 as an array
 ROWS = 1024  # that are copied at a time
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".ppm", ".pgm")
@@ -196,10 +195,11 @@ def check_size(
     size: tuple[int, int],
     max_megapixels: float | None,
     bytes_a_pixel: float = DECODED,
+    do: str = "read",
 ) -> None:
     """InputError where a picture of (width, height) pixels has none, or too many.
 
-    max_megapixels: None for as many as fit into memory at so many bytes each.
+    max_megapixels: None for as many as fit into memory at so many bytes each. do: what takes them.
     """
     width, height = size
     if width < 1 or height < 1:
@@ -208,7 +208,7 @@ def check_size(
     needed, free = width * height * bytes_a_pixel, _free_memory()
     if free is not None and needed > free:
         raise InputError(
-            f"{path}: {width} x {height} pixels take at least {needed / 1e9:.1f} GB to read, and "
+            f"{path}: {width} x {height} pixels take at least {needed / 1e9:.1f} GB to {do}, and "
             f"{free / 1e9:.1f} GB are free; make it smaller, or cut it into parts"
         )
     if max_megapixels is not None and megapixels > max_megapixels:

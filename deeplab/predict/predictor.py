@@ -2,7 +2,8 @@
 
 A picture goes through network and CRF whole, or in overlapping tiles (`tiles.py`): each tile as if
 it were a picture, so that the CRF works on overlapping parts too, and what is blended are the final
-probabilities.
+probabilities. But the CRF counts positions in the whole picture: with the vertices of its lattices
+elsewhere in each tile, it would approximate each tile otherwise.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from crf import DenseCRF
+from deeplab.crf_settings import AllBandsCRF
 from deeplab.errors import InputError
 from deeplab.model import DeepLab
 from deeplab.model.preprocess import Bands
@@ -224,8 +227,10 @@ class Predictor:
         before = found[0].values
         return before, found[1].values if refines else before
 
-    def output(self, images: Sequence[np.ndarray]) -> Output:
+    def output(self, images: Sequence[np.ndarray], origin: tuple[int, int] | None = None) -> Output:
         """Logits and marginals of pictures of one size, each whole.
+
+        origin: (y, x) of their first pixel, where they are parts of larger ones.
 
         Raises as calling the predictor does, but FloatingPointError for NaN and Inf.
         """
@@ -244,7 +249,7 @@ class Predictor:
                 return Output(self.model, logits, None)
             pictures = batch if isinstance(batch, Tensor) else as_batch(batch)
             levels = self.model.preprocessing.levels(pictures, self.bands)
-            return Output(self.model, logits, layer(logits, levels.to(logits)))
+            return Output(self.model, logits, _refined(layer, logits, levels.to(logits), origin))
 
     def _together(self, images: Sequence[np.ndarray]) -> np.ndarray | Tensor:
         """What `model.preprocess` takes of pictures of one size: the picture, or a batch."""
@@ -286,11 +291,23 @@ class Predictor:
         """The blend of `values` `[1, C, h, w]` of the output for all tiles."""
         tiling = self._tiling()
         rows, columns = (tiling.spans(length) for length in image.shape[:2])
-        yield from blended(rows, columns, lambda *at: values(self.output([image[at]]))[0])
+
+        def of_tile(y: slice, x: slice) -> Tensor:
+            return values(self.output([image[y, x]], (y.start, x.start)))[0]
+
+        yield from blended(rows, columns, of_tile)
 
     def _tiling(self) -> Tiling:
         tile = TILE if self.tile == "auto" or self.tile is None else self.tile
         return Tiling.of(self.model, self.scales, tile, self.overlap)
+
+
+def _refined(layer: CRF, logits: Tensor, levels: Tensor, origin: tuple[int, int] | None) -> Tensor:
+    """What a CRF makes of logits; one of somebody's own knows nothing of an origin."""
+    if origin is not None and isinstance(layer, DenseCRF | AllBandsCRF):
+        marginals: Tensor = layer(logits, levels, origin=origin)
+        return marginals
+    return layer(logits, levels)
 
 
 class _Whole:

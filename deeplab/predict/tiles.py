@@ -3,12 +3,15 @@
     P(p) = sum_t w_t(p) P_t(p),     sum_t w_t(p) = 1,     w_t(y, x) = u_t(y) v_t(x)
 
 along each axis a weight rises over the overlap with the tile before and falls over that with the
-next, linearly in the middle half of it:
+next, linearly in the middle quarter of it:
 
-    |----- tile -----|
-    1 1 1 1 1 1 1 \\ 0
-                0 / 1 1 1 1 1 1 1      the outermost quarter of an overlap counts nothing: there a
-               |----- tile -----|      network sees its padding, and a CRF lacks half the neighbours
+    |------ tile ------|
+    1 1 1 1 1 1 1 1 \\ 0 0
+              0 0 / 1 1 1 1 1 1 1 1
+             |------ tile ------|
+
+The outermost 3/8 of an overlap count nothing: there a network sees its padding, and a CRF lacks
+many of the neighbours. Of the default overlap they are 144 pixels; atrous rates reach up to 192.
 
 Tiles go row by row. What no later tile touches is finished and given away, so that all that is kept
 of a picture is the overlap with the row below (on the disk where that is large) and with the tile
@@ -22,7 +25,9 @@ they are stretched to its edges, by less than one score in all.
 
 from __future__ import annotations
 
+import errno
 import math
+import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -33,6 +38,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from deeplab.errors import InputError
 from deeplab.model import DeepLab
 
 IN_MEMORY = 2**30  # bytes; larger arrays lie in a temporary file
@@ -141,9 +147,9 @@ def _denominator(scale: float) -> int:
 
 
 def _rise(overlap: int, length: int) -> Tensor:
-    """0 to 1 over an overlap at the start of a tile: flat, linear over the middle half, flat."""
+    """0 to 1 over an overlap at the start of a tile: flat, linear in the middle quarter, flat."""
     place = (torch.arange(length) + 0.5) / max(1, overlap)
-    return (2 * place - 0.5).clamp(0, 1)
+    return (4 * place - 1.5).clamp(0, 1)
 
 
 def blended(
@@ -178,8 +184,31 @@ def blended(
 
 
 def room(shape: tuple[int, ...], dtype: npt.DTypeLike = np.float32) -> np.ndarray:
-    """An array to fill: in memory, or above IN_MEMORY in a temporary file that is gone with it."""
-    if math.prod(shape) * np.dtype(dtype).itemsize <= IN_MEMORY:
+    """An array to fill: in memory, or above IN_MEMORY in a temporary file that is gone with it.
+
+    The file has no name, so that nothing is left of it however the process ends. Raises InputError
+    where the disk has no room for it.
+    """
+    size = math.prod(shape) * np.dtype(dtype).itemsize
+    if size <= IN_MEMORY:
         return np.empty(shape, dtype)
-    with tempfile.TemporaryFile() as file:
-        return np.memmap(file, dtype, "w+", shape=shape)
+    try:
+        with tempfile.TemporaryFile() as file:
+            _reserve(file.fileno(), size)
+            return np.memmap(file, dtype, "w+", shape=shape)
+    except OSError as error:
+        raise InputError(
+            f"{tempfile.gettempdir()}: {size / 1e9:.1f} GB beside the memory are needed "
+            f"({error.strerror or error}); have TMPDIR name a folder of a larger disk"
+        ) from error
+
+
+def _reserve(file: int, size: int) -> None:
+    """Bytes of the disk for a file, where that can be had: a full disk ends a process that writes
+    to a mapped file without them."""
+    if hasattr(os, "posix_fallocate"):
+        try:
+            os.posix_fallocate(file, 0, size)
+        except OSError as error:
+            if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):  # not on this file system
+                raise

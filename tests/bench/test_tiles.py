@@ -27,7 +27,7 @@ def test_a_picture_that_the_command_has_taken_agrees_with_its_crops(tmp_path, mo
         monkeypatch.setattr(tiles, name, value)
     commands: list[list[str]] = []
 
-    def segment(command: list[str], check: bool) -> SimpleNamespace:
+    def segment(command: list[str], check: bool, preexec_fn: object) -> SimpleNamespace:
         commands.append(command)
         image = np.asarray(Image.open(tmp_path / "large.png"))
         labels = Predictor(load_model(SHIPPED), tile=65, overlap=16).labels(image)[0]
@@ -54,6 +54,27 @@ def test_seams_are_told_of_network_and_crf(monkeypatch) -> None:
         ("many scenes", 113),
     ]
     assert all(0.5 < each[share] < 1 for each in found for share in ("network", "refined"))
+    (one,) = tiles.seams(16, tile=65, count=3, only="one scene")
+    assert (one["tiles"], one["side"]) == (9, 161)
+
+
+def test_seams_are_told_of_photographs_or_else_of_scenes(tmp_path, monkeypatch, capsys) -> None:
+    for folder, suffix in {"camvid/images/val": "jpg", "cc0": "png", "pydensecrf": "png"}.items():
+        (tmp_path / folder).mkdir(parents=True)
+        Image.fromarray(scene(0, (30, 40)).image).save(tmp_path / folder / f"im1.{suffix}")
+    monkeypatch.setattr(tiles, "DATA", tmp_path)
+    monkeypatch.setattr(tiles, "PHOTOGRAPH", (40, 30))
+    found = tiles.seams(16, tile=65, weights=SHIPPED)
+    assert [(each["picture"], each["crf"]) for each in found] == [
+        (picture, crf)
+        for picture in ("street scenes", "one street scene", "photographs")
+        for crf in ("segment", "refine")
+    ]
+    monkeypatch.setattr(tiles, "DATA", tmp_path / "none")
+    monkeypatch.setattr(tiles, "CELL", 50)
+    found = tiles.seams(16, tile=65, weights=SHIPPED, only="many scenes")
+    assert [each["picture"] for each in found] == ["many scenes"] * 2
+    assert "no photographs" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -96,6 +96,28 @@ def test_row_and_column_passes_equal_all_pairs(height, width):
     torch.testing.assert_close(by_passes, by_pairs)
 
 
+def test_a_part_with_its_origin_is_the_whole_away_from_edges():
+    """On a lattice; without an origin its vertices lie elsewhere, and it approximates otherwise."""
+    logits, images = problem(1, 3, 70, 90, torch.float64)
+    terms = {"gaussian": crf.Gaussian(1.0, 1.0), "bilateral": crf.Bilateral(1.0, 2.0, 40.0)}
+    model = crf.DenseCRF(3, **terms, iterations=2, method="permutohedral")
+    y, x = slice(3, 70), slice(7, 90)
+    inner = slice(32, None)
+    whole = model(logits, images)[..., y, x][..., inner, inner]
+    part = model(logits[..., y, x], images[..., y, x], origin=(3, 7))[..., inner, inner]
+    torch.testing.assert_close(part, whole)
+    elsewhere = model(logits[..., y, x], images[..., y, x])[..., inner, inner]
+    assert float((elsewhere - whole).abs().max()) > 1e-3
+    (listed,) = model([logits[0, :, y, x]], [images[0, :, y, x]], origin=(3, 7))
+    torch.testing.assert_close(listed[..., inner, inner], whole[0])
+
+
+def test_over_all_pairs_an_origin_changes_nothing():
+    logits, images = problem(dtype=torch.float64)
+    model = crf.DenseCRF(4, iterations=2, method="exact")
+    torch.testing.assert_close(model(logits, images, origin=(300, 20)), model(logits, images))
+
+
 def test_potts_and_its_matrix_give_the_same_marginals():
     logits, images = problem()
     for method in ("permutohedral", "exact"):

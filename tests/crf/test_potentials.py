@@ -113,3 +113,22 @@ def test_weights_and_sigmas_may_be_integers_of_any_length_that_float32_holds() -
     terms = (crf.Gaussian(weight, long) for weight in (long, 2.0**70))
     given = [crf.DenseCRF(3, gaussian=term, bilateral=None)(logits) for term in terms]
     assert torch.equal(*given)
+
+
+@pytest.mark.parametrize("term", [crf.Gaussian(1.0, 3.0), crf.Bilateral(1.0, (49.0, 30.0), 5.0)])
+def test_a_part_with_its_origin_has_the_features_of_the_whole(term):
+    images = random_images(2, 7, 9)
+    whole = term.features(images).unflatten(1, (7, 9))[:, 2:, 3:].flatten(1, 2)
+    assert torch.equal(term.features(images[..., 2:, 3:], origin=(2, 3)), whole)
+    with pytest.raises(ValueError, match=r"origin must be 2 integers, .* not \(1,\)"):
+        term.features(images, origin=(1,))
+
+
+def test_a_part_of_a_volume_has_the_features_of_the_whole():
+    values = torch.rand(1, 1, 4, 5, 6)
+    for options in ({}, {"values": values, "sigma_values": 2.0}):
+        whole = crf.grid_features((4, 5, 6), 3.0, **options).unflatten(1, (4, 5, 6))
+        if options:
+            options["values"] = values[:, :, 1:, 2:, 3:]
+        part = crf.grid_features((3, 3, 3), 3.0, **options, origin=(1, 2, 3))
+        assert torch.equal(part, whole[:, 1:, 2:, 3:].flatten(1, 3))

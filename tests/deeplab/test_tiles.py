@@ -1,15 +1,22 @@
 """Large pictures in tiles: the blend itself, and what network and CRF give in tiles and whole."""
 
+import errno
+import itertools
+import os
+import tempfile
+
 import numpy as np
 import pytest
 import torch
+from commands import done
+from PIL import Image
 
 import crf
 from deeplab.crf_settings import CRFSettings
 from deeplab.data.scenes import scene
 from deeplab.errors import InputError
 from deeplab.model import DeepLab, build, deeplab_v2_small
-from deeplab.predict import Predictor, tiles
+from deeplab.predict import Predictor, as_levels, tiles
 from deeplab.predict.tiles import Tiling, blended
 from deeplab.weights import SHIPPED, load_model
 
@@ -59,14 +66,14 @@ def test_tiles_lie_on_the_grid_share_the_overlap_and_their_weights_sum_to_one(
         torch.testing.assert_close(total, torch.ones(length), atol=1e-6, rtol=0)
 
 
-def test_the_outermost_quarter_of_an_overlap_counts_nothing() -> None:
+def test_the_outermost_three_eighths_of_an_overlap_count_nothing() -> None:
     first, second = Tiling(65, 33, 8, 1).spans(97)
     assert (first.stop, second.start) == (65, 32)
-    assert not second.weight[:8].any()
-    assert not first.weight[-8:].any()
-    assert bool((first.weight[: 32 + 8] == 1).all())
-    assert bool((second.weight[25:] == 1).all())
-    assert bool((second.weight[9:24].diff() > 0).all())
+    assert not second.weight[:12].any()
+    assert not first.weight[-12:].any()
+    assert bool((first.weight[: 32 + 12] == 1).all())
+    assert bool((second.weight[21:] == 1).all())
+    assert bool((second.weight[12:21].diff() > 0).all())
 
 
 @pytest.mark.parametrize("in_memory", [2**30, 0], ids=["memory", "disk"])
@@ -108,6 +115,46 @@ def test_what_is_kept_of_a_picture_is_a_row_of_overlaps(monkeypatch) -> None:
     assert max(shape[1] for shape in made) < 16 + 2 * 8
 
 
+def test_nothing_is_left_on_the_disk_after_ctrl_c(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(tiles, "IN_MEMORY", 0)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    spans, seen = Tiling(65, 16, 8, 1).spans(200), []
+
+    def values(rows: slice, columns: slice) -> torch.Tensor:
+        seen.append(list(tmp_path.iterdir()))
+        if rows.start > 0:  # the overlap with the row above lies in a file
+            raise KeyboardInterrupt
+        return torch.ones(2, rows.stop - rows.start, columns.stop - columns.start)
+
+    with pytest.raises(KeyboardInterrupt):
+        list(blended(spans, spans, values))
+    assert seen == [[]] * (len(spans) + 1)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_full_disk_is_told_before_anything_is_written(tmp_path, monkeypatch) -> None:
+    def full(file: int, start: int, size: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(tiles, "IN_MEMORY", 0)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(os, "posix_fallocate", full, raising=False)
+    with pytest.raises(InputError, match=r"1\.6 GB .*\(No space left on device\); have TMPDIR"):
+        tiles.room((20_000, 20_000), np.float32)
+
+
+def test_a_disk_that_reserves_nothing_is_written_to_as_it_is(tmp_path, monkeypatch) -> None:
+    def unable(file: int, start: int, size: int) -> None:
+        raise OSError(errno.EOPNOTSUPP, "Operation not supported")
+
+    monkeypatch.setattr(tiles, "IN_MEMORY", 0)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(os, "posix_fallocate", unable, raising=False)
+    array = tiles.room((20, 30))
+    array[:] = 1
+    assert array.sum() == 600
+
+
 GRIDS = [  # a model, scales, and the pixels to which its tiles have to keep
     ("deeplab_v2_small", {}, (1.0,), 8, 1),
     ("deeplab_v2_small", {}, (0.5, 0.75, 1.25), 32, 1),
@@ -143,6 +190,72 @@ def test_a_tile_has_the_scores_that_the_whole_picture_has_where_no_edge_is_seen(
     np.testing.assert_allclose(found, whole, atol=3 * 1153 * torch.finfo(torch.float32).eps)
 
 
+CASES = {  # of a model, how it is used, a picture's size, and the overlap of tiles of 65 pixels
+    "a pixel larger than a tile": ({}, {}, (66, 65), 16),
+    "a pixel high": ({}, {}, (1, 150), 16),
+    "very thin": ({}, {}, (300, 5), 32),
+    "no overlap": ({}, {}, (70, 150), 0),
+    "several views": ({}, {"scales": (0.5, 1.0), "flip": True}, (70, 150), 16),
+    "several labels a pixel": ({"multilabel": True}, {}, (70, 150), 16),
+    "a CRF": ({}, {"crf": layer()}, (70, 150), 16),
+    "a CRF of all bands": (
+        {},
+        {"crf": CRFSettings(2, bands="all").refiner(4), "bands": "all"},
+        (70, 150),
+        16,
+    ),
+    "bfloat16": ({}, {"precision": torch.bfloat16}, (33, 100), 16),
+    "float16": ({}, {"precision": torch.float16}, (33, 100), 16),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_picture_in_tiles_is_the_weighted_mean_of_what_each_tile_is_alone(case: str) -> None:
+    about, options, size, overlap = CASES[case]
+    torch.manual_seed(0)
+    model = build("deeplab_v2_small", num_classes=4, **about).eval()
+    with torch.no_grad():
+        model.head.classifier.weight.mul_(0.05)  # probabilities that are neither 0 nor 1
+    image, tiling = picture(*size), Tiling.of(model, options.get("scales", ()), 65, overlap)
+    alone = Predictor(model, tile=None, **options)
+    expected, count = np.zeros((4, *size)), 0
+    rows, columns = (tiling.spans(length) for length in size)
+    for row, column in itertools.product(rows, columns):
+        at = slice(row.start, row.stop), slice(column.start, column.stop)
+        weight = np.outer(row.weight.double(), column.weight.double())
+        output = alone.output([image[at]], (row.start, column.start))
+        expected[:, *at] += weight * output.probabilities[0].numpy()
+        count += 1
+    predictor = Predictor(model, tile=65, overlap=overlap, **options)
+    found = predictor(image)
+    assert count > 1
+    rounding = 8 * torch.finfo(torch.float32).eps  # weights, products and sums of four tiles
+    np.testing.assert_allclose(found.probabilities, expected, atol=rounding)
+    if model.multilabel:
+        assert np.array_equal(found.labels, found.probabilities >= 0.5)
+    else:
+        assert np.array_equal(found.labels, found.probabilities.argmax(0))
+    assert np.array_equal(predictor(image, probabilities=False).labels, found.labels)
+    assert np.array_equal(predictor.labels(image)[1], found.labels)
+
+
+@pytest.mark.parametrize("bands", [None, "all"])
+def test_a_crf_counts_positions_in_the_whole_picture(small: DeepLab, bands) -> None:
+    refiner, image = CRFSettings(2, bands=bands).refiner(4), picture(20, 30)
+    predictor = Predictor(small, refiner, bands=bands)
+    here, there = predictor.output([image]), predictor.output([image], (300, 17))
+    expected = refiner(there.logits, as_levels(small, image, bands).float(), origin=(300, 17))
+    assert torch.equal(there.marginals, expected)
+    assert torch.equal(there.logits, here.logits)
+    assert not torch.equal(there.marginals, here.marginals)
+
+
+def test_a_crf_of_somebodys_own_takes_each_tile_as_a_picture(small: DeepLab) -> None:
+    image = picture(70, 150)
+    own = Predictor(small, lambda logits, levels: logits.softmax(1), tile=65, overlap=16)
+    assert np.array_equal(own(image).labels, Predictor(small, tile=65, overlap=16)(image).labels)
+
+
 def test_seams_change_few_labels(shipped: DeepLab) -> None:
     image, refiner = scene(10_000_003, (385, 897)).image, CRFSettings().refiner(11)
     whole = Predictor(shipped, refiner, tile=None).labels(image)
@@ -150,6 +263,21 @@ def test_seams_change_few_labels(shipped: DeepLab) -> None:
     agreements = [float((a == b).mean()) for a, b in zip(found, whole, strict=True)]
     assert min(agreements) >= SEAMS, agreements
     assert max(agreements) < 1
+
+
+def test_a_folder_of_pictures_goes_in_tiles(tmp_path) -> None:
+    image, folder = picture(70, 150), tmp_path / "pictures"
+    folder.mkdir()
+    for name, each in {"a": image, "b": image[::-1]}.items():
+        Image.fromarray(each).save(folder / f"{name}.png")
+    options = ["--weights", SHIPPED, "--no-crf", "--tile", 65, "--overlap", 16, "--scales", "0.5,1"]
+    done("segment", folder, *options, "--precision", "bfloat16", "--out", tmp_path / "out")
+    predictor = Predictor(
+        load_model(SHIPPED), scales=(0.5, 1), precision=torch.bfloat16, tile=65, overlap=16
+    )
+    for name, each in {"a": image, "b": image[::-1]}.items():
+        with Image.open(tmp_path / "out" / f"{name}_labels.png") as labels:
+            assert np.array_equal(np.asarray(labels), predictor(each).labels)
 
 
 def test_labels_and_probabilities_of_tiles_are_of_one_blend(small: DeepLab) -> None:
@@ -206,7 +334,7 @@ def test_tiles_are_chosen_where_the_memory_is_short(small: DeepLab, monkeypatch)
         assert Predictor(small, tile=1025).in_tiles(image.shape)
     seen: list[tuple[int, ...]] = []
     monkeypatch.setattr(
-        Predictor, "output", lambda self, images: seen.append(images[0].shape) or 1 / 0
+        Predictor, "output", lambda self, images, origin: seen.append(images[0].shape) or 1 / 0
     )
     with pytest.raises(ZeroDivisionError):
         Predictor(small)(image)

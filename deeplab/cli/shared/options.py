@@ -67,7 +67,12 @@ Overlap = Annotated[
 UseCRF = Annotated[bool, typer.Option("--crf/--no-crf", help="Refine with the dense CRF.")]
 OutFolder = Annotated[Path, option("DIR", "Folder for the results; made if missing.", "--out")]
 MaxMegapixels = Annotated[
-    float, typer.Option(help="Refuse larger pictures (10^6 pixels), before they are decoded.")
+    float | None,
+    option(
+        "N",
+        "Refuse larger pictures (10^6 pixels), before they are decoded.",
+        shown="what the memory holds",
+    ),
 ]
 SaveProbabilities = Annotated[
     bool,

@@ -4,11 +4,12 @@ import re
 
 import numpy as np
 from commands import STORED_CRF, assert_refused, done, files, indices, picture, scribbled
-from picture_files import save, soft_drawing
+from picture_files import png, save, soft_drawing
 from PIL import Image
 
 from deeplab.data import outputs
 from deeplab.data.legend import with_legend
+from kernels import memory
 
 
 def test_refine_spreads_scribbles_and_names_labels_by_their_colours(tmp_path):
@@ -44,6 +45,26 @@ def test_refine_keeps_the_names_and_colours_that_come_with_probabilities(tmp_pat
         stored = np.load(out / "photo_probabilities.npz", allow_pickle=False)
         assert stored["class_names"].tolist() == ["road", "Gebäude"]
         assert stored["palette"].tolist() == about["palette"]
+
+
+def test_refine_takes_pictures_of_any_size_that_the_memory_holds(tmp_path, monkeypatch):
+    photo, marks, truth = scribbled(tmp_path)
+    softmax = tmp_path / "p.npy"
+    np.save(softmax, np.where(truth, 0.9, 0.1))
+    corners_and_labels = 24 * (3 + 6) + 16 * 2
+    for given, a_pixel, message in (
+        (marks, 99, r"photo.png: 30 x 20 pixels take at least 0\.0 GB to refine"),
+        (marks, corners_and_labels - 1, "marks.png: not enough memory to refine it"),
+        (softmax, corners_and_labels - 1, "p.npy: not enough memory to refine it"),
+    ):
+        monkeypatch.setattr(memory, "available", lambda device, n=a_pixel: n * truth.size)
+        assert_refused(tmp_path, message, "refine", photo, given, "--out", tmp_path / "out")
+    monkeypatch.undo()
+    photo.write_bytes(png(12_000, 9_000, 8, 2, b""))  # a header that promises more than there is
+    for limit, message in ((107, "108.0 megapixels, above the limit"), (109, "truncated")):
+        given = [photo, marks, "--out", tmp_path / "out"]
+        assert_refused(tmp_path, message, "refine", *given, "--max-megapixels", limit)
+    assert_refused(tmp_path, "truncated", "refine", photo, marks, "--out", tmp_path / "out")
 
 
 def test_refine_takes_the_label_maps_own_name(tmp_path):
