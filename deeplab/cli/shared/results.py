@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,8 +13,8 @@ import numpy as np
 import typer
 
 from deeplab.data import images, outputs
-from deeplab.data.large import class_areas, reduced
-from deeplab.data.legend import with_legend
+from deeplab.data.large import class_areas
+from deeplab.data.legend import drawn
 from deeplab.errors import InputError
 
 if TYPE_CHECKING:
@@ -71,7 +72,7 @@ class PictureFiles:
         overlay: bool = True,
         legend: bool = True,
     ) -> None:
-        """Labels, and the overlay, a `reduced` one if need be, and the probabilities if wanted."""
+        """Labels, and the overlay, and the probabilities if wanted."""
         labels, palette = prediction.labels, classes.palette
         if self.masks:
             for path, mask, colour in zip(self.masks, labels, palette, strict=False):
@@ -79,12 +80,7 @@ class PictureFiles:
         else:
             outputs.write_labels(self.labels, labels, palette)
         if overlay:
-            draw = outputs.overlay_masks if self.masks else outputs.overlay
-            small, shown_labels = reduced(image, labels)
-            shown = draw(small, shown_labels, palette)
-            if legend:
-                shown = with_legend(shown, class_areas(labels), classes)
-            outputs.write_picture(self.overlay, shown)
+            outputs.write_picture(self.overlay, drawn(image, labels, classes, legend))
         if probabilities:
             arrays = {"probabilities": prediction.probabilities}
             arrays |= classes.arrays(len(prediction.probabilities))
@@ -92,11 +88,16 @@ class PictureFiles:
 
 
 def refuse_to_overwrite(files: Iterable[Path], results: Iterable[PictureFiles]) -> None:
-    """Raises InputError if a result would go where one of the files is."""
-    inputs = {file.resolve(): file for file in files}
+    """Raises InputError if a result would go where one of the files is, or what it is a link to."""
+    # Folders by their true names, of which there are few: a result replaces a link, not its target.
+    folder = cache(Path.resolve)
+    inputs = {(folder(file.parent), file.name) for file in files}
+    inputs |= {
+        (to.parent, to.name) for file in files if file.is_symlink() for to in [file.resolve()]
+    }
     for result in results:
         for target in (result.labels, *result.masks, result.overlay, result.probabilities):
-            if target.resolve() in inputs:
+            if (folder(target.parent), target.name) in inputs:
                 raise InputError(
                     f"{target}: is an input, and a result would overwrite it; choose another "
                     "output folder with --out"
