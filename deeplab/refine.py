@@ -38,9 +38,11 @@ from deeplab.data.annotations import GT_PROB, UNSURE_INDEX, Annotation
 from deeplab.data.cams import CAMs
 from deeplab.errors import InputError
 from deeplab.predict import Prediction, as_batch
+from deeplab.predict.labels import most_probable
 from kernels import memory
 
 CLIP = 1e-5  # least probability, so that no label is ruled out for good
+A_CORNER, A_LABEL = 24, 16  # bytes of a pixel; together less than any measured need
 
 SCRIBBLES = CRFSettings(5, crf.Gaussian(3.0, 3.0), crf.Bilateral(10.0, 80.0, 13.0))
 """pydensecrf's example: strong and wide, because most pixels start without an opinion."""
@@ -92,8 +94,14 @@ def refine_probabilities(
 
     probabilities: float32 `[C, H, W]`, summing to 1 over the classes; image: RGB, uint8
     `[H, W, 3]`. Values below 1e-5 are raised to it, as pydensecrf's `unary_from_softmax` does.
+
+    Raises MemoryError where the CRF cannot fit.
     """
-    return Prediction.of(_marginals(probabilities, image, settings or CRFSettings()))
+    layer = (settings or CRFSettings()).layer(len(probabilities))
+    logits = torch.from_numpy(np.clip(probabilities, CLIP, 1.0)).log_()
+    with torch.no_grad():
+        marginals: torch.Tensor = layer(logits[None], as_batch(image).float())
+    return Prediction.of(marginals[0].numpy())
 
 
 def refine_cams(
@@ -115,7 +123,8 @@ def refine_cams(
     probabilities are those of the stronger background. Classes without a map have probability 0.
 
     Raises InputError for a compatibility in the settings, a gt_prob that is not more than
-    1 / labels and less than 1, or a class that num_classes does not allow.
+    1 / labels and less than 1, or a class that num_classes does not allow; MemoryError where the
+    CRF cannot fit.
     """
     settings = settings or background.settings
     _refuse_compatibility(settings, "activation maps have only some of the classes")
@@ -127,12 +136,14 @@ def refine_cams(
             f"to {count - 2} without it); correct the file or the number of classes"
         )
     found = []
+    model = _model(image, len(labels), settings) if len(labels) > 1 else None
     for number in background.strong_first:
         marginals = np.ones((1, *image.shape[:2]), np.float32)
-        if len(labels) > 1:  # a picture without tags is all background
+        if model is not None:  # a picture without tags is all background
             scores = _with_background(cams.maps, background.by, number, gt_prob)
-            marginals = _marginals(scores, image, settings)
-        found.append((labels[marginals.argmax(axis=0)].astype(np.uint8), marginals))
+            model.setUnaryEnergy(crf_utils.unary_from_softmax(scores, clip=CLIP))
+            marginals = model.inference(settings.iterations).reshape(scores.shape)
+        found.append((labels.astype(np.uint8)[most_probable(marginals)], marginals))
     probabilities = np.zeros((count, *image.shape[:2]), np.float32)
     probabilities[labels] = found[0][1]
     sure, everywhere = found[0][0], sum(each != 0 for each, _ in found)
@@ -149,12 +160,15 @@ def refine_scribbles(
     """Spread an annotation over the whole picture.
 
     image: RGB, uint8 `[H, W, 3]`. gt_prob: the probability of a label where there is one.
+
+    Raises InputError for a compatibility in the settings, or a gt_prob as of `refine_cams`;
+    MemoryError where the CRF cannot fit.
     """
     height, width = annotation.labels.shape
     count = annotation.num_labels
     _refuse_compatibility(settings, "scribbles have labels of their own")
     _check_gt_prob(gt_prob, count)
-    _require_memory(settings, height * width, count)
+    _require_memory(height * width, count, settings)
     model = densecrf.DenseCRF(height * width, count)
     model.setUnaryEnergy(
         crf_utils.unary_from_labels(annotation.labels, count, gt_prob=gt_prob, zero_unsure=True)
@@ -170,24 +184,32 @@ def refine_scribbles(
             crf_utils.create_pairwise_bilateral((y, x), sigma_rgb, image, chdim=2),
             compat=bilateral.weight,
         )
-    marginals = np.array(model.inference(settings.iterations), dtype=np.float32)
+    marginals = model.inference(settings.iterations)
     return Prediction.of(marginals.reshape(count, height, width))
 
 
-def _require_memory(settings: CRFSettings, pixels: int, labels: int) -> None:
-    """MemoryError where the terms cannot fit, as `kernels.mean_field` asks of a CRF layer's."""
+def _model(image: np.ndarray, labels: int, settings: CRFSettings) -> densecrf.DenseCRF2D:
+    """The CRF over a picture, of which the lattices serve any number of unary energies."""
+    height, width = image.shape[:2]
+    _require_memory(height * width, labels, settings)
+    model = densecrf.DenseCRF2D(width, height, labels)
+    if (gaussian := settings.gaussian) is not None:
+        model.addPairwiseGaussian(gaussian.sigmas, compat=gaussian.weight)
+    if (bilateral := settings.bilateral) is not None:
+        x, y, *sigma_rgb = bilateral.sigmas
+        model.addPairwiseBilateral((x, y), sigma_rgb, image, compat=bilateral.weight)
+    return model
+
+
+def _require_memory(pixels: int, labels: int, settings: CRFSettings) -> None:
+    """MemoryError where the CRF cannot fit: least are its corners of lattices, and its labels."""
     corners = 3 * (settings.gaussian is not None) + 6 * (settings.bilateral is not None)
-    needed = pixels * (24 * corners + 16 * labels)
-    memory.require(needed, torch.device("cpu"), f"a CRF over {pixels} pixels")
-
-
-def _marginals(scores: np.ndarray, image: np.ndarray, settings: CRFSettings) -> np.ndarray:
-    """float32 `[C, H, W]` of scores `[C, H, W]` that are probabilities up to a factor a pixel."""
-    layer = settings.layer(len(scores))
-    logits = torch.from_numpy(np.log(np.clip(scores, CLIP, 1.0)))[None]
-    with torch.no_grad():
-        marginals: torch.Tensor = layer(logits, as_batch(image).float())
-    return marginals[0].numpy()
+    memory.require(
+        pixels * (A_CORNER * corners + A_LABEL * labels),
+        torch.device("cpu"),
+        f"a CRF over {pixels} pixels with {labels} labels",
+        "make the picture smaller",
+    )
 
 
 def _with_background(maps: np.ndarray, by: str, number: float, gt_prob: float) -> np.ndarray:
@@ -197,7 +219,7 @@ def _with_background(maps: np.ndarray, by: str, number: float, gt_prob: float) -
     count = len(maps) + 1
     _check_gt_prob(gt_prob, count)
     level = np.full((1, *maps.shape[1:]), number, np.float32)
-    winners = np.concatenate([level, maps]).argmax(axis=0)
+    winners = most_probable(np.concatenate([level, maps]))
     won = np.arange(count)[:, None, None] == winners
     return np.where(won, np.float32(gt_prob), np.float32((1 - gt_prob) / (count - 1)))
 

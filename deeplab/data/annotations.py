@@ -105,10 +105,11 @@ def read_colours(
             f"{path}: colours of an annotation are 8-bit, this has pixels of type {picture.mode}; "
             "save it as 8-bit PNG, or use --indices if its values are class indices"
         )
-    rgba = np.array(picture.convert("RGBA"), np.int64)
-    codes = rgba[..., 0] + (rgba[..., 1] << 8) + (rgba[..., 2] << 16)
-    clear = rgba[..., 3] == 0
+    rgba = np.array(picture.convert("RGBA"))
+    codes = rgba.view("<u4")[..., 0]  # red in the lowest byte, alpha in the highest
+    clear = codes < 1 << 24
     codes[clear] = 0
+    codes &= (1 << 24) - 1
     found = np.setdiff1d(codes, 0)
     labels = np.where(codes == 0, 0, np.searchsorted(found, codes) + 1)
     areas = _areas(labels, len(found))
@@ -212,28 +213,32 @@ def _probabilities(path: Path, array: np.ndarray, size: tuple[int, int]) -> Prob
             f"{path} must be floating point probabilities, not {array.dtype}; save the softmax "
             "itself, as float32"
         )
-    if not np.isfinite(array).all():
+    values = array.astype(np.float32, copy=False)
+    low, high = values.min(initial=0), values.max(initial=0)  # NaN where there is one
+    if not (np.isfinite(low) and np.isfinite(high)):
         raise InputError(
-            f"{path}: {int((~np.isfinite(array)).sum())} of {array.size} values are NaN or Inf; "
+            f"{path}: {int((~np.isfinite(values)).sum())} of {array.size} values are NaN or Inf; "
             "look for them where the file was made"
         )
     if array.shape in (size, (1, *size), (*size, 1)):
-        return _of_foreground(path, array.reshape(size))
-    axis = _class_axis(path, array, size)
-    probabilities = np.ascontiguousarray(np.moveaxis(array, axis, 0), np.float32)
-    if len(probabilities) < 2 or len(probabilities) > MAX_LABELS + 1:
+        return _of_foreground(path, values.reshape(size))
+    axis = _class_axis(path, values, size)
+    values = np.ascontiguousarray(np.moveaxis(values, axis, 0))
+    if len(values) < 2 or len(values) > MAX_LABELS + 1:
         raise InputError(
-            f"{path}: {len(probabilities)} class(es) in shape {list(array.shape)}; expected 2 to "
+            f"{path}: {len(values)} class(es) in shape {list(array.shape)}; expected 2 to "
             f"{MAX_LABELS + 1}"
         )
-    sums = probabilities.sum(axis=0)
-    if probabilities.min() < -ROUNDING or not np.allclose(sums, 1, atol=ROUNDING):
+    sums = values.sum(axis=0)
+    if low < -ROUNDING or sums.min() < 1 - ROUNDING or sums.max() > 1 + ROUNDING:
         raise InputError(
-            f"{path}: not probabilities: values from {probabilities.min():.3g} to "
-            f"{probabilities.max():.3g}, sums over the classes from {sums.min():.3g} to "
+            f"{path}: not probabilities: values from {values.min():.3g} to "
+            f"{values.max():.3g}, sums over the classes from {sums.min():.3g} to "
             f"{sums.max():.3g}, expected 0 to 1 and 1; apply a softmax over the classes first"
         )
-    return Probabilities(probabilities.clip(min=0))
+    if low < 0:
+        np.maximum(values, 0, out=values)  # its own array: nobody else has what was loaded
+    return Probabilities(values)
 
 
 def _of_foreground(path: Path, array: np.ndarray) -> Probabilities:

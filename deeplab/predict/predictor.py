@@ -21,6 +21,7 @@ from deeplab.crf_settings import AllBandsCRF
 from deeplab.errors import InputError
 from deeplab.model import DeepLab
 from deeplab.model.preprocess import Bands
+from deeplab.predict.labels import most_probable
 from deeplab.predict.limits import enough_memory, fits
 from deeplab.predict.tiles import Part, Tiling, blended, room
 from deeplab.predict.views import as_batch, check_scales, network_scores
@@ -372,8 +373,11 @@ def decided(probabilities: Tensor, threshold: float | None, multilabel: bool = F
     if multilabel or threshold is not None:
         likely = probabilities if multilabel else probabilities[1]
         return (likely >= (0.5 if threshold is None else threshold)).to(torch.uint8).cpu().numpy()
-    found = probabilities.argmax(dim=0)
-    return (found.to(torch.uint8) if len(probabilities) <= 256 else found).cpu().numpy()
+    if len(probabilities) > 256:
+        return probabilities.argmax(dim=0).cpu().numpy()
+    if probabilities.device.type == "cpu":
+        return most_probable(probabilities.float().numpy())
+    return probabilities.argmax(dim=0).to(torch.uint8).cpu().numpy()
 
 
 def _of_one_kind(images: Sequence[np.ndarray]) -> Iterator[list[int]]:

@@ -16,6 +16,7 @@ from deeplab.data.cams import CAMs
 from deeplab.data.images import read_image
 from deeplab.errors import InputError
 from deeplab.refine import Background, refine_cams, refine_probabilities, refine_scribbles
+from kernels import memory
 
 EXAMPLES = Path(__file__).parents[3] / "shared" / "data" / "pydensecrf"
 SMALL = CRFSettings(4, Gaussian(3.0, 2.0), Bilateral(5.0, 12.0, 10.0))
@@ -105,6 +106,15 @@ def test_refined_probabilities_follow_the_edges_of_the_picture():
     np.testing.assert_allclose(found.probabilities.sum(0), 1, atol=1e-5)
 
 
+def test_probabilities_in_a_read_only_view_are_refined_and_left_as_they_are():
+    image, truth = two_halves()
+    given = np.stack([truth == 1, truth == 0]).astype(np.float32)[::-1]
+    given.flags.writeable = False
+    found = refine_probabilities(given, image, SMALL)
+    assert np.array_equal(found.labels, truth)
+    assert set(np.unique(given)) == {0, 1}  # none raised to what the CRF takes
+
+
 def test_refining_probabilities_is_pydensecrfs_recipe_with_unary_from_softmax():
     dcrf = pytest.importorskip("pydensecrf.densecrf", reason="pydensecrf2 is not installed")
     from pydensecrf.utils import unary_from_softmax
@@ -156,6 +166,19 @@ def labels_of_pipeline(image: np.ndarray, cams: CAMs, by: str, number: float) ->
     model.addPairwiseBilateral(sxy=sigma_xy, srgb=sigma_rgb, rgbim=image, compat=10)
     winners = np.argmax(model.inference(10), axis=0).reshape(height, width)
     return np.array([0, 5, 3])[winners]
+
+
+def test_what_does_not_fit_into_memory_is_refused_before_it_is_computed(monkeypatch):
+    image, truth = two_halves()
+    given = np.stack([truth == 0, truth == 1]).astype(np.float32)
+    monkeypatch.setattr(memory, "available", lambda device: 150_000)  # least are 178_560
+    for refused in (
+        lambda: refine_probabilities(given, image),
+        lambda: refine_scribbles(Annotation(truth + 1, 2), image),
+        lambda: refine_cams(CAMs(given[:1], np.array([0])), image, Background("power", [2.0])),
+    ):
+        with pytest.raises(MemoryError, match="CRF over 720 pixels with 2 labels needs"):
+            refused()
 
 
 @pytest.mark.parametrize(
