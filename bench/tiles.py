@@ -21,7 +21,7 @@ asks the system for that process's peak of resident memory (bar: 4 GB). Then the
 whole: at tiles' centres, where at least 99.9 % of the labels must be equal, and at random places,
 seams and all. A crop is compared without the outermost 384 pixels. With --scales 0.1 the network
 sees a hundredth of the pixels, while all else stays as it is: its own part of the peak, about
-0.1 GB, is missing. The whole takes about 30 processor minutes, and 2 GB on the disk.
+0.1 GB, is missing. The whole takes about 40 processor minutes, and 2 GB on the disk.
 """
 
 import argparse
