@@ -73,7 +73,7 @@ def segment_scene(
         image, observed = scene.read(rows, columns)
         if not observed.any():
             return torch.full((model.num_classes, *observed.shape), 1 / model.num_classes)
-        return predictor.output([image]).probabilities[0]
+        return predictor.output([image], (rows.start, columns.start)).probabilities[0]
 
     with ExitStack() as files:
         palette = None if model.multilabel else classes.palette

@@ -122,9 +122,9 @@ def test_windows_are_read_and_tiles_of_nothing_spared(tmp_path, small, monkeypat
         windows.append((rows.stop - rows.start, columns.stop - columns.start))
         return read(self, rows, columns)
 
-    def computing(self, images):
+    def computing(self, images, origin):
         tiles.append(images[0].shape)
-        return output(self, images)
+        return output(self, images, origin)
 
     monkeypatch.setattr(Scene, "read", reading)
     monkeypatch.setattr(Predictor, "output", computing)
