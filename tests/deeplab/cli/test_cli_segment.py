@@ -304,7 +304,7 @@ def test_ctrl_c_exits_with_130_and_leaves_whole_files(tmp_path, weights, monkeyp
 
     monkeypatch.setattr("deeplab.predict.Predictor", Interrupted)
     out = tmp_path / "out"
-    result = run("segment", *photos, "--weights", weights, "--out", out, "--no-crf")
+    result = run("segment", *photos, "--weights", weights, "--out", out, "--no-crf", "--workers", 1)
     assert result.exit_code == 130
     assert result.stderr.splitlines() == ["Interrupted; every file written so far is complete."]
     assert files(out) == ["a_labels.png", "a_overlay.png"]
