@@ -19,6 +19,7 @@ import typer
 from rich.console import Console
 from rich.progress import Progress
 
+from deeplab.cli.segment_scene import SceneFiles, Scenes, scenes_among
 from deeplab.cli.shared import options
 from deeplab.cli.shared.groups import takes_options
 from deeplab.cli.shared.many import PANEL, Done, Job, ManyOptions, run_many
@@ -71,6 +72,14 @@ def segment(
     out: options.OutFolder = Path("out"),
     probabilities: options.SaveProbabilities = False,
     legend: options.Legend = True,
+    bands: Annotated[
+        str | None,
+        option(
+            "N,N,...",
+            "Of GeoTIFFs, the bands that the network takes, in its order, counted from 1.",
+            shown="red, green and blue; else all",
+        ),
+    ] = None,
     polygons: Annotated[
         Polygons | None,
         typer.Option(
@@ -131,6 +140,13 @@ def segment(
     band. --crf-bands 3,2,1 chooses what the CRF and the overlay take for red, green and blue;
     with --crf-bands all the CRF compares all bands, for which --bilateral-sigma-rgb has to grow.
 
+    A GeoTIFF (a TIFF with a reference system or a transform; needs rasterio) is read and written in
+    windows, in tiles of 1024 pixels unless --tile says otherwise, so that memory does not grow with
+    its area. It gets NAME_labels.tif, a Cloud Optimized GeoTIFF of class indices with a palette, of
+    the same place, and 255 as nodata where nothing was observed; the overlay as PNG; with
+    --probabilities NAME_probabilities.tif, float32; with --polygons geojson corners in longitude
+    and latitude. Values are taken as they lie; alpha is a mask; --bands 4,3,2 chooses bands.
+
     With --polygons coco or geojson each connected region becomes a polygon along the borders of its
     pixels, in pixels from the top left corner, y down; the class called background has none. Of
     COCO, a region with holes is a run-length code, category ids are the class indices, pictures are
@@ -158,6 +174,7 @@ def segment(
     deeplab segment photos/ --polygons coco
     deeplab segment photo.jpg --bilateral-sigma-xy 67 --bilateral-sigma-rgb 3
     deeplab segment scene.png --tile 2048 --overlap 512
+    deeplab segment sentinel.tif --bands 4,3,2 --polygons geojson
     deeplab segment photo.jpg --scales 0.5,0.75,1 --flip --crf-settings crf.toml
     torchrun --nproc-per-node 4 -m deeplab segment photos/ --skip-existing --manifest done.csv
     ```
@@ -176,6 +193,7 @@ def segment(
     with reported_once(again), processes(device) as group:
         with group.together():
             files = images.find_images(inputs, many.recursive)
+            scenes = scenes_among(files, bands is not None, polygons is Polygons.coco)
             if weights.weights_file is None:
                 weights = replace(weights, weights_file=Path(registry.for_photographs(device_type)))
             network, metadata = load_network(weights)
@@ -203,7 +221,19 @@ def segment(
             )
             palette = outputs.full_palette(metadata.get("palette"))
             classes = outputs.NamedPalette(palette, metadata.get("class_names"))
-            work = _Work(predictor, classes, out, probabilities, legend, polygons, max_megapixels)
+            geotiffs = Scenes(
+                scenes,
+                predictor,
+                classes,
+                bands=None if bands is None else options.whole_numbers("--bands", bands),
+                max_megapixels=max_megapixels,
+                probabilities=probabilities,
+                legend=legend,
+                polygons=polygons is not None,
+            )
+            work = _Work(
+                predictor, classes, out, probabilities, legend, polygons, max_megapixels, geotiffs
+            )
             below = many.recursive
             names = _names_below(files, inputs, out) if below else outputs.output_names(files)
             pictures = list(zip(files, names, strict=True))
@@ -211,7 +241,9 @@ def segment(
             outputs.check_writable(out)
             alone = len(pictures) == 1 and group.world == 1 and many == ManyOptions()
             read, conversions = None, []
-            if alone:
+            if alone and files[0] in scenes:
+                conversions = geotiffs.check(files[0])
+            elif alone:
                 read = [work.read(files[0])]
                 conversions = read[0][1]
             elif not many.skip_broken:
@@ -221,8 +253,8 @@ def segment(
                 conversions = _check(own, work, many.at_once(group))
         converted = group.gather(conversions)
         if group.first:
-            scenes = weights.weights_file == Path(registry.SCENES)
-            print_notes([*counted(chain(*converted)), *([SCENES_NOTE] if scenes else [])])
+            of_scenes = weights.weights_file == Path(registry.SCENES)
+            print_notes([*counted(chain(*converted)), *([SCENES_NOTE] if of_scenes else [])])
         if alone:
             (answer,) = work.segment(pictures, True, read)
             if isinstance(answer, InputError):
@@ -255,9 +287,12 @@ class _Work:
     legend: bool
     polygons: Polygons | None
     max_megapixels: float | None
+    scenes: Scenes
 
     def files_of(self, picture: Picture) -> PictureFiles:
         """Where the results go."""
+        if picture[0] in self.scenes:
+            return SceneFiles(self.out, picture[1])
         network = self.predictor.model
         names = [self.classes.name(index) for index in range(network.num_classes)]
         masks = outputs.folder_names(names) if network.multilabel else ()
@@ -271,6 +306,8 @@ class _Work:
 
     def found(self, picture: Picture) -> folders.Outcome:
         """What the results on disk say."""
+        if picture[0] in self.scenes:
+            return self.scenes.found(picture[0], self.files_of(picture))
         labels = self.files_of(picture).read_labels(self.max_megapixels)
         return folders.Outcome.of(picture[0], labels, self.classes.names)
 
@@ -278,8 +315,25 @@ class _Work:
         """A picture as the network takes it, and what was converted."""
         return read_picture(file, self.predictor.model.in_channels, self.max_megapixels)
 
+    def check(self, file: Path) -> list[Conversion]:
+        """What reading converts; InputError where it cannot be read."""
+        return self.scenes.check(file) if file in self.scenes else self.read(file)[1]
+
     def segment(
         self, batch: Sequence[Picture], told: bool, read: Sequence[Read] | None = None
+    ) -> list[Done | InputError]:
+        """As `_segment_together`, with scenes, each by itself, among the pictures."""
+        plain = [picture for picture in batch if picture[0] not in self.scenes]
+        answers = iter(self._segment_together(plain, told, read) if plain else ())
+        return [
+            _attempt(self.scenes.work, picture[0], self.files_of(picture), told)
+            if picture[0] in self.scenes
+            else next(answers)
+            for picture in batch
+        ]
+
+    def _segment_together(
+        self, batch: Sequence[Picture], told: bool, read: Sequence[Read] | None
     ) -> list[Done | InputError]:
         """Pictures read, through the network together, and their results written.
 
@@ -346,7 +400,7 @@ def _check(pictures: Sequence[Picture], work: _Work, at_once: int) -> list[Conve
     """What reading converts in the pictures; InputError for one that cannot be read."""
 
     def conversions(picture: Picture) -> list[Conversion]:
-        return work.read(picture[0])[1]
+        return work.check(picture[0])
 
     found: list[Conversion] = []
     checked = folders.work_through(pictures, conversions, at_once, lambda: False)

@@ -221,7 +221,11 @@ class Outcome:
 
 def class_shares(labels: np.ndarray, names: Sequence[str] | None) -> dict[str, float]:
     """The share of the area of each class that is there, by its name or number, largest first."""
-    areas, pixels = class_areas(labels), labels.shape[-2] * labels.shape[-1]
+    return area_shares(class_areas(labels), labels.shape[-2] * labels.shape[-1], names)
+
+
+def area_shares(areas: np.ndarray, pixels: int, names: Sequence[str] | None) -> dict[str, float]:
+    """The same of areas in pixels, int64 `[C]`, and of how many that is the share."""
     order = np.argsort(-areas, kind="stable")
     return {
         names[label] if names else f"class {label}": areas[label] / pixels

@@ -38,7 +38,7 @@ MAX_MEGAPIXELS = 100.0  # of what goes through a CRF whole
 DECODED = 7  # bytes a pixel of RGB: 4 as Pillow has it, and 3 as an array
 ROWS = 1024  # that are copied at a time
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".ppm", ".pgm")
-_settings = threading.Lock()  # those of Pillow, libtiff and warnings, changed while a file is read
+settings = threading.Lock()  # those of Pillow, libtiff and warnings, changed while a file is read
 NEARLY_BLACK = 4096  # 16-bit values below are those of a sensor of 12 bits or fewer, most likely
 
 
@@ -83,7 +83,7 @@ def load_picture(
     def opened() -> ImageFile.ImageFile:
         return Image.open(path if content is None else io.BytesIO(content))
 
-    with _settings, _pillow_size_guard_off(), _libtiff_quiet():
+    with settings, _pillow_size_guard_off(), _libtiff_quiet():
         try:
             with opened() as image:
                 if image.format == "EPS":  # Pillow would run Ghostscript on it
@@ -261,7 +261,7 @@ def _decode(path: Path, image: ImageFile.ImageFile) -> tuple[Image.Image, list[C
     image.load()
     if deep and not image.mode.startswith("I"):
         changes.append((DEEP, "16 bits a channel reduced to 8"))
-        changes += _near_zero(256 * _brightest(image) + 255)  # at most: the lower bits are gone
+        changes += near_zero(256 * _brightest(image) + 255)  # at most: the lower bits are gone
     if twelve:
         changes.append((TWELVE_BITS, "12-bit grey converted to 8-bit RGB (value / 4095 * 255)"))
     orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
@@ -290,7 +290,7 @@ def _brightest(image: Image.Image) -> int:
     return int(pixels[..., :colours].max())
 
 
-def _near_zero(highest: int) -> list[tuple[str, str]]:
+def near_zero(highest: int) -> list[tuple[str, str]]:
     """The conversion where the highest of a picture's 16-bit values leaves it nearly black."""
     if not 0 < highest < NEARLY_BLACK:
         return []
@@ -335,7 +335,7 @@ def _to_rgb(path: Path, image: Image.Image, done: set[str]) -> tuple[Image.Image
         else:
             grey = (values + 128) // 257
             changes.append((f"{DEEP}, grey", "16-bit grey converted to 8-bit RGB (value / 257)"))
-            changes += _near_zero(int(values.max()))
+            changes += near_zero(int(values.max()))
         rgb = Image.fromarray(grey.astype(np.uint8)).convert("RGB")
     elif image.has_transparency_data:
         rgb, changes = _on_white(image)

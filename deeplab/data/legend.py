@@ -39,9 +39,17 @@ def drawn(
     image: uint8 `[H, W, 3]`; labels: `[H, W]`, or masks `[C, H, W]` of 0 and 1. Returns uint8
     `[H', W', 3]`.
     """
+    areas = class_areas(labels) if legend else None
+    return drawn_small(*reduced(image, labels), areas, classes)
+
+
+def drawn_small(
+    image: np.ndarray, labels: np.ndarray, areas: np.ndarray | None, classes: NamedPalette
+) -> np.ndarray:
+    """The same of a picture that is small enough, with the legend of these areas, int64 `[C]`."""
     draw = overlay_masks if labels.ndim == 3 else overlay
-    shown = draw(*reduced(image, labels), classes.palette)
-    return with_legend(shown, class_areas(labels), classes) if legend else shown
+    shown = draw(image, labels, classes.palette)
+    return shown if areas is None else with_legend(shown, areas, classes)
 
 
 def with_legend(picture: np.ndarray, areas: np.ndarray, classes: NamedPalette) -> np.ndarray:

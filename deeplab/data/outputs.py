@@ -196,7 +196,7 @@ def check_writable(folder: Path) -> None:
 
     A temporary file tries it out, in the nearest folder above where it does not exist yet.
     """
-    with _as_input_error(folder):
+    with as_output_error(folder):
         _check_hides_no_package(folder)
         existing = folder.absolute()
         while not existing.exists() and existing != existing.parent:
@@ -265,14 +265,15 @@ def _png(picture: Image.Image, **options: int) -> bytes:
 
 
 def _write(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    with _as_input_error(path):
+    with as_output_error(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         with whole_file(path) as file:
             write(file)
 
 
 @contextmanager
-def _as_input_error(path: Path) -> Iterator[None]:
+def as_output_error(path: Path) -> Iterator[None]:
+    """An OSError, such as of a full disk, as an OutputError that names the file."""
     try:
         yield
     except OSError as error:

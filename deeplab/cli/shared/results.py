@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
@@ -13,6 +12,7 @@ import numpy as np
 import typer
 
 from deeplab.data import images, outputs
+from deeplab.data.folders import area_shares
 from deeplab.data.large import class_areas
 from deeplab.data.legend import drawn
 from deeplab.errors import InputError
@@ -142,17 +142,27 @@ def result_line(
 ) -> str:
     """The file, its size, its classes by area, where the result is."""
     height, width = prediction.labels.shape[-2:]
-    areas = Counter(dict(enumerate(class_areas(prediction.labels).tolist()))).most_common()
+    areas, pixels = class_areas(prediction.labels), height * width
+    return areas_line(file, (width, height), areas, pixels, classes, result, seconds)
+
+
+def areas_line(
+    file: Path,
+    size: tuple[int, int],
+    areas: np.ndarray,
+    pixels: int,
+    classes: outputs.NamedPalette,
+    result: PictureFiles,
+    seconds: float,
+) -> str:
+    """The same of areas, int64 `[C]`, as shares of so many pixels."""
+    names = [classes.name(label) for label in range(len(areas))]
     shares = [
-        f"{classes.name(label)} {100 * area / (height * width):.1f}%"
-        for label, area in areas
-        if area
+        f"{name} {100 * share:.1f}%" for name, share in area_shares(areas, pixels, names).items()
     ]
     more = f" and {len(shares) - 4} more" if len(shares) > 4 else ""
-    return (
-        f"{file}: {width} x {height}, {', '.join(shares[:4])}{more}; {seconds:.1f} s "
-        f"-> {result.labels}"
-    )
+    found = f"{', '.join(shares[:4])}{more}" if pixels else "nothing observed"
+    return f"{file}: {size[0]} x {size[1]}, {found}; {seconds:.1f} s -> {result.labels}"
 
 
 def print_notes(notes: Iterable[str]) -> None:
