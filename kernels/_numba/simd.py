@@ -81,7 +81,7 @@ def load(typingctx: Any, rows: Any, row: Any, lanes: Any) -> Any:
     vector = Vector(lanes.count)
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        pointers = _pointers(context, builder, signature, args, vector.chunks)
+        pointers = _pointers(context, builder, signature.args[0], args[0], args[1], vector.chunks)
         return _pack(builder, [builder.load(pointer, align=4) for pointer in pointers])
 
     return vector(rows, types.intp, lanes), generate
@@ -92,7 +92,7 @@ def store(typingctx: Any, rows: Any, row: Any, vector: Any) -> Any:
     """rows[row] = vector."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        pointers = _pointers(context, builder, signature, args, vector.chunks)
+        pointers = _pointers(context, builder, signature.args[0], args[0], args[1], vector.chunks)
         for pointer, chunk in zip(pointers, _chunks(builder, args[2]), strict=True):
             builder.store(chunk, pointer, align=4)
         return context.get_dummy_value()
@@ -101,11 +101,28 @@ def store(typingctx: Any, rows: Any, row: Any, vector: Any) -> Any:
 
 
 @intrinsic
+def store_unless(typingctx: Any, rows: Any, row: Any, none: Any, spare: Any, vector: Any) -> Any:
+    """rows[row] = vector, or spare = vector if row is `none`; without a branch."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        rows, row, none, spare, vector = args
+        index = ir.Constant(row.type, 0)
+        pointers = _pointers(context, builder, signature.args[0], rows, row, vector.type.count)
+        others = _pointers(context, builder, signature.args[3], spare, index, vector.type.count)
+        away = builder.icmp_signed("==", row, none)
+        for pointer, other, chunk in zip(pointers, others, _chunks(builder, vector), strict=True):
+            builder.store(chunk, builder.select(away, other, pointer), align=4)
+        return context.get_dummy_value()
+
+    return types.void(rows, types.intp, types.intp, spare, vector), generate
+
+
+@intrinsic
 def prefetch(typingctx: Any, rows: Any, row: Any, lanes: Any) -> Any:
     """Ask for row `row` to be brought into the cache, to be written."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        start = _pointers(context, builder, signature, args, lanes.count // CHUNK)[0]
+        start = _pointers(context, builder, signature.args[0], args[0], args[1], lanes.count // CHUNK)[0]
         start = builder.bitcast(start, BYTE.as_pointer())
         for line in range(0, 4 * lanes.count + CACHE_LINE - 1, CACHE_LINE):
             address = builder.gep(start, [INT(min(line, 4 * lanes.count - 1))])
@@ -198,11 +215,13 @@ def _broadcast(builder: Any, scalar: Any) -> Any:
     return builder.shuffle_vector(single, undefined, ir.Constant(INTS, None))
 
 
-def _pointers(context: Any, builder: Any, signature: Any, args: Any, chunks: int) -> list[Any]:
-    """Pointers to the chunks of row args[1] of the array args[0]."""
-    array = context.make_array(signature.args[0])(context, builder, args[0])
-    width = ir.Constant(args[1].type, CHUNK * chunks)
-    start = builder.gep(array.data, [builder.mul(args[1], width)])
+def _pointers(
+    context: Any, builder: Any, kind: Any, rows: Any, row: Any, chunks: int
+) -> list[Any]:
+    """Pointers to the chunks of row `row` of the array `rows` of this type."""
+    array = context.make_array(kind)(context, builder, rows)
+    width = ir.Constant(row.type, CHUNK * chunks)
+    start = builder.gep(array.data, [builder.mul(row, width)])
     starts = [builder.gep(start, [INT(CHUNK * i)]) for i in range(chunks)]
     return [builder.bitcast(pointer, FLOATS.as_pointer()) for pointer in starts]
 

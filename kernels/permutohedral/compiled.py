@@ -2,7 +2,8 @@
 
 They obey the contract of `kernels._numba.jit`: no allocation, no exception, tuples last. Of these,
 only the length counts: `lanes` is as long as a row of values is wide, `simplex` has D+1 entries,
-`words` as many as a packed key.
+`words` as many as a packed key. Where a loop counts in unsigned numbers, numba does not ask of
+each index whether it is negative.
 """
 
 import numpy as np
@@ -10,7 +11,7 @@ from numba import njit
 
 from kernels._numba import simd
 
-AHEAD = 12  # rows to prefetch ahead in the blur, about a memory latency's worth
+AHEAD = np.uint64(12)  # rows to prefetch ahead in the blur, about a memory latency's worth
 
 
 @njit(forceinline=True)
@@ -50,25 +51,35 @@ def slice_points(first, last, rows, corners, weights, scale, output, lanes):
 
 
 @njit(forceinline=True)
-def blur_chains(first, last, chain, rows, lanes):
-    """row + (before + after) / 2 in place, along the chains that begin in [first, last)."""
+def blur_chains(first, last, chain, spare, rows, lanes):
+    """row + (before + after) / 2 in place, along the chains that begin in [first, last).
+
+    A chain is two or three rows long, so that a branch at its end would be guessed wrong: the end
+    is a row like the others, but what would be written there goes to `spare`, a row of this call.
+    """
     none = rows.shape[0] - 1
     half = np.float32(0.5)
-    i = first
-    while 0 < i < last and chain[i - 1] != none:  # that chain began before
+    begin, end = chain_start(first, chain, none), chain_start(last, chain, none)
+    if begin == end:
+        return
+    previous = simd.zero(lanes)
+    centre = simd.load(rows, chain[begin], lanes)
+    end_of_last = np.uint64(end - 1)
+    for i in range(np.uint64(begin), end_of_last):
+        simd.prefetch(rows, chain[min(i + AHEAD, end_of_last)], lanes)
+        following = simd.load(rows, chain[i + np.uint64(1)], lanes)
+        total = simd.add_scaled(centre, half, previous)
+        total = simd.add_scaled(total, half, following)
+        simd.store_unless(rows, chain[i], none, spare, total)
+        previous, centre = centre, following
+
+
+@njit(inline="always")
+def chain_start(i, chain, none):
+    """Where the first chain does that begins at i or behind it."""
+    while 0 < i < len(chain) and chain[i - 1] != none:
         i += 1
-    while i < last:
-        row = chain[i]
-        previous = simd.zero(lanes)
-        centre = simd.load(rows, row, lanes)
-        while row != none:
-            i += 1
-            simd.prefetch(rows, chain[min(i + AHEAD, len(chain) - 1)], lanes)
-            following = simd.load(rows, chain[i], lanes)
-            total = simd.add_scaled(centre, half, previous)
-            simd.store(rows, row, simd.add_scaled(total, half, following))
-            previous, centre, row = centre, following, chain[i]
-        i += 1
+    return i
 
 
 @njit(forceinline=True)

@@ -39,6 +39,7 @@ MAX_LANES = 64  # more channels are filtered in groups: each width is compiled o
 MIN_PART = 4096  # points: fewer are not worth a thread
 MIN_PIECE = 8192  # rows of a blur: fewer are not worth a call
 FIRST_CAPACITY = 2**16  # slots of a table
+CACHE_LINE = 64  # bytes
 GOLDEN = 0x9E3779B97F4A7C15  # 2^64 / golden ratio: multiples of it spread evenly
 
 COMPILED = "kernels.permutohedral.compiled"
@@ -127,11 +128,16 @@ def lanes_for(channels: int) -> tuple[int, ...]:
 
 
 def aligned_rows(count: int, lanes: tuple[int, ...]) -> Array:
-    """An unset buffer `[count, width]` that starts at a cache line, as torch's allocator gives it.
+    """An unset buffer `[count, width]` that starts at a cache line, on huge pages if it is large.
 
-    A vector that straddles two lines costs two accesses, and its store is slow to read back.
+    A vector that straddles two lines costs two accesses, and its store is slow to read back. NumPy
+    asks for huge pages, and torch does not: rows are visited in no order, so that with small pages
+    most visits also look up where their page is.
     """
-    return torch.empty(count, len(lanes), dtype=torch.float32, device="cpu").numpy()
+    width, line = len(lanes), CACHE_LINE // 4
+    buffer = np.empty(count * width + line, np.float32)
+    start = -buffer.ctypes.data // 4 % line
+    return buffer[start : start + count * width].reshape(count, width)
 
 
 def part_ranges(lattice: Lattice) -> list[tuple[int, int, int, int]]:
@@ -164,12 +170,14 @@ def blur_calls(
             for start, stop in _pieces(bound[part + 1] - bound[part])
         ], [lanes])  # fmt: skip
 
+    spare = aligned_rows(_most_pieces(), lanes)
+
     def along(step: int) -> list[Call]:
         return BLUR_CHAINS.calls([
-            (start, stop, chain[len(chain) - 1 - step if reverse else step], rows)
+            (start, stop, chain[len(chain) - 1 - step if reverse else step], spare[piece], rows)
             for chain, rows in zip(chains, blocks, strict=True)
             if step < len(chain)
-            for start, stop in _pieces(chain.shape[1])
+            for piece, (start, stop) in enumerate(_pieces(chain.shape[1]))
         ], [lanes])  # fmt: skip
 
     copy_ghosts = COPY_GHOSTS.calls([
@@ -183,9 +191,12 @@ def blur_calls(
 
 def _pieces(count: int) -> list[tuple[int, int]]:
     """range(count) in more pieces than threads, so that whoever is done early takes another."""
-    pieces = torch.get_num_threads()
-    pieces = max(pieces, min(8 * pieces, count // MIN_PIECE))
+    pieces = max(torch.get_num_threads(), min(_most_pieces(), count // MIN_PIECE))
     return threads.split(count, pieces) if count else []
+
+
+def _most_pieces() -> int:
+    return 8 * torch.get_num_threads()
 
 
 # Building
