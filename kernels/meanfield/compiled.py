@@ -22,7 +22,7 @@ def fold_corners(
     for block in range(len(limits)):
         begin = first + block * block_size
         limit = 0
-        for i in range(begin, min(begin + block_size, last)):
+        for i in range(np.uint64(begin), np.uint64(min(begin + block_size, last))):
             entering, leaving = before[i] * gain_in, after[i] * gain_out
             for k in range(corners.shape[1]):
                 row = corners[i, k] + offset
@@ -126,4 +126,3 @@ def mix_labels(first, last, rows, matrix, lanes):
         for c in range(len(matrix)):
             mixed = simd.add_scaled(mixed, rows[row, c], simd.load(matrix, c, lanes))
         simd.store(rows, row, mixed)
-

@@ -22,7 +22,7 @@ def splat_points(first, last, first_row, last_row, values, corners, weights, row
     padded = simd.scratch(np.float32, lanes)
     for c in range(len(lanes)):
         padded[c] = np.float32(0)
-    for i in range(first, last):
+    for i in range(np.uint64(first), np.uint64(last)):
         for c in range(values.shape[1]):
             padded[c] = values[i, c]
         point = simd.load(padded, 0, lanes)
@@ -40,7 +40,7 @@ def add_to_row(rows, row, weight, point, lanes):
 def slice_points(first, last, rows, corners, weights, scale, output, lanes):
     """output = scale * the weighted sum of the corners' rows."""
     padded = simd.scratch(np.float32, lanes)
-    for i in range(first, last):
+    for i in range(np.uint64(first), np.uint64(last)):
         point = simd.zero(lanes)
         for k in range(corners.shape[1]):
             weight = np.float32(scale * weights[i, k])
@@ -135,7 +135,7 @@ def place_points(
     origin = simd.scratch(np.float32, simplex)  # the simplex's corner of remainder 0
     offset = simd.scratch(np.float32, simplex)  # from there to the point
     rank = simd.scratch(np.int64, simplex)
-    ordered = simd.scratch(np.int64, simplex)  # coordinate of each rank
+    ordered = simd.scratch(np.uint64, simplex)  # coordinate of each rank
     key = simd.scratch(np.int64, words)
     filled = progress[1]
     for i in range(progress[0], last):
@@ -164,7 +164,7 @@ def place_points(
             rank[j] += wrap * (dims + 1)
             origin[j] += np.float32(wrap * (dims + 1))
             offset[j] = (elevated[j] - origin[j]) * inverse
-            ordered[rank[j]] = j
+            ordered[np.uint64(rank[j])] = j
 
         weights[i, 0] = offset[ordered[dims]] + (np.float32(1) - offset[ordered[0]])
         for r in range(1, dims + 1):
@@ -189,7 +189,7 @@ def place_points(
                     difference |= keys[slot, w] ^ key[w]
                 if difference == 0:
                     break
-                slot = (slot + 1) & (len(ids) - 1)
+                slot = slot_after(slot, ids)
             if ids[slot] < 0:
                 for w in range(len(words)):
                     keys[slot, w] = key[w]
@@ -205,24 +205,106 @@ def place_points(
 
 
 @njit(forceinline=True)
-def find_neighbours(first, last, keys, ids, steps, multipliers, hashed_steps, neighbours, words):
-    """For vertices in slots [first, last): the row after each, and so the row before that one."""
-    for j in range(len(steps)):
-        for vertex in range(first, last):
-            row = ids[vertex]
-            if row < 0:
-                continue
-            hashed = hashed_steps[j] + hash_of(keys, vertex, multipliers, words)
-            slot = first_slot(hashed, len(ids))
-            while ids[slot] >= 0:
-                difference = np.int64(0)
-                for w in range(len(words)):
-                    difference |= keys[slot, w] ^ (keys[vertex, w] + steps[j, w])
-                if difference == 0:
-                    neighbours[j, 1, row] = ids[slot]
-                    neighbours[j, 0, ids[slot]] = row
+def sort_by_hash(keys, ids, multipliers, hashes, vertices, words):
+    """Write the hashes of a table's vertices in ascending order, and with them row and slot of each
+    vertex; return how many.
+
+    Slots are in the order of the hashes, but for vertices whose own slot was taken: they stand a
+    few slots further on, or, where those would be behind the last one, at the beginning.
+    """
+    count = 0
+    for behind_last in range(2):
+        for slot in range(len(ids)):
+            if ids[slot] < 0:
+                if behind_last:  # they come before the first free slot
                     break
-                slot = (slot + 1) & (len(ids) - 1)
+                continue
+            hashed = hash_of(keys, slot, multipliers, words)
+            if (first_slot(hashed, len(ids)) > np.uint64(slot)) != behind_last:
+                continue
+            place = count
+            while place > 0 and hashes[place - 1] > hashed:
+                hashes[place] = hashes[place - 1]
+                for c in range(2):
+                    vertices[c, place] = vertices[c, place - 1]
+                place -= 1
+            hashes[place], vertices[0, place], vertices[1, place] = hashed, ids[slot], slot
+            count += 1
+    return count
+
+
+@njit(forceinline=True)
+def find_neighbours(
+    first, last, hashes, vertices, keys, ids, steps, hashed_steps, neighbours, words
+):  # fmt: skip
+    """Along directions [first, last): the row after each vertex, and so the row before that one.
+
+    In the order of `sort_by_hash`. The hash after a vertex is its own and a constant, modulo 2^64:
+    in order too, but for where the modulus begins anew.
+    """
+    for j in range(first, last):
+        anew = first_not_below(hashes, np.uint64(0) - hashed_steps[j])
+        for begin, end in ((0, anew), (anew, len(hashes))):
+            if begin < end:
+                merge(
+                    begin, end, hashes, vertices, keys, ids, steps[j], hashed_steps[j],
+                    neighbours[j, 0], neighbours[j, 1], words,
+                )  # fmt: skip
+
+
+@njit(inline="always")
+def merge(begin, end, hashes, vertices, keys, ids, step, hashed_step, before, after, words):
+    """One direction of `find_neighbours`, where the hashes after the vertices are in order.
+
+    Without a branch on what is found, which no processor can guess. A key of one word is known by
+    its hash, an odd multiple of it modulo 2^64; of others a hash may have several.
+    """
+    none, count = len(before), len(hashes)
+    i = begin
+    other = first_not_below(hashes, hashes[begin] + hashed_step)
+    while i < end and other < count:
+        wanted, there = hashes[i] + hashed_step, hashes[other]
+        row, next_row = vertices[0, i], vertices[0, other]
+        same = wanted == there
+        if len(words) > 1 and same:
+            slot = slot_of(keys, vertices[1, i], step, wanted, keys, ids, words)
+            same = ids[slot] >= 0
+            next_row = ids[slot] if same else next_row
+        before_next = before[next_row]
+        before[next_row] = row if same else before_next
+        after[row] = next_row if same else none
+        i += np.int64(wanted <= there)
+        other += np.int64(there < wanted)
+    while i < end:
+        after[vertices[0, i]] = none
+        i += 1
+
+
+@njit(inline="always")
+def slot_of(wanted, i, step, hashed, keys, ids, words):
+    """The slot of the key wanted[i] + step, or the free one where it would be put."""
+    slot = first_slot(hashed, len(ids))
+    while ids[slot] >= 0:
+        difference = np.int64(0)
+        for w in range(len(words)):
+            difference |= keys[slot, w] ^ (wanted[i, w] + step[w])
+        if difference == 0:
+            break
+        slot = slot_after(slot, ids)
+    return slot
+
+
+@njit(inline="always")
+def first_not_below(hashes, hashed):
+    """Where in ascending `hashes` the first is that is not below `hashed`."""
+    low, high = 0, len(hashes)
+    while low < high:
+        middle = (low + high) // 2
+        if hashes[middle] < hashed:
+            low = middle + 1
+        else:
+            high = middle
+    return low
 
 
 @njit(forceinline=True)
@@ -240,7 +322,7 @@ def absorb(keys, ids, local_keys, local_ids, first_row, multipliers, pairs, word
                 difference |= keys[slot, w] ^ local_keys[local, w]
             if difference == 0:
                 break
-            slot = (slot + 1) & (len(ids) - 1)
+            slot = slot_after(slot, ids)
         if ids[slot] < 0:
             for w in range(len(words)):
                 keys[slot, w] = local_keys[local, w]
@@ -255,12 +337,11 @@ def absorb(keys, ids, local_keys, local_ids, first_row, multipliers, pairs, word
 @njit(forceinline=True)
 def rehash(keys, ids, multipliers, grown_keys, grown_ids, words):
     """Put the vertices of a table into a larger, empty one."""
-    capacity = len(grown_ids)
     for old in range(len(ids)):
         if ids[old] >= 0:
-            slot = first_slot(hash_of(keys, old, multipliers, words), capacity)
+            slot = first_slot(hash_of(keys, old, multipliers, words), len(grown_ids))
             while grown_ids[slot] >= 0:
-                slot = (slot + 1) & (capacity - 1)
+                slot = slot_after(slot, grown_ids)
             grown_ids[slot] = ids[old]
             for w in range(len(words)):
                 grown_keys[slot, w] = keys[old, w]
@@ -278,4 +359,10 @@ def hash_of(keys, i, multipliers, words):
 @njit(inline="always")
 def first_slot(hashed, capacity):
     """Where to look first: the hash scaled to [0, capacity), so that its order is kept."""
-    return np.int64(((hashed >> np.uint64(32)) * np.uint64(capacity)) >> np.uint64(32))
+    return ((hashed >> np.uint64(32)) * np.uint64(capacity)) >> np.uint64(32)
+
+
+@njit(inline="always")
+def slot_after(slot, ids):
+    """The slot to look at next; the first one behind the last."""
+    return (slot + np.uint64(1)) & np.uint64(len(ids) - 1)
