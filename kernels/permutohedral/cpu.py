@@ -21,6 +21,8 @@ several threads.
 
 from __future__ import annotations
 
+import contextlib
+import mmap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -39,7 +41,7 @@ MAX_LANES = 64  # more channels are filtered in groups: each width is compiled o
 MIN_PART = 4096  # points: fewer are not worth a thread
 MIN_PIECE = 8192  # rows of a blur: fewer are not worth a call
 FIRST_CAPACITY = 2**16  # slots of a table
-CACHE_LINE = 64  # bytes
+CACHE_LINE, LARGE = 64, 2**22  # bytes
 GOLDEN = 0x9E3779B97F4A7C15  # 2^64 / golden ratio: multiples of it spread evenly
 
 COMPILED = "kernels.permutohedral.compiled"
@@ -132,14 +134,20 @@ def lanes_for(channels: int) -> tuple[int, ...]:
 def aligned_rows(count: int, lanes: tuple[int, ...]) -> Array:
     """An unset buffer `[count, width]` that starts at a cache line, on huge pages if it is large.
 
-    A vector that straddles two lines costs two accesses, and its store is slow to read back. NumPy
-    asks for huge pages, and torch does not: rows are visited in no order, so that with small pages
-    most visits also look up where their page is.
+    A vector that straddles two lines costs two accesses, and its store is slow to read back. Rows
+    are visited in no order, so that with small pages most visits also look up where their page is;
+    memory that a process had before is on such pages, whatever is asked for later.
     """
-    width, line = len(lanes), CACHE_LINE // 4
-    buffer = np.empty(count * width + line, np.float32)
-    start = -buffer.ctypes.data // 4 % line
-    return buffer[start : start + count * width].reshape(count, width)
+    width = len(lanes)
+    size = count * width
+    if 4 * size >= LARGE and hasattr(mmap, "MADV_HUGEPAGE"):
+        pages = mmap.mmap(-1, 4 * size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        with contextlib.suppress(OSError):  # a kernel without them
+            pages.madvise(mmap.MADV_HUGEPAGE)
+        return np.frombuffer(pages, np.float32).reshape(count, width)
+    buffer = np.empty(size + CACHE_LINE // 4, np.float32)
+    start = -buffer.ctypes.data // 4 % (CACHE_LINE // 4)
+    return buffer[start : start + size].reshape(count, width)
 
 
 def part_ranges(lattice: Lattice) -> list[tuple[int, int, int, int]]:

@@ -69,6 +69,15 @@ def test_filter_agrees_with_eager_for_any_number_of_channels(channels, reverse, 
     _assert_filters_agree(cpu.build(features), features, _values(250, channels), reverse)
 
 
+def test_rows_on_pages_of_their_own_start_at_a_cache_line_and_hold_what_others_do(monkeypatch):
+    features = _features(100, 3, 1.0)
+    lattice, values = cpu.build(features), _values(100, 5)
+    expected = cpu.filter(lattice, values)
+    monkeypatch.setattr(cpu, "LARGE", 1)
+    assert cpu.aligned_rows(3, (0,) * 20).ctypes.data % cpu.CACHE_LINE == 0
+    assert torch.equal(cpu.filter(lattice, values), expected)
+
+
 @settings(max_examples=40, deadline=None)
 @given(
     count=st.integers(1, 200),
