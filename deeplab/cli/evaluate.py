@@ -251,11 +251,11 @@ def evaluate(
     """
     from deeplab.crf_settings import CRFSettings
     from deeplab.data.datasets.base import Recording, Remembering
+    from deeplab.distributed import processes
     from deeplab.evaluation.evaluate import evaluate as score
     from deeplab.evaluation.plots import require_matplotlib
     from deeplab.evaluation.report import ReportFolder, WorstPictures
     from deeplab.predict import Predictor, check_threshold
-    from deeplab.training.distributed import processes
 
     scales, widths, curve = views.numbers(), trimap.widths(), trimap.csv_file()
     score_files = {"--trimap": curve, "--out": out, "--save-confusion": save_confusion}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -12,7 +12,7 @@ import typer
 
 from deeplab.cli.shared import options
 from deeplab.cli.shared.groups import takes_options
-from deeplab.cli.shared.many import PANEL, Done, Job, ManyOptions, one_thread_each, run_many
+from deeplab.cli.shared.many import PANEL, Done, Job, ManyOptions, run_many
 from deeplab.cli.shared.options import option
 from deeplab.cli.shared.results import (
     PictureFiles,
@@ -22,6 +22,7 @@ from deeplab.cli.shared.results import (
     refuse_to_overwrite,
     result_line,
 )
+from deeplab.cli.shared.several import reported_once
 from deeplab.data import folders, images, outputs
 from deeplab.data.annotations import GT_PROB
 from deeplab.data.conversions import Conversion, counted
@@ -118,10 +119,6 @@ def refine(
             rich_help_panel=PANEL,
         ),
     ] = False,
-    workers: Annotated[
-        int | None,
-        option("N", "How many pictures at a time.", panel=PANEL, shown="one a processor core"),
-    ] = None,
     many: ManyOptions,
     crf: options.CRFOptions,
 ) -> None:
@@ -166,6 +163,7 @@ def refine(
     deeplab refine JPEGImages cams --skip-missing --background-threshold 0.05,0.3 --out labels
     ```
     """
+    from deeplab.distributed import processes
     from deeplab.refine_files import ARRAYS, FileRefiner
 
     refiner = FileRefiner(
@@ -181,20 +179,19 @@ def refine(
         raise InputError("--probabilities: there are none of two backgrounds; give one of them")
     writing = _Writing(out, probabilities, overlay, legend)
     if image_file.is_dir():
-        suffixes = (*ARRAYS, *images.SUFFIXES)
-        pairs = _pairs(image_file, given, suffixes, many.recursive, skip_missing)
-        _check_out(out, image_file, given)
-        if workers is not None and workers < 1:
-            raise InputError(f"--workers must be 1 or more, not {workers}")
-        print_notes(_left_out(pairs, given))
-        with one_thread_each():
-            job = _job(pairs, image_file, given, refiner, writing)
-            run_many(job, many, workers or folders.cores())
+        again = "mend that, then go on with --skip-existing"
+        with reported_once(again), processes("cpu") as group:
+            with group.together():
+                suffixes = (*ARRAYS, *images.SUFFIXES)
+                pairs = _pairs(image_file, given, suffixes, many.recursive, skip_missing)
+                _check_out(out, image_file, given)
+            if group.first:
+                print_notes(_left_out(pairs, given))
+            run_many(_job(pairs, image_file, given, refiner, writing), many, group)
         return
     many.refuse_for_one()
-    if skip_missing or workers is not None:
-        name = "skip-missing" if skip_missing else "workers"
-        raise InputError(f"--{name}: only counts with folders; leave it out")
+    if skip_missing:
+        raise InputError("--skip-missing: only counts with folders; leave it out")
     start = time.perf_counter()
     result = PictureFiles.at(out, outputs.output_names([image_file])[0])
     refuse_to_overwrite([image_file, given], [result])
@@ -299,7 +296,8 @@ def _job(
         labels = writing.of(names[0]).read_labels(refiner.max_megapixels)
         return folders.Outcome.of(pictures / names[0], labels, refiner.names_of_any)
 
-    def work(names: tuple[str, str]) -> Done:
+    def work(batch: Sequence[tuple[str, str]]) -> list[Done]:
+        (names,) = batch
         start = time.perf_counter()
         file, other = pictures / names[0], given / names[1]
         result = writing.of(names[0])
@@ -312,6 +310,6 @@ def _job(
         labels = refined.prediction.labels
         outcome = folders.Outcome.of(file, labels, refiner.names_of_any, seconds, conversions)
         line = result_line(file, refined.prediction, refined.classes, result, seconds)
-        return Done(outcome, line, conversions)
+        return [Done(outcome, line, conversions)]
 
     return Job(pairs.names, lambda names: pictures / names[0], is_there, found, work, "refined")

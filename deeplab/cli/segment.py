@@ -6,21 +6,23 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import partial
-from itertools import groupby
+from itertools import chain, groupby
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
+import numpy as np
 import typer
 from rich.console import Console
 from rich.progress import Progress
 
+from deeplab.cli.segment_scene import SceneFiles, Scenes, scenes_among
 from deeplab.cli.shared import options
 from deeplab.cli.shared.groups import takes_options
-from deeplab.cli.shared.many import Done, Job, ManyOptions, run_many
+from deeplab.cli.shared.many import PANEL, Done, Job, ManyOptions, run_many
 from deeplab.cli.shared.network import (
     check_tiles,
     load_network,
@@ -37,11 +39,15 @@ from deeplab.cli.shared.results import (
     refuse_to_overwrite,
     result_line,
 )
+from deeplab.cli.shared.several import reported_once
 from deeplab.data import folders, images, outputs
 from deeplab.data import polygons as polygon_files
 from deeplab.data.bands import read_picture
-from deeplab.data.conversions import counted
+from deeplab.data.conversions import Conversion, counted
 from deeplab.errors import InputError
+
+if TYPE_CHECKING:
+    from deeplab.predict import Predictor
 
 T = TypeVar("T")
 Polygons = StrEnum("Polygons", ["coco", "geojson"])
@@ -66,6 +72,14 @@ def segment(
     out: options.OutFolder = Path("out"),
     probabilities: options.SaveProbabilities = False,
     legend: options.Legend = True,
+    bands: Annotated[
+        str | None,
+        option(
+            "N,N,...",
+            "Of GeoTIFFs, the bands that the network takes, in its order, counted from 1.",
+            shown="red, green and blue; else all",
+        ),
+    ] = None,
     polygons: Annotated[
         Polygons | None,
         typer.Option(
@@ -95,6 +109,14 @@ def segment(
     overlap: options.Overlap = 384,
     precision: options.Precision = "float32",
     device: options.Device = "auto",
+    batch: Annotated[
+        int,
+        option(
+            "N",
+            "Pictures of one size among N neighbours go through the network together.",
+            panel=PANEL,
+        ),
+    ] = 1,
     many: ManyOptions,
     crf: options.CRFOptions,
 ) -> None:
@@ -117,6 +139,13 @@ def segment(
     grey pictures, with the values that lie in them; its weights know mean and deviation of each
     band. --crf-bands 3,2,1 chooses what the CRF and the overlay take for red, green and blue;
     with --crf-bands all the CRF compares all bands, for which --bilateral-sigma-rgb has to grow.
+
+    A GeoTIFF (a TIFF with a reference system or a transform; needs rasterio) is read and written in
+    windows, in tiles of 1024 pixels unless --tile says otherwise, so that memory does not grow with
+    its area. It gets NAME_labels.tif, a Cloud Optimized GeoTIFF of class indices with a palette, of
+    the same place, and 255 as nodata where nothing was observed; the overlay as PNG; with
+    --probabilities NAME_probabilities.tif, float32; with --polygons geojson corners in longitude
+    and latitude. Values are taken as they lie; alpha is a mask; --bands 4,3,2 chooses bands.
 
     With --polygons coco or geojson each connected region becomes a polygon along the borders of its
     pixels, in pixels from the top left corner, y down; the class called background has none. Of
@@ -145,124 +174,255 @@ def segment(
     deeplab segment photos/ --polygons coco
     deeplab segment photo.jpg --bilateral-sigma-xy 67 --bilateral-sigma-rgb 3
     deeplab segment scene.png --tile 2048 --overlap 512
+    deeplab segment sentinel.tif --bands 4,3,2 --polygons geojson
     deeplab segment photo.jpg --scales 0.5,0.75,1 --flip --crf-settings crf.toml
+    torchrun --nproc-per-node 4 -m deeplab segment photos/ --skip-existing --manifest done.csv
     ```
     """
     from deeplab.crf_settings import CRFSettings
-    from deeplab.predict import TILE, Predictor, as_rgb, check_threshold
+    from deeplab.distributed import processes
+    from deeplab.predict import Predictor, check_threshold
     from deeplab.weights import registry
 
     if polygons is not None:
         polygon_files.require_rasterio()
-    files = images.find_images(inputs, many.recursive)
-    scales = views.numbers()
-    if weights.weights_file is None:
-        name = registry.for_photographs(torch_device(device).type)
-        weights = replace(weights, weights_file=Path(name))
-    network, metadata = load_network(weights)
-    try:
-        check_threshold(threshold, network)
-    except ValueError as error:
-        raise InputError(f"--{error}") from error
-    refuse_crf(network, use_crf)
-    if network.multilabel and polygons is not None:
-        raise InputError("--polygons must be left out for several labels a pixel")
-    check_tiles(network, scales, tile, overlap)
-    network.to(torch_device(device))
-    settings = crf.change(CRFSettings.stored(metadata, weights.weights_file))
-    layer = settings.refiner(network.num_classes).to(torch_device(device)) if use_crf else None
-    predictor = Predictor(
-        network,
-        layer,
-        scales=scales,
-        flip=views.flip,
-        precision=torch_precision(precision),
-        bands=settings.bands,
-        threshold=threshold,
-        tile="auto" if tile is None else tile,
-        overlap=overlap,
-    )
-    classes = outputs.NamedPalette(
-        outputs.full_palette(metadata.get("palette")), metadata.get("class_names")
-    )
-    every_class = [classes.name(index) for index in range(network.num_classes)]
-    masks = outputs.folder_names(every_class) if network.multilabel else ()
-    names = _names_below(files, inputs, out) if many.recursive else outputs.output_names(files)
-    refuse_to_overwrite(files, (PictureFiles(out, name, masks) for name in names))
-    outputs.check_writable(out)
-    read = partial(read_picture, bands=network.in_channels, max_megapixels=max_megapixels)
-    pairs = list(zip(files, names, strict=True))
+    if batch < 1:
+        raise InputError(f"--batch must be 1 or more, not {batch}")
+    device_type = torch_device(device).type
+    scales, again = views.numbers(), "mend that, then go on with --skip-existing"
+    with reported_once(again), processes(device) as group:
+        with group.together():
+            files = images.find_images(inputs, many.recursive)
+            scenes = scenes_among(files, bands is not None, polygons is Polygons.coco)
+            if weights.weights_file is None:
+                weights = replace(weights, weights_file=Path(registry.for_photographs(device_type)))
+            network, metadata = load_network(weights)
+            try:
+                check_threshold(threshold, network)
+            except ValueError as error:
+                raise InputError(f"--{error}") from error
+            refuse_crf(network, use_crf)
+            if network.multilabel and polygons is not None:
+                raise InputError("--polygons must be left out for several labels a pixel")
+            check_tiles(network, scales, tile, overlap)
+            settings = crf.change(CRFSettings.stored(metadata, weights.weights_file))
+            predictor = Predictor(
+                network,
+                settings.refiner(network.num_classes) if use_crf else None,
+                scales=scales,
+                flip=views.flip,
+                precision=torch_precision(precision),
+                device=group.device,
+                bands=settings.bands,
+                threshold=threshold,
+                tile="auto" if tile is None else tile,
+                overlap=overlap,
+                at_once=min(many.at_once(group), len(files)),
+            )
+            palette = outputs.full_palette(metadata.get("palette"))
+            classes = outputs.NamedPalette(palette, metadata.get("class_names"))
+            geotiffs = Scenes(
+                scenes,
+                predictor,
+                classes,
+                bands=None if bands is None else options.whole_numbers("--bands", bands),
+                max_megapixels=max_megapixels,
+                probabilities=probabilities,
+                legend=legend,
+                polygons=polygons is not None,
+            )
+            work = _Work(
+                predictor, classes, out, probabilities, legend, polygons, max_megapixels, geotiffs
+            )
+            below = many.recursive
+            names = _names_below(files, inputs, out) if below else outputs.output_names(files)
+            pictures = list(zip(files, names, strict=True))
+            refuse_to_overwrite(files, map(work.files_of, pictures))
+            outputs.check_writable(out)
+            alone = len(pictures) == 1 and group.world == 1 and many == ManyOptions()
+            read, conversions = None, []
+            if alone and files[0] in scenes:
+                conversions = geotiffs.check(files[0])
+            elif alone:
+                read = [work.read(files[0])]
+                conversions = read[0][1]
+            elif not many.skip_broken:
+                own = pictures[group.rank :: group.world]
+                if many.skip_existing:
+                    own = [picture for picture in own if not work.is_there(picture)]
+                conversions = _check(own, work, many.at_once(group))
+        converted = group.gather(conversions)
+        if group.first:
+            of_scenes = weights.weights_file == Path(registry.SCENES)
+            print_notes([*counted(chain(*converted)), *([SCENES_NOTE] if of_scenes else [])])
+        if alone:
+            (answer,) = work.segment(pictures, True, read)
+            if isinstance(answer, InputError):
+                raise answer
+            typer.echo(answer.line)
+        else:
+            segment_batch = partial(work.segment, told=not many.skip_broken)
+            job = Job(pictures, _file, work.is_there, work.found, segment_batch, "segmented", batch)
+            run_many(job, many, group)
+        if polygons is Polygons.coco and group.first:
+            _write_coco(out / "coco.json", pictures, work)
 
-    def files_of(pair: tuple[Path, str]) -> PictureFiles:
-        return PictureFiles(out, pair[1], masks)
 
-    def is_there(pair: tuple[Path, str]) -> bool:
-        result = files_of(pair)
-        drawn = polygons is not Polygons.geojson or result.polygons.exists()
-        return drawn and result.are_there(probabilities)
+Picture = tuple[Path, str]  # the file, and the name of its results
+Read = tuple[np.ndarray, list[Conversion]]
 
-    checked, conversions = {}, []
-    for pair in _progress([] if many.skip_broken else pairs, "checking"):
-        if many.skip_existing and is_there(pair):
-            continue
-        image, changed = read(pair[0])
-        conversions += changed
-        if len(files) == 1:  # several may not fit into memory together
-            checked[pair[0]] = image, changed
-    notes = counted(conversions)
-    scenes = weights.weights_file == Path(registry.SCENES)
-    print_notes([*notes, SCENES_NOTE] if scenes else notes)
 
-    def work(pair: tuple[Path, str]) -> Done:
+def _file(picture: Picture) -> Path:
+    return picture[0]
+
+
+@dataclass(frozen=True)
+class _Work:
+    """How pictures become results; all of it may run in several threads."""
+
+    predictor: Predictor
+    classes: outputs.NamedPalette
+    out: Path
+    probabilities: bool
+    legend: bool
+    polygons: Polygons | None
+    max_megapixels: float | None
+    scenes: Scenes
+
+    def files_of(self, picture: Picture) -> PictureFiles:
+        """Where the results go."""
+        if picture[0] in self.scenes:
+            return SceneFiles(self.out, picture[1])
+        network = self.predictor.model
+        names = [self.classes.name(index) for index in range(network.num_classes)]
+        masks = outputs.folder_names(names) if network.multilabel else ()
+        return PictureFiles(self.out, picture[1], masks)
+
+    def is_there(self, picture: Picture) -> bool:
+        """Whether the results are on disk."""
+        result = self.files_of(picture)
+        drawn = self.polygons is not Polygons.geojson or result.polygons.exists()
+        return drawn and result.are_there(self.probabilities)
+
+    def found(self, picture: Picture) -> folders.Outcome:
+        """What the results on disk say."""
+        if picture[0] in self.scenes:
+            return self.scenes.found(picture[0], self.files_of(picture))
+        labels = self.files_of(picture).read_labels(self.max_megapixels)
+        return folders.Outcome.of(picture[0], labels, self.classes.names)
+
+    def read(self, file: Path) -> Read:
+        """A picture as the network takes it, and what was converted."""
+        return read_picture(file, self.predictor.model.in_channels, self.max_megapixels)
+
+    def check(self, file: Path) -> list[Conversion]:
+        """What reading converts; InputError where it cannot be read."""
+        return self.scenes.check(file) if file in self.scenes else self.read(file)[1]
+
+    def segment(
+        self, batch: Sequence[Picture], told: bool, read: Sequence[Read] | None = None
+    ) -> list[Done | InputError]:
+        """As `_segment_together`, with scenes, each by itself, among the pictures."""
+        plain = [picture for picture in batch if picture[0] not in self.scenes]
+        answers = iter(self._segment_together(plain, told, read) if plain else ())
+        return [
+            _attempt(self.scenes.work, picture[0], self.files_of(picture), told)
+            if picture[0] in self.scenes
+            else next(answers)
+            for picture in batch
+        ]
+
+    def _segment_together(
+        self, batch: Sequence[Picture], told: bool, read: Sequence[Read] | None
+    ) -> list[Done | InputError]:
+        """Pictures read, through the network together, and their results written.
+
+        told: whether it has been said what reading converts.
+        read: the pictures, where they are read already.
+
+        Returns the answer for each. Raises InputError where they are broken together.
+        """
+        from deeplab.predict import as_rgb
+
         start = time.perf_counter()
-        file, result = pair[0], files_of(pair)
-        image, changed = checked[file] if file in checked else read(file)
-        with named_errors(file):
-            three = None if settings.bands == "all" else settings.bands
-            shown = as_rgb(network, image, three)
-            if tile is None and predictor.in_tiles(image.shape):
-                print_notes([f"{file}: in tiles of {TILE} pixels, for want of memory (--tile)"])
-            prediction = predictor(image, probabilities=probabilities)
-        result.write(shown, prediction, classes, probabilities=probabilities, legend=legend)
-        if polygons is Polygons.geojson:
-            polygon_files.write_geojson(result.polygons, prediction.labels, classes)
-        seconds = time.perf_counter() - start
-        return Done(
-            folders.Outcome.of(file, prediction.labels, classes.names, seconds, changed),
-            result_line(file, prediction, classes, result, seconds),
-            changed if many.skip_broken else (),  # else said before
+        inputs = [_attempt(self.read, file) for file, _ in batch] if read is None else read
+        whole = [each[0] for each in inputs if not isinstance(each, InputError)]
+        with named_errors(", ".join(str(file) for file, _ in batch)):
+            self._tell_of_tiles(batch[0][0], whole)
+            predictions = iter(self.predictor(whole, probabilities=self.probabilities))
+
+        def write(picture: Picture, image: np.ndarray, conversions: list[Conversion]) -> Done:
+            file, result, prediction = picture[0], self.files_of(picture), next(predictions)
+            bands = None if self.predictor.bands == "all" else self.predictor.bands
+            shown = as_rgb(self.predictor.model, image, bands)
+            result.write(
+                shown,
+                prediction,
+                self.classes,
+                probabilities=self.probabilities,
+                legend=self.legend,
+            )
+            if self.polygons is Polygons.geojson:
+                polygon_files.write_geojson(result.polygons, prediction.labels, self.classes)
+            seconds = (time.perf_counter() - start) / len(batch)
+            return Done(
+                folders.Outcome.of(
+                    file, prediction.labels, self.classes.names, seconds, conversions
+                ),
+                result_line(file, prediction, self.classes, result, seconds),
+                () if told else conversions,
+            )
+
+        return [
+            each if isinstance(each, InputError) else _attempt(write, picture, *each)
+            for picture, each in zip(batch, inputs, strict=True)
+        ]
+
+    def _tell_of_tiles(self, first: Path, pictures: Sequence[np.ndarray]) -> None:
+        from deeplab.predict import TILE
+
+        tiles = self.predictor.tile == "auto" and any(
+            self.predictor.in_tiles(image.shape) for image in pictures
         )
-
-    if len(files) == 1 and many == ManyOptions():
-        typer.echo(work(pairs[0]).line)
-    else:
-
-        def found(pair: tuple[Path, str]) -> folders.Outcome:
-            labels = files_of(pair).read_labels(max_megapixels)
-            return folders.Outcome.of(pair[0], labels, classes.names)
-
-        # One at a time, on all cores: the network computes in threads of its own.
-        job = Job(pairs, lambda pair: pair[0], is_there, found, work, "segmented")
-        run_many(job, many, workers=1)
-    if polygons is Polygons.coco:
-        _write_coco(out / "coco.json", pairs, files_of, classes, network.num_classes)
+        if tiles:
+            print_notes([f"{first}: in tiles of {TILE} pixels, for want of memory (--tile)"])
 
 
-def _write_coco(
-    path: Path,
-    pairs: Sequence[tuple[Path, str]],
-    files_of: Callable[[tuple[Path, str]], PictureFiles],
-    classes: outputs.NamedPalette,
-    count: int,
-) -> None:
+def _attempt(work: Callable[..., T], *given: Any) -> T | InputError:
+    """What `work` makes of something, or the InputError that it raises."""
+    try:
+        return work(*given)
+    except InputError as error:
+        return error
+
+
+def _check(pictures: Sequence[Picture], work: _Work, at_once: int) -> list[Conversion]:
+    """What reading converts in the pictures; InputError for one that cannot be read."""
+
+    def conversions(picture: Picture) -> list[Conversion]:
+        return work.check(picture[0])
+
+    found: list[Conversion] = []
+    checked = folders.work_through(pictures, conversions, at_once, lambda: False)
+    for _, answer in _progress(checked, len(pictures), "checking"):
+        if isinstance(answer, InputError):
+            raise answer
+        found += answer
+    return found
+
+
+def _write_coco(path: Path, pictures: Sequence[Picture], work: _Work) -> None:
     """All label maps as one file; pictures are named below the folder that they share."""
-    labelled = [pair for pair in pairs if files_of(pair).labels.exists()]  # others were broken
+    labelled = [each for each in pictures if work.files_of(each).labels.exists()]  # not broken
     shared = os.path.commonpath([file.absolute().parent for file, _ in labelled])
-    pictures = (
-        (pair[0].absolute().relative_to(shared).as_posix(), files_of(pair).read_labels(math.inf))
-        for pair in _progress(labelled, "polygons")
+    maps = (
+        (
+            each[0].absolute().relative_to(shared).as_posix(),
+            work.files_of(each).read_labels(math.inf),
+        )
+        for each in _progress(labelled, len(labelled), "polygons")
     )
-    polygon_files.write_coco(path, pictures, classes, count)
+    polygon_files.write_coco(path, maps, work.classes, work.predictor.model.num_classes)
     typer.echo(f"polygons -> {path}")
 
 
@@ -279,12 +439,12 @@ def _names_below(files: Sequence[Path], inputs: Sequence[str], out: Path) -> lis
     return names
 
 
-def _progress(items: Sequence[T], what: str) -> Iterator[T]:
+def _progress(items: Iterable[T], count: int, what: str) -> Iterator[T]:
     """The items, under a progress bar on standard error when there are several and it is seen."""
     console = Console(stderr=True)
-    if len(items) < 2 or not console.is_terminal:
+    if count < 2 or not console.is_terminal:
         yield from items
         return
     # Lines that are printed meanwhile go above the bar, but stay on standard output if it is piped.
     with Progress(console=console, transient=True, redirect_stdout=sys.stdout.isatty()) as progress:
-        yield from progress.track(items, description=what)
+        yield from progress.track(items, total=count, description=what)

@@ -189,9 +189,9 @@ def train(
     deeplab evaluate --weights mine.safetensors
     ```
     """
+    from deeplab.distributed import is_first
     from deeplab.training import train as run
     from deeplab.training.callbacks import Callback
-    from deeplab.training.distributed import is_first
     from deeplab.training.trackers import MLflowLog, WandbLog
 
     trackers: list[Callback] = [] if wandb is None else [WandbLog(wandb)]

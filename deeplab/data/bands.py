@@ -12,6 +12,7 @@ pictures, unless they lie in a .npy file.
 from __future__ import annotations
 
 import importlib
+import io
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -32,8 +33,15 @@ NPY = ".npy"
 Read = tuple[np.ndarray, list[Conversion]]
 
 
-def read_picture(path: str | Path, bands: int = 3, max_megapixels: float | None = None) -> Read:
+def read_picture(
+    path: str | Path,
+    bands: int = 3,
+    max_megapixels: float | None = None,
+    content: bytes | None = None,
+) -> Read:
     """The picture as a network of that many bands takes it: `[H, W, bands]`; what was converted.
+
+    content: the bytes of the file, where they have been read already; `path` only names it then.
 
     Three bands are uint8 RGB as `read_image` gives them, .npy apart; others are as they lie in the
     file: uint8, uint16 or float32.
@@ -43,14 +51,14 @@ def read_picture(path: str | Path, bands: int = 3, max_megapixels: float | None 
     """
     path = Path(path)
     if bands == 3 and path.suffix.lower() != NPY:
-        return read_image(path, max_megapixels)
-    check_file(path)
+        return read_image(path, max_megapixels, content)
+    check_file(path, content)
     if path.suffix.lower() == NPY:
-        values, conversions = _read_npy(path, bands, max_megapixels)
+        values, conversions = _read_npy(path, bands, max_megapixels, content)
     elif path.suffix.lower() in TIFF:
-        values, conversions = _read_tiff(path, bands, max_megapixels)
+        values, conversions = _read_tiff(path, bands, max_megapixels, content)
     else:
-        image, conversions = load_picture(path, max_megapixels)
+        image, conversions = load_picture(path, max_megapixels, content)
         values = _of_pillow(path, image)
         _check(path, values.shape, values.dtype, bands, max_megapixels)
     if values.dtype.kind == "f" and not np.isfinite(values).all():
@@ -62,9 +70,12 @@ def read_picture(path: str | Path, bands: int = 3, max_megapixels: float | None 
     return values, conversions
 
 
-def _read_npy(path: Path, bands: int, max_megapixels: float | None) -> Read:
+def _read_npy(path: Path, bands: int, max_megapixels: float | None, content: bytes | None) -> Read:
     try:
-        stored = np.load(path, mmap_mode="r", allow_pickle=False)
+        if content is None:
+            stored = np.load(path, mmap_mode="r", allow_pickle=False)
+        else:
+            stored = np.load(io.BytesIO(content), allow_pickle=False)
     except Exception as error:  # the header is a Python literal: whatever its parser meets
         raise InputError(
             f"{path}: not a readable .npy file ({error!s:.200}); write it with numpy.save"
@@ -76,11 +87,12 @@ def _read_npy(path: Path, bands: int, max_megapixels: float | None) -> Read:
     return _native(values), []
 
 
-def _read_tiff(path: Path, bands: int, max_megapixels: float | None) -> Read:
+def _read_tiff(path: Path, bands: int, max_megapixels: float | None, content: bytes | None) -> Read:
     """Page by page: series as tifffile finds them follow metadata, to other files too."""
     tifffile = _tifffile(path)
+    source = path if content is None else io.BytesIO(content)
     try:
-        with _logged_errors() as errors, tifffile.TiffFile(path, _multifile=False) as file:
+        with _logged_errors() as errors, tifffile.TiffFile(source, _multifile=False) as file:
             pages = [page for page in file.pages if not (page.is_reduced or page.is_mask)]
             first = pages[0]
             stacked = [page for page in pages if page.shape == first.shape and page.axes == "YX"]

@@ -5,7 +5,7 @@
     with Manifest(Path("done.csv")) as manifest: manifest.add(Outcome(...))
 
 Names are held once, as text relative to their folder, so that hundreds of thousands take little
-memory; answers come in the order of the items and only a few are in hand at a time.
+memory; only a few items are in hand at a time.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ import csv
 import io
 import json
 import os
-from collections import deque
+import threading
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -30,6 +30,7 @@ from deeplab.errors import InputError, printable
 Item = TypeVar("Item")
 Answer = TypeVar("Answer")
 
+_NONE_LEFT: Any = object()
 COLUMNS = ("file", "width", "height", "shares", "seconds", "notes")
 MANIFESTS = (".csv", ".jsonl")
 
@@ -145,35 +146,38 @@ def work_through(
     workers: int,
     stopped: Callable[[], bool],
 ) -> Iterator[tuple[Item, Answer | InputError]]:
-    """Each item with what `work` made of it, or the InputError that it raised, in their order.
+    """Each item with what `work` made of it, or the InputError that it raised, as they are ready.
 
-    Threads do the work, which has to release Python's lock for most of its time. The items are
-    taken one by one, and at most twice as many as there are threads are in hand. Once `stopped`
-    says so, none is begun any more: what is in hand is finished, and answered.
+    Threads do the work, which has to release Python's lock for most of its time. Each takes an item
+    when it is free for it; at most as many answers as there are threads wait to be taken. Once
+    `stopped` says so, none is begun any more: what is in hand is finished, and answered.
     """
-    in_hand: deque[tuple[Item, Future[Answer]]] = deque()
-    source = iter(items)
-    with ThreadPoolExecutor(workers, thread_name_prefix="pictures") as pool:
+    source, taking = iter(items), threading.Lock()
+
+    def one() -> tuple[Item, Answer | InputError] | None:
+        with taking:
+            try:
+                item = next(source) if not stopped() else _NONE_LEFT
+            except StopIteration:
+                item = _NONE_LEFT
+        if item is _NONE_LEFT:
+            return None
         try:
-            more = True
-            while more or in_hand:
-                if stopped():
-                    more = False
-                    begun = [pair for pair in in_hand if not pair[1].cancel()]
-                    in_hand = deque(begun)
-                while more and len(in_hand) < 2 * workers:
-                    try:
-                        item = next(source)
-                    except StopIteration:
-                        more = False
-                    else:
-                        in_hand.append((item, pool.submit(work, item)))
-                if in_hand:
-                    item, future = in_hand.popleft()
-                    try:
-                        yield item, future.result()
-                    except InputError as error:
-                        yield item, error
+            return item, work(item)
+        except InputError as error:
+            return item, error
+
+    with ThreadPoolExecutor(workers, thread_name_prefix="pictures") as pool:
+        in_hand = [pool.submit(one) for _ in range(2 * workers)]
+        try:
+            while in_hand:
+                wait(in_hand, return_when=FIRST_COMPLETED)
+                for future in [each for each in in_hand if each.done()]:
+                    in_hand.remove(future)
+                    answer = future.result()
+                    if answer is not None:
+                        in_hand.append(pool.submit(one))
+                        yield answer
         finally:
             pool.shutdown(cancel_futures=True)
 
@@ -217,7 +221,11 @@ class Outcome:
 
 def class_shares(labels: np.ndarray, names: Sequence[str] | None) -> dict[str, float]:
     """The share of the area of each class that is there, by its name or number, largest first."""
-    areas, pixels = class_areas(labels), labels.shape[-2] * labels.shape[-1]
+    return area_shares(class_areas(labels), labels.shape[-2] * labels.shape[-1], names)
+
+
+def area_shares(areas: np.ndarray, pixels: int, names: Sequence[str] | None) -> dict[str, float]:
+    """The same of areas in pixels, int64 `[C]`, and of how many that is the share."""
     order = np.argsort(-areas, kind="stable")
     return {
         names[label] if names else f"class {label}": areas[label] / pixels

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import glob
+import io
 import threading
 import warnings
 from collections.abc import Iterator, Sequence
@@ -37,14 +38,16 @@ MAX_MEGAPIXELS = 100.0  # of what goes through a CRF whole
 DECODED = 7  # bytes a pixel of RGB: 4 as Pillow has it, and 3 as an array
 ROWS = 1024  # that are copied at a time
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".ppm", ".pgm")
-_settings = threading.Lock()  # those of Pillow, libtiff and warnings, changed while a file is read
+settings = threading.Lock()  # those of Pillow, libtiff and warnings, changed while a file is read
 NEARLY_BLACK = 4096  # 16-bit values below are those of a sensor of 12 bits or fewer, most likely
 
 
 def read_image(
-    path: str | Path, max_megapixels: float | None = None
+    path: str | Path, max_megapixels: float | None = None, content: bytes | None = None
 ) -> tuple[np.ndarray, list[Conversion]]:
     """Read a picture as RGB: uint8 `[H, W, 3]`, and what was converted; `str(...)` is a line each.
+
+    content: the bytes of the file, where they have been read already; `path` only names it then.
 
     EXIF orientation is applied. Grey, palette, CMYK and other modes become RGB, transparent parts
     are laid on white, 16 bits a channel become 8 (value / 257), bands of a TIFF that it does not
@@ -59,31 +62,35 @@ def read_image(
     integer or floating point).
     """
     path = Path(path)
-    image, conversions = load_picture(path, max_megapixels)
+    image, conversions = load_picture(path, max_megapixels, content)
     rgb, more = _to_rgb(path, image, {conversion.kind for conversion in conversions})
     return _pixels(rgb), conversions + more
 
 
 def load_picture(
-    path: str | Path, max_megapixels: float | None = None
+    path: str | Path, max_megapixels: float | None = None, content: bytes | None = None
 ) -> tuple[Image.Image, list[Conversion]]:
     """The decoded picture as Pillow has it, in the file's own mode, upright; what was converted.
 
     For files whose pixel values mean something other than light, such as label maps; pictures are
-    what `read_image` is for, and its errors are these, save for the pixel types.
+    what `read_image` is for, whose arguments and errors are these, save for the pixel types.
     """
     path = Path(path)
     if max_megapixels is not None and not max_megapixels > 0:
         raise InputError(f"max_megapixels must be a number above 0, not {max_megapixels}")
-    check_file(path)
-    with _settings, _pillow_size_guard_off(), _libtiff_quiet():
+    check_file(path, content)
+
+    def opened() -> ImageFile.ImageFile:
+        return Image.open(path if content is None else io.BytesIO(content))
+
+    with settings, _pillow_size_guard_off(), _libtiff_quiet():
         try:
-            with Image.open(path) as image:
+            with opened() as image:
                 if image.format == "EPS":  # Pillow would run Ghostscript on it
                     raise InputError(f"{path}: PostScript, not a picture; save it as PNG or JPEG")
                 check_size(path, image.size, max_megapixels)
                 if image.format == "PNG":
-                    with Image.open(path) as again:
+                    with opened() as again:
                         again.verify()  # checksums, at which decoding does not look
                 return _decode(path, image)
         except InputError:
@@ -104,7 +111,9 @@ def load_picture(
 
 
 def find_images(inputs: Sequence[str | Path], recursive: bool = False) -> list[Path]:
-    """The files that paths, folders and glob patterns stand for, in order, each file once.
+    """The files that paths, folders and glob patterns stand for, in order.
+
+    Where several are given, each file once.
 
     A folder gives its pictures by suffix, or else its .npy files, not hidden ones, and those of its
     subfolders only if `recursive`; a pattern (`*`, `?`, `[`, and `**` through subfolders) gives
@@ -119,7 +128,10 @@ def find_images(inputs: Sequence[str | Path], recursive: bool = False) -> list[P
     files: dict[Path, Path] = {}
     for item in inputs:
         try:
-            for file in _expand(item, recursive):
+            found = _expand(item, recursive)
+            if len(inputs) == 1:  # of a hundred thousand files no second list
+                return found
+            for file in found:
                 files.setdefault(file.resolve(), file)
         except (OSError, RuntimeError) as error:  # RuntimeError: links in a circle, before 3.13
             reason = getattr(error, "strerror", None) or error
@@ -150,19 +162,25 @@ def _expand(item: str | Path, recursive: bool) -> list[Path]:
     return [path]
 
 
-def check_file(path: Path) -> None:
-    """InputError where there is no such file, or it is a folder, empty or locked."""
-    try:
-        empty = path.stat().st_size == 0
-        if not (empty or path.is_dir()):
-            path.open("rb").close()
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file; check the name and the folder") from None
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise InputError(f"{path}: cannot be opened ({reason})") from error
-    if path.is_dir():
-        raise InputError(f"{path}: is a folder, expected an image file")
+def check_file(path: Path, content: bytes | None = None) -> None:
+    """InputError where there is no such file, or it is a folder, empty or locked.
+
+    content: what has been read from it, of which only an empty one is refused.
+    """
+    if content is None:
+        try:
+            empty = path.stat().st_size == 0
+            if not (empty or path.is_dir()):
+                path.open("rb").close()
+        except FileNotFoundError:
+            raise InputError(f"{path}: no such file; check the name and the folder") from None
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise InputError(f"{path}: cannot be opened ({reason})") from error
+        if path.is_dir():
+            raise InputError(f"{path}: is a folder, expected an image file")
+    else:
+        empty = not content
     if empty:
         raise InputError(f"{path}: the file is empty (0 bytes); copy or download it again")
 
@@ -243,7 +261,7 @@ def _decode(path: Path, image: ImageFile.ImageFile) -> tuple[Image.Image, list[C
     image.load()
     if deep and not image.mode.startswith("I"):
         changes.append((DEEP, "16 bits a channel reduced to 8"))
-        changes += _near_zero(256 * _brightest(image) + 255)  # at most: the lower bits are gone
+        changes += near_zero(256 * _brightest(image) + 255)  # at most: the lower bits are gone
     if twelve:
         changes.append((TWELVE_BITS, "12-bit grey converted to 8-bit RGB (value / 4095 * 255)"))
     orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
@@ -272,7 +290,7 @@ def _brightest(image: Image.Image) -> int:
     return int(pixels[..., :colours].max())
 
 
-def _near_zero(highest: int) -> list[tuple[str, str]]:
+def near_zero(highest: int) -> list[tuple[str, str]]:
     """The conversion where the highest of a picture's 16-bit values leaves it nearly black."""
     if not 0 < highest < NEARLY_BLACK:
         return []
@@ -317,7 +335,7 @@ def _to_rgb(path: Path, image: Image.Image, done: set[str]) -> tuple[Image.Image
         else:
             grey = (values + 128) // 257
             changes.append((f"{DEEP}, grey", "16-bit grey converted to 8-bit RGB (value / 257)"))
-            changes += _near_zero(int(values.max()))
+            changes += near_zero(int(values.max()))
         rgb = Image.fromarray(grey.astype(np.uint8)).convert("RGB")
     elif image.has_transparency_data:
         rgb, changes = _on_white(image)

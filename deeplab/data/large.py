@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -19,8 +20,17 @@ def reduced(
     the mean of the picture's, and the label of the middle one; up to k - 1 at the right and lower
     edge are left out.
     """
-    k = math.ceil(math.sqrt(image.shape[0] * image.shape[1] / most))
-    if k <= 1:
+    return shrunk(image, labels, factor(image.shape, most))
+
+
+def factor(size: Sequence[int], most: int = SHOWN) -> int:
+    """How many pixels a side become one in an overlay of a picture of `size` (height, width)."""
+    return max(1, math.ceil(math.sqrt(size[0] * size[1] / most)))
+
+
+def shrunk(image: np.ndarray, labels: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """Picture and labels, k pixels a side one, as `reduced` makes them."""
+    if k == 1:
         return image, labels
     height, width = max(1, image.shape[0] // k), max(1, image.shape[1] // k)
     rows, columns = min(k, image.shape[0]), min(k, image.shape[1])  # of thin pictures

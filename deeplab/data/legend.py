@@ -17,7 +17,8 @@ from functools import cache
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from deeplab.data.outputs import NamedPalette
+from deeplab.data.large import class_areas, reduced
+from deeplab.data.outputs import NamedPalette, overlay, overlay_masks
 
 FONTS = ("DejaVuSans.ttf", "Arial.ttf", "NotoSansCJK-Regular.ttc", "msyh.ttc", "PingFang.ttc")
 
@@ -28,6 +29,27 @@ LONGEST = 40  # letters of a name
 PAPER = (255, 255, 255)
 INK = (25, 25, 25)
 FRAME = (130, 130, 130)
+
+
+def drawn(
+    image: np.ndarray, labels: np.ndarray, classes: NamedPalette, legend: bool = True
+) -> np.ndarray:
+    """The overlay of a picture of any size, a `reduced` one if need be, and below it the legend.
+
+    image: uint8 `[H, W, 3]`; labels: `[H, W]`, or masks `[C, H, W]` of 0 and 1. Returns uint8
+    `[H', W', 3]`.
+    """
+    areas = class_areas(labels) if legend else None
+    return drawn_small(*reduced(image, labels), areas, classes)
+
+
+def drawn_small(
+    image: np.ndarray, labels: np.ndarray, areas: np.ndarray | None, classes: NamedPalette
+) -> np.ndarray:
+    """The same of a picture that is small enough, with the legend of these areas, int64 `[C]`."""
+    draw = overlay_masks if labels.ndim == 3 else overlay
+    shown = draw(image, labels, classes.palette)
+    return shown if areas is None else with_legend(shown, areas, classes)
 
 
 def with_legend(picture: np.ndarray, areas: np.ndarray, classes: NamedPalette) -> np.ndarray:

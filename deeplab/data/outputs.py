@@ -5,6 +5,7 @@ Every file is written by `deeplab.whole_file`: neither an error nor Ctrl-C leave
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import tempfile
@@ -21,6 +22,8 @@ from PIL import Image
 from deeplab.errors import InputError, OutputError
 from deeplab.whole_file import whole_file
 
+# zlib's level: of a photograph 8 % more bytes than at Pillow's own, 6, in a quarter of the time
+QUICK = 1
 PACKAGES = ("kernels", "crf", "deeplab")
 CLASS_NAMES, PALETTE = "class_names", "palette"  # arrays of an .npz
 
@@ -72,9 +75,10 @@ def overlay(image: np.ndarray, labels: np.ndarray, palette: np.ndarray) -> np.nd
     image: uint8 `[H, W, 3]`; labels: `[H, W]`, below 256; palette: uint8 `[256, 3]`. A class whose
     colour is black (VOC's background) keeps the picture's own pixels.
     """
-    colour = palette[labels]
-    painted = colour.any(axis=-1, keepdims=True)
-    mixed = np.where(painted, (image.astype(np.uint16) + colour) // 2, image).astype(np.uint8)
+    colour = palette.take(labels, axis=0)
+    mixed = (image & colour) + ((image ^ colour) >> 1)  # their mean, in 8 bits
+    bare = ~palette.any(axis=-1)
+    np.copyto(mixed, image, where=bare.take(labels)[..., None])
     return _with_edges(mixed, _edges(labels))
 
 
@@ -140,16 +144,31 @@ def write_labels(path: Path, labels: np.ndarray, palette: np.ndarray | None) -> 
                 f"{path}: class index {outside[0]} does not fit an 8-bit label map (0 to 255); "
                 "save the probabilities instead"
             )
-    picture = Image.fromarray(labels.astype(np.uint8, copy=False))
+    picture = _labels(labels.astype(np.uint8, copy=False), palette)
+    _write(path, lambda file: picture.save(file, format="PNG"))
+
+
+def labels_png(labels: np.ndarray, palette: np.ndarray | None) -> bytes:
+    """What `write_labels` writes, of labels uint8 `[H, W]`."""
+    return _png(_labels(labels, palette))
+
+
+def _labels(labels: np.ndarray, palette: np.ndarray | None) -> Image.Image:
+    picture = Image.fromarray(labels)
     if palette is not None:
         picture.putpalette(palette.astype(np.uint8).tobytes())
-    _write(path, lambda file: picture.save(file, format="PNG"))
+    return picture
 
 
 def write_picture(path: Path, rgb: np.ndarray) -> None:
     """An RGB picture, uint8 `[H, W, 3]`, as PNG."""
     picture = Image.fromarray(rgb)
-    _write(path, lambda file: picture.save(file, format="PNG"))
+    _write(path, lambda file: picture.save(file, format="PNG", compress_level=QUICK))
+
+
+def picture_png(rgb: np.ndarray) -> bytes:
+    """What `write_picture` writes."""
+    return _png(Image.fromarray(rgb), compress_level=QUICK)
 
 
 def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
@@ -177,7 +196,7 @@ def check_writable(folder: Path) -> None:
 
     A temporary file tries it out, in the nearest folder above where it does not exist yet.
     """
-    with _as_input_error(folder):
+    with as_output_error(folder):
         _check_hides_no_package(folder)
         existing = folder.absolute()
         while not existing.exists() and existing != existing.parent:
@@ -239,15 +258,22 @@ def _clashes(names: Sequence[str]) -> list[int]:
     return [i for i, name in enumerate(names) if count[name.casefold()] > 1]
 
 
+def _png(picture: Image.Image, **options: int) -> bytes:
+    content = io.BytesIO()
+    picture.save(content, format="PNG", **options)
+    return content.getvalue()
+
+
 def _write(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    with _as_input_error(path):
+    with as_output_error(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         with whole_file(path) as file:
             write(file)
 
 
 @contextmanager
-def _as_input_error(path: Path) -> Iterator[None]:
+def as_output_error(path: Path) -> Iterator[None]:
+    """An OSError, such as of a full disk, as an OutputError that names the file."""
     try:
         yield
     except OSError as error:

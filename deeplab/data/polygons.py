@@ -14,17 +14,21 @@ from __future__ import annotations
 
 import importlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from deeplab.data.geotiff import UNOBSERVED, LabelMap, transformed
 from deeplab.data.outputs import NamedPalette, write_parts
 from deeplab.errors import InputError
 
 BACKGROUND = ("background", "__background__")
+TOGETHER = 1000  # regions whose corners are transformed at once
+DECIMALS = 9  # of degrees: a tenth of a millimetre
 
 
 @dataclass(frozen=True)
@@ -43,7 +47,7 @@ class Region:
     @property
     def area(self) -> int:
         """How many pixels it has."""
-        return sum(_area(ring) for ring in self.rings)
+        return round(sum(_area(ring) for ring in self.rings))
 
     @property
     def box(self) -> tuple[int, int, int, int]:
@@ -68,9 +72,35 @@ def regions(labels: np.ndarray, classes: NamedPalette) -> Iterator[Region]:
     labels = np.ascontiguousarray(labels, np.uint8)
     named = [classes.name(label) in BACKGROUND for label in range(int(labels.max()) + 1)]
     wanted = ~np.array(named)[labels]
-    for shape, label in require_rasterio().shapes(labels, mask=wanted, connectivity=4):
-        rings = (np.array(ring[:0:-1], np.int64) for ring in shape["coordinates"])
-        yield Region(int(label), tuple(rings))
+    yield from _found(require_rasterio().shapes(labels, mask=wanted, connectivity=4))
+
+
+def regions_of_scene(labels: LabelMap, classes: NamedPalette) -> Iterator[Region]:
+    """The same of the label map of a scene, which is not read as a whole; the regions found are in
+    memory together. Ground that was not observed has none."""
+    features, band = require_rasterio(), importlib.import_module("rasterio").band
+    # Of a dataset GDAL gives corners on Earth, whatever transform it is told.
+    pixels = ~labels.dataset.transform
+    for region in _found(features.shapes(band(labels.dataset, 1), connectivity=4), pixels):
+        if region.label != UNOBSERVED and classes.name(region.label) not in BACKGROUND:
+            yield region
+
+
+def _found(shapes: Iterable[tuple[Any, float]], pixels: Any = None) -> Iterator[Region]:
+    """pixels: an affine transform of the shapes' corners to those of pixels, if they are not."""
+    for shape, label in shapes:
+        rings = [np.array(ring[:0:-1], np.float64) for ring in shape["coordinates"]]
+        if pixels is not None:
+            rings = [transformed(pixels, ring) for ring in rings]
+        yield Region(int(label), tuple(ring.round().astype(np.int64) for ring in rings))
+
+
+def write_geojson_of_scene(path: Path, labels: LabelMap, classes: NamedPalette) -> None:
+    """As `write_geojson`, with corners in longitude and latitude of WGS 84, as RFC 7946 has them.
+
+    Of a scene without a reference system in the units of its transform. `area` is in pixels.
+    """
+    write_parts(path, _geojson(regions_of_scene(labels, classes), classes, labels.lon_lat))
 
 
 def write_geojson(path: Path, labels: np.ndarray, classes: NamedPalette) -> None:
@@ -79,7 +109,7 @@ def write_geojson(path: Path, labels: np.ndarray, classes: NamedPalette) -> None
     A feature's properties are the `class` as its index, its `name`, `fill` (the class's colour, as
     #rrggbb) and `area` in pixels. Outlines go round as RFC 7946 has them (its right-hand rule).
     """
-    write_parts(path, _geojson(labels, classes))
+    write_parts(path, _geojson(regions(labels, classes), classes))
 
 
 def write_coco(
@@ -95,14 +125,37 @@ def write_coco(
     write_parts(path, _coco(pictures, classes, count))
 
 
-def _geojson(labels: np.ndarray, classes: NamedPalette) -> Iterator[bytes]:
+def _geojson(
+    found: Iterable[Region],
+    classes: NamedPalette,
+    place: Callable[[np.ndarray], np.ndarray] | None = None,
+) -> Iterator[bytes]:
+    """place: gives corners `[N, 2]` of pixels their coordinates; None leaves them."""
     yield b'{"type": "FeatureCollection", "features": [\n'
-    features = (_feature(region, classes) for region in regions(labels, classes))
-    yield from _joined(features)
+    rings = ((region, region.rings) for region in found) if place is None else _placed(found, place)
+    yield from _joined(_feature(region, corners, classes) for region, corners in rings)
     yield b"\n]}\n"
 
 
-def _feature(region: Region, classes: NamedPalette) -> dict[str, Any]:
+def _placed(
+    found: Iterable[Region], place: Callable[[np.ndarray], np.ndarray]
+) -> Iterator[tuple[Region, tuple[np.ndarray, ...]]]:
+    """Regions with their rings in coordinates, rounded; outlines go round counterclockwise."""
+    source = iter(found)
+    while some := list(islice(source, TOGETHER)):
+        every = [ring for region in some for ring in region.rings]
+        corners = place(np.concatenate(every)).round(DECIMALS)
+        rings = iter(np.split(corners, np.cumsum([len(ring) for ring in every])[:-1]))
+        for region in some:
+            mine = tuple(islice(rings, len(region.rings)))
+            # Not from 0: of a small region far from there nothing would be left of the difference.
+            turned = _area(mine[0] - mine[0][0]) < 0
+            yield region, tuple(ring[::-1] for ring in mine) if turned else mine
+
+
+def _feature(
+    region: Region, rings: tuple[np.ndarray, ...], classes: NamedPalette
+) -> dict[str, Any]:
     red, green, blue = classes.palette[region.label].tolist()
     about = {
         "class": region.label,
@@ -113,11 +166,11 @@ def _feature(region: Region, classes: NamedPalette) -> dict[str, Any]:
     return {
         "type": "Feature",
         "properties": about,
-        "geometry": {"type": "Polygon", "coordinates": _closed(region.rings)},
+        "geometry": {"type": "Polygon", "coordinates": _closed(rings)},
     }
 
 
-def _closed(rings: Iterable[np.ndarray]) -> list[list[list[int]]]:
+def _closed(rings: Iterable[np.ndarray]) -> list[list[list[float]]]:
     """Rings whose last corner is the first again."""
     return [[*ring.tolist(), ring[0].tolist()] for ring in rings]
 
@@ -172,9 +225,9 @@ def _segmentation(region: Region, height: int, width: int) -> list[list[int]] | 
     return {"size": [height, width], "counts": counts.tolist()}
 
 
-def _area(ring: np.ndarray) -> int:
+def _area(ring: np.ndarray) -> float:
     x, y = ring.T
-    return int(x @ np.roll(y, -1) - y @ np.roll(x, -1)) // 2
+    return (x @ np.roll(y, -1) - y @ np.roll(x, -1)) / 2
 
 
 def _joined(items: Iterable[dict[str, Any]]) -> Iterator[bytes]:

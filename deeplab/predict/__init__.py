@@ -7,9 +7,11 @@ picture's size before the fully connected CRF refines them.
 
 `Predictor` holds a model and how it is to be used, and takes pictures; `predict` is one picture's
 worth of it. Either looks at several views of a picture (`views.py`) where that is asked for; the
-predictor takes large pictures in tiles (`tiles.py`).
+predictor takes large pictures in tiles (`tiles.py`). `BatchSegmenter` takes files and gives label
+maps, as rows of a data set on a cluster (`batches.py`).
 """
 
+from deeplab.predict.batches import BatchSegmenter
 from deeplab.predict.limits import BYTES_A_PIXEL
 from deeplab.predict.predictor import (
     CRF,
@@ -31,6 +33,7 @@ __all__ = [
     "OVERLAP",
     "PRECISIONS",
     "TILE",
+    "BatchSegmenter",
     "Prediction",
     "Predictor",
     "Tile",

@@ -39,11 +39,18 @@ def least_memory(
 
 
 def fits(
-    model: DeepLab, size: Sequence[int], scales: Sequence[float], flip: bool, refines: bool
+    model: DeepLab,
+    size: Sequence[int],
+    scales: Sequence[float],
+    flip: bool,
+    refines: bool,
+    at_once: int = 1,
 ) -> bool:
-    """Whether twice the least memory for a picture is free, as far as the system tells."""
+    """Whether twice the least memory for a picture is free, `at_once` times, as far as the system
+    tells."""
     free = memory.available(next(model.parameters()).device)
-    return free is None or 2 * least_memory(model, size, scales, flip, refines) <= free
+    needed = 2 * at_once * least_memory(model, size, scales, flip, refines)
+    return free is None or needed <= free
 
 
 @contextmanager

@@ -106,6 +106,7 @@ class Predictor:
             whole picture (the image pooling of DeepLab v3) sees less of it in a tile.
         overlap: pixels that neighbouring tiles share, at least; up to half a tile. The wider the
             kernels of a CRF, the more it needs.
+        at_once: how many threads call it at a time, which share the memory that is free.
 
     Raises ValueError if both the model and the call have a CRF, or the call has one and the model
     is multi-label, for a scale that is not between 0.1 and 4, a threshold that is not between 0 and
@@ -124,6 +125,7 @@ class Predictor:
     bands: Bands = None
     tile: Tile = "auto"
     overlap: int = OVERLAP
+    at_once: int = 1
 
     def __post_init__(self) -> None:
         if self.crf is not None and self.model.crf is not None:
@@ -157,8 +159,9 @@ class Predictor:
         """Whether a picture of `size` (height, width, ...) is cut into tiles, by the memory now."""
         if self.tile is None or max(size[:2]) <= self._tiling().tile:
             return False
+        refines = self.layer is not None
         whole = self.tile == "auto" and fits(
-            self.model, size, self.scales, self.flip, self.layer is not None
+            self.model, size, self.scales, self.flip, refines, self.at_once
         )
         return not whole
 
@@ -183,8 +186,8 @@ class Predictor:
         Pictures of one size and dtype go through the network together, as many as are given; their
         predictions are those of each alone up to the rounding of float32 (kernels may sum in
         another order in a batch), since nothing in evaluation mode looks from one to another.
-        Pictures in tiles go one by one. Not for several threads at once: the model is put into
-        evaluation mode, and back.
+        Pictures in tiles go one by one. Several threads may call it at once if the model is in
+        evaluation mode and has no CRF layer of its own; else it is changed, and back, meanwhile.
 
         Raises InputError if the model gives NaN or Inf, or if the memory runs out (where the
         system tells how much is free, before any work); ValueError for bands that are not there, or

@@ -122,7 +122,13 @@ def _computing_in(precision: torch.dtype, device: torch.device) -> AbstractConte
 
 @contextmanager
 def _network_alone(model: DeepLab) -> Iterator[None]:
-    """The model in evaluation mode, without its CRF layer."""
+    """The model in evaluation mode, without its CRF layer.
+
+    One that is like this is left as it is, so that several threads may use it.
+    """
+    if model.crf is None and not any(module.training for module in model.modules()):
+        yield
+        return
     training, layer = model.training, model.crf
     model.eval()
     model.crf = None

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from deeplab.data.conversions import Conversion, counted
 from deeplab.data.datasets.base import Recording
 from deeplab.data.datasets.counts import LabelCounts
+from deeplab.distributed import OtherProcessEnded, Processes
 from deeplab.errors import InputError
 from deeplab.evaluation.evaluate import LabelledImages
 from deeplab.training.config import TrainConfig
-from deeplab.training.distributed import OtherProcessEnded, Processes
 from deeplab.training.labels import TRAINING, DrawnLabels
 from deeplab.training.logs import Logger
 from deeplab.training.samples import Sample, SkipBroken

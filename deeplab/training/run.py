@@ -10,13 +10,13 @@ from typing import Any
 import numpy.typing as npt
 
 from deeplab.data.conversions import Conversion
+from deeplab.distributed import processes
 from deeplab.evaluation.evaluate import LabelledImages
 from deeplab.model import DeepLab
 from deeplab.training.callbacks import Callback, Callbacks
 from deeplab.training.checkpoint import GO_ON, Files, stored_steps
 from deeplab.training.config import TrainConfig
 from deeplab.training.curves import Curves
-from deeplab.training.distributed import processes
 from deeplab.training.logs import CSVLog, Logger, Throughput
 from deeplab.training.pictures import PictureFolder
 from deeplab.training.samples import InMemory

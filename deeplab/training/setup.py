@@ -25,6 +25,7 @@ from deeplab.crf_settings import CRFSettings
 from deeplab.data import scenes
 from deeplab.data.agreement import Classes, compare_classes
 from deeplab.data.datasets import available_splits, open_dataset
+from deeplab.distributed import Processes
 from deeplab.errors import InputError
 from deeplab.evaluation.evaluate import LabelledImages
 from deeplab.model import DeepLab, build
@@ -33,7 +34,6 @@ from deeplab.model.timm_encoder import TimmEncoder
 from deeplab.training.auxiliary import AuxiliaryHead, load_auxiliary
 from deeplab.training.checkpoint import Files, check_agreement, read_state
 from deeplab.training.config import SCENES_CRF, DataConfig, TrainConfig
-from deeplab.training.distributed import Processes
 from deeplab.training.hook import load_hook
 from deeplab.training.labels import balanced_weights, check_labels
 from deeplab.training.logs import Logger

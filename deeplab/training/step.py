@@ -16,10 +16,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from deeplab.distributed import Processes
 from deeplab.model import DeepLab
 from deeplab.training.auxiliary import AuxiliaryHead
 from deeplab.training.config import TrainConfig
-from deeplab.training.distributed import Processes
 from deeplab.training.losses import StepLoss
 from deeplab.training.samples import Sample
 from deeplab.training.schedule import make_optimizer

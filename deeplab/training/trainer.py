@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from deeplab.crf_settings import CRFSettings
+from deeplab.distributed import OtherProcessEnded, Processes
 from deeplab.errors import InputError
 from deeplab.evaluation.evaluate import LabelledImages, evaluate
 from deeplab.model import DeepLab
@@ -28,7 +29,6 @@ from deeplab.training.average import AveragedModel
 from deeplab.training.callbacks import Callbacks, Run, Validation
 from deeplab.training.checkpoint import Files, stored_steps, write_state
 from deeplab.training.config import TrainConfig
-from deeplab.training.distributed import OtherProcessEnded, Processes
 from deeplab.training.early_stopping import EarlyStopping
 from deeplab.training.estimate import estimate
 from deeplab.training.interrupt import clear_errors

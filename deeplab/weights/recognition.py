@@ -66,6 +66,17 @@ class Opened:
     loaded: Loaded
     metadata: dict[str, Any]
 
+    def check_label_maps(self) -> None:
+        """Raise InputError unless 8 bits hold the labels, and class names and palette are sound."""
+        classes = self.model.num_classes
+        if classes > 256:
+            raise InputError(
+                f"{self.path}: {classes} classes do not fit 8-bit label maps (256 at most); use "
+                "deeplab.predict from Python"
+            )
+        if problem := file.metadata_problem(self.metadata | {"num_classes": classes}):
+            raise InputError(f"{self.path}: {problem}; write the file anew with save_weights")
+
     def taken_for(self) -> str:
         """The model that the file was taken for, in one line; empty where its metadata name it."""
         if "model" in self.metadata:

@@ -1,6 +1,7 @@
 """The predictor: batches, what it moves and computes in, and that it can be sent elsewhere."""
 
 import pickle
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from deeplab.crf_settings import CRFSettings
 from deeplab.errors import InputError
 from deeplab.model import DeepLab, build, deeplab_v2_small
 from deeplab.predict import Prediction, Predictor, network_scores, predict
+from deeplab.predict.limits import least_memory
 
 BUDGET = (
     32 * torch.finfo(torch.float32).eps
@@ -182,3 +184,21 @@ def test_memory_is_asked_for_the_whole_batch(model: DeepLab, monkeypatch) -> Non
     predictor([image, image])
     with pytest.raises(InputError, match="3 pictures of 20 x 10 pixels; give fewer at a time"):
         predictor([image, image, image])
+
+
+def test_threads_at_once_find_what_one_finds(model: DeepLab) -> None:
+    images = [picture(30 + i, 40, i) for i in range(6)]
+    predictor = Predictor(model, layer(), at_once=3)
+    expected = [predictor(image) for image in images]
+    with ThreadPoolExecutor(3) as pool:
+        found = list(pool.map(predictor, 3 * images))
+    assert all(map(equal, found, 3 * expected))
+    assert not any(module.training for module in model.modules())
+
+
+def test_pictures_at_once_share_the_memory_that_is_free(model: DeepLab, monkeypatch) -> None:
+    size = (2000, 2000)
+    for at_once, free, in_tiles in ((1, 2.1, False), (1, 1.9, True), (2, 2.1, True)):
+        there = free * least_memory(model, size)
+        monkeypatch.setattr("kernels.memory.available", lambda _, there=there: there)
+        assert Predictor(model, at_once=at_once).in_tiles(size) is in_tiles

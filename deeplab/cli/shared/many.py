@@ -5,14 +5,17 @@
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Annotated, Generic, TypeVar
+from threading import Lock
+from typing import TYPE_CHECKING, Annotated, Any, Generic, TypeVar
 
 import typer
 from rich.console import Console
@@ -21,17 +24,30 @@ from rich.progress import Progress
 from deeplab.cli.shared.options import option
 from deeplab.cli.shared.results import print_notes
 from deeplab.data.conversions import Conversion
-from deeplab.data.folders import Manifest, Outcome, work_through
+from deeplab.data.folders import Manifest, Outcome, cores, work_through
 from deeplab.errors import InputError, OutputError, printable
+
+if TYPE_CHECKING:
+    from deeplab.distributed import Processes
 
 Item = TypeVar("Item")
 PANEL = "Folders"
+ON_GPU = 4  # one in the network, others read and written
 
 
 @dataclass(frozen=True)
 class ManyOptions:
     """How a folder of pictures is gone through."""
 
+    workers: Annotated[
+        int | None,
+        option(
+            "N",
+            "How many pictures at a time.",
+            panel=PANEL,
+            shown="one a processor core; 4 on a GPU",
+        ),
+    ] = None
     recursive: Annotated[
         bool,
         typer.Option(
@@ -74,6 +90,30 @@ class ManyOptions:
                 f"--{given[0].replace('_', '-')}: only counts with folders; leave it out"
             )
 
+    def at_once(self, group: Processes) -> int:
+        """How many pictures this process works on at a time; InputError for none."""
+        if self.workers is None:
+            most = cores() if group.device.type == "cpu" else min(cores(), ON_GPU)
+            return max(1, most // group.beside)
+        if self.workers < 1:
+            raise InputError(f"--workers must be 1 or more, not {self.workers}")
+        return self.workers
+
+
+@dataclass(frozen=True)
+class Done:
+    """A finished item: its row in a manifest, the line to print, and what there is to remark.
+
+    Without a row and a line its result was there before.
+    """
+
+    outcome: Outcome | None = None
+    line: str | None = None
+    notes: Sequence[Conversion] = ()
+
+
+Answer = Sequence[Done | InputError] | InputError  # of a batch: for each item, or of all
+
 
 @dataclass(frozen=True)
 class Job(Generic[Item]):
@@ -84,131 +124,225 @@ class Job(Generic[Item]):
         file: the picture of an item.
         is_there: whether the result of an item is on disk, and whole.
         found: what such a result is, read from the disk.
-        work: makes and writes the result.
+        work: makes and writes the results of a batch, and answers for each of its items.
         verb: what that is called, such as "refined".
+        batch: how many items `work` is given at a time, counted from the first item on. With
+            --skip-existing a batch of which a result is missing is worked on as a whole, so that
+            results do not depend on what was there before.
     """
 
     items: Sequence[Item]
     file: Callable[[Item], Path]
     is_there: Callable[[Item], bool]
     found: Callable[[Item], Outcome]
-    work: Callable[[Item], Done]
+    work: Callable[[Sequence[Item]], Sequence[Done | InputError]]
     verb: str
+    batch: int = 1
+
+    def items_of(self, position: int) -> Sequence[Item]:
+        """The batch at a position among the batches."""
+        return self.items[position * self.batch : (position + 1) * self.batch]
 
 
-@dataclass(frozen=True)
-class Done:
-    """A finished item: its row in a manifest, the line to print, and what there is to remark.
+def run_many(job: Job[Item], options: ManyOptions, group: Processes) -> None:
+    """Work on all items, several at a time; print a line for each and a summary.
 
-    Without a line its result was there before; without a row it has one.
-    """
-
-    outcome: Outcome | None = None
-    line: str | None = None
-    notes: Sequence[Conversion] = ()
-
-
-@dataclass
-class _Tally:
-    done: int = 0
-    there: int = 0
-    broken: int = 0
-    first_broken: str = ""
-    error: InputError | None = None
-    notes: dict[str, tuple[int, Conversion]] = field(default_factory=dict)
-
-    def note(self, conversions: Sequence[Conversion]) -> None:
-        for each in conversions:
-            kind = re.sub(r"\d+", "#", each.kind)  # numbers differ from picture to picture
-            count, first = self.notes.get(kind, (0, each))
-            self.notes[kind] = (count + 1, first)
-
-    def lines(self) -> Iterator[str]:
-        for count, first in self.notes.values():
-            yield f"{count} pictures, such as {first}" if count > 1 else str(first)
-
-
-def run_many(job: Job[Item], options: ManyOptions, workers: int) -> None:
-    """Work on all items, print a line for each and a summary.
+    The processes of a group share the batches, each takes from what is left. The first of them
+    prints, and writes the manifest.
 
     Raises InputError at the first file that cannot be used, after finishing what was in hand; with
     --skip-broken only where no file could be, or a result cannot be written. Ctrl-C finishes what
     is in hand, and then ends the command with status 130 (SIGTERM: 143).
     """
+    from deeplab.shared_work import SharedWork
     from deeplab.stopping import stop_request
 
-    start, tally, table = time.perf_counter(), _Tally(), options.manifest
-    with (
-        Manifest(table, options.skip_existing) if table else nullcontext() as manifest,
-        stop_request() as stop,
-        _progress(len(job.items), job.verb) as advance,
-    ):
+    start, table = time.perf_counter(), options.manifest
+    shared = SharedWork(group, -(-len(job.items) // job.batch))
 
-        def one(item: Item) -> Done:
-            if options.skip_existing and job.is_there(item):
-                has_row = manifest is None or str(job.file(item)) in manifest
-                return Done(None if has_row else job.found(item))
-            return job.work(item)
+    def one(position: int) -> Sequence[Done | InputError]:
+        items = job.items_of(position)
+        if options.skip_existing and all(map(job.is_there, items)):
+            return [Done() for _ in items]
+        return job.work(items)
+
+    with stop_request() as stop, _one_thread_each(group, len(job.items)):
 
         def stopped() -> bool:
-            return stop.signal != 0 or tally.error is not None
+            return stop.signal != 0
 
-        for item, answer in work_through(job.items, one, workers, stopped):
+        answers = work_through(shared.claims(), one, options.at_once(group), stopped)
+        if not group.first:
+            for position, answer in answers:
+                shared.tell(_as_text(position, answer))
+            shared.end()
+        else:
+            with (
+                Manifest(table, options.skip_existing) if table else nullcontext() as manifest,
+                _progress(len(job.items), job.verb) as advance,
+            ):
+                tally = _Tally(job, options.skip_broken, manifest, advance, shared.stop)
+                with ThreadPoolExecutor(1) as pool:
+                    others = pool.submit(tally.add_all, map(_of_text, shared.heard()))
+                    tally.add_all(answers)
+                    others.result()
+            tally.end(time.perf_counter() - start, stop.signal)
+        if stop.signal:
+            raise typer.Exit(128 + stop.signal)
+
+
+def _as_text(position: int, answer: Answer) -> str:
+    """What another process is told of a batch."""
+
+    def plain(each: Done | InputError) -> dict[str, Any]:
+        if isinstance(each, InputError):
+            return {"error": str(each), "of_output": isinstance(each, OutputError)}
+        return asdict(each)
+
+    whole = isinstance(answer, InputError)
+    answers = [answer] if isinstance(answer, InputError) else answer
+    return json.dumps([position, whole, [plain(each) for each in answers]])
+
+
+def _of_text(text: str) -> tuple[int, Answer]:
+    """The position and answer that `_as_text` was given."""
+
+    def restored(plain: dict[str, Any]) -> Done | InputError:
+        if "error" in plain:
+            return (OutputError if plain["of_output"] else InputError)(plain["error"])
+        outcome = plain["outcome"] and Outcome(**plain["outcome"])
+        return Done(outcome, plain["line"], [Conversion(**each) for each in plain["notes"]])
+
+    position, whole, answers = json.loads(text)
+    answer = [restored(each) for each in answers]
+    return position, answer[0] if whole and isinstance(answer[0], InputError) else answer
+
+
+class _Tally(Generic[Item]):
+    """What became of the items: printed, in the manifest, and counted for the summary.
+
+    In the order of the items, whenever they are ready, so that a run says what the last one said.
+
+    stop: what is called when the work has to end before all is done.
+    """
+
+    def __init__(
+        self,
+        job: Job[Item],
+        skip_broken: bool,
+        manifest: Manifest | None,
+        advance: Callable[[int], None],
+        stop: Callable[[], None],
+    ) -> None:
+        self.job, self.skip_broken, self.manifest = job, skip_broken, manifest
+        self.advance, self.stop = advance, stop
+        self.done = self.there = self.broken = 0
+        self.first_broken = ""
+        self.error: InputError | None = None
+        self.notes: dict[str, tuple[int, Conversion]] = {}
+        self._one_at_a_time = Lock()
+        self._ready: dict[int, Sequence[Done | InputError]] = {}
+        self._next = 0
+
+    def add_all(self, answers: Iterable[tuple[int, Answer]]) -> None:
+        """Take in answers as they come, in any order; called by several threads."""
+        try:
+            for position, answer in answers:
+                count = len(self.job.items_of(position))
+                each = [answer] * count if isinstance(answer, InputError) else answer
+                if any(isinstance(one, InputError) and self._ends(one) for one in each):
+                    self.stop()
+                with self._one_at_a_time:
+                    self.advance(count)
+                    self._ready[position] = each
+                    while self._next in self._ready:
+                        self._add_batch(self._next)
+                        self._next += 1
+        except BaseException:
+            self.stop()
+            raise
+
+    def _ends(self, error: InputError) -> bool:
+        return not self.skip_broken or isinstance(error, OutputError)
+
+    def _add_batch(self, position: int) -> None:
+        answers = self._ready.pop(position)
+        for item, answer in zip(self.job.items_of(position), answers, strict=True):
+            self._add(item, answer)
+
+    def _add(self, item: Item, answer: Done | InputError) -> None:
+        try:
             if isinstance(answer, InputError):
-                if not options.skip_broken or isinstance(answer, OutputError):
-                    tally.error = tally.error or answer
-                else:
-                    tally.broken += 1
-                    tally.first_broken = tally.first_broken or str(answer)
-                    typer.echo(f"Left out: {answer}", err=True)
-                answer = Done(Outcome(str(job.file(item)), notes=(str(answer),)))
-            elif answer.line is None:
-                tally.there += 1
-            else:
-                tally.done += 1
-                tally.note(answer.notes)
+                raise answer
+            outcome = answer.outcome
+            if answer.line is not None:
+                self.done += 1
+                self._note(answer.notes)
                 typer.echo(answer.line)
-            if manifest is not None and answer.outcome is not None:
-                manifest.add(answer.outcome)
-            advance()
-    print_notes(tally.lines())
-    _end(job, tally, time.perf_counter() - start, stop.signal)
+            else:
+                if self.manifest is not None and str(self.job.file(item)) not in self.manifest:
+                    outcome = self.job.found(item)
+                self.there += 1
+        except InputError as error:
+            outcome = Outcome(str(self.job.file(item)), notes=(str(error),))
+            self._add_broken(error)
+        if self.manifest is not None and outcome is not None:
+            self.manifest.add(outcome)
 
+    def _add_broken(self, error: InputError) -> None:
+        if self._ends(error):
+            self.error = self.error or error
+            self.stop()
+        else:
+            self.broken += 1
+            self.first_broken = self.first_broken or str(error)
+            typer.echo(f"Left out: {error}", err=True)
 
-def _end(job: Job[Item], tally: _Tally, seconds: float, signal: int) -> None:
-    """The summary, and how the command ends."""
-    parts = [f"{tally.done} of {len(job.items)} pictures {job.verb}"]
-    if tally.there:
-        parts.append(f"{tally.there} there before")
-    if tally.broken:
-        parts.append(f"{tally.broken} left out as broken")
-    rate = f", {tally.done / seconds:.2f} a second" if tally.done else ""
-    summary = f"{', '.join(parts)}; {seconds:.1f} s{rate}"
-    if isinstance(tally.error, OutputError):
-        raise InputError(f"{tally.error} ({summary}; --skip-existing goes on)")
-    if tally.error is not None:
-        raise InputError(
-            f"{tally.error} ({summary}; --skip-broken goes on after such files, --skip-existing "
-            "leaves out what is done)"
+    def _note(self, conversions: Sequence[Conversion]) -> None:
+        for each in conversions:
+            kind = re.sub(r"\d+", "#", each.kind)  # numbers differ from picture to picture
+            count, first = self.notes.get(kind, (0, each))
+            self.notes[kind] = (count + 1, first)
+
+    def end(self, seconds: float, signal: int) -> None:
+        """Print notes and the summary; InputError where the work ended for one."""
+        print_notes(
+            f"{count} pictures, such as {first}" if count > 1 else str(first)
+            for count, first in self.notes.values()
         )
-    if tally.broken and not tally.done and not tally.there:
-        raise InputError(f"none of the files could be used; the first: {tally.first_broken}")
-    typer.echo(printable(summary))
-    if signal:
-        typer.echo("Stopped; the same command with --skip-existing goes on.", err=True)
-        raise typer.Exit(128 + signal)
+        parts = [f"{self.done} of {len(self.job.items)} pictures {self.job.verb}"]
+        if self.there:
+            parts.append(f"{self.there} there before")
+        if self.broken:
+            parts.append(f"{self.broken} left out as broken")
+        rate = f", {self.done / seconds:.2f} a second" if self.done else ""
+        summary = f"{', '.join(parts)}; {seconds:.1f} s{rate}"
+        if isinstance(self.error, OutputError):
+            raise InputError(f"{self.error} ({summary}; --skip-existing goes on)")
+        if self.error is not None:
+            raise InputError(
+                f"{self.error} ({summary}; --skip-broken goes on after such files, --skip-existing "
+                "leaves out what is done)"
+            )
+        if self.broken and not self.done and not self.there:
+            raise InputError(f"none of the files could be used; the first: {self.first_broken}")
+        typer.echo(printable(summary))
+        if signal:
+            typer.echo("Stopped; the same command with --skip-existing goes on.", err=True)
 
 
 @contextmanager
-def one_thread_each() -> Iterator[None]:
+def _one_thread_each(group: Processes, count: int) -> Iterator[None]:
     """One thread of torch and of our kernels a picture: the pictures are what runs side by side.
 
-    Whatever the number of cores and of pictures, so that they change no bit of the results.
+    Whatever the number of cores and of pictures at a time, so that they change no bit of the
+    results; only a picture that is the only one has all threads.
     """
     import torch
 
     before = torch.get_num_threads()
-    torch.set_num_threads(1)
+    if group.device.type == "cpu" and count > 1:
+        torch.set_num_threads(1)
     try:
         yield
     finally:
@@ -216,13 +350,13 @@ def one_thread_each() -> Iterator[None]:
 
 
 @contextmanager
-def _progress(total: int, what: str) -> Iterator[Callable[[], None]]:
-    """A progress bar on standard error where it is seen, and what moves it on by one."""
+def _progress(total: int, what: str) -> Iterator[Callable[[int], None]]:
+    """A progress bar on standard error where it is seen, and what moves it on."""
     console = Console(stderr=True)
     if not console.is_terminal:
-        yield lambda: None
+        yield lambda _: None
         return
     # Lines that are printed meanwhile go above the bar, but stay on standard output if it is piped.
     with Progress(console=console, transient=True, redirect_stdout=sys.stdout.isatty()) as progress:
         task = progress.add_task(what, total=total)
-        yield lambda: progress.advance(task)
+        yield lambda count: progress.advance(task, count)

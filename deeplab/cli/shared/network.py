@@ -22,22 +22,15 @@ def load_network(weights: WeightsOptions) -> tuple[DeepLab, dict[str, Any]]:
 
     The model that a file of another project was taken for is printed on standard error.
     """
-    from deeplab.training.distributed import is_first
+    from deeplab.distributed import is_first
     from deeplab.weights import load_checkpoint
-    from deeplab.weights.file import metadata_problem
 
     scales = None if weights.msc is None else msc_scales(weights.msc)
     opened = load_checkpoint(weights.weights_file, weights.model, weights.classes)
     network = opened.model
     if weights.msc is not None:
         network.set_scales(scales)
-    if network.num_classes > 256:
-        raise InputError(
-            f"{opened.path}: {network.num_classes} classes do not fit 8-bit label maps (256 at "
-            "most); use deeplab.predict from Python"
-        )
-    if problem := metadata_problem(opened.metadata | {"num_classes": network.num_classes}):
-        raise InputError(f"{opened.path}: {problem}; write the file anew with save_weights")
+    opened.check_label_maps()
     if (told := opened.taken_for()) and is_first():
         typer.echo(f"Note: {told}", err=True)
     return network, opened.metadata

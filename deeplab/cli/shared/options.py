@@ -233,7 +233,7 @@ class CRFOptions(SmoothnessOptions):
         numbers = asdict(self)
         file, bands = numbers.pop("crf_settings"), numbers.pop("crf_bands")
         if bands is not None:
-            numbers["bands"] = bands if bands == "all" else _whole_numbers("--crf-bands", bands)
+            numbers["bands"] = bands if bands == "all" else whole_numbers("--crf-bands", bands)
         return (settings if file is None else CRFSettings.from_toml(file)).changed(numbers)
 
 
@@ -247,7 +247,8 @@ def numbers(name: str, text: str) -> tuple[float, ...]:
         ) from None
 
 
-def _whole_numbers(name: str, text: str) -> list[int]:
+def whole_numbers(name: str, text: str) -> list[int]:
+    """Those of a list such as 3,2,1; InputError names the option."""
     try:
         return [int(part) for part in text.split(",")]
     except ValueError:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,8 +12,9 @@ import numpy as np
 import typer
 
 from deeplab.data import images, outputs
-from deeplab.data.large import class_areas, reduced
-from deeplab.data.legend import with_legend
+from deeplab.data.folders import area_shares
+from deeplab.data.large import class_areas
+from deeplab.data.legend import drawn
 from deeplab.errors import InputError
 
 if TYPE_CHECKING:
@@ -71,7 +72,7 @@ class PictureFiles:
         overlay: bool = True,
         legend: bool = True,
     ) -> None:
-        """Labels, and the overlay, a `reduced` one if need be, and the probabilities if wanted."""
+        """Labels, and the overlay, and the probabilities if wanted."""
         labels, palette = prediction.labels, classes.palette
         if self.masks:
             for path, mask, colour in zip(self.masks, labels, palette, strict=False):
@@ -79,12 +80,7 @@ class PictureFiles:
         else:
             outputs.write_labels(self.labels, labels, palette)
         if overlay:
-            draw = outputs.overlay_masks if self.masks else outputs.overlay
-            small, shown_labels = reduced(image, labels)
-            shown = draw(small, shown_labels, palette)
-            if legend:
-                shown = with_legend(shown, class_areas(labels), classes)
-            outputs.write_picture(self.overlay, shown)
+            outputs.write_picture(self.overlay, drawn(image, labels, classes, legend))
         if probabilities:
             arrays = {"probabilities": prediction.probabilities}
             arrays |= classes.arrays(len(prediction.probabilities))
@@ -92,11 +88,16 @@ class PictureFiles:
 
 
 def refuse_to_overwrite(files: Iterable[Path], results: Iterable[PictureFiles]) -> None:
-    """Raises InputError if a result would go where one of the files is."""
-    inputs = {file.resolve(): file for file in files}
+    """Raises InputError if a result would go where one of the files is, or what it is a link to."""
+    # Folders by their true names, of which there are few: a result replaces a link, not its target.
+    folder = cache(Path.resolve)
+    inputs = {(folder(file.parent), file.name) for file in files}
+    inputs |= {
+        (to.parent, to.name) for file in files if file.is_symlink() for to in [file.resolve()]
+    }
     for result in results:
         for target in (result.labels, *result.masks, result.overlay, result.probabilities):
-            if target.resolve() in inputs:
+            if (folder(target.parent), target.name) in inputs:
                 raise InputError(
                     f"{target}: is an input, and a result would overwrite it; choose another "
                     "output folder with --out"
@@ -141,17 +142,27 @@ def result_line(
 ) -> str:
     """The file, its size, its classes by area, where the result is."""
     height, width = prediction.labels.shape[-2:]
-    areas = Counter(dict(enumerate(class_areas(prediction.labels).tolist()))).most_common()
+    areas, pixels = class_areas(prediction.labels), height * width
+    return areas_line(file, (width, height), areas, pixels, classes, result, seconds)
+
+
+def areas_line(
+    file: Path,
+    size: tuple[int, int],
+    areas: np.ndarray,
+    pixels: int,
+    classes: outputs.NamedPalette,
+    result: PictureFiles,
+    seconds: float,
+) -> str:
+    """The same of areas, int64 `[C]`, as shares of so many pixels."""
+    names = [classes.name(label) for label in range(len(areas))]
     shares = [
-        f"{classes.name(label)} {100 * area / (height * width):.1f}%"
-        for label, area in areas
-        if area
+        f"{name} {100 * share:.1f}%" for name, share in area_shares(areas, pixels, names).items()
     ]
     more = f" and {len(shares) - 4} more" if len(shares) > 4 else ""
-    return (
-        f"{file}: {width} x {height}, {', '.join(shares[:4])}{more}; {seconds:.1f} s "
-        f"-> {result.labels}"
-    )
+    found = f"{', '.join(shares[:4])}{more}" if pixels else "nothing observed"
+    return f"{file}: {size[0]} x {size[1]}, {found}; {seconds:.1f} s -> {result.labels}"
 
 
 def print_notes(notes: Iterable[str]) -> None:

@@ -21,7 +21,7 @@ def reported_once(then: str) -> Iterator[None]:
 
     Raises InputError in a process that is alone, also for a FloatingPointError; ends others.
     """
-    from deeplab.training.distributed import OtherProcessEnded, is_first, started_with_others
+    from deeplab.distributed import OtherProcessEnded, is_first, started_with_others
 
     try:
         yield

@@ -151,9 +151,9 @@ def test_a_single_picture_is_decoded_once_several_are_all_checked_first(
     photos = [picture(tmp_path / name) for name in ("a.png", "b.png")]
     decoded: list[str] = []
 
-    def counted(path: Path, most: float) -> object:
+    def counted(path: Path, *more: object) -> object:
         decoded.append(path.stem)
-        return read_image(path, most)
+        return read_image(path, *more)
 
     monkeypatch.setattr("deeplab.data.bands.read_image", counted)
     options = ["--weights", weights, "--out", tmp_path / "out", "--no-crf"]
@@ -202,7 +202,7 @@ def test_segment_takes_large_pictures_in_tiles(tmp_path, weights, monkeypatch):
 
 def test_an_overlay_of_many_pixels_is_drawn_smaller(tmp_path, weights, monkeypatch):
     photo = picture(tmp_path / "photo.png", 41, 60)
-    monkeypatch.setattr("deeplab.cli.shared.results.reduced", partial(reduced, most=41 * 60 // 4))
+    monkeypatch.setattr("deeplab.data.legend.reduced", partial(reduced, most=41 * 60 // 4))
     done("segment", photo, "--weights", weights, "--out", tmp_path, "--no-crf", "--no-legend")
     with Image.open(tmp_path / "photo_labels.png") as labels:
         assert labels.size == (60, 41)

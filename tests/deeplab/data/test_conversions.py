@@ -117,7 +117,7 @@ def test_a_training_of_several_processes_counts_the_pictures_of_all(own, capsys,
     def gather(self, value):
         return [value, {other}] if isinstance(value, set) else [value]
 
-    monkeypatch.setattr("deeplab.training.distributed.Processes.gather", gather)
+    monkeypatch.setattr("deeplab.distributed.Processes.gather", gather)
     data = open_dataset("folder", own, "all")
     result = run(replace(TINY, steps=2), data, validation=data, class_names=["a", "b"])
     assert "Note: 3 pictures, such as " in capsys.readouterr().err

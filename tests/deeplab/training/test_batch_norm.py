@@ -6,12 +6,12 @@ import pytest
 import torch
 from tiny_training import TINY, Signalling, run, tiny_pictures
 
+from deeplab.distributed import Processes
 from deeplab.errors import InputError
 from deeplab.model import DeepLab
 from deeplab.model.heads import DeepLabV3Head
 from deeplab.model.resnet import ResNet
 from deeplab.training import setup
-from deeplab.training.distributed import Processes
 
 
 def small_v3(name: str, num_classes: int, crf=None, frozen_bn: bool = False) -> DeepLab:

@@ -14,10 +14,10 @@ from several_processes import Started, but_progress, run_two, start_two
 from tiny_training import FROZEN, TINY, float64, own_data, run, tiny_pictures
 
 from deeplab.data.scenes import CLASSES
+from deeplab.distributed import processes
 from deeplab.errors import InputError
 from deeplab.evaluation.evaluate import evaluate
 from deeplab.training.checkpoint import Files, read_state
-from deeplab.training.distributed import processes
 from deeplab.training.losses import loss_denominators
 from deeplab.weights import load_model, read_metadata
 
@@ -201,7 +201,7 @@ def test_a_process_that_is_killed_ends_the_others_with_one_line(tmp_path):
 HOST = """
 import sys, torch
 import torch.distributed as dist
-from deeplab.training.distributed import processes
+from deeplab.distributed import processes
 
 dist.init_process_group("cuda:gloo")  # for GPUs alone, as NCCL is: no tensor on the CPU
 with processes("cpu") as group:

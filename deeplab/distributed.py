@@ -15,13 +15,16 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from deeplab.errors import InputError
+
+if TYPE_CHECKING:
+    from torch.distributed.distributed_c10d import Store
 
 
 class OtherProcessEnded(RuntimeError):
@@ -38,16 +41,24 @@ class Processes:
     """This process among those of the run, and its device.
 
     host: the group that exchanges tensors on the CPU; None is torch.distributed's default group.
+    store: what the processes leave for each other, by name; None where there is one process, or
+        another program has initialised torch.distributed.
     """
 
     rank: int
     world: int
     device: torch.device
     host: dist.ProcessGroup | None = None
+    store: Store | None = None
 
     @property
     def first(self) -> bool:
         return self.rank == 0
+
+    @property
+    def beside(self) -> int:
+        """How many processes of the run this machine has, itself among them."""
+        return int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if self.world > 1 else 1
 
     @property
     def group(self) -> dist.ProcessGroup | None:
@@ -109,14 +120,15 @@ def processes(device: str) -> Iterator[Processes]:
     started = started_with_others() and not dist.is_initialized()
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
+    store = None
     if started:
-        _start_group("cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo")
+        store = _start_group("cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo")
     group = Processes(0, 1, chosen)
     if dist.is_available() and dist.is_initialized():
         world = dist.get_world_size()
         # Whatever backends another program has chosen, the CPU's numbers travel by gloo.
         host = dist.new_group(backend="gloo") if world > 1 and not started else None
-        group = Processes(dist.get_rank(), world, chosen, host)
+        group = Processes(dist.get_rank(), world, chosen, host, store)
     try:
         yield group
     except RuntimeError as error:
@@ -142,15 +154,22 @@ def started_with_others() -> bool:
     return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
-def _start_group(backend: str) -> None:
+def _start_group(backend: str) -> Store:
+    """Initialise torch.distributed; the store that its processes have found each other by."""
+    from torch.distributed.distributed_c10d import PrefixStore
+    from torch.distributed.rendezvous import rendezvous
+
     try:
-        dist.init_process_group(backend)
+        store, rank, world = next(rendezvous("env://"))
+        groups = PrefixStore("groups", store)
+        dist.init_process_group(backend, store=groups, rank=rank, world_size=world)
     except (dist.DistError, ValueError) as error:
         reason = str(error).strip().partition("\n")[0]
         raise InputError(
             f"WORLD_SIZE is {os.environ['WORLD_SIZE']}, but the processes of this run do not find "
             f"each other ({reason:.200}); start them with torchrun, or unset WORLD_SIZE"
         ) from error
+    return PrefixStore("work", store)
 
 
 def _device(wanted: str, local: int) -> torch.device:

@@ -1,0 +1,75 @@
+"""The figures of a folder of many pictures: what is timed, killed and compared."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import segment_many
+
+# What a command does: a line for each picture, and a file unless it is there.
+COMMAND = """
+import pathlib, sys, time
+photos, out = map(pathlib.Path, sys.argv[1:])
+out.mkdir(exist_ok=True)
+for file in sorted(photos.iterdir()):
+    for end in ("labels", "overlay"):
+        (out / f"{file.stem}_{end}.png").write_bytes(file.read_bytes())
+    print(file, flush=True)
+time.sleep(0.3)  # for who looks at the process after its last line
+"""
+
+
+@pytest.fixture
+def quick(monkeypatch) -> None:
+    """Tiny pictures, a command that only copies, and no network."""
+    monkeypatch.setattr(segment_many, "CAMVID", Path("/nowhere"))
+    monkeypatch.setattr(segment_many, "SOURCES", 3)
+    monkeypatch.setattr(segment_many, "HEIGHT", 18)
+    monkeypatch.setattr(segment_many, "WIDTH", 24)
+    monkeypatch.setattr(segment_many, "alone", lambda *_: 10.0)
+
+    def command(photos: Path, out: Path, *_: str) -> list[str]:
+        return [sys.executable, "-c", COMMAND, str(photos), str(out)]
+
+    monkeypatch.setattr(segment_many, "command", command)
+
+
+@pytest.mark.usefixtures("quick")
+def test_the_record_says_how_each_bar_is_met(tmp_path) -> None:
+    arguments = ["--pictures", "40", "--at-once", "1", "--out", str(tmp_path)]
+    status = segment_many.main(arguments)
+    (path,) = tmp_path.iterdir()
+    (found,) = json.loads(path.read_text())["comparisons"]
+    assert found["of"] == "generated scenes"
+    assert found["times_alone"] == pytest.approx(found["seconds"] / 40 / 10)
+    assert found["times_alone"] < 1
+    assert len(found["resident"]) == 2
+    assert len(found["killed_after"]) == segment_many.KILLED
+    assert found["same_bytes"]
+    assert status == (found["memory_grown"] > segment_many.GROWN)
+
+
+def test_other_bytes_and_missing_files_are_no_same_files(tmp_path) -> None:
+    some, whole = tmp_path / "some", tmp_path / "whole"
+    some.mkdir()
+    whole.mkdir()
+    assert not segment_many.same_files(some, whole)
+    (some / "a").write_bytes(b"1")
+    assert not segment_many.same_files(some, whole)
+    (whole / "a").write_bytes(b"2")
+    os.utime(some / "a", (0, 0))
+    os.utime(whole / "a", (0, 0))
+    assert not segment_many.same_files(some, whole)
+    (whole / "a").write_bytes(b"1")
+    (whole / "b").write_bytes(b"1")
+    assert segment_many.same_files(some, whole)
+
+
+def test_a_command_that_fails_is_no_figure() -> None:
+    with pytest.raises(RuntimeError, match="status 3"):
+        segment_many.segmented([sys.executable, "-c", "raise SystemExit(3)"], 20)
+    with pytest.raises(subprocess.CalledProcessError):
+        segment_many.killed([sys.executable, "-c", "raise SystemExit(3)"], 20)
