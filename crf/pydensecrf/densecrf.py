@@ -388,13 +388,13 @@ class DenseCRF2D(DenseCRF):
         """
         positions = standard_deviations("sxy", sxy, 2)
         colours = standard_deviations("srgb", srgb, 3)
-        pixels = self._image(rgbim).reshape(-1, 3)[self._visited]
+        pixels = self._image(rgbim).reshape(-1, 3).take(self._visited, axis=0)
         features = np.empty((5, self._nvar), np.float32)
         self._set_positions(features, positions)
         features[2:] = pixels.T
         divisors = [
             Divisor("sxy", sxy, positions, (self._w - 1, self._h - 1)),
-            Divisor("srgb", srgb, colours, pixels.max(0).tolist()),
+            Divisor("srgb", srgb, colours, features[2:].max(1).tolist()),
         ]
         _divide(features[2:], colours)
         self._add_term(features, compat, kernel, normalization, divisors)

@@ -9,12 +9,12 @@ overlap. These few functions put a whole row into vector registers instead:
     simd.store(output, i, total)
 
 `lanes` is any tuple: its length, known to the compiler, is the number of floats in a vector, a
-multiple of 8 and the width of the arrays. A vector is kept as chunks of 8 floats, since LLVM takes
-vectors apart between basic blocks if their size is not a power of two.
+multiple of 4 and the width of the arrays. A vector is kept as chunks of 8 floats, the last of 4 if
+need be, since LLVM takes vectors apart between basic blocks if their size is not a power of two.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from llvmlite import ir
@@ -23,10 +23,9 @@ from numba.core import cgutils
 from numba.extending import intrinsic, models, register_model
 from numba.np.arrayobj import populate_array
 
-CHUNK = 8
+CHUNK, LEAST_CHUNK = 8, 4
 CACHE_LINE = 64  # bytes
 FLOAT, INT, BYTE = ir.FloatType(), ir.IntType(32), ir.IntType(8)
-FLOATS, INTS = ir.VectorType(FLOAT, CHUNK), ir.VectorType(INT, CHUNK)
 CONTRACT = ("contract",)  # allows fused multiply-add
 SMALLEST = -80.0  # far from subnormal numbers, which take a processor twice as long or worse
 EXP2 = [math.log(2) ** k / math.factorial(k) for k in range(7)]  # 2^x on [-1/2, 1/2] to 2e-7
@@ -36,7 +35,8 @@ class Vector(types.Type):
     """`lanes` float32 values in registers."""
 
     def __init__(self, lanes: int) -> None:
-        self.chunks = lanes // CHUNK
+        last = [LEAST_CHUNK] * (lanes % CHUNK // LEAST_CHUNK)
+        self.chunks = [ir.VectorType(FLOAT, n) for n in [CHUNK] * (lanes // CHUNK) + last]
         super().__init__(name=f"float32x{lanes}")
 
 
@@ -61,7 +61,7 @@ def scratch(typingctx: Any, dtype: Any, lanes: Any) -> Any:
 @register_model(Vector)
 class _VectorModel(models.PrimitiveModel):
     def __init__(self, manager: Any, vector: Vector) -> None:
-        super().__init__(manager, vector, ir.ArrayType(FLOATS, vector.chunks))
+        super().__init__(manager, vector, ir.LiteralStructType(vector.chunks))
 
 
 @intrinsic
@@ -70,7 +70,7 @@ def zero(typingctx: Any, lanes: Any) -> Any:
     vector = Vector(lanes.count)
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return _pack(builder, [ir.Constant(FLOATS, None)] * vector.chunks)
+        return _pack(builder, [ir.Constant(chunk, None) for chunk in vector.chunks])
 
     return vector(lanes), generate
 
@@ -81,7 +81,7 @@ def load(typingctx: Any, rows: Any, row: Any, lanes: Any) -> Any:
     vector = Vector(lanes.count)
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        pointers = _pointers(context, builder, signature, args, vector.chunks)
+        pointers = _pointers(context, builder, signature.args[0], args[0], args[1], vector.chunks)
         return _pack(builder, [builder.load(pointer, align=4) for pointer in pointers])
 
     return vector(rows, types.intp, lanes), generate
@@ -92,7 +92,7 @@ def store(typingctx: Any, rows: Any, row: Any, vector: Any) -> Any:
     """rows[row] = vector."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        pointers = _pointers(context, builder, signature, args, vector.chunks)
+        pointers = _pointers(context, builder, signature.args[0], args[0], args[1], vector.chunks)
         for pointer, chunk in zip(pointers, _chunks(builder, args[2]), strict=True):
             builder.store(chunk, pointer, align=4)
         return context.get_dummy_value()
@@ -101,11 +101,31 @@ def store(typingctx: Any, rows: Any, row: Any, vector: Any) -> Any:
 
 
 @intrinsic
+def store_unless(typingctx: Any, rows: Any, row: Any, none: Any, spare: Any, vector: Any) -> Any:
+    """rows[row] = vector, or spare = vector if row is `none`; without a branch."""
+
+    vector_type = vector
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        rows, row, none, spare, vector = args
+        index = ir.Constant(row.type, 0)
+        pointers = _pointers(context, builder, signature.args[0], rows, row, vector_type.chunks)
+        others = _pointers(context, builder, signature.args[3], spare, index, vector_type.chunks)
+        away = builder.icmp_signed("==", row, none)
+        for pointer, other, chunk in zip(pointers, others, _chunks(builder, vector), strict=True):
+            builder.store(chunk, builder.select(away, other, pointer), align=4)
+        return context.get_dummy_value()
+
+    return types.void(rows, types.intp, types.intp, spare, vector), generate
+
+
+@intrinsic
 def prefetch(typingctx: Any, rows: Any, row: Any, lanes: Any) -> Any:
     """Ask for row `row` to be brought into the cache, to be written."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        start = _pointers(context, builder, signature, args, lanes.count // CHUNK)[0]
+        chunks = Vector(lanes.count).chunks
+        start = _pointers(context, builder, signature.args[0], args[0], args[1], chunks)[0]
         start = builder.bitcast(start, BYTE.as_pointer())
         for line in range(0, 4 * lanes.count + CACHE_LINE - 1, CACHE_LINE):
             address = builder.gep(start, [INT(min(line, 4 * lanes.count - 1))])
@@ -120,10 +140,9 @@ def add_scaled(typingctx: Any, total: Any, weight: Any, vector: Any) -> Any:
     """total + weight * vector."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        weights = _broadcast(builder, args[1])
-
         def one(old: Any, chunk: Any) -> Any:
-            return builder.fadd(old, builder.fmul(weights, chunk, flags=CONTRACT), flags=CONTRACT)
+            scaled = builder.fmul(_broadcast(builder, args[1], chunk), chunk, flags=CONTRACT)
+            return builder.fadd(old, scaled, flags=CONTRACT)
 
         return _each(builder, one, args[0], args[2])
 
@@ -135,45 +154,68 @@ def softmax2(typingctx: Any, vector: Any) -> Any:
     """2^vector, divided by its sum. What is below 2^SMALLEST of the largest becomes zero."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        top = _broadcast(builder, _reduce(builder, "fmax", "maxnum", args[0]))
-        values = _each(builder, lambda chunk: _exp2(builder, builder.fsub(chunk, top)), args[0])
-        total = _reduce(builder, "fadd", None, values)
-        share = _broadcast(builder, builder.fdiv(ir.Constant(FLOAT, 1.0), total))
-        return _each(builder, lambda chunk: builder.fmul(chunk, share), values)
+        top = _reduce(builder, "fmax", args[0])
+
+        def power(chunk: Any) -> Any:
+            return _exp2(builder, builder.fsub(chunk, _broadcast(builder, top, chunk)))
+
+        values = _each(builder, power, args[0])
+        total = _reduce(builder, "fadd", values)
+        share = builder.fdiv(ir.Constant(FLOAT, 1.0), total)
+        return _each(
+            builder, lambda chunk: builder.fmul(chunk, _broadcast(builder, share, chunk)), values
+        )
 
     return vector(vector), generate
 
 
 def _exp2(builder: Any, power: Any) -> Any:
     """2^power for power <= 0: a polynomial, and the whole part put into the exponent's bits."""
-    floor = ir.Constant(FLOATS, [SMALLEST] * CHUNK)
-    counts = builder.fcmp_ordered(">", power, floor)
-    power = builder.select(counts, power, floor)
-    whole = _call(builder, "rint.v8f32", FLOATS, [power])
+    floats, lanes = power.type, power.type.count
+    ints = ir.VectorType(INT, lanes)
+
+    def constant(number: float) -> Any:
+        return ir.Constant(floats, [number] * lanes)
+
+    counts = builder.fcmp_ordered(">", power, constant(SMALLEST))
+    power = builder.select(counts, power, constant(SMALLEST))
+    whole = _call(builder, f"rint.v{lanes}f32", floats, [power])
     rest = builder.fsub(power, whole)
-    value = ir.Constant(FLOATS, [EXP2[-1]] * CHUNK)
+    value = constant(EXP2[-1])
     for coefficient in reversed(EXP2[:-1]):
         scaled = builder.fmul(value, rest, flags=CONTRACT)
-        value = builder.fadd(scaled, ir.Constant(FLOATS, [coefficient] * CHUNK), flags=CONTRACT)
-    biased = builder.add(builder.fptosi(whole, INTS), ir.Constant(INTS, [127] * CHUNK))
-    bits = builder.shl(biased, ir.Constant(INTS, [23] * CHUNK))
-    value = builder.fmul(value, builder.bitcast(bits, FLOATS))
-    return builder.select(counts, value, ir.Constant(FLOATS, None))
+        value = builder.fadd(scaled, constant(coefficient), flags=CONTRACT)
+    biased = builder.add(builder.fptosi(whole, ints), ir.Constant(ints, [127] * lanes))
+    bits = builder.shl(biased, ir.Constant(ints, [23] * lanes))
+    value = builder.fmul(value, builder.bitcast(bits, floats))
+    return builder.select(counts, value, ir.Constant(floats, None))
 
 
-def _reduce(builder: Any, within: str, across: str | None, vector: Any) -> Any:
-    """Reduce chunk with chunk, then the lanes of the last one."""
-    chunks = _chunks(builder, vector)
-    total = chunks[0]
-    for chunk in chunks[1:]:
-        if across is None:
-            total = builder.fadd(total, chunk)
+def _reduce(builder: Any, operation: str, vector: Any) -> Any:
+    """The sum ("fadd") or the largest ("fmax") of all lanes: chunk with chunk, then of the last."""
+    first, *chunks = _chunks(builder, vector)
+    floats = first.type
+    for chunk in chunks:
+        chunk = _widened(builder, chunk, floats.count, -math.inf if operation == "fmax" else 0.0)
+        if operation == "fadd":
+            first = builder.fadd(first, chunk)
         else:
-            total = _call(builder, f"{across}.v8f32", FLOATS, [total, chunk], ("nnan",))
-    name = f"vector.reduce.{within}.v8f32"
-    if within == "fadd":
-        return _call(builder, name, FLOAT, [ir.Constant(FLOAT, 0.0), total], ("reassoc",))
-    return _call(builder, name, FLOAT, [total], ("nnan",))
+            larger = f"maxnum.v{floats.count}f32"
+            first = _call(builder, larger, floats, [first, chunk], ("nnan",))
+    name = f"vector.reduce.{operation}.v{floats.count}f32"
+    if operation == "fadd":
+        return _call(builder, name, FLOAT, [ir.Constant(FLOAT, 0.0), first], ("reassoc",))
+    return _call(builder, name, FLOAT, [first], ("nnan",))
+
+
+def _widened(builder: Any, chunk: Any, lanes: int, filling: float) -> Any:
+    """The chunk with `filling` behind it, up to so many lanes."""
+    count = chunk.type.count
+    if count == lanes:
+        return chunk
+    others = ir.Constant(chunk.type, [filling] * count)
+    mask = ir.Constant(ir.VectorType(INT, lanes), [min(i, count) for i in range(lanes)])
+    return builder.shuffle_vector(chunk, others, mask)
 
 
 def _each(builder: Any, function: Callable[..., Any], *vectors: Any) -> Any:
@@ -182,29 +224,36 @@ def _each(builder: Any, function: Callable[..., Any], *vectors: Any) -> Any:
 
 
 def _chunks(builder: Any, vector: Any) -> list[Any]:
-    return [builder.extract_value(vector, i) for i in range(vector.type.count)]
+    return [builder.extract_value(vector, i) for i in range(len(vector.type.elements))]
 
 
 def _pack(builder: Any, chunks: list[Any]) -> Any:
-    vector = ir.Constant(ir.ArrayType(FLOATS, len(chunks)), ir.Undefined)
+    vector = ir.Constant(ir.LiteralStructType([chunk.type for chunk in chunks]), ir.Undefined)
     for i, chunk in enumerate(chunks):
         vector = builder.insert_value(vector, chunk, i)
     return vector
 
 
-def _broadcast(builder: Any, scalar: Any) -> Any:
-    undefined = ir.Constant(FLOATS, ir.Undefined)
+def _broadcast(builder: Any, scalar: Any, chunk: Any) -> Any:
+    """A chunk like this one, with the scalar in all lanes."""
+    undefined = ir.Constant(chunk.type, ir.Undefined)
     single = builder.insert_element(undefined, scalar, INT(0))
-    return builder.shuffle_vector(single, undefined, ir.Constant(INTS, None))
+    everywhere = ir.Constant(ir.VectorType(INT, chunk.type.count), None)
+    return builder.shuffle_vector(single, undefined, everywhere)
 
 
-def _pointers(context: Any, builder: Any, signature: Any, args: Any, chunks: int) -> list[Any]:
-    """Pointers to the chunks of row args[1] of the array args[0]."""
-    array = context.make_array(signature.args[0])(context, builder, args[0])
-    width = ir.Constant(args[1].type, CHUNK * chunks)
-    start = builder.gep(array.data, [builder.mul(args[1], width)])
-    starts = [builder.gep(start, [INT(CHUNK * i)]) for i in range(chunks)]
-    return [builder.bitcast(pointer, FLOATS.as_pointer()) for pointer in starts]
+def _pointers(
+    context: Any, builder: Any, kind: Any, rows: Any, row: Any, chunks: Sequence[Any]
+) -> list[Any]:
+    """Pointers to the chunks of row `row` of the array `rows` of this type."""
+    array = context.make_array(kind)(context, builder, rows)
+    width = sum(chunk.count for chunk in chunks)
+    start = builder.gep(array.data, [builder.mul(row, ir.Constant(row.type, width))])
+    pointers = []
+    for i, chunk in enumerate(chunks):
+        place = builder.gep(start, [INT(CHUNK * i)])
+        pointers.append(builder.bitcast(place, chunk.as_pointer()))
+    return pointers
 
 
 def _call(builder: Any, name: str, result: Any, args: Any, flags: Any = ()) -> Any:

@@ -1,9 +1,12 @@
 """What `cpu.py` runs of a mean field: the functions that numba compiles.
 
-They obey the contract of `kernels._numba.jit`: no allocation, no exception, tuples last. Of
-`lanes` only the length counts, the width of a row.
+They obey the contract of `kernels._numba.jit`: no allocation, no exception, tuples last. Of these,
+only the length counts: `lanes` is as long as a row is wide, `columns` as a point has corners, so
+that loops over them are unrolled. Points are numbered unsigned where they are visited most, so that
+numba does not ask of each number whether it is negative.
 """
 
+import numpy as np
 from numba import njit
 
 from kernels._numba import simd
@@ -19,7 +22,7 @@ def fold_corners(
     for block in range(len(limits)):
         begin = first + block * block_size
         limit = 0
-        for i in range(begin, min(begin + block_size, last)):
+        for i in range(np.uint64(begin), np.uint64(min(begin + block_size, last))):
             entering, leaving = before[i] * gain_in, after[i] * gain_out
             for k in range(corners.shape[1]):
                 row = corners[i, k] + offset
@@ -43,53 +46,72 @@ def load(first, last, values, visits, factor, padding, output):
 
 @njit(forceinline=True)
 def update(
-    first, last, first_rows, last_rows, zeroed, limits, block_size, source, corners, slicing,
-    splatting, rows, next_rows, softmax, ahead, lanes,
+    first, last, first_rows, last_rows, zeroed, limits, block, source, corners, slicing,
+    splatting, rows, next_rows, softmax, lanes, columns,
 ):  # fmt: skip
     """One pass over the points of a part: slice, softmax, splat into the part's own rows.
 
-    Those rows are unset before: each is zeroed when the first block that needs it begins.
+    By blocks as long as `block`, which is room for their points: three short loops keep a processor
+    busier than one long one, of which it sees no two points at a time.
+
+    The part's rows are unset before: each is zeroed when the first block that needs it begins.
     `zeroed` is room to count them, one number a term.
     """
     for t in range(len(zeroed)):
         zeroed[t] = first_rows[t]
-    for block in range(limits.shape[1]):
+    for number in range(limits.shape[1]):
         for t in range(len(zeroed)):
-            while zeroed[t] < limits[t, block]:
+            while zeroed[t] < limits[t, number]:
                 simd.store(next_rows, zeroed[t], simd.zero(lanes))
                 zeroed[t] += 1
-        begin = first + block * block_size
-        for i in range(begin, min(begin + block_size, last)):
-            if ahead > 0:
-                soon = min(i + ahead, last - 1)
-                for k in range(slicing.shape[1]):
-                    simd.prefetch(rows, corners[soon, k], lanes)
-            point = slice_point(i, source, corners, slicing, rows, lanes)
-            if softmax:
-                point = simd.softmax2(point)
-            for k in range(corners.shape[1]):
-                add_to_row(next_rows, corners[i, k], splatting[i, k], point, lanes)
+        begin = first + number * len(block)
+        count = min(len(block), last - begin)
+        slice_block(begin, count, source, corners, slicing, rows, block, lanes, columns)
+        if softmax:
+            for i in range(count):
+                simd.store(block, i, simd.softmax2(simd.load(block, i, lanes)))
+        for i in range(count):
+            n = np.uint64(begin + i)
+            point = simd.load(block, i, lanes)
+            for k in range(len(columns)):
+                add_to_row(next_rows, corners[n, k], splatting[n, k], point, lanes)
     for t in range(len(zeroed)):
         for row in range(zeroed[t], last_rows[t]):
             simd.store(next_rows, row, simd.zero(lanes))
 
 
+@njit(inline="always")
+def slice_block(begin, count, logits, corners, slicing, rows, block, lanes, columns):
+    """block = logits + the weighted sum of the corners' rows, for `count` points.
+
+    Logits alone where `slicing` has no columns.
+    """
+    for i in range(count):
+        n = np.uint64(begin + i)
+        point = simd.load(logits, n, lanes)
+        if slicing.shape[1] > 0:
+            for k in range(len(columns)):
+                row = simd.load(rows, corners[n, k], lanes)
+                point = simd.add_scaled(point, slicing[n, k], row)
+        simd.store(block, i, point)
+
+
 @njit(forceinline=True)
 def finish(
-    first, last, block, logits, corners, slicing, rows, visits, softmax, factor, output, lanes
+    first, last, block, logits, corners, slicing, rows, visits, softmax, factor, output, lanes,
+    columns,
 ):  # fmt: skip
     """The last pass: slice, softmax if it is wanted, and write `factor` times the result.
 
-    By blocks as long as `block`, which is room for their rows.
+    By blocks as long as `block`, which is room for their points.
     """
     begin = first
     while begin < last:
         count = min(len(block), last - begin)
-        for i in range(count):
-            point = slice_point(begin + i, logits, corners, slicing, rows, lanes)
-            if softmax:
-                point = simd.softmax2(point)
-            simd.store(block, i, point)
+        slice_block(begin, count, logits, corners, slicing, rows, block, lanes, columns)
+        if softmax:
+            for i in range(count):
+                simd.store(block, i, simd.softmax2(simd.load(block, i, lanes)))
         for c in range(output.shape[1]):
             for i in range(count):
                 output[visits[begin + i], c] = factor * block[i, c]
@@ -104,12 +126,3 @@ def mix_labels(first, last, rows, matrix, lanes):
         for c in range(len(matrix)):
             mixed = simd.add_scaled(mixed, rows[row, c], simd.load(matrix, c, lanes))
         simd.store(rows, row, mixed)
-
-
-@njit(inline="always")
-def slice_point(i, logits, corners, slicing, rows, lanes):
-    """logits + the weighted sum of the corners' rows."""
-    point = simd.load(logits, i, lanes)
-    for k in range(slicing.shape[1]):
-        point = simd.add_scaled(point, slicing[i, k], simd.load(rows, corners[i, k], lanes))
-    return point

@@ -26,9 +26,7 @@ Array: TypeAlias = np.ndarray[Any, Any]
 
 LOG2E = math.log2(math.e)
 OFF = -3e38  # the logit of a padding lane
-LARGE = 2**23  # bytes of rows from which on a pass waits for memory
-AHEAD = 6  # points whose rows it then asks for in advance
-BLOCK = 256  # points between two looks at which rows come into use
+BLOCK = 64  # points sliced, then splatted: their values stay in the first-level cache
 
 COMPILED = "kernels.meanfield.compiled"
 FOLD_CORNERS = Kernel(COMPILED, "fold_corners")
@@ -86,7 +84,6 @@ class _Stack:
         self.rows = aligned_rows(int(self.offsets[-1]), self.lanes)
         self.next_rows = aligned_rows(len(self.rows), self.lanes)
         self.calls, self.next_calls = _Calls(), _Calls()
-        self.ahead = AHEAD if self.rows.nbytes > LARGE else 0
         for none in self.offsets[1:] - 1:
             self.rows[none] = self.next_rows[none] = 0
         folded = [_fold_compatibility(term.compatibility, drop_common) for term in terms]
@@ -95,7 +92,7 @@ class _Stack:
         self.points = [part[:2] for part in parts] or threads.split(count, torch.get_num_threads())
         limits = self._fold(terms, [factor for factor, _ in folded], count)
         self.parts = [
-            (*part, np.empty_like(part[2]), limit)
+            (*part, np.empty_like(part[2]), limit, aligned_rows(BLOCK, self.lanes))
             for part, limit in zip(parts, limits, strict=True)
         ]
 
@@ -163,8 +160,8 @@ class _Stack:
 
     def _pass(self, source: Array, slicing: Array, softmax: bool) -> list[Call]:
         return UPDATE.calls(self.parts, (
-            BLOCK, source, self.corners, slicing, self.splatting, self.rows, self.next_rows,
-            softmax, self.ahead, self.lanes,
+            source, self.corners, slicing, self.splatting, self.rows, self.next_rows, softmax,
+            self.lanes, (0,) * self.corners.shape[1],
         ))  # fmt: skip
 
     def _swap(self) -> None:
@@ -196,6 +193,7 @@ class _Stack:
         threads.run(
             FINISH, ranges, logits, self.corners, self.slicing, self.rows, visits, softmax,
             np.float32(1.0 if softmax else 1 / LOG2E), output.numpy(), self.lanes,
+            (0,) * self.corners.shape[1],
         )  # fmt: skip
 
 

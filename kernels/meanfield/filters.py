@@ -223,13 +223,15 @@ def pixel_order(height: int, width: int) -> Tensor:
     Pixels that are near each other share lattice vertices, so that visiting them one after another
     finds the vertices in the cache.
     """
-    tile = min(SIDE, max(height, width, 1))
-    down, across = -(-height // tile), -(-width // tile)
     # In NumPy: torch's threads would spin on the cores that the lattices want.
-    y, x = np.arange(down * tile)[:, None], np.arange(across * tile)
-    pixels = np.where((y < height) & (x < width), y * width + x, -1)
-    tiles = pixels.reshape(down, tile, across, tile).swapaxes(1, 2).ravel()
-    return torch.from_numpy(tiles[tiles >= 0])
+    pixels = np.arange(height * width).reshape(height, width)
+    whole = width - width % SIDE
+    ordered = [pixels[:0].ravel()]
+    for first in range(0, height, SIDE):
+        band = pixels[first : first + SIDE]
+        tiles = band[:, :whole].reshape(len(band), -1, SIDE).swapaxes(0, 1)
+        ordered += [tiles.ravel(), band[:, whole:].ravel()]
+    return torch.from_numpy(np.concatenate(ordered))
 
 
 def reference_lattice(features: Tensor) -> Lattice:

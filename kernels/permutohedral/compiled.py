@@ -2,7 +2,8 @@
 
 They obey the contract of `kernels._numba.jit`: no allocation, no exception, tuples last. Of these,
 only the length counts: `lanes` is as long as a row of values is wide, `simplex` has D+1 entries,
-`words` as many as a packed key.
+`words` as many as a packed key. Where a loop counts in unsigned numbers, numba does not ask of
+each index whether it is negative.
 """
 
 import numpy as np
@@ -10,7 +11,7 @@ from numba import njit
 
 from kernels._numba import simd
 
-AHEAD = 12  # rows to prefetch ahead in the blur, about a memory latency's worth
+AHEAD = np.uint64(12)  # rows to prefetch ahead in the blur, about a memory latency's worth
 
 
 @njit(forceinline=True)
@@ -21,7 +22,7 @@ def splat_points(first, last, first_row, last_row, values, corners, weights, row
     padded = simd.scratch(np.float32, lanes)
     for c in range(len(lanes)):
         padded[c] = np.float32(0)
-    for i in range(first, last):
+    for i in range(np.uint64(first), np.uint64(last)):
         for c in range(values.shape[1]):
             padded[c] = values[i, c]
         point = simd.load(padded, 0, lanes)
@@ -39,7 +40,7 @@ def add_to_row(rows, row, weight, point, lanes):
 def slice_points(first, last, rows, corners, weights, scale, output, lanes):
     """output = scale * the weighted sum of the corners' rows."""
     padded = simd.scratch(np.float32, lanes)
-    for i in range(first, last):
+    for i in range(np.uint64(first), np.uint64(last)):
         point = simd.zero(lanes)
         for k in range(corners.shape[1]):
             weight = np.float32(scale * weights[i, k])
@@ -50,25 +51,35 @@ def slice_points(first, last, rows, corners, weights, scale, output, lanes):
 
 
 @njit(forceinline=True)
-def blur_chains(first, last, chain, rows, lanes):
-    """row + (before + after) / 2 in place, along the chains that begin in [first, last)."""
+def blur_chains(first, last, chain, spare, rows, lanes):
+    """row + (before + after) / 2 in place, along the chains that begin in [first, last).
+
+    A chain is two or three rows long, so that a branch at its end would be guessed wrong: the end
+    is a row like the others, but what would be written there goes to `spare`, a row of this call.
+    """
     none = rows.shape[0] - 1
     half = np.float32(0.5)
-    i = first
-    while 0 < i < last and chain[i - 1] != none:  # that chain began before
+    begin, end = chain_start(first, chain, none), chain_start(last, chain, none)
+    if begin == end:
+        return
+    previous = simd.zero(lanes)
+    centre = simd.load(rows, chain[begin], lanes)
+    end_of_last = np.uint64(end - 1)
+    for i in range(np.uint64(begin), end_of_last):
+        simd.prefetch(rows, chain[min(i + AHEAD, end_of_last)], lanes)
+        following = simd.load(rows, chain[i + np.uint64(1)], lanes)
+        total = simd.add_scaled(centre, half, previous)
+        total = simd.add_scaled(total, half, following)
+        simd.store_unless(rows, chain[i], none, spare, total)
+        previous, centre = centre, following
+
+
+@njit(inline="always")
+def chain_start(i, chain, none):
+    """Where the first chain does that begins at i or behind it."""
+    while 0 < i < len(chain) and chain[i - 1] != none:
         i += 1
-    while i < last:
-        row = chain[i]
-        previous = simd.zero(lanes)
-        centre = simd.load(rows, row, lanes)
-        while row != none:
-            i += 1
-            simd.prefetch(rows, chain[min(i + AHEAD, len(chain) - 1)], lanes)
-            following = simd.load(rows, chain[i], lanes)
-            total = simd.add_scaled(centre, half, previous)
-            simd.store(rows, row, simd.add_scaled(total, half, following))
-            previous, centre, row = centre, following, chain[i]
-        i += 1
+    return i
 
 
 @njit(forceinline=True)
@@ -124,7 +135,7 @@ def place_points(
     origin = simd.scratch(np.float32, simplex)  # the simplex's corner of remainder 0
     offset = simd.scratch(np.float32, simplex)  # from there to the point
     rank = simd.scratch(np.int64, simplex)
-    ordered = simd.scratch(np.int64, simplex)  # coordinate of each rank
+    ordered = simd.scratch(np.uint64, simplex)  # coordinate of each rank
     key = simd.scratch(np.int64, words)
     filled = progress[1]
     for i in range(progress[0], last):
@@ -153,7 +164,7 @@ def place_points(
             rank[j] += wrap * (dims + 1)
             origin[j] += np.float32(wrap * (dims + 1))
             offset[j] = (elevated[j] - origin[j]) * inverse
-            ordered[rank[j]] = j
+            ordered[np.uint64(rank[j])] = j
 
         weights[i, 0] = offset[ordered[dims]] + (np.float32(1) - offset[ordered[0]])
         for r in range(1, dims + 1):
@@ -178,7 +189,7 @@ def place_points(
                     difference |= keys[slot, w] ^ key[w]
                 if difference == 0:
                     break
-                slot = (slot + 1) & (len(ids) - 1)
+                slot = slot_after(slot, ids)
             if ids[slot] < 0:
                 for w in range(len(words)):
                     keys[slot, w] = key[w]
@@ -194,24 +205,106 @@ def place_points(
 
 
 @njit(forceinline=True)
-def find_neighbours(first, last, keys, ids, steps, multipliers, hashed_steps, neighbours, words):
-    """For vertices in slots [first, last): the row after each, and so the row before that one."""
-    for j in range(len(steps)):
-        for vertex in range(first, last):
-            row = ids[vertex]
-            if row < 0:
-                continue
-            hashed = hashed_steps[j] + hash_of(keys, vertex, multipliers, words)
-            slot = first_slot(hashed, len(ids))
-            while ids[slot] >= 0:
-                difference = np.int64(0)
-                for w in range(len(words)):
-                    difference |= keys[slot, w] ^ (keys[vertex, w] + steps[j, w])
-                if difference == 0:
-                    neighbours[j, 1, row] = ids[slot]
-                    neighbours[j, 0, ids[slot]] = row
+def sort_by_hash(keys, ids, multipliers, hashes, vertices, words):
+    """Write the hashes of a table's vertices in ascending order, and with them row and slot of each
+    vertex; return how many.
+
+    Slots are in the order of the hashes, but for vertices whose own slot was taken: they stand a
+    few slots further on, or, where those would be behind the last one, at the beginning.
+    """
+    count = 0
+    for behind_last in range(2):
+        for slot in range(len(ids)):
+            if ids[slot] < 0:
+                if behind_last:  # they come before the first free slot
                     break
-                slot = (slot + 1) & (len(ids) - 1)
+                continue
+            hashed = hash_of(keys, slot, multipliers, words)
+            if (first_slot(hashed, len(ids)) > np.uint64(slot)) != behind_last:
+                continue
+            place = count
+            while place > 0 and hashes[place - 1] > hashed:
+                hashes[place] = hashes[place - 1]
+                for c in range(2):
+                    vertices[c, place] = vertices[c, place - 1]
+                place -= 1
+            hashes[place], vertices[0, place], vertices[1, place] = hashed, ids[slot], slot
+            count += 1
+    return count
+
+
+@njit(forceinline=True)
+def find_neighbours(
+    first, last, hashes, vertices, keys, ids, steps, hashed_steps, neighbours, words
+):  # fmt: skip
+    """Along directions [first, last): the row after each vertex, and so the row before that one.
+
+    In the order of `sort_by_hash`. The hash after a vertex is its own and a constant, modulo 2^64:
+    in order too, but for where the modulus begins anew.
+    """
+    for j in range(first, last):
+        anew = first_not_below(hashes, np.uint64(0) - hashed_steps[j])
+        for begin, end in ((0, anew), (anew, len(hashes))):
+            if begin < end:
+                merge(
+                    begin, end, hashes, vertices, keys, ids, steps[j], hashed_steps[j],
+                    neighbours[j, 0], neighbours[j, 1], words,
+                )  # fmt: skip
+
+
+@njit(inline="always")
+def merge(begin, end, hashes, vertices, keys, ids, step, hashed_step, before, after, words):
+    """One direction of `find_neighbours`, where the hashes after the vertices are in order.
+
+    Without a branch on what is found, which no processor can guess. A key of one word is known by
+    its hash, an odd multiple of it modulo 2^64; of others a hash may have several.
+    """
+    none, count = len(before), len(hashes)
+    i = begin
+    other = first_not_below(hashes, hashes[begin] + hashed_step)
+    while i < end and other < count:
+        wanted, there = hashes[i] + hashed_step, hashes[other]
+        row, next_row = vertices[0, i], vertices[0, other]
+        same = wanted == there
+        if len(words) > 1 and same:
+            slot = slot_of(keys, vertices[1, i], step, wanted, keys, ids, words)
+            same = ids[slot] >= 0
+            next_row = ids[slot] if same else next_row
+        before_next = before[next_row]
+        before[next_row] = row if same else before_next
+        after[row] = next_row if same else none
+        i += np.int64(wanted <= there)
+        other += np.int64(there < wanted)
+    while i < end:
+        after[vertices[0, i]] = none
+        i += 1
+
+
+@njit(inline="always")
+def slot_of(wanted, i, step, hashed, keys, ids, words):
+    """The slot of the key wanted[i] + step, or the free one where it would be put."""
+    slot = first_slot(hashed, len(ids))
+    while ids[slot] >= 0:
+        difference = np.int64(0)
+        for w in range(len(words)):
+            difference |= keys[slot, w] ^ (wanted[i, w] + step[w])
+        if difference == 0:
+            break
+        slot = slot_after(slot, ids)
+    return slot
+
+
+@njit(inline="always")
+def first_not_below(hashes, hashed):
+    """Where in ascending `hashes` the first is that is not below `hashed`."""
+    low, high = 0, len(hashes)
+    while low < high:
+        middle = (low + high) // 2
+        if hashes[middle] < hashed:
+            low = middle + 1
+        else:
+            high = middle
+    return low
 
 
 @njit(forceinline=True)
@@ -229,7 +322,7 @@ def absorb(keys, ids, local_keys, local_ids, first_row, multipliers, pairs, word
                 difference |= keys[slot, w] ^ local_keys[local, w]
             if difference == 0:
                 break
-            slot = (slot + 1) & (len(ids) - 1)
+            slot = slot_after(slot, ids)
         if ids[slot] < 0:
             for w in range(len(words)):
                 keys[slot, w] = local_keys[local, w]
@@ -244,12 +337,11 @@ def absorb(keys, ids, local_keys, local_ids, first_row, multipliers, pairs, word
 @njit(forceinline=True)
 def rehash(keys, ids, multipliers, grown_keys, grown_ids, words):
     """Put the vertices of a table into a larger, empty one."""
-    capacity = len(grown_ids)
     for old in range(len(ids)):
         if ids[old] >= 0:
-            slot = first_slot(hash_of(keys, old, multipliers, words), capacity)
+            slot = first_slot(hash_of(keys, old, multipliers, words), len(grown_ids))
             while grown_ids[slot] >= 0:
-                slot = (slot + 1) & (capacity - 1)
+                slot = slot_after(slot, grown_ids)
             grown_ids[slot] = ids[old]
             for w in range(len(words)):
                 grown_keys[slot, w] = keys[old, w]
@@ -267,4 +359,10 @@ def hash_of(keys, i, multipliers, words):
 @njit(inline="always")
 def first_slot(hashed, capacity):
     """Where to look first: the hash scaled to [0, capacity), so that its order is kept."""
-    return np.int64(((hashed >> np.uint64(32)) * np.uint64(capacity)) >> np.uint64(32))
+    return ((hashed >> np.uint64(32)) * np.uint64(capacity)) >> np.uint64(32)
+
+
+@njit(inline="always")
+def slot_after(slot, ids):
+    """The slot to look at next; the first one behind the last."""
+    return (slot + np.uint64(1)) & np.uint64(len(ids) - 1)

@@ -9,9 +9,9 @@ Koltun's densecrf), laid out for caches and threads:
 - A vertex key is D integers packed in mixed radix into as few 64-bit words as hold their ranges,
   which follow from the range of the features. A step along a blur direction, and from one corner
   of a simplex to the next, adds a constant to every word.
-- The hash is linear in those words: a walk over the table in slot order meets the neighbours in
-  slot order too, so that memory is read in streams and not at random.
-- Rows of values have a width known at compile time, a multiple of 8 floats, and are handled as
+- The hash is linear in those words: vertices in the order of their hashes, which is nearly that of
+  the table, have their neighbours in that order too, so that one merge finds them.
+- Rows of values have a width known at compile time, a multiple of 4 floats, and are handled as
   vectors (`kernels._numba.simd`).
 - A blur direction is done in place, along chains of vertices: one read and one write a row.
 
@@ -21,6 +21,8 @@ several threads.
 
 from __future__ import annotations
 
+import contextlib
+import mmap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -39,6 +41,7 @@ MAX_LANES = 64  # more channels are filtered in groups: each width is compiled o
 MIN_PART = 4096  # points: fewer are not worth a thread
 MIN_PIECE = 8192  # rows of a blur: fewer are not worth a call
 FIRST_CAPACITY = 2**16  # slots of a table
+CACHE_LINE, LARGE = 64, 2**22  # bytes
 GOLDEN = 0x9E3779B97F4A7C15  # 2^64 / golden ratio: multiples of it spread evenly
 
 COMPILED = "kernels.permutohedral.compiled"
@@ -50,6 +53,7 @@ COPY_GHOSTS = Kernel(COMPILED, "copy_ghosts")
 LINK = Kernel(COMPILED, "link", returns=True)
 PLACE_POINTS = Kernel(COMPILED, "place_points", returns=True)
 FIND_NEIGHBOURS = Kernel(COMPILED, "find_neighbours")
+SORT_BY_HASH = Kernel(COMPILED, "sort_by_hash", returns=True)
 ABSORB = Kernel(COMPILED, "absorb", returns=True)
 REHASH = Kernel(COMPILED, "rehash")
 
@@ -88,10 +92,11 @@ def build(features: torch.Tensor) -> Lattice:
 
     rows = int(parts[-1, 1])
     neighbours = np.full((dims + 1, 2, rows), rows, np.int32)
-    slots = threads.split(len(table.ids), torch.get_num_threads())
+    hashes, vertices = np.empty(rows, np.uint64), np.empty((2, rows), np.int32)
+    found = SORT_BY_HASH(table.keys, table.ids, multipliers, hashes, vertices, words)
     threads.run(
-        FIND_NEIGHBOURS, slots, table.keys, table.ids, steps, multipliers, hashed_steps,
-        neighbours, words,
+        FIND_NEIGHBOURS, threads.split(dims + 1, torch.get_num_threads()), hashes[:found],
+        vertices, table.keys, table.ids, steps, hashed_steps, neighbours, words,
     )  # fmt: skip
     arrays = corners, weights, neighbours, ghosts, parts, _link_all(neighbours)
     return Lattice(*map(torch.from_numpy, arrays))
@@ -122,16 +127,27 @@ def filter(lattice: Lattice, values: torch.Tensor, reverse: bool = False) -> tor
 
 
 def lanes_for(channels: int) -> tuple[int, ...]:
-    """A tuple as long as a row of this many channels is wide: the next multiple of 8."""
-    return (0,) * (-(-channels // 8) * 8)
+    """A tuple as long as a row of this many channels is wide: the next multiple of 4."""
+    return (0,) * (-(-channels // 4) * 4)
 
 
 def aligned_rows(count: int, lanes: tuple[int, ...]) -> Array:
-    """An unset buffer `[count, width]` that starts at a cache line, as torch's allocator gives it.
+    """An unset buffer `[count, width]` that starts at a cache line, on huge pages if it is large.
 
-    A vector that straddles two lines costs two accesses, and its store is slow to read back.
+    A vector that straddles two lines costs two accesses, and its store is slow to read back. Rows
+    are visited in no order, so that with small pages most visits also look up where their page is;
+    memory that a process had before is on such pages, whatever is asked for later.
     """
-    return torch.empty(count, len(lanes), dtype=torch.float32, device="cpu").numpy()
+    width = len(lanes)
+    size = count * width
+    if 4 * size >= LARGE and hasattr(mmap, "MADV_HUGEPAGE"):
+        pages = mmap.mmap(-1, 4 * size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        with contextlib.suppress(OSError):  # a kernel without them
+            pages.madvise(mmap.MADV_HUGEPAGE)
+        return np.frombuffer(pages, np.float32).reshape(count, width)
+    buffer = np.empty(size + CACHE_LINE // 4, np.float32)
+    start = -buffer.ctypes.data // 4 % (CACHE_LINE // 4)
+    return buffer[start : start + size].reshape(count, width)
 
 
 def part_ranges(lattice: Lattice) -> list[tuple[int, int, int, int]]:
@@ -164,12 +180,14 @@ def blur_calls(
             for start, stop in _pieces(bound[part + 1] - bound[part])
         ], [lanes])  # fmt: skip
 
+    spare = aligned_rows(_most_pieces(), lanes)
+
     def along(step: int) -> list[Call]:
         return BLUR_CHAINS.calls([
-            (start, stop, chain[len(chain) - 1 - step if reverse else step], rows)
+            (start, stop, chain[len(chain) - 1 - step if reverse else step], spare[piece], rows)
             for chain, rows in zip(chains, blocks, strict=True)
             if step < len(chain)
-            for start, stop in _pieces(chain.shape[1])
+            for piece, (start, stop) in enumerate(_pieces(chain.shape[1]))
         ], [lanes])  # fmt: skip
 
     copy_ghosts = COPY_GHOSTS.calls([
@@ -183,24 +201,30 @@ def blur_calls(
 
 def _pieces(count: int) -> list[tuple[int, int]]:
     """range(count) in more pieces than threads, so that whoever is done early takes another."""
-    pieces = torch.get_num_threads()
-    pieces = max(pieces, min(8 * pieces, count // MIN_PIECE))
+    pieces = max(torch.get_num_threads(), min(_most_pieces(), count // MIN_PIECE))
     return threads.split(count, pieces) if count else []
+
+
+def _most_pieces() -> int:
+    """How many pieces are worth their calls; a single thread waits for no other."""
+    number = torch.get_num_threads()
+    return 8 * number if number > 1 else 1
 
 
 # Building
 
 
 def _link_all(neighbours: Array) -> Array:
+    """`Lattice.chains` of these neighbours."""
     none = neighbours.shape[2]
-    lists = [np.empty(none + none // 2 + 1, np.int32) for _ in neighbours]
+    chains = np.empty((len(neighbours), none + none // 2 + 1), np.int32)  # two rows and an end
     counts = threads.run(
-        LINK, [(*pair, chain) for pair, chain in zip(neighbours, lists, strict=True)]
+        LINK, [(*pair, chain) for pair, chain in zip(neighbours, chains, strict=True)]
     )
-    chains = np.full((len(lists), max(counts)), none, np.int32)
-    for row, chain, count in zip(chains, lists, counts, strict=True):
-        row[:count] = chain[:count]
-    return chains
+    most = max(counts)
+    for chain, count in zip(chains, counts, strict=True):
+        chain[count:most] = none
+    return chains[:, :most]
 
 
 def pack_keys(points: Array, scales: Array) -> tuple[Array, Array]:
@@ -210,8 +234,10 @@ def pack_keys(points: Array, scales: Array) -> tuple[Array, Array]:
     rounding to a vertex, the other corners of its simplex and their neighbours.
     """
     count, dims = points.shape
-    columns = points.T if count else np.zeros((dims, 1))
-    corner = np.array([[c.min() for c in columns], [c.max() for c in columns]], np.float64) * scales
+    corner = np.zeros((2, dims))
+    if count:
+        corner[:] = [_along_columns(reduce, points) for reduce in (np.minimum, np.maximum)]
+    corner *= scales
     suffix = np.concatenate([np.cumsum(corner[:, ::-1], axis=1)[:, ::-1], np.zeros((2, 1))], axis=1)
     index = np.arange(1, dims)
     low, high = suffix[:, :dims].copy()
@@ -222,6 +248,19 @@ def pack_keys(points: Array, scales: Array) -> tuple[Array, Array]:
     strides = np.array(word_strides([int(extent) + 1 for extent in high - low]), np.int64)
     table = np.pad(strides.T.copy(), ((0, 1), (0, 0)))  # the last coordinate is not in the key
     return low.astype(np.int64), table
+
+
+def _along_columns(reduce: np.ufunc, points: Array) -> Array:
+    """What `reduce` makes of each column of `points` `[N, D]`, N > 0.
+
+    As rows of many points first: NumPy takes as long for a row of five numbers as for one of fifty.
+    """
+    together = min(64, len(points))
+    whole = len(points) // together * together
+    rows = reduce.reduce(points[:whole].reshape(-1, together * points.shape[1]), axis=0)
+    rest = np.concatenate([rows.reshape(together, -1), points[whole:]])
+    found: Array = reduce.reduce(rest, axis=0)
+    return found
 
 
 @dataclass

@@ -9,7 +9,7 @@ from kernels._numba import simd
 
 pytestmark = pytest.mark.processors
 
-WIDTHS = [8, 24, 64, 136]
+WIDTHS = [4, 8, 20, 24, 64, 136]
 
 
 def _rows(width, count=3):
@@ -27,6 +27,11 @@ def _axpy(output, i, weight, rows, a, b, lanes):
 @njit
 def _clear(output, i, lanes):
     simd.store(output, i, simd.zero(lanes))
+
+
+@njit
+def _put_unless(output, i, none, spare, rows, a, lanes):
+    simd.store_unless(output, i, none, spare, simd.load(rows, a, lanes))
 
 
 @njit
@@ -48,6 +53,18 @@ def test_zero_clears_a_row(width):
     _clear(output, 0, (0,) * width)
     assert (output[0] == 0).all()
     assert np.isnan(output[1]).all()
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_store_unless_writes_a_row_or_the_spare_one(width):
+    rows = _rows(width)
+    for i, none in ((1, 2), (2, 2)):
+        output, spare = np.full((2, 3, width), np.nan, np.float32)
+        _put_unless(output, i, none, spare, rows, 0, (0,) * width)
+        written, kept = (spare[0], output) if i == none else (output[i], spare)
+        np.testing.assert_array_equal(written, rows[0])
+        assert np.isnan(kept).all()
+        assert np.isnan(output).sum() + np.isnan(spare).sum() == 5 * width
 
 
 @njit

@@ -69,6 +69,15 @@ def test_filter_agrees_with_eager_for_any_number_of_channels(channels, reverse, 
     _assert_filters_agree(cpu.build(features), features, _values(250, channels), reverse)
 
 
+def test_rows_on_pages_of_their_own_start_at_a_cache_line_and_hold_what_others_do(monkeypatch):
+    features = _features(100, 3, 1.0)
+    lattice, values = cpu.build(features), _values(100, 5)
+    expected = cpu.filter(lattice, values)
+    monkeypatch.setattr(cpu, "LARGE", 1)
+    assert cpu.aligned_rows(3, (0,) * 20).ctypes.data % cpu.CACHE_LINE == 0
+    assert torch.equal(cpu.filter(lattice, values), expected)
+
+
 @settings(max_examples=40, deadline=None)
 @given(
     count=st.integers(1, 200),
@@ -125,6 +134,35 @@ def test_chains_hold_each_row_with_neighbours_once_and_in_order():
         assert torch.equal(rows.sort().values.long(), linked)
         follows = torch.cat([chain[1:], chain.new_tensor([none])])
         assert torch.equal(after[rows.long()], follows[chain != none])
+
+
+@pytest.mark.parametrize("spread", [1e3, 1e5])
+def test_keys_of_two_words_are_told_apart_where_their_hashes_are_equal(
+    spread, num_threads, monkeypatch
+):
+    """With a multiplier of 1 a hash is the sum of the words, which different keys share."""
+    monkeypatch.setattr(cpu, "GOLDEN", 1)
+    features = _features(150, 6, spread / 200)
+    features[:3] = torch.tensor([[0.0], [spread], [-spread]])  # keys too far apart for one word
+    assert cpu.pack_keys(features.numpy(), np.array(elevation_scales(6)))[1].shape[1] > 1
+    lattice = cpu.build(features)
+    assert lattice.num_vertices == reference.build(features).num_vertices
+    _assert_filters_agree(lattice, features, _values(150, 3))
+
+
+def test_vertices_are_sorted_by_hash_though_some_stand_behind_their_slot():
+    """Eight slots, each of the hashes with the same upper three bits; slot 7 is wanted thrice."""
+    hashes = np.array([7 << 61 | 5, 7 << 61 | 1, 0, 3 << 61, 3 << 61 | 9, 3 << 61 | 2], np.uint64)
+    slots = [0, 1, 2, 3, 4, 5]  # the first of slot 7 is below, the others were put from slot 0 on
+    keys, ids = np.zeros((8, 1), np.int64), np.full(8, -1, np.int32)
+    keys[slots, 0], ids[slots] = hashes.view(np.int64), slots
+    keys[7, 0], ids[7] = np.array([7 << 61 | 3], np.uint64).view(np.int64)[0], 7
+    found, vertices = np.empty(7, np.uint64), np.empty((2, 7), np.int32)
+    multipliers = np.ones(1, np.uint64)
+    assert cpu.SORT_BY_HASH(keys, ids, multipliers, found, vertices, (0,)) == 7
+    np.testing.assert_array_equal(found, np.sort(np.append(hashes, keys[7].view(np.uint64))))
+    np.testing.assert_array_equal(keys[vertices[1], 0].view(np.uint64), found)
+    np.testing.assert_array_equal(vertices[0], ids[vertices[1]])
 
 
 def test_each_implementation_filters_on_the_others_lattice(num_threads):
