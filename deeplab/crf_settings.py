@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import tomli_w
 from torch import Tensor, nn
 
 import crf
@@ -161,6 +160,8 @@ class CRFSettings:
 
     def to_toml(self) -> str:
         """A TOML text with the table [crf], which `from_toml` reads."""
+        import tomli_w  # only to write: a machine may have the networks without the command line
+
         return tomli_w.dumps({"crf": self.as_dict()})
 
     def refiner(self, num_classes: int) -> crf.DenseCRF | AllBandsCRF:
