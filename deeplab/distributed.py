@@ -15,6 +15,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -104,11 +105,16 @@ class Processes:
             raise OtherProcessEnded
 
 
+LONGEST = timedelta(days=30)
+
+
 @contextmanager
-def processes(device: str) -> Iterator[Processes]:
+def processes(device: str, patience: timedelta | None = None) -> Iterator[Processes]:
     """The processes of this run, for as long as it lasts.
 
     device: "cpu", "cuda" or "auto": a GPU where there is one.
+    patience: how long one process waits for another that lives; None: as long as torch does, half
+        an hour.
 
     Raises:
         InputError: "cuda" without a GPU, fewer GPUs than processes on this machine, or processes
@@ -122,7 +128,8 @@ def processes(device: str) -> Iterator[Processes]:
         torch.cuda.set_device(chosen)
     store = None
     if started:
-        store = _start_group("cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo")
+        backend = "cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo"
+        store = _start_group(backend, patience)
     group = Processes(0, 1, chosen)
     if dist.is_available() and dist.is_initialized():
         world = dist.get_world_size()
@@ -154,7 +161,7 @@ def started_with_others() -> bool:
     return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
-def _start_group(backend: str) -> Store:
+def _start_group(backend: str, patience: timedelta | None) -> Store:
     """Initialise torch.distributed; the store that its processes have found each other by."""
     from torch.distributed.distributed_c10d import PrefixStore
     from torch.distributed.rendezvous import rendezvous
@@ -162,7 +169,9 @@ def _start_group(backend: str) -> Store:
     try:
         store, rank, world = next(rendezvous("env://"))
         groups = PrefixStore("groups", store)
-        dist.init_process_group(backend, store=groups, rank=rank, world_size=world)
+        dist.init_process_group(
+            backend, timeout=patience, store=groups, rank=rank, world_size=world
+        )
     except (dist.DistError, ValueError) as error:
         reason = str(error).strip().partition("\n")[0]
         raise InputError(

@@ -13,14 +13,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from datetime import timedelta
 
 import torch.distributed as dist
 
-from deeplab.distributed import Processes
+from deeplab.distributed import LONGEST, Processes
 
 LOOK = 0.05  # seconds between two looks at what others have told
-LONGEST = timedelta(days=30)  # that one process may work on after another has ended
 
 
 class SharedWork:
@@ -63,6 +61,8 @@ class SharedWork:
 
     def end(self) -> None:
         """Say that nothing more comes, and wait for the others; RuntimeError where one is gone."""
+        assert self._store is not None
+        self._store.add("taken", 0)  # is answered, so that all that was told before has arrived
         dist.barrier(self._ends)
 
     def heard(self) -> Iterator[str]:

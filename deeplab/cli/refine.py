@@ -163,7 +163,7 @@ def refine(
     deeplab refine JPEGImages cams --skip-missing --background-threshold 0.05,0.3 --out labels
     ```
     """
-    from deeplab.distributed import processes
+    from deeplab.distributed import LONGEST, processes
     from deeplab.refine_files import ARRAYS, FileRefiner
 
     refiner = FileRefiner(
@@ -180,7 +180,8 @@ def refine(
     writing = _Writing(out, probabilities, overlay, legend)
     if image_file.is_dir():
         again = "mend that, then go on with --skip-existing"
-        with reported_once(again), processes("cpu") as group:
+        many.check_manifest()
+        with reported_once(again), processes("cpu", LONGEST) as group:
             with group.together():
                 suffixes = (*ARRAYS, *images.SUFFIXES)
                 pairs = _pairs(image_file, given, suffixes, many.recursive, skip_missing)

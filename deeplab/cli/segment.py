@@ -7,6 +7,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import partial
@@ -48,7 +49,7 @@ from deeplab.data.conversions import Conversion, counted
 from deeplab.errors import InputError
 
 if TYPE_CHECKING:
-    from deeplab.predict import Predictor
+    from deeplab.predict import Prediction, Predictor
 
 T = TypeVar("T")
 Polygons = StrEnum("Polygons", ["coco", "geojson"])
@@ -107,7 +108,8 @@ def segment(
         int,
         option(
             "N",
-            "Pictures of one size among N neighbours go through the network together.",
+            "Pictures of one size among N neighbours go through the network together; sums may "
+            "then be rounded otherwise.",
             panel=PANEL,
         ),
     ] = 1,
@@ -182,7 +184,7 @@ def segment(
     ```
     """
     from deeplab.crf_settings import CRFSettings
-    from deeplab.distributed import processes
+    from deeplab.distributed import LONGEST, processes
     from deeplab.predict import Predictor, check_threshold
     from deeplab.weights import registry
 
@@ -190,9 +192,10 @@ def segment(
         polygon_files.require_rasterio()
     if batch < 1:
         raise InputError(f"--batch must be 1 or more, not {batch}")
+    many.check_manifest()
     device_type = torch_device(device).type
     scales, again = views.numbers(), "mend that, then go on with --skip-existing"
-    with reported_once(again), processes(device) as group:
+    with reported_once(again), processes(device, LONGEST) as group:
         with group.together():
             files = images.find_images(inputs, many.recursive, videos=True)
             given = {"--probabilities": probabilities, "--polygons": polygons, "--batch": batch > 1}
@@ -222,7 +225,7 @@ def segment(
                 threshold=threshold,
                 tile="auto" if tile is None else tile,
                 overlap=overlap,
-                at_once=min(many.at_once(group), len(files)),
+                at_once=min(many.at_once(group) * group.beside, len(files)),
             )
             palette = outputs.full_palette(metadata.get("palette"))
             classes = outputs.NamedPalette(palette, metadata.get("class_names"))
@@ -358,19 +361,18 @@ class _Work:
         told: whether it has been said what reading converts.
         read: the pictures, where they are read already.
 
-        Returns the answer for each. Raises InputError where they are broken together.
+        Returns the answer for each.
         """
         from deeplab.predict import as_rgb
 
         start = time.perf_counter()
         inputs = [_attempt(self.read, file) for file, _ in batch] if read is None else read
-        whole = [each[0] for each in inputs if not isinstance(each, InputError)]
-        with named_errors(", ".join(str(file) for file, _ in batch)):
-            self._tell_of_tiles(batch[0][0], whole)
-            predictions = iter(self.predictor(whole, probabilities=self.probabilities))
+        predictions = iter(self._predictions([file for file, _ in batch], inputs))
 
         def write(picture: Picture, image: np.ndarray, conversions: list[Conversion]) -> Done:
             file, result, prediction = picture[0], self.files_of(picture), next(predictions)
+            if isinstance(prediction, InputError):
+                raise prediction
             bands = None if self.predictor.bands == "all" else self.predictor.bands
             shown = as_rgb(self.predictor.model, image, bands)
             result.write(
@@ -395,6 +397,27 @@ class _Work:
             each if isinstance(each, InputError) else _attempt(write, picture, *each)
             for picture, each in zip(batch, inputs, strict=True)
         ]
+
+    def _predictions(
+        self, files: Sequence[Path], inputs: Sequence[Read | InputError]
+    ) -> list[Prediction | InputError]:
+        """The prediction for each picture that could be read.
+
+        What goes wrong with several together is tried with each alone, whose error has its name.
+        """
+        read = zip(files, inputs, strict=True)
+        pictures = [(file, each[0]) for file, each in read if not isinstance(each, InputError)]
+        self._tell_of_tiles(files[0], [image for _, image in pictures])
+
+        def alone(file: Path, image: np.ndarray) -> Prediction:
+            with named_errors(file):
+                return self.predictor(image, probabilities=self.probabilities)
+
+        if len(pictures) > 1:
+            with suppress(InputError, ValueError):
+                images = [image for _, image in pictures]
+                return [*self.predictor(images, probabilities=self.probabilities)]
+        return [_attempt(alone, *picture) for picture in pictures]
 
     def _tell_of_tiles(self, first: Path, pictures: Sequence[np.ndarray]) -> None:
         from deeplab.predict import TILE

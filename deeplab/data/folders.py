@@ -233,6 +233,12 @@ def area_shares(areas: np.ndarray, pixels: int, names: Sequence[str] | None) -> 
     }
 
 
+def check_manifest_name(path: Path) -> None:
+    """InputError unless the name says which kind of table it is."""
+    if path.suffix.lower() not in MANIFESTS:
+        raise InputError(f"{path}: a manifest must be named .csv or .jsonl")
+
+
 class Manifest:
     """A table of outcomes on disk, a row each, written as they come: .csv, or JSON lines (.jsonl).
 
@@ -245,8 +251,7 @@ class Manifest:
     def __init__(self, path: Path, continues: bool = False) -> None:
         self.path = path
         self.is_csv = path.suffix.lower() == ".csv"
-        if path.suffix.lower() not in MANIFESTS:
-            raise InputError(f"{path}: a manifest must be named .csv or .jsonl")
+        check_manifest_name(path)
         self._there: set[str] = set()
         try:
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -114,8 +114,8 @@ class Predictor:
 
     Raises ValueError if both the model and the call have a CRF, or the call has one and the model
     is multi-label, for a scale that is not between 0.1 and 4, a threshold that is not between 0 and
-    1 or of a model of one label and other than two classes, another precision, and tiles as
-    `Tiling.of` does.
+    1 or of a model of one label and other than two classes, another precision, `at_once` below 1,
+    and tiles as `Tiling.of` does.
     """
 
     model: DeepLab
@@ -141,6 +141,8 @@ class Predictor:
                 "crf must be None with a multi-label model: a CRF gives a pixel one class"
             )
         check_scales(self.scales)
+        if self.at_once < 1:
+            raise ValueError(f"at_once must be 1 or more, not {self.at_once}")
         check_threshold(self.threshold, self.model)
         if self.precision not in PRECISIONS:
             raise ValueError(

@@ -178,6 +178,8 @@ def segment_video(
                     areas += np.bincount(found.ravel(), minlength=len(areas))
                     count += 1
                     progress(count, expected)
+                # Of an older pair the part that is replaced last goes first: no two are mixed.
+                work.put_aside(files.labels if labels == "png" else files.overlay)
         except _Stopped:
             return None
         work.end(files.labels if labels == "png" else None)
@@ -280,12 +282,15 @@ class _Work:
         outputs.write_labels(path, found, self._palette)
         return found
 
+    def put_aside(self, result: Path) -> None:
+        """Take away a result of an earlier run."""
+        with outputs.as_output_error(result), suppress(FileNotFoundError):
+            result.rename(self._folder / "before")
+
     def end(self, results: Path | None) -> None:
         """Leave nothing behind: the maps become the folder `results`, if there is to be one."""
         with outputs.as_output_error(self._folder):
             if results is not None:
-                if results.exists():
-                    results.rename(self._folder / "before")
                 self._maps.rename(results)
             shutil.rmtree(self._folder)
 

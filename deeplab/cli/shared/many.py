@@ -11,8 +11,9 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, fields
+from hashlib import sha256
 from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Annotated, Any, Generic, TypeVar
@@ -24,7 +25,8 @@ from rich.progress import Progress
 from deeplab.cli.shared.options import option
 from deeplab.cli.shared.results import print_notes
 from deeplab.data.conversions import Conversion
-from deeplab.data.folders import Manifest, Outcome, cores, work_through
+from deeplab.data.folders import Manifest, Outcome, check_manifest_name, cores, work_through
+from deeplab.data.outputs import check_writable_file
 from deeplab.errors import InputError, OutputError, printable
 
 if TYPE_CHECKING:
@@ -89,6 +91,12 @@ class ManyOptions:
             raise InputError(
                 f"--{given[0].replace('_', '-')}: only counts with folders; leave it out"
             )
+
+    def check_manifest(self) -> None:
+        """InputError for a manifest that cannot be written, before any work."""
+        if self.manifest is not None:
+            check_manifest_name(self.manifest)
+            check_writable_file(self.manifest)
 
     def at_once(self, group: Processes) -> int:
         """How many pictures this process works on at a time; InputError for none."""
@@ -159,7 +167,7 @@ def run_many(job: Job[Item], options: ManyOptions, group: Processes) -> None:
     from deeplab.shared_work import SharedWork
     from deeplab.stopping import stop_request
 
-    start, table = time.perf_counter(), options.manifest
+    start = time.perf_counter()
     shared = SharedWork(group, -(-len(job.items) // job.batch))
 
     def one(position: int) -> Sequence[Done | InputError]:
@@ -168,7 +176,14 @@ def run_many(job: Job[Item], options: ManyOptions, group: Processes) -> None:
             return [Done() for _ in items]
         return job.work(items)
 
-    with stop_request() as stop, one_thread_each(group, len(job.items)):
+    with ExitStack() as stack:
+        stop = stack.enter_context(stop_request())
+        stack.enter_context(one_thread_each(group, len(job.items)))
+        _check_lists(group, job)
+        with group.together():
+            manifest = None
+            if options.manifest is not None and group.first:
+                manifest = stack.enter_context(Manifest(options.manifest, options.skip_existing))
 
         def stopped() -> bool:
             return stop.signal != 0
@@ -177,20 +192,34 @@ def run_many(job: Job[Item], options: ManyOptions, group: Processes) -> None:
         if not group.first:
             for position, answer in answers:
                 shared.tell(_as_text(position, answer))
+            if stop.signal:
+                shared.stop()
             shared.end()
         else:
-            with (
-                Manifest(table, options.skip_existing) if table else nullcontext() as manifest,
-                _progress(len(job.items), job.verb) as advance,
-            ):
+            with _progress(len(job.items), job.verb) as advance:
                 tally = Tally(job, options.skip_broken, manifest, advance, shared.stop)
                 with ThreadPoolExecutor(1) as pool:
                     others = pool.submit(tally.add_all, map(_of_text, shared.heard()))
                     tally.add_all(answers)
+                    if stop.signal:
+                        shared.stop()
                     others.result()
             tally.end(time.perf_counter() - start, stop.signal)
         if stop.signal:
             raise typer.Exit(128 + stop.signal)
+
+
+def _check_lists(group: Processes, job: Job[Item]) -> None:
+    """InputError in the first process unless all of them have the same files, in the same order."""
+    digest = sha256("\0".join(str(job.file(item)) for item in job.items).encode(errors="replace"))
+    lists = group.gather((len(job.items), digest.hexdigest()))
+    with group.together():
+        if group.first and len(set(lists)) > 1:
+            counts = ", ".join(str(count) for count, _ in lists)
+            raise InputError(
+                f"the processes of this run do not find the same pictures ({counts}); give all the "
+                "same folder by the same name, and start when nothing is added to it any more"
+            )
 
 
 def _as_text(position: int, answer: Answer) -> str:
@@ -329,8 +358,11 @@ class Tally(Generic[Item]):
         if self.broken and not self.done and not self.there:
             raise InputError(f"none of the files could be used; the first: {self.first_broken}")
         typer.echo(printable(summary))
-        if signal:
+        left = len(self.job.items) - self.done - self.there - self.broken
+        if signal or left:
             typer.echo("Stopped; the same command with --skip-existing goes on.", err=True)
+        if left and not signal:  # another process was asked to stop
+            raise typer.Exit(1)
 
 
 @contextmanager

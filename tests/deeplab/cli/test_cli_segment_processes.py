@@ -7,8 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from commands import done, picture, run
+from commands import assert_refused, done, picture, run
 from several_processes import run_two, start_two
+
+from deeplab.errors import InputError
+from deeplab.predict import Predictor
 
 PICTURES = 8
 
@@ -83,6 +86,34 @@ def test_a_killed_process_ends_the_run_and_the_next_one_goes_on(photos, tmp_path
     assert last == {row["file"]: row["shares"] for row in rows(tmp_path / "whole.csv")}
 
 
+def test_a_signal_to_one_process_stops_the_run(photos, tmp_path, weights):
+    command = ["segment", str(photos), "--weights", str(weights), "--out", str(tmp_path / "out")]
+    program = KILLED.replace("SIGKILL", "SIGTERM").replace(
+        "    write(", "    time.sleep(0.3); write("
+    )
+    children = start_two("-c", "import time" + program, "1", "1", *command)
+    told = [child.communicate() for child in children]
+    assert [child.returncode for child in children] == [1, 128 + signal.SIGTERM], told
+    (done_of,) = re.findall(r"(\d) of 8 pictures segmented; ", told[0][0])
+    assert 1 <= int(done_of) < PICTURES
+    assert len(list((tmp_path / "out").glob("*_labels.png"))) == int(done_of)
+    assert "Stopped; the same command with --skip-existing goes on." in told[0][1]
+
+
+def test_processes_that_list_other_pictures_are_refused(photos, tmp_path, weights):
+    for rank in range(2):
+        picture(tmp_path / str(rank) / "p" / "a.png", 20, 24)
+    picture(tmp_path / "1" / "p" / "b.png", 20, 24)
+    program = "import os, sys; os.chdir(sys.argv[1] + '/' + os.environ['RANK'])\n"
+    program += "from deeplab.cli import app; app(sys.argv[2:])"
+    command = ["segment", "p", "--weights", str(weights), "--out", "out"]
+    children = start_two("-c", program, str(tmp_path), *command)
+    told = [child.communicate() for child in children]
+    assert [child.returncode for child in children] == [2, 1]
+    assert "Error: the processes of this run do not find the same pictures (1, 2); " in told[0][1]
+    assert not (tmp_path / "0" / "out").exists()
+
+
 def test_what_is_wrong_for_both_is_said_once(photos, tmp_path, weights):
     (photos / "7.png").write_bytes(b"x")
     command = ["segment", str(photos), "--weights", str(weights), "--out", str(tmp_path / "out")]
@@ -115,7 +146,6 @@ def test_pictures_of_a_batch_go_through_the_network_together(
     picture(photos / "3.png", 20, 24)
     (photos / "5.png").write_bytes(b"x")
     sizes: list[list[tuple[int, ...]]] = []
-    from deeplab.predict import Predictor
 
     call = Predictor.__call__
 
@@ -134,6 +164,32 @@ def test_pictures_of_a_batch_go_through_the_network_together(
     done(*command, "--skip-existing")
     assert len(sizes[-2]) == 4  # all of the batch, so that the bytes are those of the first run
     assert contents(tmp_path / "out") == before
+
+
+def test_what_a_batch_is_too_large_for_is_tried_one_by_one(photos, tmp_path, weights, monkeypatch):
+    (photos / "5.png").write_bytes(b"x")
+    needed = Predictor._predictions
+
+    def short_of_memory(self, images, probabilities):
+        if len(images) > 1 or images[0].shape[0] == 20:
+            raise InputError("not enough memory")
+        return needed(self, images, probabilities)
+
+    monkeypatch.setattr(Predictor, "_predictions", short_of_memory)
+    picture(photos / "6.png", 20, 24)
+    command = ["segment", photos, "--weights", weights, "--batch", 8, "--out", tmp_path / "out"]
+    result = done(*command, "--skip-broken", "--no-crf")
+    assert "6 of 8 pictures segmented, 2 left out as broken" in result.stdout
+    assert "5.png: no picture could be recognised" in result.stderr
+    assert f"Left out: {photos}/6.png: not enough memory" in result.stderr
+
+
+def test_a_manifest_that_cannot_be_is_refused_before_any_work(photos, tmp_path, weights):
+    (photos / "0.png").write_bytes(b"x")
+    command = ["segment", photos, "--weights", weights, "--out", tmp_path / "out", "--manifest"]
+    assert_refused(tmp_path, "m.txt: a manifest must be named", *command, tmp_path / "m.txt")
+    (tmp_path / "m.csv").mkdir()
+    assert_refused(tmp_path, "m.csv: is a folder", *command, tmp_path / "m.csv")
 
 
 def test_no_batch_and_no_workers_are_refused(photos, weights):
