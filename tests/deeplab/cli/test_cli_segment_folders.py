@@ -2,8 +2,10 @@
 
 import csv
 import json
+import os
 import re
 import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -77,7 +79,8 @@ def test_ctrl_c_finishes_the_picture_in_hand(photos, tmp_path, weights, monkeypa
 
     def interrupted(self: PictureFiles, *more: object, **how: bool) -> None:
         if signals:
-            signal.raise_signal(signals.pop())
+            os.kill(os.getpid(), signals.pop())  # which the main thread takes, as from a terminal
+            time.sleep(0.2)
         write(self, *more, **how)
 
     monkeypatch.setattr(PictureFiles, "write", interrupted)
