@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import re
 import signal
 import threading
@@ -131,8 +132,8 @@ def test_ctrl_c_finishes_what_is_in_hand(tmp_path, monkeypatch):
 
     def interrupted(self: object, *pair: Path) -> object:
         if next(count) == 1:
-            signal.raise_signal(signal.SIGINT)
-            threading.Event().wait(0.05)  # for the main thread to see to it
+            os.kill(os.getpid(), signal.SIGINT)  # which the main thread takes, as from a terminal
+            threading.Event().wait(0.2)
         return refine(self, *pair)
 
     monkeypatch.setattr(refine_files.FileRefiner, "__call__", interrupted)
