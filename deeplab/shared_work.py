@@ -60,7 +60,8 @@ class SharedWork:
         self._told += 1
 
     def end(self) -> None:
-        """Say that nothing more comes, and wait for the others; RuntimeError where one is gone."""
+        """Say that nothing more comes, and wait for others than the first; RuntimeError where one
+        is gone."""
         assert self._store is not None
         self._store.add("taken", 0)  # is answered, so that all that was told before has arrived
         dist.barrier(self._ends)

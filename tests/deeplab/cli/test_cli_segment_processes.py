@@ -75,8 +75,10 @@ def test_a_killed_process_ends_the_run_and_the_next_one_goes_on(photos, tmp_path
     children = start_two("-c", KILLED, str(rank), "3", *command)
     told = [child.communicate() for child in children]
     assert children[rank].returncode == -signal.SIGKILL, told
-    assert children[1 - rank].returncode == 1
-    if rank == 1:
+    if rank == 0:  # without whom the other can end well, if it has nothing left to do
+        assert children[1].returncode in (0, 1), told
+    else:
+        assert children[0].returncode == 1, told
         line = "Stopped: another process of this run .* then go on with --skip-existing\n"
         assert re.search(line, told[0][1]), told
     first, _ = run_two("-m", "deeplab", *command)
