@@ -38,7 +38,12 @@ def new_record(
     command: Sequence[str], names: Sequence[str], threads: int, quick: bool = False
 ) -> Report:
     """What every record says: what was asked for, when, by which command, of which sources, on
-    which machine."""
+    which machine. Where the record goes (--out) is left out: it is a folder of that machine."""
+    command = [
+        part
+        for before, part in zip(["", *command], command, strict=False)
+        if "--out" not in (before, part) and not part.startswith("--out=")
+    ]
     return {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "names": list(dict.fromkeys(names)),

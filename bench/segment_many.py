@@ -9,7 +9,7 @@ none), with the shipped network and its CRF; labels, overlays and a manifest com
 - Time: the whole command, its start counted, against network and CRF alone on pictures that lie in
   memory, as many at a time as there are cores, before and after it. Bar: 1.15 times as long.
 - Memory: the most that is resident when a picture is done, in the second tenth of the pictures and
-  in the last one. From one picture to the next it differs by 15 %. Bar: 5 % more.
+  in the last one, since it differs from one picture to the next. Bar: 5 % more.
 - Restarts: a run of a fifth of the pictures is killed (SIGKILL) five times, each after some random
   number of pictures, and started again with --skip-existing. Bar: the same files, byte for byte.
 """

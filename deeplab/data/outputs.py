@@ -22,7 +22,7 @@ from PIL import Image
 from deeplab.errors import InputError, OutputError
 from deeplab.whole_file import whole_file
 
-# zlib's level: of a photograph 8 % more bytes than at Pillow's own, 6, in a quarter of the time
+# zlib's level: much quicker than Pillow's own, 6, and overlays of photographs hardly larger
 QUICK = 1
 PACKAGES = ("kernels", "crf", "deeplab")
 CLASS_NAMES, PALETTE = "class_names", "palette"  # arrays of an .npz

@@ -42,7 +42,9 @@ def test_the_record_says_how_each_bar_is_met(tmp_path) -> None:
     arguments = ["--pictures", "40", "--at-once", "1", "--out", str(tmp_path)]
     status = segment_many.main(arguments)
     (path,) = tmp_path.iterdir()
-    (found,) = json.loads(path.read_text())["comparisons"]
+    record = json.loads(path.read_text())
+    assert record["command"] == "python bench/segment_many.py --pictures 40 --at-once 1"
+    (found,) = record["comparisons"]
     assert found["of"] == "generated scenes"
     assert found["times_alone"] == pytest.approx(found["seconds"] / 40 / 10)
     assert found["times_alone"] < 1
