@@ -35,6 +35,8 @@ def run(kernel: Callable[..., Any], ranges: Sequence[tuple[Any, ...]], *args: ob
 
 def run_calls(calls: Sequence[Callable[[], Any]]) -> list[Any]:
     """`run` for calls that have their arguments already."""
+    if len(calls) <= 1 or torch.get_num_threads() == 1:
+        return [call() for call in calls]
     waiting = deque(enumerate(calls))
     results: list[Any] = [None] * len(calls)
 
@@ -46,7 +48,7 @@ def run_calls(calls: Sequence[Callable[[], Any]]) -> list[Any]:
                 return
             results[index] = call()
 
-    helpers = max(0, min(len(calls), torch.get_num_threads()) - 1)
+    helpers = min(len(calls), torch.get_num_threads()) - 1
     done: SimpleQueue[BaseException | None] = SimpleQueue()
     for _ in range(helpers):
         _inbox().put((work, done))

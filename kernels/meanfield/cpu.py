@@ -120,12 +120,12 @@ class _Stack:
         self.corners = np.empty((count, columns), np.int32)
         self.splatting = np.empty((count, columns), np.float32)
         self.slicing = self.splatting if shared else np.empty_like(self.splatting)
-        ones = torch.ones(1, dtype=torch.float32, device="cpu").expand(count)
+        ones = np.broadcast_to(np.float32(1), count)
         limits = []
         column = 0
         for gain, term, offset in zip(gains, terms, self.offsets, strict=False):
-            before = (ones if term.before is None else term.before).numpy()
-            after = (ones if term.after is None else term.after).numpy()
+            before = ones if term.before is None else term.before.numpy()
+            after = ones if term.after is None else term.after.numpy()
             gain_in, gain_out = (math.sqrt(gain), math.sqrt(gain)) if shared else (1.0, gain)
             ends = [np.empty(-(-(last - first) // BLOCK), np.int64) for first, last in self.points]
             limits.append(ends)
@@ -221,6 +221,7 @@ def _fold_compatibility(
         if not torch.equal(compatibility - common, torch.diag(diagonal)):
             return 1.0, compatibility
         compatibility = diagonal
-    if torch.equal(compatibility, compatibility[:1].expand_as(compatibility)):
-        return -float(compatibility[0]), None
+    costs = compatibility.tolist()
+    if costs == costs[:1] * len(costs):
+        return -costs[0], None
     return 1.0, compatibility

@@ -74,6 +74,14 @@ def blur_chains(first, last, chain, spare, rows, lanes):
         previous, centre = centre, following
 
 
+@njit(forceinline=True)
+def blur_all(reverse, chains, spare, rows, lanes):
+    """`blur_chains` of all directions, one after another, or from the last to the first."""
+    for step in range(len(chains)):
+        chain = chains[len(chains) - 1 - step if reverse else step]
+        blur_chains(0, len(chain), chain, spare, rows, lanes)
+
+
 @njit(inline="always")
 def chain_start(i, chain, none):
     """Where the first chain does that begins at i or behind it."""
@@ -103,6 +111,27 @@ def copy_ghosts(first, last, ghosts, rows, lanes):
 
 
 @njit(forceinline=True)
+def connect(
+    first, last, hashes, vertices, keys, ids, steps, hashed_steps, neighbours, chains, lengths,
+    words,
+):  # fmt: skip
+    """Along directions [first, last): the neighbours, their chains, and how long these are."""
+    for j in range(first, last):
+        for side in range(2):
+            for row in range(neighbours.shape[2]):
+                neighbours[j, side, row] = neighbours.shape[2]
+        find_neighbours(j, hashes, vertices, keys, ids, steps, hashed_steps, neighbours, words)
+        lengths[j] = link(neighbours[j, 0], neighbours[j, 1], chains[j])
+
+
+@njit(forceinline=True)
+def link_all(first, last, neighbours, chains, lengths):
+    """The chains of directions [first, last), and how long they are."""
+    for j in range(first, last):
+        lengths[j] = link(neighbours[j, 0], neighbours[j, 1], chains[j])
+
+
+@njit(inline="always")
 def link(before, after, chain):
     """Write the rows of one direction along its chains, each ended by R; return how many."""
     none = len(before)
@@ -233,23 +262,20 @@ def sort_by_hash(keys, ids, multipliers, hashes, vertices, words):
     return count
 
 
-@njit(forceinline=True)
-def find_neighbours(
-    first, last, hashes, vertices, keys, ids, steps, hashed_steps, neighbours, words
-):  # fmt: skip
-    """Along directions [first, last): the row after each vertex, and so the row before that one.
+@njit(inline="always")
+def find_neighbours(j, hashes, vertices, keys, ids, steps, hashed_steps, neighbours, words):
+    """Along direction j: the row after each vertex, and so the row before that one.
 
     In the order of `sort_by_hash`. The hash after a vertex is its own and a constant, modulo 2^64:
     in order too, but for where the modulus begins anew.
     """
-    for j in range(first, last):
-        anew = first_not_below(hashes, np.uint64(0) - hashed_steps[j])
-        for begin, end in ((0, anew), (anew, len(hashes))):
-            if begin < end:
-                merge(
-                    begin, end, hashes, vertices, keys, ids, steps[j], hashed_steps[j],
-                    neighbours[j, 0], neighbours[j, 1], words,
-                )  # fmt: skip
+    anew = first_not_below(hashes, np.uint64(0) - hashed_steps[j])
+    for begin, end in ((0, anew), (anew, len(hashes))):
+        if begin < end:
+            merge(
+                begin, end, hashes, vertices, keys, ids, steps[j], hashed_steps[j],
+                neighbours[j, 0], neighbours[j, 1], words,
+            )  # fmt: skip
 
 
 @njit(inline="always")

@@ -22,6 +22,7 @@ several threads.
 from __future__ import annotations
 
 import contextlib
+import math
 import mmap
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -48,11 +49,12 @@ COMPILED = "kernels.permutohedral.compiled"
 SPLAT_POINTS = Kernel(COMPILED, "splat_points")
 SLICE_POINTS = Kernel(COMPILED, "slice_points")
 BLUR_CHAINS = Kernel(COMPILED, "blur_chains")
+BLUR_ALL = Kernel(COMPILED, "blur_all")
 ADD_GHOSTS = Kernel(COMPILED, "add_ghosts")
 COPY_GHOSTS = Kernel(COMPILED, "copy_ghosts")
-LINK = Kernel(COMPILED, "link", returns=True)
 PLACE_POINTS = Kernel(COMPILED, "place_points", returns=True)
-FIND_NEIGHBOURS = Kernel(COMPILED, "find_neighbours")
+CONNECT = Kernel(COMPILED, "connect")
+LINK_ALL = Kernel(COMPILED, "link_all")
 SORT_BY_HASH = Kernel(COMPILED, "sort_by_hash", returns=True)
 ABSORB = Kernel(COMPILED, "absorb", returns=True)
 REHASH = Kernel(COMPILED, "rehash")
@@ -71,10 +73,12 @@ def build(features: torch.Tensor) -> Lattice:
 
     corners = np.empty((count, dims + 1), np.int32)
     weights = np.empty((count, dims + 1), np.float32)
+    # Of a small image a table that need not grow, and no larger: all of its slots are read.
+    capacity = min(FIRST_CAPACITY, 1 << (2 * corners.size + dims).bit_length())
 
     def place(first: int, last: int) -> _Table:
         """Write corners and weights of the points [first, last); return their vertices."""
-        table = _Table.free(FIRST_CAPACITY, words)
+        table = _Table.free(capacity, words)
         progress = np.array([first, 0], np.int64)
         while PLACE_POINTS(
             progress, last, points, scales, low, strides, steps, multipliers, hashed_steps,
@@ -91,14 +95,15 @@ def build(features: torch.Tensor) -> Lattice:
         corners[first:last] += np.int32(row)
 
     rows = int(parts[-1, 1])
-    neighbours = np.full((dims + 1, 2, rows), rows, np.int32)
     hashes, vertices = np.empty(rows, np.uint64), np.empty((2, rows), np.int32)
     found = SORT_BY_HASH(table.keys, table.ids, multipliers, hashes, vertices, words)
+    neighbours = np.empty((dims + 1, 2, rows), np.int32)
+    chains, lengths = _room_for_chains(neighbours)
     threads.run(
-        FIND_NEIGHBOURS, threads.split(dims + 1, torch.get_num_threads()), hashes[:found],
-        vertices, table.keys, table.ids, steps, hashed_steps, neighbours, words,
+        CONNECT, threads.split(dims + 1, torch.get_num_threads()), hashes[:found], vertices,
+        table.keys, table.ids, steps, hashed_steps, neighbours, chains, lengths, words,
     )  # fmt: skip
-    arrays = corners, weights, neighbours, ghosts, parts, _link_all(neighbours)
+    arrays = corners, weights, neighbours, ghosts, parts, _ended(chains, lengths, rows)
     return Lattice(*map(torch.from_numpy, arrays))
 
 
@@ -162,14 +167,20 @@ def blur_calls(
     """What blurs the splatted rows `[R+1, width]` of each lattice in place: call after call.
 
     The calls of one list run in parallel. Afterwards ghosts equal their owners. Several lattices
-    together cost one start of the threads.
+    together cost one start of the threads; without threads, each is a single call.
     """
     ghosts = [lattice.ghosts.numpy() for lattice in lattices]
-    bounds = [lattice.parts[:, 2].tolist() for lattice in lattices]
     chains = [  # some builds make none
         _link_all(lattice.neighbours.numpy()) if lattice.chains is None else lattice.chains.numpy()
         for lattice in lattices
     ]
+    spare = aligned_rows(_most_pieces(), lanes)
+    if not any(map(len, ghosts)) and all(len(_pieces(chain.shape[1])) == 1 for chain in chains):
+        pairs = zip(chains, blocks, strict=True)
+        return [
+            BLUR_ALL.calls([(reverse, chain, spare[0], rows)], [lanes]) for chain, rows in pairs
+        ]
+    bounds = [lattice.parts[:, 2].tolist() for lattice in lattices]
 
     def add_ghosts(part: int) -> list[Call]:
         """From a part to the owners of its ghosts; an owner occurs once a part."""
@@ -179,8 +190,6 @@ def blur_calls(
             if part + 1 < len(bound)
             for start, stop in _pieces(bound[part + 1] - bound[part])
         ], [lanes])  # fmt: skip
-
-    spare = aligned_rows(_most_pieces(), lanes)
 
     def along(step: int) -> list[Call]:
         return BLUR_CHAINS.calls([
@@ -202,7 +211,7 @@ def blur_calls(
 def _pieces(count: int) -> list[tuple[int, int]]:
     """range(count) in more pieces than threads, so that whoever is done early takes another."""
     pieces = max(torch.get_num_threads(), min(_most_pieces(), count // MIN_PIECE))
-    return threads.split(count, pieces) if count else []
+    return threads.split(count, pieces if count >= MIN_PIECE else 1) if count else []
 
 
 def _most_pieces() -> int:
@@ -216,14 +225,24 @@ def _most_pieces() -> int:
 
 def _link_all(neighbours: Array) -> Array:
     """`Lattice.chains` of these neighbours."""
-    none = neighbours.shape[2]
-    chains = np.empty((len(neighbours), none + none // 2 + 1), np.int32)  # two rows and an end
-    counts = threads.run(
-        LINK, [(*pair, chain) for pair, chain in zip(neighbours, chains, strict=True)]
-    )
-    most = max(counts)
-    for chain, count in zip(chains, counts, strict=True):
-        chain[count:most] = none
+    chains, lengths = _room_for_chains(neighbours)
+    ranges = threads.split(len(neighbours), torch.get_num_threads())
+    threads.run(LINK_ALL, ranges, neighbours, chains, lengths)
+    return _ended(chains, lengths, neighbours.shape[2])
+
+
+def _room_for_chains(neighbours: Array) -> tuple[Array, Array]:
+    """Unset chains of all directions, as long as they can be, and their lengths."""
+    rows = neighbours.shape[2]
+    longest = rows + rows // 2 + 1  # two rows and an end each
+    return np.empty((len(neighbours), longest), np.int32), np.empty(len(neighbours), np.int64)
+
+
+def _ended(chains: Array, lengths: Array, none: int) -> Array:
+    """The chains up to the longest, the others filled up with `none`."""
+    most = int(lengths.max())
+    for chain, length in zip(chains, lengths.tolist(), strict=True):
+        chain[length:most] = none
     return chains[:, :most]
 
 
@@ -233,21 +252,22 @@ def pack_keys(points: Array, scales: Array) -> tuple[Array, Array]:
     The range of a lattice coordinate follows from the ranges of the features; the margin holds the
     rounding to a vertex, the other corners of its simplex and their neighbours.
     """
-    count, dims = points.shape
-    corner = np.zeros((2, dims))
-    if count:
-        corner[:] = [_along_columns(reduce, points) for reduce in (np.minimum, np.maximum)]
-    corner *= scales
-    suffix = np.concatenate([np.cumsum(corner[:, ::-1], axis=1)[:, ::-1], np.zeros((2, 1))], axis=1)
-    index = np.arange(1, dims)
-    low, high = suffix[:, :dims].copy()
-    low[1:] -= index * corner[1, :-1]
-    high[1:] -= index * corner[0, :-1]
+    dims = points.shape[1]
+    bounds = np.zeros((2, dims))
+    if len(points):
+        bounds[:] = [_along_columns(reduce, points) for reduce in (np.minimum, np.maximum)]
+    least, most = (bounds * scales).tolist()
     margin = 4 * (dims + 1)
-    low, high = np.floor(low) - margin, np.ceil(high) + margin
-    strides = np.array(word_strides([int(extent) + 1 for extent in high - low]), np.int64)
-    table = np.pad(strides.T.copy(), ((0, 1), (0, 0)))  # the last coordinate is not in the key
-    return low.astype(np.int64), table
+    low, high = [0] * dims, [0] * dims
+    suffix_low = suffix_high = 0.0
+    for j in reversed(range(dims)):  # plain numbers: NumPy takes as long for one as for a hundred
+        suffix_low, suffix_high = suffix_low + least[j], suffix_high + most[j]
+        before_low, before_high = (j * least[j - 1], j * most[j - 1]) if j else (0.0, 0.0)
+        low[j] = math.floor(suffix_low - before_high) - margin
+        high[j] = math.ceil(suffix_high - before_low) + margin
+    strides = word_strides([above - below + 1 for below, above in zip(low, high, strict=True)])
+    table = [*zip(*strides, strict=True), (0,) * len(strides)]  # the last is not in the key
+    return np.array(low, np.int64), np.array(table, np.int64)
 
 
 def _along_columns(reduce: np.ufunc, points: Array) -> Array:
