@@ -133,18 +133,26 @@ def link_all(first, last, neighbours, chains, lengths):
 
 @njit(inline="always")
 def link(before, after, chain):
-    """Write the rows of one direction along its chains, each ended by R; return how many."""
+    """Write the rows of one direction along its chains, each ended by R; return how many.
+
+    Where chains begin is found first, without a branch that would be guessed wrong. It is kept in
+    the end of `chain`: with two rows in each chain that is left, no chain is written over it.
+    """
     none = len(before)
+    heads = chain[none:]
+    found = 0
+    for row in range(np.uint64(none)):
+        heads[found] = row
+        found += np.int64((before[row] == none) & (after[row] != none))
     count = 0
-    for head in range(none):
-        if before[head] == none and after[head] != none:
-            row = head
-            while row != none:
-                chain[count] = row
-                count += 1
-                row = after[row]
-            chain[count] = none
+    for head in range(found):
+        row = heads[head]
+        while row != none:
+            chain[count] = row
             count += 1
+            row = after[row]
+        chain[count] = none
+        count += 1
     return count
 
 
