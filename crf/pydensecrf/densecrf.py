@@ -59,7 +59,8 @@ from crf.pydensecrf.arguments import (
     standard_deviations,
 )
 from crf.sigmas import Divisor, too_large, too_small
-from kernels.meanfield import LatticeFilter, Normalization, Term, mean_field
+from kernels.meanfield import LatticeFilter, Normalization, Term
+from kernels.meanfield.api import mean_field_of_usable
 from kernels.meanfield.filters import pixel_order, reference_lattice
 from kernels.permutohedral import Lattice, UnplaceableError
 
@@ -227,7 +228,7 @@ class DenseCRF:
             raise ValueError(
                 f"Bad shape for pairwise energy (Need (?, {self._nvar}), got {table.shape})"
             )
-        ordered = table if self._order is None else table[:, self._order.numpy()]
+        ordered = table if self._order is None else table.take(self._order.numpy(), axis=1)
         self._add_term(ordered, compat, kernel, normalization, ())
 
     def inference(self, niter: int) -> FloatArray:
@@ -306,14 +307,14 @@ class DenseCRF:
         unary = self._unary
         if unary is None:
             unary = np.zeros(self._shape, np.float32)
-        found = mean_field(
-            torch.from_numpy(unary).T[None],
+        found = mean_field_of_usable(
+            torch.from_numpy(unary.T[None]),
             self._terms,
             niter,
-            start=None if start is None else torch.from_numpy(start).T[None],
+            start=None if start is None else torch.from_numpy(start.T[None]),
             marginals=not logits,
         )
-        return found[0].T.numpy()
+        return found.numpy()[0].T
 
     def _marginals(self, Q: Any) -> FloatArray:
         marginals = floats("Q", Q, ndims=(2,))
@@ -432,7 +433,7 @@ def _divide(features: FloatArray, scales: list[np.float32]) -> None:
 
 def _lattice(features: FloatArray, divisors: Sequence[Divisor]) -> Lattice:
     try:
-        return reference_lattice(torch.from_numpy(np.ascontiguousarray(features.T)))
+        return reference_lattice(torch.from_numpy(features.T))
     except UnplaceableError as error:
         found = too_small(divisors, error.limit)
         if not divisors:

@@ -36,6 +36,7 @@ Kind: TypeAlias = int | str | tuple[str, int, str]
 _Seen: TypeAlias = int | str | tuple[np.dtype[Any], int, int]  # the same, as it is soonest told
 _Loaded: TypeAlias = tuple[struct.Struct, Callable[[bytes], int]]
 
+_pointer_at = ctypes.c_void_p.from_address
 _Function = ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_char_p)
 _FLOATS: dict[type, str] = {float: "d", np.float64: "d", np.float32: "f"}
 _SYMBOL = "kernel"  # what the function is called in its machine code
@@ -132,6 +133,14 @@ class Kernel:
             function = getattr(importlib.import_module(self.module), self.name)
             compiled = cfunc(signature, _nrt=False, error_model="numpy")(entry)
         return _machine_code(compiled.inspect_llvm(), compiled.native_name, self.name)
+
+
+def address(array: np.ndarray[Any, Any]) -> int:
+    """Where the data is. `array.ctypes.data` tells too, in ten times the time.
+
+    It is the first field of a NumPy array, behind what all Python objects begin with.
+    """
+    return _pointer_at(id(array) + object.__basicsize__).value or 0
 
 
 def _described(values: Sequence[Any]) -> tuple[tuple[_Seen, ...], list[Any]]:

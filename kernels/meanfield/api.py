@@ -154,7 +154,10 @@ def _on_lattice(term: Term, images: int) -> LatticeTerm:
     order = term.filter.order
 
     def flat(scale: Tensor | None) -> Tensor | None:
-        return None if scale is None else in_order(scale, order).expand(images, -1, -1).flatten()
+        if scale is None:
+            return None
+        ordered = in_order(scale, order)
+        return (ordered if images == 1 else ordered.expand(images, -1, -1)).flatten()
 
     before = flat(term.before)
     after = before if term.after is term.before else flat(term.after)  # one tensor: folded once

@@ -206,7 +206,7 @@ def in_order(values: Tensor, order: Tensor | None) -> Tensor:
     if order is None:
         return values
     if values.device.type == "cpu" and not _recorded(values):
-        return torch.from_numpy(values.detach().numpy()[:, order.numpy()])
+        return torch.from_numpy(values.detach().numpy().take(order.numpy(), axis=1))
     return values[:, order]
 
 
@@ -267,21 +267,22 @@ def _in_blocks_of_four(features: Tensor) -> Tensor:
     *batch, count, dims = features.shape
     if count % 4 == 0:
         return features
-    origin = features.new_zeros(*batch, 1, dims)  # one has the vertices of several
     if features.device.type == "cpu" and not features.requires_grad:
         # In NumPy: torch would hang in a process that was forked after it had run in parallel.
-        return torch.from_numpy(np.concatenate([features.numpy(), origin.numpy()], -2))
+        points = features.numpy()
+        return torch.from_numpy(np.concatenate([points, np.zeros_like(points[..., :1, :])], -2))
+    origin = features.new_zeros(*batch, 1, dims)  # one has the vertices of several
     return torch.cat([features, origin], -2)
 
 
 def _without_last_points(lattice: Lattice, images: int) -> Lattice:
     """The lattice without the last point of each image; all vertices stay."""
-    if images == 1 and lattice.entries is None:
-        parts = lattice.parts.clone()
+    if images == 1 and lattice.parts.device.type == "cpu":  # soon done, for small images
+        x = lattice
+        parts = x.parts.numpy().copy()
         parts[-1, 0] -= 1
-        return replace(
-            lattice, corners=lattice.corners[:-1], weights=lattice.weights[:-1], parts=parts
-        )
+        tables = x.neighbours, x.ghosts, torch.from_numpy(parts), x.chains
+        return Lattice(x.corners[:-1], x.weights[:-1], *tables)
     count, corners = lattice.num_points // images, lattice.num_dims + 1
     entries = lattice.entries
     if entries is not None and images > 1:

@@ -22,6 +22,7 @@ several threads.
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import mmap
 from collections.abc import Sequence
@@ -33,7 +34,7 @@ import numpy as np
 import torch
 
 from kernels._numba import threads
-from kernels._numba.jit import Call, Kernel
+from kernels._numba.jit import Call, Kernel, address
 from kernels.permutohedral.lattice import Lattice, elevation_scales, word_strides
 
 Array: TypeAlias = np.ndarray[Any, Any]
@@ -64,17 +65,17 @@ def build(features: torch.Tensor) -> Lattice:
     """Build the lattice of float32 CPU `features` `[N, D]`, divided by sigma and placeable."""
     points = np.ascontiguousarray(features.numpy())
     count, dims = points.shape
-    scales = np.array(elevation_scales(dims), np.float32)
+    scales = _elevation(dims)
     low, strides = pack_keys(points, scales)
-    steps = strides.sum(0) - (dims + 1) * strides  # [D+1, words]: one step along each direction
     simplex, words = (0,) * (dims + 1), (0,) * strides.shape[1]  # their lengths are compiled in
-    multipliers = GOLDEN ** np.arange(1, 2 * strides.shape[1], 2, dtype=np.uint64)
-    hashed_steps = (steps.astype(np.uint64) * multipliers).sum(1, dtype=np.uint64)
+    multipliers = _multipliers(len(words))
+    steps = strides.sum(0) - (dims + 1) * strides  # [D+1, words]: one step along each direction
+    hashed_steps = steps.view(np.uint64) @ multipliers
 
     corners = np.empty((count, dims + 1), np.int32)
     weights = np.empty((count, dims + 1), np.float32)
-    # Of a small image a table that need not grow, and no larger: all of its slots are read.
-    capacity = min(FIRST_CAPACITY, 1 << (2 * corners.size + dims).bit_length())
+    # Of a small image a table that seldom grows, and no larger: all of its slots are read.
+    capacity = min(FIRST_CAPACITY, 1 << (2 * count * max(1, dims - 1) + dims).bit_length())
 
     def place(first: int, last: int) -> _Table:
         """Write corners and weights of the points [first, last); return their vertices."""
@@ -151,7 +152,7 @@ def aligned_rows(count: int, lanes: tuple[int, ...]) -> Array:
             pages.madvise(mmap.MADV_HUGEPAGE)
         return np.frombuffer(pages, np.float32).reshape(count, width)
     buffer = np.empty(size + CACHE_LINE // 4, np.float32)
-    start = -buffer.ctypes.data // 4 % (CACHE_LINE // 4)
+    start = -address(buffer) // 4 % (CACHE_LINE // 4)
     return buffer[start : start + size].reshape(count, width)
 
 
@@ -244,6 +245,17 @@ def _ended(chains: Array, lengths: Array, none: int) -> Array:
     for chain, length in zip(chains, lengths.tolist(), strict=True):
         chain[length:most] = none
     return chains[:, :most]
+
+
+@functools.cache
+def _elevation(dims: int) -> Array:
+    return np.array(elevation_scales(dims), np.float32)
+
+
+@functools.cache
+def _multipliers(words: int) -> Array:
+    """Of the words of a key, in its hash: odd powers of one odd number, modulo 2^64."""
+    return np.array([pow(GOLDEN, power, 2**64) for power in range(1, 2 * words, 2)], np.uint64)
 
 
 def pack_keys(points: Array, scales: Array) -> tuple[Array, Array]:

@@ -223,6 +223,12 @@ def test_a_call_made_once_reads_an_array_of_any_layout_where_numpy_has_it(double
         np.testing.assert_array_equal(found, expected)
 
 
+def test_the_address_of_an_array_is_that_of_its_interface():
+    table = np.zeros((5, 7), np.float32)
+    for array in (table, table[2:, ::3], table.T, np.empty(0), np.array(1)):
+        assert jit.address(array) == array.__array_interface__["data"][0]
+
+
 def test_a_first_call_with_its_code_on_disk_imports_no_compiler_and_links_few_kernels():
     """What makes it quick. Whoever adds a kernel, or a type of argument, meets the number here."""
     exec(INFERENCE, {})  # from here on its code is on disk
