@@ -26,6 +26,7 @@ SOURCES = (
     "_numba/simd.py",
     "permutohedral/compiled.py",
     "meanfield/compiled.py",
+    "meanfield/compiled_small.py",
 )
 _DIGEST = hashlib.sha256().digest_size
 

@@ -148,10 +148,16 @@ def lattice_groups(
         own = [k for k in range(len(features)) if k not in shared]
         points = [features[k] if len(features[k]) == 1 else features[k][images] for k in own]
         size, terms = images.stop - first, dict(shared)
-        ones = unary.new_ones(size, count, 1)
-        for k, of_images, lattice in zip(own, points, reference_lattices(points), strict=True):
-            filter, mass_of = LatticeFilter([lattice], order), ones[: len(of_images)]
-            terms[k] = Term.normalized(filter, compatibilities[k], settings.normalization, mass_of)
+        if unary.device.type == "cpu":
+            for k, (one,) in zip(own, points, strict=True):
+                terms[k] = Term.on_cpu(one, order, compatibilities[k], settings.normalization)
+        else:
+            ones = unary.new_ones(size, count, 1)
+            for k, of_images, lattice in zip(own, points, reference_lattices(points), strict=True):
+                filter, mass_of = LatticeFilter([lattice]), ones[: len(of_images)]
+                terms[k] = Term.normalized(
+                    filter, compatibilities[k], settings.normalization, mass_of
+                )
         shared = {k: term for k, term in terms.items() if len(features[k]) == 1}
         repeated = {k: _repeated(term, size, together) for k, term in shared.items()}
         yield images, [(terms | repeated)[k] for k in range(len(features))]

@@ -9,7 +9,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kernels.meanfield.filters import Filter, TileFilter
+from kernels.dispatch import implementation
+from kernels.meanfield.filters import (
+    Filter,
+    LatticeFilter,
+    TileFilter,
+    reference_lattice,
+)
 from kernels.permutohedral import Lattice
 
 Normalization = Literal["symmetric", "before", "after", "none"]
@@ -47,6 +53,24 @@ class Term:
         known = isinstance(filter, TileFilter) and len(filter.tiles) > 0
         mass = filter.mass if known else filter(ones)  # type: ignore[attr-defined]
         return cls(filter, compatibility, *normalizers(mass, normalization))
+
+    @classmethod
+    def on_cpu(
+        cls,
+        features: Tensor,
+        order: Tensor | None,
+        compatibility: Tensor,
+        normalization: Normalization,
+    ) -> Term:
+        """A term of one image, on the lattice of its features `[N, D]`, which are in that order."""
+        small = implementation("meanfield", "small")
+        if features.dtype == torch.float32 and small.is_small(len(features)):
+            lattice, mass = small.reference_lattice(features, order)
+            filter = LatticeFilter([lattice], order)
+            return cls(filter, compatibility, *normalizers(mass[None], normalization))
+        filter = LatticeFilter([reference_lattice(features)], order)
+        ones = torch.from_numpy(np.ones((1, len(features), 1), features.numpy().dtype))
+        return cls.normalized(filter, compatibility, normalization, ones)
 
     def energy(self, marginals: Tensor) -> Tensor:
         """What each label of each point pays, `[B, N, C]`."""

@@ -65,12 +65,8 @@ def build(features: torch.Tensor) -> Lattice:
     """Build the lattice of float32 CPU `features` `[N, D]`, divided by sigma and placeable."""
     points = np.ascontiguousarray(features.numpy())
     count, dims = points.shape
-    scales = _elevation(dims)
-    low, strides = pack_keys(points, scales)
-    simplex, words = (0,) * (dims + 1), (0,) * strides.shape[1]  # their lengths are compiled in
-    multipliers = _multipliers(len(words))
-    steps = strides.sum(0) - (dims + 1) * strides  # [D+1, words]: one step along each direction
-    hashed_steps = steps.view(np.uint64) @ multipliers
+    keys = KeyNumbers.of(points)
+    simplex, words, multipliers = keys.simplex, keys.words, keys.multipliers
 
     corners = np.empty((count, dims + 1), np.int32)
     weights = np.empty((count, dims + 1), np.float32)
@@ -82,8 +78,8 @@ def build(features: torch.Tensor) -> Lattice:
         table = _Table.free(capacity, words)
         progress = np.array([first, 0], np.int64)
         while PLACE_POINTS(
-            progress, last, points, scales, low, strides, steps, multipliers, hashed_steps,
-            table.keys, table.ids, corners, weights, simplex, words,
+            progress, last, points, *keys.arrays, table.keys, table.ids, corners, weights, simplex,
+            words,
         ):  # fmt: skip
             table = table.with_room(2 * int(progress[1]), multipliers, words)
         table.filled = int(progress[1])
@@ -102,7 +98,7 @@ def build(features: torch.Tensor) -> Lattice:
     chains, lengths = _room_for_chains(neighbours)
     threads.run(
         CONNECT, threads.split(dims + 1, torch.get_num_threads()), hashes[:found], vertices,
-        table.keys, table.ids, steps, hashed_steps, neighbours, chains, lengths, words,
+        table.keys, table.ids, keys.steps, keys.hashed_steps, neighbours, chains, lengths, words,
     )  # fmt: skip
     arrays = corners, weights, neighbours, ghosts, parts, _ended(chains, lengths, rows)
     return Lattice(*map(torch.from_numpy, arrays))
@@ -245,6 +241,45 @@ def _ended(chains: Array, lengths: Array, none: int) -> Array:
     for chain, length in zip(chains, lengths.tolist(), strict=True):
         chain[length:most] = none
     return chains[:, :most]
+
+
+@dataclass
+class KeyNumbers:
+    """What the points' vertices become keys by, and keys hashes."""
+
+    scales: Array  # of the elevation, float32 `[D]`
+    low: Array  # the lowest key, int64 `[D]`
+    strides: Array  # of a key's coordinates in its words, int64 `[D+1, words]`
+    steps: Array  # what one step along each direction adds to the words, int64 `[D+1, words]`
+    multipliers: Array  # of the words in the hash, uint64 `[words]`
+    hashed_steps: Array  # what one step adds to the hash, uint64 `[D+1]`
+
+    @classmethod
+    def of(cls, points: Array) -> KeyNumbers:
+        """Of `points` `[N, D]`."""
+        dims = points.shape[1]
+        scales = _elevation(dims)
+        low, strides = pack_keys(points, scales)
+        steps = strides.sum(0) - (dims + 1) * strides
+        multipliers = _multipliers(strides.shape[1])
+        return cls(scales, low, strides, steps, multipliers, steps.view(np.uint64) @ multipliers)
+
+    @property
+    def arrays(self) -> tuple[Array, ...]:
+        """All of them, as compiled code takes them."""
+        return (
+            self.scales, self.low, self.strides, self.steps, self.multipliers, self.hashed_steps
+        )  # fmt: skip
+
+    @property
+    def simplex(self) -> tuple[int, ...]:
+        """A tuple as long as a simplex has corners."""
+        return (0,) * len(self.strides)
+
+    @property
+    def words(self) -> tuple[int, ...]:
+        """A tuple as long as a key has words."""
+        return (0,) * self.strides.shape[1]
 
 
 @functools.cache
