@@ -32,35 +32,20 @@ class _HeldArrayModel(models.PrimitiveModel):
         super().__init__(manager, held, WORD)
 
 
-def held(dtype: str, axes: int, order: str, count: int) -> types.Type:
-    """The type of an array's address, or of `count` of them in a tuple."""
-    one = HeldArray(dtype, axes, order)
-    return types.UniTuple(one, count) if count else one
-
-
 @intrinsic
 def opened(typingctx: Any, arguments: Any) -> Any:
     """The tuple `arguments` with the arrays that it holds the addresses of."""
+    kinds = [kind.array if isinstance(kind, HeldArray) else kind for kind in arguments]
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return _opened(context, builder, arguments, args[0])
+        values = [builder.extract_value(args[0], i) for i in range(len(kinds))]
+        found = [
+            _array(context, builder, held.array, value) if isinstance(held, HeldArray) else value
+            for held, value in zip(arguments, values, strict=True)
+        ]
+        return context.make_tuple(builder, signature.return_type, found)
 
-    return _open(arguments)(arguments), generate
-
-
-def _open(kind: types.Type) -> types.Type:
-    """The type of what is held."""
-    if isinstance(kind, types.BaseTuple):
-        return types.Tuple([_open(each) for each in kind])
-    return kind.array if isinstance(kind, HeldArray) else kind
-
-
-def _opened(context: Any, builder: Any, kind: types.Type, value: Any) -> Any:
-    if isinstance(kind, types.BaseTuple):
-        parts = [builder.extract_value(value, i) for i in range(len(kind))]
-        found = [_opened(context, builder, *each) for each in zip(kind, parts, strict=True)]
-        return context.make_tuple(builder, _open(kind), found)
-    return _array(context, builder, kind.array, value) if isinstance(kind, HeldArray) else value
+    return types.Tuple(kinds)(arguments), generate
 
 
 def _array(context: Any, builder: Any, array: Any, address: Any) -> Any:

@@ -26,7 +26,6 @@ SOURCES = (
     "_numba/simd.py",
     "permutohedral/compiled.py",
     "meanfield/compiled.py",
-    "meanfield/compiled_small.py",
 )
 _DIGEST = hashlib.sha256().digest_size
 

@@ -10,8 +10,8 @@ into the process in two milliseconds.
 
 What that asks of a compiled function:
 
-- It takes integers, floats, arrays, tuples of arrays of one type and, behind those, other tuples,
-  of which only the lengths count: they are compiled in. It returns nothing, or an integer.
+- It takes integers, floats, arrays and, behind those, tuples, of which only the lengths count: they
+  are compiled in. It returns nothing, or an integer.
 - It allocates nothing (`simd.scratch` is on the stack) and raises nothing, since both would call
   numba at run time. Compiling one that does fails, and says why.
 """
@@ -31,10 +31,9 @@ import numpy as np
 
 from kernels._numba import code_files
 
-# What a type of argument is: a tuple's length, a scalar's format, or dtype, axes and layout of an
-# array, and of how many in a tuple (0: it is in none).
-Kind: TypeAlias = int | str | tuple[str, int, str, int]
-_Seen: TypeAlias = int | str | tuple[np.dtype[Any], int, int, int]  # as it is soonest told
+# What a type of argument is: a tuple's length, a scalar's format, or dtype, axes and layout.
+Kind: TypeAlias = int | str | tuple[str, int, str]
+_Seen: TypeAlias = int | str | tuple[np.dtype[Any], int, int]  # the same, as it is soonest told
 _Loaded: TypeAlias = tuple[struct.Struct, Callable[[bytes], int]]
 
 _pointer_at = ctypes.c_void_p.from_address
@@ -115,12 +114,12 @@ class Kernel:
         """Machine code that takes a pointer to the arguments, one after another as C lays them."""
         from numba import cfunc, types
 
-        from kernels._numba.arrays import held, opened
+        from kernels._numba.arrays import HeldArray, opened
 
         scalars = {"q": types.int64, "f": types.float32, "d": types.float64}
         constants = tuple((0,) * kind for kind in kinds if isinstance(kind, int))
         given = types.Tuple([
-            scalars[kind] if isinstance(kind, str) else held(*kind)
+            scalars[kind] if isinstance(kind, str) else HeldArray(*kind)
             for kind in kinds
             if not isinstance(kind, int)
         ])  # fmt: skip
@@ -152,16 +151,8 @@ def _described(values: Sequence[Any]) -> tuple[tuple[_Seen, ...], list[Any]]:
     for value in values:
         kind = type(value)
         if kind is np.ndarray:
-            kinds.append((value.dtype, value.ndim, value.flags.num & 3, 0))
+            kinds.append((value.dtype, value.ndim, value.flags.num & 3))
             numbers.append(id(value))
-        elif kind is tuple and type(value[0]) is np.ndarray:
-            first, contiguous = value[0], 3
-            for array in value:
-                contiguous &= array.flags.num
-                if array.dtype != first.dtype or array.ndim != first.ndim:
-                    raise TypeError("arrays in a tuple must be of one dtype and number of axes")
-            kinds.append((first.dtype, first.ndim, contiguous, len(value)))
-            numbers += map(id, value)
         elif kind is tuple:
             kinds.append(len(value))
         elif kind in _FLOATS:
@@ -176,14 +167,14 @@ def _described(values: Sequence[Any]) -> tuple[tuple[_Seen, ...], list[Any]]:
 def _kind(seen: _Seen) -> Kind:
     if not isinstance(seen, tuple):
         return seen
-    dtype, axes, contiguous, count = seen  # NumPy's flags: 1 in C's order, 2 in Fortran's
-    return dtype.str, axes, "ACFC"[contiguous], count  # with the byte order
+    dtype, axes, contiguous = seen  # NumPy's flags: 1 in C's order, 2 in Fortran's
+    return dtype.str, axes, "ACFC"[contiguous]  # with the byte order
 
 
 def _format(kind: Kind) -> str:
     if isinstance(kind, int):
         return ""
-    return kind if isinstance(kind, str) else max(1, kind[3]) * "q"
+    return kind if isinstance(kind, str) else "q"
 
 
 @contextlib.contextmanager

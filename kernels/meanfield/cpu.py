@@ -86,7 +86,7 @@ class _Stack:
         self.calls, self.next_calls = _Calls(), _Calls()
         for none in self.offsets[1:] - 1:
             self.rows[none] = self.next_rows[none] = 0
-        folded = [folded(term.compatibility, drop_common) for term in terms]
+        folded = [fold_compatibility(term.compatibility, drop_common) for term in terms]
         self.compatibilities = [compatibility for _, compatibility in folded]
         parts = self._parts(count)
         self.points = [part[:2] for part in parts] or threads.split(count, torch.get_num_threads())
@@ -205,7 +205,9 @@ def _scale_labels(first: int, last: int, rows: Array, factors: Array) -> None:
     rows[first:last] *= factors
 
 
-def folded(compatibility: torch.Tensor, drop_common: bool) -> tuple[float, torch.Tensor | None]:
+def fold_compatibility(
+    compatibility: torch.Tensor, drop_common: bool
+) -> tuple[float, torch.Tensor | None]:
     """A compatibility as (factor, None) where -factor * identity says the same, else (1, itself).
 
     drop_common: leave out what all labels pay alike, which the softmax cancels: a matrix w (1 - I)

@@ -42,7 +42,8 @@ Array: TypeAlias = np.ndarray[Any, Any]
 MAX_LANES = 64  # more channels are filtered in groups: each width is compiled once
 MIN_PART = 4096  # points: fewer are not worth a thread
 MIN_PIECE = 8192  # rows of a blur: fewer are not worth a call
-FIRST_CAPACITY = 2**16  # slots of a table
+MOST_AT_FIRST = 2**16 - 1  # slots of a table, a power of two above this
+TOGETHER = (0,) * 64  # points placed at once; their length is compiled in
 CACHE_LINE, LARGE = 64, 2**22  # bytes
 GOLDEN = 0x9E3779B97F4A7C15  # 2^64 / golden ratio: multiples of it spread evenly
 
@@ -63,23 +64,22 @@ REHASH = Kernel(COMPILED, "rehash")
 
 def build(features: torch.Tensor) -> Lattice:
     """Build the lattice of float32 CPU `features` `[N, D]`, divided by sigma and placeable."""
-    points = np.ascontiguousarray(features.numpy())
-    count, dims = points.shape
+    points = np.ascontiguousarray(features.numpy().T)
+    dims, count = points.shape
     keys = KeyNumbers.of(points)
     simplex, words, multipliers = keys.simplex, keys.words, keys.multipliers
 
     corners = np.empty((count, dims + 1), np.int32)
     weights = np.empty((count, dims + 1), np.float32)
-    # Of a small image a table that seldom grows, and no larger: all of its slots are read.
-    capacity = min(FIRST_CAPACITY, 1 << (2 * count * max(1, dims - 1) + dims).bit_length())
 
     def place(first: int, last: int) -> _Table:
         """Write corners and weights of the points [first, last); return their vertices."""
-        table = _Table.free(capacity, words)
+        enough = 4 * max(last - first, dims + 1)
+        table = _Table.free(1 << min(enough, MOST_AT_FIRST).bit_length(), words)
         progress = np.array([first, 0], np.int64)
         while PLACE_POINTS(
-            progress, last, points, *keys.arrays, table.keys, table.ids, corners, weights, simplex,
-            words,
+            progress, last, points, *keys.arrays, table.slots, corners, weights, simplex, words,
+            TOGETHER,
         ):  # fmt: skip
             table = table.with_room(2 * int(progress[1]), multipliers, words)
         table.filled = int(progress[1])
@@ -93,14 +93,14 @@ def build(features: torch.Tensor) -> Lattice:
 
     rows = int(parts[-1, 1])
     hashes, vertices = np.empty(rows, np.uint64), np.empty((2, rows), np.int32)
-    found = SORT_BY_HASH(table.keys, table.ids, multipliers, hashes, vertices, words)
+    found = SORT_BY_HASH(table.slots, multipliers, hashes, vertices, words)
     neighbours = np.empty((dims + 1, 2, rows), np.int32)
-    chains, lengths = _room_for_chains(neighbours)
+    chains, lengths = room_for_chains(neighbours)
     threads.run(
         CONNECT, threads.split(dims + 1, torch.get_num_threads()), hashes[:found], vertices,
-        table.keys, table.ids, keys.steps, keys.hashed_steps, neighbours, chains, lengths, words,
+        table.slots, keys.steps, keys.hashed_steps, neighbours, chains, lengths, words,
     )  # fmt: skip
-    arrays = corners, weights, neighbours, ghosts, parts, _ended(chains, lengths, rows)
+    arrays = corners, weights, neighbours, ghosts, parts, ended(chains, lengths, rows)
     return Lattice(*map(torch.from_numpy, arrays))
 
 
@@ -222,20 +222,20 @@ def _most_pieces() -> int:
 
 def _link_all(neighbours: Array) -> Array:
     """`Lattice.chains` of these neighbours."""
-    chains, lengths = _room_for_chains(neighbours)
+    chains, lengths = room_for_chains(neighbours)
     ranges = threads.split(len(neighbours), torch.get_num_threads())
     threads.run(LINK_ALL, ranges, neighbours, chains, lengths)
-    return _ended(chains, lengths, neighbours.shape[2])
+    return ended(chains, lengths, neighbours.shape[2])
 
 
-def _room_for_chains(neighbours: Array) -> tuple[Array, Array]:
+def room_for_chains(neighbours: Array) -> tuple[Array, Array]:
     """Unset chains of all directions, as long as they can be, and their lengths."""
     rows = neighbours.shape[2]
     longest = rows + rows // 2 + 1  # two rows and an end each
     return np.empty((len(neighbours), longest), np.int32), np.empty(len(neighbours), np.int64)
 
 
-def _ended(chains: Array, lengths: Array, none: int) -> Array:
+def ended(chains: Array, lengths: Array, none: int) -> Array:
     """The chains up to the longest, the others filled up with `none`."""
     most = int(lengths.max())
     for chain, length in zip(chains, lengths.tolist(), strict=True):
@@ -256,8 +256,8 @@ class KeyNumbers:
 
     @classmethod
     def of(cls, points: Array) -> KeyNumbers:
-        """Of `points` `[N, D]`."""
-        dims = points.shape[1]
+        """Of `points` `[D, N]`."""
+        dims = len(points)
         scales = _elevation(dims)
         low, strides = pack_keys(points, scales)
         steps = strides.sum(0) - (dims + 1) * strides
@@ -299,10 +299,10 @@ def pack_keys(points: Array, scales: Array) -> tuple[Array, Array]:
     The range of a lattice coordinate follows from the ranges of the features; the margin holds the
     rounding to a vertex, the other corners of its simplex and their neighbours.
     """
-    dims = points.shape[1]
+    dims, count = points.shape
     bounds = np.zeros((2, dims))
-    if len(points):
-        bounds[:] = [_along_columns(reduce, points) for reduce in (np.minimum, np.maximum)]
+    if count:
+        bounds[:] = points.min(axis=1), points.max(axis=1)
     least, most = (bounds * scales).tolist()
     margin = 4 * (dims + 1)
     low, high = [0] * dims, [0] * dims
@@ -317,40 +317,28 @@ def pack_keys(points: Array, scales: Array) -> tuple[Array, Array]:
     return np.array(low, np.int64), np.array(table, np.int64)
 
 
-def _along_columns(reduce: np.ufunc, points: Array) -> Array:
-    """What `reduce` makes of each column of `points` `[N, D]`, N > 0.
-
-    As rows of many points first: NumPy takes as long for a row of five numbers as for one of fifty.
-    """
-    together = min(64, len(points))
-    whole = len(points) // together * together
-    rows = reduce.reduce(points[:whole].reshape(-1, together * points.shape[1]), axis=0)
-    rest = np.concatenate([rows.reshape(together, -1), points[whole:]])
-    found: Array = reduce.reduce(rest, axis=0)
-    return found
-
-
 @dataclass
 class _Table:
     """A hash table of vertices."""
 
-    keys: Array  # packed, int64 `[slots, words]`
-    ids: Array  # the row of each vertex, int32 `[slots]`; -1 for a free slot
+    slots: Array  # int64 `[slots, 1 + words]`: a vertex's row, -1 in a free slot, and its key
     filled: int = 0  # how many vertices it holds
 
     @classmethod
     def free(cls, slots: int, words: tuple[int, ...]) -> _Table:
-        return cls(np.empty((slots, len(words)), np.int64), np.full(slots, -1, np.int32))
+        table = cls(np.empty((slots, 1 + len(words)), np.int64))
+        table.slots[:, 0] = -1
+        return table
 
     def with_room(self, vertices: int, multipliers: Array, words: tuple[int, ...]) -> _Table:
         """This table with room for `vertices` at half load at most."""
-        slots = len(self.ids)
+        slots = len(self.slots)
         while slots < 2 * vertices:
             slots *= 2
-        if slots == len(self.ids):
+        if slots == len(self.slots):
             return self
         grown = _Table.free(slots, words)
-        REHASH(self.keys, self.ids, multipliers, grown.keys, grown.ids, words)
+        REHASH(self.slots, multipliers, grown.slots, words)
         return grown
 
 
@@ -365,9 +353,7 @@ def _merge(
     for part, local in enumerate(tables[1:], start=1):
         table = table.with_room(owned + local.filled, multipliers, words)
         pairs = np.empty((local.filled, 2), np.int32)
-        count = ABSORB(
-            table.keys, table.ids, local.keys, local.ids, parts[part, 1], multipliers, pairs, words
-        )
+        count = ABSORB(table.slots, local.slots, parts[part, 1], multipliers, pairs, words)
         ghosts.append(pairs[:count])
         owned += local.filled - count
         parts[part + 1] = (ranges[part][1], parts[part, 1] + local.filled, parts[part, 2] + count)
