@@ -89,7 +89,7 @@ class _Stack:
         folded = [fold_compatibility(term.compatibility, drop_common) for term in terms]
         self.compatibilities = [compatibility for _, compatibility in folded]
         parts = self._parts(count)
-        self.points = [part[:2] for part in parts] or threads.split(count, torch.get_num_threads())
+        self.points = [part[:2] for part in parts] or threads.split(count, threads.number())
         limits = self._fold(terms, [factor for factor, _ in folded], count)
         self.parts = [
             (*part, np.empty_like(part[2]), limit, aligned_rows(BLOCK, self.lanes))
@@ -179,7 +179,7 @@ class _Stack:
         for block, compatibility in zip(blocks, self.compatibilities, strict=True):
             if compatibility is None:
                 continue
-            ranges = threads.split(len(block), torch.get_num_threads())
+            ranges = threads.split(len(block), threads.number())
             if compatibility.ndim == 1:
                 threads.run(_scale_labels, ranges, block[:, : self.labels], -compatibility.numpy())
             else:

@@ -14,6 +14,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import torch
 
+from kernels._numba import threads
 from kernels._numba.jit import Call
 from kernels.meanfield.cpu import (
     BLOCK,
@@ -51,7 +52,7 @@ MOST = 2**14  # points: with more, nothing is won
 
 def is_small(count: int) -> bool:
     """Whether an image of so many points is for this module: one that threads would not share."""
-    return count <= (MOST if torch.get_num_threads() == 1 else MIN_PART)
+    return count <= (MOST if threads.number() == 1 else MIN_PART)
 
 
 def reference_lattice(

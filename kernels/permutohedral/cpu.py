@@ -85,7 +85,7 @@ def build(features: torch.Tensor) -> Lattice:
         table.filled = int(progress[1])
         return table
 
-    ranges = threads.split(count, min(torch.get_num_threads(), -(-count // MIN_PART)))
+    ranges = threads.split(count, min(threads.number(), -(-count // MIN_PART)))
     tables = threads.run(place, ranges)
     table, ghosts, parts = _merge(ranges, tables, multipliers, words)
     for (first, last), row in zip(ranges[1:], parts[1:-1, 1], strict=True):
@@ -97,7 +97,7 @@ def build(features: torch.Tensor) -> Lattice:
     neighbours = np.empty((dims + 1, 2, rows), np.int32)
     chains, lengths = room_for_chains(neighbours)
     threads.run(
-        CONNECT, threads.split(dims + 1, torch.get_num_threads()), hashes[:found], vertices,
+        CONNECT, threads.split(dims + 1, threads.number()), hashes[:found], vertices,
         table.slots, keys.steps, keys.hashed_steps, neighbours, chains, lengths, words,
     )  # fmt: skip
     arrays = corners, weights, neighbours, ghosts, parts, ended(chains, lengths, rows)
@@ -207,13 +207,13 @@ def blur_calls(
 
 def _pieces(count: int) -> list[tuple[int, int]]:
     """range(count) in more pieces than threads, so that whoever is done early takes another."""
-    pieces = max(torch.get_num_threads(), min(_most_pieces(), count // MIN_PIECE))
+    pieces = max(threads.number(), min(_most_pieces(), count // MIN_PIECE))
     return threads.split(count, pieces if count >= MIN_PIECE else 1) if count else []
 
 
 def _most_pieces() -> int:
     """How many pieces are worth their calls; a single thread waits for no other."""
-    number = torch.get_num_threads()
+    number = threads.number()
     return 8 * number if number > 1 else 1
 
 
@@ -223,7 +223,7 @@ def _most_pieces() -> int:
 def _link_all(neighbours: Array) -> Array:
     """`Lattice.chains` of these neighbours."""
     chains, lengths = room_for_chains(neighbours)
-    ranges = threads.split(len(neighbours), torch.get_num_threads())
+    ranges = threads.split(len(neighbours), threads.number())
     threads.run(LINK_ALL, ranges, neighbours, chains, lengths)
     return ended(chains, lengths, neighbours.shape[2])
 
