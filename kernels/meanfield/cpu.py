@@ -188,7 +188,11 @@ class _Stack:
                 threads.run(MIX_LABELS, ranges, block, matrix, self.lanes)
 
     def finish(self, logits: Array, visits: Array, softmax: bool, output: torch.Tensor) -> None:
-        """Slice into `output` `[M, C]`, back in its own order: the logits, or their softmax."""
+        """Slice into `output` `[M, C]`, back in its own order: the logits, or their softmax.
+
+        The last that is done: the buffer that is not read goes before the output takes its room.
+        """
+        del self.next_rows, self.calls, self.next_calls
         ranges = [(*points, aligned_rows(BLOCK, self.lanes)) for points in self.points]
         threads.run(
             FINISH, ranges, logits, self.corners, self.slicing, self.rows, visits, softmax,

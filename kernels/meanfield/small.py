@@ -58,7 +58,9 @@ def is_small(count: int) -> bool:
 def reference_lattice(
     features: torch.Tensor, order: torch.Tensor | None
 ) -> tuple[Lattice, torch.Tensor]:
-    """`filters.reference_lattice` of float32 CPU `features` `[N, D]`, and its mass F(1) `[N, 1]`.
+    """The lattice of float32 CPU `features` `[N, D]`, and its mass F(1) `[N, 1]`.
+
+    It is `filters.reference_lattice(features).without_neighbours()`.
 
     Point i of the features and of the lattice is row order[i] of the mass; None: i.
     """
@@ -91,10 +93,11 @@ def reference_lattice(
         lengths, keys.words,
     )  # fmt: skip
     arrays = (
-        corners[:count], weights[:count], neighbours, np.empty((0, 2), np.int32),
+        corners[:count], weights[:count], np.empty((0, 2), np.int32),
         np.array([[0, 0, 0], [count, rows, 0]]), ended(chains, lengths, rows),
     )  # fmt: skip
-    lattice = Lattice(*map(torch.from_numpy, arrays))
+    placing, shares, *others = map(torch.from_numpy, arrays)
+    lattice = Lattice(placing, shares, None, *others)
     mass = _mass(*arrays[:2], arrays[-1], rows, lattice.scale)
     if order is None:
         return lattice, torch.from_numpy(mass)

@@ -68,7 +68,7 @@ class Term:
             lattice, mass = small.reference_lattice(features, order)
             filter = LatticeFilter([lattice], order)
             return cls(filter, compatibility, *normalizers(mass[None], normalization))
-        filter = LatticeFilter([reference_lattice(features)], order)
+        filter = LatticeFilter([reference_lattice(features).without_neighbours()], order)
         ones = torch.from_numpy(np.ones((1, len(features), 1), features.numpy().dtype))
         return cls.normalized(filter, compatibility, normalization, ones)
 

@@ -168,7 +168,9 @@ def blur_calls(
     """
     ghosts = [lattice.ghosts.numpy() for lattice in lattices]
     chains = [  # some builds make none
-        _link_all(lattice.neighbours.numpy()) if lattice.chains is None else lattice.chains.numpy()
+        _link_all(lattice.known_neighbours.numpy())
+        if lattice.chains is None
+        else lattice.chains.numpy()
         for lattice in lattices
     ]
     spare = aligned_rows(_most_pieces(), lanes)
