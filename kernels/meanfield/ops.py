@@ -17,12 +17,11 @@ from torch import Tensor
 from kernels import dispatch, memory
 from kernels._numba import threads
 from kernels.dispatch import WAITS
-from kernels.meanfield import reference
+from kernels.meanfield import build, reference
 from kernels.meanfield.api import mean_field_of_usable
 from kernels.meanfield.build import (
     FilterSettings,
     ImageTerms,
-    images_together,
     lattice_groups,
     not_finite,
     terms_of,
@@ -56,7 +55,7 @@ def infer(
     differentiable = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in wanted)
     if settings.method == "permutohedral" and settings.iterations and not differentiable:
         # Put together at the end: torch's threads would spin on the cores that the lattices want.
-        alone = images_together(features, len(unary), unary.shape[1]) == 1
+        alone = build.images_together(features, len(unary), unary.shape[1]) == 1
         if unary.device.type == "cpu" and alone:
             found = _image_by_image(unary, features, compatibilities, settings)
         else:
