@@ -36,6 +36,7 @@ from kernels import validate
 from kernels.dispatch import Choice
 from kernels.meanfield import NORMALIZATIONS, Normalization, ops
 from kernels.meanfield.build import FilterSettings
+from kernels.meanfield.kept import KeptTerm
 from kernels.separable import TOLERANCE, TOLERANCES
 from kernels.validate import PRECISIONS, Precision
 
@@ -95,6 +96,12 @@ class DenseCRF(nn.Module):
             `method="exact"`, False keeps them as they are with any method. None: with `"exact"`
             they train, and with another method a warning says that they do not.
 
+    Attributes:
+        kept: on a CPU, what the smoothness term of the last image rests on, for the next one of
+            that size where no gradient is wanted: one lattice, of at most 2^20 pixels, some 50 MB.
+            `kept.clear()` gives its memory back. Copies of the layer, its state_dict and compiled
+            calls know nothing of it, and changed sigmas make it anew.
+
     Raises:
         TypeError: a term of another type.
         ValueError: a number out of range, an unknown name, two terms of one name, `learn_sigmas`
@@ -151,6 +158,7 @@ class DenseCRF(nn.Module):
         self.eps = eps
         self.tolerance = tolerance
         matrix = compatibility_matrix(compatibility, num_classes)
+        self.kept = KeptTerm()
         self.register_buffer("compatibility", None if learnable else matrix, persistent=False)
         self.learned: LearnedPotentials | None = None
         if learnable:
@@ -363,7 +371,7 @@ class DenseCRF(nn.Module):
             settings = self._settings(logits, points, marginals)
             if not torch.compiler.is_compiling():
                 with naming_sigmas(lambda: self.potentials, logits, images, points):
-                    found = ops.infer(unary, points, compatibilities, settings)
+                    found = ops.infer(unary, points, compatibilities, settings, self.kept)
             elif _wants_gradient(points):
                 found = ops.infer(unary, points, compatibilities, settings)
             else:

@@ -9,6 +9,7 @@ side by side.
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, cast
 
 import numpy as np
@@ -26,6 +27,7 @@ from kernels.meanfield.filters import (
     pixel_order,
     reference_lattices,
 )
+from kernels.meanfield.kept import KeptTerm
 from kernels.meanfield.term import Normalization, Term
 from kernels.validate import Precision
 
@@ -156,7 +158,8 @@ class ImageTerms:
     """The terms of each image of a batch on a CPU, made when they are asked for.
 
     The pixels of an image are visited tile by tile, for the caches. The terms of features that all
-    images share are made once, in advance.
+    images share are made once, in advance. kept: where the smoothness of a grid may be found, and
+    is left for the next batch.
     """
 
     def __init__(
@@ -165,14 +168,21 @@ class ImageTerms:
         compatibilities: Sequence[Tensor],
         batch: int,
         settings: FilterSettings,
+        kept: KeptTerm | None = None,
     ) -> None:
         self.features = [points.detach() for points in features]
         self.compatibilities, self.settings = compatibilities, settings
         width, count = settings.width, features[0].shape[1] if features else 0
         self.order = pixel_order(count // width, width) if width else None
         self.shared: dict[int, Term] = {}
+        if kept is not None and settings.has_gaussian and width and batch:
+            points, norm = self.features[0][0], settings.normalization
+            make = partial(self._term, 0, 0)
+            term = self.shared[0] = kept.term(points, compatibilities[0], norm, make)
+            self.order = cast(LatticeFilter, term.filter).order  # one object in all terms
         if batch > 1:
-            self.shared = {k: self._term(k, 0) for k, f in enumerate(features) if len(f) == 1}
+            others = [k for k, f in enumerate(features) if len(f) == 1 and k not in self.shared]
+            self.shared |= {k: self._term(k, 0) for k in others}
 
     def of(self, image: int) -> list[Term]:
         """The terms of one image."""

@@ -27,6 +27,7 @@ from kernels.meanfield.build import (
     terms_of,
 )
 from kernels.meanfield.filters import LatticeFilter
+from kernels.meanfield.kept import KeptTerm
 from kernels.meanfield.term import Term
 from kernels.operators import like_first, opaque_operator
 
@@ -36,6 +37,7 @@ def infer(
     features: Sequence[Tensor],
     compatibilities: Sequence[Tensor],
     settings: FilterSettings,
+    kept: KeptTerm | None = None,
 ) -> Tensor:
     """Marginals, or logits, `[B, C, N]`, of mean field over the filters of some features.
 
@@ -45,11 +47,13 @@ def infer(
         unary: energies `[B, C, N]`, -log softmax of finite logits: nothing looks at them again.
         features: of each term, `[B, N, D]` or `[1, N, D]` for all images, divided by sigma.
         compatibilities: of each term, `[C]` or `[C, C]`.
+        kept: the smoothness of images of one size, from one call to the next; used where lattices
+            are made on a CPU without a gradient.
     """
     if settings.iterations and not torch.compiler.is_compiling():
         _require_memory(unary, features)
     if settings.method == "auto" and len(unary) != 1:
-        images = [infer(u, f, compatibilities, settings) for u, f in _images(unary, features)]
+        images = [infer(u, f, compatibilities, settings, kept) for u, f in _images(unary, features)]
         return torch.cat(images) if images else unary.new_empty(unary.shape)
     wanted = unary, *features, *compatibilities
     differentiable = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in wanted)
@@ -57,7 +61,7 @@ def infer(
         # Put together at the end: torch's threads would spin on the cores that the lattices want.
         alone = build.images_together(features, len(unary), unary.shape[1]) == 1
         if unary.device.type == "cpu" and alone:
-            found = _image_by_image(unary, features, compatibilities, settings)
+            found = _image_by_image(unary, features, compatibilities, settings, kept)
         else:
             found = [
                 _update(unary[group], terms, settings)
@@ -73,9 +77,10 @@ def _image_by_image(
     features: Sequence[Tensor],
     compatibilities: Sequence[Tensor],
     settings: FilterSettings,
+    kept: KeptTerm | None,
 ) -> list[Tensor]:
     """The updates of each image `[1, C, N]` on a CPU; of small images, several at a time."""
-    terms = ImageTerms(features, compatibilities, len(unary), settings)
+    terms = ImageTerms(features, compatibilities, len(unary), settings, kept)
 
     @torch.no_grad()  # in every thread: nothing here is to be recorded
     def of_image(image: int) -> Tensor:
