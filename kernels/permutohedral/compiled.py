@@ -1,8 +1,8 @@
 """What `cpu.py` runs of the permutohedral lattice: the functions that numba compiles.
 
 They obey the contract of `kernels._numba.jit`: no allocation, no exception, tuples last. Of these,
-only the length counts: `lanes` is as long as a row of values is wide, `simplex` has D+1 entries,
-`words` as many as a packed key. Where a loop counts in unsigned numbers, numba does not ask of
+only the length counts: `lanes` is as long as a row of values is wide, `simplex` and `columns` have
+D+1 entries, `words` as many as a packed key. Where a loop counts in unsigned numbers, numba does not ask of
 each index whether it is negative.
 """
 
@@ -15,7 +15,9 @@ AHEAD = np.uint64(12)  # rows to prefetch ahead in the blur, about a memory late
 
 
 @njit(forceinline=True)
-def splat_points(first, last, first_row, last_row, values, corners, weights, rows, lanes):
+def splat_points(
+    first, last, first_row, last_row, values, corners, weights, rows, lanes, columns
+):  # fmt: skip
     """rows[corner] += weight * values, for the points of one part and into its own rows."""
     for row in range(first_row, last_row):
         simd.store(rows, row, simd.zero(lanes))
@@ -26,7 +28,7 @@ def splat_points(first, last, first_row, last_row, values, corners, weights, row
         for c in range(values.shape[1]):
             padded[c] = values[i, c]
         point = simd.load(padded, 0, lanes)
-        for k in range(corners.shape[1]):
+        for k in range(len(columns)):
             add_to_row(rows, corners[i, k], weights[i, k], point, lanes)
 
 
@@ -37,12 +39,12 @@ def add_to_row(rows, row, weight, point, lanes):
 
 
 @njit(forceinline=True)
-def slice_points(first, last, rows, corners, weights, scale, output, lanes):
+def slice_points(first, last, rows, corners, weights, scale, output, lanes, columns):
     """output = scale * the weighted sum of the corners' rows."""
     padded = simd.scratch(np.float32, lanes)
     for i in range(np.uint64(first), np.uint64(last)):
         point = simd.zero(lanes)
-        for k in range(corners.shape[1]):
+        for k in range(len(columns)):
             weight = np.float32(scale * weights[i, k])
             point = simd.add_scaled(point, weight, simd.load(rows, corners[i, k], lanes))
         simd.store(padded, 0, point)
