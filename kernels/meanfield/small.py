@@ -20,11 +20,11 @@ from kernels.meanfield.cpu import (
     BLOCK,
     FINISH,
     FOLD_CORNERS,
-    LOAD,
     LOG2E,
-    OFF,
     UPDATE,
     fold_compatibility,
+    is_relative,
+    loaded_unary,
 )
 from kernels.meanfield.term import Term
 from kernels.permutohedral.cpu import (
@@ -110,9 +110,10 @@ def _mass(corners: Array, weights: Array, chains: Array, rows: int, scale: float
     """What a lattice of one part makes of ones, `[N, 1]`."""
     count, lanes = len(corners), lanes_for(1)
     values, buffer = np.ones((count, 1), np.float32), aligned_rows(rows + 2, lanes)
-    SPLAT_POINTS(0, count, 0, rows + 1, values, corners, weights, buffer, lanes)
+    unrolled = (0,) * corners.shape[1]
+    SPLAT_POINTS(0, count, 0, rows + 1, values, corners, weights, buffer, lanes, unrolled)
     BLUR_ALL(False, chains, buffer[-1], buffer[:-1], lanes)
-    SLICE_POINTS(0, count, buffer, corners, weights, scale, values, lanes)
+    SLICE_POINTS(0, count, buffer, corners, weights, scale, values, lanes, unrolled)
     return values
 
 
@@ -164,15 +165,17 @@ def mean_field(
         )  # fmt: skip
         column += x.corners.shape[1]
 
-    lanes, unrolled = lanes_for(labels), (0,) * columns
-    logits, block = aligned_rows(count, lanes), aligned_rows(BLOCK, lanes)
-    LOAD(0, count, unary.numpy(), visits, np.float32(-LOG2E), np.float32(OFF), logits)
+    relative = is_relative(labels, marginals)
+    lanes, unrolled = lanes_for(labels - relative), (0,) * columns
+    logits, base = loaded_unary(unary.numpy(), visits, relative, [(0, count)])
+    block = aligned_rows(BLOCK, lanes)
     rows, next_rows = (aligned_rows(int(ends[-1]), lanes) for _ in range(2))
     rows[ends - 1] = next_rows[ends - 1] = 0
-    part = 0, count, first_rows, ends - 1, np.empty_like(ends), limits, block, logits, corners
+    part = 0, count, first_rows, ends - 1, np.empty_like(ends), limits, block
+    point = logits, base, relative, corners
 
     def update(coefficients: Array, now: Array, then: Array) -> Call:
-        arguments = *part, coefficients, splatting, now, then, True, lanes, unrolled
+        arguments = *part, *point, coefficients, splatting, now, then, True, lanes, unrolled
         return UPDATE.calls([()], arguments)[0]
 
     def blur(buffer: Array) -> list[Call]:
@@ -191,8 +194,8 @@ def mean_field(
         for call in steps[step % 2]:
             call()
     FINISH(
-        0, count, block, logits, corners, slicing, next_rows if iterations % 2 else rows, visits,
-        marginals, np.float32(1.0 if marginals else 1 / LOG2E), output.numpy(), lanes, unrolled,
+        0, count, block, *point, slicing, next_rows if iterations % 2 else rows, visits, marginals,
+        np.float32(1.0 if marginals else 1 / LOG2E), output.numpy(), lanes, unrolled,
     )  # fmt: skip
     return True
 

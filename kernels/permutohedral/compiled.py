@@ -1,9 +1,9 @@
 """What `cpu.py` runs of the permutohedral lattice: the functions that numba compiles.
 
 They obey the contract of `kernels._numba.jit`: no allocation, no exception, tuples last. Of these,
-only the length counts: `lanes` is as long as a row of values is wide, `simplex` has D+1 entries,
-`words` as many as a packed key. Where a loop counts in unsigned numbers, numba does not ask of
-each index whether it is negative.
+only the length counts: `lanes` is as long as a row of values is wide, `simplex` and `columns` have
+D+1 entries, `words` as many as a packed key, `together` as many as points are placed at once. Where
+a loop counts in unsigned numbers, numba does not ask of each index whether it is negative.
 """
 
 import numpy as np
@@ -11,11 +11,14 @@ from numba import njit
 
 from kernels._numba import simd
 
+ROW = (0,)  # in a slot of a table: int64 `[slots, 1 + words]`, the row of a vertex and its key
 AHEAD = np.uint64(12)  # rows to prefetch ahead in the blur, about a memory latency's worth
 
 
 @njit(forceinline=True)
-def splat_points(first, last, first_row, last_row, values, corners, weights, rows, lanes):
+def splat_points(
+    first, last, first_row, last_row, values, corners, weights, rows, lanes, columns
+):  # fmt: skip
     """rows[corner] += weight * values, for the points of one part and into its own rows."""
     for row in range(first_row, last_row):
         simd.store(rows, row, simd.zero(lanes))
@@ -26,7 +29,7 @@ def splat_points(first, last, first_row, last_row, values, corners, weights, row
         for c in range(values.shape[1]):
             padded[c] = values[i, c]
         point = simd.load(padded, 0, lanes)
-        for k in range(corners.shape[1]):
+        for k in range(len(columns)):
             add_to_row(rows, corners[i, k], weights[i, k], point, lanes)
 
 
@@ -37,12 +40,12 @@ def add_to_row(rows, row, weight, point, lanes):
 
 
 @njit(forceinline=True)
-def slice_points(first, last, rows, corners, weights, scale, output, lanes):
+def slice_points(first, last, rows, corners, weights, scale, output, lanes, columns):
     """output = scale * the weighted sum of the corners' rows."""
     padded = simd.scratch(np.float32, lanes)
     for i in range(np.uint64(first), np.uint64(last)):
         point = simd.zero(lanes)
-        for k in range(corners.shape[1]):
+        for k in range(len(columns)):
             weight = np.float32(scale * weights[i, k])
             point = simd.add_scaled(point, weight, simd.load(rows, corners[i, k], lanes))
         simd.store(padded, 0, point)
@@ -165,45 +168,58 @@ def place_points(
     `progress` is the point to go on with, below `last`, and the number of vertices in the table.
     Returns 1 where the table must grow before another point, 0 where all points are placed.
 
-    What is arithmetic alone is done for as many points at once as `together` is long.
+    For as many points at once as `together` is long: what is arithmetic alone, in vectors; then
+    where their corners may be in the table, which is asked for; then the look-ups.
     """
     dims = len(simplex) - 1
     elevated = simd.scratch_table(np.float32, simplex, together)
     origin = simd.scratch_table(np.float32, simplex, together)
     offset = simd.scratch_table(np.float32, simplex, together)
     rank = simd.scratch_table(np.float32, simplex, together)
-    ordered = simd.scratch(np.uint64, simplex)  # coordinate of each rank
+    ordered = simd.scratch_table(np.uint64, together, simplex)  # coordinate of each rank
+    origin_keys = simd.scratch_table(np.int64, together, words)
+    hashes = simd.scratch_table(np.uint64, together, simplex)
     key = simd.scratch(np.int64, words)
     filled = progress[1]
     for begin in range(progress[0], last, len(together)):
         count = min(len(together), last - begin)
         elevate(begin, count, points, scales, elevated)
-        find_simplices(elevated, origin, offset, rank)
+        find_simplices(len(scales) + 1, elevated, origin, offset, rank)
         for i in range(np.uint64(count)):
             point = np.uint64(begin) + i
             for j in range(dims + 1):
-                ordered[np.uint64(rank[j, i])] = j
-            weights[point, 0] = offset[ordered[dims], i] + (np.float32(1) - offset[ordered[0], i])
+                ordered[i, np.uint64(rank[j, i])] = j
+            following = offset[ordered[i, dims], i]
+            weights[point, 0] = following + (np.float32(1) - offset[ordered[i, 0], i])
             for r in range(1, dims + 1):
-                weights[point, r] = offset[ordered[dims - r], i] - offset[ordered[dims - r + 1], i]
+                this = offset[ordered[i, dims - r], i]
+                weights[point, r] = this - following
+                following = this
 
             hashed = np.uint64(0)
             for w in range(len(words)):
-                key[w] = 0
+                packed = np.int64(0)
                 for j in range(dims):
-                    key[w] += (np.int64(origin[j, i]) - low[j]) * strides[j, w]
-                hashed += np.uint64(key[w]) * multipliers[w]
+                    packed += (np.int64(origin[j, i]) - low[j]) * strides[j, w]
+                origin_keys[i, w] = packed
+                hashed += np.uint64(packed) * multipliers[w]
             for r in range(dims + 1):
                 if r > 0:
-                    direction = ordered[dims - r + 1]
-                    hashed += hashed_steps[direction]
+                    hashed += hashed_steps[ordered[i, dims - r + 1]]
+                hashes[i, r] = hashed
+                simd.prefetch(table, first_slot(hashed, table), words + ROW)
+        for i in range(np.uint64(count)):
+            for w in range(len(words)):
+                key[w] = origin_keys[i, w]
+            for r in range(dims + 1):
+                if r > 0:
                     for w in range(len(words)):
-                        key[w] += steps[direction, w]
-                slot = slot_of(key, hashed, table, words)
+                        key[w] += steps[ordered[i, dims - r + 1], w]
+                slot = slot_of(key, hashes[i, r], table, words)
                 if table[slot, 0] < 0:
                     put(table, slot, filled, key, words)
                     filled += 1
-                corners[point, r] = table[slot, 0]
+                corners[np.uint64(begin) + i, r] = table[slot, 0]
             if 2 * (filled + dims + 1) > len(table):
                 progress[0], progress[1] = begin + i + 1, filled
                 return 1
@@ -211,7 +227,7 @@ def place_points(
     return 0
 
 
-@njit(inline="always")
+@njit(forceinline=True)
 def elevate(first, count, points, scales, elevated):
     """elevated `[D+1, together]` = the points first, first + 1, ... on the lattice's hyperplane."""
     dims = len(scales)
@@ -228,16 +244,17 @@ def elevate(first, count, points, scales, elevated):
             elevated[0, i] = total + scaled
 
 
-@njit(inline="always")
-def find_simplices(elevated, origin, offset, rank):
-    """The simplex of each point of `elevated` `[D+1, together]`; all tables have its shape.
+@njit(forceinline=True)
+def find_simplices(size, elevated, origin, offset, rank):
+    """The simplex of each point of `elevated` `[size, together]`; all tables have its shape.
 
     origin: the simplex's corner of remainder 0. offset: from there to the point, over D+1. rank:
     the place of each coordinate of the offset in descending order.
 
-    All numbers are float32, whole ones too, so that a loop over the points is one of vectors.
+    All numbers are float32, whole ones too, so that a loop over the points is one of vectors. Their
+    number is known to the compiler; D is not, since loops over it would be unrolled for nothing.
     """
-    size, many = elevated.shape
+    many = elevated.shape[1]
     one, sides = np.float32(1), np.float32(size)
     inverse = one / sides
     for i in range(np.uint64(many)):

@@ -11,7 +11,7 @@ Koltun's densecrf), laid out for caches and threads:
   of a simplex to the next, adds a constant to every word.
 - The hash is linear in those words: vertices in the order of their hashes, which is nearly that of
   the table, have their neighbours in that order too, so that one merge finds them.
-- Rows of values have a width known at compile time, a multiple of 4 floats, and are handled as
+- Rows of values have a width known at compile time, 1 or a multiple of 4 floats, and are handled as
   vectors (`kernels._numba.simd`).
 - A blur direction is done in place, along chains of vertices: one read and one write a row.
 
@@ -42,7 +42,7 @@ Array: TypeAlias = np.ndarray[Any, Any]
 MAX_LANES = 64  # more channels are filtered in groups: each width is compiled once
 MIN_PART = 4096  # points: fewer are not worth a thread
 MIN_PIECE = 8192  # rows of a blur: fewer are not worth a call
-MOST_AT_FIRST = 2**16 - 1  # slots of a table, a power of two above this
+MOST_AT_FIRST = 2**16 - 1  # slots of a new table, but for one: their number is a power of two
 TOGETHER = (0,) * 64  # points placed at once; their length is compiled in
 CACHE_LINE, LARGE = 64, 2**22  # bytes
 GOLDEN = 0x9E3779B97F4A7C15  # 2^64 / golden ratio: multiples of it spread evenly
@@ -74,7 +74,7 @@ def build(features: torch.Tensor) -> Lattice:
 
     def place(first: int, last: int) -> _Table:
         """Write corners and weights of the points [first, last); return their vertices."""
-        enough = 4 * max(last - first, dims + 1)
+        enough = 4 * max(last - first, dims + 1)  # a point more fits, whenever it is half full
         table = _Table.free(1 << min(enough, MOST_AT_FIRST).bit_length(), words)
         progress = np.array([first, 0], np.int64)
         while PLACE_POINTS(
@@ -109,19 +109,23 @@ def filter(lattice: Lattice, values: torch.Tensor, reverse: bool = False) -> tor
     source = values.detach().numpy()
     output = np.empty_like(source, order="C")
     corners, weights = lattice.corners.numpy(), lattice.weights.numpy()
+    columns = (0,) * corners.shape[1]
     parts = part_ranges(lattice)
     for first in range(0, source.shape[1], MAX_LANES):
         channels = slice(first, first + MAX_LANES)
         lanes = lanes_for(source[:, channels].shape[1])
         rows = aligned_rows(lattice.num_rows + 1, lanes)
         rows[-1] = 0
-        threads.run(SPLAT_POINTS, parts, source[:, channels], corners, weights, rows, lanes)
+        threads.run(
+            SPLAT_POINTS, parts, source[:, channels], corners, weights, rows, lanes, columns
+        )
         for calls in blur_calls([lattice], [rows], lanes, reverse):
             threads.run_calls(calls)
         points = [(start, stop) for start, stop, _, _ in parts]
         threads.run(
-            SLICE_POINTS, points, rows, corners, weights, lattice.scale, output[:, channels], lanes
-        )
+            SLICE_POINTS, points, rows, corners, weights, lattice.scale, output[:, channels],
+            lanes, columns,
+        )  # fmt: skip
     return torch.from_numpy(output)
 
 
@@ -129,8 +133,8 @@ def filter(lattice: Lattice, values: torch.Tensor, reverse: bool = False) -> tor
 
 
 def lanes_for(channels: int) -> tuple[int, ...]:
-    """A tuple as long as a row of this many channels is wide: the next multiple of 4."""
-    return (0,) * (-(-channels // 4) * 4)
+    """A tuple as long as a row of this many channels is wide: 1, or the next multiple of 4."""
+    return (0,) * (1 if channels == 1 else -(-channels // 4) * 4)
 
 
 def aligned_rows(count: int, lanes: tuple[int, ...]) -> Array:
@@ -173,7 +177,8 @@ def blur_calls(
         else lattice.chains.numpy()
         for lattice in lattices
     ]
-    spare = aligned_rows(_most_pieces(), lanes)
+    apart = 1 + -(-CACHE_LINE // (4 * len(lanes)))  # threads must not write to one cache line
+    spare = aligned_rows(apart * _most_pieces(), lanes)[::apart]
     if not any(map(len, ghosts)) and all(len(_pieces(chain.shape[1])) == 1 for chain in chains):
         pairs = zip(chains, blocks, strict=True)
         return [
