@@ -4,10 +4,11 @@ api.py        mean_field: validate, choose, call
 term.py       one pairwise term: a filter, its normalisation, the compatibility of labels
 filters.py    the Gaussian filters that a term may have
 reference.py  plain PyTorch over any filters, with the divergence and the gradients: the oracle
-cpu.py        over lattices: fused slice - softmax - splat; compiled.py by numba
+cpu.py        over lattices: fused slice - softmax - splat; compiled.py by numba;
+              small.py, for small images, in fewer steps of Python
 triton/       the same on a GPU: splat, blur, one fused pass; stack.py, all terms as one;
               composed.py, one fused pass between filters of any kind
-build.py      the terms of a batch from features
+build.py      the terms of a batch from features; kept.py, one from image to image
 ops.py        mean field from features, and the custom operator that compilers see
 """
 

@@ -52,6 +52,7 @@ def mean_field(
     count, labels = unary.shape
     visits = np.arange(count) if order is None else order.numpy()
     stack = _Stack(terms if iterations > 0 else (), count, labels, marginals)
+    del terms  # what they are scaled by is folded, and goes before the rows take its room
     stack.load_unary(unary.numpy(), visits)
     if stack.lattices:
         stack.start(None if start is None else start.numpy(), visits)
