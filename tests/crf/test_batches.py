@@ -174,3 +174,13 @@ def test_images_share_a_lattice_as_far_as_memory_goes(monkeypatch):
     assert sizes[3] == 1
     monkeypatch.setattr(memory, "ASK_FROM", 10**18)  # a small batch does not ask
     assert build.images_together(points, 20, 1000) == 20
+
+
+def test_small_images_of_a_batch_stand_side_by_side_bit_for_bit(set_threads):
+    set_threads(3)
+    logits, images, features = problem(5, 9, 11)
+    model = layer()
+    with torch.no_grad():  # which the threads must know of, too
+        found = model(logits.requires_grad_(), images, features)
+    set_threads(1)
+    assert torch.equal(found, one_by_one(model, logits.detach(), images, features))

@@ -38,6 +38,18 @@ def test_an_exception_of_any_range_is_raised_after_the_others_ended():
     assert set(done) <= {0, 1, 2}
 
 
+def test_what_a_call_runs_is_left_to_its_own_thread():
+    """Or threads that all wait for one another's calls would wait for ever."""
+
+    def outer(_: int) -> tuple[int, int, list[int]]:
+        inner = threads.run(lambda _: threading.get_ident(), [(i,) for i in range(3)])
+        return threads.number(), threading.get_ident(), inner
+
+    for number, own, inner in threads.run(outer, [(i,) for i in range(20)]):
+        assert (number, inner) == (1, [own] * 3)
+    assert threads.number() == 4
+
+
 def test_no_ranges_is_no_work():
     assert threads.run(lambda: 1, []) == []
 
