@@ -1,0 +1,597 @@
+// The page: what a person does on it, and when the server is asked.
+//
+// While a slider moves or a stroke is drawn the CRF runs on a reduced photograph; a moment after the
+// last change on the whole one. One request is on its way at a time. A change drops the one for the
+// whole photograph, and the newest of several waiting changes is the one that is sent.
+
+import * as server from "./server.js";
+import { Canvas } from "./canvas.js";
+import { Classes, MOST } from "./classes.js";
+import { NONE, Strokes } from "./strokes.js";
+
+const PAUSE = 250; // ms after the last change until the whole photograph is refined
+const FRAME = 450; // ms of an iteration in the animation
+
+// Name, what it is called, its range, and what it does; those of the server's settings.
+const NUMBERS = [
+  ["bilateral_weight", "Appearance weight w₁", 0, 20, 0.5,
+    "How much pixels of like colour pull each other."],
+  ["bilateral_sigma_xy", "Appearance reach σxy", 1, 150, 1, "How far that pull reaches, in pixels."],
+  ["bilateral_sigma_rgb", "Colour tolerance σrgb", 1, 60, 0.5,
+    "Which colours count as alike, in grey levels of 255."],
+  ["gaussian_weight", "Smoothness weight w₂", 0, 20, 0.5, "How much plain neighbours pull."],
+  ["gaussian_sigma_xy", "Smoothness reach σ", 0.5, 20, 0.5, "Removes specks of about this size."],
+  ["iterations", "Iterations", 0, 20, 1, "Mean-field updates. The tab Iterations shows each."],
+  ["gt_prob", "Trust in strokes", 0.55, 0.99, 0.01, "Lower lets the CRF overrule a slip of the pen."],
+];
+
+const $ = (id) => document.getElementById(id);
+const canvas = new Canvas($("canvas"));
+const classes = new Classes($("classes"));
+const sliders = {};
+let strokes = new Strokes(1, 1);
+let start = {};
+let probabilities = false; // of a network, instead of strokes
+let marksChanged = false;
+let name = "photograph";
+
+// ---- asking the server
+
+const work = { wanted: null, running: false, broken: null, timer: 0 };
+
+function changed(whole = false) {
+  clearTimeout(work.timer);
+  document.body.dataset.state = "computing";
+  if (!ready()) return;
+  work.wanted = { preview: !whole };
+  work.broken?.abort();
+  if (!whole) work.timer = setTimeout(() => changed(true), PAUSE);
+  pump();
+}
+
+function ready() {
+  if (probabilities || strokes.present.size >= 2) return true;
+  canvas.clearResult();
+  work.wanted = null;
+  work.broken?.abort();
+  document.body.dataset.state = "waiting";
+  const marked = strokes.present.size;
+  say(marked ? "One class has strokes. Paint another one, such as the background."
+    : "Paint a stroke in each of two classes, one of them the background.");
+  return false;
+}
+
+async function pump() {
+  if (work.running) return;
+  work.running = true;
+  while (work.wanted) {
+    const { preview } = work.wanted;
+    work.wanted = null;
+    work.broken = preview ? null : new AbortController();
+    $("frame").toggleAttribute("aria-busy", !preview);
+    try {
+      await compute(preview, work.broken?.signal);
+    } catch (error) {
+      if (error.name === "AbortError" || error.status === 409) continue;
+      trouble(error);
+      document.body.dataset.state = "failed";
+    }
+  }
+  work.broken = null;
+  work.running = false;
+  $("frame").removeAttribute("aria-busy");
+}
+
+async function compute(preview, signal) {
+  if (marksChanged) {
+    marksChanged = false;
+    try {
+      await server.sendMarks(strokes.marks);
+    } catch (error) {
+      marksChanged = true;
+      throw error;
+    }
+  }
+  const view = shownView();
+  const began = performance.now();
+  const { about, parts } = await server.refine(
+    { ...wish(), preview, steps: view === "steps", heat: view === "heat" ? heatClass() : null },
+    signal,
+  );
+  const frames = parts.slice(0, about.frames), heats = parts.slice(about.frames);
+  canvas.setResult({ ...about, frames, heats }, classes.colours);
+  if (view === "steps") showSteps(about.frames);
+  quiet();
+  if (preview) return;
+  const seconds = ((performance.now() - began) / 1000).toFixed(2);
+  const size = `${about.width} × ${about.height}`;
+  const exact = $("method").value === "exact" && !about.whole;
+  say(view === "steps" ? `${about.frames - 1} iterations at ${size} in ${seconds} s.`
+    : exact ? `All pairs at ${size}, reduced, in ${seconds} s. Downloads want the lattice.`
+      : `Refined at ${size} in ${seconds} s.`);
+  if (!work.wanted) document.body.dataset.state = "done";
+}
+
+function wish() {
+  const numbers = Object.fromEntries(
+    NUMBERS.map(([key]) => [key, Number(sliders[key].value)]),
+  );
+  return { ...numbers, method: $("method").value };
+}
+
+// ---- saying something
+
+function say(text) {
+  $("status").textContent = text;
+}
+
+function trouble(error) {
+  $("trouble").textContent = error.message ?? String(error);
+  $("trouble").hidden = false;
+}
+
+function quiet() {
+  $("trouble").hidden = true;
+}
+
+// ---- opening
+
+async function openPhotograph(query, body) {
+  say("Opening…");
+  quiet();
+  work.wanted = null;
+  work.broken?.abort();
+  clearTimeout(work.timer);
+  let opened;
+  try {
+    opened = await server.open(query, body);
+  } catch (error) {
+    say("");
+    trouble(error);
+    return;
+  }
+  const { about, parts } = opened;
+  name = about.name.replace(/\.[^.]*$/, "");
+  const photo = await createImageBitmap(new Blob([parts[0]], { type: "image/png" }));
+  strokes = new Strokes(about.width, about.height, parts[1]);
+  classes.chosen = 0;
+  setProbabilities(false);
+  classes.set(about.classes);
+  marksChanged = false;
+  canvas.open(photo, about.width, about.height);
+  const size = Math.max(3, Math.round(about.width / 75));
+  $("size").value = size;
+  $("size-value").value = size;
+  refreshClasses();
+  canvas.drawStrokes(strokes, classes.colours);
+  undoable();
+  say(about.notes.join("; ") || `${about.name}, ${about.width} × ${about.height}`);
+  changed(true);
+}
+
+async function openResult(loaded) {
+  say("Loading…");
+  quiet();
+  let found;
+  try {
+    found = await loaded();
+  } catch (error) {
+    say("");
+    trouble(error);
+    return;
+  }
+  const { about, parts } = found;
+  setProbabilities(about.probabilities);
+  const before = classes.copy();
+  if (about.probabilities) {
+    strokes = new Strokes(strokes.width, strokes.height);
+    classes.set(about.classes, true);
+  } else {
+    classes.set(about.classes);
+    strokes.replace(parts[0], [before, classes.copy()]);
+  }
+  marksChanged = false;
+  refreshClasses();
+  canvas.drawStrokes(strokes, classes.colours);
+  undoable();
+  if (about.notes.length) say(about.notes.join("; "));
+  changed(true);
+}
+
+function setProbabilities(are) {
+  probabilities = are;
+  $("leave").hidden = !are;
+  for (const control of document.querySelectorAll("#tools input, #size, #clear, #add")) {
+    control.disabled = are;
+  }
+  sliders.gt_prob.disabled = are;
+  $("classes-help").textContent = are
+    ? "Those of the network. Go back to scribbles to paint."
+    : "Choose one and paint it. Give the background a stroke too.";
+}
+
+function leaveResult() {
+  strokes = new Strokes(strokes.width, strokes.height);
+  setProbabilities(false);
+  classes.set([]);
+  marksChanged = true;
+  canvas.clearResult();
+  refreshClasses();
+  canvas.drawStrokes(strokes, classes.colours);
+  undoable();
+  changed();
+}
+
+function sendFile(file) {
+  if (!file) return;
+  const query = `name=${encodeURIComponent(file.name)}`;
+  if (/\.np[yz]$/i.test(file.name)) openResult(() => server.loadResult(query, file));
+  else openPhotograph(query, file);
+}
+
+// ---- painting
+
+let pen = null; // where it is, while it is down
+let cursor = null; // of the keyboard
+
+function label() {
+  return document.querySelector("[name=tool]:checked").value === "erase" ? NONE : classes.chosen;
+}
+
+function at(event) {
+  const box = canvas.element.getBoundingClientRect();
+  return {
+    x: ((event.clientX - box.left) / box.width) * strokes.width,
+    y: ((event.clientY - box.top) / box.height) * strokes.height,
+  };
+}
+
+function stroke(from, to) {
+  const box = strokes.line(from, to, Number($("size").value), label());
+  if (!box) return;
+  canvas.drawStrokes(strokes, classes.colours, box);
+  marksChanged = true;
+  changed();
+}
+
+function penDown(point) {
+  if (probabilities) return;
+  strokes.begin();
+  pen = point;
+  stroke(point, point);
+}
+
+function penUp() {
+  if (!pen) return;
+  pen = null;
+  strokes.end();
+  undoable();
+}
+
+canvas.element.addEventListener("pointerdown", (event) => {
+  if (event.button || probabilities) return;
+  event.preventDefault();
+  canvas.element.focus({ preventScroll: true });
+  canvas.element.setPointerCapture(event.pointerId);
+  hideCursor();
+  penDown(at(event));
+});
+canvas.element.addEventListener("pointermove", (event) => {
+  if (!pen || cursor) return;
+  for (const each of event.getCoalescedEvents?.() ?? [event]) {
+    const point = at(each);
+    stroke(pen, point);
+    pen = point;
+  }
+});
+for (const end of ["pointerup", "pointercancel", "lostpointercapture"]) {
+  canvas.element.addEventListener(end, penUp);
+}
+
+canvas.element.addEventListener("keydown", (event) => {
+  const steps = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
+  if (event.ctrlKey || event.metaKey || event.altKey) return;
+  const move = steps[event.key];
+  if (!move && event.key !== " ") return;
+  event.preventDefault();
+  cursor ??= { x: strokes.width / 2, y: strokes.height / 2 };
+  if (move) {
+    const step = event.shiftKey ? 20 : 4;
+    const next = {
+      x: Math.min(strokes.width - 1, Math.max(0, cursor.x + step * move[0])),
+      y: Math.min(strokes.height - 1, Math.max(0, cursor.y + step * move[1])),
+    };
+    if (pen) stroke(cursor, next);
+    if (pen) pen = next;
+    cursor = next;
+  } else if (pen) {
+    penUp();
+    say("Brush lifted.");
+  } else if (!event.repeat) {
+    penDown(cursor);
+    if (pen) say(label() === NONE ? "Eraser down." : `Painting ${classes.all[classes.chosen].name}.`);
+  }
+  showCursor();
+});
+canvas.element.addEventListener("blur", () => {
+  penUp();
+  hideCursor();
+});
+
+function showCursor() {
+  canvas.brush = cursor && { ...cursor, diameter: Number($("size").value) };
+  canvas.draw();
+}
+
+function hideCursor() {
+  cursor = null;
+  showCursor();
+}
+
+function takeBack(found) {
+  if (found === false) return;
+  if (Array.isArray(found)) {
+    classes.set(found);
+    refreshClasses();
+  }
+  marksChanged = true;
+  canvas.drawStrokes(strokes, classes.colours);
+  undoable();
+  changed();
+}
+
+function undoable() {
+  $("undo").disabled = !strokes.done.length;
+  $("redo").disabled = !strokes.undone.length;
+}
+
+function setTool(value) {
+  document.querySelector(`[name=tool][value=${value}]`).checked = true;
+}
+
+function setSize(value) {
+  $("size").value = value;
+  $("size-value").value = $("size").value;
+  if (cursor) showCursor();
+}
+
+document.addEventListener("keydown", (event) => {
+  const control = event.ctrlKey || event.metaKey, key = event.key.toLowerCase();
+  if (event.target.matches("input[type=text], select")) return;
+  if (control && key === "z") {
+    event.preventDefault();
+    if (!pen) takeBack(event.shiftKey ? strokes.redo() : strokes.undo());
+  } else if (control && key === "y") {
+    event.preventDefault();
+    if (!pen) takeBack(strokes.redo());
+  } else if (control || event.altKey || probabilities) {
+    return;
+  } else if (/^[1-9]$/.test(key)) {
+    classes.choose(Number(key) - 1);
+  } else if (key === "e") {
+    setTool("erase");
+  } else if (key === "b") {
+    setTool("paint");
+  } else if (key === "[" || key === "]") {
+    setSize(Number($("size").value) + (key === "]" ? 1 : -1));
+  }
+});
+
+// ---- classes
+
+classes.addEventListener("choose", () => {
+  setTool("paint");
+  if (shownView() !== "heat") return;
+  $("heat").value = String(classes.chosen);
+  changed(true);
+});
+classes.addEventListener("recolour", () => {
+  canvas.colour(classes.colours);
+  canvas.drawStrokes(strokes, classes.colours);
+});
+classes.addEventListener("rename", refreshClasses);
+classes.addEventListener("change", refreshClasses);
+classes.addEventListener("remove", ({ detail: index }) => {
+  const before = classes.copy();
+  const after = before.filter((_, k) => k !== index);
+  strokes.replace(strokes.marks.map((k) =>
+    k === NONE || k < index ? k : k === index ? NONE : k - 1), [before, after]);
+  takeBack(after);
+});
+
+function refreshClasses() {
+  const chosen = heatClass();
+  $("heat").replaceChildren(...classes.all.map((each, k) => new Option(each.name, k)));
+  $("heat").value = String(Math.min(chosen, classes.all.length - 1));
+  $("add").disabled = classes.fixed || classes.all.length >= MOST;
+}
+
+function heatClass() {
+  return Number($("heat").value) || 0;
+}
+
+// ---- what is shown
+
+let playing = 0;
+
+function shownView() {
+  return document.querySelector("[name=view]:checked").value;
+}
+
+function setView() {
+  const view = shownView();
+  canvas.shown.view = view;
+  $("compare-row").hidden = view !== "compare";
+  $("heat-row").hidden = view !== "heat";
+  $("steps-row").hidden = view !== "steps";
+  stop();
+  canvas.draw();
+  if (view === "heat" || view === "steps") changed(true);
+}
+
+function showSteps(frames) {
+  const step = $("step");
+  const last = Number(step.value) === Number(step.max);
+  step.max = frames - 1;
+  if (last && !playing) step.value = step.max;
+  showStep();
+}
+
+function showStep() {
+  canvas.shown.step = Number($("step").value);
+  $("step-name").textContent = `Iteration ${$("step").value}`;
+  canvas.draw();
+}
+
+function play() {
+  if (playing) return stop();
+  const step = $("step");
+  if (Number(step.value) >= Number(step.max)) step.value = 0;
+  showStep();
+  $("play").textContent = "Pause";
+  playing = setInterval(() => {
+    if (Number(step.value) >= Number(step.max)) return stop();
+    step.value = Number(step.value) + 1;
+    showStep();
+  }, FRAME);
+}
+
+function stop() {
+  clearInterval(playing);
+  playing = 0;
+  $("play").textContent = "Play";
+}
+
+// ---- settings and downloads
+
+function makeSliders() {
+  for (const [key, title, min, max, step, help] of NUMBERS) {
+    const row = document.createElement("div");
+    row.className = "number";
+    row.innerHTML = "<label></label><output></output><input type=range><p class=quiet></p>";
+    const [text, output, range, hint] = row.children;
+    text.textContent = title;
+    text.htmlFor = range.id = `number-${key}`;
+    hint.textContent = help;
+    hint.id = `help-${key}`;
+    range.setAttribute("aria-describedby", hint.id);
+    Object.assign(range, { min, max, step });
+    range.addEventListener("input", () => {
+      output.value = range.value;
+      changed();
+    });
+    sliders[key] = range;
+    $("numbers").append(row);
+  }
+}
+
+function reset() {
+  for (const [key] of NUMBERS) {
+    sliders[key].value = start[key];
+    sliders[key].parentElement.querySelector("output").value = sliders[key].value;
+  }
+  $("method").value = "permutohedral";
+}
+
+async function download(file) {
+  say(`Making ${file}…`);
+  quiet();
+  try {
+    if (marksChanged) {
+      marksChanged = false;
+      await server.sendMarks(strokes.marks);
+    }
+    const content = await server.download(file, { ...wish(), classes: classes.all });
+    const link = document.createElement("a");
+    link.href = URL.createObjectURL(content);
+    link.download = `${name}_${file}`;
+    link.click();
+    setTimeout(() => URL.revokeObjectURL(link.href), 10_000);
+    say(`${link.download} is downloaded.`);
+  } catch (error) {
+    say("");
+    trouble(error);
+  }
+}
+
+function setTheme(dark) {
+  document.documentElement.dataset.theme = dark ? "dark" : "light";
+  $("theme").setAttribute("aria-pressed", String(dark));
+}
+
+// ---- wiring
+
+$("examples").addEventListener("change", (event) => openPhotograph(event.target.value));
+$("open").addEventListener("click", () => $("photo-file").click());
+$("load").addEventListener("click", () => $("result-file").click());
+for (const id of ["photo-file", "result-file"]) {
+  $(id).addEventListener("change", (event) => {
+    const [file] = event.target.files;
+    event.target.value = "";
+    if (!file) return;
+    const query = `name=${encodeURIComponent(file.name)}`;
+    if (id === "photo-file") openPhotograph(query, file);
+    else openResult(() => server.loadResult(query, file));
+  });
+}
+$("segment").addEventListener("click", () => openResult(() => server.segment()));
+$("leave").addEventListener("click", leaveResult);
+$("undo").addEventListener("click", () => takeBack(strokes.undo()));
+$("redo").addEventListener("click", () => takeBack(strokes.redo()));
+$("clear").addEventListener("click", () => {
+  if (!strokes.present.size) return;
+  strokes.replace(new Uint8Array(strokes.marks.length).fill(NONE), null);
+  takeBack(true);
+});
+$("size").addEventListener("input", (event) => setSize(event.target.value));
+for (const radio of document.querySelectorAll("[name=view]")) {
+  radio.addEventListener("change", setView);
+}
+$("compare").addEventListener("input", (event) => {
+  canvas.shown.compare = event.target.value / 100;
+  canvas.draw();
+});
+$("opacity").addEventListener("input", (event) => {
+  canvas.shown.opacity = event.target.value / 100;
+  canvas.draw();
+});
+$("show-strokes").addEventListener("change", (event) => {
+  canvas.shown.strokes = event.target.checked;
+  canvas.draw();
+});
+$("heat").addEventListener("change", () => changed(true));
+$("step").addEventListener("input", () => { stop(); showStep(); });
+$("play").addEventListener("click", play);
+$("add").addEventListener("click", () => classes.add());
+$("reset").addEventListener("click", () => { reset(); changed(true); });
+$("method").addEventListener("change", () => changed(true));
+$("downloads").addEventListener("click", (event) => {
+  const file = event.target.dataset.file;
+  if (file) download(file);
+});
+$("theme").addEventListener("click", () => {
+  setTheme($("theme").getAttribute("aria-pressed") === "false");
+});
+
+for (const what of ["dragover", "dragleave", "drop"]) {
+  document.addEventListener(what, (event) => {
+    event.preventDefault();
+    $("drop").hidden = what !== "dragover";
+    if (what === "drop") sendFile(event.dataTransfer.files[0]);
+  });
+}
+
+async function begin() {
+  setTheme(matchMedia("(prefers-color-scheme: dark)").matches);
+  makeSliders();
+  const about = await server.about();
+  start = about.start;
+  reset();
+  $("segment").hidden = !about.network;
+  const given = about.given.map((each) => new Option(each, "given=1"));
+  const shipped = about.examples.map((each) => new Option(each.title, `example=${each.name}`));
+  $("examples").replaceChildren(...given, ...shipped);
+  await openPhotograph($("examples").value);
+}
+
+begin().catch(trouble);
