@@ -88,6 +88,8 @@ def test_the_wheel_holds_the_packages_with_their_data_and_nothing_else(wheel):
     assert all(name.startswith("deeplab/weights/") for name in weights)
     assert 0 < sum(weights.values()) <= 4e6
     assert "kernels/atrous/triton/configs/sm_90.json" in entries
+    page = {path.name for path in (ROOT / "deeplab" / "app" / "static").iterdir()}
+    assert {f"deeplab/app/static/{name}" for name in page} <= set(entries)
 
 
 def test_the_installed_command_says_its_version(installed):

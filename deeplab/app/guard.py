@@ -77,8 +77,9 @@ class Guard:
             return (
                 f"origin {origin:.80} must be this page's own; requests of other sites are refused"
             )
-        if headers.get("sec-fetch-site") == "cross-site" and scope["method"] != "GET":
-            return "requests of other sites are refused"  # without an origin
+        asked_by = headers.get("sec-fetch-site", "none")
+        if scope["method"] != "GET" and asked_by not in ("same-origin", "none"):
+            return f"a request of a {asked_by:.20} page: other sites are refused"
         return None
 
     def _is_here(self, host: str) -> bool:

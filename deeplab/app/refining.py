@@ -233,7 +233,7 @@ def _by_layer(problem: Problem, wish: Wish) -> Prediction:
         unary = unary_from_labels(problem.annotation.labels, count, wish.gt_prob)
         logits = torch.from_numpy(-unary).reshape(count, *problem.size)
     else:
-        logits = torch.from_numpy(np.clip(problem.probabilities, CLIP, 1.0)).log_()
+        logits = torch.from_numpy(np.log(np.clip(problem.probabilities, CLIP, 1.0)))
     settings = wish.settings
     layer = crf.DenseCRF(
         count,

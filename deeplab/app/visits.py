@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from deeplab.app.inputs import Photograph
 from deeplab.app.refining import Problem
 
-VISITS = 16
+VISITS = 64
 BYTES = 600_000_000  # of all visits together
 
 

@@ -55,36 +55,40 @@ export class Classes extends EventTarget {
 
   #row(each, index) {
     const row = document.createElement("li");
-    const radio = input("radio", `Paint ${each.name}`);
+    const radio = input("radio");
     radio.name = "class";
     radio.checked = index === this.chosen;
     radio.disabled = this.fixed;
     radio.addEventListener("change", () => this.choose(index));
-    const colour = input("color", `Colour of ${each.name}`, hex(each.colour));
+    const colour = input("color", hex(each.colour));
     colour.addEventListener("input", () => {
       each.colour = rgb(colour.value);
       this.#tell("recolour");
     });
-    const name = input("text", `Name of class ${index + 1}`, each.name);
+    const name = input("text", each.name);
     name.maxLength = 60;
     name.spellcheck = false;
+    name.setAttribute("aria-label", `Name of class ${index + 1}`);
     name.addEventListener("focus", () => this.fixed || this.choose(index));
+    const remove = document.createElement("button");
+    remove.type = "button";
+    remove.className = "plain";
+    remove.textContent = "×";
+    remove.hidden = this.fixed || this.all.length < 2;
+    remove.addEventListener("click", () => this.#tell("remove", index));
+    const label = () => {
+      radio.setAttribute("aria-label", `Paint ${each.name}`);
+      colour.setAttribute("aria-label", `Colour of ${each.name}`);
+      remove.setAttribute("aria-label", `Remove ${each.name} and its strokes`);
+      remove.title = `Remove ${each.name} and its strokes`;
+    };
+    label();
     name.addEventListener("input", () => {
       each.name = name.value;
-      radio.setAttribute("aria-label", `Paint ${each.name}`);
+      label();
       this.#tell("rename");
     });
-    row.append(radio, colour, name);
-    if (!this.fixed && this.all.length > 1) {
-      const remove = document.createElement("button");
-      remove.type = "button";
-      remove.className = "plain";
-      remove.textContent = "×";
-      remove.title = `Remove ${each.name} and its strokes`;
-      remove.setAttribute("aria-label", remove.title);
-      remove.addEventListener("click", () => this.#tell("remove", index));
-      row.append(remove);
-    }
+    row.append(radio, colour, name, remove);
     return row;
   }
 
@@ -93,11 +97,10 @@ export class Classes extends EventTarget {
   }
 }
 
-function input(type, label, value = "") {
+function input(type, value = "") {
   const element = document.createElement("input");
   element.type = type;
   element.value = value;
-  element.setAttribute("aria-label", label);
   return element;
 }
 
