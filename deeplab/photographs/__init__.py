@@ -46,7 +46,7 @@ EXAMPLES = {  # by the stem of the files
             "#dc143c": "cup",
             "#46823c": "table",
             "#770ba0": "saucer",
-            "#3c3cc8": "cloth",
+            "#3c3cc8": "background",
             "#00c8dc": "spoon",
         },
     ),
@@ -94,7 +94,11 @@ def picture() -> np.ndarray:
     assert colours is not None  # which read_colours has
     marked = annotation.labels[..., None] > 0
     strokes = np.where(marked, colours[annotation.labels - 1], _pale(image))
-    panels = (image, strokes.astype(np.uint8), outputs.overlay(image, labels, colours))
+    panels = (
+        image,
+        strokes.astype(np.uint8),
+        outputs.overlay(image, labels, outputs.full_palette(colours)),
+    )
     height, width, _ = image.shape
     page = Image.new("RGB", (3 * width + 2 * GAP, height), (255, 255, 255))
     for i, panel in enumerate(panels):

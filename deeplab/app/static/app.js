@@ -12,14 +12,14 @@ import { NONE, Strokes } from "./strokes.js";
 const PAUSE = 250; // ms after the last change until the whole photograph is refined
 const FRAME = 450; // ms of an iteration in the animation
 
-// Name, what it is called, its range, and what it does; those of the server's settings.
+// Name of the setting, what it is called (| begins a subscript), range, step, and what it does.
 const NUMBERS = [
-  ["bilateral_weight", "Appearance weight w₁", 0, 20, 0.5,
+  ["bilateral_weight", "Appearance weight w|1", 0, 20, 0.5,
     "How much pixels of like colour pull each other."],
-  ["bilateral_sigma_xy", "Appearance reach σxy", 1, 150, 1, "How far that pull reaches, in pixels."],
-  ["bilateral_sigma_rgb", "Colour tolerance σrgb", 1, 60, 0.5,
+  ["bilateral_sigma_xy", "Appearance reach σ|xy", 1, 150, 1, "How far that pull reaches, in pixels."],
+  ["bilateral_sigma_rgb", "Colour tolerance σ|rgb", 1, 60, 0.5,
     "Which colours count as alike, in grey levels of 255."],
-  ["gaussian_weight", "Smoothness weight w₂", 0, 20, 0.5, "How much plain neighbours pull."],
+  ["gaussian_weight", "Smoothness weight w|2", 0, 20, 0.5, "How much plain neighbours pull."],
   ["gaussian_sigma_xy", "Smoothness reach σ", 0.5, 20, 0.5, "Removes specks of about this size."],
   ["iterations", "Iterations", 0, 20, 1, "Mean-field updates. The tab Iterations shows each."],
   ["gt_prob", "Trust in strokes", 0.55, 0.99, 0.01, "Lower lets the CRF overrule a slip of the pen."],
@@ -33,7 +33,9 @@ let strokes = new Strokes(1, 1);
 let start = {};
 let probabilities = false; // of a network, instead of strokes
 let marksChanged = false;
+let kept = null; // strokes and classes, while a network's probabilities take their place
 let name = "photograph";
+let remark = ""; // what reading changed in the last file
 
 // ---- asking the server
 
@@ -68,7 +70,7 @@ async function pump() {
     const { preview } = work.wanted;
     work.wanted = null;
     work.broken = preview ? null : new AbortController();
-    $("frame").toggleAttribute("aria-busy", !preview);
+    $("frame").setAttribute("aria-busy", String(!preview));
     try {
       await compute(preview, work.broken?.signal);
     } catch (error) {
@@ -79,7 +81,7 @@ async function pump() {
   }
   work.broken = null;
   work.running = false;
-  $("frame").removeAttribute("aria-busy");
+  $("frame").setAttribute("aria-busy", "false");
 }
 
 async function compute(preview, signal) {
@@ -106,9 +108,10 @@ async function compute(preview, signal) {
   const seconds = ((performance.now() - began) / 1000).toFixed(2);
   const size = `${about.width} × ${about.height}`;
   const exact = $("method").value === "exact" && !about.whole;
-  say(view === "steps" ? `${about.frames - 1} iterations at ${size} in ${seconds} s.`
+  const told = view === "steps" ? `${about.frames - 1} iterations at ${size} in ${seconds} s.`
     : exact ? `All pairs at ${size}, reduced, in ${seconds} s. Downloads want the lattice.`
-      : `Refined at ${size} in ${seconds} s.`);
+      : `Refined at ${size} in ${seconds} s.`;
+  say(remark ? `${told} Note: ${remark}.` : told);
   if (!work.wanted) document.body.dataset.state = "done";
 }
 
@@ -155,6 +158,7 @@ async function openPhotograph(query, body) {
   const photo = await createImageBitmap(new Blob([parts[0]], { type: "image/png" }));
   strokes = new Strokes(about.width, about.height, parts[1]);
   classes.chosen = 0;
+  kept = null;
   setProbabilities(false);
   classes.set(about.classes);
   marksChanged = false;
@@ -165,7 +169,7 @@ async function openPhotograph(query, body) {
   refreshClasses();
   canvas.drawStrokes(strokes, classes.colours);
   undoable();
-  say(about.notes.join("; ") || `${about.name}, ${about.width} × ${about.height}`);
+  remark = about.notes.join("; ");
   changed(true);
 }
 
@@ -181,20 +185,23 @@ async function openResult(loaded) {
     return;
   }
   const { about, parts } = found;
-  setProbabilities(about.probabilities);
-  const before = classes.copy();
+  const before = kept ? kept.classes : classes.copy();
   if (about.probabilities) {
+    kept ??= { strokes, classes: before };
     strokes = new Strokes(strokes.width, strokes.height);
     classes.set(about.classes, true);
   } else {
+    if (kept) strokes = kept.strokes;
+    kept = null;
     classes.set(about.classes);
     strokes.replace(parts[0], [before, classes.copy()]);
   }
+  setProbabilities(about.probabilities);
   marksChanged = false;
   refreshClasses();
   canvas.drawStrokes(strokes, classes.colours);
   undoable();
-  if (about.notes.length) say(about.notes.join("; "));
+  remark = about.notes.join("; ");
   changed(true);
 }
 
@@ -211,9 +218,11 @@ function setProbabilities(are) {
 }
 
 function leaveResult() {
-  strokes = new Strokes(strokes.width, strokes.height);
+  strokes = kept.strokes;
   setProbabilities(false);
-  classes.set([]);
+  classes.set(kept.classes);
+  kept = null;
+  remark = "";
   marksChanged = true;
   canvas.clearResult();
   refreshClasses();
@@ -426,7 +435,7 @@ function setView() {
   $("steps-row").hidden = view !== "steps";
   stop();
   canvas.draw();
-  if (view === "heat" || view === "steps") changed(true);
+  if (view === "heat" || view === "steps" || !canvas.whole) changed(true);
 }
 
 function showSteps(frames) {
@@ -470,7 +479,9 @@ function makeSliders() {
     row.className = "number";
     row.innerHTML = "<label></label><output></output><input type=range><p class=quiet></p>";
     const [text, output, range, hint] = row.children;
-    text.textContent = title;
+    const [word, below] = title.split("|");
+    text.textContent = word;
+    if (below) text.append(Object.assign(document.createElement("sub"), { textContent: below }));
     text.htmlFor = range.id = `number-${key}`;
     hint.textContent = help;
     hint.id = `help-${key}`;

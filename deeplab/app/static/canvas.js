@@ -49,6 +49,11 @@ export class Canvas {
     this.draw();
   }
 
+  // Whether the result has as many pixels as the photograph.
+  get whole() {
+    return this.frames.length > 0 && this.frames[0].width === this.element.width;
+  }
+
   // frames: labels uint8 of width * height; heats: uint8, one a frame, or none.
   setResult({ width, height, frames, heats }, colours) {
     this.frames = frames.map((labels) => ({ labels, width, height }));

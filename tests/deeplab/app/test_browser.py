@@ -228,6 +228,7 @@ def test_a_photograph_and_a_networks_result_are_opened(visit: Callable[..., Any]
     page.get_by_role("button", name="Back to scribbles").click()
     page.wait_for_selector("body[data-state=waiting]")
     assert page.get_by_role("radio", name="Erase").is_enabled()
+    assert page.get_by_label("Name of class 2").input_value() == "object"
 
 
 def test_each_view_shows_its_own(visit: Callable[..., Any]) -> None:
@@ -248,7 +249,7 @@ def test_each_view_shows_its_own(visit: Callable[..., Any]) -> None:
     assert colour(page, 100, 100) == result
     page.locator("#step").fill("0")
     assert page.inner_text("#step-name") == "Iteration 0"
-    assert redder(page, 20, 100) == redder(page, 160, 100)
+    assert redder(page, 20, 100) == redder(page, 160, 100)  # no opinion but at the strokes
     page.get_by_role("button", name="Play").click()
     page.get_by_role("button", name="Pause").wait_for()
     page.get_by_text("Iteration 1", exact=True).wait_for()
@@ -314,6 +315,19 @@ def test_on_a_phone_nothing_is_cut_off_and_a_finger_paints(visit: Callable[..., 
             .map((each) => each.outerHTML)"""
     )
     assert outside == []
+    overlapping = page.evaluate(
+        """() => {
+            const all = [...document.querySelectorAll('.stage button, .stage select, .stage span')]
+                .filter((each) => each.offsetParent && each.textContent)
+                .map((each) => [each, each.getBoundingClientRect()]);
+            const meet = (a, b) => a.left < b.right && b.left < a.right &&
+                a.top < b.bottom && b.top < a.bottom;
+            return all.flatMap(([one, a]) => all.filter(([other, b]) =>
+                one !== other && !one.contains(other) && !other.contains(one) && meet(a, b))
+                .map(([other]) => `${one.textContent} and ${other.textContent}`));
+        }"""
+    )
+    assert overlapping == []
     page.get_by_role("radio", name="Paint left").check()
     page.touchscreen.tap(*centre(page, 150, 60))
     page.wait_for_selector(DONE)
