@@ -11,8 +11,8 @@
 Answers with arrays are a JSON text and the arrays behind it (`_packed`); everything that a person
 can mend is answered by {"error": "..."} and a status of 4xx.
 
-One thread computes, for all visits in turn. It cannot be interrupted, so that what takes too long
-is refused before it starts (`refining`).
+One thread computes, for all visits in turn, and another reads files. They cannot be interrupted, so
+that what takes too long is refused before it starts (`refining`).
 """
 
 from __future__ import annotations
@@ -100,7 +100,8 @@ class Server:
         self.classes = classes
         self.max_megapixels = max_megapixels
         self.visits = Visits()
-        self._thread = ThreadPoolExecutor(1, "deeplab-app")
+        self._computing = ThreadPoolExecutor(1, "deeplab-app-crf")
+        self._opening = ThreadPoolExecutor(1, "deeplab-app-files")  # meanwhile, one at a time too
         self._being_read = 0
 
     def application(self, names: Sequence[str] = NAMES) -> Guard:
@@ -115,7 +116,7 @@ class Server:
         }
         pages = Starlette(
             routes=[
-                *(Route(path, _file, methods=["GET"]) for path in FILES),
+                *(Route(path, _page, methods=["GET"]) for path in FILES),
                 Route("/api/about", self._about, methods=["GET"]),
                 *(
                     Route(path, self._answering(post), methods=["POST"])
@@ -130,11 +131,12 @@ class Server:
         """Load what the first request would wait for."""
         marks = np.array([[0, 255, 255, 1]] * 4, np.uint8)
         problem = Problem(np.zeros((4, 4, 3), np.uint8), marks)
-        self._thread.submit(refined, problem, Wish.of({}))
+        self._computing.submit(refined, problem, Wish.of({}))
 
     def close(self) -> None:
         """Begin nothing more; what is being computed is left to end."""
-        self._thread.shutdown(wait=False, cancel_futures=True)
+        self._computing.shutdown(wait=False, cancel_futures=True)
+        self._opening.shutdown(wait=False, cancel_futures=True)
 
     async def _about(self, _: Request) -> Response:
         own = [] if self.photograph is None else [self.photograph.name]
@@ -160,15 +162,15 @@ class Server:
         if "given" in asked and self.photograph is not None:
             photograph = self.photograph
         elif "example" in asked:
-            photograph = await self._compute(inputs.open_example, asked["example"])
+            photograph = await self._file(inputs.open_example, asked["example"])
         else:
             content = await self._body(request, UPLOAD)
-            photograph = await self._compute(
+            photograph = await self._file(
                 inputs.open_photograph, asked.get("name", ""), self.max_megapixels, content
             )
         self.visits.end(request.headers.get(TOKEN, ""))
         token, visit = self.visits.begin(photograph)
-        picture = await self._compute(outputs.picture_png, photograph.image)
+        picture = await self._file(outputs.picture_png, photograph.image)
         height, width = visit.problem.size
         classes = zip(photograph.classes, photograph.colours, strict=True)
         about = {
@@ -186,7 +188,7 @@ class Server:
         visit = self._visit(request)
         content = await self._body(request, UPLOAD)
         name = request.query_params.get("name", "")
-        found = await self._compute(inputs.open_result, name, content, visit.problem.size)
+        found = await self._file(inputs.open_result, name, content, visit.problem.size)
         return self._with_result(visit, found)
 
     async def _segment(self, request: Request) -> Response:
@@ -300,9 +302,11 @@ class Server:
 
     async def _compute(self, function: Callable[..., T], *arguments: Any) -> T:
         """Call it in the thread that computes; TimeoutError if its turn does not come."""
-        loop = asyncio.get_running_loop()
-        async with asyncio.timeout(COMPUTING):
-            return await loop.run_in_executor(self._thread, function, *arguments)
+        return await _in_turn(self._computing, function, *arguments)
+
+    async def _file(self, function: Callable[..., T], *arguments: Any) -> T:
+        """The same in the thread that reads and writes files."""
+        return await _in_turn(self._opening, function, *arguments)
 
     def _answering(
         self, answer: Callable[[Request], Awaitable[Response]]
@@ -335,7 +339,13 @@ def _refined(problem: Problem, wish: Wish, k: int, each: bool) -> list[Refined]:
     return list(steps(small, fitting)) if each else [refined(small, fitting)]
 
 
-async def _file(request: Request) -> Response:
+async def _in_turn(thread: ThreadPoolExecutor, function: Callable[..., T], *arguments: Any) -> T:
+    loop = asyncio.get_running_loop()
+    async with asyncio.timeout(COMPUTING):
+        return await loop.run_in_executor(thread, function, *arguments)
+
+
+async def _page(request: Request) -> Response:
     name, kind = FILES[request.url.path]
     content = resources.files("deeplab.app").joinpath("static", name).read_bytes()
     return Response(content, media_type=kind)

@@ -170,6 +170,7 @@ async function openPhotograph(query, body) {
   canvas.drawStrokes(strokes, classes.colours);
   undoable();
   remark = about.notes.join("; ");
+  say(`${about.name}, ${about.width} × ${about.height} pixels. Refining…`);
   changed(true);
 }
 

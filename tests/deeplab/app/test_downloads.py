@@ -28,12 +28,12 @@ CLASSES = classes_of(
 
 def scribbled() -> Problem:
     """Classes 0 and 2 have strokes, 1 has none."""
-    image, marks = halves()
+    image, marks = halves(20, 32)
     return Problem(image, np.where(marks == 1, 2, marks).astype(np.uint8))
 
 
 def of_a_network() -> Problem:
-    return replace(scribbled(), probabilities=softmax(40, 60, 3))
+    return replace(scribbled(), probabilities=softmax(20, 32, 3))
 
 
 @pytest.mark.parametrize("problem", [scribbled(), of_a_network()], ids=["scribbles", "network"])
@@ -70,8 +70,8 @@ def test_settings_are_read_back(tmp_path: Path) -> None:
 
 def test_the_overlay_has_a_legend_below_the_photograph() -> None:
     picture = Image.open(io.BytesIO(download("overlay.png", scribbled(), WISH, CLASSES)))
-    assert picture.width >= 60
-    assert picture.height > 40
+    assert picture.width >= 32
+    assert picture.height > 20
 
 
 def test_the_mask_has_the_colours_of_the_classes() -> None:

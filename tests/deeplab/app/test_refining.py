@@ -83,14 +83,14 @@ def test_probabilities_are_refined_as_elsewhere(problem: Problem, wish: Wish) ->
 
 
 @pytest.mark.parametrize("network", [False, True])
-def test_exact_is_that_of_the_layer(problem: Problem, wish: Wish, network: bool) -> None:
-    wish = replace(wish, method="exact")
+def test_exact_is_that_of_the_layer(wish: Wish, network: bool) -> None:
+    wish, problem = replace(wish, method="exact"), Problem(*halves(20, 32))
     if network:
-        problem = replace(problem, probabilities=softmax(40, 60, 2))
+        problem = replace(problem, probabilities=softmax(20, 32, 2))
         assert problem.probabilities is not None
         logits = np.log(problem.probabilities)
     else:
-        logits = -unary_from_labels(problem.annotation.labels, 2, 0.7).reshape(2, 40, 60)
+        logits = -unary_from_labels(problem.annotation.labels, 2, 0.7).reshape(2, 20, 32)
     layer = crf.DenseCRF(
         2,
         gaussian=crf.Gaussian(3, 3),

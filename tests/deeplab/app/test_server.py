@@ -3,6 +3,7 @@
 import asyncio
 import io
 import re
+import socket
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
@@ -65,7 +66,10 @@ def test_no_other_path_can_be_read(client: Client, path: str) -> None:
     assert answer.error == "there is no such page"
 
 
-@pytest.mark.parametrize(("method", "path"), [("POST", "/"), ("GET", "/api/open"), ("PUT", "/")])
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [("POST", "/"), ("GET", "/api/open"), ("PUT", "/"), ("OPTIONS", "/api/open")],
+)
 def test_other_methods_are_refused(client: Client, method: str, path: str) -> None:
     assert client.ask(method, path).status == 405
 
@@ -379,17 +383,31 @@ def test_of_waiting_computations_the_newest_wins() -> None:
 def blocked(served: tuple[Server, int]) -> Iterator[None]:
     """The thread that computes is busy with something else."""
     free = threading.Event()
-    served[0]._thread.submit(free.wait, 30)
+    served[0]._computing.submit(free.wait, 30)
     yield
     free.set()
 
 
 @pytest.mark.usefixtures("blocked")
 def test_who_waits_too_long_is_told(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    image, marks = halves()
+    client.open(image)  # which does not wait for what is being computed
+    client.post("/api/marks", marks.tobytes())
     monkeypatch.setattr(server, "COMPUTING", 0.05)
-    answer = client.post("/api/open?example=coffee")
+    answer = client.post("/api/refine", SETTINGS)
     assert answer.status == 503
     assert "too much is asked for at once" in answer.error
+
+
+def test_a_request_that_does_not_come_is_given_up(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server, "READING", 0.1)
+    with socket.create_connection(("127.0.0.1", client.port), timeout=20) as slow:
+        slow.sendall(
+            b"POST /api/open?name=a.png HTTP/1.1\r\nHost: localhost\r\nContent-Length: 99\r\n\r\nx"
+        )
+        assert slow.recv(1000).startswith(b"HTTP/1.1 503")
 
 
 def test_more_than_can_be_read_at_once_is_refused(
