@@ -36,8 +36,6 @@ from deeplab import photographs
 from deeplab.app import downloads, inputs
 from deeplab.app.guard import NAMES, Guard
 from deeplab.app.refining import (
-    ITERATIONS,
-    METHODS,
     NUMBERS,
     Problem,
     Refined,
@@ -84,7 +82,7 @@ class Server:
     Args:
         photograph: what the page opens first; None: an example.
         network: segments photographs on request; None: the page does not offer it.
-        names: of the network's classes, and their colours.
+        classes: names and colours of the network's; None only where there is no network.
         max_megapixels: photographs of more pixels (10^6) are refused.
     """
 
@@ -149,8 +147,6 @@ class Server:
                 "given": own,
                 "examples": examples,
                 "network": self.network is not None,
-                "iterations": ITERATIONS,
-                "methods": METHODS,
                 "upload": UPLOAD,
                 "start": {name: settings[name] for name in NUMBERS} | {"gt_prob": GT_PROB},
             }

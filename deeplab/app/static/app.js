@@ -31,6 +31,7 @@ const classes = new Classes($("classes"));
 const sliders = {};
 let strokes = new Strokes(1, 1);
 let start = {};
+let most = Infinity; // bytes of a file
 let probabilities = false; // of a network, instead of strokes
 let marksChanged = false;
 let kept = null; // strokes and classes, while a network's probabilities take their place
@@ -232,10 +233,15 @@ function leaveResult() {
   changed();
 }
 
-function sendFile(file) {
+function sendFile(file, isResult) {
   if (!file) return;
+  if (file.size > most) {
+    const [is, can] = [file.size, most].map((bytes) => (bytes / 1e6).toPrecision(3));
+    trouble(new Error(`${file.name}: ${is} MB, at most ${can} MB are read; make it smaller.`));
+    return;
+  }
   const query = `name=${encodeURIComponent(file.name)}`;
-  if (/\.np[yz]$/i.test(file.name)) openResult(() => server.loadResult(query, file));
+  if (isResult) openResult(() => server.loadResult(query, file));
   else openPhotograph(query, file);
 }
 
@@ -540,10 +546,7 @@ for (const id of ["photo-file", "result-file"]) {
   $(id).addEventListener("change", (event) => {
     const [file] = event.target.files;
     event.target.value = "";
-    if (!file) return;
-    const query = `name=${encodeURIComponent(file.name)}`;
-    if (id === "photo-file") openPhotograph(query, file);
-    else openResult(() => server.loadResult(query, file));
+    sendFile(file, id === "result-file");
   });
 }
 $("segment").addEventListener("click", () => openResult(() => server.segment()));
@@ -589,7 +592,9 @@ for (const what of ["dragover", "dragleave", "drop"]) {
   document.addEventListener(what, (event) => {
     event.preventDefault();
     $("drop").hidden = what !== "dragover";
-    if (what === "drop") sendFile(event.dataTransfer.files[0]);
+    if (what !== "drop") return;
+    const [file] = event.dataTransfer.files;
+    sendFile(file, /\.np[yz]$/i.test(file?.name));
   });
 }
 
@@ -598,6 +603,7 @@ async function begin() {
   makeSliders();
   const about = await server.about();
   start = about.start;
+  most = about.upload;
   reset();
   $("segment").hidden = !about.network;
   const given = about.given.map((each) => new Option(each, "given=1"));

@@ -13,6 +13,7 @@ from app_browser import browser
 from PIL import Image
 from running_app import SETTINGS, halves, npz, png, running, softmax
 
+from deeplab.app import server
 from deeplab.app.inputs import Photograph
 from deeplab.app.refining import Problem, Wish, refined
 from deeplab.app.server import Server
@@ -196,11 +197,15 @@ def test_downloads_are_what_the_package_computes(visit: Callable[..., Any]) -> N
     assert b"bilateral_weight = 5" in Path(waiting.value.path()).read_bytes()
 
 
-def test_a_wrong_file_is_explained_and_nothing_is_lost(visit: Callable[..., Any]) -> None:
+def test_a_wrong_file_is_explained_and_nothing_is_lost(
+    visit: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server, "UPLOAD", 3000)
     page = visit(refusal="400")
     said = page.get_by_role("alert")
     for field, name, content in (
         ("#photo-file", "notes.txt", b"no picture"),
+        ("#photo-file", "large.png", bytes(3010)),
         ("#result-file", "other.npz", npz(p=softmax(7, 9, 3))),
     ):
         file = {"name": name, "mimeType": "application/octet-stream", "buffer": content}
@@ -221,7 +226,15 @@ def test_a_photograph_and_a_networks_result_are_opened(visit: Callable[..., Any]
     page.wait_for_selector("body[data-state=waiting]")
     assert page.get_by_role("radio", name="Paint background").is_checked()
     content = npz(p=softmax(60, 90, 3), class_names=np.array(["a", "b", "c"]))
-    page.set_input_files("#result-file", {"name": "r.npz", "mimeType": "a/b", "buffer": content})
+    dropped = page.evaluate_handle(
+        """(bytes) => {
+            const dropped = new DataTransfer();
+            dropped.items.add(new File([new Uint8Array(bytes)], 'r.npz'));
+            return dropped;
+        }""",
+        list(content),
+    )
+    page.dispatch_event("#frame", "drop", {"dataTransfer": dropped})
     page.wait_for_selector(DONE)
     assert page.get_by_label("Name of class 3").input_value() == "c"
     assert page.get_by_role("radio", name="Erase").is_disabled()
