@@ -54,7 +54,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-SCRIPTS = ("app", "canvas", "classes", "server", "strokes")
+SCRIPTS = ("app", "canvas", "classes", "numbers", "painting", "server", "strokes")
 FILES = {  # of the folder static, by address
     "/": ("index.html", "text/html; charset=utf-8"),
     "/app.css": ("app.css", "text/css; charset=utf-8"),

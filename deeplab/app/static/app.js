@@ -7,28 +7,17 @@
 import * as server from "./server.js";
 import { Canvas } from "./canvas.js";
 import { Classes, MOST } from "./classes.js";
+import { Numbers } from "./numbers.js";
+import { Painter } from "./painting.js";
 import { NONE, Strokes } from "./strokes.js";
 
 const PAUSE = 250; // ms after the last change until the whole photograph is refined
 const FRAME = 450; // ms of an iteration in the animation
 
-// Name of the setting, what it is called (| begins a subscript), range, step, and what it does.
-const NUMBERS = [
-  ["bilateral_weight", "Appearance weight w|1", 0, 20, 0.5,
-    "How much pixels of like colour pull each other."],
-  ["bilateral_sigma_xy", "Appearance reach σ|xy", 1, 150, 1, "How far that pull reaches, in pixels."],
-  ["bilateral_sigma_rgb", "Colour tolerance σ|rgb", 1, 60, 0.5,
-    "Which colours count as alike, in grey levels of 255."],
-  ["gaussian_weight", "Smoothness weight w|2", 0, 20, 0.5, "How much plain neighbours pull."],
-  ["gaussian_sigma_xy", "Smoothness reach σ", 0.5, 20, 0.5, "Removes specks of about this size."],
-  ["iterations", "Iterations", 0, 20, 1, "Mean-field updates. The tab Iterations shows each."],
-  ["gt_prob", "Trust in strokes", 0.55, 0.99, 0.01, "Lower lets the CRF overrule a slip of the pen."],
-];
-
 const $ = (id) => document.getElementById(id);
 const canvas = new Canvas($("canvas"));
 const classes = new Classes($("classes"));
-const sliders = {};
+const numbers = new Numbers($("numbers"), () => changed());
 let strokes = new Strokes(1, 1);
 let start = {};
 let most = Infinity; // bytes of a file
@@ -117,10 +106,7 @@ async function compute(preview, signal) {
 }
 
 function wish() {
-  const numbers = Object.fromEntries(
-    NUMBERS.map(([key]) => [key, Number(sliders[key].value)]),
-  );
-  return { ...numbers, method: $("method").value };
+  return { ...numbers.values, method: $("method").value };
 }
 
 // ---- saying something
@@ -213,7 +199,7 @@ function setProbabilities(are) {
   for (const control of document.querySelectorAll("#tools input, #size, #clear, #add")) {
     control.disabled = are;
   }
-  sliders.gt_prob.disabled = are;
+  numbers.sliders.gt_prob.disabled = are;
   $("classes-help").textContent = are
     ? "Those of the network. Go back to scribbles to paint."
     : "Choose one and paint it. Give the background a stroke too.";
@@ -247,101 +233,23 @@ function sendFile(file, isResult) {
 
 // ---- painting
 
-let pen = null; // where it is, while it is down
-let cursor = null; // of the keyboard
+const painter = new Painter(canvas, {
+  strokes: () => strokes,
+  label,
+  diameter: () => Number($("size").value),
+  allowed: () => !probabilities,
+  painted: (box) => {
+    canvas.drawStrokes(strokes, classes.colours, box);
+    marksChanged = true;
+    changed();
+  },
+  ended: undoable,
+  say: (down) => say(!down ? "Brush lifted." : label() === NONE ? "Eraser down."
+    : `Painting ${classes.all[classes.chosen].name}.`),
+});
 
 function label() {
   return document.querySelector("[name=tool]:checked").value === "erase" ? NONE : classes.chosen;
-}
-
-function at(event) {
-  const box = canvas.element.getBoundingClientRect();
-  return {
-    x: ((event.clientX - box.left) / box.width) * strokes.width,
-    y: ((event.clientY - box.top) / box.height) * strokes.height,
-  };
-}
-
-function stroke(from, to) {
-  const box = strokes.line(from, to, Number($("size").value), label());
-  if (!box) return;
-  canvas.drawStrokes(strokes, classes.colours, box);
-  marksChanged = true;
-  changed();
-}
-
-function penDown(point) {
-  if (probabilities) return;
-  strokes.begin();
-  pen = point;
-  stroke(point, point);
-}
-
-function penUp() {
-  if (!pen) return;
-  pen = null;
-  strokes.end();
-  undoable();
-}
-
-canvas.element.addEventListener("pointerdown", (event) => {
-  if (event.button || probabilities) return;
-  event.preventDefault();
-  canvas.element.focus({ preventScroll: true });
-  canvas.element.setPointerCapture(event.pointerId);
-  hideCursor();
-  penDown(at(event));
-});
-canvas.element.addEventListener("pointermove", (event) => {
-  if (!pen || cursor) return;
-  for (const each of event.getCoalescedEvents?.() ?? [event]) {
-    const point = at(each);
-    stroke(pen, point);
-    pen = point;
-  }
-});
-for (const end of ["pointerup", "pointercancel", "lostpointercapture"]) {
-  canvas.element.addEventListener(end, penUp);
-}
-
-canvas.element.addEventListener("keydown", (event) => {
-  const steps = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
-  if (event.ctrlKey || event.metaKey || event.altKey) return;
-  const move = steps[event.key];
-  if (!move && event.key !== " ") return;
-  event.preventDefault();
-  cursor ??= { x: strokes.width / 2, y: strokes.height / 2 };
-  if (move) {
-    const step = event.shiftKey ? 20 : 4;
-    const next = {
-      x: Math.min(strokes.width - 1, Math.max(0, cursor.x + step * move[0])),
-      y: Math.min(strokes.height - 1, Math.max(0, cursor.y + step * move[1])),
-    };
-    if (pen) stroke(cursor, next);
-    if (pen) pen = next;
-    cursor = next;
-  } else if (pen) {
-    penUp();
-    say("Brush lifted.");
-  } else if (!event.repeat) {
-    penDown(cursor);
-    if (pen) say(label() === NONE ? "Eraser down." : `Painting ${classes.all[classes.chosen].name}.`);
-  }
-  showCursor();
-});
-canvas.element.addEventListener("blur", () => {
-  penUp();
-  hideCursor();
-});
-
-function showCursor() {
-  canvas.brush = cursor && { ...cursor, diameter: Number($("size").value) };
-  canvas.draw();
-}
-
-function hideCursor() {
-  cursor = null;
-  showCursor();
 }
 
 function takeBack(found) {
@@ -368,7 +276,7 @@ function setTool(value) {
 function setSize(value) {
   $("size").value = value;
   $("size-value").value = $("size").value;
-  if (cursor) showCursor();
+  painter.showCursor();
 }
 
 document.addEventListener("keydown", (event) => {
@@ -376,10 +284,10 @@ document.addEventListener("keydown", (event) => {
   if (event.target.matches("input[type=text], select")) return;
   if (control && key === "z") {
     event.preventDefault();
-    if (!pen) takeBack(event.shiftKey ? strokes.redo() : strokes.undo());
+    if (!painter.pen) takeBack(event.shiftKey ? strokes.redo() : strokes.undo());
   } else if (control && key === "y") {
     event.preventDefault();
-    if (!pen) takeBack(strokes.redo());
+    if (!painter.pen) takeBack(strokes.redo());
   } else if (control || event.altKey || probabilities) {
     return;
   } else if (/^[1-9]$/.test(key)) {
@@ -480,37 +388,6 @@ function stop() {
 
 // ---- settings and downloads
 
-function makeSliders() {
-  for (const [key, title, min, max, step, help] of NUMBERS) {
-    const row = document.createElement("div");
-    row.className = "number";
-    row.innerHTML = "<label></label><output></output><input type=range><p class=quiet></p>";
-    const [text, output, range, hint] = row.children;
-    const [word, below] = title.split("|");
-    text.textContent = word;
-    if (below) text.append(Object.assign(document.createElement("sub"), { textContent: below }));
-    text.htmlFor = range.id = `number-${key}`;
-    hint.textContent = help;
-    hint.id = `help-${key}`;
-    range.setAttribute("aria-describedby", hint.id);
-    Object.assign(range, { min, max, step });
-    range.addEventListener("input", () => {
-      output.value = range.value;
-      changed();
-    });
-    sliders[key] = range;
-    $("numbers").append(row);
-  }
-}
-
-function reset() {
-  for (const [key] of NUMBERS) {
-    sliders[key].value = start[key];
-    sliders[key].parentElement.querySelector("output").value = sliders[key].value;
-  }
-  $("method").value = "permutohedral";
-}
-
 async function download(file) {
   say(`Making ${file}…`);
   quiet();
@@ -578,7 +455,11 @@ $("heat").addEventListener("change", () => changed(true));
 $("step").addEventListener("input", () => { stop(); showStep(); });
 $("play").addEventListener("click", play);
 $("add").addEventListener("click", () => classes.add());
-$("reset").addEventListener("click", () => { reset(); changed(true); });
+$("reset").addEventListener("click", () => {
+  numbers.values = start;
+  $("method").value = "permutohedral";
+  changed(true);
+});
 $("method").addEventListener("change", () => changed(true));
 $("downloads").addEventListener("click", (event) => {
   const file = event.target.dataset.file;
@@ -600,11 +481,10 @@ for (const what of ["dragover", "dragleave", "drop"]) {
 
 async function begin() {
   setTheme(matchMedia("(prefers-color-scheme: dark)").matches);
-  makeSliders();
   const about = await server.about();
   start = about.start;
   most = about.upload;
-  reset();
+  numbers.values = start;
   $("segment").hidden = !about.network;
   const given = about.given.map((each) => new Option(each, "given=1"));
   const shipped = about.examples.map((each) => new Option(each.title, `example=${each.name}`));

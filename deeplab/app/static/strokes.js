@@ -35,7 +35,7 @@ export class Strokes {
   end(classes = null) {
     const before = this.before;
     this.before = null;
-    if (!this.box && !classes) return false;
+    if (!before || (!this.box && !classes)) return false;
     const box = this.box ?? { left: 0, top: 0, right: this.width, bottom: this.height };
     this.done.push({ box, before: cut(before, box, this.width),
                      after: cut(this.marks, box, this.width), classes });
