@@ -20,7 +20,7 @@ from deeplab.data.annotations import UNSURE_INDEX, read_indices, read_probabilit
 from deeplab.data.images import SUFFIXES, read_image
 from deeplab.errors import InputError
 
-WORKING = 1_500_000  # pixels
+WORKING = 1_000_000  # pixels
 VALUES = 64_000_000  # probabilities of a result, at most: 256 MB as float32
 UNPACKED = 4 * VALUES + 1_000_000  # bytes of the arrays of an .npz
 ARRAYS = (".npy", ".npz")

@@ -16,13 +16,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 
 import crf
 from crf.layer import Method
 from crf.pydensecrf.utils import unary_from_labels
 from deeplab.crf_settings import CRFSettings
 from deeplab.data.annotations import GT_PROB, UNSURE_INDEX, Annotation
-from deeplab.data.large import factor, shrunk
+from deeplab.data.large import factor
 from deeplab.errors import InputError
 from deeplab.predict import Prediction, as_batch
 from deeplab.refine import CLIP, refine_probabilities, refine_scribbles
@@ -116,28 +117,31 @@ class Problem:
         """The classes that take part, rising: all of a network's, or those with a scribble."""
         if self.probabilities is not None:
             return np.arange(len(self.probabilities), dtype=np.uint8)
-        found = np.unique(self.marks)
-        return found[found != UNSURE_INDEX]
+        counts = np.bincount(self.marks.ravel(), minlength=UNSURE_INDEX + 1)
+        return np.flatnonzero(counts[:UNSURE_INDEX]).astype(np.uint8)
 
     @property
     def annotation(self) -> Annotation:
         """The scribbles, with the classes that take part counted from 0 on."""
         classes = self.classes
-        labels = np.where(
-            self.marks == UNSURE_INDEX, 0, np.searchsorted(classes, self.marks) + 1
-        ).astype(np.int64)
-        return Annotation(labels, len(classes))
+        table = np.zeros(UNSURE_INDEX + 1, np.int64)
+        table[classes] = np.arange(1, len(classes) + 1)
+        return Annotation(table[self.marks], len(classes))
 
     def reduced(self, k: int) -> Problem:
-        """k pixels a side as one: a pixel is marked where any of them is."""
+        """k pixels a side as one, their mean; marked where any of them is.
+
+        Up to k - 1 at the right and lower edge are left out.
+        """
         if k == 1:
             return self
-        image, _ = shrunk(self.image, self.marks, k)
-        height, width = image.shape[:2]
         rows, columns = (min(k, side) for side in self.size)  # of thin pictures
+        height, width = self.size[0] // rows, self.size[1] // columns
         blocks = (height, rows, width, columns)
+        whole = self.image[: height * rows, : width * columns]
+        image = np.array(Image.fromarray(whole).reduce((columns, rows)))
         inside = self.marks[: height * rows, : width * columns]
-        marks = inside.reshape(blocks).min((1, 3))  # 255 is the highest
+        marks = inside.reshape(blocks).min(1).min(2)  # 255 is the highest
         if self.probabilities is None:
             return Problem(image, marks)
         values = self.probabilities[:, : height * rows, : width * columns]

@@ -54,7 +54,7 @@ def app(
 
     On the page: photographs of your own, scribbles or a network's softmax (.npz, .npy) or label
     map, a slider for each number of the CRF, and downloads of mask, overlay, settings and the
-    Python that makes the same mask. Photographs above 1.5 megapixels are reduced to it.
+    Python that makes the same mask. Photographs above one megapixel are reduced to it.
 
     Needs starlette and uvicorn: pip install 'deeplab-triton[app]'.
 
