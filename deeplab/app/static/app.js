@@ -42,12 +42,12 @@ function changed(whole = false) {
 }
 
 function ready() {
-  if (probabilities || strokes.present.size >= 2) return true;
+  if (probabilities || strokes.present >= 2) return true;
   canvas.clearResult();
   work.wanted = null;
   work.broken?.abort();
   document.body.dataset.state = "waiting";
-  const marked = strokes.present.size;
+  const marked = strokes.present;
   say(marked ? "One class has strokes. Paint another one, such as the background."
     : "Paint a stroke in each of two classes, one of them the background.");
   return false;
@@ -431,7 +431,7 @@ $("leave").addEventListener("click", leaveResult);
 $("undo").addEventListener("click", () => takeBack(strokes.undo()));
 $("redo").addEventListener("click", () => takeBack(strokes.redo()));
 $("clear").addEventListener("click", () => {
-  if (!strokes.present.size) return;
+  if (!strokes.present) return;
   strokes.replace(new Uint8Array(strokes.marks.length).fill(NONE), null);
   takeBack(true);
 });

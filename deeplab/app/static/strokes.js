@@ -76,10 +76,12 @@ export class Strokes {
     return stroke.classes ? stroke.classes[index] : true;
   }
 
+  // How many classes have a stroke.
   get present() {
-    const found = new Set(this.marks);
-    found.delete(NONE);
-    return found;
+    const found = new Uint8Array(256);
+    for (const label of this.marks) found[label] = 1;
+    found[NONE] = 0;
+    return found.reduce((sum, each) => sum + each);
   }
 
   #disc(x, y, radius, label) {
