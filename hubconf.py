@@ -35,7 +35,7 @@ from deeplab.model import (
 )
 from deeplab.weights import load_model
 
-dependencies = ["torch", "numpy", "PIL", "safetensors", "numba"]
+dependencies = ["torch", "numpy", "PIL", "safetensors"]
 
 __all__ = [
     "build",

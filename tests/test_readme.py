@@ -73,6 +73,8 @@ def files(tmp_path: Path) -> Path:
     Image.open(photographs.SCRIBBLES).resize((160, 120), Image.Resampling.NEAREST).save(
         tmp_path / "scribbles.png"
     )
+    (script,) = fenced("docs/pydensecrf.md", 'python title="script.py"')
+    (tmp_path / "script.py").write_text(script)
     scores = np.random.default_rng(1).random((21, 120, 160), np.float32)
     np.save(tmp_path / "softmax.npy", scores / scores.sum(0))
     np.save(tmp_path / "foreground.npy", scores[0])
@@ -106,6 +108,14 @@ def test_every_relative_link_leads_to_a_file(document: str) -> None:
     links = re.findall(r"\]\(([^)#\s]+)", path.read_text())
     local = [link for link in links if not re.match(r"[a-z]+:", link)]
     assert not [link for link in local if not (path.parent / link).exists()]
+
+
+def test_pages_quote_records_that_the_page_of_figures_has() -> None:
+    """So that what is measured anew there is not left behind elsewhere."""
+    records = {page: set(re.findall(r"bench/records/([^)\s]+)", _text(page))) for page in PAGES}
+    known = records.pop("docs/figures.md")
+    assert sum(map(bool, records.values())) >= 4
+    assert not {page: found - known for page, found in records.items() if found - known}
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)
