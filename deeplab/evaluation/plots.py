@@ -30,7 +30,7 @@ def require_matplotlib() -> None:
 
 
 def plot_trimap(path: Path, curves: Mapping[str, TrimapCurve]) -> None:
-    """mIoU against the width of the band, a line for each curve, as PNG."""
+    """mIoU against the width of the band, a line for each curve, as PNG or SVG by the name."""
     figure = _figure(6.0, 4.0)
     axes = figure.subplots()
     around = "the void band" if next(iter(curves.values())).around == "void" else "a class boundary"
@@ -219,5 +219,5 @@ def _figure(width: float, height: float) -> Any:
 
 def _save(figure: Any, path: Path, dpi: int = 150) -> None:
     content = io.BytesIO()
-    figure.savefig(content, format="png", dpi=dpi)
+    figure.savefig(content, format=path.suffix[1:], dpi=dpi)
     write_bytes(path, content.getvalue())
