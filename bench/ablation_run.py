@@ -42,6 +42,10 @@ SPACE = Space((2.0, 4.0, 8.0), (10.0, 20.0, 40.0, 80.0), (4.0, 8.0, 16.0))
 ROUNDS, FOLDS = 1, 3  # finer searches, and parts of the cross-validation
 
 
+# The network of a row, the CRF behind it (None without), and what the record tells of the making.
+Made = tuple[DeepLab, CRFSettings | None, dict[str, Any]]
+
+
 class Stopped(Exception):
     """A signal stopped the training of a row; its state is on disk."""
 
@@ -76,8 +80,8 @@ class Data:
 
 
 def held_out(names: Sequence[str]) -> list[int]:
-    """The last tenth of each sequence, rounded up: its neighbours in time are the fewest that can
-    be. A sequence is what stands before the first underscore of a name."""
+    """The last tenth of each sequence, rounded up, which has few neighbours in time that are
+    learned. A sequence is what stands before the first underscore of a name."""
     sequences: dict[str, list[int]] = {}
     for index, name in sorted(enumerate(names), key=lambda pair: pair[1]):
         sequences.setdefault(name.partition("_")[0], []).append(index)
@@ -121,19 +125,7 @@ class Ablation:
         """Train or tune what the row has, score it, and write the record."""
         print(f"{row.name}, seed {seed}: {row.title}", file=sys.stderr)
         config = self.config(row.name, seed)
-        found: dict[str, Any] = {}
-        if row.kind == "crf":
-            model = self.network(row, seed)
-            settings = CRFSettings()
-            if row.name == "crf":
-                settings, found["tuning"] = self.tuned(model, seed, config)
-        else:
-            settings = None
-            if row.kind == "further":
-                self.network(row, seed)
-                settings = self.settings_of("crf", seed)
-            model, learned, found["training"] = self.trained(row, seed, config, settings)
-            settings = learned or settings
+        model, settings, found = self.made(row, seed, config)
         start = time.perf_counter()
         result = self.score(model, settings, config, self.work / f"{row.name}-{seed}.npz")
         found["evaluation"] = {"seconds": round(time.perf_counter() - start, 1)}
@@ -142,13 +134,21 @@ class Ablation:
         self.records.write(row, seed, config, result, found)
         self.forget(row, seed)
 
-    def trained(
-        self, row: Row, seed: int, config: TrainConfig, start: CRFSettings | None
-    ) -> tuple[DeepLab, CRFSettings | None, dict[str, Any]]:
-        """The network after its last step, the CRF if one has learned, and what the record tells.
+    def made(self, row: Row, seed: int, config: TrainConfig) -> Made:
+        if row.kind == "train":
+            return self.trained(row, seed, config, None)
+        network = self.network(row, seed)
+        if row.kind == "further":
+            return self.trained(row, seed, config, self.settings_of("crf", seed))
+        if row.name == "crf":
+            return self.tuned(network, seed, config)
+        return network, CRFSettings(), {}
 
-        start: what a CRF that learns starts from, of whole pictures. It learns on pictures of the
-        size that the network sees, and is brought to that size and back.
+    def trained(self, row: Row, seed: int, config: TrainConfig, start: CRFSettings | None) -> Made:
+        """The network after its last step, and the CRF behind it.
+
+        start: the CRF, for whole pictures, None for none. One that learns does so on pictures of
+        the size that the network sees, and is brought to that size and back.
         """
         files = Files(self.work / f"{row.name}-{seed}.safetensors")
         scale = config.validation_scales[0]
@@ -166,9 +166,9 @@ class Ablation:
             raise Stopped(result.signal)
         model, layer = result.model, result.model.crf
         model.crf = None
-        learned = None if layer is None else CRFSettings.of(layer).enlarged(1 / scale)
+        settings = start if layer is None else CRFSettings.of(layer).enlarged(1 / scale)
         told = {"seconds": train_seconds(files.log, config), "curve": curve_of(files.log, config)}
-        return model, learned, told
+        return model, settings, {"training": told}
 
     def network(self, row: Row, seed: int) -> DeepLab:
         """The network of `pretrained`; InputError where it is not in the folder."""
@@ -188,10 +188,8 @@ class Ablation:
             raise InputError(f"{row}, seed {seed}: no record; make that row first")
         return CRFSettings().changed(record["crf"])
 
-    def tuned(
-        self, model: DeepLab, seed: int, config: TrainConfig
-    ) -> tuple[CRFSettings, dict[str, Any]]:
-        """The best settings on the pictures that training left out, and what the record tells."""
+    def tuned(self, model: DeepLab, seed: int, config: TrainConfig) -> Made:
+        """The network, and the best CRF on the pictures that training left out."""
         start = time.perf_counter()
         data, classes = self.data.tune, self.data.tune.classes
         palette = NamedPalette(full_palette(data.palette), classes)
@@ -217,7 +215,7 @@ class Ablation:
             "miou_held_out": tuning.held_out(),
             "at_an_end": SPACE.on_edge(tuning.best.point),
         }
-        return tuner.settings(tuning.best.point), told
+        return model, tuner.settings(tuning.best.point), {"tuning": told}
 
     def score(
         self, model: DeepLab, settings: CRFSettings | None, config: TrainConfig, pictures: Path
@@ -247,6 +245,7 @@ class Ablation:
         return result
 
     def keep(self, model: DeepLab, settings: CRFSettings | None, path: Path) -> None:
+        """Write the weights with the CRF, as deeplab evaluate and segment read them."""
         data = self.data.score
         metadata: dict[str, Any] = {
             "class_names": list(data.classes),
