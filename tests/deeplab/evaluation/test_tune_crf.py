@@ -453,15 +453,19 @@ def test_fewer_pictures_than_folds_make_fewer_folds_and_it_is_said(tmp_path, wei
     assert "over 3 folds" in result.stdout
 
 
-def test_the_default_pictures_are_not_those_of_the_test(tmp_path, weights, monkeypatch):
+@pytest.mark.parametrize(("given", "seen_at"), [((), 1), (("--scale", 0.5), 0.5)])
+def test_the_default_pictures_are_not_those_of_the_test(
+    tmp_path, weights, monkeypatch, given, seen_at
+):
     class Stop(Exception):
         pass
 
     def stop(folder, model, dataset, indices, name, classes, scale):
         assert dataset.dataset.names[0] == f"scene_{VALIDATION_START}"
         assert len(indices) == 100
+        assert scale == seen_at
         raise Stop
 
     monkeypatch.setattr("deeplab.evaluation.logit_cache.LogitCache", stop)
     with pytest.raises(Stop):
-        run("tune-crf", "--weights", weights, "--out", tmp_path / "crf")
+        run("tune-crf", "--weights", weights, "--out", tmp_path / "crf", *given)
