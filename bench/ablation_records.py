@@ -151,10 +151,10 @@ class Records:
             minutes = f"{statistics.fmean(seconds) / 60:.0f}" if seconds else "-"
             figures = f"{_shown(list(scores(found).values()))} | {_shown(band)} | {minutes}"
             lines.append(f"| {row.title} | {stride} | {len(found)} | {figures} |")
-        lines += ["", "| step | gain | the papers' | sign |", "|---|---|---|---|"]
-        for step in self.steps():
-            if not step.gains:
-                continue
+        known = [step for step in self.steps() if step.gains]
+        if known:
+            lines += ["", "| step | gain | the papers' | sign |", "|---|---|---|---|"]
+        for step in known:
             paper = step.paper
             theirs = "-" if paper is None else f"{paper.gain:+.2f} ({paper.network})"
             name = f"{step.row.title}, over: {step.after.title}"

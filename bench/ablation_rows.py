@@ -116,7 +116,7 @@ class Plan:
             Row("pretrained", "from ImageNet", "msc", {}),
             Row("crf_plain", "+ CRF, v2's settings", "pretrained", {}, kind="crf"),
             Row("crf", "+ CRF, tuned", "crf_plain", {}, kind="crf"),
-            Row("further", "trained further, CRF tuned", "crf", {}, kind="further"),
+            Row("further", "trained further, the same CRF", "crf", {}, kind="further"),
             Row("end_to_end", "trained through the CRF", "further", {"crf": True}, kind="further"),
         )
         return {row.name: row for row in rows}
