@@ -16,7 +16,7 @@ from deeplab.errors import InputError
 from deeplab.evaluation.trimap import TrimapCurve
 
 LEGEND = 24  # classes that a legend names
-BESIDE = 4  # curves from which on their legend is beside them
+BESIDE = 4  # curves up to which their legend lies among them
 BESIDE_AXES: dict[str, Any] = {
     "loc": "upper left",
     "bbox_to_anchor": (1.0, 1.0),
