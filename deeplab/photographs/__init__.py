@@ -94,11 +94,8 @@ def picture() -> np.ndarray:
     assert colours is not None  # which read_colours has
     marked = annotation.labels[..., None] > 0
     strokes = np.where(marked, colours[annotation.labels - 1], _pale(image))
-    panels = (
-        image,
-        strokes.astype(np.uint8),
-        outputs.overlay(image, labels, outputs.full_palette(colours)),
-    )
+    segmented = outputs.overlay(image, labels, outputs.full_palette(colours))
+    panels = (image, strokes.astype(np.uint8), segmented)
     height, width, _ = image.shape
     page = Image.new("RGB", (3 * width + 2 * GAP, height), (255, 255, 255))
     for i, panel in enumerate(panels):

@@ -46,7 +46,7 @@ def network_scores(
     total: Tensor | None = None  # of the views, one after another: no two are kept
     with _network_alone(model):
         for scale in scales:
-            view = _resize(x, [max(1, round((n - 1) * scale) + 1) for n in size])
+            view = at_scale(x, scale)
             for mirrored in (False, True) if flip else (False,):
                 with _computing_in(precision, x.device):
                     scores = model(view.flip(3) if mirrored else view, upsample=False)
@@ -62,6 +62,14 @@ def network_scores(
     if model.multilabel:
         return total[1] - total[0]  # log P - log (1 - P), of means
     return total - math.log(len(scales) * (1 + flip))
+
+
+def at_scale(x: Tensor, scale: float) -> Tensor:
+    """A batch `[B, C, H, W]` at another scale, corners on corners."""
+    size = [max(1, round((n - 1) * scale) + 1) for n in x.shape[2:]]
+    if size == list(x.shape[2:]):
+        return x
+    return F.interpolate(x, size=size, mode="bilinear", align_corners=True)
 
 
 def check_scales(scales: Sequence[float]) -> None:
@@ -106,12 +114,6 @@ def _log_probabilities(model: DeepLab, scores: Tensor) -> Tensor:
     if model.multilabel:
         return torch.stack([F.logsigmoid(-scores), F.logsigmoid(scores)])
     return scores.log_softmax(1)
-
-
-def _resize(x: Tensor, size: Sequence[int]) -> Tensor:
-    if tuple(x.shape[2:]) == tuple(size):
-        return x
-    return F.interpolate(x, size=tuple(size), mode="bilinear", align_corners=True)
 
 
 def _computing_in(precision: torch.dtype, device: torch.device) -> AbstractContextManager[object]:
