@@ -306,6 +306,10 @@ def test_keys_reach_every_control_and_paint(visit: Callable[..., Any]) -> None:
         page.keyboard.press("Tab")
         seen.add(page.evaluate("() => (document.activeElement.dataset.seen ??= Math.random())"))
     assert len(seen) >= wanted
+    page.locator("#open").focus()
+    page.keyboard.press("Tab")
+    outline = "() => getComputedStyle(document.activeElement).outline"
+    assert "solid 3px" in page.evaluate(outline)  # where one is can be seen
     page.locator("#canvas").focus()
     page.keyboard.press("1")
     for key in (*["Shift+ArrowRight"] * 3, " ", *["ArrowDown"] * 8, *["ArrowUp"] * 16, " "):
