@@ -227,7 +227,7 @@ class DenseCRF:
             raise ValueError(
                 f"Bad shape for pairwise energy (Need (?, {self._nvar}), got {table.shape})"
             )
-        ordered = table if self._order is None else table[:, self._order.numpy()]
+        ordered = table if self._order is None else table.take(self._order.numpy(), axis=1)
         self._add_term(ordered, compat, kernel, normalization, ())
 
     def inference(self, niter: int) -> FloatArray:
@@ -432,7 +432,7 @@ def _divide(features: FloatArray, scales: list[np.float32]) -> None:
 
 def _lattice(features: FloatArray, divisors: Sequence[Divisor]) -> Lattice:
     try:
-        return reference_lattice(torch.from_numpy(np.ascontiguousarray(features.T)))
+        return reference_lattice(torch.from_numpy(features).T)
     except UnplaceableError as error:
         found = too_small(divisors, error.limit)
         if not divisors:

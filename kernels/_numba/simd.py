@@ -8,8 +8,8 @@ overlap. These few functions put a whole row into vector registers instead:
         total = simd.add_scaled(total, weight[k], simd.load(rows, corner[k], lanes))
     simd.store(output, i, total)
 
-`lanes` is any tuple: its length, known to the compiler, is the number of floats in a vector, a
-multiple of 4 and the width of the arrays. A vector is kept as chunks of 8 floats, the last of 4 if
+`lanes` is any tuple: its length, known to the compiler, is the number of floats in a vector, 1 or a
+multiple of 4, and the width of the arrays. A vector is kept as chunks of 8 floats, the last of 4 if
 need be, since LLVM takes vectors apart between basic blocks if their size is not a power of two.
 """
 
@@ -23,7 +23,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic, models, register_model
 from numba.np.arrayobj import populate_array
 
-CHUNK, LEAST_CHUNK = 8, 4
+CHUNK = 8
 CACHE_LINE = 64  # bytes
 FLOAT, INT, BYTE = ir.FloatType(), ir.IntType(32), ir.IntType(8)
 CONTRACT = ("contract",)  # allows fused multiply-add
@@ -35,7 +35,7 @@ class Vector(types.Type):
     """`lanes` float32 values in registers."""
 
     def __init__(self, lanes: int) -> None:
-        last = [LEAST_CHUNK] * (lanes % CHUNK // LEAST_CHUNK)
+        last = [lanes % CHUNK] if lanes % CHUNK else []
         self.chunks = [ir.VectorType(FLOAT, n) for n in [CHUNK] * (lanes // CHUNK) + last]
         super().__init__(name=f"float32x{lanes}")
 
@@ -43,19 +43,34 @@ class Vector(types.Type):
 @intrinsic
 def scratch(typingctx: Any, dtype: Any, lanes: Any) -> Any:
     """An unset array of `len(lanes)` numbers, on the stack until the compiled function returns."""
-    array = types.Array(dtype.dtype, 1, "C")
+    return _stack_array(dtype, lanes)
+
+
+@intrinsic
+def scratch_table(typingctx: Any, dtype: Any, rows: Any, lanes: Any) -> Any:
+    """An unset array `[len(rows), len(lanes)]`, as `scratch`."""
+    return _stack_array(dtype, rows, lanes)
+
+
+def _stack_array(dtype: Any, *lengths: Any) -> Any:
+    """What an intrinsic returns that makes an array of such a shape."""
+    array = types.Array(dtype.dtype, len(lengths), "C")
+    shape = [length.count for length in lengths]
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         number = context.get_data_type(array.dtype)
-        start = cgutils.alloca_once(builder, ir.ArrayType(number, lanes.count))
-        count = context.get_constant(types.intp, lanes.count)
-        size = context.get_constant(types.intp, context.get_abi_sizeof(number))
+        size = context.get_abi_sizeof(number)
+        start = cgutils.alloca_once(builder, ir.ArrayType(number, math.prod(shape)))
+        counts = [context.get_constant(types.intp, count) for count in shape]
+        steps = [size * math.prod(shape[axis + 1 :]) for axis in range(len(shape))]
+        strides = [context.get_constant(types.intp, step) for step in steps]
         made = context.make_array(array)(context, builder)
         data = builder.bitcast(start, number.as_pointer())
-        populate_array(made, data, shape=[count], strides=[size], itemsize=size, meminfo=None)
+        itemsize = context.get_constant(types.intp, size)
+        populate_array(made, data, shape=counts, strides=strides, itemsize=itemsize, meminfo=None)
         return made._getvalue()
 
-    return array(dtype, lanes), generate
+    return array(dtype, *lengths), generate
 
 
 @register_model(Vector)
@@ -150,23 +165,86 @@ def add_scaled(typingctx: Any, total: Any, weight: Any, vector: Any) -> Any:
 
 
 @intrinsic
+def subtract(typingctx: Any, vector: Any, number: Any) -> Any:
+    """vector - number."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        def one(chunk: Any) -> Any:
+            return builder.fsub(chunk, _broadcast(builder, args[1], chunk))
+
+        return _each(builder, one, args[0])
+
+    return vector(vector, types.float32), generate
+
+
+@intrinsic
 def softmax2(typingctx: Any, vector: Any) -> Any:
     """2^vector, divided by its sum. What is below 2^SMALLEST of the largest becomes zero."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        top = _reduce(builder, "fmax", args[0])
-
-        def power(chunk: Any) -> Any:
-            return _exp2(builder, builder.fsub(chunk, _broadcast(builder, top, chunk)))
-
-        values = _each(builder, power, args[0])
-        total = _reduce(builder, "fadd", values)
-        share = builder.fdiv(ir.Constant(FLOAT, 1.0), total)
-        return _each(
-            builder, lambda chunk: builder.fmul(chunk, _broadcast(builder, share, chunk)), values
-        )
+        return _softmax2(builder, args[0])
 
     return vector(vector), generate
+
+
+@intrinsic
+def softmax2_with(typingctx: Any, vector: Any, number: Any) -> Any:
+    """`softmax2` of the vector with a number behind it: a vector and a number again."""
+    both = types.Tuple([vector, types.float32])
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        *chunks, last = _chunks(builder, args[0])
+        count = last.type.count
+        if count == CHUNK:
+            chunks, last, count = [*chunks, last], ir.Constant(last.type, [-math.inf] * CHUNK), 0
+        # The number goes behind what there is in the last chunk.
+        last = builder.insert_element(
+            _widened(builder, last, CHUNK, -math.inf), args[1], INT(count)
+        )
+        *chunks, last = _chunks(builder, _softmax2(builder, _pack(builder, [*chunks, last])))
+        if count:
+            mask = ir.Constant(ir.VectorType(INT, count), list(range(count)))
+            chunks = [*chunks, builder.shuffle_vector(last, last, mask)]
+        other = builder.extract_element(last, INT(count))
+        return context.make_tuple(builder, both, [_pack(builder, chunks), other])
+
+    return both(vector, types.float32), generate
+
+
+@intrinsic
+def softmax2_difference(typingctx: Any, vector: Any) -> Any:
+    """For each x of the vector, the softmax to base 2 of (x, 0): the first share less the second.
+
+    That is tanh(x ln 2 / 2).
+    """
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        def difference(chunk: Any) -> Any:
+            floats = chunk.type
+            name = f"v{floats.count}f32"
+            one = ir.Constant(floats, [1.0] * floats.count)
+            size = _call(builder, f"fabs.{name}", floats, [chunk])
+            less = _exp2(builder, builder.fneg(size))
+            share = builder.fdiv(builder.fsub(one, less), builder.fadd(one, less))
+            return _call(builder, f"copysign.{name}", floats, [share, chunk])
+
+        return _each(builder, difference, args[0])
+
+    return vector(vector), generate
+
+
+def _softmax2(builder: Any, vector: Any) -> Any:
+    top = _reduce(builder, "fmax", vector)
+
+    def power(chunk: Any) -> Any:
+        return _exp2(builder, builder.fsub(chunk, _broadcast(builder, top, chunk)))
+
+    values = _each(builder, power, vector)
+    total = _reduce(builder, "fadd", values)
+    share = builder.fdiv(ir.Constant(FLOAT, 1.0), total)
+    return _each(
+        builder, lambda chunk: builder.fmul(chunk, _broadcast(builder, share, chunk)), values
+    )
 
 
 def _exp2(builder: Any, power: Any) -> Any:

@@ -12,6 +12,8 @@ from numba import njit
 from kernels._numba import simd
 from kernels.permutohedral.compiled import add_to_row
 
+EIGHT = (0,) * 8  # points of a single channel, taken as one vector
+
 
 @njit(forceinline=True)
 def fold_corners(
@@ -46,13 +48,16 @@ def load(first, last, values, visits, factor, padding, output):
 
 @njit(forceinline=True)
 def update(
-    first, last, first_rows, last_rows, zeroed, limits, block, source, corners, slicing,
-    splatting, rows, next_rows, softmax, lanes, columns,
+    first, last, first_rows, last_rows, zeroed, limits, block, source, base, relative, corners,
+    slicing, splatting, rows, next_rows, softmax, lanes, columns,
 ):  # fmt: skip
     """One pass over the points of a part: slice, softmax, splat into the part's own rows.
 
     By blocks as long as `block`, which is room for their points: three short loops keep a processor
     busier than one long one, of which it sees no two points at a time.
+
+    relative: the marginals are splatted less that of one more label, whose logit is in `base`. Of
+    two labels `source` has the logit of one less that of the other, and `base` nothing.
 
     The part's rows are unset before: each is zeroed when the first block that needs it begins.
     `zeroed` is room to count them, one number a term.
@@ -67,7 +72,9 @@ def update(
         begin = first + number * len(block)
         count = min(len(block), last - begin)
         slice_block(begin, count, source, corners, slicing, rows, block, lanes, columns)
-        if softmax:
+        if softmax and relative:
+            subtract_softmax(begin, count, base, block, lanes)
+        elif softmax:
             for i in range(count):
                 simd.store(block, i, simd.softmax2(simd.load(block, i, lanes)))
         for i in range(count):
@@ -78,6 +85,22 @@ def update(
     for t in range(len(zeroed)):
         for row in range(zeroed[t], last_rows[t]):
             simd.store(next_rows, row, simd.zero(lanes))
+
+
+@njit(inline="always")
+def subtract_softmax(begin, count, base, block, lanes):
+    """The marginals of the block's logits, less that of the label whose logits `base` holds.
+
+    Those of a single channel eight at a time: the length of `block` is a multiple of that.
+    """
+    if len(lanes) == 1:
+        for i in range((count + len(EIGHT) - 1) // len(EIGHT)):
+            points = simd.load(block, i, EIGHT)
+            simd.store(block, i, simd.softmax2_difference(points))
+    else:
+        for i in range(count):
+            point, other = simd.softmax2_with(simd.load(block, i, lanes), base[begin + i, 0])
+            simd.store(block, i, simd.subtract(point, other))
 
 
 @njit(inline="always")
@@ -98,21 +121,28 @@ def slice_block(begin, count, logits, corners, slicing, rows, block, lanes, colu
 
 @njit(forceinline=True)
 def finish(
-    first, last, block, logits, corners, slicing, rows, visits, softmax, factor, output, lanes,
-    columns,
+    first, last, block, logits, base, relative, corners, slicing, rows, visits, softmax, factor,
+    output, lanes, columns,
 ):  # fmt: skip
     """The last pass: slice, softmax if it is wanted, and write `factor` times the result.
 
-    By blocks as long as `block`, which is room for their points.
+    By blocks as long as `block`, which is room for their points. `relative` and `base` as in
+    `update`, of the last label.
     """
     begin = first
     while begin < last:
         count = min(len(block), last - begin)
         slice_block(begin, count, logits, corners, slicing, rows, block, lanes, columns)
-        if softmax:
+        if relative:
+            for i in range(count):
+                logit = np.float32(0) if len(lanes) == 1 else base[begin + i, 0]
+                point, other = simd.softmax2_with(simd.load(block, i, lanes), logit)
+                simd.store(block, i, point)
+                output[visits[begin + i], output.shape[1] - 1] = factor * other
+        elif softmax:
             for i in range(count):
                 simd.store(block, i, simd.softmax2(simd.load(block, i, lanes)))
-        for c in range(output.shape[1]):
+        for c in range(output.shape[1] - relative):
             for i in range(count):
                 output[visits[begin + i], c] = factor * block[i, c]
         begin += count

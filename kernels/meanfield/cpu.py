@@ -26,7 +26,7 @@ Array: TypeAlias = np.ndarray[Any, Any]
 
 LOG2E = math.log2(math.e)
 OFF = -3e38  # the logit of a padding lane
-BLOCK = 64  # points sliced, then splatted: their values stay in the first-level cache
+BLOCK = 64  # points sliced, then splatted: their values stay in the first-level cache; 8 divides it
 
 COMPILED = "kernels.meanfield.compiled"
 FOLD_CORNERS = Kernel(COMPILED, "fold_corners")
@@ -51,15 +51,15 @@ def mean_field(
     """
     count, labels = unary.shape
     visits = np.arange(count) if order is None else order.numpy()
-    stack = _Stack(terms if iterations > 0 else (), count, labels, drop_common=marginals)
-    logits = stack.load(unary, visits, -LOG2E, OFF)
+    stack = _Stack(terms if iterations > 0 else (), count, labels, marginals)
+    stack.load_unary(unary.numpy(), visits)
     if stack.lattices:
-        stack.start(logits if start is None else stack.load(start, visits, 1.0, 0.0), start is None)
+        stack.start(None if start is None else start.numpy(), visits)
         for _ in range(iterations - 1):
             stack.blur()
-            stack.update(logits)
+            stack.update()
         stack.blur()
-    stack.finish(logits, visits, marginals, output)
+    stack.finish(visits, marginals, output.numpy())
 
 
 @dataclass
@@ -71,13 +71,23 @@ class _Calls:
 
 
 class _Stack:
-    """All terms side by side: corners, folded weights, and the buffers of rows."""
+    """All terms side by side: corners, folded weights, and the buffers of rows.
+
+    Where all labels are filtered alike and only the softmax of the sums is wanted, nothing changes
+    if Q of the last label is subtracted from Q of all: then one channel less is filtered, if that
+    makes rows narrower (`relative`). Of two labels the difference alone is left, of the logits too.
+    """
 
     def __init__(
-        self, terms: Sequence[LatticeTerm], count: int, labels: int, drop_common: bool
+        self, terms: Sequence[LatticeTerm], count: int, labels: int, marginals: bool
     ) -> None:
-        self.labels = labels
-        self.lanes = lanes_for(labels)
+        folded = [_fold_compatibility(term.compatibility, marginals) for term in terms]
+        self.compatibilities = [compatibility for _, compatibility in folded]
+        alike = all(compatibility is None for compatibility in self.compatibilities)
+        narrower = labels > 1 and len(lanes_for(labels - 1)) < len(lanes_for(labels))
+        self.relative = marginals and alike and narrower
+        self.labels = labels - self.relative
+        self.lanes = lanes_for(self.labels)
         self.lattices = [term.lattice for term in terms]
         sizes = [lattice.num_rows + 1 for lattice in self.lattices]  # each ends with a zero row
         self.offsets = np.cumsum([0, *sizes])
@@ -86,8 +96,6 @@ class _Stack:
         self.calls, self.next_calls = _Calls(), _Calls()
         for none in self.offsets[1:] - 1:
             self.rows[none] = self.next_rows[none] = 0
-        folded = [_fold_compatibility(term.compatibility, drop_common) for term in terms]
-        self.compatibilities = [compatibility for _, compatibility in folded]
         parts = self._parts(count)
         self.points = [part[:2] for part in parts] or threads.split(count, torch.get_num_threads())
         limits = self._fold(terms, [factor for factor, _ in folded], count)
@@ -138,30 +146,44 @@ class _Stack:
             column += term.lattice.corners.shape[1]
         return [np.stack(part) for part in zip(*limits, strict=True)]
 
-    def load(self, values: torch.Tensor, visits: Array, factor: float, padding: float) -> Array:
+    def load_unary(self, unary: Array, visits: Array) -> None:
+        """Set the logits of energies `[M, C]`, to base 2 and in the order of the visits."""
+        if self.relative and self.labels == 1:
+            unary = np.clip(unary[:, :1] - unary[:, 1:], OFF / 2, -OFF / 2)  # one may be infinite
+        self.logits = self._load(unary[:, : self.labels], visits, -LOG2E, OFF, self.lanes)
+        self.base = self._load(unary[:, self.labels :], visits, -LOG2E, OFF, (0,))
+
+    def _load(
+        self, values: Array, visits: Array, factor: float, padding: float, lanes: tuple[int, ...]
+    ) -> Array:
         """factor * values `[N, C]` in the order of the visits, as rows of full width."""
-        loaded = aligned_rows(len(visits), self.lanes)
-        source = values.detach().numpy()
+        loaded = aligned_rows(len(visits) if values.shape[1] else 0, lanes)
         scalars = np.float32(factor), np.float32(padding)
-        threads.run(LOAD, self.points, source, visits, *scalars, loaded)
+        if len(loaded):
+            threads.run(LOAD, self.points, values, visits, *scalars, loaded)
         return loaded
 
-    def start(self, source: Array, softmax: bool) -> None:
-        """Splat the first Q: `source`, or the softmax of it."""
-        threads.run_calls(self._pass(source, self.slicing[:, :0], softmax))
+    def start(self, marginals: Array | None, visits: Array) -> None:
+        """Splat the first Q `[M, C]`; None: the softmax of the logits."""
+        source = self.logits
+        if marginals is not None:
+            if self.relative:
+                marginals = marginals[:, :-1] - marginals[:, -1:]
+            source = self._load(marginals, visits, 1.0, 0.0, self.lanes)
+        threads.run_calls(self._pass(source, self.slicing[:, :0], marginals is None))
         self._swap()
 
-    def update(self, logits: Array) -> None:
+    def update(self) -> None:
         """From blurred rows to the next splatted rows: slice, softmax, splat."""
         if not self.calls.update:
-            self.calls.update = self._pass(logits, self.slicing, True)
+            self.calls.update = self._pass(self.logits, self.slicing, True)
         threads.run_calls(self.calls.update)
         self._swap()
 
     def _pass(self, source: Array, slicing: Array, softmax: bool) -> list[Call]:
         return UPDATE.calls(self.parts, (
-            source, self.corners, slicing, self.splatting, self.rows, self.next_rows, softmax,
-            self.lanes, (0,) * self.corners.shape[1],
+            source, self.base, self.relative, self.corners, slicing, self.splatting, self.rows,
+            self.next_rows, softmax, self.lanes, (0,) * self.corners.shape[1],
         ))  # fmt: skip
 
     def _swap(self) -> None:
@@ -187,13 +209,13 @@ class _Stack:
                 matrix[:, : self.labels] = -compatibility.numpy().T
                 threads.run(MIX_LABELS, ranges, block, matrix, self.lanes)
 
-    def finish(self, logits: Array, visits: Array, softmax: bool, output: torch.Tensor) -> None:
+    def finish(self, visits: Array, softmax: bool, output: Array) -> None:
         """Slice into `output` `[M, C]`, back in its own order: the logits, or their softmax."""
         ranges = [(*points, aligned_rows(BLOCK, self.lanes)) for points in self.points]
         threads.run(
-            FINISH, ranges, logits, self.corners, self.slicing, self.rows, visits, softmax,
-            np.float32(1.0 if softmax else 1 / LOG2E), output.numpy(), self.lanes,
-            (0,) * self.corners.shape[1],
+            FINISH, ranges, self.logits, self.base, self.relative, self.corners, self.slicing,
+            self.rows, visits, softmax, np.float32(1.0 if softmax else 1 / LOG2E), output,
+            self.lanes, (0,) * self.corners.shape[1],
         )  # fmt: skip
 
 

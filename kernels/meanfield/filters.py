@@ -195,7 +195,7 @@ def in_order(values: Tensor, order: Tensor | None) -> Tensor:
     if order is None:
         return values
     if values.device.type == "cpu" and not _recorded(values):
-        return torch.from_numpy(values.detach().numpy()[:, order.numpy()])
+        return torch.from_numpy(values.detach().numpy().take(order.numpy(), axis=1))
     return values[:, order]
 
 

@@ -94,7 +94,11 @@ def _inverse(mass: Tensor, root: bool) -> Tensor:
     if mass.device.type == "cpu" and not traced:
         # In NumPy: torch's threads would spin on the cores that the next lattice wants.
         sums = mass.numpy()
-        exact = sums.astype(np.float64) + TINY
-        return torch.from_numpy((1 / (np.sqrt(exact) if root else exact)).astype(sums.dtype))
+        exact = sums.astype(np.float64)  # and in place: new memory takes longer than the arithmetic
+        exact += TINY
+        if root:
+            np.sqrt(exact, out=exact)
+        np.reciprocal(exact, out=exact)
+        return torch.from_numpy(exact.astype(sums.dtype))
     wide = mass.double() + TINY
     return (wide.rsqrt() if root else wide.reciprocal()).to(mass.dtype)

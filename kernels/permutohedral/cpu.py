@@ -11,7 +11,7 @@ Koltun's densecrf), laid out for caches and threads:
   of a simplex to the next, adds a constant to every word.
 - The hash is linear in those words: vertices in the order of their hashes, which is nearly that of
   the table, have their neighbours in that order too, so that one merge finds them.
-- Rows of values have a width known at compile time, a multiple of 4 floats, and are handled as
+- Rows of values have a width known at compile time, 1 or a multiple of 4 floats, and are handled as
   vectors (`kernels._numba.simd`).
 - A blur direction is done in place, along chains of vertices: one read and one write a row.
 
@@ -40,7 +40,8 @@ Array: TypeAlias = np.ndarray[Any, Any]
 MAX_LANES = 64  # more channels are filtered in groups: each width is compiled once
 MIN_PART = 4096  # points: fewer are not worth a thread
 MIN_PIECE = 8192  # rows of a blur: fewer are not worth a call
-FIRST_CAPACITY = 2**16  # slots of a table
+MOST_AT_FIRST = 2**16 - 1  # slots of a new table, but for one: their number is a power of two
+TOGETHER = (0,) * 64  # points placed at once; their length is compiled in
 CACHE_LINE, LARGE = 64, 2**22  # bytes
 GOLDEN = 0x9E3779B97F4A7C15  # 2^64 / golden ratio: multiples of it spread evenly
 
@@ -60,8 +61,8 @@ REHASH = Kernel(COMPILED, "rehash")
 
 def build(features: torch.Tensor) -> Lattice:
     """Build the lattice of float32 CPU `features` `[N, D]`, divided by sigma and placeable."""
-    points = np.ascontiguousarray(features.numpy())
-    count, dims = points.shape
+    points = np.ascontiguousarray(features.numpy().T)
+    dims, count = points.shape
     scales = np.array(elevation_scales(dims), np.float32)
     low, strides = pack_keys(points, scales)
     steps = strides.sum(0) - (dims + 1) * strides  # [D+1, words]: one step along each direction
@@ -74,11 +75,12 @@ def build(features: torch.Tensor) -> Lattice:
 
     def place(first: int, last: int) -> _Table:
         """Write corners and weights of the points [first, last); return their vertices."""
-        table = _Table.free(FIRST_CAPACITY, words)
+        enough = 4 * max(last - first, dims + 1)  # a point more fits, whenever it is half full
+        table = _Table.free(1 << min(enough, MOST_AT_FIRST).bit_length(), words)
         progress = np.array([first, 0], np.int64)
         while PLACE_POINTS(
             progress, last, points, scales, low, strides, steps, multipliers, hashed_steps,
-            table.keys, table.ids, corners, weights, simplex, words,
+            table.slots, corners, weights, simplex, words, TOGETHER,
         ):  # fmt: skip
             table = table.with_room(2 * int(progress[1]), multipliers, words)
         table.filled = int(progress[1])
@@ -93,10 +95,10 @@ def build(features: torch.Tensor) -> Lattice:
     rows = int(parts[-1, 1])
     neighbours = np.full((dims + 1, 2, rows), rows, np.int32)
     hashes, vertices = np.empty(rows, np.uint64), np.empty((2, rows), np.int32)
-    found = SORT_BY_HASH(table.keys, table.ids, multipliers, hashes, vertices, words)
+    found = SORT_BY_HASH(table.slots, multipliers, hashes, vertices, words)
     threads.run(
         FIND_NEIGHBOURS, threads.split(dims + 1, torch.get_num_threads()), hashes[:found],
-        vertices, table.keys, table.ids, steps, hashed_steps, neighbours, words,
+        vertices, table.slots, steps, hashed_steps, neighbours, words,
     )  # fmt: skip
     arrays = corners, weights, neighbours, ghosts, parts, _link_all(neighbours)
     return Lattice(*map(torch.from_numpy, arrays))
@@ -107,19 +109,23 @@ def filter(lattice: Lattice, values: torch.Tensor, reverse: bool = False) -> tor
     source = values.detach().numpy()
     output = np.empty_like(source, order="C")
     corners, weights = lattice.corners.numpy(), lattice.weights.numpy()
+    columns = (0,) * corners.shape[1]
     parts = part_ranges(lattice)
     for first in range(0, source.shape[1], MAX_LANES):
         channels = slice(first, first + MAX_LANES)
         lanes = lanes_for(source[:, channels].shape[1])
         rows = aligned_rows(lattice.num_rows + 1, lanes)
         rows[-1] = 0
-        threads.run(SPLAT_POINTS, parts, source[:, channels], corners, weights, rows, lanes)
+        threads.run(
+            SPLAT_POINTS, parts, source[:, channels], corners, weights, rows, lanes, columns
+        )
         for calls in blur_calls([lattice], [rows], lanes, reverse):
             threads.run_calls(calls)
         points = [(start, stop) for start, stop, _, _ in parts]
         threads.run(
-            SLICE_POINTS, points, rows, corners, weights, lattice.scale, output[:, channels], lanes
-        )
+            SLICE_POINTS, points, rows, corners, weights, lattice.scale, output[:, channels],
+            lanes, columns,
+        )  # fmt: skip
     return torch.from_numpy(output)
 
 
@@ -127,8 +133,8 @@ def filter(lattice: Lattice, values: torch.Tensor, reverse: bool = False) -> tor
 
 
 def lanes_for(channels: int) -> tuple[int, ...]:
-    """A tuple as long as a row of this many channels is wide: the next multiple of 4."""
-    return (0,) * (-(-channels // 4) * 4)
+    """A tuple as long as a row of this many channels is wide: 1, or the next multiple of 4."""
+    return (0,) * (1 if channels == 1 else -(-channels // 4) * 4)
 
 
 def aligned_rows(count: int, lanes: tuple[int, ...]) -> Array:
@@ -180,7 +186,8 @@ def blur_calls(
             for start, stop in _pieces(bound[part + 1] - bound[part])
         ], [lanes])  # fmt: skip
 
-    spare = aligned_rows(_most_pieces(), lanes)
+    apart = 1 + -(-CACHE_LINE // (4 * len(lanes)))  # threads must not write to one cache line
+    spare = aligned_rows(apart * _most_pieces(), lanes)[::apart]
 
     def along(step: int) -> list[Call]:
         return BLUR_CHAINS.calls([
@@ -233,10 +240,10 @@ def pack_keys(points: Array, scales: Array) -> tuple[Array, Array]:
     The range of a lattice coordinate follows from the ranges of the features; the margin holds the
     rounding to a vertex, the other corners of its simplex and their neighbours.
     """
-    count, dims = points.shape
+    dims, count = points.shape
     corner = np.zeros((2, dims))
     if count:
-        corner[:] = [_along_columns(reduce, points) for reduce in (np.minimum, np.maximum)]
+        corner[:] = points.min(axis=1), points.max(axis=1)
     corner *= scales
     suffix = np.concatenate([np.cumsum(corner[:, ::-1], axis=1)[:, ::-1], np.zeros((2, 1))], axis=1)
     index = np.arange(1, dims)
@@ -250,40 +257,28 @@ def pack_keys(points: Array, scales: Array) -> tuple[Array, Array]:
     return low.astype(np.int64), table
 
 
-def _along_columns(reduce: np.ufunc, points: Array) -> Array:
-    """What `reduce` makes of each column of `points` `[N, D]`, N > 0.
-
-    As rows of many points first: NumPy takes as long for a row of five numbers as for one of fifty.
-    """
-    together = min(64, len(points))
-    whole = len(points) // together * together
-    rows = reduce.reduce(points[:whole].reshape(-1, together * points.shape[1]), axis=0)
-    rest = np.concatenate([rows.reshape(together, -1), points[whole:]])
-    found: Array = reduce.reduce(rest, axis=0)
-    return found
-
-
 @dataclass
 class _Table:
     """A hash table of vertices."""
 
-    keys: Array  # packed, int64 `[slots, words]`
-    ids: Array  # the row of each vertex, int32 `[slots]`; -1 for a free slot
+    slots: Array  # int64 `[slots, 1 + words]`: a vertex's row, -1 in a free slot, and its key
     filled: int = 0  # how many vertices it holds
 
     @classmethod
     def free(cls, slots: int, words: tuple[int, ...]) -> _Table:
-        return cls(np.empty((slots, len(words)), np.int64), np.full(slots, -1, np.int32))
+        table = cls(np.empty((slots, 1 + len(words)), np.int64))
+        table.slots[:, 0] = -1
+        return table
 
     def with_room(self, vertices: int, multipliers: Array, words: tuple[int, ...]) -> _Table:
         """This table with room for `vertices` at half load at most."""
-        slots = len(self.ids)
+        slots = len(self.slots)
         while slots < 2 * vertices:
             slots *= 2
-        if slots == len(self.ids):
+        if slots == len(self.slots):
             return self
         grown = _Table.free(slots, words)
-        REHASH(self.keys, self.ids, multipliers, grown.keys, grown.ids, words)
+        REHASH(self.slots, multipliers, grown.slots, words)
         return grown
 
 
@@ -298,9 +293,7 @@ def _merge(
     for part, local in enumerate(tables[1:], start=1):
         table = table.with_room(owned + local.filled, multipliers, words)
         pairs = np.empty((local.filled, 2), np.int32)
-        count = ABSORB(
-            table.keys, table.ids, local.keys, local.ids, parts[part, 1], multipliers, pairs, words
-        )
+        count = ABSORB(table.slots, local.slots, parts[part, 1], multipliers, pairs, words)
         ghosts.append(pairs[:count])
         owned += local.filled - count
         parts[part + 1] = (ranges[part][1], parts[part, 1] + local.filled, parts[part, 2] + count)

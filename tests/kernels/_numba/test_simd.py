@@ -9,7 +9,7 @@ from kernels._numba import simd
 
 pytestmark = pytest.mark.processors
 
-WIDTHS = [4, 8, 20, 24, 64, 136]
+WIDTHS = [1, 4, 8, 20, 24, 64, 136]
 
 
 def _rows(width, count=3):
@@ -68,6 +68,28 @@ def test_store_unless_writes_a_row_or_the_spare_one(width):
 
 
 @njit
+def _softmax_with(output, other, rows, a, number, lanes):
+    vector, other[0] = simd.softmax2_with(simd.load(rows, a, lanes), number)
+    simd.store(output, 0, vector)
+    simd.store(output, 1, simd.subtract(vector, other[0]))
+
+
+@njit
+def _difference(output, rows, a, lanes):
+    simd.store(output, 0, simd.softmax2_difference(simd.load(rows, a, lanes)))
+
+
+@njit
+def _transposed(output, rows, columns, lanes):
+    table = simd.scratch_table(np.float32, columns, lanes)
+    for i in range(len(lanes)):
+        for j in range(len(columns)):
+            table[j, i] = rows[i, j]
+    for j in range(len(columns)):
+        simd.store(output, j, simd.load(table, j, lanes))
+
+
+@njit
 def _reversed_twice(output, rows, lanes):
     """Through two arrays on the stack, one a call of a loop."""
     kept = simd.scratch(np.float32, lanes)
@@ -104,3 +126,31 @@ def test_softmax2_of_forbidden_labels_is_zero():
     output = np.empty_like(rows)
     _softmax(output, 0, rows, 0, (0,) * 8)
     np.testing.assert_array_equal(output[0], [0.5, 0, 0.5, 0, 0, 0, 0, 0])
+
+
+@pytest.mark.parametrize("number", [0.3, -np.inf, 40.0])
+@pytest.mark.parametrize("width", [1, 4, 8, 20])
+def test_softmax2_with_a_number_is_softmax2_of_all(width, number):
+    rows, output, other = _rows(width), np.empty((2, width), np.float32), np.empty(1, np.float32)
+    _softmax_with(output, other, rows, 1, np.float32(number), (0,) * width)
+    logits = torch.from_numpy(np.append(rows[1], np.float32(number))).double() * np.log(2)
+    exact = torch.softmax(logits, 0).numpy()
+    np.testing.assert_allclose([*output[0], other[0]], exact, rtol=0, atol=2e-7)
+    np.testing.assert_array_equal(output[1], output[0] - other[0])
+    assert other[0] == 0 or number > -np.inf
+
+
+def test_softmax2_difference_is_that_of_two_shares():
+    x = np.array([[0, 1e-4, -0.3, 1, -7, 30, 1e30, -np.inf]], np.float32)
+    output = np.empty_like(x)
+    _difference(output, x, 0, (0,) * 8)
+    exact = np.tanh(x[0].astype(np.float64) * np.log(2) / 2)
+    np.testing.assert_allclose(output[0], exact, rtol=0, atol=2e-7)
+    assert output[0, 6:].tolist() == [1, -1]
+
+
+def test_a_table_on_the_stack_holds_its_rows_one_after_another():
+    rows = _rows(6, count=8)
+    output = np.empty((6, 8), np.float32)
+    _transposed(output, rows, (0,) * 6, (0,) * 8)
+    np.testing.assert_array_equal(output, rows.T)

@@ -65,10 +65,11 @@ def test_any_number_of_iterations_from_any_start(iterations, given_start):
     assert_agrees("cpu", normal(120, 4), [one], iterations, start=start)
 
 
-def test_a_start_need_not_sum_to_one():
-    start = torch.rand(80, 4, generator=torch.Generator().manual_seed(0))
-    one = term(_lattice(80, 3), torch.full((4,), -1.0))
-    assert_agrees("cpu", normal(80, 4), [one], 1, start=start)
+@pytest.mark.parametrize("labels", [2, 4, 21])
+def test_a_start_need_not_sum_to_one(labels):
+    start = torch.rand(80, labels, generator=torch.Generator().manual_seed(0))
+    one = term(_lattice(80, 3), torch.full((labels,), -1.0))
+    assert_agrees("cpu", normal(80, labels), [one], 1, start=start)
 
 
 def test_order_says_which_pixel_a_lattice_point_is():
@@ -117,12 +118,13 @@ def test_more_points_than_a_block():
     assert_agrees("cpu", normal(count, 3), [one], 3)
 
 
-def test_a_forbidden_label_stays_forbidden():
-    unary = normal(60, 4)
-    unary[:, 2] = float("inf")
-    one = term(_lattice(60, 3), torch.full((4,), -5.0))
+@pytest.mark.parametrize(("labels", "forbidden"), [(2, 0), (2, 1), (4, 2), (21, 3), (21, 20)])
+def test_a_forbidden_label_stays_forbidden(labels, forbidden):
+    unary = normal(60, labels)
+    unary[:, forbidden] = float("inf")
+    one = term(_lattice(60, 3), torch.full((labels,), -5.0))
     result = mean_field("cpu", unary, [one], 5)
-    assert (result[:, 2] == 0).all()
+    assert (result[:, forbidden] == 0).all()
     torch.testing.assert_close(result.sum(1), torch.ones(60))
 
 
