@@ -9,16 +9,20 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import ablation
-import ablation_run
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+
+pytest.importorskip("typer", reason="typer is not installed: pip install .")
+pytest.importorskip("pydantic", reason="pydantic is not installed: pip install .")
+
+import ablation
+import ablation_run
 from ablation_pictures import choose_pictures, thin_parts
 from ablation_records import Records, Step
 from ablation_rows import PAPERS, PLANS, Paper, config_of
 from commands import done
-from PIL import Image
 
 from deeplab.data.datasets import open_dataset
 from deeplab.data.scenes import scene
