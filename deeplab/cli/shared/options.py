@@ -59,7 +59,20 @@ Threshold = Annotated[
 ]
 Device = Annotated[str, option("NAME", "cpu, cuda, or auto: a GPU where there is one.")]
 Precision = Annotated[
-    str, option("NAME", "What the network computes in: float32, bfloat16 or float16.")
+    str,
+    option(
+        "NAME",
+        "What the network computes in: float32, bfloat16, float16, or auto: bfloat16 where the "
+        "processor or GPU computes in it. Labels are float32's but for some pixels in a thousand; "
+        "float32 gives the same ones on every machine.",
+    ),
+]
+Compile = Annotated[
+    bool,
+    typer.Option(
+        "--compile",
+        help="Compile the network for this processor first; of use for many pictures of one size.",
+    ),
 ]
 Overlap = Annotated[
     int, option("PIXELS", "What neighbouring tiles share at least, up to half a tile.")
