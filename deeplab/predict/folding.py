@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
+from deeplab.errors import InputError
 from deeplab.model import DeepLab
 from deeplab.model.batch_norm import FrozenBatchNorm2d
 
@@ -39,7 +40,8 @@ class FoldedNetwork:
     Args:
         model: in any mode, on a CPU. With hooks, or compiled by `model.compile()`, it is used as it
             is, since a copy would not call them.
-        compiles: the copy by `torch.compile`, its weights as constants.
+        compiles: the copy by `torch.compile`, its weights as constants and sizes left open: code
+            for one size would be made anew for each, and for the ninth no more.
     """
 
     def __init__(self, model: DeepLab, compiles: bool = False) -> None:
@@ -56,9 +58,12 @@ class FoldedNetwork:
         self.__init__(**state)  # type: ignore[misc]
 
     def __call__(self, x: Tensor) -> Tensor:
-        """`model(x, upsample=False)` in evaluation mode, without a CRF layer: `[B, C, h, w]`."""
-        x = x.contiguous(memory_format=torch.channels_last)
-        scores: Tensor = self._network()(x, upsample=False)
+        """`model(x, upsample=False)` in evaluation mode, without a CRF layer: `[B, C, h, w]`.
+
+        Raises InputError where it is to be compiled and cannot be.
+        """
+        x, network = x.contiguous(memory_format=torch.channels_last), self._network()
+        scores: Tensor = _compiled(network, x) if self.compiles else network(x, upsample=False)
         return scores.contiguous()
 
     def _network(self) -> DeepLab:
@@ -68,7 +73,7 @@ class FoldedNetwork:
                 self._copy = None  # never two of them in memory
                 network = folded(self.model)
                 if self.compiles:
-                    network.compile(options={"freezing": True})
+                    network.compile(dynamic=True, options={"freezing": True})
                 self._copy, self._state = network, state
             return self._copy
 
@@ -132,6 +137,20 @@ class PointwiseConv2d(nn.Conv2d):
         return torch.mkldnn_convolution(
             input, weight, bias, (0, 0), self.stride, (1, 1), self.groups
         )
+
+
+def _compiled(network: DeepLab, x: Tensor) -> Tensor:
+    from torch._dynamo.exc import BackendCompilerFailed  # imported with the compiler: seconds
+
+    try:
+        scores: Tensor = network(x, upsample=False)
+    except BackendCompilerFailed as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise InputError(
+            "compile must be left out where the network cannot be compiled; it needs a C++ "
+            f"compiler, such as g++ ({reason})"
+        ) from error
+    return scores
 
 
 class _Watch(TorchFunctionMode):

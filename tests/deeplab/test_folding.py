@@ -7,9 +7,11 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import torch
+from networks import two_convolutions
 from torch import Tensor, nn
 
 import crf
+from deeplab.errors import InputError
 from deeplab.model import DeepLab, build, deeplab_v2_small
 from deeplab.model.batch_norm import FrozenBatchNorm2d
 from deeplab.predict import Predictor
@@ -25,7 +27,7 @@ SLIM = (
     "deeplab_v2_small",
     "deeplab_v3_mobilenet",
     "deeplab_v3plus_resnet18",
-    "timm:tf_efficientnet_lite0",
+    "timm:test_efficientnet",
 )
 
 
@@ -72,37 +74,68 @@ def norms(model: nn.Module) -> list[nn.Module]:
     return [m for m in model.modules() if isinstance(m, nn.BatchNorm2d | FrozenBatchNorm2d)]
 
 
-def network_of(name: str) -> DeepLab:
+@pytest.fixture(params=SLIM)
+def network(request: pytest.FixtureRequest) -> DeepLab:
     torch.manual_seed(0)
-    if not name.startswith("timm:"):
-        return with_statistics(build(name, num_classes=3))
-    pytest.importorskip("timm")
-    return with_statistics(build("deeplab_v3plus", num_classes=3, backbone=name))
+    if not request.param.startswith("timm:"):
+        return with_statistics(build(request.param, num_classes=3))
+    request.getfixturevalue("timm")
+    return with_statistics(build("deeplab_v3plus", num_classes=3, backbone=request.param))
 
 
 @pytest.mark.processors
-@pytest.mark.parametrize("name", SLIM)
-def test_a_folded_copy_gives_the_scores_of_the_model(name: str) -> None:
-    model, x = network_of(name), picture(2)
-    state = {key: value.clone() for key, value in model.state_dict().items()}
+def test_a_folded_copy_gives_the_scores_of_the_model(network: DeepLab) -> None:
+    x = picture(2)
+    state = {key: value.clone() for key, value in network.state_dict().items()}
     with torch.no_grad():
-        assert_within_budget(model, folded(model)(x, upsample=False), x)
-        assert_within_budget(model, FoldedNetwork(model)(x), x)
-    assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
+        assert_within_budget(network, FoldedNetwork(network)(x), x)
+    assert all(torch.equal(value, state[key]) for key, value in network.state_dict().items())
 
 
-@pytest.mark.parametrize("name", SLIM)
-def test_every_norm_is_folded_and_costs_less_than_a_rounding(name: str) -> None:
+def test_every_norm_is_folded_and_costs_less_than_a_rounding(network: DeepLab) -> None:
     """In float64 the copy is nearer to the model than the model itself is in float32."""
-    model, x = network_of(name), picture()
-    network = folded(model)
+    found, x = folded(network), picture()
     # the pyramid of v3 takes its normalisation in by itself
-    assert len(norms(network)) == (0 if "_v2_" in name else 1)
-    exact = scores(copy.deepcopy(model).double(), x.double())
-    own = (scores(model, x) - exact).abs().max()
-    assert (scores(network.double(), x.double()) - exact).abs().max() < own
-    assert any(isinstance(module, PointwiseConv2d) for module in network.modules())
-    assert not any(isinstance(module, PointwiseConv2d) for module in model.modules())
+    assert len(norms(found)) == ("v3" in network.config["model"])
+    exact = scores(copy.deepcopy(network).double(), x.double())
+    own = (scores(network, x) - exact).abs().max()
+    assert (scores(found.double(), x.double()) - exact).abs().max() < own
+    assert any(isinstance(module, PointwiseConv2d) for module in found.modules())
+    assert not any(isinstance(module, PointwiseConv2d) for module in network.modules())
+
+
+def test_a_predictor_folds_unless_it_is_told_not_to(small: DeepLab) -> None:
+    image = np.random.default_rng(0).integers(0, 256, (45, 61, 3), dtype=np.uint8)
+    found, plain = (Predictor(small, fold=fold).output([image]).logits for fold in (True, False))
+    x = small.preprocess(image)
+    with torch.no_grad():
+        assert torch.equal(plain, small(x))
+        assert torch.equal(found, small.upsample(FoldedNetwork(small)(x), (45, 61)))
+    assert not torch.equal(found, plain)
+
+
+def test_an_encoder_that_does_not_take_the_small_picture_is_left_as_it_is(small: DeepLab) -> None:
+    def refuse(module: nn.Module, given: tuple[Tensor]) -> None:
+        if given[0].shape[2] != 45:
+            raise ValueError("45 pixels alone")
+
+    small.backbone.register_forward_pre_hook(refuse)
+    assert folding_pairs(small) == []
+    x = picture()
+    assert torch.equal(scores(folded(small), x), scores(small, x))
+
+
+@pytest.mark.slow
+def test_a_compiled_copy_gives_the_scores_of_the_model(monkeypatch) -> None:
+    model, x = two_convolutions(), picture()
+    compiled = FoldedNetwork(model, compiles=True)
+    with torch.no_grad():
+        assert_within_budget(model, compiled(x), x)
+    from torch._inductor import config
+
+    monkeypatch.setattr(config.cpp, "cxx", (None, "no-such-compiler"))
+    with pytest.raises(InputError, match=r"compile must be left out .* C\+\+ compiler, such as"):
+        Predictor(two_convolutions(num_classes=2), compile=True)(np.zeros((9, 9, 3), np.uint8))
 
 
 class Odd(nn.Module):
