@@ -99,7 +99,8 @@ class Predictor:
         scales, flip: the views whose probabilities are averaged, see `network_scores`.
         precision: what the network computes in: torch.float32 (the dtype of its weights),
             torch.bfloat16 or torch.float16, see `network_scores`, or "auto": bfloat16 where the
-            device computes in it, float32 elsewhere. What follows the network is float32.
+            device computes in it, float32 elsewhere. What follows the network is float32. At
+            least 99.5% of labels were those of float32 (docs/figures.md).
         fold: on a CPU compute with a copy of the network whose batch normalisations are folded
             into convolutions, see `deeplab.predict.folding`: its scores are the model's up to
             rounding. The copy follows changes of the model, unless through `.data`; a model with

@@ -63,8 +63,8 @@ Precision = Annotated[
     option(
         "NAME",
         "What the network computes in: float32, bfloat16, float16, or auto: bfloat16 where the "
-        "processor or GPU computes in it. Labels are float32's but for some pixels in a thousand; "
-        "float32 gives the same ones on every machine.",
+        "processor or GPU computes in it. Up to half a percent of the labels are others than in "
+        "float32, which therefore is the default.",
     ),
 ]
 Compile = Annotated[
