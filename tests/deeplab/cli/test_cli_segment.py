@@ -18,7 +18,7 @@ from deeplab.data.images import read_image
 from deeplab.data.large import reduced
 from deeplab.data.legend import with_legend
 from deeplab.data.scenes import CLASSES, PALETTE
-from deeplab.model import deeplab_v2_small
+from deeplab.model import DeepLab, deeplab_v2_small
 from deeplab.predict import Predictor, predict
 from deeplab.weights import load_model, read_metadata, save_weights
 
@@ -258,6 +258,19 @@ def test_segment_computes_in_the_precision_that_is_asked_for(tmp_path, weights):
     np.testing.assert_array_equal(found, predictor(np.asarray(Image.open(photo))).probabilities)
     message = "--precision half must be float32, bfloat16, float16 or auto"
     assert_refused(tmp_path, message, "segment", photo, *options, "--precision", "half")
+
+
+def test_segment_compiles_the_network_where_it_is_asked_to_on_a_cpu(tmp_path, weights, monkeypatch):
+    photo, compiled = picture(tmp_path / "photo.png"), []
+    options = ["--weights", weights, "--out", tmp_path, "--no-crf", "--device", "cpu"]
+    monkeypatch.setattr(DeepLab, "compile", lambda self, **given: compiled.append(given))
+    done("segment", photo, *options)
+    assert not compiled
+    done("segment", photo, *options, "--compile")
+    assert compiled == [{"dynamic": True, "options": {"freezing": True}}]
+    monkeypatch.setattr("deeplab.cli.segment.torch_device", lambda _: torch.device("cuda"))
+    message = "--compile must be left out on a GPU"
+    assert_refused(tmp_path, message, "segment", photo, *options, "--compile")
 
 
 def test_segment_refuses_weights_that_give_nan_naming_the_picture(tmp_path, weights, monkeypatch):
