@@ -19,7 +19,7 @@ from deeplab.data.large import reduced
 from deeplab.data.legend import with_legend
 from deeplab.data.scenes import CLASSES, PALETTE
 from deeplab.model import DeepLab, deeplab_v2_small
-from deeplab.predict import Predictor, predict
+from deeplab.predict import Predictor
 from deeplab.weights import load_model, read_metadata, save_weights
 
 
@@ -75,7 +75,7 @@ def test_segment_refines_with_the_weights_settings_or_those_given(tmp_path, weig
     photo = picture(tmp_path / "photo.png")
     done("segment", photo, "--weights", weights, "--out", tmp_path, "--probabilities", *options)
     layer = crf and CRFSettings().changed(crf).layer(len(CLASSES))
-    expected = predict(load_model(weights), np.asarray(Image.open(photo)), layer)
+    expected = Predictor(load_model(weights), layer)(np.asarray(Image.open(photo)))
     found = np.load(tmp_path / "photo_probabilities.npz")["probabilities"]
     np.testing.assert_allclose(found, expected.probabilities, atol=1e-6)
 
@@ -102,7 +102,7 @@ def test_inputs_of_one_name_do_not_overwrite_each_other(tmp_path, weights):
     assert [name for name in files(out) if "labels" in name] == names
     model = load_model(weights)
     for photo, name in zip(photos, ["1-x-png", "2-x", "1-x-bmp"], strict=True):
-        expected = predict(model, np.asarray(Image.open(photo))).labels
+        expected = Predictor(model)(np.asarray(Image.open(photo))).labels
         assert np.array_equal(indices(out / f"{name}_labels.png"), expected)
 
 
@@ -132,7 +132,7 @@ def test_segment_can_check_the_model_that_the_weights_are_for(tmp_path, weights)
     photo = picture(tmp_path / "photo.png")
     named = ["--model", "deeplab_v2_small", "--classes", len(CLASSES)]
     done("segment", photo, "--weights", weights, "--out", tmp_path, "--no-crf", *named)
-    expected = predict(load_model(weights), np.asarray(Image.open(photo))).labels
+    expected = Predictor(load_model(weights))(np.asarray(Image.open(photo))).labels
     assert np.array_equal(indices(tmp_path / "photo_labels.png"), expected)
 
 
