@@ -145,12 +145,13 @@ class Odd(nn.Module):
         super().__init__()
         self.kept, self.alone = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(3, 4, 1)
         self.twice, self.good = nn.Conv2d(4, 4, 1), nn.Conv2d(4, 512, 3, bias=False)
-        self.norm, self.shared, self.last = (nn.BatchNorm2d(n) for n in (4, 4, 512))
+        self.norm, self.shared, self.both, self.last = map(nn.BatchNorm2d, (4, 4, 4, 512))
         self.other = batch_norm
 
     def forward(self, x: Tensor) -> Tensor:
-        kept = self.kept(x)
+        kept, alone = self.kept(x), self.alone(x)
         x = self.norm(kept) + kept  # taken by the sum too
+        x = self.both(alone) + self.both(x)  # whose norm takes something else too
         x = self.shared(self.twice(x)) + self.shared(self.twice(x + 1))  # once a call: may be
         x = self.other(x)  # behind no convolution
         return self.last(self.good(x))
