@@ -139,7 +139,7 @@ def test_a_compiled_copy_gives_the_scores_of_the_model(monkeypatch) -> None:
 
 
 class Odd(nn.Module):
-    """A backbone in which no convolution may be folded, and one that may."""
+    """A backbone in which `twice` and `good` may be folded, and nothing else."""
 
     def __init__(self, batch_norm: nn.Module) -> None:
         super().__init__()
