@@ -103,6 +103,7 @@ def segment(
     ] = None,
     overlap: options.Overlap = 384,
     precision: options.Precision = "float32",
+    compile: options.Compile = False,
     device: options.Device = "auto",
     batch: Annotated[
         int,
@@ -194,6 +195,8 @@ def segment(
         raise InputError(f"--batch must be 1 or more, not {batch}")
     many.check_manifest()
     device_type = torch_device(device).type
+    if compile and device_type != "cpu":
+        raise InputError("--compile must be left out on a GPU; it is for networks on a CPU")
     scales, again = views.numbers(), "mend that, then go on with --skip-existing"
     with reported_once(again), processes(device, LONGEST) as group:
         with group.together():
@@ -220,6 +223,7 @@ def segment(
                 scales=scales,
                 flip=views.flip,
                 precision=torch_precision(precision),
+                compile=compile,
                 device=group.device,
                 bands=settings.bands,
                 threshold=threshold,

@@ -11,12 +11,12 @@ predictor takes large pictures in tiles (`tiles.py`). `BatchSegmenter` takes fil
 maps, as rows of a data set on a cluster (`batches.py`).
 """
 
+from deeplab.precision import PRECISIONS, Precision
 from deeplab.predict.batches import BatchSegmenter
 from deeplab.predict.limits import BYTES_A_PIXEL
 from deeplab.predict.predictor import (
     CRF,
     OVERLAP,
-    PRECISIONS,
     TILE,
     Prediction,
     Predictor,
@@ -25,7 +25,14 @@ from deeplab.predict.predictor import (
     predict,
 )
 from deeplab.predict.tiles import Tiling
-from deeplab.predict.views import as_batch, as_levels, as_rgb, check_scales, network_scores
+from deeplab.predict.views import (
+    as_batch,
+    as_levels,
+    as_rgb,
+    at_scale,
+    check_scales,
+    network_scores,
+)
 
 __all__ = [
     "BYTES_A_PIXEL",
@@ -34,6 +41,7 @@ __all__ = [
     "PRECISIONS",
     "TILE",
     "BatchSegmenter",
+    "Precision",
     "Prediction",
     "Predictor",
     "Tile",
@@ -41,6 +49,7 @@ __all__ = [
     "as_batch",
     "as_levels",
     "as_rgb",
+    "at_scale",
     "check_scales",
     "check_threshold",
     "network_scores",

@@ -9,8 +9,9 @@ the scores, belongs to the model (`scales=` of its builder) and takes place with
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 
 import numpy as np
 import torch
@@ -29,6 +30,7 @@ def network_scores(
     scales: Sequence[float] = (1.0,),
     flip: bool = False,
     precision: torch.dtype = torch.float32,
+    network: Callable[[Tensor], Tensor] | None = None,
 ) -> Tensor:
     """What the network alone says about pictures: logits `[B, C, H, W]`, float32.
 
@@ -39,17 +41,21 @@ def network_scores(
     precision: torch.bfloat16 and torch.float16 compute under autocast; torch.float32 leaves it to
     the dtype of the weights, and to autocast around the call. Scores are brought to the picture's
     size in float32.
+    network: what gives `model(x, upsample=False)` in evaluation mode, without a CRF layer, in the
+    place of the model.
     """
     check_scales(scales)
     x = model.preprocess(images)
     size = (int(x.shape[2]), int(x.shape[3]))
     total: Tensor | None = None  # of the views, one after another: no two are kept
-    with _network_alone(model):
+    alone = _network_alone(model) if network is None else nullcontext()
+    scores_of = partial(model, upsample=False) if network is None else network
+    with alone:
         for scale in scales:
-            view = _resize(x, [max(1, round((n - 1) * scale) + 1) for n in size])
+            view = at_scale(x, scale)
             for mirrored in (False, True) if flip else (False,):
                 with _computing_in(precision, x.device):
-                    scores = model(view.flip(3) if mirrored else view, upsample=False)
+                    scores = scores_of(view.flip(3) if mirrored else view)
                 scores = model.upsample(scores.float(), size)
                 if len(scales) == 1 and not flip:
                     return scores
@@ -62,6 +68,14 @@ def network_scores(
     if model.multilabel:
         return total[1] - total[0]  # log P - log (1 - P), of means
     return total - math.log(len(scales) * (1 + flip))
+
+
+def at_scale(x: Tensor, scale: float) -> Tensor:
+    """A batch `[B, C, H, W]` at another scale, corners on corners."""
+    size = [max(1, round((n - 1) * scale) + 1) for n in x.shape[2:]]
+    if size == list(x.shape[2:]):
+        return x
+    return F.interpolate(x, size=size, mode="bilinear", align_corners=True)
 
 
 def check_scales(scales: Sequence[float]) -> None:
@@ -106,12 +120,6 @@ def _log_probabilities(model: DeepLab, scores: Tensor) -> Tensor:
     if model.multilabel:
         return torch.stack([F.logsigmoid(-scores), F.logsigmoid(scores)])
     return scores.log_softmax(1)
-
-
-def _resize(x: Tensor, size: Sequence[int]) -> Tensor:
-    if tuple(x.shape[2:]) == tuple(size):
-        return x
-    return F.interpolate(x, size=tuple(size), mode="bilinear", align_corners=True)
 
 
 def _computing_in(precision: torch.dtype, device: torch.device) -> AbstractContextManager[object]:

@@ -19,7 +19,7 @@ from deeplab.errors import InputError
 from deeplab.evaluation.evaluate import evaluate
 from deeplab.evaluation.metrics import ConfusionMatrix, MaskCounts
 from deeplab.model import build
-from deeplab.predict import predict
+from deeplab.predict import Predictor, predict
 from deeplab.training import hook, train
 from deeplab.training.auxiliary import AuxiliaryHead
 from deeplab.training.config import DataConfig
@@ -202,7 +202,7 @@ def test_a_crf_is_refused_wherever_it_could_come_from():
 def test_scores_are_those_of_each_classs_masks(threshold):
     model, pictures = network(), masked()
     result = evaluate(model, pictures, class_names=["low", "high"], threshold=threshold)
-    predicted = [predict(model, image, threshold=threshold).labels for image, _ in pictures]
+    predicted = [Predictor(model, threshold=threshold)(image).labels for image, _ in pictures]
     ious, right, counted = [], 0, 0
     for c in range(2):
         truth = np.stack([masks[c] for _, masks in pictures])
@@ -249,7 +249,7 @@ def test_the_commands_score_and_write_masks_that_are_labels_again(trained, tmp_p
     )
     written = open_dataset("folder", out, "all")
     for image, masks in written:
-        assert np.array_equal(masks, predict(model, image, threshold=0.4).labels)
+        assert np.array_equal(masks, Predictor(model, threshold=0.4)(image).labels)
     assert sorted(path.name for path in out.glob("*.png")) == ["2_overlay.png", "3_overlay.png"]
     mask = Image.open(out / "labels" / "low" / "2.png")
     assert mask.getpalette()[:6] == [0, 0, 0, 200, 0, 0]
@@ -283,11 +283,11 @@ def test_a_threshold_of_two_classes_counts_in_the_scores():
     torch.manual_seed(0)
     model = build("deeplab_v2_small", 2, sigmoid=True).eval()
     pictures = [(image, (labels > 3).astype(np.uint8)) for image, labels in tiny_pictures()]
-    likely = np.stack([predict(model, image).probabilities[1] for image, _ in pictures])
+    likely = np.stack([Predictor(model)(image).probabilities[1] for image, _ in pictures])
     middle = float(np.quantile(likely, 0.3))
     confusion = ConfusionMatrix(2)
     for image, labels in pictures:
-        confusion.update(labels, predict(model, image, threshold=middle).labels)
+        confusion.update(labels, Predictor(model, threshold=middle)(image).labels)
     found = evaluate(model, pictures, threshold=middle)
     assert found.confusion["network"].matrix.tolist() == confusion.matrix.tolist()
     assert found.network.miou != evaluate(model, pictures).network.miou

@@ -15,7 +15,7 @@ from deeplab.crf_settings import CRFSettings
 from deeplab.data import outputs
 from deeplab.data.bands import read_picture
 from deeplab.model import build
-from deeplab.predict import as_levels, predict
+from deeplab.predict import Predictor, as_levels
 from deeplab.weights import load_model, read_metadata, save_weights
 
 BANDS = 5
@@ -86,7 +86,7 @@ def test_bands_are_trained_scored_and_segmented(own, tmp_path):
     )
     model, image = load_model(weights), read_picture(photo, BANDS)[0]
     layer = CRFSettings().layer(2)
-    expected = predict(model, image, layer, bands=(4, 2, 0))
+    expected = Predictor(model, layer, bands=(4, 2, 0))(image)
     assert np.array_equal(indices(out / "a_labels.png"), expected.labels)
     shown = np.asarray(Image.open(out / "a_overlay.png"))
     rgb = as_levels(model, image, (4, 2, 0))[0].permute(1, 2, 0).round().byte().numpy()
@@ -95,7 +95,7 @@ def test_bands_are_trained_scored_and_segmented(own, tmp_path):
     done("segment", photo, "--weights", weights, "--out", out, "--crf-bands", "all")
     every = CRFSettings(bands="all").refiner(2)
     assert np.array_equal(
-        indices(out / "a_labels.png"), predict(model, image, every, bands="all").labels
+        indices(out / "a_labels.png"), Predictor(model, every, bands="all")(image).labels
     )
 
 

@@ -25,7 +25,7 @@ from deeplab.errors import InputError
 from deeplab.evaluation.evaluate import evaluate
 from deeplab.evaluation.report import picture_scores
 from deeplab.model import deeplab_v2_small
-from deeplab.predict import predict
+from deeplab.predict import Predictor
 from deeplab.weights import load_model, save_weights
 
 SETTINGS = CRFSettings(2, Gaussian(2.0, 1.5), Bilateral(3.0, 20.0, 8.0))
@@ -104,7 +104,7 @@ def test_submission_has_vocs_layout_and_the_final_labels(tmp_path, weights, voc)
     for index, name in enumerate(pictures.names):
         with Image.open(folder / f"{name}.png") as found:
             assert found.mode == "P"
-            expected = predict(load_model(weights), pictures.image(index)).labels
+            expected = Predictor(load_model(weights))(pictures.image(index)).labels
             np.testing.assert_array_equal(np.asarray(found), expected)
     with tarfile.open(tmp_path / "up" / "results.tgz") as packed:
         assert len(packed.getnames()) == 2
@@ -190,7 +190,7 @@ def test_a_report_has_the_scores_and_the_worst_pictures(tmp_path, weights, voc, 
     layer = None if crf == "--no-crf" else settings.layer(21)
     pictures, ranked = open_dataset("voc2012", voc, "val"), []
     for name, (image, truth) in zip(pictures.names, pictures, strict=True):
-        labels = predict(network, image, layer).labels
+        labels = Predictor(network, layer)(image).labels
         ranked.append(picture_scores(name, truth, labels, 21))
     ranked.sort()
     rows = list(csv.DictReader((folder / "pictures.csv").open()))
@@ -289,10 +289,10 @@ def test_segment_and_refine_take_settings_from_a_file(tmp_path, weights):
     image = np.asarray(Image.open(photo))
     network = load_model(weights)
     options = {"scales": (0.75, 1.0), "flip": True}
-    expected = predict(network, image, settings.layer(21), **options).probabilities
+    expected = Predictor(network, settings.layer(21), **options)(image).probabilities
     found = np.load(tmp_path / "a" / "photo_probabilities.npz")["probabilities"]
     np.testing.assert_allclose(found, expected, atol=1e-6)
-    np.save(tmp_path / "p.npy", predict(network, image, **options).probabilities)
+    np.save(tmp_path / "p.npy", Predictor(network, **options)(image).probabilities)
     done("refine", photo, tmp_path / "p.npy", "--out", tmp_path / "b", *file)
     refined = np.load(tmp_path / "b" / "photo_probabilities.npz")["probabilities"]
     np.testing.assert_allclose(refined, expected, atol=2e-3)

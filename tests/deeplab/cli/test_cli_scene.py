@@ -12,7 +12,7 @@ from PIL import Image
 
 from deeplab.data.scenes import CLASSES, scene
 from deeplab.model import build
-from deeplab.predict import predict
+from deeplab.predict import Predictor
 from deeplab.weights import save_weights
 
 IMAGE = scene(0, (60, 90)).image
@@ -138,7 +138,7 @@ def test_bands_of_sixteen_bits(tmp_path):
     assert result.exit_code == 2
     assert "scene.tif: bands must be from 0 to 3 each, not [0, 1, 4]" in result.stderr
     done(*given, "--bands", "4,3,2,1")
-    expected = predict(model, np.ascontiguousarray(image[..., 3::-1])).labels
+    expected = Predictor(model)(np.ascontiguousarray(image[..., 3::-1])).labels
     assert np.array_equal(labels_of(out / "scene_labels.tif"), expected)
 
 
@@ -151,7 +151,7 @@ def test_masks_of_several_labels_a_pixel(tmp_path, rasterio):
     assert files(out) == ["scene_labels.tif", "scene_overlay.png"]
     with rasterio.open(out / "scene_labels.tif") as found:
         assert found.descriptions == ("a", "b", "c")
-        assert np.array_equal(found.read(), predict(model, IMAGE).labels)
+        assert np.array_equal(found.read(), Predictor(model)(IMAGE).labels)
 
 
 def test_options_that_do_not_fit_are_refused_before_the_work(tmp_path, weights):

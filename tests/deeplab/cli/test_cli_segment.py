@@ -18,8 +18,8 @@ from deeplab.data.images import read_image
 from deeplab.data.large import reduced
 from deeplab.data.legend import with_legend
 from deeplab.data.scenes import CLASSES, PALETTE
-from deeplab.model import deeplab_v2_small
-from deeplab.predict import Predictor, predict
+from deeplab.model import DeepLab, deeplab_v2_small
+from deeplab.predict import Predictor
 from deeplab.weights import load_model, read_metadata, save_weights
 
 
@@ -75,7 +75,7 @@ def test_segment_refines_with_the_weights_settings_or_those_given(tmp_path, weig
     photo = picture(tmp_path / "photo.png")
     done("segment", photo, "--weights", weights, "--out", tmp_path, "--probabilities", *options)
     layer = crf and CRFSettings().changed(crf).layer(len(CLASSES))
-    expected = predict(load_model(weights), np.asarray(Image.open(photo)), layer)
+    expected = Predictor(load_model(weights), layer)(np.asarray(Image.open(photo)))
     found = np.load(tmp_path / "photo_probabilities.npz")["probabilities"]
     np.testing.assert_allclose(found, expected.probabilities, atol=1e-6)
 
@@ -102,7 +102,7 @@ def test_inputs_of_one_name_do_not_overwrite_each_other(tmp_path, weights):
     assert [name for name in files(out) if "labels" in name] == names
     model = load_model(weights)
     for photo, name in zip(photos, ["1-x-png", "2-x", "1-x-bmp"], strict=True):
-        expected = predict(model, np.asarray(Image.open(photo))).labels
+        expected = Predictor(model)(np.asarray(Image.open(photo))).labels
         assert np.array_equal(indices(out / f"{name}_labels.png"), expected)
 
 
@@ -132,7 +132,7 @@ def test_segment_can_check_the_model_that_the_weights_are_for(tmp_path, weights)
     photo = picture(tmp_path / "photo.png")
     named = ["--model", "deeplab_v2_small", "--classes", len(CLASSES)]
     done("segment", photo, "--weights", weights, "--out", tmp_path, "--no-crf", *named)
-    expected = predict(load_model(weights), np.asarray(Image.open(photo))).labels
+    expected = Predictor(load_model(weights))(np.asarray(Image.open(photo))).labels
     assert np.array_equal(indices(tmp_path / "photo_labels.png"), expected)
 
 
@@ -256,8 +256,21 @@ def test_segment_computes_in_the_precision_that_is_asked_for(tmp_path, weights):
     found = np.load(tmp_path / "photo_probabilities.npz")["probabilities"]
     predictor = Predictor(load_model(weights), precision=torch.bfloat16)
     np.testing.assert_array_equal(found, predictor(np.asarray(Image.open(photo))).probabilities)
-    message = "--precision half must be float32, bfloat16 or float16"
+    message = "--precision half must be float32, bfloat16, float16 or auto"
     assert_refused(tmp_path, message, "segment", photo, *options, "--precision", "half")
+
+
+def test_segment_compiles_the_network_where_it_is_asked_to_on_a_cpu(tmp_path, weights, monkeypatch):
+    photo, compiled = picture(tmp_path / "photo.png"), []
+    options = ["--weights", weights, "--out", tmp_path, "--no-crf", "--device", "cpu"]
+    monkeypatch.setattr(DeepLab, "compile", lambda self, **given: compiled.append(given))
+    done("segment", photo, *options)
+    assert not compiled
+    done("segment", photo, *options, "--compile")
+    assert compiled == [{"dynamic": True, "options": {"freezing": True}}]
+    monkeypatch.setattr("deeplab.cli.segment.torch_device", lambda _: torch.device("cuda"))
+    message = "--compile must be left out on a GPU"
+    assert_refused(tmp_path, message, "segment", photo, *options, "--compile")
 
 
 def test_segment_refuses_weights_that_give_nan_naming_the_picture(tmp_path, weights, monkeypatch):

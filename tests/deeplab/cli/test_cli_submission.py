@@ -12,7 +12,7 @@ from PIL import Image
 
 from deeplab.data.datasets import open_pictures
 from deeplab.data.images import read_image
-from deeplab.predict import Predictor, predict
+from deeplab.predict import Predictor
 from deeplab.weights import load_model
 
 
@@ -30,7 +30,7 @@ def test_the_test_split_of_cityscapes_is_predicted_whatever_its_labels(tmp_path,
     up = tmp_path / "up"
     result = done(*given, "--submission", up, "--predictions", tmp_path / "own")
     assert f"1 predictions -> {up / 'results.zip'}" in result.stdout.replace("\n", " ")
-    expected = predict(load_model(path), read_image(image)[0]).labels
+    expected = Predictor(load_model(path))(read_image(image)[0]).labels
     ids = np.array([7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33])
     with zipfile.ZipFile(up / "results.zip") as packed:
         assert packed.namelist() == ["berlin_000000_000019_labelIds.png"]
@@ -60,7 +60,7 @@ def test_pictures_of_ones_own_are_predicted_without_a_folder_of_labels(tmp_path,
     assert_refused(tmp_path, "labels.*: no such f", *given)
     done(*given, "--no-score", "--predictions", tmp_path / "found")
     data = open_pictures("folder", root, "val")
-    expected = predict(load_model(path), data.image(0)).labels
+    expected = Predictor(load_model(path))(data.image(0)).labels
     with Image.open(tmp_path / "found" / "val" / "c.png") as found:
         np.testing.assert_array_equal(np.asarray(found), expected)
 
@@ -83,7 +83,7 @@ def test_predictions_are_made_as_it_is_asked_for(tmp_path, scored, options):
     expected = Predictor(load_model(path), **options)(data.image(0)).labels
     with Image.open(tmp_path / "found" / "val" / "c.png") as found:
         np.testing.assert_array_equal(np.asarray(found), expected)
-    assert not np.array_equal(expected, predict(load_model(path), data.image(0)).labels)
+    assert not np.array_equal(expected, Predictor(load_model(path))(data.image(0)).labels)
     if "tile" in options:
         assert_refused(tmp_path, "--tile must be at least 17", *given, "--tile", 16)
 

@@ -12,7 +12,7 @@ from tiny_training import SHORT, equal, run, tiny_pictures
 
 from deeplab.errors import InputError
 from deeplab.model import build
-from deeplab.predict import predict
+from deeplab.predict import Predictor, predict
 from deeplab.training.auxiliary import AuxiliaryHead
 from deeplab.training.losses import segmentation_loss
 from deeplab.weights import load_model, load_weights, save_weights
@@ -129,10 +129,10 @@ def test_segment_takes_a_threshold(tmp_path):
     image = np.random.default_rng(0).integers(0, 256, (33, 40, 3), dtype=np.uint8)
     Image.fromarray(image).save(tmp_path / "p.png")
     save_weights(two, tmp_path / "w.safetensors")
-    middle = float(np.quantile(predict(two, image).probabilities[1], 0.3))
+    middle = float(np.quantile(Predictor(two)(image).probabilities[1], 0.3))
     given, out = [tmp_path / "p.png", "--weights", tmp_path / "w.safetensors"], tmp_path / "out"
     done("segment", *given, "--no-crf", "--out", out, "--threshold", middle)
     labels = np.asarray(Image.open(out / "p_labels.png"))
-    assert np.array_equal(labels, predict(two, image, threshold=middle).labels)
+    assert np.array_equal(labels, Predictor(two, threshold=middle)(image).labels)
     wrong = "--threshold must be a number between 0 and 1, not 2"
     assert_refused(tmp_path, wrong, "segment", *given, "--out", out, "--threshold", 2)

@@ -11,7 +11,7 @@ from PIL import Image
 from campaign.case import require
 from deeplab.crf_settings import CRFSettings
 from deeplab.model import DeepLab, build
-from deeplab.predict import predict
+from deeplab.predict import Predictor
 from deeplab.weights import save_weights
 
 CLASSES = ("ground", "tree", "water")
@@ -44,7 +44,7 @@ def network() -> DeepLab:
 def labels_of(rgb: np.ndarray, crf: CRFSettings | None = None) -> np.ndarray:
     """What the network, and a CRF with these settings, say of a picture."""
     layer = None if crf is None else crf.layer(len(CLASSES))
-    return predict(network(), rgb, layer).labels
+    return Predictor(network(), layer)(rgb).labels
 
 
 def stored_crf() -> CRFSettings:
