@@ -234,7 +234,7 @@ def test_a_first_call_with_its_code_on_disk_imports_no_compiler_and_links_few_ke
     exec(INFERENCE, {})  # from here on its code is on disk
     command = [sys.executable, "-c", COUNTED]
     process = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
-    assert process.stdout.split() == ["12"]
+    assert process.stdout.split() == ["15"]
 
 
 def test_a_change_of_any_source_that_is_compiled_changes_the_digest(tmp_path):
