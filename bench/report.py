@@ -25,8 +25,11 @@ COLUMNS: Sequence[tuple[str, tuple[str, ...], float]] = (
     ("wall ms", ("wall", "p50"), 1e-3),
     ("ours x", ("ours_is_faster_by", "median_of_pairs"), 1),
     ("of p50", ("ours_is_faster_by", "ratio_of_p50"), 1),
+    ("images/s", ("images_per_second",), 1),
     ("same label %", ("quality", "same_label"), 1e-2),
     ("mean |dQ|", ("quality", "mean_error"), 1),
+    ("mIoU %", ("quality", "miou"), 1e-2),
+    ("trimap mIoU %", ("quality", "trimap_miou"), 1e-2),
     ("peak MB", ("peak_bytes",), 1e6),
     ("GB/s", ("bytes_per_second",), 1e9),
     ("GFLOP/s", ("operations_per_second",), 1e9),
@@ -68,6 +71,21 @@ def write_record(record: Report, folder: Path) -> Path:
     path = folder / f"{date}-{commit}-{names}{kind}.json"
     write_whole(path, json.dumps(record, indent=1) + "\n")
     return path
+
+
+def read_record(path: Path) -> Report:
+    """A record that compare.py wrote.
+
+    Raises ValueError where the file is none, with its name and what is wrong.
+    """
+    try:
+        record: Report = json.loads(path.read_text())
+        cases = [case for comparison in record["comparisons"] for case in comparison["cases"]]
+        if not all("name" in case and "candidates" in case for case in cases):
+            raise ValueError("a case has no name or no candidates")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} must be a record of compare.py ({error!r})") from error
+    return record
 
 
 def write_whole(path: Path, text: str) -> None:

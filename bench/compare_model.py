@@ -1,0 +1,245 @@
+"""Pictures to labels: deeplab.predict beside pipelines that people put together by hand.
+
+DeepLab v2 on ResNet with the CRF of its paper: ours beside a plain network of torch alone
+(plain_deeplab.py) and our exported network under onnxruntime, both with pydensecrf2 behind them.
+All have the same weights, NumPy pictures in and NumPy labels out. The cases "network",
+"upsampling" (from scores to what the CRF takes) and "CRF" time the three steps apart. DeepLab v3
+without a CRF: ours beside torchvision's, whose weights it loads. Batches of 1 and 8.
+
+Weights are random: their classifiers are scaled so that the scores of a photograph have the spread
+of a trained network's, which divides it into regions. The gate: scores within an error budget
+against float64, and 99.9% of labels equal.
+"""
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+import plain_deeplab
+import torch
+from crf_problem import PEER_MODULE, importable, installed
+from frame import Candidate, Case, Check, Comparison, Prepared, Settings
+from model_pipelines import (
+    Images,
+    Labels,
+    Pipeline,
+    Task,
+    as_batch,
+    by_hand,
+    labels_of,
+    onnx_scores,
+    our_pipeline,
+    our_v3,
+    plain,
+    plain_pipeline,
+    torchvision_labels,
+    torchvision_network,
+)
+from torch import Tensor, nn
+
+from deeplab.predict import Predictor
+
+OURS, PLAIN, ONNX = "deeplab.predict", "plain PyTorch", "onnxruntime"
+TORCHVISION = "torchvision"
+MOST_DIFFERENT = 1e-3  # share of labels
+BUDGET = 2  # times the error of plain PyTorch against float64
+
+
+def cases(settings: Settings) -> list[Case]:
+    """One picture, whole and in steps; eight; then v3."""
+    if settings.quick:
+        one, eight = Task("resnet50", 129, 1), Task("resnet50", 97, 8)
+        return [*_cases_of(one), _whole(eight, rounds=2), _v3(one)]
+    one, eight = Task("resnet101", 513, 1), Task("resnet101", 321, 8)
+    return [
+        *_cases_of(one, rounds=4),
+        *_cases_of(eight, rounds=3),
+        _v3(one, rounds=4),
+        _v3(eight, rounds=3),
+    ]
+
+
+COMPARISON = Comparison("model", " ".join(__doc__.split("\n\n")[0].split()), ("cpu",), cases)
+
+
+def _cases_of(task: Task, rounds: int | None = None) -> list[Case]:
+    steps = {"network": network_alone, "upsampling": upsampling_alone, "CRF": crf_alone}
+    apart = [
+        Case(f"v2 {task.name}, {step}", partial(prepare, task), memory=False, rounds=rounds)
+        for step, prepare in steps.items()
+    ]
+    return [_whole(task, rounds), *apart]
+
+
+def _whole(task: Task, rounds: int | None = None) -> Case:
+    return Case(f"v2 {task.name}, image to labels", partial(whole, task), rounds=rounds)
+
+
+def _v3(task: Task, rounds: int | None = None) -> Case:
+    name = f"v3 {task.name}, image to labels, no CRF"
+    return Case(name, partial(v3, task), memory=False, rounds=rounds)
+
+
+def whole(task: Task) -> Prepared:
+    """From images to labels, with the CRF."""
+    images, (pipelines, notes) = task.images, all_pipelines(task)
+    candidates = {
+        name: partial(pipeline.labels, images)
+        for name, pipeline in pipelines.items()
+        if pipeline.labels is not None
+    }
+    return Prepared(
+        candidates=candidates,
+        gate=partial(_same_labels, PLAIN, partial(_by_plain_network, task)),
+        images=task.batch,
+        facts=vars(task),
+        notes=notes,
+    )
+
+
+def network_alone(task: Task) -> Prepared:
+    """From images to scores of stride 8."""
+    images, (pipelines, notes) = task.images, all_pipelines(task)
+    return Prepared(
+        candidates={name: partial(each.scores, images) for name, each in pipelines.items()},
+        gate=partial(_within_budget, lambda: _exact(plain(task.body), images[:1])),
+        images=task.batch,
+        notes=notes,
+    )
+
+
+def upsampling_alone(task: Task) -> Prepared:
+    """From scores to what the CRF takes: logits, or energies in NumPy."""
+    pipelines, size = _with_a_crf(task), (task.side, task.side)
+    scores = pipelines[OURS].scores(task.images)
+
+    def gate(outputs: Mapping[str, Any]) -> list[Check]:
+        ours = outputs[OURS].softmax(1)
+        error = max(
+            float((ours - _as_probabilities(each, ours)).abs().max()) for each in outputs.values()
+        )
+        return [Check("largest difference of probabilities", error, 1e-5)]
+
+    return Prepared(
+        candidates={n: partial(each.upsampled, scores, size) for n, each in pipelines.items()},
+        gate=gate,
+        images=task.batch,
+    )
+
+
+def crf_alone(task: Task) -> Prepared:
+    """From what the CRF takes to labels."""
+    images, pipelines = task.images, _with_a_crf(task)
+    scores = pipelines[OURS].scores(images)
+    candidates: dict[str, Candidate] = {}
+    for name, each in pipelines.items():
+        assert each.refined is not None
+        given = each.upsampled(scores, (task.side, task.side))
+        candidates[name] = partial(each.refined, given, images)
+    return Prepared(
+        candidates=candidates,
+        gate=partial(_same_labels, PLAIN, partial(_by_plain_network, task)),
+        images=task.batch,
+    )
+
+
+def v3(task: Task) -> Prepared:
+    """DeepLab v3 without a CRF: ours has the weights of torchvision's."""
+    images, segmentation = task.images, importable("torchvision.models.segmentation")
+    theirs = None if segmentation is None else torchvision_network(segmentation, task.body)
+    ours, notes = our_v3(task.body, theirs), []
+    candidates: dict[str, Candidate] = {
+        OURS: partial(labels_of, Predictor(ours, tile=None), images)
+    }
+    if theirs is None:
+        notes = [f"{TORCHVISION} is not installed, or not for this torch: v3 has no peer"]
+    else:
+        candidates[TORCHVISION] = partial(torchvision_labels, theirs, images)
+
+    @torch.no_grad()
+    def judge() -> Labels:
+        wide = copy.deepcopy(ours).double()
+        return wide(wide.preprocess(as_batch(images))).argmax(1).byte().numpy()
+
+    return Prepared(
+        candidates=candidates,
+        gate=partial(_same_labels, TORCHVISION, judge),
+        images=task.batch,
+        facts=vars(task),
+        notes=notes,
+    )
+
+
+def all_pipelines(task: Task) -> tuple[dict[str, Pipeline], list[str]]:
+    """Ours, and those peers that can run here; what the reader must know."""
+    pipelines, notes = {OURS: our_pipeline(task.body), PLAIN: plain_pipeline(task)}, []
+    if installed(PEER_MODULE) is None:
+        notes.append("pydensecrf2 is not installed: no other pipeline has a CRF to be timed with")
+    if importable("onnxruntime") is None:
+        notes.append("onnxruntime is not installed (pip install '.[export]'): it is left out")
+    else:
+        pipelines[ONNX] = by_hand(partial(onnx_scores, task.body), task)
+    return pipelines, notes
+
+
+def _with_a_crf(task: Task) -> dict[str, Pipeline]:
+    """Those whose steps behind the network differ."""
+    pipelines = {OURS: our_pipeline(task.body), PLAIN: plain_pipeline(task)}
+    return {name: each for name, each in pipelines.items() if each.refined is not None}
+
+
+def _as_probabilities(output: Any, ours: Tensor) -> Tensor:
+    """Of logits, or of energies in NumPy."""
+    if isinstance(output, Tensor):
+        return output.softmax(1)
+    return torch.from_numpy(np.exp(-output)).reshape(ours.shape)
+
+
+def _by_plain_network(task: Task) -> Labels:
+    """The labels of the plain network and our CRF: the judge where there is no peer's."""
+    pipeline, images = our_pipeline(task.body), task.images
+    assert pipeline.refined is not None
+    scores = plain_pipeline(task).scores(images)
+    return pipeline.refined(plain_deeplab.upsample(scores, images.shape[1:3]), images)
+
+
+def _same_labels(
+    peer: str, judge: Callable[[], Labels], outputs: Mapping[str, Any]
+) -> Sequence[Check]:
+    """The labels of every other candidate against those of a peer; without it, the judge's."""
+    truth = outputs[peer] if peer in outputs else judge()
+    return [
+        Check(f"share of other labels ({name})", float(np.mean(each != truth)), MOST_DIFFERENT)
+        for name, each in outputs.items()
+        if name != peer
+    ]
+
+
+def _exact(network: nn.Module, images: Images) -> Tensor:
+    """The scores in float64."""
+    network.double()
+    with torch.no_grad():
+        found: Tensor = network(plain_deeplab.preprocess(as_batch(images)).double())
+    network.float()  # what was float32 before is the same again
+    return found
+
+
+def _within_budget(truth: Callable[[], Tensor], outputs: Mapping[str, Any]) -> Sequence[Check]:
+    """The scores of the first picture: no further from float64 than BUDGET times plain PyTorch."""
+    exact = truth()
+    largest = float(exact.abs().max())
+
+    def error(scores: Tensor) -> float:
+        if scores.shape[1:] != exact.shape[1:]:  # onnxruntime gives them at the picture's size
+            size = scores.shape[2:]
+            return float((scores[:1] - plain_deeplab.upsample(exact, size)).abs().max()) / largest
+        return float((scores[:1] - exact).abs().max()) / largest
+
+    limit = BUDGET * error(outputs[PLAIN]) + torch.finfo(torch.float32).eps
+    return [
+        Check(f"largest error of scores ({name})", error(scores), limit)
+        for name, scores in outputs.items()
+        if name != PLAIN
+    ]
