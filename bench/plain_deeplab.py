@@ -114,8 +114,10 @@ def same_weights(ours: nn.Module, classes: int, blocks: Sequence[int]) -> PlainD
 
 
 def preprocess(images: Tensor) -> Tensor:
-    """RGB uint8 `[B, 3, H, W]` -> BGR without the mean, float32."""
-    return images.flip(1).float() - torch.tensor(MEAN_BGR).view(3, 1, 1)
+    """RGB `[B, 3, H, W]` in 0-255 -> BGR without the mean, float32 unless it is float64."""
+    x = images.flip(1)
+    x = x if x.is_floating_point() else x.float()
+    return x - torch.tensor(MEAN_BGR).view(3, 1, 1)
 
 
 def upsample(scores: Tensor, size: Sequence[int]) -> Tensor:
