@@ -78,9 +78,10 @@ def _whole_cases(problem: CRFProblem, settings: Settings) -> list[Case]:
     labels = problem.labels
     size, sigmas = f"{problem.height}x{problem.width}", f"{problem.sigma_xy}/{problem.sigma_rgb}"
     name, of_problem = f"{size} {sigmas}, {labels} labels", partial(prepare, problem, whole)
-    listed = [_one_core(name, of_problem, bar=BARS[labels])]
+    asked = {} if settings.quick else BARS
+    listed = [_one_core(name, of_problem, bar=asked.get(labels))]
     if settings.threads > 1:
-        bar = BARS_OF_TWO.get(labels)
+        bar = (asked and BARS_OF_TWO).get(labels)
         listed.append(Case(f"{name}, all cores", of_problem, memory=False, bar=bar))
     return listed
 

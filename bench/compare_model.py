@@ -2,9 +2,9 @@
 
 DeepLab v2 on ResNet with the CRF of its paper: ours beside a plain network of torch alone
 (plain_deeplab.py) and our exported network under onnxruntime, both with pydensecrf2 behind them.
-All have the same weights, NumPy pictures in and NumPy labels out. The cases "network",
-"upsampling" (from scores to what the CRF takes) and "CRF" time the three steps apart. DeepLab v3
-without a CRF: ours beside torchvision's, whose weights it loads. Batches of 1 and 8.
+All have the same weights, NumPy pictures in and NumPy labels out. The steps apart: "network" is
+from pictures to logits of their size, "upsampling" the last part of it, "CRF" from there to labels.
+DeepLab v3 without a CRF: ours beside torchvision's, whose weights it loads. Batches of 1 and 8.
 
 Weights are random: their classifiers are scaled so that the scores of a photograph have the spread
 of a trained network's, which divides it into regions. The gate: scores within an error budget
@@ -29,7 +29,8 @@ from model_pipelines import (
     as_batch,
     by_hand,
     labels_of,
-    onnx_scores,
+    onnx_logits,
+    our_network,
     our_pipeline,
     our_v3,
     plain,
@@ -43,6 +44,7 @@ from deeplab.predict import Predictor
 
 OURS, PLAIN, ONNX = "deeplab.predict", "plain PyTorch", "onnxruntime"
 TORCHVISION = "torchvision"
+WHOLE, NETWORK, UPSAMPLING, CRF = "image to labels", "network", "upsampling", "CRF"
 MOST_DIFFERENT = 1e-3  # share of labels
 BUDGET = 2  # times the error of plain PyTorch against float64
 
@@ -65,7 +67,7 @@ COMPARISON = Comparison("model", " ".join(__doc__.split("\n\n")[0].split()), ("c
 
 
 def _cases_of(task: Task, rounds: int | None = None) -> list[Case]:
-    steps = {"network": network_alone, "upsampling": upsampling_alone, "CRF": crf_alone}
+    steps = {NETWORK: network_alone, UPSAMPLING: upsampling_alone, CRF: crf_alone}
     apart = [
         Case(f"v2 {task.name}, {step}", partial(prepare, task), memory=False, rounds=rounds)
         for step, prepare in steps.items()
@@ -74,11 +76,11 @@ def _cases_of(task: Task, rounds: int | None = None) -> list[Case]:
 
 
 def _whole(task: Task, rounds: int | None = None) -> Case:
-    return Case(f"v2 {task.name}, image to labels", partial(whole, task), rounds=rounds)
+    return Case(f"v2 {task.name}, {WHOLE}", partial(whole, task), rounds=rounds)
 
 
 def _v3(task: Task, rounds: int | None = None) -> Case:
-    name = f"v3 {task.name}, image to labels, no CRF"
+    name = f"v3 {task.name}, {WHOLE}, no CRF"
     return Case(name, partial(v3, task), memory=False, rounds=rounds)
 
 
@@ -94,54 +96,60 @@ def whole(task: Task) -> Prepared:
         candidates=candidates,
         gate=partial(_same_labels, PLAIN, partial(_by_plain_network, task)),
         images=task.batch,
-        facts=vars(task),
+        facts={**vars(task), "step": WHOLE},
         notes=notes,
     )
 
 
 def network_alone(task: Task) -> Prepared:
-    """From images to scores of stride 8."""
+    """From images to logits of their size."""
     images, (pipelines, notes) = task.images, all_pipelines(task)
     return Prepared(
-        candidates={name: partial(each.scores, images) for name, each in pipelines.items()},
+        candidates={name: partial(each.logits, images) for name, each in pipelines.items()},
         gate=partial(_within_budget, lambda: _exact(plain(task.body), images[:1])),
         images=task.batch,
+        facts={**vars(task), "step": NETWORK},
         notes=notes,
     )
 
 
 def upsampling_alone(task: Task) -> Prepared:
-    """From scores to what the CRF takes: logits, or energies in NumPy."""
-    pipelines, size = _with_a_crf(task), (task.side, task.side)
-    scores = pipelines[OURS].scores(task.images)
+    """From scores of stride 8 to logits: of onnxruntime it cannot be told apart."""
+    with torch.no_grad():
+        scores = plain(task.body)(plain_deeplab.preprocess(as_batch(task.images)))
+    size = task.side, task.side
+    ours = our_network(task.body).upsample
 
     def gate(outputs: Mapping[str, Any]) -> list[Check]:
-        ours = outputs[OURS].softmax(1)
-        error = max(
-            float((ours - _as_probabilities(each, ours)).abs().max()) for each in outputs.values()
-        )
-        return [Check("largest difference of probabilities", error, 1e-5)]
+        apart = float((outputs[OURS] - outputs[PLAIN]).abs().max())
+        limit = torch.finfo(torch.float32).eps * float(scores.abs().max())
+        return [Check("largest difference of the logits", apart, limit)]
 
     return Prepared(
-        candidates={n: partial(each.upsampled, scores, size) for n, each in pipelines.items()},
+        candidates={
+            OURS: torch.no_grad()(lambda: ours(scores, size)),
+            PLAIN: lambda: plain_deeplab.upsample(scores, size),
+        },
         gate=gate,
         images=task.batch,
+        facts={**vars(task), "step": UPSAMPLING},
     )
 
 
 def crf_alone(task: Task) -> Prepared:
-    """From what the CRF takes to labels."""
-    images, pipelines = task.images, _with_a_crf(task)
-    scores = pipelines[OURS].scores(images)
-    candidates: dict[str, Candidate] = {}
-    for name, each in pipelines.items():
-        assert each.refined is not None
-        given = each.upsampled(scores, (task.side, task.side))
-        candidates[name] = partial(each.refined, given, images)
+    """From logits to labels: all that use pydensecrf2 have the same behind the network."""
+    images, plainly = task.images, plain_pipeline(task)
+    logits = plainly.logits(images)
+    pipelines = {OURS: our_pipeline(task.body), PLAIN: plainly}
     return Prepared(
-        candidates=candidates,
+        candidates={
+            name: partial(each.refined, logits, images)
+            for name, each in pipelines.items()
+            if each.refined is not None
+        },
         gate=partial(_same_labels, PLAIN, partial(_by_plain_network, task)),
         images=task.batch,
+        facts={**vars(task), "step": CRF},
     )
 
 
@@ -180,29 +188,15 @@ def all_pipelines(task: Task) -> tuple[dict[str, Pipeline], list[str]]:
     if importable("onnxruntime") is None:
         notes.append("onnxruntime is not installed (pip install '.[export]'): it is left out")
     else:
-        pipelines[ONNX] = by_hand(partial(onnx_scores, task.body), task)
+        pipelines[ONNX] = by_hand(partial(onnx_logits, task.body), task)
     return pipelines, notes
-
-
-def _with_a_crf(task: Task) -> dict[str, Pipeline]:
-    """Those whose steps behind the network differ."""
-    pipelines = {OURS: our_pipeline(task.body), PLAIN: plain_pipeline(task)}
-    return {name: each for name, each in pipelines.items() if each.refined is not None}
-
-
-def _as_probabilities(output: Any, ours: Tensor) -> Tensor:
-    """Of logits, or of energies in NumPy."""
-    if isinstance(output, Tensor):
-        return output.softmax(1)
-    return torch.from_numpy(np.exp(-output)).reshape(ours.shape)
 
 
 def _by_plain_network(task: Task) -> Labels:
     """The labels of the plain network and our CRF: the judge where there is no peer's."""
     pipeline, images = our_pipeline(task.body), task.images
     assert pipeline.refined is not None
-    scores = plain_pipeline(task).scores(images)
-    return pipeline.refined(plain_deeplab.upsample(scores, images.shape[1:3]), images)
+    return pipeline.refined(plain_pipeline(task).logits(images), images)
 
 
 def _same_labels(
@@ -218,28 +212,25 @@ def _same_labels(
 
 
 def _exact(network: nn.Module, images: Images) -> Tensor:
-    """The scores in float64."""
+    """The logits in float64."""
     network.double()
     with torch.no_grad():
-        found: Tensor = network(plain_deeplab.preprocess(as_batch(images)).double())
+        scores = network(plain_deeplab.preprocess(as_batch(images)).double())
     network.float()  # what was float32 before is the same again
-    return found
+    return plain_deeplab.upsample(scores, images.shape[1:3])
 
 
 def _within_budget(truth: Callable[[], Tensor], outputs: Mapping[str, Any]) -> Sequence[Check]:
-    """The scores of the first picture: no further from float64 than BUDGET times plain PyTorch."""
+    """The logits of the first picture: no further from float64 than BUDGET times plain PyTorch's,
+    and a rounding of the largest."""
     exact = truth()
-    largest = float(exact.abs().max())
-
-    def error(scores: Tensor) -> float:
-        if scores.shape[1:] != exact.shape[1:]:  # onnxruntime gives them at the picture's size
-            size = scores.shape[2:]
-            return float((scores[:1] - plain_deeplab.upsample(exact, size)).abs().max()) / largest
-        return float((scores[:1] - exact).abs().max()) / largest
-
-    limit = BUDGET * error(outputs[PLAIN]) + torch.finfo(torch.float32).eps
+    errors = {
+        name: float((logits[:1] - exact).abs().max() / exact.abs().max())
+        for name, logits in outputs.items()
+    }
+    limit = BUDGET * errors[PLAIN] + torch.finfo(torch.float32).eps
     return [
-        Check(f"largest error of scores ({name})", error(scores), limit)
-        for name, scores in outputs.items()
+        Check(f"largest error of logits ({name}), of the largest", error, limit)
+        for name, error in errors.items()
         if name != PLAIN
     ]

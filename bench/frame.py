@@ -41,14 +41,12 @@ class Check:
 @dataclass(frozen=True)
 class Quality:
     """How near a candidate's marginals are to the exact ones, where candidates are approximations:
-    the share of pixels with the same label, and the mean absolute difference.
-
-    Where the pictures have labels, also how near it is to these: the mIoU, and the mIoU of the
-    pixels close to a boundary.
+    the share of pixels with the same label, and the mean absolute difference. Where the pictures
+    have labels, how near it is to these: the mIoU, and that of the pixels close to a boundary.
     """
 
-    same_label: float
-    mean_error: float
+    same_label: float | None = None
+    mean_error: float | None = None
     miou: float | None = None
     trimap_miou: float | None = None
 

@@ -63,18 +63,16 @@ class Task:
 
 @dataclass(frozen=True)
 class Pipeline:
-    """Pictures to labels in three steps.
+    """Pictures to labels in two steps.
 
     Attributes:
-        scores: images -> `[B, C, ~H/8, ~W/8]`.
-        upsampled: scores and the size (H, W) -> what the CRF takes.
-        refined: that and the images -> labels; None without a CRF to be had.
+        logits: images -> `[B, C, H, W]`.
+        refined: logits and images -> labels, through a CRF; None where there is none to be had.
         labels: the whole, as a user calls it.
     """
 
-    scores: Callable[[Images], Tensor]
-    upsampled: Callable[[Tensor, tuple[int, int]], Any]
-    refined: Callable[[Any, Images], Labels] | None
+    logits: Callable[[Images], Tensor]
+    refined: Callable[[Tensor, Images], Labels] | None
     labels: Callable[[Images], Labels] | None
 
 
@@ -111,7 +109,7 @@ def our_pipeline(body: Body) -> Pipeline:
         bilateral=crf.Bilateral(BILATERAL_WEIGHT, *SIGMAS),
         iterations=ITERATIONS,
     )
-    predictor = Predictor(model, layer, tile=None)
+    predictor, alone = Predictor(model, layer, tile=None), Predictor(model, tile=None)
 
     @torch.no_grad()
     def refined(logits: Tensor, images: Images) -> Labels:
@@ -119,10 +117,7 @@ def our_pipeline(body: Body) -> Pipeline:
         return _most_probable(layer(logits, levels))
 
     return Pipeline(
-        torch.no_grad()(lambda images: model(model.preprocess(as_batch(images)), upsample=False)),
-        torch.no_grad()(model.upsample),
-        refined,
-        partial(labels_of, predictor),
+        lambda images: alone.output(list(images)).logits, refined, partial(labels_of, predictor)
     )
 
 
@@ -131,38 +126,30 @@ def plain_pipeline(task: Task) -> Pipeline:
     network = plain(task.body)
 
     @torch.no_grad()
-    def scores(images: Images) -> Tensor:
-        found: Tensor = network(plain_deeplab.preprocess(as_batch(images)))
-        return found
+    def logits(images: Images) -> Tensor:
+        scores = network(plain_deeplab.preprocess(as_batch(images)))
+        return plain_deeplab.upsample(scores, images.shape[1:3])
 
-    return by_hand(scores, task)
+    return by_hand(logits, task)
 
 
-def by_hand(scores: Callable[[Images], Tensor], task: Task) -> Pipeline:
+def by_hand(logits: Callable[[Images], Tensor], task: Task) -> Pipeline:
     """What people write around a network: softmax, energies in NumPy, pydensecrf2 a picture."""
     library = installed(PEER_MODULE)
     problem = CRFProblem(task.side, task.side, CLASSES, *SIGMAS, ITERATIONS)
-
-    def energies(found: Tensor, size: tuple[int, int]) -> npt.NDArray[np.float32]:
-        probabilities = plain_deeplab.upsample(found, size).softmax(1)
-        return -np.log(np.clip(probabilities.numpy(), 1e-10, 1.0))
-
     if library is None:
-        return Pipeline(scores, energies, None, None)
+        return Pipeline(logits, None, None)
 
-    def refined(given: npt.NDArray[np.float32], images: Images) -> Labels:
+    def refined(given: Tensor, images: Images) -> Labels:
+        probabilities = given.softmax(1).flatten(2).numpy()
         labels = []
-        for energy, image in zip(given, images, strict=True):
-            flat = np.ascontiguousarray(energy.reshape(CLASSES, -1))
-            dense = dense_crf_2d(library, problem, flat, np.ascontiguousarray(image))
+        for each, image in zip(-np.log(np.clip(probabilities, 1e-10, 1)), images, strict=True):
+            dense = dense_crf_2d(library, problem, np.ascontiguousarray(each), image)
             marginals = np.asarray(dense.inference(ITERATIONS))
             labels.append(marginals.argmax(0).reshape(image.shape[:2]).astype(np.uint8))
         return np.stack(labels)
 
-    def labels(images: Images) -> Labels:
-        return refined(energies(scores(images), images.shape[1:3]), images)
-
-    return Pipeline(scores, energies, refined, labels)
+    return Pipeline(logits, refined, lambda images: refined(logits(images), images))
 
 
 @cache
@@ -177,7 +164,7 @@ def _onnx_session(body: Body) -> Any:
         return runtime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
 
-def onnx_scores(body: Body, images: Images) -> Tensor:
+def onnx_logits(body: Body, images: Images) -> Tensor:
     x = plain_deeplab.preprocess(as_batch(images)).contiguous().numpy()
     return torch.from_numpy(_onnx_session(body).run(["logits"], {"x": x})[0])
 
