@@ -94,7 +94,11 @@ def methods(comparisons: Sequence[Case]) -> dict[str, dict[str, dict[str, float]
 
 
 def pipelines(comparisons: Sequence[Case]) -> dict[str, Bars]:
-    """By task, by pipeline: ms of a picture in each step, and what was not timed apart."""
+    """By task, by pipeline: ms of a picture in each step; together they are the time of the whole.
+
+    Steps that were timed apart add up to nearly it, and are scaled to it; where not all of them
+    were, the rest is what is left.
+    """
     panels: dict[str, Bars] = {}
     totals: dict[tuple[str, str], float] = {}
     for _, case in _timed(comparisons, "model"):
@@ -110,10 +114,15 @@ def pipelines(comparisons: Sequence[Case]) -> dict[str, Bars]:
                 totals[title, name] = ms
     for (title, name), total in totals.items():
         steps = panels.get(title, {}).get(name)
-        if steps is not None:
-            # "Network" has upsampling in it, and the whole has more than its parts.
-            steps[NETWORK] -= steps.get(UPSAMPLING, 0.0)
-            steps[REST] = max(0.0, total - sum(steps.values()))
+        if steps is None:
+            continue
+        known = STEPS.keys() - {REST} == steps.keys()
+        if UPSAMPLING in steps:  # the last part of "network"
+            steps[NETWORK] -= steps[UPSAMPLING]
+        timed = sum(steps.values())
+        scale = total / timed if known else min(1.0, total / timed)
+        steps |= {step: scale * ms for step, ms in steps.items()}
+        steps |= {} if known else {REST: total - scale * timed}
     return panels
 
 
@@ -145,8 +154,7 @@ def _draw_cores(panels: Mapping[str, Mapping[int, Bars]]) -> Any:
         for row, (_, bars) in enumerate(sorted(by_labels.items())):
             (ours, mine), (peer, theirs) = ((name, ms[""]) for name, ms in bars.items())
             for offset, ms, colour, name in ((-0.2, theirs, PEER, peer), (0.2, mine, OURS, ours)):
-                label = name if row == 0 else None
-                axis.barh(row + offset, ms, height=0.38, color=colour, label=label)
+                axis.barh(row + offset, ms, height=0.38, color=colour, label=name)
             text = f"{mine:.0f} ms, {theirs / mine:.1f} times as fast"
             axis.text(mine + 0.02 * longest, row + 0.2, text, va="center", size="small")
             text = f"{theirs:.0f} ms"
@@ -154,7 +162,7 @@ def _draw_cores(panels: Mapping[str, Mapping[int, Bars]]) -> Any:
         axis.set_yticks(range(len(by_labels)), [f"{labels} labels" for labels in sorted(by_labels)])
         axis.set(title=title, xlabel="processor ms a call", xlim=(0, 1.35 * longest))
         axis.invert_yaxis()
-    _legend(figure, axes[0])
+    _legend(figure, axes)
     return figure
 
 
@@ -181,19 +189,21 @@ def _draw_pipelines(panels: Mapping[str, Bars]) -> Any:
         for row, steps in enumerate(bars.values()):
             left = 0.0
             for step, ms in steps.items():
-                label = None if row else step
-                axis.barh(row, ms, left=left, height=0.55, color=STEPS[step], label=label)
+                axis.barh(row, ms, left=left, height=0.55, color=STEPS[step], label=step)
                 left += ms
             axis.text(left, row, f" {left:.0f} ms", va="center", size="small")
         axis.set_yticks(range(len(bars)), list(bars))
         longest = max(sum(steps.values()) for steps in bars.values())
         axis.set(title=title, xlabel="ms a picture", xlim=(0, 1.2 * longest))
         axis.invert_yaxis()
-    _legend(figure, axes[0])
+    _legend(figure, axes)
     return figure
 
 
-def _legend(figure: Any, axis: Any) -> None:
-    """Below all panels, of what the first has."""
-    handles, labels = axis.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), fontsize="small")
+def _legend(figure: Any, axes: Sequence[Any]) -> None:
+    """Below all panels, each name once."""
+    pairs = [zip(*axis.get_legend_handles_labels(), strict=True) for axis in axes]
+    named = {label: handle for each in pairs for handle, label in each}
+    figure.legend(
+        named.values(), named, loc="outside lower center", ncols=len(named), fontsize="small"
+    )
