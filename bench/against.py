@@ -62,7 +62,7 @@ def changes(before: Report, after: Report) -> list[CaseChange]:
             continue
         same_threads = _threads(then[key], before) == _threads(case, after)
         times = _times(then[key], case) if same_processor and same_threads else []
-        name = " ".join(key[1:])
+        name = f"{key[0]} on the {key[1]}: {key[2]}"
         found.append(CaseChange(name, [*times, *_ratios(before, after, then[key], case)]))
     return found
 

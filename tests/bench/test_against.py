@@ -76,7 +76,7 @@ def test_what_cannot_be_judged_is_said(capsys):
     against.show_changes(judged, "old.json", Console(width=200))
     shown = capsys.readouterr().out
     assert "against old.json: 0 of 0 cases slower beyond noise" in shown
-    assert "note: cpu one: not judged" in shown
+    assert "note: made_up on the cpu: one: not judged" in shown
 
 
 def test_other_threads_another_clock_or_another_case_are_not_compared():
@@ -101,7 +101,9 @@ def test_a_record_of_an_earlier_form_gives_its_times():
     assert change.slower
 
 
-@pytest.mark.parametrize(("ours", "words"), [(2.0, "SLOWER: cpu one: time of ours"), (1.0, "0 of")])
+@pytest.mark.parametrize(
+    ("ours", "words"), [(2.0, "SLOWER: made_up on the cpu: one: time of ours"), (1.0, "0 of")]
+)
 def test_each_slower_case_is_told_with_its_noise(ours, words, capsys):
     judged = against.changes(record(1.0, 3.0), record(ours, 3.0))
     against.show_changes(judged, "old.json", Console(width=200))
