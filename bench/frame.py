@@ -1,6 +1,6 @@
 """What a comparison declares: its cases, their candidates, and the gate before the clock.
 
-A comparison is a module `compare_NAME.py` that holds one `COMPARISON`, and a line in the table of
+A comparison is a module `compare_NAME.py` that holds one `COMPARISON`, and a name in the topics of
 `compare.py`. `runner.py` measures every comparison in the same way.
 """
 
