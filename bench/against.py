@@ -69,6 +69,9 @@ def changes(before: Report, after: Report) -> list[CaseChange]:
 
 def show_changes(judged: Sequence[CaseChange], record: str, console: Console) -> None:
     """A line for each case that is slower, then how many were judged."""
+    if not judged:
+        console.print(f"against {record}: it has no case that was timed now", style="yellow")
+        return
     for case in judged:
         if case.slower:
             figures = "; ".join(

@@ -42,7 +42,8 @@ from torch import Tensor, nn
 
 from deeplab.predict import Predictor
 
-OURS, PLAIN, ONNX = "deeplab.predict", "plain PyTorch", "onnxruntime"
+OURS, PLAIN = "deeplab.predict", "plain PyTorch + pydensecrf2"
+ONNX = "onnxruntime + pydensecrf2"
 TORCHVISION = "torchvision"
 WHOLE, NETWORK, UPSAMPLING, CRF = "image to labels", "network", "upsampling", "CRF"
 MOST_DIFFERENT = 1e-3  # share of labels
