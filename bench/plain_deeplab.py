@@ -94,7 +94,8 @@ def same_weights(ours: nn.Module, classes: int, blocks: Sequence[int]) -> PlainD
 
     Raises ValueError where the two have other layers.
     """
-    plain = PlainDeepLab(classes, blocks)
+    with torch.device("meta"):  # no weights are drawn that would be replaced
+        plain = PlainDeepLab(classes, blocks)
     state = plain.state_dict()
     stacked = {k: v for k, v in ours.state_dict().items() if k.startswith("head.")}
     body = [v for k, v in ours.state_dict().items() if not k.startswith("head.")]
@@ -106,7 +107,8 @@ def same_weights(ours: nn.Module, classes: int, blocks: Sequence[int]) -> PlainD
     for kind in ("weight", "bias"):
         rows = stacked[f"head.classifier.{kind}"].chunk(len(RATES))
         state |= {f"aspp.{i}.{kind}": row for i, row in enumerate(rows)}
-    plain.load_state_dict(state)
+    copies = {name: tensor.detach().clone() for name, tensor in state.items()}
+    plain.load_state_dict(copies, assign=True)
     for module in plain.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.requires_grad_(False)
