@@ -26,9 +26,6 @@ from torch import Tensor, nn
 import deeplab.model
 from deeplab.data import scenes
 from deeplab.distributed import Processes
-from deeplab.training.config import TrainConfig
-from deeplab.training.samples import Sample
-from deeplab.training.step import TrainStep
 
 OURS, PLAIN = "deeplab.training", "plain PyTorch"
 CLASSES = len(scenes.CLASSES)
@@ -96,6 +93,11 @@ def prepare(task: Task) -> Prepared:
 
 def our_step(model: deeplab.model.DeepLab, images: Tensor, labels: Tensor) -> Candidate:
     """A step as `deeplab train` makes it, the samples at hand."""
+    # Here, since a machine that compares other things may be without pydantic.
+    from deeplab.training.config import TrainConfig
+    from deeplab.training.samples import Sample
+    from deeplab.training.step import TrainStep
+
     config = TrainConfig(
         lr=LR,
         momentum=MOMENTUM,
