@@ -44,7 +44,7 @@ from deeplab.predict import Predictor
 
 OURS, PLAIN = "deeplab.predict", "plain PyTorch + pydensecrf2"
 ONNX = "onnxruntime + pydensecrf2"
-TORCHVISION = "torchvision"
+TORCHVISION, EXPORT = "torchvision", ("onnx", "onnxscript", "onnxruntime")
 WHOLE, NETWORK, UPSAMPLING, CRF = "image to labels", "network", "upsampling", "CRF"
 MOST_DIFFERENT = 1e-3  # share of labels
 BUDGET = 2  # times the error of plain PyTorch against float64
@@ -186,8 +186,10 @@ def all_pipelines(task: Task) -> tuple[dict[str, Pipeline], list[str]]:
     pipelines, notes = {OURS: our_pipeline(task.body), PLAIN: plain_pipeline(task)}, []
     if installed(PEER_MODULE) is None:
         notes.append("pydensecrf2 is not installed: no other pipeline has a CRF to be timed with")
-    if importable("onnxruntime") is None:
-        notes.append("onnxruntime is not installed (pip install '.[export]'): it is left out")
+    missing = [name for name in EXPORT if importable(name) is None]
+    if missing:
+        what = f"{' and '.join(missing)} not installed (pip install '.[export]')"
+        notes.append(f"{what}: the exported network is left out")
     else:
         pipelines[ONNX] = by_hand(partial(onnx_logits, task.body), task)
     return pipelines, notes

@@ -65,7 +65,7 @@ def test_without_peers_ours_is_judged_by_the_plain_network_and_the_reader_told(
     assert list(prepared.candidates) == [OURS]
     notes = " ".join(prepared.notes)
     assert "pydensecrf2 is not installed" in notes
-    assert "onnxruntime is not installed" in notes
+    assert "onnxruntime not installed (pip install '.[export]'): the exported network" in notes
     found = prepared.candidates[OURS]()
     assert all(check.passed for check in prepared.gate({OURS: found}))
     assert not all(check.passed for check in prepared.gate({OURS: np.zeros_like(found)}))
