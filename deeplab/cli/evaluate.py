@@ -255,6 +255,7 @@ def evaluate(
     from deeplab.evaluation.evaluate import evaluate as score
     from deeplab.evaluation.plots import require_matplotlib
     from deeplab.evaluation.report import ReportFolder, WorstPictures
+    from deeplab.precision import chosen
     from deeplab.predict import Predictor, check_threshold
 
     scales, widths, curve = views.numbers(), trimap.widths(), trimap.csv_file()
@@ -262,7 +263,7 @@ def evaluate(
     files.check_unscored(score_files | {"--report": report.report})
     pictures, split = open_data(data, split, scenes, usual="test", labelled=files.score)
     torch_device(device)  # refuses unknown names
-    dtype = torch_precision(precision)
+    computes_in = torch_precision(precision)
     network, metadata = load_network(weights)
     names = class_names(network, pictures, metadata, weights.weights_file)
     refuse_crf(network, use_crf)
@@ -322,7 +323,7 @@ def evaluate(
                     around=around,
                     scales=scales,
                     flip=views.flip,
-                    precision=dtype,
+                    precision=computes_in,
                     bands=settings.bands,
                     threshold=threshold,
                     tile=tile,
@@ -341,7 +342,7 @@ def evaluate(
                         layer,
                         scales=scales,
                         flip=views.flip,
-                        precision=dtype,
+                        precision=computes_in,
                         bands=settings.bands,
                         threshold=threshold,
                         tile=tile,
@@ -376,7 +377,7 @@ def evaluate(
             "threshold": threshold,
             "tile": tile,
             "overlap": None if tile is None else overlap,
-            "precision": precision,
+            "precision": str(chosen(computes_in, process.device)).removeprefix("torch."),
             "absent": absent.value,
             "crf_settings": settings.as_dict() if use_crf else None,
             "version": version("deeplab-triton"),

@@ -103,6 +103,7 @@ def segment(
     ] = None,
     overlap: options.Overlap = 384,
     precision: options.Precision = "float32",
+    compile: options.Compile = False,
     device: options.Device = "auto",
     batch: Annotated[
         int,
@@ -220,6 +221,7 @@ def segment(
                 scales=scales,
                 flip=views.flip,
                 precision=torch_precision(precision),
+                compile=compile,
                 device=group.device,
                 bands=settings.bands,
                 threshold=threshold,

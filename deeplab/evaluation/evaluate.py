@@ -28,7 +28,7 @@ from deeplab.evaluation.metrics import Absent, ConfusionMatrix, MaskCounts
 from deeplab.evaluation.trimap import Around, TrimapCurve, TrimapTally, band_index
 from deeplab.model import DeepLab
 from deeplab.model.preprocess import Bands
-from deeplab.predict import CRF, OVERLAP, Predictor, Tile
+from deeplab.predict import CRF, OVERLAP, Precision, Predictor, Tile
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ def evaluate(
     around: Around = "boundary",
     scales: Sequence[float] = (1.0,),
     flip: bool = False,
-    precision: torch.dtype = torch.float32,
+    precision: Precision = torch.float32,
     bands: Bands = None,
     threshold: float | None = None,
     tile: Tile = None,

@@ -11,12 +11,12 @@ predictor takes large pictures in tiles (`tiles.py`). `BatchSegmenter` takes fil
 maps, as rows of a data set on a cluster (`batches.py`).
 """
 
+from deeplab.precision import PRECISIONS, Precision
 from deeplab.predict.batches import BatchSegmenter
 from deeplab.predict.limits import BYTES_A_PIXEL
 from deeplab.predict.predictor import (
     CRF,
     OVERLAP,
-    PRECISIONS,
     TILE,
     Prediction,
     Predictor,
@@ -34,6 +34,7 @@ __all__ = [
     "PRECISIONS",
     "TILE",
     "BatchSegmenter",
+    "Precision",
     "Prediction",
     "Predictor",
     "Tile",

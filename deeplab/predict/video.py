@@ -300,7 +300,7 @@ def _fingerprint(predictor: Predictor) -> str:
     model, crf = predictor.model, predictor.crf
     device = next(model.parameters()).device.type
     named = repr(crf) if isinstance(crf, nn.Module) else getattr(crf, "__qualname__", None)
-    views = list(predictor.scales), predictor.flip, str(predictor.precision), device
+    views = list(predictor.scales), predictor.flip, str(predictor.dtype), device
     rest = predictor.threshold, predictor.bands, predictor.tile, predictor.overlap
     digest = hashlib.sha256(
         json.dumps([model.config, named, views, rest], sort_keys=True, default=str).encode()

@@ -9,8 +9,9 @@ the scores, belongs to the model (`scales=` of its builder) and takes place with
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 
 import numpy as np
 import torch
@@ -29,6 +30,7 @@ def network_scores(
     scales: Sequence[float] = (1.0,),
     flip: bool = False,
     precision: torch.dtype = torch.float32,
+    network: Callable[[Tensor], Tensor] | None = None,
 ) -> Tensor:
     """What the network alone says about pictures: logits `[B, C, H, W]`, float32.
 
@@ -39,17 +41,21 @@ def network_scores(
     precision: torch.bfloat16 and torch.float16 compute under autocast; torch.float32 leaves it to
     the dtype of the weights, and to autocast around the call. Scores are brought to the picture's
     size in float32.
+    network: what gives `model(x, upsample=False)` in evaluation mode, without a CRF layer, in the
+    place of the model.
     """
     check_scales(scales)
     x = model.preprocess(images)
     size = (int(x.shape[2]), int(x.shape[3]))
     total: Tensor | None = None  # of the views, one after another: no two are kept
-    with _network_alone(model):
+    alone = _network_alone(model) if network is None else nullcontext()
+    scores_of = partial(model, upsample=False) if network is None else network
+    with alone:
         for scale in scales:
             view = _resize(x, [max(1, round((n - 1) * scale) + 1) for n in size])
             for mirrored in (False, True) if flip else (False,):
                 with _computing_in(precision, x.device):
-                    scores = model(view.flip(3) if mirrored else view, upsample=False)
+                    scores = scores_of(view.flip(3) if mirrored else view)
                 scores = model.upsample(scores.float(), size)
                 if len(scales) == 1 and not flip:
                     return scores

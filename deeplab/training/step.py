@@ -18,6 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from deeplab.distributed import Processes
 from deeplab.model import DeepLab
+from deeplab.precision import computes_bfloat16
 from deeplab.training.auxiliary import AuxiliaryHead
 from deeplab.training.config import TrainConfig
 from deeplab.training.losses import StepLoss
@@ -168,8 +169,4 @@ def autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
     if precision != "auto":
         named = {"bfloat16": torch.bfloat16, "float16": torch.float16}
         return named.get(precision)
-    if device.type == "cuda":
-        fast = torch.cuda.is_bf16_supported(including_emulation=False)
-    else:
-        fast = bool(torch.cpu._is_avx512_bf16_supported())
-    return torch.bfloat16 if fast else None
+    return torch.bfloat16 if computes_bfloat16(device) else None

@@ -76,7 +76,7 @@ def test_pictures_of_one_size_and_dtype_go_through_the_network_together(
 
 def test_one_call_is_predict(model: DeepLab) -> None:
     image = picture(20, 30)
-    found = Predictor(model, layer(), scales=(1.0, 1.5), flip=True)(image)
+    found = Predictor(model, layer(), scales=(1.0, 1.5), flip=True, fold=False)(image)
     assert equal(found, predict(model, image, layer(), scales=(1.0, 1.5), flip=True))
 
 
@@ -144,8 +144,9 @@ def test_model_and_crf_are_moved_to_the_device(model: DeepLab) -> None:
 
 def test_what_makes_no_sense_is_refused_where_it_is_made(model: DeepLab) -> None:
     for message, options in {
-        "precision must be torch.float32, torch.bfloat16 or": {"precision": torch.float64},
-        "precision must be": {"precision": "float32"},
+        "precision must be .* not torch.float64": {"precision": torch.float64},
+        "precision must be .* not 'float32'": {"precision": "float32"},
+        "compile must be False without fold": {"compile": True, "fold": False},
         "scales must be": {"scales": ()},
         "threshold must be left out with 4 classes": {"threshold": 0.5},
     }.items():
@@ -155,6 +156,8 @@ def test_what_makes_no_sense_is_refused_where_it_is_made(model: DeepLab) -> None
     own.crf = layer()
     with pytest.raises(ValueError, match="CRF layer of its own"):
         Predictor(own, layer())
+    with pytest.raises(ValueError, match="compile must be False"):
+        Predictor(deeplab_v2_small(4), compile=True, device="meta")
 
 
 def test_pictures_that_the_model_does_not_take_are_refused_alone_and_together(model) -> None:

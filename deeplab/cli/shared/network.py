@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import torch
 
     from deeplab.model import DeepLab
+    from deeplab.precision import Precision
 
 
 def load_network(weights: WeightsOptions) -> tuple[DeepLab, dict[str, Any]]:
@@ -79,11 +80,13 @@ def check_tiles(network: DeepLab, scales: Sequence[float], tile: int | None, ove
         raise InputError(f"--{error}") from error
 
 
-def torch_precision(name: str) -> torch.dtype:
-    """The dtype of --precision."""
-    from deeplab.predict import PRECISIONS
+def torch_precision(name: str) -> Precision:
+    """What --precision names."""
+    from deeplab.precision import PRECISIONS
 
     named = {str(dtype).removeprefix("torch."): dtype for dtype in PRECISIONS}
+    if name == "auto":
+        return "auto"
     if name not in named:
-        raise InputError(f"--precision {name} must be float32, bfloat16 or float16")
+        raise InputError(f"--precision {name} must be float32, bfloat16, float16 or auto")
     return named[name]

@@ -256,7 +256,7 @@ def test_segment_computes_in_the_precision_that_is_asked_for(tmp_path, weights):
     found = np.load(tmp_path / "photo_probabilities.npz")["probabilities"]
     predictor = Predictor(load_model(weights), precision=torch.bfloat16)
     np.testing.assert_array_equal(found, predictor(np.asarray(Image.open(photo))).probabilities)
-    message = "--precision half must be float32, bfloat16 or float16"
+    message = "--precision half must be float32, bfloat16, float16 or auto"
     assert_refused(tmp_path, message, "segment", photo, *options, "--precision", "half")
 
 
