@@ -5,6 +5,7 @@ DeepLab v2 on ResNet with the CRF of its paper: ours beside a plain network of t
 All have the same weights, NumPy pictures in and NumPy labels out. The steps apart: "network" is
 from pictures to logits of their size, "upsampling" the last part of it, "CRF" from there to labels.
 DeepLab v3 without a CRF: ours beside torchvision's, whose weights it loads. Batches of 1 and 8.
+Where a checkout of kazuto1011/deeplab-pytorch lies beside this one, its program runs too.
 
 Weights are random: their classifiers are scaled so that the scores of a photograph have the spread
 of a trained network's, which divides it into regions. The gate: scores within an error budget
@@ -18,9 +19,11 @@ from typing import Any
 
 import numpy as np
 import plain_deeplab
+import published_pipeline
 import torch
-from crf_problem import PEER_MODULE, importable, installed
+from crf_problem import PEER_MODULE, importable, installed, photograph
 from frame import Candidate, Case, Check, Comparison, Prepared, Settings
+from machine import ROOT
 from model_pipelines import (
     Images,
     Labels,
@@ -40,10 +43,12 @@ from model_pipelines import (
 )
 from torch import Tensor, nn
 
+from deeplab.precision import chosen
 from deeplab.predict import Predictor
 
 OURS, PLAIN = "deeplab.predict", "plain PyTorch + pydensecrf2"
 ONNX = "onnxruntime + pydensecrf2"
+PUBLISHED, CHECKOUT = "kazuto1011/deeplab-pytorch", ROOT.parent / "deeplab-pytorch"
 TORCHVISION, EXPORT = "torchvision", ("onnx", "onnxscript", "onnxruntime")
 WHOLE, NETWORK, UPSAMPLING, CRF = "image to labels", "network", "upsampling", "CRF"
 MOST_DIFFERENT = 1e-3  # share of labels
@@ -61,6 +66,7 @@ def cases(settings: Settings) -> list[Case]:
         *_cases_of(eight, rounds=3),
         _v3(one, rounds=4),
         _v3(eight, rounds=3),
+        *_published(),
     ]
 
 
@@ -83,6 +89,38 @@ def _whole(task: Task, rounds: int | None = None) -> Case:
 def _v3(task: Task, rounds: int | None = None) -> Case:
     name = f"v3 {task.name}, {WHOLE}, no CRF"
     return Case(name, partial(v3, task), memory=False, rounds=rounds)
+
+
+def _published() -> list[Case]:
+    """Beside the whole program that most people know, where it is."""
+    if not CHECKOUT.is_dir() or installed(PEER_MODULE) is None:
+        return []
+    bar = published_pipeline.BARS[chosen("auto", torch.device("cpu"))]
+    name = f"v2 resnet101 513x513 batch 1, beside {PUBLISHED}"
+    return [Case(name, published, memory=False, rounds=4, bar=bar)]
+
+
+def published() -> Prepared:
+    """A `Predictor` with precision="auto" beside that program: see published_pipeline.py."""
+    image, source = photograph(published_pipeline.SIDE, published_pipeline.SIDE)
+    model = published_pipeline.our_network()
+    network = published_pipeline.their_network(CHECKOUT, model)
+    pipelines = {
+        OURS: published_pipeline.our_pipeline(model),
+        PUBLISHED: published_pipeline.their_pipeline(CHECKOUT, network),
+    }
+    dtype = chosen("auto", torch.device("cpu"))
+
+    def gate(outputs: Mapping[str, Any]) -> list[Check]:
+        others = float(np.mean(outputs[OURS] != outputs[PUBLISHED]))
+        return [Check("share of other labels", others, 1 - published_pipeline.EQUAL[dtype])]
+
+    return Prepared(
+        candidates={name: partial(each.labels, image) for name, each in pipelines.items()},
+        gate=gate,
+        images=1,
+        facts={"photograph": source, "precision": str(dtype)},
+    )
 
 
 def whole(task: Task) -> Prepared:

@@ -1,14 +1,16 @@
 """Pictures to labels: the pipelines agree, and a gate that they would not pass is seen."""
 
+from pathlib import Path
 from types import ModuleType
 
 import compare_model
 import model_pipelines
 import numpy as np
 import plain_deeplab
+import published_pipeline
 import pytest
 import torch
-from compare_model import OURS, PLAIN, TORCHVISION
+from compare_model import OURS, PLAIN, PUBLISHED, TORCHVISION
 from frame import Settings
 from model_pipelines import Task
 
@@ -92,3 +94,25 @@ def test_v3_agrees_with_torchvision_or_else_with_float64(
 def test_the_case_names_tell_the_cases_apart(quick: bool) -> None:
     names = [case.name for case in compare_model.cases(Settings("cpu", 1, quick))]
     assert len(set(names)) == len(names)
+
+
+def test_the_published_program_is_a_case_where_it_is_and_its_labels_count(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    pytest.importorskip("pydensecrf", reason="pydensecrf2 is not installed")
+    monkeypatch.setattr(compare_model, "CHECKOUT", tmp_path / "none")
+    full = Settings("cpu", 1, quick=False)
+    assert not any(PUBLISHED in case.name for case in compare_model.cases(full))
+    monkeypatch.setattr(compare_model, "CHECKOUT", tmp_path)
+    (case,) = (case for case in compare_model.cases(full) if PUBLISHED in case.name)
+    assert case.bar is not None
+
+    labels = np.zeros((8, 8), np.uint8)
+    found = published_pipeline.Pipeline(lambda image: None, lambda image: labels)
+    for name in ("our_network", "our_pipeline", "their_network", "their_pipeline"):
+        monkeypatch.setattr(published_pipeline, name, lambda *given: found)
+    prepared = case.prepare()
+    assert list(prepared.candidates) == [OURS, PUBLISHED]
+    outputs = {name: call() for name, call in prepared.candidates.items()}
+    assert all(check.passed for check in prepared.gate(outputs))
+    assert not all(check.passed for check in prepared.gate({**outputs, OURS: labels + 1}))
