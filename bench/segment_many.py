@@ -7,7 +7,9 @@ Photographs of CamVid beside the checkout as JPEG (generated scenes of that size
 none), with the shipped network and its CRF; labels, overlays and a manifest come out.
 
 - Time: the whole command, its start counted, against network and CRF alone on pictures that lie in
-  memory, as many at a time as there are cores, before and after it. Bar: 1.15 times as long.
+  memory, as many at a time as there are cores. The command is halted (SIGSTOP) after each tenth of
+  the pictures, and the others are timed meanwhile, so that a machine that is shared, and faster at
+  one time than at another, is that for both. Bar: 1.15 times as long.
 - Memory: the most that is resident when a picture is done, in the second tenth of the pictures and
   in the last one, since it differs from one picture to the next. Bar: 5 % more.
 - Restarts: a run of a fifth of the pictures is killed (SIGKILL) five times, each after some random
@@ -17,6 +19,7 @@ none), with the shipped network and its CRF; labels, overlays and a manifest com
 import argparse
 import filecmp
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -34,7 +37,8 @@ ROOT = Path(__file__).resolve().parent.parent
 CAMVID = ROOT.parent / "shared" / "data" / "camvid" / "images"
 HEIGHT, WIDTH = 360, 480
 SLOWER, GROWN, KILLED = 1.15, 1.05, 5
-SOURCES, ALONE = 64, 64  # different pictures; how many are timed alone
+SOURCES = 64  # different pictures
+ROUNDS, ALONE = 10, 32  # how often the command is halted; pictures timed alone meanwhile
 
 
 def write_inputs(folder: Path, pictures: int) -> str:
@@ -56,24 +60,40 @@ def _source(files: Sequence[Path], i: int) -> Image.Image:
     return Image.fromarray(scene(i, size=(HEIGHT, WIDTH)).image)
 
 
-def alone(photos: Path, at_once: int) -> float:
-    """Seconds a picture of network and CRF alone, on pictures that lie in memory."""
-    import torch
+class Alone:
+    """Network and CRF alone, on pictures that lie in memory: seconds of each round, wall and
+    processor time."""
 
-    from deeplab.crf_settings import CRFSettings
-    from deeplab.predict import Predictor
-    from deeplab.weights import SHIPPED, load_model, read_metadata
+    def __init__(self, photos: Path, at_once: int) -> None:
+        import torch
 
-    network = load_model(SHIPPED)
-    layer = CRFSettings.stored(read_metadata(SHIPPED)).refiner(network.num_classes)
-    predictor = Predictor(network, layer, at_once=at_once)
-    images = [np.asarray(Image.open(file)) for file in sorted(photos.iterdir())[:ALONE]]
-    torch.set_num_threads(1)
-    with ThreadPoolExecutor(at_once) as pool:
-        list(pool.map(predictor, images[: 2 * at_once]))  # compiled, and its memory taken
-        start = time.perf_counter()
-        list(pool.map(lambda image: predictor(image, probabilities=False), images))
-        return (time.perf_counter() - start) / len(images)
+        from deeplab.crf_settings import CRFSettings
+        from deeplab.predict import Predictor
+        from deeplab.weights import SHIPPED, load_model, read_metadata
+
+        network = load_model(SHIPPED)
+        layer = CRFSettings.stored(read_metadata(SHIPPED)).refiner(network.num_classes)
+        torch.set_num_threads(1)
+        files = sorted(photos.iterdir())[:SOURCES]
+        self.images = [np.asarray(Image.open(file)) for file in files]
+        self.predictor = Predictor(network, layer, at_once=at_once)
+        self.pool = ThreadPoolExecutor(at_once)
+        self.wall: list[float] = []
+        self.cpu: list[float] = []
+        self._timed(2 * at_once)  # compiled, and its memory taken
+
+    def round(self) -> None:
+        """Time some of the pictures, those that come next."""
+        wall, cpu = self._timed(ALONE)
+        self.wall.append(wall)
+        self.cpu.append(cpu)
+
+    def _timed(self, pictures: int) -> tuple[float, float]:
+        first = len(self.wall) * pictures
+        images = [self.images[(first + i) % len(self.images)] for i in range(pictures)]
+        start, cpu = time.perf_counter(), time.process_time()
+        list(self.pool.map(lambda image: self.predictor(image, probabilities=False), images))
+        return (time.perf_counter() - start) / pictures, (time.process_time() - cpu) / pictures
 
 
 def command(photos: Path, out: Path, *more: str) -> list[str]:
@@ -82,10 +102,11 @@ def command(photos: Path, out: Path, *more: str) -> list[str]:
     return [sys.executable, "-m", "deeplab", "segment", *given]
 
 
-def segmented(arguments: Sequence[str], pictures: int) -> dict[str, Any]:
-    """Seconds that a command takes, and the most bytes resident in the second tenth of its pictures
-    and in the last."""
-    start, resident, tenth = time.perf_counter(), [0, 0], pictures // 10
+def segmented(arguments: Sequence[str], pictures: int, alone: Alone) -> dict[str, Any]:
+    """Seconds that a command takes, wall and processor time, without those in which it is halted;
+    and the most bytes resident in the second tenth of its pictures and in the last."""
+    resident, tenth = [0, 0], pictures // ROUNDS
+    before, wall, start = _cpu_of_children(), 0.0, time.perf_counter()
     with subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True, env=_paths()) as child:
         assert child.stdout is not None
         for number, _ in enumerate(child.stdout, start=1):  # a line a picture, and the summary
@@ -93,9 +114,18 @@ def segmented(arguments: Sequence[str], pictures: int) -> dict[str, Any]:
                 resident[0] = max(resident[0], _resident(child.pid))
             elif pictures - tenth < number < pictures:
                 resident[1] = max(resident[1], _resident(child.pid))
+            if number % tenth == 0 and number < pictures:
+                child.send_signal(signal.SIGSTOP)
+                wall += time.perf_counter() - start
+                try:
+                    alone.round()
+                finally:
+                    start = time.perf_counter()
+                    child.send_signal(signal.SIGCONT)
+    wall += time.perf_counter() - start
     if child.returncode:
         raise RuntimeError(f"{arguments} ended with status {child.returncode}")
-    return {"seconds": time.perf_counter() - start, "resident": resident}
+    return {"seconds": wall, "cpu_seconds": _cpu_of_children() - before, "resident": resident}
 
 
 def killed(arguments: Sequence[str], pictures: int) -> list[int]:
@@ -129,24 +159,25 @@ def measure(pictures: int, at_once: int, folder: Path) -> dict[str, Any]:
     for file in sorted(photos.iterdir())[: max(2, pictures // 5)]:
         os.link(file, few / file.name)
     options = ["--workers", str(at_once)]
-    print("network and CRF alone", file=sys.stderr)
-    seconds = [alone(photos, at_once)]
-    print(f"the command, {pictures} pictures", file=sys.stderr)
+    print("network and CRF alone are made ready", file=sys.stderr)
+    alone = Alone(photos, at_once)
+    print(f"the command, {pictures} pictures, and they between", file=sys.stderr)
     out, again = folder / "out", folder / "again"
     manifest = ["--manifest", str(folder / "manifest.csv")]
-    found = segmented(command(photos, out, *options, *manifest), pictures)
-    seconds.append(alone(photos, at_once))
+    found = segmented(command(photos, out, *options, *manifest), pictures, alone)
     print("restarts", file=sys.stderr)
     kills = killed(command(few, again, *options, "--skip-existing"), max(2, pictures // 5))
-    slower = found["seconds"] / pictures / (sum(seconds) / 2)
+    slower = found["seconds"] / pictures / float(np.mean(alone.wall))
     grown = found["resident"][-1] / found["resident"][0]
     same = same_files(again, out) and len(list(again.iterdir())) == 2 * len(list(few.iterdir()))
     return found | {
         "pictures": pictures,
         "of": source,
         "at_once": at_once,
-        "alone_seconds_each": seconds,
+        "alone_seconds_each": alone.wall,
+        "alone_cpu_seconds_each": alone.cpu,
         "times_alone": slower,
+        "times_alone_cpu": found["cpu_seconds"] / pictures / float(np.mean(alone.cpu)),
         "memory_grown": grown,
         "killed_after": kills,
         "same_bytes": same,
@@ -177,6 +208,11 @@ def main(arguments: Sequence[str]) -> int:
     record["comparisons"] = [{"name": name, **found}]
     print(f"record: {write_record(record, options.out)}")
     return 0 if found["passed"] else 1
+
+
+def _cpu_of_children() -> float:
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
 
 
 def _resident(process: int) -> int:

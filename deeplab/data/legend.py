@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 import unicodedata
-from functools import cache
+from functools import cache, lru_cache
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -114,6 +114,7 @@ def _system_font(file: str, size: int) -> ImageFont.FreeTypeFont | None:
         return None
 
 
+@lru_cache(4096)
 def _has(font: ImageFont.FreeTypeFont, letter: str) -> bool:
     """Whether the font has the letter, and not the box that stands for those it lacks."""
     return letter == " " or bytes(font.getmask(letter)) != _box_of_the_missing(font)

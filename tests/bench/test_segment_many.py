@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,19 @@ time.sleep(0.3)  # for who looks at the process after its last line
 """
 
 
+class Alone:
+    """As `segment_many.Alone`: ten seconds a picture, so it says, after a twentieth of one."""
+
+    def __init__(self, *_: object) -> None:
+        self.wall: list[float] = []
+        self.cpu: list[float] = []
+
+    def round(self) -> None:
+        time.sleep(0.05)
+        self.wall.append(10.0)
+        self.cpu.append(5.0)
+
+
 @pytest.fixture
 def quick(monkeypatch) -> None:
     """Tiny pictures, a command that only copies, and no network."""
@@ -29,7 +43,7 @@ def quick(monkeypatch) -> None:
     monkeypatch.setattr(segment_many, "SOURCES", 3)
     monkeypatch.setattr(segment_many, "HEIGHT", 18)
     monkeypatch.setattr(segment_many, "WIDTH", 24)
-    monkeypatch.setattr(segment_many, "alone", lambda *_: 10.0)
+    monkeypatch.setattr(segment_many, "Alone", Alone)
 
     def command(photos: Path, out: Path, *_: str) -> list[str]:
         return [sys.executable, "-c", COMMAND, str(photos), str(out)]
@@ -46,7 +60,9 @@ def test_the_record_says_how_each_bar_is_met(tmp_path) -> None:
     assert record["command"] == "python bench/segment_many.py --pictures 40 --at-once 1"
     (found,) = record["comparisons"]
     assert found["of"] == "generated scenes"
+    assert found["alone_seconds_each"] == [10.0] * 9  # after each tenth but the last
     assert found["times_alone"] == pytest.approx(found["seconds"] / 40 / 10)
+    assert found["times_alone_cpu"] == pytest.approx(found["cpu_seconds"] / 40 / 5)
     assert found["times_alone"] < 1
     assert len(found["resident"]) == 2
     assert len(found["killed_after"]) == segment_many.KILLED
@@ -70,8 +86,18 @@ def test_other_bytes_and_missing_files_are_no_same_files(tmp_path) -> None:
     assert segment_many.same_files(some, whole)
 
 
+@pytest.mark.usefixtures("quick")
+def test_while_the_command_is_halted_no_time_is_counted(tmp_path) -> None:
+    photos, alone = tmp_path / "photos", Alone()
+    photos.mkdir()
+    segment_many.write_inputs(photos, 20)
+    start = time.perf_counter()
+    found = segment_many.segmented(segment_many.command(photos, tmp_path / "out"), 20, alone)
+    assert found["seconds"] <= time.perf_counter() - start - 0.05 * len(alone.wall)
+
+
 def test_a_command_that_fails_is_no_figure() -> None:
     with pytest.raises(RuntimeError, match="status 3"):
-        segment_many.segmented([sys.executable, "-c", "raise SystemExit(3)"], 20)
+        segment_many.segmented([sys.executable, "-c", "raise SystemExit(3)"], 20, Alone())
     with pytest.raises(subprocess.CalledProcessError):
         segment_many.killed([sys.executable, "-c", "raise SystemExit(3)"], 20)
