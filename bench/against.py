@@ -55,11 +55,12 @@ class CaseChange:
 def changes(before: Report, after: Report) -> list[CaseChange]:
     """Each case that was timed in both records."""
     then = dict(_timed(before))
-    same_processor = before["hardware"]["cpu"] == after["hardware"]["cpu"]
     found = []
     for key, case in _timed(after):
         if key not in then:
             continue
+        processor = {"cpu": "cpu", "cuda": "gpu"}[key[1]]
+        same_processor = before["hardware"][processor] == after["hardware"][processor]
         same_threads = _threads(then[key], before) == _threads(case, after)
         times = _times(then[key], case) if same_processor and same_threads else []
         name = f"{key[0]} on the {key[1]}: {key[2]}"

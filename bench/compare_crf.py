@@ -43,7 +43,7 @@ import kernels
 OURS = "crf.pydensecrf.densecrf"
 LIBRARIES = {OURS: OURS, PEER: PEER_MODULE}
 BARS = {2: 2.3, 4: 2.6, 21: 3.2}  # by labels: how many times as fast, a core for a core
-BARS_OF_TWO = {21: 4.5}  # on two threads
+BARS_OF_SEVERAL = {21: 4.5}  # on two threads or more
 
 Program = Callable[[], Any]  # makes a DenseCRF2D with everything set
 Part = Callable[[Program, int], Candidate]  # of a program and a number of iterations
@@ -78,10 +78,10 @@ def _whole_cases(problem: CRFProblem, settings: Settings) -> list[Case]:
     labels = problem.labels
     size, sigmas = f"{problem.height}x{problem.width}", f"{problem.sigma_xy}/{problem.sigma_rgb}"
     name, of_problem = f"{size} {sigmas}, {labels} labels", partial(prepare, problem, whole)
-    asked = {} if settings.quick else BARS
-    listed = [_one_core(name, of_problem, bar=asked.get(labels))]
+    alone, together = ({}, {}) if settings.quick else (BARS, BARS_OF_SEVERAL)
+    listed = [_one_core(name, of_problem, bar=alone.get(labels))]
     if settings.threads > 1:
-        bar = (asked and BARS_OF_TWO).get(labels)
+        bar = together.get(labels)
         listed.append(Case(f"{name}, all cores", of_problem, memory=False, bar=bar))
     return listed
 

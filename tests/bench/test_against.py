@@ -24,7 +24,7 @@ def record(
     }
     case = {"name": "one", "threads": 1, "timed_by": "cpu clock", "candidates": candidates}
     return {
-        "hardware": {"cpu": cpu},
+        "hardware": {"cpu": cpu, "gpu": "of the same machine"},
         "versions": {"torch": torch},
         "threads": 2,
         "comparisons": [{"name": "made_up", "device": "cpu", "cases": [case]}],
@@ -61,6 +61,15 @@ def test_on_another_processor_the_peer_alone_decides():
     assert [figure.what for figure in case.figures] == ["beside peer"]
     assert not case.slower
     assert slower(record(1.0, 3.0), record(3.0, 6.0, cpu="B"))
+
+
+def test_on_a_gpu_it_is_that_which_has_to_be_the_same():
+    before, after = record(1.0, 3.0), record(1.2, 3.0, cpu="B")
+    for each in (before, after):
+        each["comparisons"][0]["device"] = "cuda"
+    (case,) = against.changes(before, after)
+    assert [figure.what for figure in case.figures] == ["time of ours", "beside peer"]
+    assert case.slower
 
 
 def test_a_peer_of_another_version_does_not_count():
