@@ -61,7 +61,7 @@ def cores(comparisons: Sequence[Case]) -> dict[str, dict[int, Bars]]:
     for _, case in _timed(comparisons, "crf"):
         facts, entries = case["facts"], case["candidates"]
         whole = case["cost"] is not None
-        if whole and case["threads"] == 1 and "labels" in facts and len(entries) == 2:
+        if whole and case.get("threads") == 1 and "labels" in facts and len(entries) == 2:
             title = (
                 f"{facts['width']}x{facts['height']}, sigmas {facts['sigma_xy']} pixels, "
                 f"{facts['sigma_rgb']} levels"
@@ -117,7 +117,7 @@ def pipelines(comparisons: Sequence[Case]) -> dict[str, Bars]:
         if steps is None:
             continue
         known = STEPS.keys() - {REST} == steps.keys()
-        if UPSAMPLING in steps:  # the last part of "network"
+        if {NETWORK, UPSAMPLING} <= steps.keys():  # the last part of "network"
             steps[NETWORK] -= steps[UPSAMPLING]
         timed = sum(steps.values())
         scale = total / timed if known else min(1.0, total / timed)

@@ -76,13 +76,14 @@ def write_record(record: Report, folder: Path) -> Path:
 def read_record(path: Path) -> Report:
     """A record that compare.py wrote.
 
-    Raises ValueError where the file is none, with its name and what is wrong.
+    Raises ValueError where the file is none, or of the first form, with its name and what is wrong.
     """
     try:
         record: Report = json.loads(path.read_text())
         cases = [case for comparison in record["comparisons"] for case in comparison["cases"]]
-        if not all("name" in case and "candidates" in case for case in cases):
-            raise ValueError("a case has no name or no candidates")
+        needed = {"name", "candidates", "bars", "notes"}
+        if not all(needed <= case.keys() for case in cases):
+            raise ValueError(f"a case has not all of {', '.join(sorted(needed))}")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} must be a record of compare.py ({error!r})") from error
     return record
