@@ -39,6 +39,8 @@ def floats(name: str, value: Any, ndims: tuple[int, ...], copy: bool = False) ->
 
 def integer(name: str, value: Any, least: int) -> int:
     """An integer, or a float without fraction (pydensecrf truncates others)."""
+    if type(value) is int and value >= least:
+        return value
     if isinstance(value, str | bytes) or not hasattr(value, "__int__") or np.ndim(value) > 0:
         raise TypeError(f"{name} must be an integer, not {type(value).__name__}")
     if not float(value).is_integer() or value < least:
@@ -48,9 +50,10 @@ def integer(name: str, value: Any, least: int) -> int:
 
 def standard_deviations(name: str, value: Any, count: int) -> list[np.float32]:
     """`count` standard deviations from a number or a sequence; entries beyond are not used."""
-    if isinstance(value, str | bytes) or value is None or np.ndim(value) > 1:
+    axes = 0 if isinstance(value, int | float) else np.ndim(value)
+    if isinstance(value, str | bytes) or value is None or axes > 1:
         raise TypeError(f"{name} must be a number or {count} numbers, not {value!r}")
-    values: list[Any] = [value] * count if np.ndim(value) == 0 else list(value)[:count]
+    values: list[Any] = [value] * count if axes == 0 else list(value)[:count]
     sigmas = [np.float32(sigma) for sigma in values]
     if len(sigmas) < count or not all(sigma > 0 for sigma in sigmas):
         raise ValueError(f"{name} must be a positive number or {count} of them, not {value!r}")
@@ -58,6 +61,8 @@ def standard_deviations(name: str, value: Any, count: int) -> list[np.float32]:
 
 
 def member(name: str, value: int, kinds: type[Kind]) -> Kind:
+    if isinstance(value, kinds):
+        return value
     if np.ndim(value) > 0 or value not in list(kinds):
         names = ", ".join(f"{kind.name} ({kind.value})" for kind in kinds)
         raise ValueError(f"{name} must be one of {names}, not {value!r}")

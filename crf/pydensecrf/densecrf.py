@@ -41,7 +41,8 @@ What differs from pydensecrf:
   changes nothing.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from enum import IntEnum
 from numbers import Real
 from typing import Any
@@ -59,9 +60,10 @@ from crf.pydensecrf.arguments import (
     standard_deviations,
 )
 from crf.sigmas import Divisor, too_large, too_small
-from kernels.meanfield import LatticeFilter, Normalization, Term, mean_field
-from kernels.meanfield.filters import pixel_order, reference_lattice
-from kernels.permutohedral import Lattice, UnplaceableError
+from kernels.meanfield import Normalization, Term
+from kernels.meanfield.api import mean_field_of_usable
+from kernels.meanfield.filters import pixel_order
+from kernels.permutohedral import UnplaceableError
 
 __all__ = [
     "CONST_KERNEL",
@@ -227,7 +229,7 @@ class DenseCRF:
             raise ValueError(
                 f"Bad shape for pairwise energy (Need (?, {self._nvar}), got {table.shape})"
             )
-        ordered = table if self._order is None else table[:, self._order.numpy()]
+        ordered = table if self._order is None else table.take(self._order.numpy(), axis=1)
         self._add_term(ordered, compat, kernel, normalization, ())
 
     def inference(self, niter: int) -> FloatArray:
@@ -298,22 +300,22 @@ class DenseCRF:
         compatibility = _compatibility(compat, self._nlabels)
         member("kernel", kernel, KernelType)
         side = member("normalization", normalization, NormalizationType)
-        filter = LatticeFilter([_lattice(features, divisors)], self._order)
-        ones = torch.from_numpy(np.ones((1, self._nvar, 1), np.float32))
-        self._terms.append(Term.normalized(filter, compatibility, SIDES[side], ones))
+        points = torch.from_numpy(features.T)
+        with _naming(features, divisors):
+            self._terms.append(Term.on_cpu(points, self._order, compatibility, SIDES[side]))
 
     def _mean_field(self, niter: int, start: FloatArray | None, logits: bool = False) -> FloatArray:
         unary = self._unary
         if unary is None:
             unary = np.zeros(self._shape, np.float32)
-        found = mean_field(
-            torch.from_numpy(unary).T[None],
+        found = mean_field_of_usable(
+            torch.from_numpy(unary.T[None]),
             self._terms,
             niter,
-            start=None if start is None else torch.from_numpy(start).T[None],
+            start=None if start is None else torch.from_numpy(start.T[None]),
             marginals=not logits,
         )
-        return found[0].T.numpy()
+        return found.numpy()[0].T
 
     def _marginals(self, Q: Any) -> FloatArray:
         marginals = floats("Q", Q, ndims=(2,))
@@ -430,9 +432,11 @@ def _divide(features: FloatArray, scales: list[np.float32]) -> None:
         features /= np.array(scales)[:, None]
 
 
-def _lattice(features: FloatArray, divisors: Sequence[Divisor]) -> Lattice:
+@contextmanager
+def _naming(features: FloatArray, divisors: Sequence[Divisor]) -> Iterator[None]:
+    """Name the arguments that features `[D, nvar]` were divided by where a lattice refuses them."""
     try:
-        return reference_lattice(torch.from_numpy(np.ascontiguousarray(features.T)))
+        yield
     except UnplaceableError as error:
         found = too_small(divisors, error.limit)
         if not divisors:

@@ -20,7 +20,13 @@ from pathlib import Path
 
 KERNELS = Path(__file__).parents[1]
 # What is compiled, and what decides how. All together: most are compiled into one another.
-SOURCES = ("_numba/jit.py", "_numba/simd.py", "permutohedral/compiled.py", "meanfield/compiled.py")
+SOURCES = (
+    "_numba/jit.py",
+    "_numba/arrays.py",
+    "_numba/simd.py",
+    "permutohedral/compiled.py",
+    "meanfield/compiled.py",
+)
 _DIGEST = hashlib.sha256().digest_size
 
 
@@ -83,12 +89,13 @@ def digest_of_sources(folder: Path) -> str:
 
 @cache
 def _compiler() -> str:
-    """Versions of the compiler, and the processor that it compiles for."""
+    """Versions of the compiler, the processor that it compiles for, and how objects begin."""
     import llvmlite.binding as llvm
 
     versions = [metadata.version(package) for package in ("numba", "llvmlite")]
     processor = llvm.get_process_triple(), llvm.get_host_cpu_name()
-    return repr((versions, processor, llvm.get_host_cpu_features().flatten()))
+    features = llvm.get_host_cpu_features().flatten()
+    return repr((versions, processor, features, object.__basicsize__))
 
 
 def _read(path: Path) -> bytes | None:

@@ -33,7 +33,8 @@ from kernels._numba import code_files
 
 # What a type of argument is: a tuple's length, a scalar's format, or dtype, axes and layout.
 Kind: TypeAlias = int | str | tuple[str, int, str]
-_Described: TypeAlias = tuple[tuple[Kind, ...], tuple[Any, ...]]
+_Seen: TypeAlias = int | str | tuple[np.dtype[Any], int, int]  # the same, as it is soonest told
+_Loaded: TypeAlias = tuple[struct.Struct, Callable[[bytes], int]]
 
 _pointer_at = ctypes.c_void_p.from_address
 _Function = ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_char_p)
@@ -75,7 +76,8 @@ class Kernel:
 
     def __init__(self, module: str, name: str, returns: bool = False) -> None:
         self.module, self.name, self.returns = module, name, returns
-        self._loaded: dict[tuple[Kind, ...], tuple[struct.Struct, Callable[[bytes], int]]] = {}
+        self._seen: dict[tuple[_Seen, ...], _Loaded] = {}
+        self._loaded: dict[tuple[Kind, ...], _Loaded] = {}
 
     def __call__(self, *args: Any) -> int:
         """Call it; 0 where it returns nothing."""
@@ -86,42 +88,44 @@ class Kernel:
 
         It sees what the arrays hold then.
         """
-        known: dict[int, _Described] = {}  # by id: arrays recur
-        shared_kinds, shared_numbers = _described(args, known)
+        shared, shared_numbers = _described(args)
         calls = []
         for each in ranges:
-            kinds, numbers = _described(each, known)
-            kinds = kinds + shared_kinds
-            layout, function = self._loaded.get(kinds) or self._load(kinds)
+            own, numbers = _described(each)
+            kinds = own + shared
+            layout, function = self._seen.get(kinds) or self._load(kinds)
             packed = layout.pack(*numbers, *shared_numbers)
             calls.append(Call(function, packed, (each, args)))
         return calls
 
-    def _load(self, kinds: tuple[Kind, ...]) -> tuple[struct.Struct, Callable[[bytes], int]]:
+    def _load(self, seen: tuple[_Seen, ...]) -> _Loaded:
         """Link the machine code for arguments of these kinds, compiled if there is none on disk."""
+        kinds = tuple(map(_kind, seen))
         with _compiling:
             if kinds not in self._loaded:
                 named = f"{self.module}.{self.name}"
                 code = code_files.read_or_make(named, repr(kinds), partial(self._compile, kinds))
                 layout = struct.Struct("@" + "".join(map(_format, kinds)))
                 self._loaded[kinds] = layout, _linked(code)
-            return self._loaded[kinds]
+            self._seen[seen] = self._loaded[kinds]
+            return self._seen[seen]
 
     def _compile(self, kinds: tuple[Kind, ...]) -> bytes:
         """Machine code that takes a pointer to the arguments, one after another as C lays them."""
-        from numba import cfunc, from_dtype, types
+        from numba import cfunc, types
 
-        def numba_type(kind: str | tuple[str, int, str]) -> Any:
-            if isinstance(kind, str):
-                return {"q": types.int64, "f": types.float32, "d": types.float64}[kind]
-            dtype, axes, order = kind
-            return types.Array(from_dtype(np.dtype(dtype)), axes, order)
+        from kernels._numba.arrays import HeldArray, opened
 
+        scalars = {"q": types.int64, "f": types.float32, "d": types.float64}
         constants = tuple((0,) * kind for kind in kinds if isinstance(kind, int))
-        given = types.Tuple([numba_type(kind) for kind in kinds if not isinstance(kind, int)])
+        given = types.Tuple([
+            scalars[kind] if isinstance(kind, str) else HeldArray(*kind)
+            for kind in kinds
+            if not isinstance(kind, int)
+        ])  # fmt: skip
 
         def entry(pointer: Any) -> Any:
-            return function(*pointer[0], *constants)
+            return function(*opened(pointer[0]), *constants)
 
         result = types.int64 if self.returns else types.void
         signature = result(types.CPointer(given))
@@ -131,18 +135,24 @@ class Kernel:
         return _machine_code(compiled.inspect_llvm(), compiled.native_name, self.name)
 
 
-def _described(values: Sequence[Any], known: dict[int, _Described]) -> _Described:
-    """The kinds of arguments, and the numbers that lie in memory for them."""
-    kinds: list[Kind] = []
+def address(array: np.ndarray[Any, Any]) -> int:
+    """Where the data is. `array.ctypes.data` tells too, in ten times the time.
+
+    It is the first field of a NumPy array, behind what all Python objects begin with.
+    """
+    return _pointer_at(id(array) + object.__basicsize__).value or 0
+
+
+def _described(values: Sequence[Any]) -> tuple[tuple[_Seen, ...], list[Any]]:
+    """The kinds of arguments, and the numbers that lie in memory for them; of an array, where its
+    Python object is."""
+    kinds: list[_Seen] = []
     numbers: list[Any] = []
     for value in values:
         kind = type(value)
         if kind is np.ndarray:
-            array = known.get(id(value))
-            if array is None:
-                array = known[id(value)] = _array(value)
-            kinds += array[0]
-            numbers += array[1]
+            kinds.append((value.dtype, value.ndim, value.flags.num & 3))
+            numbers.append(id(value))
         elif kind is tuple:
             kinds.append(len(value))
         elif kind in _FLOATS:
@@ -151,30 +161,20 @@ def _described(values: Sequence[Any], known: dict[int, _Described]) -> _Describe
         else:
             kinds.append("q")
             numbers.append(operator.index(value))
-    return tuple(kinds), tuple(numbers)
+    return tuple(kinds), numbers
 
 
-def _array(array: np.ndarray[Any, Any]) -> _Described:
-    flags = array.flags
-    order = "C" if flags.c_contiguous else "F" if flags.f_contiguous else "A"
-    kind = array.dtype.str, array.ndim, order  # with the byte order
-    # As numba lays out an array: two owners (none here), size, bytes an item, data.
-    numbers = 0, 0, array.size, array.itemsize, _address(array), *array.shape, *array.strides
-    return (kind,), numbers
-
-
-def _address(array: np.ndarray[Any, Any]) -> int:
-    """Where the data is. `array.__array_interface__` tells too, in ten times the time.
-
-    It is the first field of a NumPy array, behind what all Python objects begin with.
-    """
-    return _pointer_at(id(array) + object.__basicsize__).value or 0
+def _kind(seen: _Seen) -> Kind:
+    if not isinstance(seen, tuple):
+        return seen
+    dtype, axes, contiguous = seen  # NumPy's flags: 1 in C's order, 2 in Fortran's
+    return dtype.str, axes, "ACFC"[contiguous]  # with the byte order
 
 
 def _format(kind: Kind) -> str:
     if isinstance(kind, int):
         return ""
-    return kind if isinstance(kind, str) else "qqqqP" + 2 * kind[1] * "q"
+    return kind if isinstance(kind, str) else "q"
 
 
 @contextlib.contextmanager

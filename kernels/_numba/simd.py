@@ -43,19 +43,34 @@ class Vector(types.Type):
 @intrinsic
 def scratch(typingctx: Any, dtype: Any, lanes: Any) -> Any:
     """An unset array of `len(lanes)` numbers, on the stack until the compiled function returns."""
-    array = types.Array(dtype.dtype, 1, "C")
+    return _stack_array(dtype, lanes)
+
+
+@intrinsic
+def scratch_table(typingctx: Any, dtype: Any, rows: Any, lanes: Any) -> Any:
+    """An unset array `[len(rows), len(lanes)]`, as `scratch`."""
+    return _stack_array(dtype, rows, lanes)
+
+
+def _stack_array(dtype: Any, *lengths: Any) -> Any:
+    """What an intrinsic returns that makes an array of such a shape."""
+    array = types.Array(dtype.dtype, len(lengths), "C")
+    shape = [length.count for length in lengths]
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         number = context.get_data_type(array.dtype)
-        start = cgutils.alloca_once(builder, ir.ArrayType(number, lanes.count))
-        count = context.get_constant(types.intp, lanes.count)
-        size = context.get_constant(types.intp, context.get_abi_sizeof(number))
+        size = context.get_abi_sizeof(number)
+        start = cgutils.alloca_once(builder, ir.ArrayType(number, math.prod(shape)))
+        counts = [context.get_constant(types.intp, count) for count in shape]
+        steps = [size * math.prod(shape[axis + 1 :]) for axis in range(len(shape))]
+        strides = [context.get_constant(types.intp, step) for step in steps]
         made = context.make_array(array)(context, builder)
         data = builder.bitcast(start, number.as_pointer())
-        populate_array(made, data, shape=[count], strides=[size], itemsize=size, meminfo=None)
+        itemsize = context.get_constant(types.intp, size)
+        populate_array(made, data, shape=counts, strides=strides, itemsize=itemsize, meminfo=None)
         return made._getvalue()
 
-    return array(dtype, lanes), generate
+    return array(dtype, *lengths), generate
 
 
 @register_model(Vector)

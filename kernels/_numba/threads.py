@@ -20,6 +20,7 @@ from kernels._numba.jit import Kernel, across_forks
 Job: TypeAlias = tuple[Callable[[], None], "SimpleQueue[BaseException | None]"]
 
 _inboxes: dict[int, SimpleQueue[Job]] = {}  # by process: threads do not live through a fork
+_own = threading.local()
 _starting = across_forks(threading.Lock())
 
 
@@ -35,18 +36,24 @@ def run(kernel: Callable[..., Any], ranges: Sequence[tuple[Any, ...]], *args: ob
 
 def run_calls(calls: Sequence[Callable[[], Any]]) -> list[Any]:
     """`run` for calls that have their arguments already."""
+    if len(calls) <= 1 or number() == 1:
+        return [call() for call in calls]
     waiting = deque(enumerate(calls))
     results: list[Any] = [None] * len(calls)
 
     def work() -> None:
-        while waiting:
-            try:
-                index, call = waiting.popleft()
-            except IndexError:  # another thread took the last one
-                return
-            results[index] = call()
+        _own.is_one_of_several = True
+        try:
+            while waiting:
+                try:
+                    index, call = waiting.popleft()
+                except IndexError:  # another thread took the last one
+                    return
+                results[index] = call()
+        finally:
+            _own.is_one_of_several = False
 
-    helpers = max(0, min(len(calls), torch.get_num_threads()) - 1)
+    helpers = min(len(calls), torch.get_num_threads()) - 1
     done: SimpleQueue[BaseException | None] = SimpleQueue()
     for _ in range(helpers):
         _inbox().put((work, done))
@@ -58,6 +65,11 @@ def run_calls(calls: Sequence[Callable[[], Any]]) -> list[Any]:
         if error is not None:
             raise error
     return results
+
+
+def number() -> int:
+    """How many threads there are to run on: those of torch; in one that runs a call, that one."""
+    return 1 if getattr(_own, "is_one_of_several", False) else torch.get_num_threads()
 
 
 def split(count: int, pieces: int) -> list[tuple[int, int]]:

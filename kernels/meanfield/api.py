@@ -95,10 +95,14 @@ def mean_field_of_usable(
         fused = dispatch.implementation("meanfield", f"{choice.impl}:composed")
         found = fused.mean_field(unary.detach(), terms, iterations, start, marginals)
         return torch.empty_like(unary).copy_(found)
+    output = torch.empty_like(unary)  # keeps the strides of a transposed [C, N]
+    if choice.impl == "cpu" and len(unary) == 1 and start is None:
+        small = dispatch.implementation("meanfield", "small").mean_field
+        if small(unary[0].detach(), terms, iterations, order, marginals, output[0]):
+            return output
     if order is not None and len(unary) > 1:
         images = torch.arange(len(unary), device=order.device)
         order = (order + unary.shape[1] * images[:, None]).flatten()
-    output = torch.empty_like(unary)  # keeps the strides of a transposed [C, N]
     flat = output[0] if len(unary) == 1 else output.new_empty(output.flatten(0, 1).shape)
     dispatch.implementation("meanfield", choice.impl).mean_field(
         unary[0].detach() if len(unary) == 1 else unary.detach().flatten(0, 1),
@@ -154,7 +158,10 @@ def _on_lattice(term: Term, images: int) -> LatticeTerm:
     order = term.filter.order
 
     def flat(scale: Tensor | None) -> Tensor | None:
-        return None if scale is None else in_order(scale, order).expand(images, -1, -1).flatten()
+        if scale is None:
+            return None
+        ordered = in_order(scale, order)
+        return (ordered if images == 1 else ordered.expand(images, -1, -1)).flatten()
 
     before = flat(term.before)
     after = before if term.after is term.before else flat(term.after)  # one tensor: folded once

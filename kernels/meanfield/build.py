@@ -1,8 +1,9 @@
 """The pairwise terms of a batch, made from features: filters, normalisation, shared lattices.
 
 On a GPU the images of a batch share lattices, as many as fit: one build a term, one wait for the
-host for all terms, and launches of a single image. On a CPU each image has its own: threads keep
-both cores busy already, and what one image needs stays in the caches.
+host for all terms, and launches of a single image. On a CPU each image has its own, since what
+one image needs stays in the caches: all threads take a part of a large one, and small ones stand
+side by side.
 """
 
 import logging
@@ -132,16 +133,10 @@ def lattice_groups(
 ) -> Iterator[tuple[slice, list[Term]]]:
     """Images that share lattices, and their terms with one lattice each, for `kernels.mean_field`.
 
-    A CPU visits the pixels of an image tile by tile, for its caches. Only the lattices of one group
-    and those of features that all images share exist at a time.
+    Only the lattices of one group and those of features that all images share exist at a time.
     """
     batch, labels, count = unary.shape
     together = images_together(features, batch, labels)
-    order = None
-    if settings.width and unary.device.type == "cpu":
-        order = pixel_order(count // settings.width, settings.width)
-        features = [points[:, order] for points in features]
-
     shared: dict[int, Term] = {}  # of features that all images share
     for first in range(0, batch, together):
         images = slice(first, min(first + together, batch))
@@ -150,11 +145,45 @@ def lattice_groups(
         size, terms = images.stop - first, dict(shared)
         ones = unary.new_ones(size, count, 1)
         for k, of_images, lattice in zip(own, points, reference_lattices(points), strict=True):
-            filter, mass_of = LatticeFilter([lattice], order), ones[: len(of_images)]
+            filter, mass_of = LatticeFilter([lattice]), ones[: len(of_images)]
             terms[k] = Term.normalized(filter, compatibilities[k], settings.normalization, mass_of)
         shared = {k: term for k, term in terms.items() if len(features[k]) == 1}
         repeated = {k: _repeated(term, size, together) for k, term in shared.items()}
         yield images, [(terms | repeated)[k] for k in range(len(features))]
+
+
+class ImageTerms:
+    """The terms of each image of a batch on a CPU, made when they are asked for.
+
+    The pixels of an image are visited tile by tile, for the caches. The terms of features that all
+    images share are made once, in advance.
+    """
+
+    def __init__(
+        self,
+        features: Sequence[Tensor],
+        compatibilities: Sequence[Tensor],
+        batch: int,
+        settings: FilterSettings,
+    ) -> None:
+        self.features = [points.detach() for points in features]
+        self.compatibilities, self.settings = compatibilities, settings
+        width, count = settings.width, features[0].shape[1] if features else 0
+        self.order = pixel_order(count // width, width) if width else None
+        self.shared: dict[int, Term] = {}
+        if batch > 1:
+            self.shared = {k: self._term(k, 0) for k, f in enumerate(features) if len(f) == 1}
+
+    def of(self, image: int) -> list[Term]:
+        """The terms of one image."""
+        return [self.shared.get(k) or self._term(k, image) for k in range(len(self.features))]
+
+    def _term(self, k: int, image: int) -> Term:
+        features = self.features[k]
+        points = features[image if len(features) > 1 else 0]
+        if self.order is not None:
+            points = torch.from_numpy(points.numpy().take(self.order.numpy(), axis=0))
+        return Term.on_cpu(points, self.order, self.compatibilities[k], self.settings.normalization)
 
 
 def _repeated(term: Term, batch: int, together: int) -> Term:

@@ -86,10 +86,10 @@ class _Stack:
         self.calls, self.next_calls = _Calls(), _Calls()
         for none in self.offsets[1:] - 1:
             self.rows[none] = self.next_rows[none] = 0
-        folded = [_fold_compatibility(term.compatibility, drop_common) for term in terms]
+        folded = [fold_compatibility(term.compatibility, drop_common) for term in terms]
         self.compatibilities = [compatibility for _, compatibility in folded]
         parts = self._parts(count)
-        self.points = [part[:2] for part in parts] or threads.split(count, torch.get_num_threads())
+        self.points = [part[:2] for part in parts] or threads.split(count, threads.number())
         limits = self._fold(terms, [factor for factor, _ in folded], count)
         self.parts = [
             (*part, np.empty_like(part[2]), limit, aligned_rows(BLOCK, self.lanes))
@@ -120,12 +120,12 @@ class _Stack:
         self.corners = np.empty((count, columns), np.int32)
         self.splatting = np.empty((count, columns), np.float32)
         self.slicing = self.splatting if shared else np.empty_like(self.splatting)
-        ones = torch.ones(1, dtype=torch.float32, device="cpu").expand(count)
+        ones = np.broadcast_to(np.float32(1), count)
         limits = []
         column = 0
         for gain, term, offset in zip(gains, terms, self.offsets, strict=False):
-            before = (ones if term.before is None else term.before).numpy()
-            after = (ones if term.after is None else term.after).numpy()
+            before = ones if term.before is None else term.before.numpy()
+            after = ones if term.after is None else term.after.numpy()
             gain_in, gain_out = (math.sqrt(gain), math.sqrt(gain)) if shared else (1.0, gain)
             ends = [np.empty(-(-(last - first) // BLOCK), np.int64) for first, last in self.points]
             limits.append(ends)
@@ -179,7 +179,7 @@ class _Stack:
         for block, compatibility in zip(blocks, self.compatibilities, strict=True):
             if compatibility is None:
                 continue
-            ranges = threads.split(len(block), torch.get_num_threads())
+            ranges = threads.split(len(block), threads.number())
             if compatibility.ndim == 1:
                 threads.run(_scale_labels, ranges, block[:, : self.labels], -compatibility.numpy())
             else:
@@ -188,7 +188,11 @@ class _Stack:
                 threads.run(MIX_LABELS, ranges, block, matrix, self.lanes)
 
     def finish(self, logits: Array, visits: Array, softmax: bool, output: torch.Tensor) -> None:
-        """Slice into `output` `[M, C]`, back in its own order: the logits, or their softmax."""
+        """Slice into `output` `[M, C]`, back in its own order: the logits, or their softmax.
+
+        The last that is done: the buffer that is not read goes before the output takes its room.
+        """
+        del self.next_rows, self.calls, self.next_calls
         ranges = [(*points, aligned_rows(BLOCK, self.lanes)) for points in self.points]
         threads.run(
             FINISH, ranges, logits, self.corners, self.slicing, self.rows, visits, softmax,
@@ -205,7 +209,7 @@ def _scale_labels(first: int, last: int, rows: Array, factors: Array) -> None:
     rows[first:last] *= factors
 
 
-def _fold_compatibility(
+def fold_compatibility(
     compatibility: torch.Tensor, drop_common: bool
 ) -> tuple[float, torch.Tensor | None]:
     """A compatibility as (factor, None) where -factor * identity says the same, else (1, itself).
@@ -221,6 +225,7 @@ def _fold_compatibility(
         if not torch.equal(compatibility - common, torch.diag(diagonal)):
             return 1.0, compatibility
         compatibility = diagonal
-    if torch.equal(compatibility, compatibility[:1].expand_as(compatibility)):
-        return -float(compatibility[0]), None
+    costs = compatibility.tolist()
+    if costs == costs[:1] * len(costs):
+        return -costs[0], None
     return 1.0, compatibility

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from kernels import exact
+from kernels.dispatch import choose, implementation
 from kernels.exact import Tiles, apply_tiles
 from kernels.exact.api import build_finite
 from kernels.permutohedral import Lattice, apply_lattice, build_lattices, repeat_lattice
@@ -70,13 +71,23 @@ class LatticeFilter(Filter):
         if not len(values):
             return values
         ordered = in_order(values, self.order)
-        groups = ordered.flatten(0, 1).split([lattice.num_points for lattice in self.lattices])
-        filtered = [
-            apply_lattice(lattice, group, reverse=self.reverse, impl=self.impl)
-            for lattice, group in zip(self.lattices, groups, strict=True)
-        ]
-        whole = filtered[0] if len(filtered) == 1 else torch.cat(filtered)
+        points = ordered.flatten(0, 1)
+        if len(self.lattices) == 1:
+            whole = self._on(self.lattices[0], points)
+        else:
+            groups = points.split([lattice.num_points for lattice in self.lattices])
+            whole = torch.cat(list(map(self._on, self.lattices, groups)))
         return out_of_order(whole.view(values.shape), self.order)
+
+    def _on(self, lattice: Lattice, points: Tensor) -> Tensor:
+        """F of one group of images, `[N, C]`."""
+        if points.device.type == "cpu" and not _recorded(points):
+            # Without the operator and its checks, which take longer than a small image.
+            choice = choose("permutohedral", self.impl, device=points.device, dtype=points.dtype)
+            filter = implementation("permutohedral", choice.impl).filter
+            filtered: Tensor = filter(lattice, points.contiguous(), self.reverse)
+            return filtered
+        return apply_lattice(lattice, points, reverse=self.reverse, impl=self.impl)
 
     def transposed(self) -> LatticeFilter:
         return replace(self, reverse=not self.reverse)
@@ -195,7 +206,7 @@ def in_order(values: Tensor, order: Tensor | None) -> Tensor:
     if order is None:
         return values
     if values.device.type == "cpu" and not _recorded(values):
-        return torch.from_numpy(values.detach().numpy()[:, order.numpy()])
+        return torch.from_numpy(values.detach().numpy().take(order.numpy(), axis=1))
     return values[:, order]
 
 
@@ -256,15 +267,22 @@ def _in_blocks_of_four(features: Tensor) -> Tensor:
     *batch, count, dims = features.shape
     if count % 4 == 0:
         return features
-    origin = features.new_zeros(*batch, 1, dims)  # one has the vertices of several
     if features.device.type == "cpu" and not features.requires_grad:
         # In NumPy: torch would hang in a process that was forked after it had run in parallel.
-        return torch.from_numpy(np.concatenate([features.numpy(), origin.numpy()], -2))
+        points = features.numpy()
+        return torch.from_numpy(np.concatenate([points, np.zeros_like(points[..., :1, :])], -2))
+    origin = features.new_zeros(*batch, 1, dims)  # one has the vertices of several
     return torch.cat([features, origin], -2)
 
 
 def _without_last_points(lattice: Lattice, images: int) -> Lattice:
     """The lattice without the last point of each image; all vertices stay."""
+    if images == 1 and lattice.parts.device.type == "cpu":  # soon done, for small images
+        x = lattice
+        parts = x.parts.numpy().copy()
+        parts[-1, 0] -= 1
+        tables = x.neighbours, x.ghosts, torch.from_numpy(parts), x.chains
+        return Lattice(x.corners[:-1], x.weights[:-1], *tables)
     count, corners = lattice.num_points // images, lattice.num_dims + 1
     entries = lattice.entries
     if entries is not None and images > 1:

@@ -15,10 +15,17 @@ import torch
 from torch import Tensor
 
 from kernels import dispatch, memory
+from kernels._numba import threads
 from kernels.dispatch import WAITS
-from kernels.meanfield import reference
+from kernels.meanfield import build, reference
 from kernels.meanfield.api import mean_field_of_usable
-from kernels.meanfield.build import FilterSettings, lattice_groups, not_finite, terms_of
+from kernels.meanfield.build import (
+    FilterSettings,
+    ImageTerms,
+    lattice_groups,
+    not_finite,
+    terms_of,
+)
 from kernels.meanfield.filters import LatticeFilter
 from kernels.meanfield.term import Term
 from kernels.operators import like_first, opaque_operator
@@ -48,13 +55,36 @@ def infer(
     differentiable = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in wanted)
     if settings.method == "permutohedral" and settings.iterations and not differentiable:
         # Put together at the end: torch's threads would spin on the cores that the lattices want.
-        found = [
-            _update(unary[group], terms, settings)
-            for group, terms in lattice_groups(unary, features, compatibilities, settings)
-        ]
+        alone = build.images_together(features, len(unary), unary.shape[1]) == 1
+        if unary.device.type == "cpu" and alone:
+            found = _image_by_image(unary, features, compatibilities, settings)
+        else:
+            found = [
+                _update(unary[group], terms, settings)
+                for group, terms in lattice_groups(unary, features, compatibilities, settings)
+            ]
         return found[0] if len(found) == 1 else torch.cat([unary[:0], *found])
     terms = terms_of(features, compatibilities, len(unary), settings) if settings.iterations else []
     return _update(unary, terms, settings, differentiable)
+
+
+def _image_by_image(
+    unary: Tensor,
+    features: Sequence[Tensor],
+    compatibilities: Sequence[Tensor],
+    settings: FilterSettings,
+) -> list[Tensor]:
+    """The updates of each image `[1, C, N]` on a CPU; of small images, several at a time."""
+    terms = ImageTerms(features, compatibilities, len(unary), settings)
+
+    @torch.no_grad()  # in every thread: nothing here is to be recorded
+    def of_image(image: int) -> Tensor:
+        return _update(unary[image : image + 1], terms.of(image), settings)
+
+    images = range(len(unary))
+    if len(unary) > 1 and dispatch.implementation("meanfield", "small").is_small(unary.shape[2]):
+        return threads.run(of_image, [(image,) for image in images])
+    return [of_image(image) for image in images]
 
 
 def _update(

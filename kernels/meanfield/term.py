@@ -9,7 +9,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kernels.meanfield.filters import Filter, TileFilter
+from kernels.dispatch import implementation
+from kernels.meanfield.filters import (
+    Filter,
+    LatticeFilter,
+    TileFilter,
+    reference_lattice,
+)
 from kernels.permutohedral import Lattice
 
 Normalization = Literal["symmetric", "before", "after", "none"]
@@ -47,6 +53,24 @@ class Term:
         known = isinstance(filter, TileFilter) and len(filter.tiles) > 0
         mass = filter.mass if known else filter(ones)  # type: ignore[attr-defined]
         return cls(filter, compatibility, *normalizers(mass, normalization))
+
+    @classmethod
+    def on_cpu(
+        cls,
+        features: Tensor,
+        order: Tensor | None,
+        compatibility: Tensor,
+        normalization: Normalization,
+    ) -> Term:
+        """A term of one image, on the lattice of its features `[N, D]`, which are in that order."""
+        small = implementation("meanfield", "small")
+        if features.dtype == torch.float32 and small.is_small(len(features)):
+            lattice, mass = small.reference_lattice(features, order)
+            filter = LatticeFilter([lattice], order)
+            return cls(filter, compatibility, *normalizers(mass[None], normalization))
+        filter = LatticeFilter([reference_lattice(features).without_neighbours()], order)
+        ones = torch.from_numpy(np.ones((1, len(features), 1), features.numpy().dtype))
+        return cls.normalized(filter, compatibility, normalization, ones)
 
     def energy(self, marginals: Tensor) -> Tensor:
         """What each label of each point pays, `[B, N, C]`."""
@@ -94,7 +118,10 @@ def _inverse(mass: Tensor, root: bool) -> Tensor:
     if mass.device.type == "cpu" and not traced:
         # In NumPy: torch's threads would spin on the cores that the next lattice wants.
         sums = mass.numpy()
-        exact = sums.astype(np.float64) + TINY
-        return torch.from_numpy((1 / (np.sqrt(exact) if root else exact)).astype(sums.dtype))
+        exact = sums.astype(np.float64)
+        exact += TINY
+        if root:
+            np.sqrt(exact, out=exact)
+        return torch.from_numpy(np.reciprocal(exact, out=exact).astype(sums.dtype))
     wide = mass.double() + TINY
     return (wide.rsqrt() if root else wide.reciprocal()).to(mass.dtype)

@@ -73,7 +73,8 @@ def build_lattices(features: Sequence[Tensor], *, impl: str = "auto") -> list[La
     lattices = []
     for several, one in zip(images, points, strict=True):
         require_placeable(one)
-        lattices.append(batch.joined([implementation.build(part) for part in one.chunk(several)]))
+        parts = [one] if several == 1 else one.chunk(several)
+        lattices.append(batch.joined([implementation.build(part) for part in parts]))
     return lattices
 
 

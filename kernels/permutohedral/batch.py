@@ -36,7 +36,7 @@ def joined(lattices: Sequence[Lattice]) -> Lattice:
         corners=torch.cat([lattice.corners + first for lattice, first in placed]),
         weights=torch.cat([lattice.weights for lattice in lattices]),
         neighbours=torch.cat(
-            [_moved(a.neighbours, a.num_rows, first, rows) for a, first in placed], 2
+            [_moved(a.known_neighbours, a.num_rows, first, rows) for a, first in placed], 2
         ),
         ghosts=torch.cat([lattice.ghosts + first for lattice, first in placed]),
         parts=torch.cat([*parts, end]),
@@ -62,7 +62,7 @@ def repeated(lattice: Lattice, images: int) -> Lattice:
     return Lattice(
         corners=(lattice.corners + rows * ahead).flatten(0, 1),
         weights=lattice.weights.repeat(images, 1),
-        neighbours=along(lattice.neighbours),
+        neighbours=along(lattice.known_neighbours),
         ghosts=(lattice.ghosts + rows * ahead).flatten(0, 1),
         parts=torch.cat([(lattice.parts[:-1] + ahead * last).flatten(0, 1), images * last]),
         chains=None if lattice.chains is None else along(lattice.chains),

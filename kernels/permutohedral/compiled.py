@@ -74,6 +74,14 @@ def blur_chains(first, last, chain, spare, rows, lanes):
         previous, centre = centre, following
 
 
+@njit(forceinline=True)
+def blur_all(reverse, chains, spare, rows, lanes):
+    """`blur_chains` of all directions, one after another, or from the last to the first."""
+    for step in range(len(chains)):
+        chain = chains[len(chains) - 1 - step if reverse else step]
+        blur_chains(0, len(chain), chain, spare, rows, lanes)
+
+
 @njit(inline="always")
 def chain_start(i, chain, none):
     """Where the first chain does that begins at i or behind it."""
@@ -103,109 +111,162 @@ def copy_ghosts(first, last, ghosts, rows, lanes):
 
 
 @njit(forceinline=True)
+def connect(
+    first, last, hashes, vertices, table, steps, hashed_steps, neighbours, chains, lengths, words
+):  # fmt: skip
+    """Along directions [first, last): the neighbours, their chains, and how long these are."""
+    for j in range(first, last):
+        for side in range(2):
+            for row in range(neighbours.shape[2]):
+                neighbours[j, side, row] = neighbours.shape[2]
+        find_neighbours(j, hashes, vertices, table, steps, hashed_steps, neighbours, words)
+        lengths[j] = link(neighbours[j, 0], neighbours[j, 1], chains[j])
+
+
+@njit(forceinline=True)
+def link_all(first, last, neighbours, chains, lengths):
+    """The chains of directions [first, last), and how long they are."""
+    for j in range(first, last):
+        lengths[j] = link(neighbours[j, 0], neighbours[j, 1], chains[j])
+
+
+@njit(inline="always")
 def link(before, after, chain):
-    """Write the rows of one direction along its chains, each ended by R; return how many."""
+    """Write the rows of one direction along its chains, each ended by R; return how many.
+
+    Where chains begin is found first, without a branch that would be guessed wrong. It is kept in
+    the end of `chain`: with two rows in each chain that is left, no chain is written over it.
+    """
     none = len(before)
+    heads = chain[none:]
+    found = 0
+    for row in range(np.uint64(none)):
+        heads[found] = row
+        found += np.int64((before[row] == none) & (after[row] != none))
     count = 0
-    for head in range(none):
-        if before[head] == none and after[head] != none:
-            row = head
-            while row != none:
-                chain[count] = row
-                count += 1
-                row = after[row]
-            chain[count] = none
+    for head in range(found):
+        row = heads[head]
+        while row != none:
+            chain[count] = row
             count += 1
+            row = after[row]
+        chain[count] = none
+        count += 1
     return count
 
 
 @njit(forceinline=True)
 def place_points(
-    progress, last, points, scales, low, strides, steps, multipliers, hashed_steps, keys, ids,
-    corners, weights, simplex, words,
+    progress, last, points, scales, low, strides, steps, multipliers, hashed_steps, table, corners,
+    weights, simplex, words, together,
 ):  # fmt: skip
     """Find the simplices of points: write corner ids and weights, and fill the table.
 
     `progress` is the point to go on with, below `last`, and the number of vertices in the table.
     Returns 1 where the table must grow before another point, 0 where all points are placed.
+
+    What is arithmetic alone is done for as many points at once as `together` is long.
     """
     dims = len(simplex) - 1
-    inverse = np.float32(1) / np.float32(dims + 1)
-    elevated = simd.scratch(np.float32, simplex)
-    origin = simd.scratch(np.float32, simplex)  # the simplex's corner of remainder 0
-    offset = simd.scratch(np.float32, simplex)  # from there to the point
-    rank = simd.scratch(np.int64, simplex)
+    elevated = simd.scratch_table(np.float32, simplex, together)
+    origin = simd.scratch_table(np.float32, simplex, together)
+    offset = simd.scratch_table(np.float32, simplex, together)
+    rank = simd.scratch_table(np.float32, simplex, together)
     ordered = simd.scratch(np.uint64, simplex)  # coordinate of each rank
     key = simd.scratch(np.int64, words)
     filled = progress[1]
-    for i in range(progress[0], last):
-        total = np.float32(0)
-        for j in range(dims, 0, -1):
-            scaled = points[i, j - 1] * scales[j - 1]
-            elevated[j] = total - np.float32(j) * scaled
-            total += scaled
-        elevated[0] = total
+    for begin in range(progress[0], last, len(together)):
+        count = min(len(together), last - begin)
+        elevate(begin, count, points, scales, elevated)
+        find_simplices(elevated, origin, offset, rank)
+        for i in range(np.uint64(count)):
+            point = np.uint64(begin) + i
+            for j in range(dims + 1):
+                ordered[np.uint64(rank[j, i])] = j
+            weights[point, 0] = offset[ordered[dims], i] + (np.float32(1) - offset[ordered[0], i])
+            for r in range(1, dims + 1):
+                weights[point, r] = offset[ordered[dims - r], i] - offset[ordered[dims - r + 1], i]
 
-        excess = 0
-        for j in range(dims + 1):
-            nearest = np.rint(inverse * elevated[j])
-            origin[j] = nearest * np.float32(dims + 1)
-            offset[j] = elevated[j] - origin[j]
-            excess += np.int64(nearest)
-        for j in range(dims + 1):
-            rank[j] = excess  # brings the rounded point back to the plane of zero sum
-        for j in range(dims):
-            for m in range(j + 1, dims + 1):
-                less = np.int64(offset[j] < offset[m])
-                rank[j] += less
-                rank[m] += 1 - less
-        for j in range(dims + 1):
-            wrap = np.int64(rank[j] < 0) - np.int64(rank[j] > dims)
-            rank[j] += wrap * (dims + 1)
-            origin[j] += np.float32(wrap * (dims + 1))
-            offset[j] = (elevated[j] - origin[j]) * inverse
-            ordered[np.uint64(rank[j])] = j
-
-        weights[i, 0] = offset[ordered[dims]] + (np.float32(1) - offset[ordered[0]])
-        for r in range(1, dims + 1):
-            weights[i, r] = offset[ordered[dims - r]] - offset[ordered[dims - r + 1]]
-
-        hashed = np.uint64(0)
-        for w in range(len(words)):
-            key[w] = 0
-            for j in range(dims):
-                key[w] += (np.int64(origin[j]) - low[j]) * strides[j, w]
-            hashed += np.uint64(key[w]) * multipliers[w]
-        for r in range(dims + 1):
-            if r > 0:
-                direction = ordered[dims - r + 1]
-                hashed += hashed_steps[direction]
-                for w in range(len(words)):
-                    key[w] += steps[direction, w]
-            slot = first_slot(hashed, len(ids))
-            while ids[slot] >= 0:
-                difference = np.int64(0)
-                for w in range(len(words)):
-                    difference |= keys[slot, w] ^ key[w]
-                if difference == 0:
-                    break
-                slot = slot_after(slot, ids)
-            if ids[slot] < 0:
-                for w in range(len(words)):
-                    keys[slot, w] = key[w]
-                ids[slot] = filled
-                filled += 1
-            corners[i, r] = ids[slot]
-        progress[0] = i + 1
-        if 2 * (filled + dims + 1) > len(ids):
-            progress[1] = filled
-            return 1
-    progress[1] = filled
+            hashed = np.uint64(0)
+            for w in range(len(words)):
+                key[w] = 0
+                for j in range(dims):
+                    key[w] += (np.int64(origin[j, i]) - low[j]) * strides[j, w]
+                hashed += np.uint64(key[w]) * multipliers[w]
+            for r in range(dims + 1):
+                if r > 0:
+                    direction = ordered[dims - r + 1]
+                    hashed += hashed_steps[direction]
+                    for w in range(len(words)):
+                        key[w] += steps[direction, w]
+                slot = slot_of(key, hashed, table, words)
+                if table[slot, 0] < 0:
+                    put(table, slot, filled, key, words)
+                    filled += 1
+                corners[point, r] = table[slot, 0]
+            if 2 * (filled + dims + 1) > len(table):
+                progress[0], progress[1] = begin + i + 1, filled
+                return 1
+    progress[0], progress[1] = last, filled
     return 0
 
 
+@njit(inline="always")
+def elevate(first, count, points, scales, elevated):
+    """elevated `[D+1, together]` = the points first, first + 1, ... on the lattice's hyperplane."""
+    dims = len(scales)
+    for i in range(np.uint64(elevated.shape[1])):
+        elevated[0, i] = 0
+    for j in range(dims, 0, -1):
+        for i in range(np.uint64(count)):
+            elevated[j, i] = points[j - 1, np.uint64(first) + i] * scales[j - 1]
+        for i in range(np.uint64(count), np.uint64(elevated.shape[1])):
+            elevated[j, i] = 0
+        for i in range(np.uint64(elevated.shape[1])):
+            scaled, total = elevated[j, i], elevated[0, i]
+            elevated[j, i] = total - np.float32(j) * scaled
+            elevated[0, i] = total + scaled
+
+
+@njit(inline="always")
+def find_simplices(elevated, origin, offset, rank):
+    """The simplex of each point of `elevated` `[D+1, together]`; all tables have its shape.
+
+    origin: the simplex's corner of remainder 0. offset: from there to the point, over D+1. rank:
+    the place of each coordinate of the offset in descending order.
+
+    All numbers are float32, whole ones too, so that a loop over the points is one of vectors.
+    """
+    size, many = elevated.shape
+    one, sides = np.float32(1), np.float32(size)
+    inverse = one / sides
+    for i in range(np.uint64(many)):
+        rank[0, i] = 0
+    for j in range(size):
+        for i in range(np.uint64(many)):
+            nearest = np.rint(inverse * elevated[j, i])
+            origin[j, i] = nearest * sides
+            offset[j, i] = elevated[j, i] - origin[j, i]
+            rank[0, i] += nearest
+    for j in range(1, size):  # the sum brings the rounded point back to the plane of zero sum
+        for i in range(np.uint64(many)):
+            rank[j, i] = rank[0, i]
+    for j in range(size - 1):
+        for m in range(j + 1, size):
+            for i in range(np.uint64(many)):
+                less = np.float32(offset[j, i] < offset[m, i])
+                rank[j, i] += less
+                rank[m, i] += one - less
+    for j in range(size):
+        for i in range(np.uint64(many)):
+            wrap = np.float32(rank[j, i] < 0) * sides - np.float32(rank[j, i] >= sides) * sides
+            rank[j, i] += wrap
+            origin[j, i] += wrap
+            offset[j, i] = (elevated[j, i] - origin[j, i]) * inverse
+
+
 @njit(forceinline=True)
-def sort_by_hash(keys, ids, multipliers, hashes, vertices, words):
+def sort_by_hash(table, multipliers, hashes, vertices, words):
     """Write the hashes of a table's vertices in ascending order, and with them row and slot of each
     vertex; return how many.
 
@@ -214,13 +275,13 @@ def sort_by_hash(keys, ids, multipliers, hashes, vertices, words):
     """
     count = 0
     for behind_last in range(2):
-        for slot in range(len(ids)):
-            if ids[slot] < 0:
+        for slot in range(len(table)):
+            if table[slot, 0] < 0:
                 if behind_last:  # they come before the first free slot
                     break
                 continue
-            hashed = hash_of(keys, slot, multipliers, words)
-            if (first_slot(hashed, len(ids)) > np.uint64(slot)) != behind_last:
+            hashed = hash_of(table, slot, multipliers, words)
+            if (first_slot(hashed, table) > np.uint64(slot)) != behind_last:
                 continue
             place = count
             while place > 0 and hashes[place - 1] > hashed:
@@ -228,38 +289,36 @@ def sort_by_hash(keys, ids, multipliers, hashes, vertices, words):
                 for c in range(2):
                     vertices[c, place] = vertices[c, place - 1]
                 place -= 1
-            hashes[place], vertices[0, place], vertices[1, place] = hashed, ids[slot], slot
+            hashes[place], vertices[0, place], vertices[1, place] = hashed, table[slot, 0], slot
             count += 1
     return count
 
 
-@njit(forceinline=True)
-def find_neighbours(
-    first, last, hashes, vertices, keys, ids, steps, hashed_steps, neighbours, words
-):  # fmt: skip
-    """Along directions [first, last): the row after each vertex, and so the row before that one.
+@njit(inline="always")
+def find_neighbours(j, hashes, vertices, table, steps, hashed_steps, neighbours, words):
+    """Along direction j: the row after each vertex, and so the row before that one.
 
     In the order of `sort_by_hash`. The hash after a vertex is its own and a constant, modulo 2^64:
     in order too, but for where the modulus begins anew.
     """
-    for j in range(first, last):
-        anew = first_not_below(hashes, np.uint64(0) - hashed_steps[j])
-        for begin, end in ((0, anew), (anew, len(hashes))):
-            if begin < end:
-                merge(
-                    begin, end, hashes, vertices, keys, ids, steps[j], hashed_steps[j],
-                    neighbours[j, 0], neighbours[j, 1], words,
-                )  # fmt: skip
+    anew = first_not_below(hashes, np.uint64(0) - hashed_steps[j])
+    for begin, end in ((0, anew), (anew, len(hashes))):
+        if begin < end:
+            merge(
+                begin, end, hashes, vertices, table, steps[j], hashed_steps[j],
+                neighbours[j, 0], neighbours[j, 1], words,
+            )  # fmt: skip
 
 
 @njit(inline="always")
-def merge(begin, end, hashes, vertices, keys, ids, step, hashed_step, before, after, words):
+def merge(begin, end, hashes, vertices, table, step, hashed_step, before, after, words):
     """One direction of `find_neighbours`, where the hashes after the vertices are in order.
 
     Without a branch on what is found, which no processor can guess. A key of one word is known by
     its hash, an odd multiple of it modulo 2^64; of others a hash may have several.
     """
     none, count = len(before), len(hashes)
+    key = simd.scratch(np.int64, words)
     i = begin
     other = first_not_below(hashes, hashes[begin] + hashed_step)
     while i < end and other < count:
@@ -267,9 +326,11 @@ def merge(begin, end, hashes, vertices, keys, ids, step, hashed_step, before, af
         row, next_row = vertices[0, i], vertices[0, other]
         same = wanted == there
         if len(words) > 1 and same:
-            slot = slot_of(keys, vertices[1, i], step, wanted, keys, ids, words)
-            same = ids[slot] >= 0
-            next_row = ids[slot] if same else next_row
+            for w in range(len(words)):
+                key[w] = table[vertices[1, i], 1 + w] + step[w]
+            found = table[slot_of(key, wanted, table, words), 0]
+            same = found >= 0
+            next_row = found if same else next_row
         before_next = before[next_row]
         before[next_row] = row if same else before_next
         after[row] = next_row if same else none
@@ -278,20 +339,6 @@ def merge(begin, end, hashes, vertices, keys, ids, step, hashed_step, before, af
     while i < end:
         after[vertices[0, i]] = none
         i += 1
-
-
-@njit(inline="always")
-def slot_of(wanted, i, step, hashed, keys, ids, words):
-    """The slot of the key wanted[i] + step, or the free one where it would be put."""
-    slot = first_slot(hashed, len(ids))
-    while ids[slot] >= 0:
-        difference = np.int64(0)
-        for w in range(len(words)):
-            difference |= keys[slot, w] ^ (wanted[i, w] + step[w])
-        if difference == 0:
-            break
-        slot = slot_after(slot, ids)
-    return slot
 
 
 @njit(inline="always")
@@ -308,61 +355,76 @@ def first_not_below(hashes, hashed):
 
 
 @njit(forceinline=True)
-def absorb(keys, ids, local_keys, local_ids, first_row, multipliers, pairs, words):
+def absorb(table, local, first_row, multipliers, pairs, words):
     """Add a part's vertices to the table; write (row, owner) of those it had already, and count."""
+    key = simd.scratch(np.int64, words)
     count = 0
-    for local in range(len(local_ids)):
-        if local_ids[local] < 0:
+    for i in range(len(local)):
+        if local[i, 0] < 0:
             continue
-        row = first_row + local_ids[local]
-        slot = first_slot(hash_of(local_keys, local, multipliers, words), len(ids))
-        while ids[slot] >= 0:
-            difference = np.int64(0)
-            for w in range(len(words)):
-                difference |= keys[slot, w] ^ local_keys[local, w]
-            if difference == 0:
-                break
-            slot = slot_after(slot, ids)
-        if ids[slot] < 0:
-            for w in range(len(words)):
-                keys[slot, w] = local_keys[local, w]
-            ids[slot] = row
+        row = first_row + local[i, 0]
+        for w in range(len(words)):
+            key[w] = local[i, 1 + w]
+        slot = slot_of(key, hash_of(local, i, multipliers, words), table, words)
+        if table[slot, 0] < 0:
+            put(table, slot, row, key, words)
         else:
             pairs[count, 0] = row
-            pairs[count, 1] = ids[slot]
+            pairs[count, 1] = table[slot, 0]
             count += 1
     return count
 
 
 @njit(forceinline=True)
-def rehash(keys, ids, multipliers, grown_keys, grown_ids, words):
+def rehash(table, multipliers, grown, words):
     """Put the vertices of a table into a larger, empty one."""
-    for old in range(len(ids)):
-        if ids[old] >= 0:
-            slot = first_slot(hash_of(keys, old, multipliers, words), len(grown_ids))
-            while grown_ids[slot] >= 0:
-                slot = slot_after(slot, grown_ids)
-            grown_ids[slot] = ids[old]
-            for w in range(len(words)):
-                grown_keys[slot, w] = keys[old, w]
+    for old in range(len(table)):
+        if table[old, 0] >= 0:
+            slot = first_slot(hash_of(table, old, multipliers, words), grown)
+            while grown[slot, 0] >= 0:
+                slot = slot_after(slot, grown)
+            for c in range(1 + len(words)):
+                grown[slot, c] = table[old, c]
 
 
 @njit(inline="always")
-def hash_of(keys, i, multipliers, words):
-    """The hash of key i. The hash of a sum of keys is the sum of their hashes."""
+def hash_of(table, i, multipliers, words):
+    """The hash of the key in slot i. The hash of a sum of keys is the sum of their hashes."""
     hashed = np.uint64(0)
     for w in range(len(words)):
-        hashed += np.uint64(keys[i, w]) * multipliers[w]
+        hashed += np.uint64(table[i, 1 + w]) * multipliers[w]
     return hashed
 
 
 @njit(inline="always")
-def first_slot(hashed, capacity):
-    """Where to look first: the hash scaled to [0, capacity), so that its order is kept."""
-    return ((hashed >> np.uint64(32)) * np.uint64(capacity)) >> np.uint64(32)
+def slot_of(key, hashed, table, words):
+    """The slot of this key, or the free one where it would be put."""
+    slot = first_slot(hashed, table)
+    while table[slot, 0] >= 0:
+        difference = np.int64(0)
+        for w in range(len(words)):
+            difference |= table[slot, 1 + w] ^ key[w]
+        if difference == 0:
+            break
+        slot = slot_after(slot, table)
+    return slot
 
 
 @njit(inline="always")
-def slot_after(slot, ids):
+def put(table, slot, row, key, words):
+    """Fill a free slot."""
+    table[slot, 0] = row
+    for w in range(len(words)):
+        table[slot, 1 + w] = key[w]
+
+
+@njit(inline="always")
+def first_slot(hashed, table):
+    """Where to look first: the hash scaled to the slots, so that its order is kept."""
+    return ((hashed >> np.uint64(32)) * np.uint64(len(table))) >> np.uint64(32)
+
+
+@njit(inline="always")
+def slot_after(slot, table):
     """The slot to look at next; the first one behind the last."""
-    return (slot + np.uint64(1)) & np.uint64(len(ids) - 1)
+    return (slot + np.uint64(1)) & np.uint64(len(table) - 1)

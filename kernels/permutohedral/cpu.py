@@ -22,6 +22,8 @@ several threads.
 from __future__ import annotations
 
 import contextlib
+import functools
+import math
 import mmap
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -32,7 +34,7 @@ import numpy as np
 import torch
 
 from kernels._numba import threads
-from kernels._numba.jit import Call, Kernel
+from kernels._numba.jit import Call, Kernel, address
 from kernels.permutohedral.lattice import Lattice, elevation_scales, word_strides
 
 Array: TypeAlias = np.ndarray[Any, Any]
@@ -40,7 +42,8 @@ Array: TypeAlias = np.ndarray[Any, Any]
 MAX_LANES = 64  # more channels are filtered in groups: each width is compiled once
 MIN_PART = 4096  # points: fewer are not worth a thread
 MIN_PIECE = 8192  # rows of a blur: fewer are not worth a call
-FIRST_CAPACITY = 2**16  # slots of a table
+MOST_AT_FIRST = 2**16 - 1  # slots of a table, a power of two above this
+TOGETHER = (0,) * 64  # points placed at once; their length is compiled in
 CACHE_LINE, LARGE = 64, 2**22  # bytes
 GOLDEN = 0x9E3779B97F4A7C15  # 2^64 / golden ratio: multiples of it spread evenly
 
@@ -48,11 +51,12 @@ COMPILED = "kernels.permutohedral.compiled"
 SPLAT_POINTS = Kernel(COMPILED, "splat_points")
 SLICE_POINTS = Kernel(COMPILED, "slice_points")
 BLUR_CHAINS = Kernel(COMPILED, "blur_chains")
+BLUR_ALL = Kernel(COMPILED, "blur_all")
 ADD_GHOSTS = Kernel(COMPILED, "add_ghosts")
 COPY_GHOSTS = Kernel(COMPILED, "copy_ghosts")
-LINK = Kernel(COMPILED, "link", returns=True)
 PLACE_POINTS = Kernel(COMPILED, "place_points", returns=True)
-FIND_NEIGHBOURS = Kernel(COMPILED, "find_neighbours")
+CONNECT = Kernel(COMPILED, "connect")
+LINK_ALL = Kernel(COMPILED, "link_all")
 SORT_BY_HASH = Kernel(COMPILED, "sort_by_hash", returns=True)
 ABSORB = Kernel(COMPILED, "absorb", returns=True)
 REHASH = Kernel(COMPILED, "rehash")
@@ -60,45 +64,43 @@ REHASH = Kernel(COMPILED, "rehash")
 
 def build(features: torch.Tensor) -> Lattice:
     """Build the lattice of float32 CPU `features` `[N, D]`, divided by sigma and placeable."""
-    points = np.ascontiguousarray(features.numpy())
-    count, dims = points.shape
-    scales = np.array(elevation_scales(dims), np.float32)
-    low, strides = pack_keys(points, scales)
-    steps = strides.sum(0) - (dims + 1) * strides  # [D+1, words]: one step along each direction
-    simplex, words = (0,) * (dims + 1), (0,) * strides.shape[1]  # their lengths are compiled in
-    multipliers = GOLDEN ** np.arange(1, 2 * strides.shape[1], 2, dtype=np.uint64)
-    hashed_steps = (steps.astype(np.uint64) * multipliers).sum(1, dtype=np.uint64)
+    points = np.ascontiguousarray(features.numpy().T)
+    dims, count = points.shape
+    keys = KeyNumbers.of(points)
+    simplex, words, multipliers = keys.simplex, keys.words, keys.multipliers
 
     corners = np.empty((count, dims + 1), np.int32)
     weights = np.empty((count, dims + 1), np.float32)
 
     def place(first: int, last: int) -> _Table:
         """Write corners and weights of the points [first, last); return their vertices."""
-        table = _Table.free(FIRST_CAPACITY, words)
+        enough = 4 * max(last - first, dims + 1)
+        table = _Table.free(1 << min(enough, MOST_AT_FIRST).bit_length(), words)
         progress = np.array([first, 0], np.int64)
         while PLACE_POINTS(
-            progress, last, points, scales, low, strides, steps, multipliers, hashed_steps,
-            table.keys, table.ids, corners, weights, simplex, words,
+            progress, last, points, *keys.arrays, table.slots, corners, weights, simplex, words,
+            TOGETHER,
         ):  # fmt: skip
             table = table.with_room(2 * int(progress[1]), multipliers, words)
         table.filled = int(progress[1])
         return table
 
-    ranges = threads.split(count, min(torch.get_num_threads(), -(-count // MIN_PART)))
+    ranges = threads.split(count, min(threads.number(), -(-count // MIN_PART)))
     tables = threads.run(place, ranges)
     table, ghosts, parts = _merge(ranges, tables, multipliers, words)
     for (first, last), row in zip(ranges[1:], parts[1:-1, 1], strict=True):
         corners[first:last] += np.int32(row)
 
     rows = int(parts[-1, 1])
-    neighbours = np.full((dims + 1, 2, rows), rows, np.int32)
     hashes, vertices = np.empty(rows, np.uint64), np.empty((2, rows), np.int32)
-    found = SORT_BY_HASH(table.keys, table.ids, multipliers, hashes, vertices, words)
+    found = SORT_BY_HASH(table.slots, multipliers, hashes, vertices, words)
+    neighbours = np.empty((dims + 1, 2, rows), np.int32)
+    chains, lengths = room_for_chains(neighbours)
     threads.run(
-        FIND_NEIGHBOURS, threads.split(dims + 1, torch.get_num_threads()), hashes[:found],
-        vertices, table.keys, table.ids, steps, hashed_steps, neighbours, words,
+        CONNECT, threads.split(dims + 1, threads.number()), hashes[:found], vertices,
+        table.slots, keys.steps, keys.hashed_steps, neighbours, chains, lengths, words,
     )  # fmt: skip
-    arrays = corners, weights, neighbours, ghosts, parts, _link_all(neighbours)
+    arrays = corners, weights, neighbours, ghosts, parts, ended(chains, lengths, rows)
     return Lattice(*map(torch.from_numpy, arrays))
 
 
@@ -146,7 +148,7 @@ def aligned_rows(count: int, lanes: tuple[int, ...]) -> Array:
             pages.madvise(mmap.MADV_HUGEPAGE)
         return np.frombuffer(pages, np.float32).reshape(count, width)
     buffer = np.empty(size + CACHE_LINE // 4, np.float32)
-    start = -buffer.ctypes.data // 4 % (CACHE_LINE // 4)
+    start = -address(buffer) // 4 % (CACHE_LINE // 4)
     return buffer[start : start + size].reshape(count, width)
 
 
@@ -162,14 +164,22 @@ def blur_calls(
     """What blurs the splatted rows `[R+1, width]` of each lattice in place: call after call.
 
     The calls of one list run in parallel. Afterwards ghosts equal their owners. Several lattices
-    together cost one start of the threads.
+    together cost one start of the threads; without threads, each is a single call.
     """
     ghosts = [lattice.ghosts.numpy() for lattice in lattices]
-    bounds = [lattice.parts[:, 2].tolist() for lattice in lattices]
     chains = [  # some builds make none
-        _link_all(lattice.neighbours.numpy()) if lattice.chains is None else lattice.chains.numpy()
+        _link_all(lattice.known_neighbours.numpy())
+        if lattice.chains is None
+        else lattice.chains.numpy()
         for lattice in lattices
     ]
+    spare = aligned_rows(_most_pieces(), lanes)
+    if not any(map(len, ghosts)) and all(len(_pieces(chain.shape[1])) == 1 for chain in chains):
+        pairs = zip(chains, blocks, strict=True)
+        return [
+            BLUR_ALL.calls([(reverse, chain, spare[0], rows)], [lanes]) for chain, rows in pairs
+        ]
+    bounds = [lattice.parts[:, 2].tolist() for lattice in lattices]
 
     def add_ghosts(part: int) -> list[Call]:
         """From a part to the owners of its ghosts; an owner occurs once a part."""
@@ -179,8 +189,6 @@ def blur_calls(
             if part + 1 < len(bound)
             for start, stop in _pieces(bound[part + 1] - bound[part])
         ], [lanes])  # fmt: skip
-
-    spare = aligned_rows(_most_pieces(), lanes)
 
     def along(step: int) -> list[Call]:
         return BLUR_CHAINS.calls([
@@ -201,13 +209,13 @@ def blur_calls(
 
 def _pieces(count: int) -> list[tuple[int, int]]:
     """range(count) in more pieces than threads, so that whoever is done early takes another."""
-    pieces = max(torch.get_num_threads(), min(_most_pieces(), count // MIN_PIECE))
-    return threads.split(count, pieces) if count else []
+    pieces = max(threads.number(), min(_most_pieces(), count // MIN_PIECE))
+    return threads.split(count, pieces if count >= MIN_PIECE else 1) if count else []
 
 
 def _most_pieces() -> int:
     """How many pieces are worth their calls; a single thread waits for no other."""
-    number = torch.get_num_threads()
+    number = threads.number()
     return 8 * number if number > 1 else 1
 
 
@@ -216,15 +224,75 @@ def _most_pieces() -> int:
 
 def _link_all(neighbours: Array) -> Array:
     """`Lattice.chains` of these neighbours."""
-    none = neighbours.shape[2]
-    chains = np.empty((len(neighbours), none + none // 2 + 1), np.int32)  # two rows and an end
-    counts = threads.run(
-        LINK, [(*pair, chain) for pair, chain in zip(neighbours, chains, strict=True)]
-    )
-    most = max(counts)
-    for chain, count in zip(chains, counts, strict=True):
-        chain[count:most] = none
+    chains, lengths = room_for_chains(neighbours)
+    ranges = threads.split(len(neighbours), threads.number())
+    threads.run(LINK_ALL, ranges, neighbours, chains, lengths)
+    return ended(chains, lengths, neighbours.shape[2])
+
+
+def room_for_chains(neighbours: Array) -> tuple[Array, Array]:
+    """Unset chains of all directions, as long as they can be, and their lengths."""
+    rows = neighbours.shape[2]
+    longest = rows + rows // 2 + 1  # two rows and an end each
+    return np.empty((len(neighbours), longest), np.int32), np.empty(len(neighbours), np.int64)
+
+
+def ended(chains: Array, lengths: Array, none: int) -> Array:
+    """The chains up to the longest, the others filled up with `none`."""
+    most = int(lengths.max())
+    for chain, length in zip(chains, lengths.tolist(), strict=True):
+        chain[length:most] = none
     return chains[:, :most]
+
+
+@dataclass
+class KeyNumbers:
+    """What the points' vertices become keys by, and keys hashes."""
+
+    scales: Array  # of the elevation, float32 `[D]`
+    low: Array  # the lowest key, int64 `[D]`
+    strides: Array  # of a key's coordinates in its words, int64 `[D+1, words]`
+    steps: Array  # what one step along each direction adds to the words, int64 `[D+1, words]`
+    multipliers: Array  # of the words in the hash, uint64 `[words]`
+    hashed_steps: Array  # what one step adds to the hash, uint64 `[D+1]`
+
+    @classmethod
+    def of(cls, points: Array) -> KeyNumbers:
+        """Of `points` `[D, N]`."""
+        dims = len(points)
+        scales = _elevation(dims)
+        low, strides = pack_keys(points, scales)
+        steps = strides.sum(0) - (dims + 1) * strides
+        multipliers = _multipliers(strides.shape[1])
+        return cls(scales, low, strides, steps, multipliers, steps.view(np.uint64) @ multipliers)
+
+    @property
+    def arrays(self) -> tuple[Array, ...]:
+        """All of them, as compiled code takes them."""
+        return (
+            self.scales, self.low, self.strides, self.steps, self.multipliers, self.hashed_steps
+        )  # fmt: skip
+
+    @property
+    def simplex(self) -> tuple[int, ...]:
+        """A tuple as long as a simplex has corners."""
+        return (0,) * len(self.strides)
+
+    @property
+    def words(self) -> tuple[int, ...]:
+        """A tuple as long as a key has words."""
+        return (0,) * self.strides.shape[1]
+
+
+@functools.cache
+def _elevation(dims: int) -> Array:
+    return np.array(elevation_scales(dims), np.float32)
+
+
+@functools.cache
+def _multipliers(words: int) -> Array:
+    """Of the words of a key, in its hash: odd powers of one odd number, modulo 2^64."""
+    return np.array([pow(GOLDEN, power, 2**64) for power in range(1, 2 * words, 2)], np.uint64)
 
 
 def pack_keys(points: Array, scales: Array) -> tuple[Array, Array]:
@@ -233,57 +301,46 @@ def pack_keys(points: Array, scales: Array) -> tuple[Array, Array]:
     The range of a lattice coordinate follows from the ranges of the features; the margin holds the
     rounding to a vertex, the other corners of its simplex and their neighbours.
     """
-    count, dims = points.shape
-    corner = np.zeros((2, dims))
+    dims, count = points.shape
+    bounds = np.zeros((2, dims))
     if count:
-        corner[:] = [_along_columns(reduce, points) for reduce in (np.minimum, np.maximum)]
-    corner *= scales
-    suffix = np.concatenate([np.cumsum(corner[:, ::-1], axis=1)[:, ::-1], np.zeros((2, 1))], axis=1)
-    index = np.arange(1, dims)
-    low, high = suffix[:, :dims].copy()
-    low[1:] -= index * corner[1, :-1]
-    high[1:] -= index * corner[0, :-1]
+        bounds[:] = points.min(axis=1), points.max(axis=1)
+    least, most = (bounds * scales).tolist()
     margin = 4 * (dims + 1)
-    low, high = np.floor(low) - margin, np.ceil(high) + margin
-    strides = np.array(word_strides([int(extent) + 1 for extent in high - low]), np.int64)
-    table = np.pad(strides.T.copy(), ((0, 1), (0, 0)))  # the last coordinate is not in the key
-    return low.astype(np.int64), table
-
-
-def _along_columns(reduce: np.ufunc, points: Array) -> Array:
-    """What `reduce` makes of each column of `points` `[N, D]`, N > 0.
-
-    As rows of many points first: NumPy takes as long for a row of five numbers as for one of fifty.
-    """
-    together = min(64, len(points))
-    whole = len(points) // together * together
-    rows = reduce.reduce(points[:whole].reshape(-1, together * points.shape[1]), axis=0)
-    rest = np.concatenate([rows.reshape(together, -1), points[whole:]])
-    found: Array = reduce.reduce(rest, axis=0)
-    return found
+    low, high = [0] * dims, [0] * dims
+    suffix_low = suffix_high = 0.0
+    for j in reversed(range(dims)):  # plain numbers: NumPy takes as long for one as for a hundred
+        suffix_low, suffix_high = suffix_low + least[j], suffix_high + most[j]
+        before_low, before_high = (j * least[j - 1], j * most[j - 1]) if j else (0.0, 0.0)
+        low[j] = math.floor(suffix_low - before_high) - margin
+        high[j] = math.ceil(suffix_high - before_low) + margin
+    strides = word_strides([above - below + 1 for below, above in zip(low, high, strict=True)])
+    table = [*zip(*strides, strict=True), (0,) * len(strides)]  # the last is not in the key
+    return np.array(low, np.int64), np.array(table, np.int64)
 
 
 @dataclass
 class _Table:
     """A hash table of vertices."""
 
-    keys: Array  # packed, int64 `[slots, words]`
-    ids: Array  # the row of each vertex, int32 `[slots]`; -1 for a free slot
+    slots: Array  # int64 `[slots, 1 + words]`: a vertex's row, -1 in a free slot, and its key
     filled: int = 0  # how many vertices it holds
 
     @classmethod
     def free(cls, slots: int, words: tuple[int, ...]) -> _Table:
-        return cls(np.empty((slots, len(words)), np.int64), np.full(slots, -1, np.int32))
+        table = cls(np.empty((slots, 1 + len(words)), np.int64))
+        table.slots[:, 0] = -1
+        return table
 
     def with_room(self, vertices: int, multipliers: Array, words: tuple[int, ...]) -> _Table:
         """This table with room for `vertices` at half load at most."""
-        slots = len(self.ids)
+        slots = len(self.slots)
         while slots < 2 * vertices:
             slots *= 2
-        if slots == len(self.ids):
+        if slots == len(self.slots):
             return self
         grown = _Table.free(slots, words)
-        REHASH(self.keys, self.ids, multipliers, grown.keys, grown.ids, words)
+        REHASH(self.slots, multipliers, grown.slots, words)
         return grown
 
 
@@ -298,9 +355,7 @@ def _merge(
     for part, local in enumerate(tables[1:], start=1):
         table = table.with_room(owned + local.filled, multipliers, words)
         pairs = np.empty((local.filled, 2), np.int32)
-        count = ABSORB(
-            table.keys, table.ids, local.keys, local.ids, parts[part, 1], multipliers, pairs, words
-        )
+        count = ABSORB(table.slots, local.slots, parts[part, 1], multipliers, pairs, words)
         ghosts.append(pairs[:count])
         owned += local.filled - count
         parts[part + 1] = (ranges[part][1], parts[part, 1] + local.filled, parts[part, 2] + count)

@@ -12,7 +12,7 @@ copied back after it.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -31,7 +31,8 @@ class Lattice:
         corners: int32 `[N, D+1]`, the row of each corner of each point's simplex.
         weights: float `[N, D+1]`, barycentric weights of those corners; each row sums to 1.
         neighbours: int32 `[D+1, 2, R]`, the rows before and after each row along each of the D+1
-            blur directions; R where there is none. Ghosts have none.
+            blur directions; R where there is none. Ghosts have none. None where only the CPU's
+            implementation filters on it, which reads the chains (`without_neighbours`).
         ghosts: int32 `[G, 2]`, pairs (ghost row, owner row), ordered by part.
         parts: int64 `[P+1, 3]`, first point, first row and first ghost of each part; the last
             entry is (N, R, G).
@@ -49,7 +50,7 @@ class Lattice:
 
     corners: torch.Tensor
     weights: torch.Tensor
-    neighbours: torch.Tensor
+    neighbours: torch.Tensor | None
     ghosts: torch.Tensor
     parts: torch.Tensor
     chains: torch.Tensor | None = None
@@ -70,12 +71,32 @@ class Lattice:
     @property
     def num_rows(self) -> int:
         """R, the number of rows of values: vertices and ghosts."""
+        if self.neighbours is None:
+            return int(self.parts[-1, 1])
         return self.neighbours.shape[2]
 
     @property
     def num_vertices(self) -> int:
         """Distinct lattice vertices, ghosts not counted."""
         return self.num_rows - self.ghosts.shape[0]
+
+    @property
+    def known_neighbours(self) -> torch.Tensor:
+        """`neighbours`, which all but the CPU's implementation need.
+
+        Raises:
+            ValueError: they were left out.
+        """
+        if self.neighbours is None:
+            raise ValueError(
+                "this lattice was left without its neighbours, to save memory: filter on it with "
+                'impl="cpu", or build it anew'
+            )
+        return self.neighbours
+
+    def without_neighbours(self) -> "Lattice":
+        """The same lattice for the CPU's implementation alone, if it has chains: a third of it."""
+        return self if self.chains is None else replace(self, neighbours=None)
 
     @property
     def scale(self) -> float:

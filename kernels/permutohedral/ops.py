@@ -34,7 +34,7 @@ def permutohedral_apply(
     values: Tensor,
     corners: Tensor,
     weights: Tensor,
-    neighbours: Tensor,
+    neighbours: Tensor | None,
     ghosts: Tensor,
     parts: Tensor,
     chains: Tensor | None,

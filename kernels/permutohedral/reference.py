@@ -53,7 +53,7 @@ def filter(lattice: Lattice, values: torch.Tensor, reverse: bool = False) -> tor
     rows = values.new_zeros(none + 1, values.shape[1])
     for corner, weight in zip(corners.T, lattice.weights.T, strict=True):
         rows = rows.index_add(0, corner, values * weight[:, None])
-    neighbours = F.pad(lattice.neighbours, (0, 1), value=none)  # the zero row stays zero
+    neighbours = F.pad(lattice.known_neighbours, (0, 1), value=none)  # the zero row stays zero
     for before, after in reversed(neighbours) if reverse else neighbours:
         rows = rows + 0.5 * (rows[before] + rows[after])
     output = torch.zeros_like(values)

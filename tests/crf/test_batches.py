@@ -127,16 +127,16 @@ def test_each_term_is_built_once_for_a_batch(monkeypatch, gradient):
 
 
 def test_a_cpu_has_a_lattice_for_each_image_and_one_where_all_have_the_same_points(monkeypatch):
-    built: list[int] = []
+    built: list[tuple[int, ...]] = []
 
-    def counted(features: list[Tensor]) -> Any:
-        built.extend(len(one) for one in features)
-        return plain(features)
+    def counted(features: Tensor, *others: Any) -> Any:
+        built.append(tuple(features.shape))
+        return plain(features, *others)
 
-    plain = build.reference_lattices
-    monkeypatch.setattr(build, "reference_lattices", counted)
+    plain = build.Term.on_cpu
+    monkeypatch.setattr(build.Term, "on_cpu", counted)
     layer(pairwise=())(*problem(3, 4, 6)[:2])
-    assert built == [1] * 4
+    assert built == [(24, 2), *3 * [(24, 5)]]
 
 
 # How many images share a lattice

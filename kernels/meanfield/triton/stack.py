@@ -207,12 +207,12 @@ def _columns(tables: Iterable[Tensor | None]) -> int:
 
 def _neighbours(lattices: Sequence[Lattice], bounds: Sequence[int]) -> Tensor:
     if len(lattices) == 1:
-        return lattices[0].neighbours
+        return lattices[0].known_neighbours
     directions = max(lattice.num_dims + 1 for lattice in lattices)
-    neighbours = lattices[0].neighbours.new_empty(directions, 2, bounds[-1])
+    neighbours = lattices[0].known_neighbours.new_empty(directions, 2, bounds[-1])
     for lattice, first in zip(lattices, bounds, strict=False):
         neighbours_kernel[(blocks(lattice.num_rows, BLOCK), 2 * directions)](
-            lattice.neighbours.contiguous(), neighbours, lattice.num_rows, bounds[-1], first,
+            lattice.known_neighbours.contiguous(), neighbours, lattice.num_rows, bounds[-1], first,
             LINES=2 * (lattice.num_dims + 1), BLOCK=BLOCK,
         )  # fmt: skip
     return neighbours

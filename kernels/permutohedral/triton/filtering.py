@@ -174,7 +174,7 @@ def filter(lattice: Lattice, values: Tensor, reverse: bool = False) -> Tensor:
         )
         rows, spare = buffers(splat, width)
         splat_rows(source, splat, rows)
-        rows, _ = blur(rows, spare, lattice.neighbours, reverse)
+        rows, _ = blur(rows, spare, lattice.known_neighbours, reverse)
         _slice(lattice, rows, output)
     return output
 

@@ -96,7 +96,7 @@ def test_keys_that_need_several_words_are_told_apart():
     generator = torch.Generator().manual_seed(0)
     features = 2000 * torch.rand(200, 9, generator=generator)
     features = torch.cat([features, features + 0.01])  # shared simplices, far-apart points
-    _, strides = cpu.pack_keys(features.numpy(), np.float32(elevation_scales(9)))
+    _, strides = cpu.pack_keys(features.numpy().T, np.float32(elevation_scales(9)))
     assert strides.shape[1] > 1
     assert cpu.build(features).num_vertices == reference.build(features).num_vertices
     _assert_filters_agree(cpu.build(features), features, _values(400, 3))
@@ -144,7 +144,7 @@ def test_keys_of_two_words_are_told_apart_where_their_hashes_are_equal(
     monkeypatch.setattr(cpu, "GOLDEN", 1)
     features = _features(150, 6, spread / 200)
     features[:3] = torch.tensor([[0.0], [spread], [-spread]])  # keys too far apart for one word
-    assert cpu.pack_keys(features.numpy(), np.array(elevation_scales(6)))[1].shape[1] > 1
+    assert cpu.pack_keys(features.numpy().T, np.array(elevation_scales(6)))[1].shape[1] > 1
     lattice = cpu.build(features)
     assert lattice.num_vertices == reference.build(features).num_vertices
     _assert_filters_agree(lattice, features, _values(150, 3))
@@ -154,15 +154,15 @@ def test_vertices_are_sorted_by_hash_though_some_stand_behind_their_slot():
     """Eight slots, each of the hashes with the same upper three bits; slot 7 is wanted thrice."""
     hashes = np.array([7 << 61 | 5, 7 << 61 | 1, 0, 3 << 61, 3 << 61 | 9, 3 << 61 | 2], np.uint64)
     slots = [0, 1, 2, 3, 4, 5]  # the first of slot 7 is below, the others were put from slot 0 on
-    keys, ids = np.zeros((8, 1), np.int64), np.full(8, -1, np.int32)
-    keys[slots, 0], ids[slots] = hashes.view(np.int64), slots
-    keys[7, 0], ids[7] = np.array([7 << 61 | 3], np.uint64).view(np.int64)[0], 7
+    table = np.full((8, 2), -1, np.int64)  # row and key of each slot
+    table[slots, 0], table[slots, 1] = slots, hashes.view(np.int64)
+    table[7] = 7, np.array([7 << 61 | 3], np.uint64).view(np.int64)[0]
     found, vertices = np.empty(7, np.uint64), np.empty((2, 7), np.int32)
-    multipliers = np.ones(1, np.uint64)
-    assert cpu.SORT_BY_HASH(keys, ids, multipliers, found, vertices, (0,)) == 7
-    np.testing.assert_array_equal(found, np.sort(np.append(hashes, keys[7].view(np.uint64))))
-    np.testing.assert_array_equal(keys[vertices[1], 0].view(np.uint64), found)
-    np.testing.assert_array_equal(vertices[0], ids[vertices[1]])
+    assert cpu.SORT_BY_HASH(table, np.ones(1, np.uint64), found, vertices, (0,)) == 7
+    keys = table[:, 1].view(np.uint64)
+    np.testing.assert_array_equal(found, np.sort(np.append(hashes, keys[7])))
+    np.testing.assert_array_equal(keys[vertices[1]], found)
+    np.testing.assert_array_equal(vertices[0], table[vertices[1], 0])
 
 
 def test_each_implementation_filters_on_the_others_lattice(num_threads):
