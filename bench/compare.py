@@ -39,7 +39,9 @@ class Topic(NamedTuple):
 
 TOPICS = {
     "aspp": Topic(["aspp"], "multi-rate atrous convolution: kernels beside one F.conv2d a rate"),
-    "crf": Topic(["crf"], "dense CRF: crf.pydensecrf and crf.DenseCRF beside pydensecrf2"),
+    "crf": Topic(
+        ["crf", "small_maps"], "dense CRF: crf.pydensecrf and crf.DenseCRF beside pydensecrf2"
+    ),
     "model": Topic(["model"], "pictures to labels: deeplab.predict beside pipelines made by hand"),
     "train": Topic(["train"], "a step of training: deeplab.training beside a loop in PyTorch"),
     "accuracy": Topic(["accuracy"], "what each CRF method changes: against all pairs, and labels"),

@@ -65,7 +65,7 @@ def cases(settings: Settings) -> list[Case]:
         parts = {} if settings.quick else {"set-up": set_up, "iterations": iterations}
         for name, part in parts.items():
             of_part = partial(prepare, problem, part)
-            listed.append(_one_core(f"{xy}/{rgb} {name}", of_part, memory=False))
+            listed.append(one_core(f"{xy}/{rgb} {name}", of_part, memory=False))
     listed += crf_methods.cpu_cases(settings)
     if not settings.quick:
         large = partial(prepare, CRFProblem(1024, 2048, 19, 49, 5, 2), whole)
@@ -79,14 +79,14 @@ def _whole_cases(problem: CRFProblem, settings: Settings) -> list[Case]:
     size, sigmas = f"{problem.height}x{problem.width}", f"{problem.sigma_xy}/{problem.sigma_rgb}"
     name, of_problem = f"{size} {sigmas}, {labels} labels", partial(prepare, problem, whole)
     alone, together = ({}, {}) if settings.quick else (BARS, BARS_OF_SEVERAL)
-    listed = [_one_core(name, of_problem, bar=alone.get(labels))]
+    listed = [one_core(name, of_problem, bar=alone.get(labels))]
     if settings.threads > 1:
         bar = together.get(labels)
         listed.append(Case(f"{name}, all cores", of_problem, memory=False, bar=bar))
     return listed
 
 
-def _one_core(name: str, prepared: Callable[[], Prepared], **options: Any) -> Case:
+def one_core(name: str, prepared: Callable[[], Prepared], **options: Any) -> Case:
     """In processor seconds, which other programs change least."""
     return Case(f"{name}, one core", prepared, threads=1, clock="cpu", **options)
 
