@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup demo test campaign bench gpu clean
+.PHONY: setup demo test campaign bench docs gpu clean
 
 setup: $(VENV)/.ready
 
@@ -13,7 +13,7 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	  + "; name another one: make PYTHON=python3.12 $(or $(MAKECMDGOALS),setup)")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt pip setuptools
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[test,plots,dev]"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[test,plots,dev,docs]"
 	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[reference]" \
 	  || echo "NOTE: pydensecrf2 did not build here; its live comparisons are skipped, the goldens still run."
 	@touch $@
@@ -35,10 +35,14 @@ campaign: setup
 bench: setup
 	$(BIN)/python bench/compare.py
 
+# Open site/index.html; nothing is loaded from elsewhere.
+docs: setup
+	$(BIN)/python -m mkdocs build --strict
+
 # Two parts of at most five minutes; the same again goes on where time was up.
 gpu: setup
 	$(BIN)/python bench/gpu.py suite --out out/gpu; suite=$$?; \
 	$(BIN)/python bench/gpu.py compare --out out/gpu && exit $$suite
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info demo out
+	rm -rf $(VENV) build dist *.egg-info demo out site

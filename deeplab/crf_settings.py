@@ -102,6 +102,25 @@ class CRFSettings:
         except (TypeError, ValueError) as error:
             raise InputError(f"CRF {start}{error!s:.200}") from error
 
+    def enlarged(self, factor: float) -> CRFSettings:
+        """The same CRF for a picture `factor` times as wide and high, below 1 for a smaller one.
+
+        Only distances on the picture change: with the default normalisation a pixel's messages
+        are means, which do not depend on how many pixels there are.
+        """
+
+        def times(sigma: Any) -> Any:
+            return tuple(factor * s for s in sigma) if isinstance(sigma, tuple) else factor * sigma
+
+        terms = {name: getattr(self, name) for name in TERMS}
+        return replace(
+            self,
+            **{
+                name: term and replace(term, sigma_xy=times(term.sigma_xy))
+                for name, term in terms.items()
+            },
+        )
+
     @classmethod
     def from_toml(cls, path: str | Path) -> CRFSettings:
         """The settings in the table [crf] of a file; what it leaves out is the default.

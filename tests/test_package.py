@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import tarfile
 import tomllib
 import venv
 import zipfile
@@ -16,6 +17,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from packaging.metadata import Metadata
 from packaging.requirements import Requirement
 from several_processes import run_python
 
@@ -33,17 +35,30 @@ def run(*command: str | Path, cwd: Path) -> str:
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory):
-    """The wheel of a copy of the sources, so that no earlier build's leavings get into it."""
-    folder = tmp_path_factory.mktemp("wheel")
+def source(tmp_path_factory):
+    """A copy of the sources, so that no earlier build's leavings get into what is built."""
+    folder = tmp_path_factory.mktemp("built") / "source"
     for name in (*PACKAGES, "bench", "tests"):
         leavings = shutil.ignore_patterns("__pycache__", "*.egg-info")
-        shutil.copytree(ROOT / name, folder / "source" / name, ignore=leavings)
+        shutil.copytree(ROOT / name, folder / name, ignore=leavings)
     for name in ("pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(ROOT / name, folder / "source" / name)
+        shutil.copy(ROOT / name, folder / name)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def wheel(source):
     offline = ("--no-deps", "--no-index", "--no-build-isolation")
-    run(*PIP, "wheel", folder / "source", *offline, "--wheel-dir", folder, cwd=folder)
-    (path,) = folder.glob("*.whl")
+    run(*PIP, "wheel", source, *offline, "--wheel-dir", source.parent, cwd=source.parent)
+    (path,) = source.parent.glob("*.whl")
+    return path
+
+
+@pytest.fixture(scope="module")
+def sdist(source):
+    program = "import sys; from setuptools.build_meta import build_sdist; build_sdist(sys.argv[1])"
+    run(sys.executable, "-c", program, source.parent, cwd=source)
+    (path,) = source.parent.glob("*.tar.gz")
     return path
 
 
@@ -88,6 +103,37 @@ def test_the_wheel_holds_the_packages_with_their_data_and_nothing_else(wheel):
     assert all(name.startswith("deeplab/weights/") for name in weights)
     assert 0 < sum(weights.values()) <= 4e6
     assert "kernels/atrous/triton/configs/sm_90.json" in entries
+    page = {path.name for path in (ROOT / "deeplab" / "app" / "static").iterdir()}
+    assert {f"deeplab/app/static/{name}" for name in page} <= set(entries)
+
+
+def test_the_source_archive_holds_what_the_wheel_is_made_of(sdist, wheel):
+    with tarfile.open(sdist) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    built = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
+    assert built | {"pyproject.toml", "README.md", "LICENSE"} <= names
+
+
+def test_the_metadata_of_wheel_and_source_archive_are_valid_and_alike(sdist, wheel):
+    with tarfile.open(sdist) as archive:
+        (entry,) = (name for name in archive.getnames() if re.fullmatch(r"[^/]+/PKG-INFO", name))
+        of_sdist = archive.extractfile(entry).read()
+    with zipfile.ZipFile(wheel) as archive:
+        (entry,) = (name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
+        of_wheel = archive.read(entry)
+    told = Metadata.from_email(of_wheel)  # raises what is wrong with it
+    assert told.name == "deeplab-triton"
+    assert str(told.version) == _version()
+    assert told.license_expression == "MIT"
+    assert told.description_content_type == "text/markdown"
+    assert told.description == (ROOT / "README.md").read_text()
+    assert Metadata.from_email(of_sdist).as_rfc822().as_bytes() == told.as_rfc822().as_bytes()
+
+
+def test_twine_finds_nothing_wrong(sdist, wheel):
+    if importlib.util.find_spec("twine") is None:
+        pytest.skip("twine is not installed: pip install '.[dev]'")
+    run(sys.executable, "-m", "twine", "check", "--strict", sdist, wheel, cwd=wheel.parent)
 
 
 def test_the_installed_command_says_its_version(installed):

@@ -18,6 +18,9 @@ import typer
 from typer.core import TyperGroup
 
 from deeplab.cli import (
+    app as app_command,
+)
+from deeplab.cli import (
     convert,
     data,
     demo,
@@ -91,6 +94,7 @@ def _top(
     deeplab demo                          see what it does, on generated scenes
     deeplab segment photo.jpg             label every pixel of a picture
     deeplab refine photo.jpg marks.png    spread scribbles over a photograph
+    deeplab app                           paint scribbles on a page, see the result follow
     ```
 
     Every command explains itself: deeplab COMMAND --help
@@ -107,5 +111,6 @@ app.command()(tune_crf.tune_crf)
 app.command()(export.export)
 app.command()(convert.convert)
 app.command()(demo.demo)
+app.command("app")(app_command.app)
 app.add_typer(data.app, name="data")
 app.add_typer(weights.app, name="weights")

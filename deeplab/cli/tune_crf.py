@@ -55,6 +55,10 @@ def tune_crf(
     images: Annotated[
         int, option("N", "How many pictures, drawn at random (--seed).", panel="Data")
     ] = 100,
+    scale: Annotated[
+        float,
+        option("S", "The scale at which the model sees a picture, as evaluate --scales has it."),
+    ] = 1.0,
     out: Annotated[
         Path,
         option(
@@ -122,6 +126,7 @@ def tune_crf(
     from deeplab.data.datasets.base import Recording
     from deeplab.evaluation.logit_cache import LogitCache
     from deeplab.evaluation.tune_crf import Log, Space, Tuner, log_identity
+    from deeplab.predict import check_scales
 
     space = Space(
         axis("--bilateral-weight", bilateral_weight, zero=True),
@@ -143,6 +148,10 @@ def tune_crf(
     ):
         if value < least:
             raise InputError(f"{name} must be at least {least}, not {value}")
+    try:
+        check_scales([scale])
+    except ValueError:
+        raise InputError(f"--scale must be a number from 0.1 to 4, not {scale:g}") from None
     where = torch_device(device)
     scenes = images if data.name == "scenes" else None
     pictures, split = open_data(data, split, scenes, usual="val")
@@ -162,9 +171,8 @@ def tune_crf(
     name = f"{pictures.name}, {len(indices)} of {len(pictures)} pictures"
     recorded = Recording(pictures)
     classes = outputs.NamedPalette(outputs.full_palette(pictures.palette), pictures.classes)
-    logits = LogitCache(
-        cache or out / "logits", network.to(where), recorded, indices, name, classes
-    )
+    folder = cache or out / "logits"
+    logits = LogitCache(folder, network.to(where), recorded, indices, name, classes, scale)
     with named_weights(weights):
         _fill(logits)
     print_notes(counted(recorded.conversions))

@@ -28,7 +28,7 @@ from deeplab.data import outputs
 from deeplab.errors import InputError
 from deeplab.evaluation.evaluate import LabelledImages, require_finite
 from deeplab.model import DeepLab
-from deeplab.predict import as_levels
+from deeplab.predict import as_levels, at_scale, check_scales
 
 FORMAT = 1
 LOWEST = -6e4  # close to the smallest float16
@@ -47,8 +47,10 @@ class Cached:
 class LogitCache:
     """The logits of `model` for the pictures `indices` of `dataset`, in `folder`.
 
-    Raises InputError: the folder holds the logits of another network or of other pictures, or files
-    of which nothing tells.
+    scale: at which the network sees the pictures.
+
+    Raises ValueError for a scale that is not 0.1 to 4; InputError: the folder holds the logits of
+    another network, of other pictures or at another scale, or files of which nothing tells.
     """
 
     def __init__(
@@ -59,7 +61,10 @@ class LogitCache:
         indices: Sequence[int],
         name: str,
         classes: outputs.NamedPalette,
+        scale: float = 1.0,
     ) -> None:
+        check_scales([scale])
+        self.scale = scale
         self.folder, self.model, self.dataset = folder, model, dataset
         self.indices = list(indices)
         self._classes = classes
@@ -69,6 +74,8 @@ class LogitCache:
             "data": name,
             "indices": self.indices,
         }
+        if scale != 1:  # as caches of earlier versions, which do not say it, have it
+            self.about["scale"] = scale
         outputs.check_writable(folder)
         stored = _read_json(folder / "cache.json")
         if stored is None:
@@ -103,7 +110,8 @@ class LogitCache:
                     yield False
                     continue
                 with torch.no_grad():
-                    logits = self.model(self.model.preprocess(image).to(device), upsample=False)
+                    view = at_scale(self.model.preprocess(image).to(device), self.scale)
+                    logits = self.model(view, upsample=False)
                 require_finite(logits, index)
                 logits = (logits - logits.amax(1, keepdim=True)).clamp(min=LOWEST)
                 rounded = logits[0].cpu().numpy().astype(np.float16)
@@ -170,8 +178,9 @@ def _refuse_difference(folder: Path, stored: dict[str, Any], wanted: dict[str, A
         "network": "other weights, or of these at other scales (MSC)",
         "data": f"another data set, {stored.get('data')!s:.80} instead of {wanted['data']}",
         "indices": "other pictures of it",
+        "scale": "pictures at another scale",
     }
-    different = [said[key] for key in said if stored.get(key) != wanted[key]]
+    different = [said[key] for key in said if stored.get(key) != wanted.get(key)]
     if different:
         raise InputError(
             f"{folder}: holds the logits of {' and '.join(different)}; remove it, or choose "

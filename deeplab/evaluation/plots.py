@@ -16,6 +16,13 @@ from deeplab.errors import InputError
 from deeplab.evaluation.trimap import TrimapCurve
 
 LEGEND = 24  # classes that a legend names
+BESIDE = 4  # curves up to which their legend lies among them
+BESIDE_AXES: dict[str, Any] = {
+    "loc": "upper left",
+    "bbox_to_anchor": (1.0, 1.0),
+    "fontsize": 8,
+    "frameon": False,
+}
 CELLS = 40  # classes up to which a confusion matrix has numbers
 
 
@@ -30,9 +37,11 @@ def require_matplotlib() -> None:
 
 
 def plot_trimap(path: Path, curves: Mapping[str, TrimapCurve]) -> None:
-    """mIoU against the width of the band, a line for each curve, as PNG."""
-    figure = _figure(6.0, 4.0)
+    """mIoU against the width of the band, a line for each curve, as PNG or SVG by the name."""
+    many = len(curves) > BESIDE
+    figure = _figure(9.0 if many else 6.0, 4.0)
     axes = figure.subplots()
+    axes.set_prop_cycle(color=_colours(len(curves)))
     around = "the void band" if next(iter(curves.values())).around == "void" else "a class boundary"
     for name, curve in curves.items():
         scores = [np.nan if value is None else 100 * value for value in curve.miou]
@@ -40,7 +49,7 @@ def plot_trimap(path: Path, curves: Mapping[str, TrimapCurve]) -> None:
     axes.set_xlabel(f"pixels from {around}")
     axes.set_ylabel("mIoU (%)")
     axes.grid(alpha=0.3)
-    axes.legend()
+    axes.legend(**(BESIDE_AXES if many else {}))
     _save(figure, path)
 
 
@@ -166,9 +175,7 @@ def _class_lines(axes: Any, steps: Sequence[int], classes: Mapping[str, Sequence
     if order:
         more = len(order) - LEGEND
         title = f"and {more} more" if more > 0 else None
-        axes.legend(
-            loc="upper left", bbox_to_anchor=(1.0, 1.0), fontsize=8, title=title, frameon=False
-        )
+        axes.legend(**BESIDE_AXES, title=title)
 
 
 def plot_confusion(path: Path, matrix: np.ndarray, names: Sequence[str]) -> None:
@@ -210,6 +217,14 @@ def _shortened(name: str) -> str:
     return (name if len(name) <= 24 else f"{name[:23]}…").replace("$", r"\$")
 
 
+def _colours(count: int) -> list[Any]:
+    """Of so many lines, ten that are easy to tell apart or more."""
+    from matplotlib import colormaps
+
+    colours = colormaps["tab10" if count <= 10 else "tab20"]
+    return [colours(number) for number in range(colours.N)]
+
+
 def _figure(width: float, height: float) -> Any:
     require_matplotlib()
     from matplotlib.figure import Figure  # not pyplot: no window, no state of the whole process
@@ -219,5 +234,5 @@ def _figure(width: float, height: float) -> Any:
 
 def _save(figure: Any, path: Path, dpi: int = 150) -> None:
     content = io.BytesIO()
-    figure.savefig(content, format="png", dpi=dpi)
+    figure.savefig(content, format=path.suffix[1:], dpi=dpi)
     write_bytes(path, content.getvalue())

@@ -28,7 +28,8 @@
     model = deeplab_v2_resnet101(num_classes=21).eval()
     labels = model(model.preprocess(image)).argmax(1)
 
-Three families put the heads of v2, v3 and v3+ on any backbone of `deeplab.model.backbones`:
+Four families put the heads of v2, v3 and v3+, and the 1x1 where v2's ablation starts
+("deeplab_v2_base"), on any backbone of `deeplab.model.backbones`:
 
     model = build("deeplab_v3plus", num_classes=21, backbone="resnet34", output_stride=8)
 
@@ -159,7 +160,7 @@ class Line:
 
     @property
     def fully_connected(self) -> bool:
-        """Whether the head is fc6 - fc7 - fc8, and no layer is normalised."""
+        """Whether the head is fc6 - fc7 - fc8 (or that of its base), and no layer is normalised."""
         return self.head == "v2" and isinstance(self.backbone, VGG16Body)
 
     @property
@@ -169,12 +170,14 @@ class Line:
 
     def make_head(self, backbone: Backbone, config: Mapping[str, Any]) -> Head:
         channels, classes, rates = backbone.out_channels, config["num_classes"], config["rates"]
+        if not self.rates:
+            return Pointwise(channels, classes)
         if self.fully_connected and self.kernel != 3:
             return FullyConnected(channels, classes, rates[0], kernel=self.kernel)
         if self.fully_connected:
             return FullyConnectedASPP(channels, classes, rates)
         if self.head == "v2":
-            return ASPP(channels, classes, rates) if rates else Pointwise(channels, classes)
+            return ASPP(channels, classes, rates)
         if self.head == "v3":
             return DeepLabV3Head(channels, classes, rates, frozen_bn=config["frozen_bn"])
         return DeepLabV3PlusHead(
@@ -195,9 +198,15 @@ class Line:
 
 
 V2 = Line("v2", ASPP_L, "caffe", frozen_bn=True)
+V2_BASE = replace(V2, rates=())
 V3 = Line("v3", PYRAMID_V3, "torchvision", frozen_bn=False)
 V3PLUS = Line("v3plus", PYRAMID_V3, "smp", frozen_bn=False, output_stride=16)
-FAMILIES: dict[str, Line] = {"deeplab_v2": V2, "deeplab_v3": V3, "deeplab_v3plus": V3PLUS}
+FAMILIES: dict[str, Line] = {
+    "deeplab_v2_base": V2_BASE,
+    "deeplab_v2": V2,
+    "deeplab_v3": V3,
+    "deeplab_v3plus": V3PLUS,
+}
 
 VGG_16, RESNET_18, RESNET_50, RESNET_101 = (
     BACKBONES[name] for name in ("vgg16", "resnet18", "resnet50", "resnet101")

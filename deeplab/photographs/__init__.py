@@ -1,11 +1,15 @@
-"""A real photograph and a few scribbles on it, which the dense CRF spreads: no network.
+"""Real photographs and a few scribbles on each, which the dense CRF spreads: no network.
 
 image, annotation = coffee()
 found = refine_scribbles(annotation, image, SETTINGS)
+
+`example` has any of `EXAMPLES`, with names for what is in it.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +30,56 @@ SETTINGS = CRFSettings(5, crf.Gaussian(3.0, 3.0), crf.Bilateral(5.0, 20.0, 8.0))
 GAP = 14  # between the panels
 
 
+@dataclass(frozen=True)
+class Example:
+    """A photograph: what it shows, and what its scribbles mean, by their colours."""
+
+    title: str
+    classes: Mapping[str, str]
+
+
+EXAMPLES = {  # by the stem of the files
+    "coffee": Example(
+        "A cup of coffee",
+        {
+            "#ffaa1e": "coffee",
+            "#dc143c": "cup",
+            "#46823c": "table",
+            "#770ba0": "saucer",
+            "#3c3cc8": "background",
+            "#00c8dc": "spoon",
+        },
+    ),
+    "chelsea": Example(
+        "A cat",
+        {"#3c3cc8": "background", "#d97706": "cat", "#0f9d70": "eyes", "#c2255c": "nose"},
+    ),
+    "astronaut": Example(
+        "An astronaut",
+        {
+            "#3c3cc8": "backdrop",
+            "#868e96": "table",
+            "#c2255c": "flag",
+            "#d97706": "suit",
+            "#a0522d": "hair",
+            "#f2b8a0": "face",
+            "#0f9d70": "helmet",
+            "#00a8c8": "collar",
+            "#7048e8": "shuttle",
+        },
+    ),
+}
+
+
+def example(name: str) -> tuple[np.ndarray, Annotation, list[str]]:
+    """A photograph of `EXAMPLES`, RGB uint8 `[H, W, 3]`, the strokes on it, and their names."""
+    folder = Path(__file__).parent
+    image, _ = read_image(folder / f"{name}.jpg")
+    annotation = read_colours(folder / f"{name}_scribbles.png", image.shape[:2])
+    names = EXAMPLES[name].classes
+    return image, annotation, [names[colour] for colour in annotation.names or ()]
+
+
 def coffee() -> tuple[np.ndarray, Annotation]:
     """The photograph, RGB uint8 `[400, 600, 3]`, and the strokes on it."""
     image, _ = read_image(PHOTO)
@@ -40,7 +94,8 @@ def picture() -> np.ndarray:
     assert colours is not None  # which read_colours has
     marked = annotation.labels[..., None] > 0
     strokes = np.where(marked, colours[annotation.labels - 1], _pale(image))
-    panels = (image, strokes.astype(np.uint8), outputs.overlay(image, labels, colours))
+    segmented = outputs.overlay(image, labels, outputs.full_palette(colours))
+    panels = (image, strokes.astype(np.uint8), segmented)
     height, width, _ = image.shape
     page = Image.new("RGB", (3 * width + 2 * GAP, height), (255, 255, 255))
     for i, panel in enumerate(panels):

@@ -25,7 +25,14 @@ from deeplab.predict.predictor import (
     predict,
 )
 from deeplab.predict.tiles import Tiling
-from deeplab.predict.views import as_batch, as_levels, as_rgb, check_scales, network_scores
+from deeplab.predict.views import (
+    as_batch,
+    as_levels,
+    as_rgb,
+    at_scale,
+    check_scales,
+    network_scores,
+)
 
 __all__ = [
     "BYTES_A_PIXEL",
@@ -42,6 +49,7 @@ __all__ = [
     "as_batch",
     "as_levels",
     "as_rgb",
+    "at_scale",
     "check_scales",
     "check_threshold",
     "network_scores",

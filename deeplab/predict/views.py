@@ -52,7 +52,7 @@ def network_scores(
     scores_of = partial(model, upsample=False) if network is None else network
     with alone:
         for scale in scales:
-            view = _resize(x, [max(1, round((n - 1) * scale) + 1) for n in size])
+            view = at_scale(x, scale)
             for mirrored in (False, True) if flip else (False,):
                 with _computing_in(precision, x.device):
                     scores = scores_of(view.flip(3) if mirrored else view)
@@ -68,6 +68,14 @@ def network_scores(
     if model.multilabel:
         return total[1] - total[0]  # log P - log (1 - P), of means
     return total - math.log(len(scales) * (1 + flip))
+
+
+def at_scale(x: Tensor, scale: float) -> Tensor:
+    """A batch `[B, C, H, W]` at another scale, corners on corners."""
+    size = [max(1, round((n - 1) * scale) + 1) for n in x.shape[2:]]
+    if size == list(x.shape[2:]):
+        return x
+    return F.interpolate(x, size=size, mode="bilinear", align_corners=True)
 
 
 def check_scales(scales: Sequence[float]) -> None:
@@ -112,12 +120,6 @@ def _log_probabilities(model: DeepLab, scores: Tensor) -> Tensor:
     if model.multilabel:
         return torch.stack([F.logsigmoid(-scores), F.logsigmoid(scores)])
     return scores.log_softmax(1)
-
-
-def _resize(x: Tensor, size: Sequence[int]) -> Tensor:
-    if tuple(x.shape[2:]) == tuple(size):
-        return x
-    return F.interpolate(x, size=tuple(size), mode="bilinear", align_corners=True)
 
 
 def _computing_in(precision: torch.dtype, device: torch.device) -> AbstractContextManager[object]:

@@ -157,7 +157,8 @@ class TrainConfig:
             smaller lr and a larger weight_decay.
         momentum, weight_decay: of SGD, or beta_1 and the decay of AdamW; the decay is for weights,
             not biases or BatchNorm.
-        crop: side of a sample in pixels, 8k + 1; 16k + 1 for a model of several scales.
+        crop: side of a sample in pixels, 8k + 1; 16k + 1 for a model of several scales whose
+            loss_stride is 8.
         scales: smallest and largest random scale, or with scale_mode "discrete" the list to draw
             from. scale_mode: see `deeplab.data.augment`.
         mirror: flip half of the samples.
@@ -166,7 +167,7 @@ class TrainConfig:
             `deeplab.data.distort`. 0: none, as in the papers.
         augment: "package.module:function", called for each sample: see `deeplab.training.hook`.
         loss_stride: 1 compares the upsampled logits with the labels, 8 the logits with every
-            eighth label, as the papers do.
+            eighth label, as the papers do. Of several scales those of each.
         loss: a name of `deeplab.training.losses.table`, such as "cross_entropy", or a table of
             several with their weights in the sum.
         label_smoothing: share of each label that cross_entropy spreads over all classes.
@@ -314,19 +315,17 @@ class TrainConfig:
                 _require(given == default, f"data.{name}", none, given)
 
     def _check_model_options(self) -> None:
-        """Several scales have losses at the sizes of the logits, the smallest at its own."""
+        """At loss_stride 8 several scales have losses at the logits' sizes, the last at its own."""
         for name, origin in (("num_classes", "the data set"), ("crf", "the field crf")):
             key, given = f"model_options.{name}", self.model_options.get(name)
             _require(name not in self.model_options, key, f"none: {origin} says it", given)
         scales = self.model_options.get("scales")
-        if not scales:
+        if not scales or self.loss_stride == 1:
             return
         last = scales[-1] if isinstance(scales, list | tuple) else scales
         _require(last in (0.5, 0.25), "model_options.scales", "a last one of 0.5 or 0.25", scales)
-        size = "8 with a model of several scales, whose losses are taken at the logits' size"
-        _require(self.loss_stride == 8, "loss_stride", size, self.loss_stride)
         stride = round(8 / last)
-        whole = f"{stride}k + 1 with a smallest scale of {last}, such as 321"
+        whole = f"{stride}k + 1 with a smallest scale of {last} at loss_stride 8, such as 321"
         _require(self.crop % stride == 1, "crop", whole, self.crop)
 
 

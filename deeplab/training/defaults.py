@@ -78,7 +78,7 @@ def choose(given: Settings) -> Choice | None:
         model, options = "deeplab_v3plus_resnet50", {"output_stride": 16}
         chosen["lr"] = 5e-4
         why = "no weights to start from, on a GPU"
-    if options.get("scales"):  # whose losses are taken at the logits' size
+    if options.get("scales"):  # as the papers train them
         chosen["loss_stride"] = 8
     steps = given.get("steps", (chosen["steps"], ""))[0]
     few = isinstance(steps, int) and steps < 10 * WARMUP  # else the recipe refuses it

@@ -268,7 +268,7 @@ def check_grid(config: TrainConfig, model: DeepLab) -> None:
 
     Our own backbones give k + 1 for a side of 8k + 1; some of timm's give k.
     """
-    if label_strides(model, config.loss_stride) == (1,) or not isinstance(
+    if set(label_strides(model, config.loss_stride)) == {1} or not isinstance(
         model.backbone, TimmEncoder
     ):
         return
@@ -277,8 +277,8 @@ def check_grid(config: TrainConfig, model: DeepLab) -> None:
     found, wanted = backbone(crop).shape[-1], Grid.of(model).count(config.crop, 8)
     if found != wanted:
         raise InputError(
-            f"loss_stride must be 1, and scales none, to train {model.config['backbone']}, which "
-            f"gives {found} scores for a side of {config.crop} pixels and not {wanted}"
+            f"loss_stride must be 1 to train {model.config['backbone']}, which gives {found} "
+            f"scores for a side of {config.crop} pixels and not {wanted}"
         )
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from crf import Bilateral, Gaussian
+from crf import Bilateral, DenseCRF, Gaussian
 from deeplab.crf_settings import CRFSettings
 from deeplab.errors import InputError
 from deeplab.refine import SCRIBBLES
@@ -50,6 +50,29 @@ def test_a_term_that_is_left_out_is_stored_as_one_of_no_weight(tmp_path: Path) -
     assert CRFSettings.from_toml(tmp_path / "crf.toml") == CRFSettings(4, Gaussian(0.0, 3.0))
     given = {"gaussian_sigma_xy": 2.0}
     assert settings.changed(given) == CRFSettings(4, Gaussian(0.0, 2.0))
+
+
+def test_on_a_picture_twice_as_large_the_enlarged_crf_does_the_same() -> None:
+    settings = CRFSettings(5, Gaussian(2.0, 1.0), Bilateral(3.0, (6.0, 5.0), 8.0))
+    twice = CRFSettings(5, Gaussian(2.0, 2.0), Bilateral(3.0, (12.0, 10.0), 8.0))
+    assert settings.enlarged(2) == twice
+    assert twice.enlarged(0.5) == settings
+    assert CRFSettings(gaussian=None).enlarged(2).gaussian is None
+    torch.manual_seed(0)
+    coarse = torch.randint(0, 256, (1, 3, 8, 9)).float()
+    image = coarse.repeat_interleave(4, 2).repeat_interleave(4, 3)
+    logits = torch.randn(1, 3, 8, 9).repeat_interleave(4, 2).repeat_interleave(4, 3)
+    large = [x.repeat_interleave(2, 2).repeat_interleave(2, 3) for x in (logits, image)]
+    exact = {"method": "exact", "iterations": 5}
+
+    def refined(of: CRFSettings, logits: torch.Tensor, image: torch.Tensor) -> torch.Tensor:
+        layer = DenseCRF(3, gaussian=of.gaussian, bilateral=of.bilateral, **exact)  # type: ignore[arg-type]
+        found: torch.Tensor = layer(logits, image)
+        return found
+
+    found = refined(settings, logits, image)
+    off = [(refined(s, *large)[:, :, ::2, ::2] - found).abs().mean() for s in (twice, settings)]
+    assert off[0] < 0.25 * off[1]
 
 
 def test_the_names_of_earlier_versions_are_read() -> None:

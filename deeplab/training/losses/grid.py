@@ -46,15 +46,21 @@ ALIGNED = Grid()
 
 
 def label_strides(model: DeepLab, stride: int) -> tuple[int, ...]:
-    """For each term of the loss, every how many-th pixel's label it looks at."""
+    """For each term of the loss, every how many-th pixel's label it looks at.
+
+    Of several scales each has a term, and their maximum one; with a CRF, whose result is one for
+    all, there is but that of the result.
+    """
     scales = model.config.get("scales")
-    if model.output_stride != 8 and (scales or stride != 1):
-        what = "scales must be none" if scales else "loss_stride must be 1"
+    if model.output_stride != 8 and stride != 1:
         raise InputError(
-            f"{what} to train {model.config['model']}, whose scores lie {model.output_stride} "
-            "pixels apart and not 8"
+            f"loss_stride must be 1 to train {model.config['model']}, whose scores lie "
+            f"{model.output_stride} pixels apart and not 8"
         )
-    return (stride,) if not scales else (8,) * len(scales) + (round(8 / scales[-1]),)
+    if not scales or model.crf is not None:
+        return (stride,)
+    last = 1 if stride == 1 else round(8 / scales[-1])
+    return (stride,) * len(scales) + (last,)
 
 
 def labels_of_scores(labels: Tensor, stride: int, grid: Grid) -> Tensor:

@@ -4,6 +4,7 @@
     several (MSC)    the sum of such terms, each over its own labels; of scales 1, 0.75, 0.5:
                      fused, scale 1, scale 0.75 brought to the map of scale 1    labels[::8, ::8]
                      scale 0.5 at its own size                                   labels[::16, ::16]
+                 or, at loss_stride 1, each brought to the size of the labels
 
 for the losses l of `table.py`; with the cross entropy alone that is
 
@@ -132,7 +133,10 @@ class StepLoss(nn.Module):
         if self.auxiliary is not None:
             return self.auxiliary.scores(self.model, x, upsample=self.strides[0] == 1)
         if len(self.strides) > 1:
-            return tuple(self.model.forward_scales(x))
+            scores = self.model.forward_scales(x)
+            if self.strides[0] != 1:
+                return scores
+            return tuple(self.model.upsample(each, x.shape[2:]) for each in scores)
         image = None if self.model.crf is None else self.model.preprocessing.levels(rgb).float()
         return (self.model(x, image=image, upsample=self.strides == (1,)),)
 

@@ -1,11 +1,12 @@
-"""The confusion matrix as a picture: what its cells and labels say."""
+"""The confusion matrix as a picture: what its cells and labels say; the formats of a curve."""
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from deeplab.evaluation import plots
-from deeplab.evaluation.plots import CELLS, plot_confusion
+from deeplab.evaluation.plots import CELLS, plot_confusion, plot_trimap
+from deeplab.evaluation.trimap import TrimapCurve
 
 
 @pytest.fixture
@@ -48,3 +49,12 @@ def test_many_classes_have_colours_alone_and_a_figure_of_bounded_size(tmp_path, 
     plot_confusion(tmp_path / "c.png", np.eye(classes), [str(i) for i in range(classes)])
     assert not figures[0].axes[0].texts
     assert max(figures[0].get_size_inches()) <= 25
+
+
+def test_a_curve_is_svg_where_its_name_says_so(tmp_path):
+    curves = {"a": TrimapCurve("boundary", (1, 2), (0.25, None), (0.5, None))}
+    plot_trimap(tmp_path / "c.svg", curves)
+    assert "<svg" in (tmp_path / "c.svg").read_text()
+    plot_trimap(tmp_path / "c.png", curves)
+    with Image.open(tmp_path / "c.png") as picture:
+        assert picture.format == "PNG"

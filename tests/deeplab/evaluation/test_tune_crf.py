@@ -22,6 +22,7 @@ from deeplab.errors import InputError
 from deeplab.evaluation.logit_cache import Cached, LogitCache
 from deeplab.evaluation.tune_crf import RANDOM, Log, Scored, Space, Tuner, Tuning, heat_map, miou_of
 from deeplab.model import deeplab_v2_small
+from deeplab.predict import network_scores
 
 FIXED = CRFSettings(iterations=3, gaussian=Gaussian(1.0, 1.0))
 SPACE = Space((2.0, 4.0, 6.0), (4.0, 8.0, 12.0), (6.0, 12.0, 18.0))
@@ -284,9 +285,9 @@ def model():
 DATA = [tuple(ScenesDataset(s, 1, size)[0]) for s, size in ((0, 33), (1, (41, 25)), (2, 40))]
 
 
-def filled(folder, model, data=DATA, indices=(0, 2), name="tiny"):
+def filled(folder, model, data=DATA, indices=(0, 2), name="tiny", scale=1.0):
     classes = NamedPalette(full_palette(PALETTE), CLASSES)
-    cache = LogitCache(folder, model, data, indices, name, classes)
+    cache = LogitCache(folder, model, data, indices, name, classes, scale)
     return cache, list(cache.fill())
 
 
@@ -318,6 +319,16 @@ def test_cached_logits_have_the_softmax_of_the_network_and_are_computed_once(tmp
     assert stored["logits"].shape == (len(CLASSES), 5, 5)
     assert stored["class_names"].tolist() == list(CLASSES)
     assert np.array_equal(stored["palette"], PALETTE[: len(CLASSES)])
+
+
+def test_logits_at_a_scale_are_those_that_an_evaluation_at_it_has(tmp_path, model):
+    cache, _ = filled(tmp_path / "c", model, scale=0.5)
+    for position, index in enumerate((0, 2)):
+        expected = network_scores(model, DATA[index][0], scales=(0.5,)).softmax(1)
+        torch.testing.assert_close(cache[position].logits.softmax(1), expected, atol=2e-3, rtol=0)
+    assert filled(tmp_path / "c", model, scale=0.5)[1] == [False, False]
+    with pytest.raises(InputError, match="holds the logits of pictures at another scale; remove"):
+        filled(tmp_path / "c", model)
 
 
 def test_stale_caches_are_refused_and_the_difference_named(tmp_path, model):
@@ -426,6 +437,7 @@ def test_the_command_refuses_what_makes_no_sense(tmp_path, weights):
         ("voc2012: a folder is needed", "--data", "voc2012"),
         ("--data-option x must be KEY=VALUE", "--data-option", "x"),
         ("scenes: no option 'x'", "--data-option", "x=1"),
+        ("--scale must be a number from 0.1 to 4, not 5", "--scale", 5),
         ("--device tpu must be auto, cpu or cuda", "--device", "tpu"),
     ):
         assert_refused(tmp_path, message, "tune-crf", "--weights", weights, *out, *options)
@@ -441,15 +453,19 @@ def test_fewer_pictures_than_folds_make_fewer_folds_and_it_is_said(tmp_path, wei
     assert "over 3 folds" in result.stdout
 
 
-def test_the_default_pictures_are_not_those_of_the_test(tmp_path, weights, monkeypatch):
+@pytest.mark.parametrize(("given", "seen_at"), [((), 1), (("--scale", 0.5), 0.5)])
+def test_the_default_pictures_are_not_those_of_the_test(
+    tmp_path, weights, monkeypatch, given, seen_at
+):
     class Stop(Exception):
         pass
 
-    def stop(folder, model, dataset, indices, name, classes):
+    def stop(folder, model, dataset, indices, name, classes, scale):
         assert dataset.dataset.names[0] == f"scene_{VALIDATION_START}"
         assert len(indices) == 100
+        assert scale == seen_at
         raise Stop
 
     monkeypatch.setattr("deeplab.evaluation.logit_cache.LogitCache", stop)
     with pytest.raises(Stop):
-        run("tune-crf", "--weights", weights, "--out", tmp_path / "crf")
+        run("tune-crf", "--weights", weights, "--out", tmp_path / "crf", *given)

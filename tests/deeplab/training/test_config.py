@@ -103,7 +103,7 @@ def test_a_wrong_value_is_refused_in_one_line_with_what_was_expected_and_given(
         ({"loss": "dice", "label_smoothing": 0.1}, r"label_smoothing must be 0 without cross_en"),
         ({"loss": "dice", "class_weights": [1, 2]}, r"class_weights must be none without cross_"),
         ({"crf": True, "loss_stride": 8}, r"loss_stride must be 1 with crf"),
-        ({"model_options": {"scales": [1.0, 0.5]}}, r"loss_stride must be 8 with a model of sev"),
+        ({"model_options": {"scales": [1, 0.6]}, "loss_stride": 8}, r"model_options.scales must"),
         ({"stepz": 3}, r"stepz: unknown key; the known ones are accumulate, .*, steps, "),
         ({"data": {"nam": "x"}}, r"data.nam: unknown key; the known ones are name, options, "),
     ],

@@ -140,7 +140,7 @@ def test_a_recipe_that_is_nowhere_lists_those_that_are():
         ("[data]\noptions = 3", "mine.toml: data.options must be a table, not 3"),
         ("[data]\nroot = 'x'", "mine.toml: data.root must be none for generated scenes; name"),
         ("[model_options]\ncrf = true", "mine.toml: model_options.crf must be none"),
-        ("[model_options]\nscales = [1.0, 0.5]", "^loss_stride must be 8 with a model of sev"),
+        ("crop = 41\nloss_stride = 8\n[model_options]\nscales = [1, 0.5]", "crop must be 16k "),
         ("[data.options]\nlength = 3", "mine.toml: data.options.* must be none for generated"),
         ("steps = ", "mine.toml: not a readable TOML file"),
     ],

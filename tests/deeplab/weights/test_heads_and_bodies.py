@@ -167,4 +167,5 @@ def test_a_recipe_names_backbone_and_output_stride() -> None:
     assert said.startswith("model_options: deeplab_v3plus does not take them: backbone must be one")
     unknown = {"model": "deeplab_v4"}
     said = refused(lambda: make_config(flat_settings(unknown, "recipe.toml")))
-    assert "deeplab_v3plus_resnet18, deeplab_v2, deeplab_v3, deeplab_v3plus" in said
+    families = "deeplab_v2_base, deeplab_v2, deeplab_v3, deeplab_v3plus"
+    assert f"deeplab_v3plus_resnet18, {families}" in said

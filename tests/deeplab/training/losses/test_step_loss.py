@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from tiny_training import SHORT, run
 
+from crf import Bilateral
+from deeplab.crf_settings import CRFSettings
 from deeplab.data.scenes import CLASSES
 from deeplab.errors import InputError
 from deeplab.model import build, deeplab_v2_small
@@ -74,6 +76,38 @@ def test_several_scales_have_four_losses_of_equal_weight():
     terms = [(fused, eighth), (full, eighth), (brought[0], eighth), (half, sixteenth)]
     expected = sum(F.cross_entropy(s.double(), y, ignore_index=255).item() for s, y in terms)
     assert loss.item() == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.processors
+@pytest.mark.parametrize("style", ["caffe", "torchvision"])
+def test_at_full_size_each_of_several_scales_is_upsampled(style):
+    torch.manual_seed(0)
+    options = {"scales": (1.0, 0.75, 0.5), "style": style, "output_stride": 16}
+    model = deeplab_v2_small(4, **options).eval()
+    rgb = torch.randint(0, 256, (2, 3, 65, 49), dtype=torch.uint8)
+    labels = torch.randint(0, 4, (2, 65, 49))
+    labels[0, :30] = 255
+    with torch.no_grad():
+        loss = segmentation_loss(model, rgb, labels, 1)
+        x = model.preprocess(rgb)
+        scores = [model.upsample(each, (65, 49)) for each in model.forward_scales(x)]
+        assert torch.equal(scores[0], model(x))  # what is trained is what the model gives
+    expected = sum(F.cross_entropy(s.double(), labels, ignore_index=255).item() for s in scores)
+    assert loss.item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_behind_several_scales_a_crf_has_the_loss_of_its_result():
+    torch.manual_seed(0)
+    layer = CRFSettings(2, None, Bilateral(4.0, 8.0, 13.0)).layer(4, learnable=True)
+    model = deeplab_v2_small(4, scales=(1.0, 0.5), crf=layer).eval()
+    rgb = torch.randint(0, 256, (1, 3, 33, 33), dtype=torch.uint8)
+    labels = torch.randint(0, 4, (1, 33, 33))
+    loss = segmentation_loss(model, rgb, labels, 1)
+    with torch.no_grad():
+        logits = model(model.preprocess(rgb), image=rgb.float())
+    assert loss.item() == pytest.approx(F.cross_entropy(logits.double(), labels).item(), rel=1e-5)
+    loss.backward()
+    assert layer.learned.weights.grad.abs().max() > 0
 
 
 @pytest.mark.processors
@@ -150,14 +184,11 @@ def test_loss_of_a_batch_without_labels_is_zero_not_nan():
     assert loss.item() == 0
 
 
-@pytest.mark.parametrize(
-    ("scales", "stride", "said"),
-    [(None, 8, "loss_stride must be 1"), ((1.0, 0.5), 1, "scales must be none")],
-)
-def test_a_model_of_another_output_stride_trains_on_upsampled_scores_alone(scales, stride, said):
+@pytest.mark.parametrize("scales", [None, (1.0, 0.5)])
+def test_a_model_of_another_output_stride_trains_on_upsampled_scores_alone(scales):
     with torch.device("meta"):
         model = build("deeplab_v3_mobilenet", 2, scales=scales)
-    with pytest.raises(InputError, match=f"{said} to train deeplab_v3_mobilenet, whose scores lie"):
-        label_strides(model, stride)
-    model.set_scales(None)
-    assert label_strides(model, 1) == (1,)
+    said = "loss_stride must be 1 to train deeplab_v3_mobilenet, whose scores lie 16 pixels apart"
+    with pytest.raises(InputError, match=said):
+        label_strides(model, 8)
+    assert label_strides(model, 1) == ((1,) if scales is None else (1, 1, 1))

@@ -1,0 +1,159 @@
+"""What is opened on the page: photographs, and results of networks for them.
+
+A photograph of more pixels than WORKING is reduced to as many, so that the page stays quick; what
+is downloaded, and a network's result, is of the reduced size then.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePath
+
+import numpy as np
+from PIL import Image
+
+from deeplab import photographs
+from deeplab.data.annotations import UNSURE_INDEX, read_indices, read_probabilities
+from deeplab.data.images import SUFFIXES, read_image
+from deeplab.errors import InputError
+
+WORKING = 1_000_000  # pixels
+VALUES = 64_000_000  # probabilities of a result, at most: 256 MB as float32
+UNPACKED = 4 * VALUES + 1_000_000  # bytes of the arrays of an .npz
+ARRAYS = (".npy", ".npz")
+
+
+@dataclass(frozen=True, eq=False)
+class Photograph:
+    """An opened photograph.
+
+    Attributes:
+        name: of its file, without folder.
+        image: RGB, uint8 `[H, W, 3]`.
+        marks: uint8 `[H, W]`, scribbles that come with it, 255 where there are none.
+        classes: names of the classes that the scribbles have; none where there are none.
+        colours: RGB of these.
+        notes: what reading changed.
+    """
+
+    name: str
+    image: np.ndarray
+    marks: np.ndarray
+    classes: Sequence[str] = ()
+    colours: Sequence[Sequence[int]] = ()
+    notes: Sequence[str] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class Result:
+    """A network's result for a photograph: probabilities float32 `[C, H, W]`, or marks uint8
+    `[H, W]`, 255 where a pixel has no class; names and colours of its classes, if it has any."""
+
+    probabilities: np.ndarray | None
+    marks: np.ndarray | None
+    names: Sequence[str] | None = None
+    colours: Sequence[Sequence[int]] | None = None
+    notes: Sequence[str] = ()
+
+    @property
+    def count(self) -> int:
+        """How many classes it has."""
+        if self.probabilities is not None:
+            return len(self.probabilities)
+        assert self.marks is not None
+        return int(self.marks[self.marks != UNSURE_INDEX].max()) + 1
+
+
+def open_photograph(
+    name: str, max_megapixels: float | None, content: bytes | None = None
+) -> Photograph:
+    """A photograph from a file, or from its content.
+
+    Raises InputError as `read_image` does.
+    """
+    shown = PurePath(name).name or "photograph"
+    image, conversions = read_image(name if content is None else shown, max_megapixels, content)
+    notes = [conversion.text for conversion in conversions]
+    height, width = image.shape[:2]
+    if height * width > WORKING:
+        scale = (WORKING / (height * width)) ** 0.5
+        size = max(1, int(width * scale)), max(1, int(height * scale))
+        image = np.array(Image.fromarray(image).resize(size, Image.Resampling.LANCZOS))
+        notes.append(f"reduced from {width} x {height} to {size[0]} x {size[1]} pixels")
+    return Photograph(shown, image, _unmarked(image), notes=notes)
+
+
+def open_example(name: str) -> Photograph:
+    """One of the photographs that come with the package. InputError for another name."""
+    if name not in photographs.EXAMPLES:
+        raise InputError(f"example must be one of {', '.join(photographs.EXAMPLES)}, not {name}")
+    image, annotation, classes = photographs.example(name)
+    marks = np.where(annotation.labels == 0, UNSURE_INDEX, annotation.labels - 1)
+    assert annotation.colours is not None  # which read_colours has
+    colours = annotation.colours.tolist()
+    return Photograph(f"{name}.jpg", image, marks.astype(np.uint8), classes, colours)
+
+
+def open_result(name: str, content: bytes, size: tuple[int, int]) -> Result:
+    """A network's result for a photograph of `size` (height, width): softmax or label map.
+
+    Raises InputError: as `read_probabilities` and `read_indices`, for another kind of file, and for
+    more values than fit.
+    """
+    shown = PurePath(name).name
+    suffix = PurePath(shown).suffix.lower()
+    if suffix not in (*ARRAYS, *SUFFIXES):
+        raise InputError(
+            f"{shown or 'the result'}: must be probabilities (.npz, .npy) or a label map (.png)"
+        )
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / f"result{suffix}"  # of the name it was sent by only the suffix
+        path.write_bytes(content)
+        try:
+            return _probabilities(path, size) if suffix in ARRAYS else _label_map(path, size)
+        except InputError as error:
+            raise InputError(str(error).replace(str(path), shown)) from error
+
+
+def _probabilities(path: Path, size: tuple[int, int]) -> Result:
+    if path.suffix == ".npz":
+        _check_unpacked(path)
+    read = read_probabilities(path, size)
+    if read.values.size > VALUES:
+        raise InputError(
+            f"{path}: {len(read.values)} classes on {size[1]} x {size[0]} pixels are "
+            f"{read.values.size / 1e6:.0f} million values, at most {VALUES / 1e6:.0f} million are "
+            "possible; make photograph and result smaller"
+        )
+    colours = None if read.colours is None else read.colours.tolist()
+    return Result(read.values, None, read.names, colours, read.notes)
+
+
+def _label_map(path: Path, size: tuple[int, int]) -> Result:
+    read = read_indices(path, size)
+    marks = np.where(read.labels == 0, UNSURE_INDEX, read.labels - 1).astype(np.uint8)
+    with Image.open(path) as picture:
+        flat = picture.getpalette("RGB") if picture.mode == "P" else None
+    colours = None if flat is None else np.reshape(flat, (-1, 3))[: read.num_labels].tolist()
+    return Result(None, marks, None, colours, read.notes)
+
+
+def _check_unpacked(path: Path) -> None:
+    """InputError for an .npz that says it holds more than can be used."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            size = sum(entry.file_size for entry in archive.infolist())
+    except (zipfile.BadZipFile, ValueError, OSError):
+        return  # which reading it says better
+    if size > UNPACKED:
+        raise InputError(
+            f"{path}: unpacked it has {size / 1e6:.0f} MB, at most {UNPACKED / 1e6:.0f} are "
+            "possible; make photograph and result smaller"
+        )
+
+
+def _unmarked(image: np.ndarray) -> np.ndarray:
+    return np.full(image.shape[:2], UNSURE_INDEX, np.uint8)

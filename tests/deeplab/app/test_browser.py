@@ -1,0 +1,359 @@
+"""The page in a real browser: painted on, slid, downloaded from, by mouse, keys and touch."""
+
+import io
+import json
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from app_browser import browser
+from PIL import Image
+from running_app import SETTINGS, halves, npz, png, running, softmax
+
+from deeplab.app import server
+from deeplab.app.inputs import Photograph
+from deeplab.app.refining import Problem, Wish, refined
+from deeplab.app.server import Server
+
+DONE = "body[data-state=done]"
+NAMES = ("left", "right")
+COLOURS = ([200, 40, 40], [40, 60, 200])
+HEIGHT, WIDTH = 120, 180
+IMAGE, MARKS = halves(HEIGHT, WIDTH)
+
+
+@pytest.fixture(scope="module")
+def address() -> Iterator[tuple[Server, str]]:
+    page = Server(Photograph("halves.png", IMAGE, MARKS, NAMES, COLOURS))
+    with running(page) as port:
+        yield page, f"http://127.0.0.1:{port}/"
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Any]:
+    with browser() as opened:
+        yield opened
+
+
+@pytest.fixture
+def visit(chromium: Any, address: tuple[Server, str]) -> Iterator[Callable[..., Any]]:
+    """Opens the page; at the end no page may have said anything on its console.
+
+    refusal: an answer of the server that is expected, which Chromium notes there.
+    """
+    contexts: list[Any] = []
+    said: list[str] = []
+
+    def note(text: str, refusal: str) -> None:
+        if not (refusal and f"status of {refusal}" in text):
+            said.append(text)
+
+    def opened(refusal: str = "", **options: Any) -> Any:
+        context = chromium.new_context(**{"viewport": {"width": 1200, "height": 900}, **options})
+        contexts.append(context)
+        page = context.new_page()
+        page.set_default_timeout(20_000)
+        page.on("console", lambda message: note(message.text, refusal))
+        page.on("pageerror", lambda error: said.append(str(error)))
+        page.goto(address[1])
+        page.wait_for_selector(DONE)
+        return page
+
+    yield opened
+    for context in contexts:
+        context.close()
+    assert said == []
+
+
+def centre(page: Any, x: float, y: float) -> tuple[float, float]:
+    """Where a pixel of the photograph is on the page."""
+    box = page.locator("#canvas").bounding_box()
+    return box["x"] + (x + 0.5) / WIDTH * box["width"], box["y"] + (y + 0.5) / HEIGHT * box[
+        "height"
+    ]
+
+
+def draw(page: Any, *points: tuple[float, float]) -> None:
+    page.mouse.move(*centre(page, *points[0]))
+    page.mouse.down()
+    for point in points[1:]:
+        page.mouse.move(*centre(page, *point), steps=4)
+    page.mouse.up()
+    page.wait_for_selector(DONE)
+
+
+def colour(page: Any, x: int, y: int) -> list[int]:
+    """What the canvas shows at a pixel; red, green and blue."""
+    page.wait_for_timeout(50)  # drawn with the next frame
+    found = page.evaluate(
+        """([x, y]) => {
+            const one = new OffscreenCanvas(1, 1).getContext("2d", {willReadFrequently: true});
+            one.drawImage(document.querySelector("#canvas"), -x, -y);
+            return [...one.getImageData(0, 0, 1, 1).data];
+        }""",
+        [x, y],
+    )
+    return list(found[:3])
+
+
+def redder(page: Any, x: int, y: int) -> bool:
+    """Whether the class at a pixel is "left"."""
+    red, _, blue = colour(page, x, y)
+    return red > blue
+
+
+def radio(page: Any, name: str) -> None:
+    page.get_by_role("radio", name=name, exact=True).check(force=True)
+
+
+def test_the_first_view_has_a_result_and_every_control_a_name(visit: Callable[..., Any]) -> None:
+    page = visit()
+    assert redder(page, 20, 100)
+    assert not redder(page, 160, 100)
+    assert "Refined at 180 × 120" in page.inner_text("#status")
+    nameless = page.evaluate(
+        """() => [...document.querySelectorAll('button, input, select, canvas')].filter((each) =>
+            !(each.getAttribute('aria-label') || each.textContent.trim() ||
+              [...each.labels ?? []].some((label) => label.textContent.trim())
+            )).map((each) => each.outerHTML)"""
+    )
+    assert nameless == []
+
+
+def test_strokes_change_the_result_and_can_be_taken_back(visit: Callable[..., Any]) -> None:
+    page = visit()
+    page.get_by_role("radio", name="Paint left").check()
+    draw(page, (171, 20), (173, 100))
+    assert redder(page, 170, 100)
+    page.get_by_role("button", name="Undo").click()
+    page.wait_for_selector(DONE)
+    assert not redder(page, 170, 100)
+    page.get_by_role("button", name="Redo").click()
+    page.wait_for_selector(DONE)
+    assert redder(page, 170, 100)
+    radio(page, "Erase")
+    page.locator("#size").fill("10")
+    draw(page, (171, 20), (173, 100))
+    assert not redder(page, 170, 100)
+    page.get_by_role("button", name="Clear").click()
+    page.wait_for_selector("body[data-state=waiting]")
+    assert "Paint a stroke in each of two classes" in page.inner_text("#status")
+
+
+def test_a_class_can_be_added_named_painted_and_removed(visit: Callable[..., Any]) -> None:
+    page = visit()
+    page.get_by_role("button", name="Add a class").click()
+    page.keyboard.type("sun")
+    page.get_by_label("Colour of sun").fill("#00ff00")
+    draw(page, (150, 5), (175, 5))
+    _, green, _ = colour(page, 165, 5)
+    assert green == 255
+    page.get_by_role("button", name="Remove sun and its strokes").click()
+    page.wait_for_selector(DONE)
+    assert page.get_by_role("radio", name="Paint sun").count() == 0
+    assert colour(page, 165, 5)[1] < 255
+    page.keyboard.press("Control+z")
+    page.wait_for_selector(DONE)
+    assert page.get_by_role("radio", name="Paint sun").count() == 1
+    assert colour(page, 165, 5)[1] == 255
+
+
+def test_a_slider_shows_a_preview_and_then_the_whole(visit: Callable[..., Any]) -> None:
+    page = visit()
+    asked: list[dict[str, Any]] = []
+    page.on(
+        "request",
+        lambda request: (
+            asked.append(json.loads(request.post_data)) if "refine" in request.url else None
+        ),
+    )
+    page.get_by_label("Appearance weight").press("ArrowRight")
+    page.wait_for_selector(DONE)
+    assert [each["preview"] for each in asked] == [True, False]
+    assert [each["bilateral_weight"] for each in asked] == [5.5, 5.5]
+    page.locator("#number-iterations").fill("0")
+    page.wait_for_selector(DONE)
+    assert redder(page, 20, 100) == redder(page, 160, 100)  # no opinion but at the strokes
+    page.get_by_role("button", name="Reset").click()
+    page.wait_for_selector(DONE)
+    assert asked[-1]["bilateral_weight"] == 5
+    assert not redder(page, 160, 100)
+
+
+def test_downloads_are_what_the_package_computes(visit: Callable[..., Any]) -> None:
+    page = visit()
+    with page.expect_download() as waiting:
+        page.get_by_role("button", name="Everything").click()
+    assert waiting.value.suggested_filename == "halves_everything.zip"
+    archive = zipfile.ZipFile(waiting.value.path())
+    mask = np.array(Image.open(io.BytesIO(archive.read("mask.png"))))
+    wish = Wish.of({**SETTINGS, "iterations": 5})
+    assert np.array_equal(mask, refined(Problem(IMAGE, MARKS), wish).labels)
+    with page.expect_download() as waiting:
+        page.get_by_role("button", name="Settings").click()
+    assert b"bilateral_weight = 5" in Path(waiting.value.path()).read_bytes()
+
+
+def test_a_wrong_file_is_explained_and_nothing_is_lost(
+    visit: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server, "UPLOAD", 3000)
+    page = visit(refusal="400")
+    said = page.get_by_role("alert")
+    for field, name, content in (
+        ("#photo-file", "notes.txt", b"no picture"),
+        ("#photo-file", "large.png", bytes(3010)),
+        ("#result-file", "other.npz", npz(p=softmax(7, 9, 3))),
+    ):
+        file = {"name": name, "mimeType": "application/octet-stream", "buffer": content}
+        page.set_input_files(field, file)
+        said.filter(has_text=name).wait_for()
+    assert "shape [3, 7, 9] does not fit the image" in said.inner_text()
+    draw(page, (20, 20), (30, 30))
+    assert said.is_hidden()
+    assert redder(page, 20, 100)
+
+
+def test_a_photograph_and_a_networks_result_are_opened(visit: Callable[..., Any]) -> None:
+    page = visit()
+    image, _ = halves(60, 90)
+    page.set_input_files(
+        "#photo-file", {"name": "mine.png", "mimeType": "image/png", "buffer": png(image)}
+    )
+    page.wait_for_selector("body[data-state=waiting]")
+    assert page.get_by_role("radio", name="Paint background").is_checked()
+    content = npz(p=softmax(60, 90, 3), class_names=np.array(["a", "b", "c"]))
+    dropped = page.evaluate_handle(
+        """(bytes) => {
+            const dropped = new DataTransfer();
+            dropped.items.add(new File([new Uint8Array(bytes)], 'r.npz'));
+            return dropped;
+        }""",
+        list(content),
+    )
+    page.dispatch_event("#frame", "drop", {"dataTransfer": dropped})
+    page.wait_for_selector(DONE)
+    assert page.get_by_label("Name of class 3").input_value() == "c"
+    assert page.get_by_role("radio", name="Erase").is_disabled()
+    page.get_by_role("button", name="Back to scribbles").click()
+    page.wait_for_selector("body[data-state=waiting]")
+    assert page.get_by_role("radio", name="Erase").is_enabled()
+    assert page.get_by_label("Name of class 2").input_value() == "object"
+
+
+def test_each_view_shows_its_own(visit: Callable[..., Any]) -> None:
+    page = visit()
+    result = colour(page, 100, 100)
+    radio(page, "Before / after")
+    page.locator("#compare").fill("80")
+    assert colour(page, 100, 100) == IMAGE[100, 100].tolist()
+    assert colour(page, 160, 100) != IMAGE[100, 160].tolist()
+    radio(page, "Probability")
+    page.wait_for_selector(DONE)
+    page.locator("#heat").select_option("right")
+    page.wait_for_selector(DONE)
+    assert sum(colour(page, 150, 100)) > 2 * sum(colour(page, 20, 100))
+    radio(page, "Iterations")
+    page.wait_for_selector(DONE)
+    assert page.locator("#step").input_value() == "5"
+    assert colour(page, 100, 100) == result
+    page.locator("#step").fill("0")
+    assert page.inner_text("#step-name") == "Iteration 0"
+    assert redder(page, 20, 100) == redder(page, 160, 100)  # no opinion but at the strokes
+    page.get_by_role("button", name="Play").click()
+    page.get_by_role("button", name="Pause").wait_for()
+    page.get_by_text("Iteration 1", exact=True).wait_for()
+    page.get_by_role("button", name="Pause").click()
+
+
+def test_two_tabs_do_not_disturb_each_other(visit: Callable[..., Any]) -> None:
+    first = visit()
+    second = first.context.new_page()
+    second.goto(first.url)
+    second.wait_for_selector(DONE)
+    first.get_by_role("radio", name="Paint left").check()
+    draw(first, (150, 20), (170, 60), (150, 100))
+    draw(second, (10, 20), (12, 22))
+    assert redder(first, 160, 100)
+    assert not redder(second, 160, 100)
+
+
+def test_a_visit_that_the_server_forgot_goes_on(
+    visit: Callable[..., Any], address: tuple[Server, str]
+) -> None:
+    page = visit(refusal="410")
+    page.get_by_role("radio", name="Paint left").check()
+    draw(page, (150, 20), (170, 60), (150, 100))
+    address[0].visits._visits.clear()
+    page.get_by_label("Trust in strokes").press("ArrowRight")
+    page.wait_for_selector(DONE)
+    assert redder(page, 160, 100)
+    assert page.get_by_role("alert").is_hidden()
+
+
+def test_keys_reach_every_control_and_paint(visit: Callable[..., Any]) -> None:
+    page = visit()
+    wanted = page.evaluate(
+        """() => [...document.querySelectorAll('button, input, select, canvas, a')].filter((each) =>
+            each.offsetParent && !each.disabled && each.tabIndex >= 0 &&
+            !(each.type === 'radio' && !each.checked)).length"""
+    )
+    seen = set()
+    for _ in range(wanted + 1):
+        page.keyboard.press("Tab")
+        seen.add(page.evaluate("() => (document.activeElement.dataset.seen ??= Math.random())"))
+    assert len(seen) >= wanted
+    page.locator("#open").focus()
+    page.keyboard.press("Tab")
+    outline = "() => getComputedStyle(document.activeElement).outline"
+    assert "solid 3px" in page.evaluate(outline)  # where one is can be seen
+    page.locator("#canvas").focus()
+    page.keyboard.press("1")
+    for key in (*["Shift+ArrowRight"] * 3, " ", *["ArrowDown"] * 8, *["ArrowUp"] * 16, " "):
+        page.keyboard.press(key)
+    assert page.inner_text("#status") == "Brush lifted."
+    page.wait_for_selector(DONE)
+    page.keyboard.press("Tab")  # the brush is no longer shown
+    assert colour(page, 150, 60) == COLOURS[0]
+    page.keyboard.press("Control+z")
+    page.wait_for_selector(DONE)
+    assert colour(page, 150, 60) != COLOURS[0]
+
+
+def test_on_a_phone_nothing_is_cut_off_and_a_finger_paints(visit: Callable[..., Any]) -> None:
+    page = visit(viewport={"width": 360, "height": 740}, has_touch=True, is_mobile=True)
+    assert page.evaluate("() => document.documentElement.scrollWidth") == 360
+    outside = page.evaluate(
+        """() => [...document.querySelectorAll('button, select, input:not(.unseen)')]
+            .filter((each) => each.offsetParent && each.getBoundingClientRect().right > 361)
+            .map((each) => each.outerHTML)"""
+    )
+    assert outside == []
+    overlapping = page.evaluate(
+        """() => {
+            const all = [...document.querySelectorAll('.stage button, .stage select, .stage span')]
+                .filter((each) => each.offsetParent && each.textContent)
+                .map((each) => [each, each.getBoundingClientRect()]);
+            const meet = (a, b) => a.left < b.right && b.left < a.right &&
+                a.top < b.bottom && b.top < a.bottom;
+            return all.flatMap(([one, a]) => all.filter(([other, b]) =>
+                one !== other && !one.contains(other) && !other.contains(one) && meet(a, b))
+                .map(([other]) => `${one.textContent} and ${other.textContent}`));
+        }"""
+    )
+    assert overlapping == []
+    page.get_by_role("radio", name="Paint left").check()
+    page.touchscreen.tap(*centre(page, 150, 60))
+    page.wait_for_selector(DONE)
+    assert colour(page, 150, 60) == COLOURS[0]
+
+
+def test_it_is_dark_where_that_is_preferred_and_can_be_switched(visit: Callable[..., Any]) -> None:
+    page = visit(color_scheme="dark")
+    paper = "() => getComputedStyle(document.body).backgroundColor"
+    assert page.evaluate(paper) == "rgb(21, 23, 28)"
+    page.get_by_role("button", name="Dark").click()
+    assert page.evaluate(paper) == "rgb(246, 245, 242)"
