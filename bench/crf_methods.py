@@ -216,6 +216,7 @@ def _gate(truth: Callable[[], Tensor] | None, outputs: Mapping[str, Any]) -> lis
     checks = [Check("values that are not finite", bad, 0)]
     for name, quality in qualities(truth, outputs).items() if truth else ():
         if name in MOST_DIFFERENT:
+            assert quality.same_label is not None
             what = f"share of other labels ({name})"
             checks.append(Check(what, 1 - quality.same_label, MOST_DIFFERENT[name]))
     return checks

@@ -63,6 +63,14 @@ def installed(module: str) -> ModuleType | None:
     return importlib.import_module(module)
 
 
+def importable(module: str) -> ModuleType | None:
+    """The module, None where it is not installed, or not for the torch that is."""
+    try:
+        return importlib.import_module(module)
+    except (ImportError, RuntimeError):
+        return None
+
+
 def photograph(height: int, width: int) -> tuple[npt.NDArray[np.uint8], str]:
     """An RGB image uint8 `[height, width, 3]`, and which picture it is."""
     folder = ROOT.parent / "shared" / "data"

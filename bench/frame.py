@@ -1,6 +1,6 @@
 """What a comparison declares: its cases, their candidates, and the gate before the clock.
 
-A comparison is a module `compare_NAME.py` that holds one `COMPARISON`, and a line in the table of
+A comparison is a module `compare_NAME.py` that holds one `COMPARISON`, and a name in the topics of
 `compare.py`. `runner.py` measures every comparison in the same way.
 """
 
@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 Candidate = Callable[[], Any]
+Clock = Literal["wall", "cpu"]
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,7 @@ class Settings:
     device: str
     threads: int
     quick: bool
-    clock: Literal["wall", "cpu"] = "wall"
+    clock: Clock = "wall"
 
 
 @dataclass(frozen=True)
@@ -39,11 +40,15 @@ class Check:
 
 @dataclass(frozen=True)
 class Quality:
-    """How near a candidate's marginals are to the true ones, where candidates are approximations:
-    the share of pixels with the true label, and the mean absolute difference."""
+    """How near a candidate's marginals are to the exact ones, where candidates are approximations:
+    the share of pixels with the same label, and the mean absolute difference. Where the pictures
+    have labels, how near it is to these: the mIoU, and that of the pixels close to a boundary.
+    """
 
-    same_label: float
-    mean_error: float
+    same_label: float | None = None
+    mean_error: float | None = None
+    miou: float | None = None
+    trimap_miou: float | None = None
 
 
 @dataclass(frozen=True)
@@ -74,6 +79,7 @@ class Prepared:
         gate: takes each candidate's output by name and returns the figures that must hold.
         quality: takes the same outputs; None where all candidates compute the same.
         cost: the work of one call, or None.
+        images: pictures that one call takes, for pictures a second; None: not counted in them.
         facts: what else the record should say of the inputs.
         notes: what the reader must be told, such as a peer that is not installed.
         around: what holds while candidates run, such as global switches of PyTorch.
@@ -83,6 +89,7 @@ class Prepared:
     gate: Callable[[Mapping[str, Any]], Sequence[Check]]
     quality: Callable[[Mapping[str, Any]], Mapping[str, Quality]] | None = None
     cost: Cost | None = None
+    images: int | None = None
     facts: Mapping[str, Any] = field(default_factory=dict)
     notes: Sequence[str] = ()
     around: Callable[[], AbstractContextManager[Any]] = nullcontext
@@ -97,6 +104,8 @@ class Case:
         prepare: makes the inputs; nothing is made before it is called.
         timed: False for a case whose memory alone is of interest.
         memory: whether to measure each candidate's peak memory.
+        threads, clock: of this case on a CPU, whatever the run has; None: the run's.
+        rounds: how many at most, where a call takes many seconds; None: the run's.
         bar: how many times as fast as its fastest peer ours must be; None: no bar.
         floor_bar: how many times the floor ours may take; None: no bar.
         most_seconds: what a call of ours may take at its median; None: no bar.
@@ -106,6 +115,9 @@ class Case:
     prepare: Callable[[], Prepared]
     timed: bool = True
     memory: bool = True
+    threads: int | None = None
+    clock: Clock | None = None
+    rounds: int | None = None
     bar: float | None = None
     floor_bar: float | None = None
     most_seconds: float | None = None

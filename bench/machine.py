@@ -13,7 +13,10 @@ import torch
 from timing import Budget, EventClock, clock_for, samples, time_in_turn
 
 ROOT = Path(__file__).resolve().parent.parent
-PACKAGES = ("deeplab-triton", "torch", "triton", "numba", "numpy", "pydensecrf2")
+PACKAGES = (
+    "deeplab-triton", "torch", "triton", "numba", "numpy", "pydensecrf2", "torchvision",
+    "onnxruntime",
+)  # fmt: skip
 BF16_PEAK, TF32_PEAK = "bf16_operations_per_second", "tf32_operations_per_second"
 
 
@@ -34,7 +37,7 @@ def hardware() -> dict[str, Any]:
     gpu = torch.cuda.get_device_properties(0) if torch.cuda.is_available() else None
     return {
         "cpu": _cpu_model(),
-        "cores": _cores(),
+        "cores": cores(),
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         "gpu": None if gpu is None else gpu.name,
         "gpu_memory_bytes": None if gpu is None else gpu.total_memory,
@@ -42,6 +45,13 @@ def hardware() -> dict[str, Any]:
         "system": platform.platform(),
         "load_average": os.getloadavg()[0],
     }
+
+
+def cores() -> int:
+    """Cores that this process may use, where the system tells; else those that there are."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def commit() -> dict[str, Any]:
@@ -94,11 +104,6 @@ def _product_seconds(side: int, dtype: torch.dtype, device: str) -> float:
 def _least_seconds(call: Callable[[], Any], device: str) -> float:
     clock = EventClock if device == "cuda" else lambda: clock_for("wall")
     return min(samples(time_in_turn({"": call}, Budget(1, 0.2), clock)[""]))
-
-
-def _cores() -> int | None:
-    """Cores that this process may use, where the system tells; else those that there are."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
 def _cpu_model() -> str:

@@ -39,10 +39,10 @@ def peak_of_candidate(comparison: str, case: str, candidate: str, settings: Sett
 
 def second_call(module: str, case: str, candidate: str, settings: Settings) -> int | None:
     """The part of `peak_of_candidate` that runs in the fresh process."""
-    torch.set_num_threads(settings.threads)
     comparison = importlib.import_module(module).COMPARISON
-    (prepare,) = (each.prepare for each in comparison.cases(settings) if each.name == case)
-    prepared = prepare()
+    (found,) = (each for each in comparison.cases(settings) if each.name == case)
+    torch.set_num_threads(found.threads or settings.threads)
+    prepared = found.prepare()
     call = prepared.candidates[candidate]
     with prepared.around():
         call()

@@ -25,8 +25,11 @@ COLUMNS: Sequence[tuple[str, tuple[str, ...], float]] = (
     ("wall ms", ("wall", "p50"), 1e-3),
     ("ours x", ("ours_is_faster_by", "median_of_pairs"), 1),
     ("of p50", ("ours_is_faster_by", "ratio_of_p50"), 1),
+    ("images/s", ("images_per_second",), 1),
     ("same label %", ("quality", "same_label"), 1e-2),
     ("mean |dQ|", ("quality", "mean_error"), 1),
+    ("mIoU %", ("quality", "miou"), 1e-2),
+    ("trimap mIoU %", ("quality", "trimap_miou"), 1e-2),
     ("peak MB", ("peak_bytes",), 1e6),
     ("GB/s", ("bytes_per_second",), 1e9),
     ("GFLOP/s", ("operations_per_second",), 1e9),
@@ -70,6 +73,22 @@ def write_record(record: Report, folder: Path) -> Path:
     return path
 
 
+def read_record(path: Path) -> Report:
+    """A record that compare.py wrote.
+
+    Raises ValueError where the file is none, or of the first form, with its name and what is wrong.
+    """
+    try:
+        record: Report = json.loads(path.read_text())
+        cases = [case for comparison in record["comparisons"] for case in comparison["cases"]]
+        needed = {"name", "candidates", "bars", "notes"}
+        if not all(needed <= case.keys() for case in cases):
+            raise ValueError(f"a case has not all of {', '.join(sorted(needed))}")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} must be a record of compare.py ({error!r})") from error
+    return record
+
+
 def write_whole(path: Path, text: str) -> None:
     """Write a file in one step, so that a process that is killed leaves the old one or the new."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -92,14 +111,27 @@ def show(comparison: Report, console: Console) -> None:
         console.print(f"note: {note}", style="yellow", highlight=False)
 
 
-def _table(comparison: Report) -> Table:
-    """A row for each candidate of each case, without the columns that no row fills."""
-    rows = [
-        (case, name, [_figure(entry, *column[1:]) for column in COLUMNS])
+def rows(comparison: Report) -> tuple[list[str], list[list[str]]]:
+    """The headings of the figures, and a row for each candidate of each case: the case where it is
+    the first of it, the candidate, its figures. Columns that no row fills are left out."""
+    listed = [
+        [
+            case["name"] if name == next(iter(case["candidates"])) else "",
+            name,
+            *(_figure(entry, *column[1:]) if case["passed"] else "" for column in COLUMNS),
+        ]
         for case in comparison["cases"]
         for name, entry in case["candidates"].items()
     ]
-    used = [i for i in range(len(COLUMNS)) if any(figures[i] for _, _, figures in rows)]
+    used = [i for i in range(len(COLUMNS)) if any(row[2 + i] for row in listed)]
+    headings = [COLUMNS[i][0] for i in used]
+    return headings, [[*row[:2], *(row[2 + i] for i in used)] for row in listed]
+
+
+def _table(comparison: Report) -> Table:
+    """The rows, and where a case was not timed this instead of figures."""
+    headings, listed = rows(comparison)
+    cases = [case for case in comparison["cases"] for _ in case["candidates"]]
     table = Table(
         "case",
         "candidate",
@@ -108,13 +140,11 @@ def _table(comparison: Report) -> Table:
         title_justify="left",
         caption_justify="left",
     )
-    for i in used:
-        table.add_column(COLUMNS[i][0], justify="right", no_wrap=True)
-    for case, name, figures in rows:
-        names = list(case["candidates"])
-        title = case["name"] if name == names[0] else ""
-        shown = [figures[i] for i in used] if case["passed"] else ["[red]not timed[/]"]
-        table.add_row(title, name, *shown, end_section=name == names[-1])
+    for heading in headings:
+        table.add_column(heading, justify="right", no_wrap=True)
+    for case, row in zip(cases, listed, strict=True):
+        shown = row[2:] if case["passed"] else ["[red]not timed[/]"]
+        table.add_row(*row[:2], *shown, end_section=row[1] == list(case["candidates"])[-1])
     return table
 
 

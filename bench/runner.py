@@ -11,7 +11,7 @@ import math
 import time
 import traceback
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from operator import ge, le
 from typing import Any
 
@@ -19,7 +19,7 @@ import torch
 from frame import Case, Comparison, Prepared, Settings
 from graphs import device_times
 from memory import peak_of_call, peak_of_candidate
-from timing import Budget, clock_for, percentiles, ratio, samples, time_in_turn
+from timing import Budget, clock_for, percentiles, ratios, samples, time_in_turn
 
 Report = dict[str, Any]
 Say = Callable[[str], object]
@@ -66,6 +66,7 @@ def _run_case(
     start = time.monotonic()
     report: Report = {
         "name": case.name,
+        "threads": case.threads or settings.threads,
         "passed": False,
         "error": None,
         "checks": [],
@@ -75,11 +76,15 @@ def _run_case(
         "floor_seconds": None,
         "candidates": {},
     }
+    threads = torch.get_num_threads()
+    torch.set_num_threads(report["threads"])
     try:
         _measure(report, comparison, case, settings, ceilings, say)
     except Exception as error:
         report["passed"] = False
         report["error"] = "".join(traceback.format_exception(error))
+    finally:
+        torch.set_num_threads(threads)
     report["bars"] = _bars(case, list(report["candidates"].items()))
     report["took_seconds"] = time.monotonic() - start
     if settings.device == "cuda":  # the next case starts from an empty GPU
@@ -104,6 +109,7 @@ def _measure(
     report["notes"] = list(prepared.notes)
     if prepared.cost is not None:
         report["cost"] = asdict(prepared.cost)
+    if prepared.cost is not None and case.threads is None:  # the ceilings are of all threads
         report["floor_seconds"] = prepared.cost.floor_seconds(ceilings)
     report["candidates"] = {name: {} for name in prepared.candidates}
     with prepared.around():
@@ -113,7 +119,7 @@ def _measure(
             return
         if case.timed:
             say(f"{title}: timing {', '.join(prepared.candidates)}")
-            _add_times(report, prepared, settings)
+            _add_times(report, case, prepared, settings)
         for name, call in prepared.candidates.items() if case.memory else ():
             if settings.device == "cuda":
                 report["candidates"][name]["peak_bytes"] = peak_of_call(call, "cuda")
@@ -136,7 +142,7 @@ def _add_gate(report: Report, prepared: Prepared) -> None:
             report["candidates"][name]["quality"] = asdict(quality)
 
 
-def _add_times(report: Report, prepared: Prepared, settings: Settings) -> None:
+def _add_times(report: Report, case: Case, prepared: Prepared, settings: Settings) -> None:
     """Percentiles and rates of each candidate, and how many times as fast as each peer ours is."""
     entries = report["candidates"]
     if settings.device == "cuda":
@@ -147,8 +153,10 @@ def _add_times(report: Report, prepared: Prepared, settings: Settings) -> None:
         report["notes"] += [f"{report['name']}: {note}" for note in notes]
     else:
         budget = QUICK if settings.quick else FULL
-        rounds = time_in_turn(prepared.candidates, budget, lambda: clock_for(settings.clock))
-        report["timed_by"] = f"{settings.clock} clock"
+        budget = replace(budget, rounds=min(budget.rounds, case.rounds or budget.rounds))
+        clock = case.clock or settings.clock
+        rounds = time_in_turn(prepared.candidates, budget, lambda: clock_for(clock))
+        report["timed_by"] = f"{clock} clock"
     ours = next(iter(rounds.values()))
     for name, measured in rounds.items():
         entry, seconds = entries[name], samples(measured)
@@ -158,10 +166,16 @@ def _add_times(report: Report, prepared: Prepared, settings: Settings) -> None:
         if prepared.cost is not None:
             entry["bytes_per_second"] = prepared.cost.bytes / median
             entry["operations_per_second"] = prepared.cost.operations / median
+        if report["floor_seconds"] is not None:
             entry["times_the_floor"] = median / report["floor_seconds"]
+        if prepared.images is not None:
+            entry["images_per_second"] = prepared.images / median
         if measured is not ours:
+            pairs = percentiles(ratios(measured, ours))
             entry["ours_is_faster_by"] = {
-                "median_of_pairs": ratio(measured, ours),
+                "p20": pairs["p20"],
+                "median_of_pairs": pairs["p50"],
+                "p80": pairs["p80"],
                 "ratio_of_p50": median / percentiles(samples(ours))["p50"],
             }
 

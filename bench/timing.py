@@ -1,11 +1,11 @@
 """Time candidates in turn with torch.utils.benchmark, so that noise falls on all of them alike.
 
-A round gives every candidate one `Timer.blocked_autorange`, in an order that turns around from
-round to round. Percentiles are taken over the blocks of all rounds; a ratio is the median of the
-ratios within rounds, which do not change when something slows a whole round.
+A round gives every candidate one `Timer.blocked_autorange`, or one call where that takes as long,
+in an order that turns around from round to round. Percentiles are taken over the blocks of all
+rounds; a ratio is the median of the ratios within rounds, which do not change when something slows
+a whole round.
 """
 
-import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.benchmark import Measurement, Timer
+from torch.utils.benchmark import Measurement, TaskSpec, Timer
 from torch.utils.benchmark.utils.timer import timer as wall_clock
 
 Clock = Callable[[], float]
@@ -67,21 +67,28 @@ def time_in_turn(
 
     `clock` makes the clock of one candidate. Each candidate is called once before.
     """
-    timers = {
-        name: Timer(
-            "call()", timer=clock(), globals={"call": call}, num_threads=torch.get_num_threads()
-        )
-        for name, call in candidates.items()
-    }
+    clocks = {name: clock() for name in candidates}
     for call in candidates.values():
         call()
     rounds: dict[str, list[Measurement]] = {name: [] for name in candidates}
     order = list(candidates)
     for _ in range(budget.rounds):
         for name in order:
-            rounds[name].append(timers[name].blocked_autorange(min_run_time=budget.seconds))
+            rounds[name].append(_block(candidates[name], clocks[name], budget.seconds))
         order.reverse()
     return dict(rounds)
+
+
+def _block(call: Callable[[], Any], clock: Clock, seconds: float) -> Measurement:
+    """One call, or as many as take so long. `Timer` would call once more to see how many."""
+    threads, statement = torch.get_num_threads(), "call()"
+    start = clock()
+    call()
+    once = clock() - start
+    if once >= seconds:
+        return Measurement(1, [once], TaskSpec(statement, "pass", num_threads=threads))
+    timer = Timer(statement, timer=clock, globals={"call": call}, num_threads=threads)
+    return timer.blocked_autorange(min_run_time=seconds)
 
 
 def samples(rounds: Rounds) -> list[float]:
@@ -94,6 +101,6 @@ def percentiles(seconds: Sequence[float]) -> dict[str, float]:
     return {f"p{p}": float(np.percentile(seconds, p)) for p in (20, 50, 80)}
 
 
-def ratio(theirs: Rounds, ours: Rounds) -> float:
-    """How many times as fast ours is: the median over rounds of their time over ours."""
-    return statistics.median(t.median / o.median for t, o in zip(theirs, ours, strict=True))
+def ratios(theirs: Rounds, ours: Rounds) -> list[float]:
+    """How many times as fast ours is: their time over ours in each round."""
+    return [t.median / o.median for t, o in zip(theirs, ours, strict=True)]

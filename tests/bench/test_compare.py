@@ -1,3 +1,4 @@
+import importlib
 import json
 import re
 import sys
@@ -32,7 +33,7 @@ def add_comparison(
     comparison = Comparison("made_up", "Made up.", devices, lambda settings: cases, **more)
     module = SimpleNamespace(COMPARISON=comparison)
     monkeypatch.setitem(sys.modules, "compare_made_up", module)
-    monkeypatch.setitem(compare.COMPARISONS, "made_up", "made up")
+    monkeypatch.setitem(compare.TOPICS, "made_up", compare.Topic(["made_up"], "made up"))
     monkeypatch.setattr(machine, "ceilings", lambda device: CEILINGS)
 
 
@@ -121,7 +122,8 @@ def test_a_run_that_is_stopped_leaves_the_record_of_the_cases_before(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["aspp", "nope"], "unknown comparison nope; there are: crf, aspp"),
+        (["aspp", "nope"], "unknown comparison nope; there are: aspp, crf"),
+        (["aspp", "--against", "no.json"], "--against no.json must be a record of compare.py"),
         (["made_up", "--device", "cpu"], "made_up does not run on cpu"),
         (["--threads", "0"], "--threads must be at least 1, not 0"),
         (["--out", f"{__file__}/out"], "no folder can be made"),
@@ -134,6 +136,40 @@ def test_a_wrong_argument_is_refused_before_anything_runs(arguments, message, mo
         compare.main(arguments)
     assert stop.value.code == 2
     assert message in capsys.readouterr().err
+
+
+def test_all_are_run_together_and_those_of_another_device_are_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    add_comparison(monkeypatch, error=0, devices=("cuda",))
+    alone = dict(compare.TOPICS)
+    monkeypatch.setattr(compare, "TOPICS", {"made_up": alone["made_up"]})
+    arguments = ["all", "--quick", "--device", "cpu", "--out", str(tmp_path)]
+    assert compare.main(arguments) == 0
+    assert "left out, not made for cpu: made_up" in capsys.readouterr().out
+
+
+def test_what_is_slower_than_a_record_beyond_noise_ends_in_exit_code_3(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    add_comparison(monkeypatch, error=0)
+    _, record = run(tmp_path / "then")
+    (case,) = record["comparisons"][0]["cases"]
+    spread = {"p20": 1.0, "p50": 1.0, "p80": 1.0}
+    for name, seconds in (("ours", 1e-12), ("peer", 1.0)):
+        case["candidates"][name]["seconds"] = dict.fromkeys(spread, seconds)
+    case["candidates"]["peer"]["ours_is_faster_by"] = {
+        "p20": 1e12, "median_of_pairs": 1e12, "p80": 1e12,
+    }  # fmt: skip
+    for expected, tampered in ((3, record), (0, {**record, "comparisons": []})):
+        before = tmp_path / f"{expected}.json"
+        before.write_text(json.dumps(tampered))
+        code, _ = run(tmp_path / str(expected), "--against", str(before))
+        assert code == expected
+    shown = capsys.readouterr().out
+    assert shown.count("SLOWER: made_up on the cpu: one: time of ours: slower by") == 1
+    assert "against 3.json: 1 of 1 cases slower" in shown
+    assert "against 0.json: it has no case that was timed now" in shown
 
 
 def test_a_clock_of_the_processor_is_refused_for_a_gpu(monkeypatch, capsys):
@@ -149,15 +185,19 @@ def test_help_names_every_comparison_and_explains_the_table(capsys):
         compare.main(["--help"])
     assert stop.value.code == 0
     shown = capsys.readouterr().out
-    for name in compare.COMPARISONS:
+    for name in compare.TOPICS:
         assert f"  {name} " in shown
     for column in ("p20 p50 p80", "ours x", "peak MB", "x floor", "exit code", "first_call.py"):
         assert column in shown
 
 
-def test_every_name_in_the_table_is_a_module_beside_compare():
-    modules = {path.name for path in Path(compare.__file__).parent.glob("compare_*.py")}
-    assert {f"compare_{name}.py" for name in compare.COMPARISONS} == modules
+def test_every_comparison_is_in_the_table_under_the_name_of_its_module():
+    folder = Path(compare.__file__).parent
+    modules = [p.name for p in folder.glob("*.py") if "\nCOMPARISON = " in p.read_text()]
+    listed = [name for topic in compare.TOPICS.values() for name in topic.comparisons]
+    assert sorted(f"compare_{name}.py" for name in listed) == sorted(modules)
+    for name in listed:
+        assert importlib.import_module(f"compare_{name}").COMPARISON.name == name
 
 
 def test_no_module_of_bench_shadows_a_package_or_the_standard_library():

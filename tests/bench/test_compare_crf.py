@@ -63,6 +63,16 @@ def test_the_cost_of_one_point_and_one_vertex_is_counted_by_hand() -> None:
     assert cost.operations == 4 * 9 + 3 * (3 + 6) + 8
 
 
+def test_a_core_for_a_core_is_there_whatever_the_threads_of_the_run() -> None:
+    for threads in (1, 2):
+        listed = compare_crf.cases(Settings("cpu", threads, quick=False))
+        alone = [case for case in listed if case.threads == 1 and case.bar is not None]
+        assert {case.clock for case in alone} == {"cpu"}
+        assert len(alone) == 9, "three sigmas, three numbers of labels"
+        together = [case for case in listed if case.name.endswith("all cores")]
+        assert len(together) == (0 if threads == 1 else 9)
+
+
 def test_the_case_names_tell_the_cases_apart() -> None:
     for quick in (True, False):
         names = [case.name for case in compare_crf.cases(Settings("cpu", 1, quick))]

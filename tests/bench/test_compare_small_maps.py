@@ -21,8 +21,8 @@ def test_every_size_has_bars_for_few_and_many_labels_alone_and_in_a_batch() -> N
     )
     assert [case.bar for case in quick] == [1.5, 3.0, 2.5, 3.0]
     assert [case.name for case in whole if "21 labels" in case.name] == [
-        "41x41, 21 labels",
-        "41x41, 21 labels, batch 8",
-        "81x81, 21 labels",
-        "81x81, 21 labels, batch 8",
+        "41x41, 21 labels, one core",
+        "41x41, 21 labels, batch 8, one core",
+        "81x81, 21 labels, one core",
+        "81x81, 21 labels, batch 8, one core",
     ]

@@ -1,5 +1,6 @@
 import json
 import re
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -31,6 +32,7 @@ def made_up(error: float, calls: list[str], **case: Any) -> Comparison:
             gate=lambda outputs: [Check("error", error, 1e-3)],
             quality=lambda outputs: {name: Quality(0.9, 0.1) for name in outputs},
             cost=Cost(2000, 500, {"N": 500}),
+            images=4,
             facts={"N": 500},
             notes=["made up"],
         )
@@ -101,14 +103,39 @@ def test_a_report_holds_percentiles_samples_ratios_rates_and_quality(clock: str)
     assert case["timed_by"] == f"{clock} clock"
     assert list(ours["seconds"]) == ["p20", "p50", "p80"]
     assert len(ours["samples"]) >= 3
-    assert ours["quality"] == {"same_label": 0.9, "mean_error": 0.1}
+    assert (ours["quality"]["same_label"], ours["quality"]["mean_error"]) == (0.9, 0.1)
+    assert ours["images_per_second"] == pytest.approx(4 / ours["seconds"]["p50"])
     assert "ours_is_faster_by" not in ours
     ratio = peer["seconds"]["p50"] / ours["seconds"]["p50"]
-    assert peer["ours_is_faster_by"]["ratio_of_p50"] == pytest.approx(ratio)
+    lead = peer["ours_is_faster_by"]
+    assert lead["ratio_of_p50"] == pytest.approx(ratio)
+    assert lead["p20"] <= lead["median_of_pairs"] <= lead["p80"]
     assert ours["bytes_per_second"] == pytest.approx(2000 / ours["seconds"]["p50"])
     assert case["floor_seconds"] == pytest.approx(2000 / 1e9)
     assert case["cost"]["sizes"] == {"N": 500}
     json.dumps(report)
+
+
+def test_a_case_may_have_threads_and_a_clock_of_its_own_and_fewer_rounds() -> None:
+    threads: list[int] = []
+
+    def prepare() -> Prepared:
+        calls = {"ours": lambda: threads.append(torch.get_num_threads()) or time.sleep(2e-4)}
+        return Prepared(calls, lambda outputs: [Check("error", 0, 0)], cost=Cost(1, 1, {}))
+
+    case = Case("one", prepare, threads=1, clock="cpu", rounds=1)
+    comparison = Comparison("made_up", "", ("cpu",), lambda settings: [case])
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        (report,) = run(comparison, replace(QUICK, threads=2))["cases"]
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+    assert set(threads) == {1} == {report["threads"]}
+    assert report["timed_by"] == "cpu clock"
+    assert report["floor_seconds"] is None, "the ceilings are of all threads"
+    assert report["passed"]
 
 
 def test_bars_are_held_against_what_was_measured_and_fail_nothing() -> None:
