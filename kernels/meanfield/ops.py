@@ -60,7 +60,8 @@ def infer(
     if settings.method == "permutohedral" and settings.iterations and not differentiable:
         # Put together at the end: torch's threads would spin on the cores that the lattices want.
         alone = build.images_together(features, len(unary), unary.shape[1]) == 1
-        if unary.device.type == "cpu" and alone:
+        lattices = dispatch.choose("permutohedral", device=unary.device, dtype=unary.dtype)
+        if unary.device.type == "cpu" and lattices.impl != "triton" and alone:
             found = _image_by_image(unary, features, compatibilities, settings, kept)
         else:
             found = [

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kernels.dispatch import implementation
+from kernels.dispatch import choose, implementation
 from kernels.meanfield.filters import (
     Filter,
     LatticeFilter,
@@ -64,11 +64,14 @@ class Term:
     ) -> Term:
         """A term of one image, on the lattice of its features `[N, D]`, which are in that order."""
         small = implementation("meanfield", "small")
-        if features.dtype == torch.float32 and small.is_small(len(features)):
+        if not _compiled_on_cpu(features):
+            filter = LatticeFilter([reference_lattice(features)], order)
+        elif small.is_small(len(features)):
             lattice, mass = small.reference_lattice(features, order)
             filter = LatticeFilter([lattice], order)
             return cls(filter, compatibility, *normalizers(mass[None], normalization))
-        filter = LatticeFilter([reference_lattice(features).without_neighbours()], order)
+        else:
+            filter = LatticeFilter([reference_lattice(features).without_neighbours()], order)
         ones = torch.from_numpy(np.ones((1, len(features), 1), features.numpy().dtype))
         return cls.normalized(filter, compatibility, normalization, ones)
 
@@ -90,6 +93,15 @@ class Term:
         matrix = self.compatibility.ndim == 2
         compatibility = self.compatibility.T if matrix else self.compatibility
         return Term(self.filter.transposed(), compatibility, self.after, self.before)
+
+
+def _compiled_on_cpu(features: Tensor) -> bool:
+    """Whether it is compiled code for a CPU that runs over a lattice of these features, which reads
+    its chains: not in Triton's interpreter, or another dtype."""
+    return all(
+        choose(operation, device=features.device, dtype=features.dtype).impl == "cpu"
+        for operation in ("permutohedral", "meanfield")
+    )
 
 
 @dataclass(frozen=True)

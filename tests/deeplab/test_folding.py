@@ -126,15 +126,15 @@ def test_an_encoder_that_does_not_take_the_small_picture_is_left_as_it_is(small:
 
 
 @pytest.mark.slow
-def test_a_compiled_copy_gives_the_scores_of_the_model(monkeypatch) -> None:
+def test_a_compiled_copy_gives_the_scores_of_the_model() -> None:
     model, x = two_convolutions(), picture()
     compiled = FoldedNetwork(model, compiles=True)
     with torch.no_grad():
         assert_within_budget(model, compiled(x), x)
     from torch._inductor import config
 
-    monkeypatch.setattr(config.cpp, "cxx", (None, "no-such-compiler"))
-    with pytest.raises(InputError, match=r"compile must be left out .* C\+\+ compiler, such as"):
+    missing = pytest.raises(InputError, match=r"compile must be left out .* C\+\+ compiler, such")
+    with config.patch({"cpp.cxx": (None, "no-such-compiler")}), missing:
         Predictor(two_convolutions(num_classes=2), compile=True)(np.zeros((9, 9, 3), np.uint8))
 
 
