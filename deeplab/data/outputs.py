@@ -23,8 +23,8 @@ from PIL import Image
 from deeplab.errors import InputError, OutputError
 from deeplab.whole_file import whole_file
 
-# Of zlib: much quicker than Pillow's own, and overlays of photographs are smaller than with level 1
-# alone, whose search for repetitions finds little in what PNG's filters leave
+# Of zlib: several times as quick as Pillow's own, which label maps are a tenth smaller with; level 1
+# alone searches for repetitions, and finds little in what PNG's filters leave of a photograph
 QUICK = {"compress_level": 1, "compress_type": zlib.Z_RLE}
 PACKAGES = ("kernels", "crf", "deeplab")
 CLASS_NAMES, PALETTE = "class_names", "palette"  # arrays of an .npz
@@ -150,12 +150,12 @@ def write_labels(path: Path, labels: np.ndarray, palette: np.ndarray | None) -> 
                 "save the probabilities instead"
             )
     picture = _labels(labels.astype(np.uint8, copy=False), palette)
-    _write(path, lambda file: picture.save(file, format="PNG"))
+    _write(path, lambda file: picture.save(file, format="PNG", **QUICK))
 
 
 def labels_png(labels: np.ndarray, palette: np.ndarray | None) -> bytes:
     """What `write_labels` writes, of labels uint8 `[H, W]`."""
-    return _png(_labels(labels, palette))
+    return _png(_labels(labels, palette), **QUICK)
 
 
 def _labels(labels: np.ndarray, palette: np.ndarray | None) -> Image.Image:
