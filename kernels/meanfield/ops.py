@@ -87,8 +87,10 @@ def _image_by_image(
     def of_image(image: int) -> Tensor:
         return _update(unary[image : image + 1], terms.of(image), settings)
 
-    images = range(len(unary))
-    if len(unary) > 1 and dispatch.implementation("meanfield", "small").is_small(unary.shape[2]):
+    images, small = range(len(unary)), dispatch.implementation("meanfield", "small")
+    # An image that a thread has to itself is small up to MOST points, if there is one for each.
+    one_each = len(unary) >= threads.number() and unary.shape[2] <= small.MOST
+    if len(unary) > 1 and (one_each or small.is_small(unary.shape[2])):
         return threads.run(of_image, [(image,) for image in images])
     return [of_image(image) for image in images]
 
