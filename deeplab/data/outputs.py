@@ -23,7 +23,7 @@ from PIL import Image
 from deeplab.errors import InputError, OutputError
 from deeplab.whole_file import whole_file
 
-# Of zlib: several times as quick as Pillow's own, which label maps are a tenth smaller with; level 1
+# Of zlib: several times as quick as Pillow's own, by which label maps are a tenth smaller; level 1
 # alone searches for repetitions, and finds little in what PNG's filters leave of a photograph
 QUICK = {"compress_level": 1, "compress_type": zlib.Z_RLE}
 PACKAGES = ("kernels", "crf", "deeplab")
