@@ -1,16 +1,16 @@
 """What has become slower since another record of compare.py, beyond noise.
 
 The noise of a figure is its spread (p80 - p20) / p50. Between two records it is the sum of both
-spreads, and at least LEAST: one process places memory otherwise than the next. A case has two kinds
-of figures,
+spreads, and at least LEAST: one process places memory otherwise than the next. A case is judged
+where both records have it of the same inputs, on the same processor, by as many threads and by the
+same clock: leads too change from one processor to another, and only ours takes more threads. It has
+two kinds of figures,
 
-    the time of ours, p50             if both ran on as many threads of the same processor
+    the time of ours, p50
     a peer's time over ours, p50      of each peer that both have, in the same version
 
-and is slower where the first has grown and all of the second have fallen by more than their noise.
-Each answers what the other cannot: where the peer became slower as well, the machine did; where the
-peer alone became faster, ours did not become slower. Where there is no figure of one kind, the
-other decides; where there is none at all, the case is not judged, and said to be so.
+and is slower where the first has grown and all of the second have fallen by more than their noise:
+where the peer became slower as well, the machine did.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -59,12 +59,10 @@ def changes(before: Report, after: Report) -> list[CaseChange]:
     for key, case in _timed(after):
         if key not in then:
             continue
-        processor = {"cpu": "cpu", "cuda": "gpu"}[key[1]]
-        same_processor = before["hardware"][processor] == after["hardware"][processor]
-        same_threads = _threads(then[key], before) == _threads(case, after)
-        times = _times(then[key], case) if same_processor and same_threads else []
-        name = f"{key[0]} on the {key[1]}: {key[2]}"
-        found.append(CaseChange(name, [*times, *_ratios(before, after, then[key], case)]))
+        figures = []
+        if _conditions(before, then[key], key[1]) == _conditions(after, case, key[1]):
+            figures = [*_times(then[key], case), *_ratios(before, after, then[key], case)]
+        found.append(CaseChange(f"{key[0]} on the {key[1]}: {key[2]}", figures))
     return found
 
 
@@ -89,7 +87,8 @@ def show_changes(judged: Sequence[CaseChange], record: str, console: Console) ->
     for case in judged:
         if not case.figures:
             console.print(
-                f"note: {case.case}: not judged: another processor, and no peer of both records",
+                f"note: {case.case}: not judged: other inputs, or another processor, other threads "
+                "or another clock",
                 style="yellow",
                 highlight=False,
             )
@@ -103,19 +102,21 @@ def _timed(record: Report) -> Iterator[tuple[tuple[str, str, str], Report]]:
                 yield (comparison["name"], comparison["device"], case["name"]), case
 
 
-def _threads(case: Report, record: Report) -> int:
-    """Of a case; in records that do not say it, all cases have the run's."""
-    threads: int = case.get("threads", record["threads"])
-    return threads
+def _conditions(record: Report, case: Report, device: str) -> list[Any]:
+    """What has to be the same for two times to be compared."""
+    processor = record["hardware"][{"cpu": "cpu", "cuda": "gpu"}[device]]
+    # Records that do not say a case's threads have the run's in all of them.
+    threads = case.get("threads", record["threads"])
+    return [processor, threads, case.get("timed_by"), case.get("facts"), case.get("cost")]
 
 
 def _times(then: Report, now: Report) -> list[Change]:
     """How much longer ours takes."""
     name, entry = next(iter(now["candidates"].items()))
     old, new = then["candidates"].get(name, {}).get("seconds"), entry["seconds"]
-    if old is None or then.get("timed_by") != now.get("timed_by"):
-        return []
-    return [_change(f"time of {name}", new["p50"] / old["p50"] - 1, old, new)]
+    return (
+        [] if old is None else [_change(f"time of {name}", new["p50"] / old["p50"] - 1, old, new)]
+    )
 
 
 def _ratios(before: Report, after: Report, then: Report, now: Report) -> list[Change]:
@@ -124,8 +125,8 @@ def _ratios(before: Report, after: Report, then: Report, now: Report) -> list[Ch
     for name, entry in now["candidates"].items():
         new = entry.get("ours_is_faster_by", {})
         old = then["candidates"].get(name, {}).get("ours_is_faster_by", {})
-        package = name if name in after["versions"] else "torch"
-        same = before["versions"].get(package) == after["versions"].get(package)
+        packages = [package for package in after["versions"] if package in name] or ["torch"]
+        same = all(before["versions"].get(p) == after["versions"].get(p) for p in packages)
         if same and "p20" in new and "p20" in old:
             old, new = ({**pairs, "p50": pairs["median_of_pairs"]} for pairs in (old, new))
             found.append(_change(f"beside {name}", old["p50"] / new["p50"] - 1, old, new))

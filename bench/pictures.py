@@ -87,7 +87,8 @@ def _source(file: str, record: Report) -> str:
 def _table(comparison: Report) -> str:
     headings, lines = rows(comparison)
     table = [["case", "candidate", *headings], ["---", "---", *["---:"] * len(headings)], *lines]
-    return "\n".join(f"| {' | '.join(line).replace('|dQ|', 'dQ')} |" for line in table)
+    cells = ([cell.replace("|", r"\|") for cell in line] for line in table)
+    return "\n".join(f"| {' | '.join(line)} |" for line in cells)
 
 
 def _failures(comparison: Report) -> list[str]:

@@ -70,6 +70,9 @@ def main(arguments: Sequence[str]) -> int:
     passed = all(found["all"] >= BAR for found in shares.values())
     facts = {"weights": options.weights.name, "pictures": len(images), "bar": BAR, "passed": passed}
     command = ["bench/precision.py", "--weights", options.weights.name]
+    command += ["--count", str(options.count)]
+    if options.pictures is not None:  # without the folders of this machine
+        command += ["--pictures", "/".join(Path(options.pictures).parts[-4:])]
     record = new_record(command, ["precision"], torch.get_num_threads())
     record["comparisons"] = [{"name": "precision", **facts, "equal": shares}]
     print(f"record: {write_record(record, options.out)}")

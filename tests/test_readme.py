@@ -112,7 +112,8 @@ def test_every_relative_link_leads_to_a_file(document: str) -> None:
 
 def test_pages_quote_records_that_the_page_of_figures_has() -> None:
     """So that what is measured anew there is not left behind elsewhere."""
-    records = {page: set(re.findall(r"bench/records/([^)\s]+)", _text(page))) for page in PAGES}
+    pages = ("README.md", *PAGES)
+    records = {page: set(re.findall(r"bench/records/([^)\s]+)", _text(page))) for page in pages}
     known = records.pop("docs/figures.md")
     assert sum(map(bool, records.values())) >= 4
     assert not {page: found - known for page, found in records.items() if found - known}

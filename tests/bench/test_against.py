@@ -1,6 +1,5 @@
 """What counts as slower than in another record, and what cannot be judged."""
 
-from copy import deepcopy
 from typing import Any
 
 import against
@@ -56,11 +55,10 @@ def test_noise_is_both_spreads_together_and_never_less_than_the_least():
     assert not slower(record(1.0, 3.0, spread=0.0), record(1.0 + against.LEAST / 2, 3.0, 0.0))
 
 
-def test_on_another_processor_the_peer_alone_decides():
-    (case,) = against.changes(record(1.0, 3.0), record(3.0, 9.0, cpu="B"))
-    assert [figure.what for figure in case.figures] == ["beside peer"]
+def test_on_another_processor_nothing_is_judged():
+    (case,) = against.changes(record(1.0, 3.0), record(3.0, 6.0, cpu="B"))
+    assert case.figures == []
     assert not case.slower
-    assert slower(record(1.0, 3.0), record(3.0, 6.0, cpu="B"))
 
 
 def test_on_a_gpu_it_is_that_which_has_to_be_the_same():
@@ -78,6 +76,16 @@ def test_a_peer_of_another_version_does_not_count():
     assert case.slower
 
 
+def test_each_package_that_a_peer_is_named_after_has_to_be_of_one_version():
+    before, after = record(1.0, 3.0), record(1.2, 3.0)
+    for each, version in ((before, "1"), (after, "2")):
+        each["versions"]["onnxruntime"] = version
+        (case,) = each["comparisons"][0]["cases"]
+        case["candidates"]["onnxruntime + more"] = case["candidates"].pop("peer")
+    (found,) = against.changes(before, after)
+    assert [figure.what for figure in found.figures] == ["time of ours"]
+
+
 def test_what_cannot_be_judged_is_said(capsys):
     judged = against.changes(record(1.0, 3.0), record(9.0, 3.0, cpu="B", torch="3"))
     assert judged[0].figures == []
@@ -88,12 +96,24 @@ def test_what_cannot_be_judged_is_said(capsys):
     assert "note: made_up on the cpu: one: not judged" in shown
 
 
-def test_other_threads_another_clock_or_another_case_are_not_compared():
-    for change in ({"threads": 2}, {"timed_by": "wall clock"}):
-        after = deepcopy(record(2.0, 6.0))
-        after["comparisons"][0]["cases"][0] |= change
-        (case,) = against.changes(record(1.0, 3.0), after)
-        assert [figure.what for figure in case.figures] == ["beside peer"]
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"threads": 2},
+        {"timed_by": "wall clock"},
+        {"facts": {"pictures": 3}},
+        {"cost": {"bytes": 1}},
+    ],
+)
+def test_other_threads_another_clock_and_other_inputs_are_not_compared(change):
+    after = record(2.0, 3.0)  # of which the lead has fallen too
+    after["comparisons"][0]["cases"][0] |= change
+    (case,) = against.changes(record(1.0, 3.0), after)
+    assert case.figures == []
+
+
+def test_another_case_is_none_of_both():
+    after = record(2.0, 3.0)
     after["comparisons"][0]["cases"][0]["name"] = "two"
     assert against.changes(record(1.0, 3.0), after) == []
 

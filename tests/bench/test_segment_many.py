@@ -29,11 +29,23 @@ class Alone:
     def __init__(self, *_: object) -> None:
         self.wall: list[float] = []
         self.cpu: list[float] = []
+        self.halted: list[bool] = []  # whether all processes that were started are
 
     def round(self) -> None:
         time.sleep(0.01)
+        self.halted.append(all(_state(child) == "T" for child in _children()))
         self.wall.append(10.0)
         self.cpu.append(5.0)
+
+
+def _children() -> list[str]:
+    """The processes that this one has started."""
+    tasks = Path("/proc/self/task").iterdir()
+    return [child for task in tasks for child in (task / "children").read_text().split()]
+
+
+def _state(process: str) -> str:
+    return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
 
 
 @pytest.fixture
@@ -93,6 +105,7 @@ def test_while_the_command_is_halted_no_time_is_counted(tmp_path) -> None:
     segment_many.write_inputs(photos, 20)
     start = time.perf_counter()
     found = segment_many.segmented(segment_many.command(photos, tmp_path / "out"), 20, alone)
+    assert alone.halted == [True] * 9
     assert found["seconds"] <= time.perf_counter() - start - 0.01 * len(alone.wall)
 
 
