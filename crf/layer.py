@@ -98,9 +98,9 @@ class DenseCRF(nn.Module):
 
     Attributes:
         kept: on a CPU, what the smoothness term of the last image rests on, for the next one of
-            that size where no gradient is wanted: one lattice, of at most 2^20 pixels, some 50 MB.
-            `kept.clear()` gives its memory back. Copies of the layer, its state_dict and compiled
-            calls know nothing of it, and changed sigmas make it anew.
+            that size where no gradient is wanted: one lattice, of at most 2^20 pixels, in float32
+            some 50 MB. `kept.clear()` gives its memory back. Copies of the layer, its state_dict
+            and compiled calls know nothing of it, and changed sigmas make it anew.
 
     Raises:
         TypeError: a term of another type.

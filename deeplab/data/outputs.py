@@ -23,8 +23,8 @@ from PIL import Image
 from deeplab.errors import InputError, OutputError
 from deeplab.whole_file import whole_file
 
-# Of zlib: several times as quick as Pillow's own, by which label maps are a tenth smaller; level 1
-# alone searches for repetitions, and finds little in what PNG's filters leave of a photograph
+# Of zlib: several times as quick as Pillow's own. A level alone searches for repetitions, and finds
+# few in what PNG's filters leave of a photograph; label maps of photographs grow by a few per cent
 QUICK = {"compress_level": 1, "compress_type": zlib.Z_RLE}
 PACKAGES = ("kernels", "crf", "deeplab")
 CLASS_NAMES, PALETTE = "class_names", "palette"  # arrays of an .npz
@@ -74,9 +74,10 @@ class NamedPalette:
 def overlay(image: np.ndarray, labels: np.ndarray, palette: np.ndarray) -> np.ndarray:
     """The picture with each class in its colour, half transparent, and pale class boundaries.
 
-    image: uint8 `[H, W, 3]`; labels: `[H, W]`, below 256; palette: uint8 `[256, 3]`. A class whose
-    colour is black (VOC's background) keeps the picture's own pixels.
+    image: uint8 `[H, W, 3]`; labels: `[H, W]`, below 256, else ValueError; palette: uint8
+    `[256, 3]`. A class whose colour is black (VOC's background) keeps the picture's own pixels.
     """
+    _require_8_bits(labels)
     picture, shown = Image.fromarray(image), Image.fromarray(labels.astype(np.uint8, copy=False))
     bare = shown.point(np.where(palette.any(axis=-1), 0, 255).tolist())
     shown.putpalette(palette.tobytes())
@@ -142,20 +143,25 @@ def write_labels(path: Path, labels: np.ndarray, palette: np.ndarray | None) -> 
 
     palette: uint8 `[256, 3]`; None writes a grey PNG. InputError: a class beyond 8 bits.
     """
+    try:
+        _require_8_bits(labels)
+    except ValueError as error:
+        raise InputError(f"{path}: {error}; save the probabilities instead") from error
+    picture = _labels(labels.astype(np.uint8, copy=False), palette)
+    write_bytes(path, _png(picture))
+
+
+def _require_8_bits(labels: np.ndarray) -> None:
+    """ValueError for a class that does not fit into 8 bits."""
     if labels.dtype != np.uint8:
         outside = labels[(labels < 0) | (labels > 255)]
         if outside.size:
-            raise InputError(
-                f"{path}: class index {outside[0]} does not fit an 8-bit label map (0 to 255); "
-                "save the probabilities instead"
-            )
-    picture = _labels(labels.astype(np.uint8, copy=False), palette)
-    _write(path, lambda file: picture.save(file, format="PNG", **QUICK))
+            raise ValueError(f"class index {outside[0]} does not fit an 8-bit label map (0 to 255)")
 
 
 def labels_png(labels: np.ndarray, palette: np.ndarray | None) -> bytes:
     """What `write_labels` writes, of labels uint8 `[H, W]`."""
-    return _png(_labels(labels, palette), **QUICK)
+    return _png(_labels(labels, palette))
 
 
 def _labels(labels: np.ndarray, palette: np.ndarray | None) -> Image.Image:
@@ -167,13 +173,12 @@ def _labels(labels: np.ndarray, palette: np.ndarray | None) -> Image.Image:
 
 def write_picture(path: Path, rgb: np.ndarray) -> None:
     """An RGB picture, uint8 `[H, W, 3]`, as PNG."""
-    picture = Image.fromarray(rgb)
-    _write(path, lambda file: picture.save(file, format="PNG", **QUICK))
+    write_bytes(path, picture_png(rgb))
 
 
 def picture_png(rgb: np.ndarray) -> bytes:
     """What `write_picture` writes."""
-    return _png(Image.fromarray(rgb), **QUICK)
+    return _png(Image.fromarray(rgb))
 
 
 def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
@@ -263,9 +268,9 @@ def _clashes(names: Sequence[str]) -> list[int]:
     return [i for i, name in enumerate(names) if count[name.casefold()] > 1]
 
 
-def _png(picture: Image.Image, **options: int) -> bytes:
+def _png(picture: Image.Image) -> bytes:
     content = io.BytesIO()
-    picture.save(content, format="PNG", **options)
+    picture.save(content, format="PNG", **QUICK)
     return content.getvalue()
 
 

@@ -360,7 +360,9 @@ class _Kind:
         return LIMITED if self.colours else FULL
 
 
-_H264 = _Kind("mp4", "libx264", "yuv420p", {"preset": "veryfast", "crf": "18"})
+# Unless independent of the processor, x264 gives other bytes from one run to the next (AVX-512).
+_H264_OPTIONS = {"preset": "veryfast", "crf": "18", "x264-params": "cpu-independent=1"}
+_H264 = _Kind("mp4", "libx264", "yuv420p", _H264_OPTIONS)
 _MPEG4 = _Kind("mp4", "mpeg4", "yuv420p", {"qscale": "3", "flags": "+qscale"}, Fraction(1, 65535))
 _LABELS = _Kind("matroska", "ffv1", "gray", {"level": "3", "slicecrc": "1"}, colours=False)
 

@@ -234,5 +234,5 @@ def _figure(width: float, height: float) -> Any:
 
 def _save(figure: Any, path: Path, dpi: int = 150) -> None:
     content = io.BytesIO()
-    figure.savefig(content, format=path.suffix[1:], dpi=dpi)
+    figure.savefig(content, format=path.suffix[1:] or "png", dpi=dpi)
     write_bytes(path, content.getvalue())

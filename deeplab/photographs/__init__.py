@@ -82,8 +82,8 @@ def example(name: str) -> tuple[np.ndarray, Annotation, list[str]]:
 
 def coffee() -> tuple[np.ndarray, Annotation]:
     """The photograph, RGB uint8 `[400, 600, 3]`, and the strokes on it."""
-    image, _ = read_image(PHOTO)
-    return image, read_colours(SCRIBBLES, image.shape[:2])
+    image, annotation, _ = example("coffee")
+    return image, annotation
 
 
 def picture() -> np.ndarray:

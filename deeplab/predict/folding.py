@@ -14,7 +14,10 @@ third more time, and a copy of the map before it.
 from __future__ import annotations
 
 import copy
+import inspect
 from collections import defaultdict
+from collections.abc import Callable
+from functools import partial
 from threading import Lock
 from typing import Any
 
@@ -28,18 +31,18 @@ from deeplab.errors import InputError
 from deeplab.model import DeepLab
 from deeplab.model.batch_norm import FrozenBatchNorm2d
 
+BATCH_NORM = inspect.signature(F.batch_norm)
 SIDE = 32  # pixels of the picture that is watched: encoders that want a multiple of 32 take it
 
 
 class FoldedNetwork:
-    """The scores of a model, from a folded copy of it: made when first called, and again whenever
-    the model's weights have changed since.
+    """The scores of a model, from a folded copy of it: made when first asked for, and again
+    whenever the model has changed since: its weights, options or modules.
 
-    Weights that are written through `.data` change unseen. It can be pickled, without the copy.
+    It can be pickled, without the copy.
 
     Args:
-        model: in any mode, on a CPU. With hooks, or compiled by `model.compile()`, it is used as it
-            is, since a copy would not call them.
+        model: in any mode, on a CPU.
         compiles: the copy by `torch.compile`, its weights as constants and sizes left open: code
             for one size would be made anew for each, and for the ninth no more.
     """
@@ -57,12 +60,16 @@ class FoldedNetwork:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(**state)  # type: ignore[misc]
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """`model(x, upsample=False)` in evaluation mode, without a CRF layer: `[B, C, h, w]`.
+    def current(self) -> Callable[[Tensor], Tensor] | None:
+        """What gives `model(x, upsample=False)` `[B, C, h, w]` of the model as it is now, in
+        evaluation mode, without a CRF layer; None where no copy does what the model does.
 
-        Raises InputError where it is to be compiled and cannot be.
+        What is given raises InputError where it is to be compiled and cannot be.
         """
-        x, network = x.contiguous(memory_format=torch.channels_last), self._network()
+        return partial(self._scores, self._network()) if can_be_copied(self.model) else None
+
+    def _scores(self, network: DeepLab, x: Tensor) -> Tensor:
+        x = x.contiguous(memory_format=torch.channels_last)
         scores: Tensor = _compiled(network, x) if self.compiles else network(x, upsample=False)
         return scores.contiguous()
 
@@ -161,7 +168,8 @@ class _Watch(TorchFunctionMode):
         self._convs: dict[int, nn.Conv2d] = {}  # by the id of the weight
         self._norms: dict[int, nn.Module] = {}  # by the id of the mean
         for module in network.modules():
-            if isinstance(module, nn.Conv2d):
+            # Tensors that modules keep: what is computed for each call may have another's id.
+            if isinstance(module, nn.Conv2d) and module._parameters.get("weight") is not None:
                 self._convs[id(module.weight)] = module
             elif isinstance(module, nn.BatchNorm2d | FrozenBatchNorm2d):
                 self._norms[id(module.running_mean)] = module
@@ -175,12 +183,14 @@ class _Watch(TorchFunctionMode):
         kwargs = kwargs or {}
         result = function(*args, **kwargs)
         norm = conv = None
-        if function is F.batch_norm and not _training(*args, **kwargs):
-            norm = self._norms.get(id(args[1]))
+        if function is F.batch_norm:
+            given = BATCH_NORM.bind(*args, **kwargs).arguments
+            if not given.get("training"):
+                norm = self._norms.get(id(given["running_mean"]))
             if norm is not None:
-                self._sources[norm].add(self._giver(args[0]))
+                self._sources[norm].add(self._giver(given["input"]))
         elif function is F.conv2d:
-            conv = self._convs.get(id(args[1]))
+            conv = self._convs.get(id(kwargs.get("weight", args[1] if len(args) > 1 else None)))
         if isinstance(result, Tensor | tuple | list):  # what gives no tensor asks for a shape
             for leaf in tree_leaves((args, kwargs)):
                 giver = self._giver(leaf)
@@ -200,20 +210,6 @@ class _Watch(TorchFunctionMode):
 
     def _giver(self, value: object) -> nn.Conv2d | None:
         return self._given.get(id(value), (None, None))[0]
-
-
-def _training(
-    x: Tensor,
-    mean: Tensor | None,
-    variance: Tensor | None,
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
-    training: bool = False,
-    *rest: float,
-    **named: float,
-) -> bool:
-    """The argument of F.batch_norm: whether it takes the statistics of the batch."""
-    return training
 
 
 def _behind(norm: nn.Module) -> nn.Module | None:
@@ -247,6 +243,17 @@ def _is_pointwise(conv: nn.Conv2d) -> bool:
 
 
 def _state(model: DeepLab) -> object:
-    """What differs after the model has changed."""
-    tensors = (*model.parameters(), *model.buffers())
-    return model.scales, model.resize, [(t.data_ptr(), t._version) for t in tensors]
+    """What differs after the model has changed.
+
+    A tensor's version counts neither fused optimisers nor what is written through `.data`, which
+    its content tells; that takes a hundredth of the network's time.
+    """
+    modules = [(id(module), getattr(module, "eps", None)) for module in model.modules()]
+    tensors = [_content(t.detach()) for t in (*model.parameters(), *model.buffers())]
+    return model.config, model.scales, model.resize, modules, tensors
+
+
+def _content(tensor: Tensor) -> tuple[int, ...]:
+    version = 0 if tensor.is_inference() else tensor._version
+    bits = int(torch.hash_tensor(tensor).item()) if tensor.numel() else 0
+    return tensor.data_ptr(), version, bits

@@ -22,7 +22,7 @@ from deeplab.errors import InputError
 from deeplab.model import DeepLab
 from deeplab.model.preprocess import Bands
 from deeplab.precision import Precision, chosen
-from deeplab.predict.folding import FoldedNetwork, can_be_copied
+from deeplab.predict.folding import FoldedNetwork
 from deeplab.predict.labels import most_probable
 from deeplab.predict.limits import enough_memory, fits
 from deeplab.predict.tiles import Part, Tiling, blended, room
@@ -103,7 +103,7 @@ class Predictor:
             least 99.5% of labels were those of float32 (docs/figures.md).
         fold: on a CPU compute with a copy of the network whose batch normalisations are folded
             into convolutions, see `deeplab.predict.folding`: its scores are the model's up to
-            rounding. The copy follows changes of the model, unless through `.data`; a model with
+            rounding. The copy follows changes of the model; a model with
             hooks, or compiled by itself, is used as it is.
         compile: that copy by `torch.compile`, which needs a C++ compiler and takes half a minute of
             a core for a small network, a minute for ResNet-101: at the first picture, and a few
@@ -269,8 +269,11 @@ class Predictor:
             ),
         ):
             batch = self._together(images)
-            copied = self.fold and self._on_cpu and can_be_copied(self.model)
-            network = self._folded if copied else None
+            network = self._folded.current() if self.fold and self._on_cpu else None
+            if self.compile and network is None:
+                raise ValueError(
+                    "compile must be False with a model that has hooks or is not on a CPU"
+                )
             logits = network_scores(self.model, batch, self.scales, self.flip, self.dtype, network)
             if not bool(torch.isfinite(logits).all()):
                 raise FloatingPointError("the network's output has NaN or Inf")

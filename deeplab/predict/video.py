@@ -301,7 +301,14 @@ def _fingerprint(predictor: Predictor) -> str:
     device = next(model.parameters()).device.type
     named = repr(crf) if isinstance(crf, nn.Module) else getattr(crf, "__qualname__", None)
     views = list(predictor.scales), predictor.flip, str(predictor.dtype), device
-    rest = predictor.threshold, predictor.bands, predictor.tile, predictor.overlap
+    rest = (
+        predictor.fold,
+        predictor.compile,
+        predictor.threshold,
+        predictor.bands,
+        predictor.tile,
+        predictor.overlap,
+    )
     digest = hashlib.sha256(
         json.dumps([model.config, named, views, rest], sort_keys=True, default=str).encode()
     )

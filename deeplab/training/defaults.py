@@ -23,6 +23,7 @@ from typing import Any
 
 import torch
 
+from deeplab.model import build
 from deeplab.training.config import TrainConfig
 from deeplab.training.recipe import Settings
 from deeplab.weights.recognition import model_to_train
@@ -78,8 +79,11 @@ def choose(given: Settings) -> Choice | None:
         model, options = "deeplab_v3plus_resnet50", {"output_stride": 16}
         chosen["lr"] = 5e-4
         why = "no weights to start from, on a GPU"
-    if options.get("scales"):  # as the papers train them
-        chosen["loss_stride"] = 8
+    if options.get("scales") and not given.get("crf", (False, ""))[0]:
+        with torch.device("meta"):
+            strided = build(model, 2, **options).output_stride == 8
+        if strided:  # as the papers train them
+            chosen["loss_stride"] = 8
     steps = given.get("steps", (chosen["steps"], ""))[0]
     few = isinstance(steps, int) and steps < 10 * WARMUP  # else the recipe refuses it
     chosen |= ADAMW | {"model": model, "warmup": max(0, steps // 10) if few else WARMUP}

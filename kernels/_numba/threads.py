@@ -7,7 +7,8 @@ from several Python threads at once, and survive a fork (data-loader workers).
 import os
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from itertools import pairwise
 from queue import SimpleQueue
@@ -27,7 +28,8 @@ _starting = across_forks(threading.Lock())
 def run(kernel: Callable[..., Any], ranges: Sequence[tuple[Any, ...]], *args: object) -> list[Any]:
     """Call `kernel(*r, *args)` for each r of `ranges`, in parallel; return the results in order.
 
-    An exception of a call is raised here, after all threads have stopped.
+    An exception of a call is raised here, after all threads have stopped; calls that were not begun
+    may be left out then.
     """
     if isinstance(kernel, Kernel):
         return run_calls(kernel.calls(ranges, args))
@@ -42,18 +44,15 @@ def run_calls(calls: Sequence[Callable[[], Any]]) -> list[Any]:
     results: list[Any] = [None] * len(calls)
 
     def work() -> None:
-        _own.is_one_of_several = True
-        try:
+        with alone():
             while waiting:
                 try:
                     index, call = waiting.popleft()
                 except IndexError:  # another thread took the last one
                     return
                 results[index] = call()
-        finally:
-            _own.is_one_of_several = False
 
-    helpers = min(len(calls), torch.get_num_threads()) - 1
+    helpers = min(len(calls), number()) - 1
     done: SimpleQueue[BaseException | None] = SimpleQueue()
     for _ in range(helpers):
         _inbox().put((work, done))
@@ -67,9 +66,20 @@ def run_calls(calls: Sequence[Callable[[], Any]]) -> list[Any]:
     return results
 
 
+@contextmanager
+def alone() -> Iterator[None]:
+    """Within it this thread shares its work with no other: `number()` is 1."""
+    before = getattr(_own, "is_alone", False)
+    _own.is_alone = True
+    try:
+        yield
+    finally:
+        _own.is_alone = before
+
+
 def number() -> int:
     """How many threads there are to run on: those of torch; in one that runs a call, that one."""
-    return 1 if getattr(_own, "is_one_of_several", False) else torch.get_num_threads()
+    return 1 if getattr(_own, "is_alone", False) else torch.get_num_threads()
 
 
 def split(count: int, pieces: int) -> list[tuple[int, int]]:

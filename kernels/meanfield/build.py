@@ -9,7 +9,6 @@ side by side.
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any, cast
 
 import numpy as np
@@ -173,13 +172,19 @@ class ImageTerms:
         self.features = [points.detach() for points in features]
         self.compatibilities, self.settings = compatibilities, settings
         width, count = settings.width, features[0].shape[1] if features else 0
-        self.order = pixel_order(count // width, width) if width else None
+        self.order: Tensor | None = None
         self.shared: dict[int, Term] = {}
         if kept is not None and settings.has_gaussian and width and batch:
             points, norm = self.features[0][0], settings.normalization
-            make = partial(self._term, 0, 0)
+
+            def make() -> Term:
+                self.order = pixel_order(count // width, width)
+                return self._term(0, 0)
+
             term = self.shared[0] = kept.term(points, compatibilities[0], norm, make)
             self.order = cast(LatticeFilter, term.filter).order  # one object in all terms
+        elif width:
+            self.order = pixel_order(count // width, width)
         if batch > 1:
             others = [k for k, f in enumerate(features) if len(f) == 1 and k not in self.shared]
             self.shared |= {k: self._term(k, 0) for k in others}

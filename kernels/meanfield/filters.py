@@ -23,6 +23,7 @@ from kernels.dispatch import choose, implementation
 from kernels.exact import Tiles, apply_tiles
 from kernels.exact.api import build_finite
 from kernels.permutohedral import Lattice, apply_lattice, build_lattices, repeat_lattice
+from kernels.permutohedral.limits import require_own_parts
 from kernels.separable import Separable, apply_separable, band, landmarks, ops
 from kernels.separable.api import convolve
 from kernels.validate import Precision
@@ -81,8 +82,10 @@ class LatticeFilter(Filter):
 
     def _on(self, lattice: Lattice, points: Tensor) -> Tensor:
         """F of one group of images, `[N, C]`."""
-        if points.device.type == "cpu" and not _recorded(points):
+        fits = len(points) == lattice.num_points and points.dtype == lattice.weights.dtype
+        if fits and points.device.type == "cpu" and not _recorded(points):
             # Without the operator and its checks, which take longer than a small image.
+            require_own_parts(lattice)
             choice = choose("permutohedral", self.impl, device=points.device, dtype=points.dtype)
             filter = implementation("permutohedral", choice.impl).filter
             filtered: Tensor = filter(lattice, points.contiguous(), self.reverse)

@@ -16,7 +16,7 @@ from torch import Tensor
 from kernels._numba import threads
 from kernels.meanfield.term import Normalization, Term
 
-MOST = 2**20  # points of what is kept, some 50 bytes each
+MOST_KEPT = 2**20  # points of what is kept, in float32 some 50 bytes each
 
 
 class KeptTerm:
@@ -43,7 +43,7 @@ class KeptTerm:
         if last is not None and last[1] == others and np.array_equal(last[0], points):
             return replace(last[2], compatibility=compatibility)
         term = make()
-        self._last = (points.copy(), others, term) if len(points) <= MOST else None
+        self._last = (points.copy(), others, term) if len(points) <= MOST_KEPT else None
         return term
 
     def clear(self) -> None:

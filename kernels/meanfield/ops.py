@@ -9,6 +9,7 @@ spelled out: autograd does not reach into an operator.
 """
 
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -59,9 +60,9 @@ def infer(
     differentiable = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in wanted)
     if settings.method == "permutohedral" and settings.iterations and not differentiable:
         # Put together at the end: torch's threads would spin on the cores that the lattices want.
-        alone = build.images_together(features, len(unary), unary.shape[1]) == 1
         lattices = dispatch.choose("permutohedral", device=unary.device, dtype=unary.dtype)
-        if unary.device.type == "cpu" and lattices.impl != "triton" and alone:
+        apart = build.images_together(features, len(unary), unary.shape[1]) == 1  # on a CPU always
+        if unary.device.type == "cpu" and lattices.impl != "triton" and apart:
             found = _image_by_image(unary, features, compatibilities, settings, kept)
         else:
             found = [
@@ -81,16 +82,19 @@ def _image_by_image(
     kept: KeptTerm | None,
 ) -> list[Tensor]:
     """The updates of each image `[1, C, N]` on a CPU; of small images, several at a time."""
-    terms = ImageTerms(features, compatibilities, len(unary), settings, kept)
+    small, count = dispatch.implementation("meanfield", "small"), unary.shape[2]
+    # An image that a thread has to itself is small up to MOST_POINTS, if there is one for each.
+    one_each = len(unary) >= threads.number() and count <= small.MOST_POINTS
+    side_by_side = len(unary) > 1 and (one_each or small.is_small(count))
+    with threads.alone() if side_by_side else nullcontext():  # in as many parts as they will want
+        terms = ImageTerms(features, compatibilities, len(unary), settings, kept)
 
     @torch.no_grad()  # in every thread: nothing here is to be recorded
     def of_image(image: int) -> Tensor:
         return _update(unary[image : image + 1], terms.of(image), settings)
 
-    images, small = range(len(unary)), dispatch.implementation("meanfield", "small")
-    # An image that a thread has to itself is small up to MOST points, if there is one for each.
-    one_each = len(unary) >= threads.number() and unary.shape[2] <= small.MOST
-    if len(unary) > 1 and (one_each or small.is_small(unary.shape[2])):
+    images = range(len(unary))
+    if side_by_side:
         return threads.run(of_image, [(image,) for image in images])
     return [of_image(image) for image in images]
 

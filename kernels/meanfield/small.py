@@ -35,7 +35,6 @@ from kernels.permutohedral.cpu import (
     SLICE_POINTS,
     SORT_BY_HASH,
     SPLAT_POINTS,
-    TOGETHER,
     KeyNumbers,
     aligned_rows,
     ended,
@@ -47,12 +46,12 @@ from kernels.permutohedral.limits import require_placeable
 
 Array: TypeAlias = np.ndarray[Any, Any]
 
-MOST = 2**14  # points: with more, nothing is won
+MOST_POINTS = 2**14  # with more, nothing is won
 
 
 def is_small(count: int) -> bool:
     """Whether an image of so many points is for this module: one that threads would not share."""
-    return count <= (MOST if threads.number() == 1 else MIN_PART)
+    return count <= (MOST_POINTS if threads.number() == 1 else MIN_PART)
 
 
 def reference_lattice(
@@ -80,7 +79,7 @@ def reference_lattice(
         progress = np.zeros(2, np.int64)
         full = PLACE_POINTS(
             progress, placed, points, *keys.arrays, table, corners, weights, keys.simplex,
-            keys.words, TOGETHER,
+            keys.words, keys.together,
         )  # fmt: skip
         vertices *= 2
     rows = int(progress[1])

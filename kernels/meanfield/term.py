@@ -62,7 +62,10 @@ class Term:
         compatibility: Tensor,
         normalization: Normalization,
     ) -> Term:
-        """A term of one image, on the lattice of its features `[N, D]`, which are in that order."""
+        """A term of one image, on the lattice of its features `[N, D]`, which are in that order.
+
+        Of float32 features the lattice is for compiled code alone: it has no neighbours.
+        """
         small = implementation("meanfield", "small")
         if not _compiled_on_cpu(features):
             filter = LatticeFilter([reference_lattice(features)], order)

@@ -43,7 +43,7 @@ MAX_LANES = 64  # more channels are filtered in groups: each width is compiled o
 MIN_PART = 4096  # points: fewer are not worth a thread
 MIN_PIECE = 8192  # rows of a blur: fewer are not worth a call
 MOST_AT_FIRST = 2**16 - 1  # slots of a new table, but for one: their number is a power of two
-TOGETHER = (0,) * 64  # points placed at once; their length is compiled in
+TOGETHER, FEW, MANY_DIMS = (0,) * 64, (0,) * 8, 16  # points placed at once: see `together`
 CACHE_LINE, LARGE = 64, 2**22  # bytes
 GOLDEN = 0x9E3779B97F4A7C15  # 2^64 / golden ratio: multiples of it spread evenly
 
@@ -79,7 +79,7 @@ def build(features: torch.Tensor) -> Lattice:
         progress = np.array([first, 0], np.int64)
         while PLACE_POINTS(
             progress, last, points, *keys.arrays, table.slots, corners, weights, simplex, words,
-            TOGETHER,
+            keys.together,
         ):  # fmt: skip
             table = table.with_room(2 * int(progress[1]), multipliers, words)
         table.filled = int(progress[1])
@@ -282,6 +282,14 @@ class KeyNumbers:
     def simplex(self) -> tuple[int, ...]:
         """A tuple as long as a simplex has corners."""
         return (0,) * len(self.strides)
+
+    @property
+    def together(self) -> tuple[int, ...]:
+        """A tuple as long as points are placed at once, which is compiled in.
+
+        Of many dimensions few: code and the tables on the stack grow with both.
+        """
+        return TOGETHER if len(self.scales) < MANY_DIMS else FEW
 
     @property
     def words(self) -> tuple[int, ...]:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 import crf
 from kernels import memory
-from kernels.meanfield import build, filters, ops
+from kernels.meanfield import build, filters, ops, small
 
 together = pytest.mark.parametrize("together", [2, 3, 8])
 any_dtype = pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -184,3 +184,17 @@ def test_small_images_of_a_batch_stand_side_by_side_bit_for_bit(set_threads):
         found = model(logits.requires_grad_(), images, features)
     set_threads(1)
     assert torch.equal(found, one_by_one(model, logits.detach(), images, features))
+
+
+def test_images_that_threads_have_to_themselves_take_the_small_way(set_threads, monkeypatch):
+    """Their shared term too is in one part, or each would be filtered as a large one."""
+    set_threads(2)
+    done, of_small = [], small.mean_field
+    monkeypatch.setattr(small, "mean_field", lambda *a: done.append(of_small(*a)) or done[-1])
+    logits, images, features = problem(2, 60, 80)  # 4800 points: by themselves in two parts
+    model = layer()
+    with torch.no_grad():
+        found = model(logits, images, features)
+    assert done == [True] * 2
+    set_threads(1)
+    assert torch.equal(found, one_by_one(model, logits, images, features))

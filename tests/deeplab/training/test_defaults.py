@@ -61,6 +61,14 @@ def test_a_segmenters_own_file_decides_the_model_and_its_options(files):
     assert "choose otherwise with" in told
 
 
+def test_scales_of_a_model_of_another_stride_or_behind_a_crf_have_a_loss_at_full_size(files):
+    path = files / "scaled.safetensors"
+    save_weights(build("deeplab_v3plus_resnet18", 3, scales=(1.0, 0.5)), path)
+    assert chosen(weights=str(path), **OWN)[0].loss_stride == 1
+    save_weights(deeplab_v2_small(3, scales=(1.0, 0.5)), path)
+    assert chosen(weights=str(path), crf=True, **OWN)[0].loss_stride == 1
+
+
 def test_the_model_of_a_file_that_does_not_say_it_is_recognised(files):
     path = files / "state.pth"
     torch.save(deeplab_v2_small(5).state_dict(), path)

@@ -1,5 +1,6 @@
 """The filters of a mean field: order of points, pydensecrf's lattice, normalisation by the mass."""
 
+import dataclasses
 import itertools
 
 import pytest
@@ -11,6 +12,28 @@ from kernels.meanfield.filters import in_order, out_of_order, pixel_order, refer
 from kernels.meanfield.term import normalizers
 
 SIZES = [(1, 1), (1, 7), (5, 1), (4, 6), (33, 17), (40, 48)]
+
+
+# Values of other points than the lattice's
+
+
+@pytest.mark.parametrize("shape", [(1, 62, 2), (1, 64, 2), (2, 63, 2), (1, 0, 2)])
+def test_values_that_are_not_of_the_lattices_points_are_refused(shape: tuple[int, ...]) -> None:
+    filter = filters.LatticeFilter.over(torch.randn(1, 63, 3), 1)
+    filter(torch.zeros(1, 63, 2))
+    with pytest.raises(ValueError, match="values"):
+        filter(torch.zeros(shape))
+    with pytest.raises(ValueError, match="values"):
+        filter(torch.zeros(1, 63, 2, dtype=torch.float64))
+
+
+def test_a_lattice_whose_parts_are_of_more_points_is_refused() -> None:
+    (lattice,) = filters.LatticeFilter.over(torch.randn(1, 63, 3), 1).lattices
+    parts = lattice.parts.clone()
+    parts[-1, 0] += 8
+    filter = filters.LatticeFilter([dataclasses.replace(lattice, parts=parts)])
+    with pytest.raises(ValueError, match=r"lattice\.parts"):
+        filter(torch.zeros(1, 63, 2))
 
 
 # Order of pixels

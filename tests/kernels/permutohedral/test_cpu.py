@@ -141,7 +141,7 @@ def test_keys_of_two_words_are_told_apart_where_their_hashes_are_equal(
     spread, num_threads, monkeypatch
 ):
     """With a multiplier of 1 a hash is the sum of the words, which different keys share."""
-    monkeypatch.setattr(cpu, "GOLDEN", 1)
+    monkeypatch.setattr(cpu, "_multipliers", lambda words: np.ones(words, np.uint64))
     features = _features(150, 6, spread / 200)
     features[:3] = torch.tensor([[0.0], [spread], [-spread]])  # keys too far apart for one word
     assert cpu.pack_keys(features.numpy().T, np.array(elevation_scales(6)))[1].shape[1] > 1
