@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import os
 import re
+import struct
 import tempfile
 import zlib
 from collections import Counter
@@ -26,6 +27,8 @@ from deeplab.whole_file import whole_file
 # Of zlib: several times as quick as Pillow's own. A level alone searches for repetitions, and finds
 # few in what PNG's filters leave of a photograph; label maps of photographs grow by a few per cent
 QUICK = {"compress_level": 1, "compress_type": zlib.Z_RLE}
+UP = 2  # the number of a filter of PNG
+ROWS = 1024  # of a picture that are compressed at a time
 PACKAGES = ("kernels", "crf", "deeplab")
 CLASS_NAMES, PALETTE = "class_names", "palette"  # arrays of an .npz
 
@@ -177,8 +180,28 @@ def write_picture(path: Path, rgb: np.ndarray) -> None:
 
 
 def picture_png(rgb: np.ndarray) -> bytes:
-    """What `write_picture` writes."""
-    return _png(Image.fromarray(rgb))
+    """What `write_picture` writes.
+
+    Each row as its difference from the one above (the filter Up, PNG specification, 9.2). Pillow
+    tries five filters for each row, which takes as long as all the rest, for a tenth fewer bytes.
+    """
+    height, width, _ = rgb.shape
+    header = struct.pack(">2I5B", width, height, 8, 2, 0, 0, 0)  # 8 bits, RGB, not interlaced
+    compressor = zlib.compressobj(QUICK["compress_level"], strategy=QUICK["compress_type"])
+    rows, data, above = rgb.reshape(height, 3 * width), [], np.zeros((1, 3 * width), np.uint8)
+    for top in range(0, height, ROWS):
+        below = rows[top : top + ROWS]
+        lines = np.full((len(below), 1 + 3 * width), UP, np.uint8)
+        np.subtract(below, np.concatenate([above, below[:-1]]), out=lines[:, 1:])
+        data.append(compressor.compress(lines.data))
+        above = below[-1:]
+    data.append(compressor.flush())
+    chunks = (b"IHDR", header), (b"IDAT", b"".join(data)), (b"IEND", b"")
+    parts = [b"\x89PNG\r\n\x1a\n"]
+    for kind, content in chunks:
+        checksum = zlib.crc32(content, zlib.crc32(kind))
+        parts += [struct.pack(">I", len(content)), kind, content, struct.pack(">I", checksum)]
+    return b"".join(parts)
 
 
 def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:

@@ -322,15 +322,28 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypat
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_an_interrupted_write_leaves_nothing(tmp_path, monkeypatch):
-    def interrupted(self, file, **options) -> None:
-        file.write(b"half of it")
+def test_an_interrupted_write_leaves_nothing(tmp_path):
+    def interrupted():
+        yield b"half of it"
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(Image.Image, "save", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        outputs.write_picture(tmp_path / "a.png", gradient())
+        outputs.write_parts(tmp_path / "a.png", interrupted())
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 9), (9, 1), (7, 5), (8, 6)])
+def test_a_picture_that_is_written_is_a_png_of_these_pixels(tmp_path, monkeypatch, size):
+    monkeypatch.setattr(outputs, "ROWS", 4)  # so that the largest takes two pieces
+    pixels = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
+    path = tmp_path / "a.png"
+    outputs.write_picture(path, pixels)
+    with Image.open(path) as picture:
+        assert (picture.format, picture.mode) == ("PNG", "RGB")
+        picture.verify()  # checksums
+    with Image.open(path) as picture:
+        assert np.array_equal(np.asarray(picture), pixels)
+    assert path.read_bytes() == outputs.picture_png(pixels[:, ::-1][:, ::-1])
 
 
 def test_output_folders_are_tried_out_without_a_trace(tmp_path):
