@@ -23,7 +23,7 @@ from kernels.dispatch import choose, implementation
 from kernels.exact import Tiles, apply_tiles
 from kernels.exact.api import build_finite
 from kernels.permutohedral import Lattice, apply_lattice, build_lattices, repeat_lattice
-from kernels.permutohedral.limits import require_own_parts
+from kernels.permutohedral.limits import require_own_parts, require_placeable
 from kernels.separable import Separable, apply_separable, band, landmarks, ops
 from kernels.separable.api import convolve
 from kernels.validate import Precision
@@ -255,6 +255,15 @@ def reference_lattice(features: Tensor) -> Lattice:
     They carry no values, but their vertices take part in the blur.
     """
     return reference_lattices([features])[0]
+
+
+def compiled_reference_lattice(features: Tensor) -> Lattice:
+    """`reference_lattice` of float32 CPU `features` `[N, D]` for compiled code alone, without
+    neighbours."""
+    points = _in_blocks_of_four(features)
+    require_placeable(points)
+    lattice: Lattice = implementation("permutohedral", "cpu").build(points, keeps_neighbours=False)
+    return _without_last_points(lattice, 1) if len(features) % 4 else lattice
 
 
 def reference_lattices(features: Sequence[Tensor]) -> list[Lattice]:

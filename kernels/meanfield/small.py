@@ -59,7 +59,7 @@ def reference_lattice(
 ) -> tuple[Lattice, torch.Tensor]:
     """The lattice of float32 CPU `features` `[N, D]`, and its mass F(1) `[N, 1]`.
 
-    It is `filters.reference_lattice(features).without_neighbours()`.
+    It is `filters.reference_lattice(features)`, without neighbours.
 
     Point i of the features and of the lattice is row order[i] of the mass; None: i.
     """
@@ -85,11 +85,10 @@ def reference_lattice(
     rows = int(progress[1])
     hashes, numbers = np.empty(rows, np.uint64), np.empty((2, rows), np.int32)
     SORT_BY_HASH(table, keys.multipliers, hashes, numbers, keys.words)
-    neighbours = np.empty((dims + 1, 2, rows), np.int32)
-    chains, lengths = room_for_chains(neighbours)
+    chains, lengths = room_for_chains(dims + 1, rows)
     CONNECT(
-        0, dims + 1, hashes, numbers, table, keys.steps, keys.hashed_steps, neighbours, chains,
-        lengths, keys.words,
+        0, dims + 1, np.empty((1, 2, rows), np.int32), hashes, numbers,
+        keys.slots_to_connect(table), keys.steps, keys.hashed_steps, chains, lengths, keys.words,
     )  # fmt: skip
     arrays = (
         corners[:count], weights[:count], np.empty((0, 2), np.int32),

@@ -14,6 +14,7 @@ from kernels.meanfield.filters import (
     Filter,
     LatticeFilter,
     TileFilter,
+    compiled_reference_lattice,
     reference_lattice,
 )
 from kernels.permutohedral import Lattice
@@ -74,7 +75,7 @@ class Term:
             filter = LatticeFilter([lattice], order)
             return cls(filter, compatibility, *normalizers(mass[None], normalization))
         else:
-            filter = LatticeFilter([reference_lattice(features).without_neighbours()], order)
+            filter = LatticeFilter([compiled_reference_lattice(features)], order)
         ones = torch.from_numpy(np.ones((1, len(features), 1), features.numpy().dtype))
         return cls.normalized(filter, compatibility, normalization, ones)
 

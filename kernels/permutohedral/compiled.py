@@ -115,15 +115,19 @@ def copy_ghosts(first, last, ghosts, rows, lanes):
 
 @njit(forceinline=True)
 def connect(
-    first, last, hashes, vertices, table, steps, hashed_steps, neighbours, chains, lengths, words
+    first, last, neighbours, hashes, vertices, table, steps, hashed_steps, chains, lengths, words
 ):  # fmt: skip
-    """Along directions [first, last): the neighbours, their chains, and how long these are."""
+    """Along directions [first, last): the neighbours, their chains, and how long these are.
+
+    `neighbours` has room for all directions, or for one that the next takes over.
+    """
     for j in range(first, last):
-        for side in range(2):
-            for row in range(neighbours.shape[2]):
-                neighbours[j, side, row] = neighbours.shape[2]
-        find_neighbours(j, hashes, vertices, table, steps, hashed_steps, neighbours, words)
-        lengths[j] = link(neighbours[j, 0], neighbours[j, 1], chains[j])
+        place = j if len(neighbours) > 1 else 0
+        before, after = neighbours[place, 0], neighbours[place, 1]
+        for row in range(len(before)):
+            before[row] = after[row] = len(before)
+        find_neighbours(hashes, vertices, table, steps[j], hashed_steps[j], before, after, words)
+        lengths[j] = link(before, after, chains[j])
 
 
 @njit(forceinline=True)
@@ -312,19 +316,16 @@ def sort_by_hash(table, multipliers, hashes, vertices, words):
 
 
 @njit(inline="always")
-def find_neighbours(j, hashes, vertices, table, steps, hashed_steps, neighbours, words):
-    """Along direction j: the row after each vertex, and so the row before that one.
+def find_neighbours(hashes, vertices, table, step, hashed_step, before, after, words):
+    """Along one direction: the row after each vertex, and so the row before that one.
 
     In the order of `sort_by_hash`. The hash after a vertex is its own and a constant, modulo 2^64:
     in order too, but for where the modulus begins anew.
     """
-    anew = first_not_below(hashes, np.uint64(0) - hashed_steps[j])
+    anew = first_not_below(hashes, np.uint64(0) - hashed_step)
     for begin, end in ((0, anew), (anew, len(hashes))):
         if begin < end:
-            merge(
-                begin, end, hashes, vertices, table, steps[j], hashed_steps[j],
-                neighbours[j, 0], neighbours[j, 1], words,
-            )  # fmt: skip
+            merge(begin, end, hashes, vertices, table, step, hashed_step, before, after, words)
 
 
 @njit(inline="always")

@@ -62,8 +62,11 @@ ABSORB = Kernel(COMPILED, "absorb", returns=True)
 REHASH = Kernel(COMPILED, "rehash")
 
 
-def build(features: torch.Tensor) -> Lattice:
-    """Build the lattice of float32 CPU `features` `[N, D]`, divided by sigma and placeable."""
+def build(features: torch.Tensor, keeps_neighbours: bool = True) -> Lattice:
+    """Build the lattice of float32 CPU `features` `[N, D]`, divided by sigma and placeable.
+
+    Without neighbours, which no compiled code reads, it takes half the memory.
+    """
     points = np.ascontiguousarray(features.numpy().T)
     dims, count = points.shape
     keys = KeyNumbers.of(points)
@@ -72,7 +75,7 @@ def build(features: torch.Tensor) -> Lattice:
     corners = np.empty((count, dims + 1), np.int32)
     weights = np.empty((count, dims + 1), np.float32)
 
-    def place(first: int, last: int) -> _Table:
+    def place(first: int, last: int, points: Array) -> _Table:
         """Write corners and weights of the points [first, last); return their vertices."""
         enough = 4 * max(last - first, dims + 1)  # a point more fits, whenever it is half full
         table = _Table.free(1 << min(enough, MOST_AT_FIRST).bit_length(), words)
@@ -86,7 +89,7 @@ def build(features: torch.Tensor) -> Lattice:
         return table
 
     ranges = threads.split(count, min(threads.number(), -(-count // MIN_PART)))
-    tables = threads.run(place, ranges)
+    tables = threads.run(place, ranges, points)
     table, ghosts, parts = _merge(ranges, tables, multipliers, words)
     for (first, last), row in zip(ranges[1:], parts[1:-1, 1], strict=True):
         corners[first:last] += np.int32(row)
@@ -94,14 +97,22 @@ def build(features: torch.Tensor) -> Lattice:
     rows = int(parts[-1, 1])
     hashes, vertices = np.empty(rows, np.uint64), np.empty((2, rows), np.int32)
     found = SORT_BY_HASH(table.slots, multipliers, hashes, vertices, words)
-    neighbours = np.empty((dims + 1, 2, rows), np.int32)
-    chains, lengths = room_for_chains(neighbours)
+    slots = keys.slots_to_connect(table.slots)
+    del points, table, tables  # the most memory is taken here and where the table grows last
+    neighbours = np.empty((dims + 1 if keeps_neighbours else 0, 2, rows), np.int32)
+    chains, lengths = room_for_chains(dims + 1, rows)
+    pieces = [
+        (*piece, neighbours if keeps_neighbours else np.empty((1, 2, rows), np.int32))
+        for piece in threads.split(dims + 1, threads.number())
+    ]
     threads.run(
-        CONNECT, threads.split(dims + 1, threads.number()), hashes[:found], vertices,
-        table.slots, keys.steps, keys.hashed_steps, neighbours, chains, lengths, words,
+        CONNECT, pieces, hashes[:found], vertices, slots, keys.steps, keys.hashed_steps, chains,
+        lengths, words,
     )  # fmt: skip
+    del pieces
     arrays = corners, weights, neighbours, ghosts, parts, ended(chains, lengths, rows)
-    return Lattice(*map(torch.from_numpy, arrays))
+    placing, shares, beside, *others = map(torch.from_numpy, arrays)
+    return Lattice(placing, shares, beside if keeps_neighbours else None, *others)
 
 
 def filter(lattice: Lattice, values: torch.Tensor, reverse: bool = False) -> torch.Tensor:
@@ -229,17 +240,16 @@ def _most_pieces() -> int:
 
 def _link_all(neighbours: Array) -> Array:
     """`Lattice.chains` of these neighbours."""
-    chains, lengths = room_for_chains(neighbours)
+    chains, lengths = room_for_chains(len(neighbours), neighbours.shape[2])
     ranges = threads.split(len(neighbours), threads.number())
     threads.run(LINK_ALL, ranges, neighbours, chains, lengths)
     return ended(chains, lengths, neighbours.shape[2])
 
 
-def room_for_chains(neighbours: Array) -> tuple[Array, Array]:
-    """Unset chains of all directions, as long as they can be, and their lengths."""
-    rows = neighbours.shape[2]
+def room_for_chains(directions: int, rows: int) -> tuple[Array, Array]:
+    """Unset chains of so many directions, as long as they can be, and their lengths."""
     longest = rows + rows // 2 + 1  # two rows and an end each
-    return np.empty((len(neighbours), longest), np.int32), np.empty(len(neighbours), np.int64)
+    return np.empty((directions, longest), np.int32), np.empty(directions, np.int64)
 
 
 def ended(chains: Array, lengths: Array, none: int) -> Array:
@@ -290,6 +300,11 @@ class KeyNumbers:
         Of many dimensions few: code and the tables on the stack grow with both.
         """
         return TOGETHER if len(self.scales) < MANY_DIMS else FEW
+
+    def slots_to_connect(self, slots: Array) -> Array:
+        """What connecting vertices reads of their table: all of it, or nothing (a free slot) where
+        a key is one word, which its hash tells."""
+        return slots if len(self.words) > 1 else np.full((1, 2), -1, np.int64)
 
     @property
     def words(self) -> tuple[int, ...]:

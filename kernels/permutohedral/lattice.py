@@ -12,7 +12,7 @@ copied back after it.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -32,7 +32,7 @@ class Lattice:
         weights: float `[N, D+1]`, barycentric weights of those corners; each row sums to 1.
         neighbours: int32 `[D+1, 2, R]`, the rows before and after each row along each of the D+1
             blur directions; R where there is none. Ghosts have none. None where only the CPU's
-            implementation filters on it, which reads the chains (`without_neighbours`).
+            implementation filters on it, which reads the chains.
         ghosts: int32 `[G, 2]`, pairs (ghost row, owner row), ordered by part.
         parts: int64 `[P+1, 3]`, first point, first row and first ghost of each part; the last
             entry is (N, R, G).
@@ -93,10 +93,6 @@ class Lattice:
                 'impl="cpu", or build it anew'
             )
         return self.neighbours
-
-    def without_neighbours(self) -> "Lattice":
-        """The same lattice for the CPU's implementation alone, if it has chains: a third of it."""
-        return self if self.chains is None else replace(self, neighbours=None)
 
     @property
     def scale(self) -> float:
