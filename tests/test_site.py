@@ -170,6 +170,7 @@ def test_the_container_takes_what_it_copies_and_installs() -> None:
     }
     copied = {name for line in re.findall(r"^COPY (.+) \S+$", text, re.M) for name in line.split()}
     assert copied == kept
+    assert "://" not in text  # whoever builds it says which index it is from
     assert all((ROOT / name).exists() for name in copied)
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     wanted = set(re.findall(r"\.\[([\w,]+)\]", text))
