@@ -6,6 +6,11 @@
 #   docker run --rm -v "$PWD:/work" deeplab:cpu segment photo.jpg --weights scenes
 #   docker run --rm --gpus all -v "$PWD:/work" deeplab:cuda segment photo.jpg --weights scenes
 #
+# The default index's PyTorch brings CUDA's libraries along, which are large, and which the target
+# cpu has no use for. An index of PyTorch without them, as pytorch.org names one, leaves them out:
+#
+#   docker build --target cpu --build-arg TORCH_INDEX=ADDRESS -t deeplab:cpu .
+#
 # Compiled code and downloaded weights lie in /cache; a volume there keeps them: -v deeplab:/cache.
 
 FROM python:3.11-slim AS base
@@ -23,7 +28,8 @@ COPY constraints.txt ./
 
 # PyTorch is installed before the sources are copied: they change often, it does not.
 FROM base AS cpu
-RUN pip install --constraint constraints.txt torch --index-url https://download.pytorch.org/whl/cpu
+ARG TORCH_INDEX
+RUN pip install --constraint constraints.txt torch ${TORCH_INDEX:+--index-url "$TORCH_INDEX"}
 COPY pyproject.toml README.md LICENSE ./
 COPY kernels kernels
 COPY crf crf
@@ -33,8 +39,7 @@ WORKDIR /work
 ENTRYPOINT ["deeplab"]
 CMD ["--help"]
 
-# PyPI's PyTorch brings CUDA's libraries along; the driver comes from the host, by NVIDIA's
-# container toolkit.
+# CUDA's libraries come with PyTorch; the driver comes from the host, by NVIDIA's container toolkit.
 FROM base AS cuda
 RUN pip install --constraint constraints.txt torch
 COPY pyproject.toml README.md LICENSE ./

@@ -198,6 +198,7 @@ def _prepared(
     return Prepared(
         candidates=candidates,
         gate=gate,
+        ours=METHODS.keys(),
         quality=partial(qualities, pictures),
         images=len(pictures.labels),
         facts=facts,

@@ -103,7 +103,7 @@ def _published() -> list[Case]:
 def published() -> Prepared:
     """A `Predictor` with precision="auto" beside that program: see published_pipeline.py."""
     image, source = photograph(published_pipeline.SIDE, published_pipeline.SIDE)
-    model = published_pipeline.our_network()
+    model = our_network(published_pipeline.BODY, published_pipeline.RESIZE)
     network = published_pipeline.their_network(CHECKOUT, model)
     pipelines = {
         OURS: published_pipeline.our_pipeline(model),

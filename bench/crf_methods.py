@@ -149,6 +149,7 @@ def prepare(
     return Prepared(
         candidates=candidates,
         gate=partial(_gate, truth if fits else None),
+        ours=chosen.keys(),
         quality=partial(qualities, truth) if fits else None,
         facts={**asdict(problem), "options": chosen, "photograph": source},
         notes=notes,

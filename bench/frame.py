@@ -4,7 +4,7 @@ A comparison is a module `compare_NAME.py` that holds one `COMPARISON`, and a na
 `compare.py`. `runner.py` measures every comparison in the same way.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -75,7 +75,8 @@ class Prepared:
     """A case with its inputs made.
 
     Attributes:
-        candidates: what is timed, by name. The first is ours; the others are its peers.
+        candidates: what is timed, by name. The first is ours, and the others are held against it.
+        ours: which others are ours too, such as the methods of one CRF; the rest are peers.
         gate: takes each candidate's output by name and returns the figures that must hold.
         quality: takes the same outputs; None where all candidates compute the same.
         cost: the work of one call, or None.
@@ -87,6 +88,7 @@ class Prepared:
 
     candidates: Mapping[str, Candidate]
     gate: Callable[[Mapping[str, Any]], Sequence[Check]]
+    ours: Collection[str] = ()
     quality: Callable[[Mapping[str, Any]], Mapping[str, Quality]] | None = None
     cost: Cost | None = None
     images: int | None = None

@@ -31,6 +31,7 @@ from torch import Tensor, nn
 import crf
 import deeplab.model
 from deeplab.export import export
+from deeplab.model.multiscale import Resize
 from deeplab.predict import Predictor
 from deeplab.weights import load_weights
 
@@ -77,14 +78,15 @@ class Pipeline:
 
 
 @cache
-def our_network(body: Body) -> deeplab.model.DeepLab:
-    """DeepLab v2 with random weights and scores as spread as a trained network's."""
+def our_network(body: Body, resize: Resize = "caffe") -> deeplab.model.DeepLab:
+    """DeepLab v2 with random weights and scores as spread as a trained network's; how it resizes
+    scores, "torch" as other people's programs do."""
     torch.manual_seed(0)
     builders = {
         "resnet50": deeplab.model.deeplab_v2_resnet50,
         "resnet101": deeplab.model.deeplab_v2_resnet101,
     }
-    model = builders[body](num_classes=CLASSES).eval()
+    model = builders[body](num_classes=CLASSES, resize=resize).eval()
     image, _ = photograph(161, 161)
     with torch.no_grad():
         scores = model(model.preprocess(image), upsample=False)

@@ -7,7 +7,8 @@
 Both have DeepLab v2 on ResNet-101 with the same weights, at one scale, and the CRF of its
 configuration for VOC; a photograph of 513x513 goes in, labels come out. Theirs is its network in
 eager float32 and its CRF over pydensecrf2, put together as its demo.py does; ours is a `Predictor`
-with precision="auto". They run in turn, so that the noise of the machine falls on both.
+with precision="auto". They run in turn, in an order that turns around each round, so that the noise
+of the machine falls on both.
 
 With one thread and processor seconds it is a core for a core, also where others use the machine;
 of two threads those that wait count too. The gate: 99.9% of labels equal where ours computes in
@@ -19,7 +20,6 @@ Weights are random; the classifier is scaled so that scores have the spread of a
 
 import argparse
 import importlib
-import os
 import statistics
 import sys
 import time
@@ -33,14 +33,19 @@ import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from crf_problem import PEER, PEER_MODULE, installed, photograph
+from machine import cores
+from model_pipelines import CLASSES, Body, our_network
 from torch import Tensor, nn
 
 import crf
-from deeplab.model import DeepLab, deeplab_v2_resnet101
+from deeplab.model import DeepLab
+from deeplab.model.multiscale import Resize
 from deeplab.precision import chosen
 from deeplab.predict import Predictor
 
-SIDE, CLASSES, SPREAD = 513, 21, 3.0
+SIDE = 513
+BODY: Body = "resnet101"
+RESIZE: Resize = "torch"
 BLOCKS, RATES = [3, 4, 23, 3], [6, 12, 18, 24]
 MEAN_BGR = np.array([104.008, 116.669, 122.675], np.float32)
 # As configs/voc12.yaml there has them.
@@ -59,23 +64,6 @@ class Pipeline:
 
     logits: Callable[[Image], Any]
     labels: Callable[[Image], Labels]
-
-
-def our_network() -> DeepLab:
-    """With random weights, and scores of the photograph as spread as a trained network's."""
-    torch.manual_seed(0)
-    model = deeplab_v2_resnet101(num_classes=CLASSES, resize="torch").eval()
-    image, _ = photograph(161, 161)
-    with torch.no_grad():
-        scores = model(model.preprocess(image), upsample=False)
-        factor = SPREAD / scores.std((0, 2, 3))
-        centre = scores.mean((0, 2, 3))
-        weight = model.head.get_parameter("classifier.weight").unflatten(0, (-1, CLASSES))
-        weight *= factor.view(-1, 1, 1, 1)
-        bias = model.head.get_parameter("classifier.bias").unflatten(0, (-1, CLASSES))
-        bias *= factor
-        bias[0] -= factor * centre
-    return model
 
 
 def our_pipeline(model: DeepLab) -> Pipeline:
@@ -140,17 +128,13 @@ def measure(checkout: Path, threads: int, rounds: int, clock: str) -> dict[str, 
     """The gate, then both in turn: what the record holds. clock: "wall" or "cpu", of the bar."""
     torch.set_num_threads(threads)
     image, source = photograph(SIDE, SIDE)
-    model = our_network()
+    model = our_network(BODY, RESIZE)
     ours = our_pipeline(model)
     theirs = their_pipeline(checkout, their_network(checkout, model))
     dtype = chosen("auto", torch.device("cpu"))
     equal = float(np.mean(ours.labels(image) == theirs.labels(image)))
     ours.logits(image)
-    times: dict[str, list[tuple[Seconds, Seconds]]] = {"labels": [], "logits": []}
-    for _ in range(rounds):
-        for step, found in times.items():
-            our_call, their_call = getattr(ours, step), getattr(theirs, step)
-            found.append((_timed(our_call, image), _timed(their_call, image)))
+    times = timed_in_turn(ours, theirs, image, rounds)
     report: dict[str, Any] = {
         "photograph": source,
         "threads": threads,
@@ -166,6 +150,19 @@ def measure(checkout: Path, threads: int, rounds: int, clock: str) -> dict[str, 
     return report | {"passed": equal >= EQUAL[dtype] and faster >= BARS[dtype]}
 
 
+def timed_in_turn(
+    ours: Pipeline, theirs: Pipeline, image: Image, rounds: int
+) -> dict[str, list[list[Seconds]]]:
+    """By step, for each round: the seconds of ours and of theirs, each first in every other one."""
+    times: dict[str, list[list[Seconds]]] = {"labels": [], "logits": []}
+    for number in range(rounds):
+        turn = 1 if number % 2 == 0 else -1
+        for step, found in times.items():
+            pair = [_timed(getattr(each, step), image) for each in (ours, theirs)[::turn]]
+            found.append(pair[::turn])
+    return times
+
+
 def main(arguments: Sequence[str]) -> int:
     """Measure, print, write the record; 1 where the gate or the bar is missed."""
     from report import RECORDS, new_record, write_record
@@ -174,8 +171,7 @@ def main(arguments: Sequence[str]) -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("checkout", type=Path, help="of github.com/kazuto1011/deeplab-pytorch")
-    cores = len(os.sched_getaffinity(0))
-    parser.add_argument("--threads", type=int, default=cores, metavar="N", help="default: cores")
+    parser.add_argument("--threads", type=int, default=cores(), metavar="N", help="default: cores")
     parser.add_argument("--rounds", type=int, default=4, metavar="N", help="default: 4")
     parser.add_argument("--clock", choices=("wall", "cpu"), default="wall", help="default: wall")
     parser.add_argument("--out", type=Path, default=RECORDS, metavar="DIR", help="for the record")

@@ -111,7 +111,10 @@ def _measure(
         report["cost"] = asdict(prepared.cost)
     if prepared.cost is not None and case.threads is None:  # the ceilings are of all threads
         report["floor_seconds"] = prepared.cost.floor_seconds(ceilings)
-    report["candidates"] = {name: {} for name in prepared.candidates}
+    report["candidates"] = {
+        name: {"ours": i == 0 or name in prepared.ours}
+        for i, name in enumerate(prepared.candidates)
+    }
     with prepared.around():
         say(f"{title}: do the outputs agree?")
         _add_gate(report, prepared)
@@ -186,7 +189,7 @@ def _bars(case: Case, entries: list[tuple[str, Report]]) -> list[Report]:
     ratios = {
         name: entry["ours_is_faster_by"]["median_of_pairs"]
         for name, entry in entries
-        if "ours_is_faster_by" in entry
+        if "ours_is_faster_by" in entry and not entry["ours"]
     }
     peer = min(ratios, key=lambda name: ratios[name], default="the fastest peer")
     asked = [

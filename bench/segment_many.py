@@ -216,9 +216,9 @@ def _cpu_of_children() -> float:
 
 
 def _resident(process: int) -> int:
+    """Bytes; 0 of a process that has ended and was not waited for yet."""
     lines = Path(f"/proc/{process}/status").read_text().splitlines()
-    (line,) = [line for line in lines if line.startswith("VmRSS:")]
-    return 1024 * int(line.split()[1])
+    return sum(1024 * int(line.split()[1]) for line in lines if line.startswith("VmRSS:"))
 
 
 def _paths() -> dict[str, str]:

@@ -185,7 +185,7 @@ def tune_crf(
         tuner = Tuner(logits, network.num_classes, fixed, log, folds=parts, device=where)
         _search(tuner, space, search, rounds, trials, seed)
         tuning = tuner.tuning()
-    _report(tuning, tuner, space, out, name)
+    _report(tuning, tuner, space, out, f"{name}, seen at scale {scale:g}")
 
 
 def axis(name: str, text: str, zero: bool = False) -> tuple[float, ...]:

@@ -7,8 +7,8 @@ through the network, and a pair is folded where the normalisation takes all that
 gives, nothing else takes it, and its statistics are the constants of evaluation.
 
 Convolutions run in oneDNN, over maps whose channels lie together. PyTorch leaves those of one
-pixel to a plain product where it has one thread, as with a picture a core: on Zen 3 that took a
-third more time, and a copy of the map before it.
+pixel to a plain product where it has one thread, as with a picture a core, which is slower and
+copies the map before. docs/figures.md has what all this makes of the time of a picture.
 """
 
 from __future__ import annotations
@@ -128,9 +128,10 @@ def folding_pairs(network: DeepLab) -> list[tuple[nn.Conv2d, nn.Module]]:
     watch = _Watch(network)
     try:
         with torch.no_grad(), watch:
-            network(x, upsample=False)
+            scores = network(x, upsample=False)
     except (AssertionError, RuntimeError, ValueError):  # of encoders of one size
         return []
+    watch.leaves(scores)
     return watch.pairs()
 
 
@@ -200,6 +201,13 @@ class _Watch(TorchFunctionMode):
             self._given[id(result)] = conv, result
         return result
 
+    def leaves(self, scores: object) -> None:
+        """What the network gives is taken by its caller."""
+        for leaf in tree_leaves(scores):
+            giver = self._giver(leaf)
+            if giver is not None:
+                self._takers[giver].add(None)
+
     def pairs(self) -> list[tuple[nn.Conv2d, nn.Module]]:
         return [
             (conv, norm)
@@ -246,7 +254,7 @@ def _state(model: DeepLab) -> object:
     """What differs after the model has changed.
 
     A tensor's version counts neither fused optimisers nor what is written through `.data`, which
-    its content tells; that takes a hundredth of the network's time.
+    its content tells; to read the weights is little beside what the network does with them.
     """
     modules = [(id(module), getattr(module, "eps", None)) for module in model.modules()]
     tensors = [_content(t.detach()) for t in (*model.parameters(), *model.buffers())]

@@ -24,6 +24,9 @@ def least_memory(
 ) -> int:
     """Bytes for a picture of `size` (height, width), less than any that were measured.
 
+    Weights are not counted: the model's are there already, and those of a folded copy, which are as
+    large, from its first picture on.
+
     The network, what follows it, and the CRF do not lie in memory together. At most twice as many
     were measured in the small network; with a CRF of 11 classes 640 to 770 bytes a pixel on
     photographs, and 1900 on noise, whose lattice is the largest.

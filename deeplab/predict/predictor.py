@@ -105,11 +105,10 @@ class Predictor:
             into convolutions, see `deeplab.predict.folding`: its scores are the model's up to
             rounding. The copy follows changes of the model; a model with
             hooks, or compiled by itself, is used as it is.
-        compile: that copy by `torch.compile`, which needs a C++ compiler and takes half a minute of
-            a core for a small network, a minute for ResNet-101: at the first picture, and a few
-            times more at sizes that are rounded otherwise on their way through the strides. It made
-            a small network 10% faster and ResNet-101, all of whose time goes into oneDNN's
-            products, no faster.
+        compile: that copy by `torch.compile`, which needs a C++ compiler and takes as long as many
+            pictures: at the first picture, and a few times more at sizes that are rounded otherwise
+            on their way through the strides. It helps small networks a little, and ResNet-101, all
+            of whose time goes into oneDNN's products, not at all.
         device: where model and CRF are moved to, in place; None leaves them.
         threshold: of two classes, from which probability on a pixel is the second; None takes the
             more probable. Of a multi-label model from which probability on a class holds; None:

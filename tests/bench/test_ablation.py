@@ -61,7 +61,7 @@ def run(timm: Any, camvid: Path, tmp_path_factory: pytest.TempPathFactory) -> Ca
 
     def command(folder: Path, *more: str) -> int:
         settings = [f"model_options.backbone={TINY}", "steps=2", "batch_size=2", f"crop={SIDE}"]
-        settings += ["warmup=0", "validation_scales=[0.5]", "validate_every=2", "save_every=1"]
+        settings += ["warmup=0", "validation_scales=[0.5]", "validate_every=1", "save_every=1"]
         given = [part for setting in settings for part in ("--set", setting)]
         places = {"--root": camvid, "--weights": weights}
         places |= {"--work": folder / "work", "--out": folder / "records"}
@@ -143,7 +143,7 @@ def test_a_run_leaves_a_record_of_each_row_and_what_is_drawn_from_them(whole: Pa
         assert record["command"] == (
             "python bench/ablation.py --config lite0 --set model_options.backbone=" + TINY + " "
             "--set steps=2 --set batch_size=2 --set crop=33 --set warmup=0 --set "
-            f"'validation_scales=[0.5]' --set validate_every=2 --set save_every=1 --rows {name} "
+            f"'validation_scales=[0.5]' --set validate_every=1 --set save_every=1 --rows {name} "
             "--seeds 0"
         )
         assert record["recipe"]["data"]["root"] == record["recipe"]["data"]["root"].split("/")[-1]
@@ -152,7 +152,7 @@ def test_a_run_leaves_a_record_of_each_row_and_what_is_drawn_from_them(whole: Pa
         work = whole / "work" / "ablation-lite0"
         assert (work / f"{name}-0-scored.safetensors").is_file()
         assert not (work / f"{name}-0.state").exists()
-    assert records["stride16"]["training"]["curve"]["step"] == [2]
+    assert records["stride16"]["training"]["curve"]["step"] == [1, 2]
     assert "miou" not in records["end_to_end"]["training"]["curve"]
     assert records["crf"]["tuning"]["pictures"] == 3
     assert records["crf"]["crf"]["bilateral_sigma_xy"] == 8
@@ -167,6 +167,15 @@ def test_a_run_leaves_a_record_of_each_row_and_what_is_drawn_from_them(whole: Pa
     assert "<svg" in (folder / "trimap.svg").read_text()
     with Image.open(whole / "work" / "ablation-lite0" / "pictures.png") as sheet:
         assert sheet.height == (2 + len(ROWS)) * 184
+
+
+def test_scores_are_of_the_weights_after_the_last_step_not_of_the_best(whole: Path) -> None:
+    records = [record_of(whole, name) for name in ROWS]
+    trained = [each for each in records if "miou" in each.get("training", {}).get("curve", {})]
+    curves = [each["training"]["curve"]["miou"] for each in trained]
+    assert any(curve[0] > curve[-1] for curve in curves), "no row has better weights to mistake"
+    for record, curve in zip(trained, curves, strict=True):
+        assert round(record["scores"]["network"]["miou"], 4) == curve[-1]
 
 
 @pytest.mark.parametrize("row", ["msc", "end_to_end"])
@@ -275,8 +284,8 @@ def test_the_plan_says_what_each_row_takes_and_makes_nothing(
     monkeypatch.setattr(ablation, "_best_of_two", lambda _: 18.0)
     assert run(tmp_path, "--plan", "--rows", "stride16,crf_plain", "--seeds", "0,1") == 0
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
-    # two samples a step; two validations of two pictures; of a row without training one
-    seconds = [2 * (2 * 18 + 2 * 2 * 18), 2 * 2 * 18]
+    # two samples a step; two validations of two pictures and a scoring, which is all of the CRF's
+    seconds = [2 * (2 * 18 + 3 * 2 * 18), 2 * 2 * 18]
     assert lines[1] == ["stride16", "2", "2", "18.00", f"{seconds[0] / 3600:.2f}"]
     assert lines[2] == ["crf_plain", "2", "-", "0.00", f"{seconds[1] / 3600:.2f}"]
     assert lines[3] == ["all", f"{sum(seconds) / 3600:.1f}"]

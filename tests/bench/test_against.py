@@ -92,8 +92,8 @@ def test_what_cannot_be_judged_is_said(capsys):
     assert not judged[0].slower
     against.show_changes(judged, "old.json", Console(width=200))
     shown = capsys.readouterr().out
-    assert "against old.json: 0 of 0 cases slower beyond noise" in shown
-    assert "note: made_up on the cpu: one: not judged" in shown
+    assert "against old.json: 0 of 0 rows slower beyond noise" in shown
+    assert "note: made_up on the cpu: one, ours: not judged" in shown
 
 
 @pytest.mark.parametrize(
@@ -110,6 +110,42 @@ def test_other_threads_another_clock_and_other_inputs_are_not_compared(change):
     after["comparisons"][0]["cases"][0] |= change
     (case,) = against.changes(record(1.0, 3.0), after)
     assert case.figures == []
+
+
+def with_another(found: dict[str, Any], seconds: float, first: float = 1.0) -> dict[str, Any]:
+    """The record, whose first row takes `first` seconds, with one more row of ours."""
+
+    def around(middle: float, name: str) -> dict[str, float]:
+        return {"p20": 0.99 * middle, name: middle, "p80": 1.01 * middle}
+
+    candidates = found["comparisons"][0]["cases"][0]["candidates"]
+    candidates["ours"]["ours"], candidates["peer"]["ours"] = True, False
+    candidates["other"] = {
+        "ours": True,
+        "seconds": around(seconds, "p50"),
+        "ours_is_faster_by": around(seconds / first, "median_of_pairs"),
+    }
+    return found
+
+
+@pytest.mark.parametrize(("seconds", "verdicts"), [(2.0, [False, False]), (3.0, [False, True])])
+def test_each_row_of_ours_is_judged_against_the_same_row(seconds, verdicts):
+    before, after = (with_another(record(1.0, 3.0), each) for each in (2.0, seconds))
+    first, other = against.changes(before, after)
+    assert [first.slower, other.slower] == verdicts
+    assert [figure.what for figure in first.figures] == ["time of ours", "beside peer"]
+    assert [figure.what for figure in other.figures] == ["time of other", "beside peer"]
+    for figure in other.figures:
+        assert figure.slower_by == pytest.approx(seconds / 2 - 1)
+
+
+@pytest.mark.parametrize(
+    ("ours", "peer", "other"), [(1.5, 4.5, 3.0), (0.5, 3.0, 2.0)], ids=["machine", "first row"]
+)
+def test_a_machine_that_slowed_down_and_a_faster_first_row_make_no_other_slower(ours, peer, other):
+    before = with_another(record(1.0, 3.0), 2.0)
+    after = with_another(record(ours, peer), other, first=ours)
+    assert not any(row.slower for row in against.changes(before, after))
 
 
 def test_another_case_is_none_of_both():
@@ -131,7 +167,7 @@ def test_a_record_of_an_earlier_form_gives_its_times():
 
 
 @pytest.mark.parametrize(
-    ("ours", "words"), [(2.0, "SLOWER: made_up on the cpu: one: time of ours"), (1.0, "0 of")]
+    ("ours", "words"), [(2.0, "SLOWER: made_up on the cpu: one, ours: time of ours"), (1.0, "0 of")]
 )
 def test_each_slower_case_is_told_with_its_noise(ours, words, capsys):
     judged = against.changes(record(1.0, 3.0), record(ours, 3.0))

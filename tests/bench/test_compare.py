@@ -53,6 +53,7 @@ def test_a_record_says_what_was_measured_where_and_from_which_sources(tmp_path, 
     assert set(record["hardware"]) >= {"cpu", "cores", "gpu", "memory_bytes"}
     assert set(record["commit"]) == {"id", "dirty"}
     assert record["command"].startswith("python bench/compare.py made_up --quick")
+    assert "--out" not in record["command"], "a folder of this machine is nobody else's"
     assert record["threads"] == 1
     assert record["quick"] is True
     assert record["date"].endswith("+00:00")
@@ -167,9 +168,9 @@ def test_what_is_slower_than_a_record_beyond_noise_ends_in_exit_code_3(
         code, _ = run(tmp_path / str(expected), "--against", str(before))
         assert code == expected
     shown = capsys.readouterr().out
-    assert shown.count("SLOWER: made_up on the cpu: one: time of ours: slower by") == 1
-    assert "against 3.json: 1 of 1 cases slower" in shown
-    assert "against 0.json: it has no case that was timed now" in shown
+    assert shown.count("SLOWER: made_up on the cpu: one, ours: time of ours: slower by") == 1
+    assert "against 3.json: 1 of 1 rows slower" in shown
+    assert "against 0.json: it has no row that was timed now" in shown
 
 
 def test_a_clock_of_the_processor_is_refused_for_a_gpu(monkeypatch, capsys):

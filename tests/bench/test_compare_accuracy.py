@@ -24,6 +24,7 @@ def test_each_method_is_held_against_all_pairs_and_against_the_labels(pictures: 
     prepared = compare_accuracy.methods_of(pictures, factor=5)
     outputs = outputs_of(prepared)
     assert list(outputs) == [*METHODS, ALONE]
+    assert set(prepared.ours) == set(METHODS)
     assert all(check.passed for check in prepared.gate(outputs)), prepared.gate(outputs)
     assert not all(
         check.passed for check in prepared.gate({**outputs, LATTICE: outputs[ALONE] * -1})

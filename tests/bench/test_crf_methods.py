@@ -13,6 +13,7 @@ ALL = ("permutohedral", "separable", EXACT)
 
 def test_every_method_of_one_case_passes_the_gate_and_has_an_error() -> None:
     prepared = crf_methods.prepare(SMALL, ALL, "cpu", True)
+    assert set(prepared.ours) == set(ALL)
     outputs = {name: call() for name, call in prepared.candidates.items()}
     checks = prepared.gate(outputs)
     assert all(check.passed for check in checks), checks

@@ -1,7 +1,9 @@
 """The pipeline of a checkout gets our weights, or is refused; both clocks are summed up."""
 
+import time
 from pathlib import Path
 
+import numpy as np
 import published_pipeline as pipeline
 import pytest
 import torch
@@ -52,6 +54,24 @@ def test_a_folder_that_is_no_checkout_is_a_wrong_argument(tmp_path: Path, capsys
         pipeline.main([str(tmp_path)])
     assert ended.value.code == 2
     assert "must be a checkout of kazuto1011/deeplab-pytorch" in capsys.readouterr().err
+
+
+def test_each_side_is_first_in_every_other_round() -> None:
+    called: list[str] = []
+
+    def side(name: str, seconds: float) -> pipeline.Pipeline:
+        def call(_: pipeline.Image) -> np.ndarray:
+            called.append(name)
+            time.sleep(seconds)
+            return np.zeros(1)
+
+        return pipeline.Pipeline(logits=call, labels=call)
+
+    image = np.zeros((1, 1, 3), np.uint8)
+    times = pipeline.timed_in_turn(side("ours", 0.0), side("theirs", 0.02), image, rounds=3)
+    assert called == [*["ours", "theirs"] * 2, *["theirs", "ours"] * 2, *["ours", "theirs"] * 2]
+    for pairs in times.values():
+        assert [pair[1]["wall"] >= 0.02 for pair in pairs] == [True] * 3
 
 
 def test_a_ratio_is_the_median_of_those_within_rounds() -> None:

@@ -50,7 +50,7 @@ def test_outputs_that_do_not_agree_are_not_timed() -> None:
     report = run(made_up(error=2e-3, calls=calls))
     assert not report["passed"]
     assert calls == ["ours", "peer"], "the gate's own calls and no more"
-    assert report["cases"][0]["candidates"] == {"ours": {}, "peer": {}}
+    assert report["cases"][0]["candidates"] == {"ours": {"ours": True}, "peer": {"ours": False}}
     failed = {"what": "error", "value": 2e-3, "limit": 1e-3, "passed": False}
     assert report["cases"][0]["checks"] == [failed]
 
@@ -148,10 +148,11 @@ def test_bars_are_held_against_what_was_measured_and_fail_nothing() -> None:
 
 
 def test_the_fastest_peer_decides_whether_a_bar_is_met() -> None:
-    def peer(faster: float) -> dict[str, Any]:
-        return {"ours_is_faster_by": {"median_of_pairs": faster}}
+    def row(faster: float, ours: bool = False) -> dict[str, Any]:
+        return {"ours": ours, "ours_is_faster_by": {"median_of_pairs": faster}}
 
-    entries = [("ours", {}), ("eager", peer(6.0)), ("compiled", peer(4.0))]
+    entries = [("ours", {"ours": True}), ("eager", row(6.0)), ("compiled", row(4.0))]
+    entries.append(("ours in another way", row(2.0, ours=True)))
     (bar,) = runner._bars(Case("one", lambda: pytest.fail("prepared"), bar=5.0), entries)
     assert bar == {"what": "times as fast as compiled", "value": 4.0, "bar": 5.0, "met": False}
 

@@ -100,6 +100,13 @@ def test_other_bytes_and_missing_files_are_no_same_files(tmp_path) -> None:
     assert segment_many.same_files(some, whole)
 
 
+def test_a_process_that_has_ended_has_nothing_resident() -> None:
+    with subprocess.Popen([sys.executable, "-c", ""]) as child:
+        os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)  # it stays until it is waited for
+        assert segment_many._resident(child.pid) == 0
+    assert segment_many._resident(os.getpid()) > 2**20
+
+
 @pytest.mark.usefixtures("quick")
 def test_while_the_command_is_halted_no_time_is_counted(tmp_path) -> None:
     photos, alone = tmp_path / "photos", Alone()

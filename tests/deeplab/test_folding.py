@@ -197,6 +197,27 @@ def test_only_a_norm_that_alone_takes_what_a_convolution_gives_is_folded(small: 
         assert_within_budget(small, folded(small)(x, upsample=False), x)
 
 
+class Both(nn.Module):
+    """A head whose scores are what its convolution gives, and that normalises them besides."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(512, 4, 1), nn.BatchNorm2d(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        scores: Tensor = self.conv(x)
+        self.norm(scores)
+        return scores
+
+
+def test_a_convolution_whose_own_result_leaves_the_network_is_not_folded(small: DeepLab) -> None:
+    small.head = Both()
+    with_statistics(small)
+    assert (small.head.conv, small.head.norm) not in folding_pairs(small)
+    x = picture()
+    assert_within_budget(small, of_copy(small, x), x)
+
+
 def test_a_norm_of_the_batchs_statistics_is_not_folded(small: DeepLab) -> None:
     small.backbone = Odd(nn.BatchNorm2d(4, track_running_stats=False))
     odd = small.eval().backbone

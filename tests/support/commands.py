@@ -1,6 +1,9 @@
 """The command line in tests: run it, hold its answers, and the files that it is given."""
 
+import os
 import re
+import signal
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -52,6 +55,17 @@ def done(*args: object) -> Any:
     result = run(*args)
     assert result.exit_code == 0, result.output
     return result
+
+
+def press_ctrl_c() -> None:
+    """SIGINT to this process, from any of its threads; returns when the main thread has taken it,
+    as `deeplab.stopping` does, which gives the next one back to who had it before."""
+    before = signal.getsignal(signal.SIGINT)
+    os.kill(os.getpid(), signal.SIGINT)
+    most = time.monotonic() + 60
+    while signal.getsignal(signal.SIGINT) is before:
+        assert time.monotonic() < most, "nobody takes the signal"
+        time.sleep(1e-3)
 
 
 def assert_refused(tmp_path: Path, message: str, *args: object) -> None:

@@ -72,8 +72,8 @@ Compile = Annotated[
     typer.Option(
         "--compile",
         help="Compile the network for this CPU at the first picture, and a few times more at other "
-        "sizes: half a minute of a core for a small network, a minute for ResNet-101. For "
-        "thousands of pictures through a small network, which gains a tenth. Needs a C++ compiler.",
+        "sizes, which takes as long as many pictures. For thousands of pictures through a small "
+        "network, which gains a little. Needs a C++ compiler.",
     ),
 ]
 Overlap = Annotated[

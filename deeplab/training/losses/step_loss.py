@@ -46,11 +46,13 @@ def loss_denominators(
     labels: integers [B, H, W], 255 ignored, or masks [B, C, H, W]; class_weights: [classes], None
     counts pixels.
     """
-    denominators = []
-    for stride in strides:
+    of_stride = {}
+    for stride in dict.fromkeys(strides):
         parts = each_labels(labels_of_scores(labels, stride, grid), class_weights)
-        denominators += [sum(LOSSES[name].denominator(*part) for part in parts) for name in losses]
-    return torch.tensor(denominators, dtype=torch.float64)
+        of_stride[stride] = [
+            sum(LOSSES[name].denominator(*part) for part in parts) for name in losses
+        ]
+    return torch.tensor([d for stride in strides for d in of_stride[stride]], dtype=torch.float64)
 
 
 class StepLoss(nn.Module):
@@ -95,9 +97,17 @@ class StepLoss(nn.Module):
 
     def forward(self, rgb: Tensor, labels: Tensor, denominators: Tensor) -> Tensor:
         totals = []
+        under = {stride: self._under(rgb, labels, stride) for stride in dict.fromkeys(self.strides)}
         maps = zip(self._logits(rgb), self.strides, self.map_weights, strict=True)
         for logits, stride, of_map in maps:
-            parts = self._scored(logits, rgb, labels, stride).each()
+            scored = Scored(
+                logits.to(torch.promote_types(logits.dtype, torch.float32)),
+                *under[stride],
+                stride,
+                self.class_weights,
+                self.label_smoothing,
+            )
+            parts = scored.each()
             for name, weight in self.losses.items():
                 total = torch.stack([LOSSES[name].total(part) for part in parts]).sum()
                 totals.append(of_map * weight * total)
@@ -108,7 +118,10 @@ class StepLoss(nn.Module):
         names = tuple(self.losses)
         return loss_denominators(labels, self.strides, self._given_weights, self.grid, names)
 
-    def _scored(self, logits: Tensor, rgb: Tensor, labels: Tensor, stride: int) -> Scored:
+    def _under(
+        self, rgb: Tensor, labels: Tensor, stride: int
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """`labels`, `rgb` and `inside` of `Scored` under the scores of a stride."""
         seen = labels_of_scores(labels, stride, self.grid)
         pixels = inside = None
         if LOOKS_AT_PICTURES & self.losses.keys():
@@ -118,15 +131,7 @@ class StepLoss(nn.Module):
             labelled = seen != IGNORE
             labelled = labelled.any(1) if are_masks(seen) else labelled
             inside = torch.stack([*other, labelled]).any(0)
-        return Scored(
-            logits.to(torch.promote_types(logits.dtype, torch.float32)),
-            seen,
-            pixels,
-            inside,
-            stride,
-            self.class_weights,
-            self.label_smoothing,
-        )
+        return seen, pixels, inside
 
     def _logits(self, rgb: Tensor) -> tuple[Tensor, ...]:
         x = self.model.preprocess(rgb).contiguous(memory_format=self.format)

@@ -2,15 +2,12 @@
 
 import csv
 import json
-import os
 import re
-import signal
-import threading
 from pathlib import Path
 
 import numpy as np
 import torch
-from commands import assert_refused, done, files, indices, run, scribbled
+from commands import assert_refused, done, files, indices, press_ctrl_c, run, scribbled
 from PIL import Image
 
 from deeplab import refine_files
@@ -132,8 +129,7 @@ def test_ctrl_c_finishes_what_is_in_hand(tmp_path, monkeypatch):
 
     def interrupted(self: object, *pair: Path) -> object:
         if next(count) == 1:
-            os.kill(os.getpid(), signal.SIGINT)  # which the main thread takes, as from a terminal
-            threading.Event().wait(0.2)
+            press_ctrl_c()
         return refine(self, *pair)
 
     monkeypatch.setattr(refine_files.FileRefiner, "__call__", interrupted)

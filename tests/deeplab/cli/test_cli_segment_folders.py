@@ -2,14 +2,11 @@
 
 import csv
 import json
-import os
 import re
-import signal
-import time
 from pathlib import Path
 
 import pytest
-from commands import assert_refused, done, files, picture, run
+from commands import assert_refused, done, files, picture, press_ctrl_c, run
 from PIL import Image
 
 from deeplab.cli.shared.results import PictureFiles
@@ -75,12 +72,11 @@ def test_broken_pictures_are_left_out_on_request_and_nothing_is_read_twice(
 
 
 def test_ctrl_c_finishes_the_picture_in_hand(photos, tmp_path, weights, monkeypatch):
-    write, signals = PictureFiles.write, [signal.SIGINT]
+    write, presses = PictureFiles.write, [press_ctrl_c]
 
     def interrupted(self: PictureFiles, *more: object, **how: bool) -> None:
-        if signals:
-            os.kill(os.getpid(), signals.pop())  # which the main thread takes, as from a terminal
-            time.sleep(0.2)
+        if presses:
+            presses.pop()()
         write(self, *more, **how)
 
     monkeypatch.setattr(PictureFiles, "write", interrupted)

@@ -443,14 +443,16 @@ def test_the_command_refuses_what_makes_no_sense(tmp_path, weights):
         assert_refused(tmp_path, message, "tune-crf", "--weights", weights, *out, *options)
 
 
-def test_fewer_pictures_than_folds_make_fewer_folds_and_it_is_said(tmp_path, weights):
+def test_fewer_pictures_than_folds_and_the_scale_are_said(tmp_path, weights):
     out = tmp_path / "crf"
     options = ["--weights", weights, "--images", 3, "--out", out, "--iterations", 1]
     options += ["--data-option", "size=33", "--rounds", 0, "--bilateral-weight", 3]
-    options += ["--bilateral-sigma-xy", 20, "--bilateral-sigma-rgb", "5,10"]
+    options += ["--bilateral-sigma-xy", 20, "--bilateral-sigma-rgb", "5,10", "--scale", 0.5]
     result = done("tune-crf", *options)
     assert "Note: 3 pictures: 3 folds instead of 5" in result.stderr
     assert "over 3 folds" in result.stdout
+    for told in (result.stdout, (out / "crf.toml").read_text()):
+        assert re.search("3 of 3 pictures, seen at scale 0.5[:;]", told)
 
 
 @pytest.mark.parametrize(("given", "seen_at"), [((), 1), (("--scale", 0.5), 0.5)])

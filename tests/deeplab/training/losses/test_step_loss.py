@@ -96,6 +96,24 @@ def test_at_full_size_each_of_several_scales_is_upsampled(style):
     assert loss.item() == pytest.approx(expected, rel=1e-5)
 
 
+def test_labels_under_maps_of_one_stride_are_found_once(monkeypatch):
+    found = []
+
+    def counted(maps, stride, grid):
+        found.append((maps.shape[1:], stride))
+        return labels_of_scores(maps, stride, grid)
+
+    monkeypatch.setattr("deeplab.training.losses.step_loss.labels_of_scores", counted)
+    model = build("deeplab_v2_small", 4, scales=(1.0, 0.75, 0.5))
+    rgb, labels = torch.randint(0, 256, (1, 3, 33, 33)).float(), torch.randint(0, 4, (1, 33, 33))
+    for stride, strides in ((1, [1]), (8, [8, 16])):
+        step = StepLoss(model, stride, losses={"cross_entropy": 1.0, "dense_crf": 1e-9})
+        step(rgb, labels, step.denominators(labels).float())
+        pictures = [(size, each) for each in strides for size in ((33, 33), (3, 33, 33))]
+        assert found == [((33, 33), each) for each in strides] + pictures
+        found.clear()
+
+
 def test_behind_several_scales_a_crf_has_the_loss_of_its_result():
     torch.manual_seed(0)
     layer = CRFSettings(2, None, Bilateral(4.0, 8.0, 13.0)).layer(4, learnable=True)

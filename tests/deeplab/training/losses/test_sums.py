@@ -71,7 +71,7 @@ def test_the_dense_crf_loss_leaves_out_what_samples_are_filled_with(maps):
     logits = torch.randn(1, 4, 9, 9)
 
     def loss(logits: torch.Tensor) -> float:
-        return total("dense_crf", step._scored(logits, rgb, labels, 1)).item()
+        return total("dense_crf", Scored(logits, *step._under(rgb, labels, 1))).item()
 
     inside, beyond = logits.clone(), logits.clone()
     inside[..., 4] += torch.randn(4, 1)
