@@ -11,11 +11,14 @@ with precision="auto". They run in turn, in an order that turns around each roun
 of the machine falls on both.
 
 With one thread and processor seconds it is a core for a core, also where others use the machine;
-of two threads those that wait count too. The gate: 99.9% of labels equal where ours computes in
-float32, 99.5% in bfloat16. Bar: ours 1.25 times as fast in float32, 2.2 times where the processor
-computes in bfloat16.
+of two threads those that wait count too. Bar: ours 1.25 times as fast in float32, 2.2 times where
+the processor computes in bfloat16.
 
 Weights are random; the classifier is scaled so that scores have the spread of a trained network's.
+Many places have two labels that are nearly as good, more than a trained network leaves, and
+bfloat16 decides some of them otherwise. The gate: 99.9% of labels equal in float32; in bfloat16 at
+most 1.5 times as many different ones as when PyTorch's autocast puts their network in bfloat16.
+bench/precision.py has the labels of trained networks.
 """
 
 import argparse
@@ -50,7 +53,8 @@ BLOCKS, RATES = [3, 4, 23, 3], [6, 12, 18, 24]
 MEAN_BGR = np.array([104.008, 116.669, 122.675], np.float32)
 # As configs/voc12.yaml there has them.
 WEIGHTS, SIGMA, BILATERAL_SIGMAS, ITERATIONS = (3.0, 4.0), 1.0, (67.0, 3.0), 10
-EQUAL = {torch.float32: 0.999, torch.bfloat16: 0.995}  # share of labels
+DIFFERENT = 1e-3  # share of labels, at most, in float32
+TIMES_AUTOCAST = 1.5  # of the share in which autocast differs, at most, in bfloat16
 BARS = {torch.float32: 1.25, torch.bfloat16: 2.2}
 
 Image = npt.NDArray[np.uint8]  # [H, W, 3], RGB
@@ -124,22 +128,47 @@ def their_pipeline(checkout: Path, network: nn.Module) -> Pipeline:
     return Pipeline(logits, labels)
 
 
+class InBFloat16(nn.Module):
+    """A network by PyTorch's autocast."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            scores: Tensor = self.network(x).float()
+            return scores
+
+
+def different_at_most(checkout: Path, network: nn.Module, image: Image, expected: Labels) -> float:
+    """The share of labels in which ours may differ from those of their network in float32."""
+    if chosen("auto", torch.device("cpu")) == torch.float32:
+        return DIFFERENT
+    by_autocast = their_pipeline(checkout, InBFloat16(network)).labels(image)
+    return TIMES_AUTOCAST * float(np.mean(by_autocast != expected))
+
+
 def measure(checkout: Path, threads: int, rounds: int, clock: str) -> dict[str, Any]:
     """The gate, then both in turn: what the record holds. clock: "wall" or "cpu", of the bar."""
     torch.set_num_threads(threads)
     image, source = photograph(SIDE, SIDE)
     model = our_network(BODY, RESIZE)
     ours = our_pipeline(model)
-    theirs = their_pipeline(checkout, their_network(checkout, model))
+    network = their_network(checkout, model)
+    theirs = their_pipeline(checkout, network)
     dtype = chosen("auto", torch.device("cpu"))
-    equal = float(np.mean(ours.labels(image) == theirs.labels(image)))
+    expected = theirs.labels(image)
+    different = float(np.mean(ours.labels(image) != expected))
+    most = different_at_most(checkout, network, image, expected)
     ours.logits(image)
     times = timed_in_turn(ours, theirs, image, rounds)
     report: dict[str, Any] = {
         "photograph": source,
         "threads": threads,
         "precision": str(dtype),
-        "equal_labels": equal,
+        "different_labels": different,
+        "different_at_most": most,
         "bar": BARS[dtype],
         "clock": clock,
     }
@@ -147,7 +176,7 @@ def measure(checkout: Path, threads: int, rounds: int, clock: str) -> dict[str, 
         for each in ("wall", "cpu"):
             report[f"{step} {each}"] = _summary([(o[each], t[each]) for o, t in found])
     faster = report[f"labels {clock}"]["ours_is_faster_by"]
-    return report | {"passed": equal >= EQUAL[dtype] and faster >= BARS[dtype]}
+    return report | {"passed": different <= most and faster >= BARS[dtype]}
 
 
 def timed_in_turn(

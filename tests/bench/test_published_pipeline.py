@@ -77,3 +77,27 @@ def test_each_side_is_first_in_every_other_round() -> None:
 def test_a_ratio_is_the_median_of_those_within_rounds() -> None:
     found = pipeline._summary([(1.0, 2.0), (2.0, 6.0), (1.0, 5.0)])
     assert found == {"ours_seconds": 1.0, "theirs_seconds": 5.0, "ours_is_faster_by": 3.0}
+
+
+def test_in_bfloat16_ours_may_differ_half_as_much_again_as_autocast(monkeypatch) -> None:
+    network, image = nn.Identity(), np.zeros((2, 5, 3), np.uint8)
+    expected = np.zeros((2, 5), int)
+    others = expected.copy()
+    others[0, :2] = 1  # a fifth
+    seen: list[nn.Module] = []
+
+    def of_network(checkout: Path, given: nn.Module) -> pipeline.Pipeline:
+        seen.append(given)
+        return pipeline.Pipeline(lambda image: None, lambda image: others)
+
+    monkeypatch.setattr(pipeline, "their_pipeline", of_network)
+    for dtype, most in ((torch.float32, 1e-3), (torch.bfloat16, 0.3)):
+        monkeypatch.setattr(pipeline, "chosen", lambda *given, dtype=dtype: dtype)
+        found = pipeline.different_at_most(Path(), network, image, expected)
+        assert found == pytest.approx(most)
+    (lowered,) = seen
+    product = nn.Linear(3, 2)
+    assert not torch.equal(
+        pipeline.InBFloat16(product)(torch.ones(1, 3)), product(torch.ones(1, 3))
+    )
+    assert lowered(torch.ones(1, 3)).dtype == torch.float32
