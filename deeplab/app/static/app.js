@@ -2,50 +2,51 @@
 //
 // While a slider moves or a stroke is drawn the CRF runs on a reduced photograph; a moment after the
 // last change on the whole one. One request is on its way at a time. A change drops the one for the
-// whole photograph, and the newest of several waiting changes is the one that is sent.
+// whole photograph, and the newest of several waiting changes is the one that is sent. What was asked
+// about strokes or a photograph that are gone is broken off, and so is never drawn.
 
 import * as server from "./server.js";
-import { Canvas } from "./canvas.js";
+import { Canvas, Steps } from "./canvas.js";
 import { Classes, MOST } from "./classes.js";
 import { Numbers } from "./numbers.js";
 import { Painter } from "./painting.js";
 import { NONE, Strokes } from "./strokes.js";
 
 const PAUSE = 250; // ms after the last change until the whole photograph is refined
-const FRAME = 450; // ms of an iteration in the animation
 
 const $ = (id) => document.getElementById(id);
 const canvas = new Canvas($("canvas"));
 const classes = new Classes($("classes"));
+const steps = new Steps(canvas, $("step"), $("step-name"), $("play"));
 const numbers = new Numbers($("numbers"), () => changed());
 let strokes = new Strokes(1, 1);
 let start = {};
 let most = Infinity; // bytes of a file
 let probabilities = false; // of a network, instead of strokes
-let marksChanged = false;
 let kept = null; // strokes and classes, while a network's probabilities take their place
 let name = "photograph";
 let remark = ""; // what reading changed in the last file
 
 // ---- asking the server
 
-const work = { wanted: null, running: false, broken: null, timer: 0 };
+const work = { wanted: null, asked: null, running: false, timer: 0 };
 
 function changed(whole = false) {
+  if (!whole) forget("open", "download");
   clearTimeout(work.timer);
-  document.body.dataset.state = "computing";
   if (!ready()) return;
-  work.wanted = { preview: !whole };
-  work.broken?.abort();
+  document.body.dataset.state = "computing";
+  work.wanted = { preview: !whole, broken: new AbortController() };
+  if (!work.asked?.preview) work.asked?.broken.abort();
   if (!whole) work.timer = setTimeout(() => changed(true), PAUSE);
   pump();
 }
 
 function ready() {
   if (probabilities || strokes.present >= 2) return true;
+  breakOff();
+  forget("refine");
   canvas.clearResult();
-  work.wanted = null;
-  work.broken?.abort();
   document.body.dataset.state = "waiting";
   const marked = strokes.present;
   say(marked ? "One class has strokes. Paint another one, such as the background."
@@ -53,37 +54,34 @@ function ready() {
   return false;
 }
 
+function breakOff() {
+  clearTimeout(work.timer);
+  work.wanted = null;
+  work.asked?.broken.abort();
+}
+
 async function pump() {
   if (work.running) return;
   work.running = true;
   while (work.wanted) {
-    const { preview } = work.wanted;
+    work.asked = work.wanted;
     work.wanted = null;
-    work.broken = preview ? null : new AbortController();
+    const { preview, broken } = work.asked;
     $("frame").setAttribute("aria-busy", String(!preview));
     try {
-      await compute(preview, work.broken?.signal);
+      await compute(preview, broken.signal);
     } catch (error) {
-      if (error.name === "AbortError" || error.status === 409) continue;
-      trouble(error);
+      if (broken.signal.aborted) continue;
+      failed("refine", error);
       document.body.dataset.state = "failed";
     }
   }
-  work.broken = null;
+  work.asked = null;
   work.running = false;
   $("frame").setAttribute("aria-busy", "false");
 }
 
 async function compute(preview, signal) {
-  if (marksChanged) {
-    marksChanged = false;
-    try {
-      await server.sendMarks(strokes.marks);
-    } catch (error) {
-      marksChanged = true;
-      throw error;
-    }
-  }
   const view = shownView();
   const began = performance.now();
   const { about, parts } = await server.refine(
@@ -92,8 +90,8 @@ async function compute(preview, signal) {
   );
   const frames = parts.slice(0, about.frames), heats = parts.slice(about.frames);
   canvas.setResult({ ...about, frames, heats }, classes.colours);
-  if (view === "steps") showSteps(about.frames);
-  quiet();
+  if (view === "steps") steps.set(about.frames);
+  forget("refine");
   if (preview) return;
   const seconds = ((performance.now() - began) / 1000).toFixed(2);
   const size = `${about.width} × ${about.height}`;
@@ -111,48 +109,63 @@ function wish() {
 
 // ---- saying something
 
+const failures = new Map(); // why what failed: "refine", "open" or "download"
+
 function say(text) {
   $("status").textContent = text;
 }
 
-function trouble(error) {
-  $("trouble").textContent = error.message ?? String(error);
-  $("trouble").hidden = false;
+function failed(what, error) {
+  failures.set(what, error.message ?? String(error));
+  showFailures();
 }
 
-function quiet() {
-  $("trouble").hidden = true;
+// Once the same succeeds, is tried again, or the person goes on with something else.
+function forget(...what) {
+  for (const each of what) failures.delete(each);
+  showFailures();
+}
+
+function showFailures() {
+  $("trouble").replaceChildren(...[...failures.values()].map((why) =>
+    Object.assign(document.createElement("p"), { textContent: why })));
+  $("trouble").hidden = !failures.size;
 }
 
 // ---- opening
 
-async function openPhotograph(query, body) {
-  say("Opening…");
-  quiet();
-  work.wanted = null;
-  work.broken?.abort();
-  clearTimeout(work.timer);
-  let opened;
+// What is being refined is broken off, so that opening need not wait for it, and goes on where
+// opening fails. null then.
+async function opening(said, asked) {
+  const unfinished = document.body.dataset.state === "computing";
+  breakOff();
+  say(said);
+  forget("open");
   try {
-    opened = await server.open(query, body);
+    return await asked();
   } catch (error) {
     say("");
-    trouble(error);
-    return;
+    failed("open", error);
+    if (unfinished) changed(true);
+    return null;
   }
-  const { about, parts } = opened;
+}
+
+async function openPhotograph(query, file) {
+  const opened = await opening("Opening…", () => server.open(query, file));
+  if (!opened) return;
+  const { about, parts, photo } = opened;
+  breakOff();
+  forget("refine", "download");
   name = about.name.replace(/\.[^.]*$/, "");
-  const photo = await createImageBitmap(new Blob([parts[0]], { type: "image/png" }));
+  if (file) showOwn(about.name);
   strokes = new Strokes(about.width, about.height, parts[1]);
   classes.chosen = 0;
   kept = null;
   setProbabilities(false);
   classes.set(about.classes);
-  marksChanged = false;
   canvas.open(photo, about.width, about.height);
-  const size = Math.max(3, Math.round(about.width / 75));
-  $("size").value = size;
-  $("size-value").value = size;
+  setSize(Math.max(3, Math.round(about.width / 75)));
   refreshClasses();
   canvas.drawStrokes(strokes, classes.colours);
   undoable();
@@ -161,18 +174,18 @@ async function openPhotograph(query, body) {
   changed(true);
 }
 
-async function openResult(loaded) {
-  say("Loading…");
-  quiet();
-  let found;
-  try {
-    found = await loaded();
-  } catch (error) {
-    say("");
-    trouble(error);
-    return;
-  }
+// In the list of photographs, so that those that are offered can be chosen again.
+function showOwn(file) {
+  const own = $("examples").querySelector("[hidden]");
+  own.textContent = file;
+  own.selected = true;
+}
+
+async function openResult(asked) {
+  const found = await opening("Loading…", asked);
+  if (!found) return;
   const { about, parts } = found;
+  breakOff();
   const before = kept ? kept.classes : classes.copy();
   if (about.probabilities) {
     kept ??= { strokes, classes: before };
@@ -185,7 +198,6 @@ async function openResult(loaded) {
     strokes.replace(parts[0], [before, classes.copy()]);
   }
   setProbabilities(about.probabilities);
-  marksChanged = false;
   refreshClasses();
   canvas.drawStrokes(strokes, classes.colours);
   undoable();
@@ -197,7 +209,7 @@ function setProbabilities(are) {
   probabilities = are;
   $("leave").hidden = !are;
   for (const control of document.querySelectorAll("#tools input, #size, #clear, #add")) {
-    control.disabled = are;
+    disable(control, are);
   }
   numbers.sliders.gt_prob.disabled = are;
   $("classes-help").textContent = are
@@ -211,19 +223,19 @@ function leaveResult() {
   classes.set(kept.classes);
   kept = null;
   remark = "";
-  marksChanged = true;
+  breakOff();
   canvas.clearResult();
   refreshClasses();
-  canvas.drawStrokes(strokes, classes.colours);
+  painted();
   undoable();
-  changed();
+  canvas.element.focus();
 }
 
 function sendFile(file, isResult) {
   if (!file) return;
   if (file.size > most) {
     const [is, can] = [file.size, most].map((bytes) => (bytes / 1e6).toPrecision(3));
-    trouble(new Error(`${file.name}: ${is} MB, at most ${can} MB are read; make it smaller.`));
+    failed("open", new Error(`${file.name}: ${is} MB, at most ${can} MB are read; make it smaller.`));
     return;
   }
   const query = `name=${encodeURIComponent(file.name)}`;
@@ -238,12 +250,9 @@ const painter = new Painter(canvas, {
   label,
   diameter: () => Number($("size").value),
   allowed: () => !probabilities,
-  painted: (box) => {
-    canvas.drawStrokes(strokes, classes.colours, box);
-    marksChanged = true;
-    changed();
-  },
+  painted,
   ended: undoable,
+  key: shortcut,
   say: (down) => say(!down ? "Brush lifted." : label() === NONE ? "Eraser down."
     : `Painting ${classes.all[classes.chosen].name}.`),
 });
@@ -252,21 +261,36 @@ function label() {
   return document.querySelector("[name=tool]:checked").value === "erase" ? NONE : classes.chosen;
 }
 
-function takeBack(found) {
-  if (found === false) return;
-  if (Array.isArray(found)) {
-    classes.set(found);
-    refreshClasses();
-  }
-  marksChanged = true;
-  canvas.drawStrokes(strokes, classes.colours);
-  undoable();
+// In a box, or anywhere.
+function painted(box) {
+  server.setMarks(strokes.marks);
+  canvas.drawStrokes(strokes, classes.colours, box);
   changed();
 }
 
+// step: what undo and redo of the strokes return.
+function takeBack(step) {
+  if (!step) return;
+  if (step.classes) classes.set(step.classes, probabilities);
+  if (step.marked) {
+    breakOff(); // which may number the classes otherwise
+    refreshClasses();
+    painted();
+  } else {
+    showClasses();
+  }
+  undoable();
+}
+
 function undoable() {
-  $("undo").disabled = !strokes.done.length;
-  $("redo").disabled = !strokes.undone.length;
+  disable($("undo"), !strokes.done.length);
+  disable($("redo"), !strokes.undone.length);
+}
+
+// The keys do not lose their place with it: they go on at the photograph.
+function disable(control, disabled) {
+  if (disabled && control === document.activeElement) canvas.element.focus();
+  control.disabled = disabled;
 }
 
 function setTool(value) {
@@ -288,18 +312,17 @@ document.addEventListener("keydown", (event) => {
   } else if (control && key === "y") {
     event.preventDefault();
     if (!painter.pen) takeBack(strokes.redo());
-  } else if (control || event.altKey || probabilities) {
-    return;
-  } else if (/^[1-9]$/.test(key)) {
-    classes.choose(Number(key) - 1);
-  } else if (key === "e") {
-    setTool("erase");
-  } else if (key === "b") {
-    setTool("paint");
-  } else if (key === "[" || key === "]") {
-    setSize(Number($("size").value) + (key === "]" ? 1 : -1));
   }
 });
+
+// A key that is pressed on the photograph.
+function shortcut(key) {
+  if (probabilities) return;
+  if (/^[1-9]$/.test(key)) classes.choose(Number(key) - 1);
+  if (key === "e") setTool("erase");
+  if (key === "b") setTool("paint");
+  if (key === "[" || key === "]") setSize(Number($("size").value) + (key === "]" ? 1 : -1));
+}
 
 // ---- classes
 
@@ -309,25 +332,31 @@ classes.addEventListener("choose", () => {
   $("heat").value = String(classes.chosen);
   changed(true);
 });
-classes.addEventListener("recolour", () => {
-  canvas.colour(classes.colours);
-  canvas.drawStrokes(strokes, classes.colours);
+classes.addEventListener("shown", showClasses);
+classes.addEventListener("edit", ({ detail }) => {
+  strokes.changeClasses(detail);
+  refreshClasses();
+  undoable();
 });
-classes.addEventListener("rename", refreshClasses);
-classes.addEventListener("change", refreshClasses);
 classes.addEventListener("remove", ({ detail: index }) => {
   const before = classes.copy();
   const after = before.filter((_, k) => k !== index);
   strokes.replace(strokes.marks.map((k) =>
     k === NONE || k < index ? k : k === index ? NONE : k - 1), [before, after]);
-  takeBack(after);
+  takeBack({ classes: after, marked: true });
 });
+
+function showClasses() {
+  refreshClasses();
+  canvas.colour(classes.colours);
+  canvas.drawStrokes(strokes, classes.colours);
+}
 
 function refreshClasses() {
   const chosen = heatClass();
   $("heat").replaceChildren(...classes.all.map((each, k) => new Option(each.name, k)));
   $("heat").value = String(Math.min(chosen, classes.all.length - 1));
-  $("add").disabled = classes.fixed || classes.all.length >= MOST;
+  disable($("add"), classes.fixed || classes.all.length >= MOST);
 }
 
 function heatClass() {
@@ -335,8 +364,6 @@ function heatClass() {
 }
 
 // ---- what is shown
-
-let playing = 0;
 
 function shownView() {
   return document.querySelector("[name=view]:checked").value;
@@ -348,64 +375,29 @@ function setView() {
   $("compare-row").hidden = view !== "compare";
   $("heat-row").hidden = view !== "heat";
   $("steps-row").hidden = view !== "steps";
-  stop();
+  steps.stop();
+  disable($("opacity"), view === "heat"); // whose colours say how much
   canvas.draw();
   if (view === "heat" || view === "steps" || !canvas.whole) changed(true);
-}
-
-function showSteps(frames) {
-  const step = $("step");
-  const last = Number(step.value) === Number(step.max);
-  step.max = frames - 1;
-  if (last && !playing) step.value = step.max;
-  showStep();
-}
-
-function showStep() {
-  canvas.shown.step = Number($("step").value);
-  $("step-name").textContent = `Iteration ${$("step").value}`;
-  canvas.draw();
-}
-
-function play() {
-  if (playing) return stop();
-  const step = $("step");
-  if (Number(step.value) >= Number(step.max)) step.value = 0;
-  showStep();
-  $("play").textContent = "Pause";
-  playing = setInterval(() => {
-    if (Number(step.value) >= Number(step.max)) return stop();
-    step.value = Number(step.value) + 1;
-    showStep();
-  }, FRAME);
-}
-
-function stop() {
-  clearInterval(playing);
-  playing = 0;
-  $("play").textContent = "Play";
 }
 
 // ---- settings and downloads
 
 async function download(file) {
+  const saved = `${name}_${file}`;
   say(`Making ${file}…`);
-  quiet();
+  forget("download");
   try {
-    if (marksChanged) {
-      marksChanged = false;
-      await server.sendMarks(strokes.marks);
-    }
     const content = await server.download(file, { ...wish(), classes: classes.all });
     const link = document.createElement("a");
     link.href = URL.createObjectURL(content);
-    link.download = `${name}_${file}`;
+    link.download = saved;
     link.click();
     setTimeout(() => URL.revokeObjectURL(link.href), 10_000);
-    say(`${link.download} is downloaded.`);
+    say(`${saved} is downloaded.`);
   } catch (error) {
     say("");
-    trouble(error);
+    failed("download", error);
   }
 }
 
@@ -433,7 +425,7 @@ $("redo").addEventListener("click", () => takeBack(strokes.redo()));
 $("clear").addEventListener("click", () => {
   if (!strokes.present) return;
   strokes.replace(new Uint8Array(strokes.marks.length).fill(NONE), null);
-  takeBack(true);
+  takeBack({ classes: null, marked: true });
 });
 $("size").addEventListener("input", (event) => setSize(event.target.value));
 for (const radio of document.querySelectorAll("[name=view]")) {
@@ -452,8 +444,6 @@ $("show-strokes").addEventListener("change", (event) => {
   canvas.draw();
 });
 $("heat").addEventListener("change", () => changed(true));
-$("step").addEventListener("input", () => { stop(); showStep(); });
-$("play").addEventListener("click", play);
 $("add").addEventListener("click", () => classes.add());
 $("reset").addEventListener("click", () => {
   numbers.values = start;
@@ -486,10 +476,19 @@ async function begin() {
   most = about.upload;
   numbers.values = start;
   $("segment").hidden = !about.network;
+  $("whither").textContent = about.local
+    ? "Photographs go to deeplab app where you started it, and to no other machine."
+    : `Photographs go to deeplab app at ${location.host}, and no further. Others who reach that `
+      + "address can use it too.";
   const given = about.given.map((each) => new Option(each, "given=1"));
   const shipped = about.examples.map((each) => new Option(each.title, `example=${each.name}`));
-  $("examples").replaceChildren(...given, ...shipped);
+  const own = new Option();
+  own.hidden = true;
+  $("examples").replaceChildren(...given, ...shipped, own);
   await openPhotograph($("examples").value);
 }
 
-begin().catch(trouble);
+begin().catch((error) => {
+  say("");
+  failed("open", error);
+});

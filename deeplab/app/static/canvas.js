@@ -1,9 +1,12 @@
-// What the canvas shows: the photograph, what the CRF makes of it, the strokes, and the brush.
+// What the canvas shows: the photograph, what the CRF makes of it, the strokes, and the brush; and the
+// iterations one after another.
 
 import { NONE } from "./strokes.js";
 
 // The colours of a probability, from 0 to 1; black, violet, orange, pale yellow.
 const RAMP = [[13, 8, 40], [84, 22, 110], [186, 54, 85], [243, 132, 38], [250, 240, 160]];
+
+const FRAME = 450; // ms of an iteration that is played
 
 export class Canvas {
   constructor(element) {
@@ -142,6 +145,56 @@ export class Canvas {
       context.lineTo(brush.x, brush.y + 10);
       context.stroke();
     }
+  }
+}
+
+// A slider that chooses the iteration that is shown, its title, and a button that plays them.
+export class Steps {
+  constructor(canvas, slider, title, button) {
+    Object.assign(this, { canvas, slider, title, button });
+    this.playing = 0;
+    slider.addEventListener("input", () => {
+      this.stop();
+      this.#show(Number(slider.value));
+    });
+    button.addEventListener("click", () => (this.playing ? this.stop() : this.#play()));
+  }
+
+  // There are so many frames: the last is shown where it was before, or none was.
+  set(frames) {
+    const last = this.#at === this.#last;
+    this.slider.max = frames - 1;
+    this.#show(last && !this.playing ? this.#last : this.#at);
+  }
+
+  stop() {
+    clearInterval(this.playing);
+    this.playing = 0;
+    this.button.textContent = "Play";
+  }
+
+  get #at() {
+    return Number(this.slider.value);
+  }
+
+  get #last() {
+    return Number(this.slider.max);
+  }
+
+  #play() {
+    this.#show(this.#at < this.#last ? this.#at : 0);
+    this.button.textContent = "Pause";
+    this.playing = setInterval(() => {
+      if (this.#at < this.#last) this.#show(this.#at + 1);
+      else this.stop();
+    }, FRAME);
+  }
+
+  #show(step) {
+    this.slider.value = step;
+    this.canvas.shown.step = step;
+    this.title.textContent = `Iteration ${step}`;
+    this.canvas.draw();
   }
 }
 

@@ -1,4 +1,7 @@
 // The classes: names and colours, as a list in which one is chosen to paint with.
+//
+// Events: "choose"; "shown" while a name or colour is being changed; "edit" when a class has been
+// added, named or coloured, with [before, after]; "remove", which is left to the page, with the class.
 
 const COLOURS = ["#3c6fd1", "#e07b39", "#3f9c6d", "#b5467f", "#8367c7", "#d1a429", "#2fa4b8",
   "#c24a46", "#7a8a3a", "#5d6b82"];
@@ -18,6 +21,7 @@ export class Classes extends EventTarget {
     const start = [{ name: "background", colour: rgb(COLOURS[0]) },
       { name: "object", colour: rgb(COLOURS[1]) }];
     this.all = (classes.length ? classes : start).map((each) => ({ ...each }));
+    this.before = this.copy(); // the change that is being made
     this.fixed = fixed;
     this.chosen = Math.min(this.chosen, this.all.length - 1);
     this.draw();
@@ -45,12 +49,24 @@ export class Classes extends EventTarget {
     this.all.push({ name: `class ${number + 1}`, colour: rgb(COLOURS[number % COLOURS.length]) });
     this.chosen = number;
     this.draw();
-    this.#tell("change");
+    this.#edited();
     this.list.lastElementChild.querySelector("input[type=text]").select();
   }
 
+  // The keys stay where they are in the list: in the row that takes the place of a removed one.
   draw() {
+    const row = [...this.list.children].findIndex((each) => each.contains(document.activeElement));
+    const place = row < 0 ? 0 : [...this.list.children[row].children].indexOf(document.activeElement);
     this.list.replaceChildren(...this.all.map((each, index) => this.#row(each, index)));
+    if (row < 0) return;
+    const controls = [...this.list.children[Math.min(row, this.all.length - 1)].children];
+    [controls[place], ...controls].find((each) => !each.hidden && !each.disabled).focus();
+  }
+
+  #edited() {
+    const before = this.before;
+    this.before = this.copy();
+    if (JSON.stringify(before) !== JSON.stringify(this.all)) this.#tell("edit", [before, this.copy()]);
   }
 
   #row(each, index) {
@@ -63,8 +79,9 @@ export class Classes extends EventTarget {
     const colour = input("color", hex(each.colour));
     colour.addEventListener("input", () => {
       each.colour = rgb(colour.value);
-      this.#tell("recolour");
+      this.#tell("shown");
     });
+    colour.addEventListener("change", () => this.#edited());
     const name = input("text", each.name);
     name.maxLength = 60;
     name.spellcheck = false;
@@ -86,14 +103,15 @@ export class Classes extends EventTarget {
     name.addEventListener("input", () => {
       each.name = name.value;
       label();
-      this.#tell("rename");
+      this.#tell("shown");
     });
+    name.addEventListener("change", () => this.#edited());
     row.append(radio, colour, name, remove);
     return row;
   }
 
-  #tell(what, index) {
-    this.dispatchEvent(new CustomEvent(what, { detail: index }));
+  #tell(what, detail) {
+    this.dispatchEvent(new CustomEvent(what, { detail }));
   }
 }
 

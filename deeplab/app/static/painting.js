@@ -1,10 +1,11 @@
-// Painting on the canvas: with a mouse, a pen or a finger, and with the keys.
+// Painting on the canvas: with a mouse, a pen or a finger, and with the keys, which do something only
+// while the canvas has the focus.
 
 const STEPS = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
 const STEP = 4, LONG_STEP = 20; // pixels of an arrow key, and with Shift
 
 export class Painter {
-  // page: { strokes(), label(), diameter(), allowed(), painted(box), ended(), say(down) }
+  // page: { strokes(), label(), diameter(), allowed(), painted(box), ended(), say(down), key(key) }
   constructor(canvas, page) {
     this.canvas = canvas;
     this.page = page;
@@ -53,9 +54,13 @@ export class Painter {
   }
 
   #key(event) {
-    if (event.ctrlKey || event.metaKey || event.altKey) return;
+    const typed = event.getModifierState("AltGraph"); // brackets, on many keyboards
+    if (!typed && (event.ctrlKey || event.metaKey || event.altKey)) return;
     const move = STEPS[event.key];
-    if (!move && event.key !== " ") return;
+    if (!move && event.key !== " ") {
+      this.page.key(event.key.toLowerCase());
+      return;
+    }
     event.preventDefault();
     const { width, height } = this.page.strokes();
     this.cursor ??= { x: width / 2, y: height / 2 };

@@ -1,10 +1,13 @@
-// What the page asks of its server. One visit at a time; a visit that the server has forgotten is
-// begun again with the photograph, and the result, that were opened last.
+// What the page asks of its server: one thing at a time, in the order in which it was asked, so that
+// the photograph opened last is the last one at the server too. A visit that the server has forgotten
+// is begun again with what it had.
 
 let visit = "";
-let openedLast = null;
-let resultLast = null;
-let marksLast = null;
+let photograph = null; // { query, body } of the one that is open
+let opened = 0; // photographs so far
+let given = null; // { address, body } of the strokes or the result that count instead of its own
+let behind = false; // whether the server lacks them
+let last = Promise.resolve(); // what was asked last
 
 export class Refusal extends Error {
   constructor(status, message) {
@@ -13,68 +16,107 @@ export class Refusal extends Error {
   }
 }
 
-export function about() {
-  return fetch("/api/about").then((answer) => answer.json());
+export async function about() {
+  return (await answered("/api/about")).json();
 }
 
-// query: "example=coffee", "given=1" or "name=FILE", with the file as body.
-export async function open(query, body) {
-  const opened = await unpacked(await post(`/api/open?${query}`, body));
-  visit = opened.about.visit;
-  openedLast = () => open(query, body);
-  resultLast = marksLast = null;
-  return opened;
+// query: "example=coffee", "given=1" or "name=FILE", with the file. photo: it, as a picture.
+export function open(query, file) {
+  return inTurn(async () => {
+    const body = await content(file);
+    const found = await unpacked(await post(`/api/open?${query}`, body));
+    const photo = await createImageBitmap(new Blob([found.parts[0]], { type: "image/png" }));
+    visit = found.about.visit;
+    photograph = { query, body };
+    opened += 1;
+    given = null;
+    behind = false;
+    return { ...found, photo };
+  });
 }
 
-export async function loadResult(query, body) {
-  return withResult(`/api/result?${query}`, body);
+export function loadResult(query, file) {
+  return withResult(`/api/result?${query}`, file);
 }
 
-export async function segment() {
+export function segment() {
   return withResult("/api/segment");
 }
 
-async function withResult(address, body) {
-  const loaded = await unpacked(await again(address, body));
-  resultLast = () => post(address, body);
-  marksLast = null;
-  return loaded;
+function withResult(address, file) {
+  return inTurn(async () => {
+    const body = await content(file);
+    const loaded = await unpacked(await ask(address, body));
+    given = { address, body };
+    behind = false;
+    return loaded;
+  });
 }
 
-// marks: uint8, one a pixel, 255 where there is none. They take the place of a network's result.
-export async function sendMarks(marks) {
-  const body = marks.slice();
-  await again("/api/marks", body);
-  resultLast = null;
-  marksLast = () => post("/api/marks", body);
+// marks: uint8, one a pixel, 255 where there is none. They take the place of a network's result, and
+// are sent, as they are then, before what is asked next.
+export function setMarks(marks) {
+  given = { address: "/api/marks", body: marks };
+  behind = true;
 }
 
-export async function refine(wish, signal) {
-  return unpacked(await again("/api/refine", JSON.stringify(wish), signal));
+export function refine(wish, signal) {
+  return ofThisPhotograph(async () =>
+    unpacked(await ask("/api/refine", JSON.stringify(wish), signal)));
 }
 
-export async function download(file, wish) {
-  return (await again(`/api/download?file=${file}`, JSON.stringify(wish))).blob();
+export function download(file, wish) {
+  return ofThisPhotograph(async () =>
+    (await ask(`/api/download?file=${file}`, JSON.stringify(wish))).blob());
 }
 
-async function again(address, body, signal) {
+function inTurn(task) {
+  const mine = last.then(task);
+  last = mine.catch(() => {}); // which whoever asked is told
+  return mine;
+}
+
+function ofThisPhotograph(task) {
+  const asked = opened;
+  return inTurn(() => {
+    if (asked === opened) return task();
+    throw new Refusal(0, "Another photograph was opened before this was made.");
+  });
+}
+
+async function ask(address, body, signal) {
   try {
+    await catchUp();
     return await post(address, body, signal);
   } catch (error) {
-    if (error.status !== 410 || !openedLast) throw error;
+    if (error.status !== 410 || !photograph) throw error;
   }
-  const [result, marks] = [resultLast, marksLast];
-  await openedLast();
-  if (result) await result();
-  if (marks) await marks();
-  [resultLast, marksLast] = [result, marks];
+  const again = await unpacked(await post(`/api/open?${photograph.query}`, photograph.body));
+  visit = again.about.visit;
+  behind = given !== null;
+  await catchUp();
   return post(address, body, signal);
 }
 
-async function post(address, body, signal) {
+async function catchUp() {
+  if (!behind) return;
+  behind = false; // at once: a stroke that is painted meanwhile is to be sent too
+  try {
+    await post(given.address, given.body);
+  } catch (error) {
+    behind = true;
+    throw error;
+  }
+}
+
+function post(address, body, signal) {
+  return answered(address, { method: "POST", body, signal, headers: { "x-visit": visit } });
+}
+
+async function answered(address, options) {
   let answer;
   try {
-    answer = await fetch(address, { method: "POST", body, signal, headers: { "x-visit": visit } });
+    answer = await fetch(address, options);
   } catch (error) {
     if (error.name === "AbortError") throw error;
     throw new Refusal(0, "The server does not answer. Is deeplab app still running?");
@@ -82,6 +124,15 @@ async function post(address, body, signal) {
   if (answer.ok) return answer;
   const said = await answer.json().catch(() => ({ error: answer.statusText }));
   throw new Refusal(answer.status, said.error);
+}
+
+// The bytes of a file, which may change or go while the page is open.
+async function content(file) {
+  try {
+    return await file?.arrayBuffer();
+  } catch (error) {
+    throw new Refusal(0, `${file.name}: must be a file that can be read (${error.message})`);
+  }
 }
 
 // { about, parts }: a JSON text and the arrays behind it, as the server packs them.

@@ -1,8 +1,10 @@
 // The scribbles: a class for each pixel, 255 where there is none; painted with a round brush of hard
-// edges, since soft ones would be other classes. Each stroke can be taken back.
+// edges, since soft ones would be other classes. Each stroke can be taken back, and each change of the
+// classes.
 
 export const NONE = 255;
 const KEPT = 64 * 1024 * 1024; // bytes of strokes that can be taken back
+const NOWHERE = { left: 0, top: 0, right: 0, bottom: 0 };
 
 export class Strokes {
   constructor(width, height, marks) {
@@ -31,12 +33,12 @@ export class Strokes {
     return this.box;
   }
 
-  // End a stroke; whether it changed anything. classes: [before, after] where these change with it.
+  // End a stroke. classes: [before, after] where these change with it.
   end(classes = null) {
     const before = this.before;
     this.before = null;
-    if (!before || (!this.box && !classes)) return false;
-    const box = this.box ?? { left: 0, top: 0, right: this.width, bottom: this.height };
+    if (!before || (!this.box && !classes)) return;
+    const box = this.box ?? NOWHERE;
     this.done.push({ box, before: cut(before, box, this.width),
                      after: cut(this.marks, box, this.width), classes });
     this.undone = [];
@@ -48,7 +50,12 @@ export class Strokes {
         break;
       }
     }
-    return true;
+  }
+
+  // Classes [before, after] that change, and no stroke with them.
+  changeClasses(classes) {
+    this.begin();
+    this.end(classes);
   }
 
   // Replace all of it, such as by a label map, as one stroke.
@@ -59,7 +66,8 @@ export class Strokes {
     this.end(classes);
   }
 
-  // The classes to go back to, true if there are none to change, false if nothing was done.
+  // { classes, marked }: the classes to go back to, null where they stay, and whether strokes changed;
+  // null if nothing was done.
   undo() {
     return this.#step(this.done, this.undone, "before", 0);
   }
@@ -70,10 +78,10 @@ export class Strokes {
 
   #step(from, to, side, index) {
     const stroke = from.pop();
-    if (!stroke) return false;
+    if (!stroke) return null;
     to.push(stroke);
     paste(stroke[side], stroke.box, this.marks, this.width);
-    return stroke.classes ? stroke.classes[index] : true;
+    return { classes: stroke.classes?.[index] ?? null, marked: stroke.box !== NOWHERE };
   }
 
   // How many classes have a stroke.

@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -42,13 +43,13 @@ def chromium() -> Iterator[Any]:
 def visit(chromium: Any, address: tuple[Server, str]) -> Iterator[Callable[..., Any]]:
     """Opens the page; at the end no page may have said anything on its console.
 
-    refusal: an answer of the server that is expected, which Chromium notes there.
+    refusal: answers of the server that are expected, as a pattern; Chromium notes them there.
     """
     contexts: list[Any] = []
     said: list[str] = []
 
     def note(text: str, refusal: str) -> None:
-        if not (refusal and f"status of {refusal}" in text):
+        if not (refusal and re.search(f"status of ({refusal})", text)):
             said.append(text)
 
     def opened(refusal: str = "", **options: Any) -> Any:
@@ -76,13 +77,14 @@ def centre(page: Any, x: float, y: float) -> tuple[float, float]:
     ]
 
 
-def draw(page: Any, *points: tuple[float, float]) -> None:
+def draw(page: Any, *points: tuple[float, float], wait: bool = True) -> None:
     page.mouse.move(*centre(page, *points[0]))
     page.mouse.down()
     for point in points[1:]:
         page.mouse.move(*centre(page, *point), steps=4)
     page.mouse.up()
-    page.wait_for_selector(DONE)
+    if wait:
+        page.wait_for_selector(DONE)
 
 
 def colour(page: Any, x: int, y: int) -> list[int]:
@@ -105,6 +107,42 @@ def redder(page: Any, x: int, y: int) -> bool:
     return red > blue
 
 
+def focused(page: Any) -> str:
+    """The name of what has the keys."""
+    return str(page.evaluate("() => document.activeElement.getAttribute('aria-label') ?? ''"))
+
+
+def hold(page: Any, address: str) -> list[Any]:
+    """Requests to an address wait in this list from now on, until they are released."""
+    waiting: list[Any] = []
+    page.route(f"**{address}*", lambda route: waiting.append(route))
+    return waiting
+
+
+def wait_for(page: Any, waiting: list[Any], count: int = 1) -> None:
+    for _ in range(200):
+        if len(waiting) >= count:
+            return
+        page.wait_for_timeout(25)
+    raise AssertionError(f"{len(waiting)} requests came, not {count}")
+
+
+def release(page: Any, waiting: list[Any], address: str) -> None:
+    for each in waiting:
+        each.continue_()
+    page.unroute(f"**{address}*")
+    page.wait_for_timeout(200)
+
+
+def answer(page: Any, address: str, **answered: Any) -> None:
+    """What the next request to an address gets instead of the server's answer."""
+    page.route(f"**{address}*", lambda route: route.fulfill(**answered), times=1)
+
+
+def refuse(page: Any, address: str) -> None:
+    answer(page, address, status=503, json={"error": "too much at once"})
+
+
 def radio(page: Any, name: str) -> None:
     page.get_by_role("radio", name=name, exact=True).check(force=True)
 
@@ -114,13 +152,17 @@ def test_the_first_view_has_a_result_and_every_control_a_name(visit: Callable[..
     assert redder(page, 20, 100)
     assert not redder(page, 160, 100)
     assert "Refined at 180 × 120" in page.inner_text("#status")
-    nameless = page.evaluate(
-        """() => [...document.querySelectorAll('button, input, select, canvas')].filter((each) =>
-            !(each.getAttribute('aria-label') || each.textContent.trim() ||
-              [...each.labels ?? []].some((label) => label.textContent.trim())
-            )).map((each) => each.outerHTML)"""
-    )
-    assert nameless == []
+    tree = page.context.new_cdp_session(page).send("Accessibility.getFullAXTree")["nodes"]
+    named: dict[str, list[str]] = {}
+    for node in tree:
+        if not node["ignored"]:
+            name = node.get("name", {}).get("value", "")
+            named.setdefault(node["role"]["value"], []).append(name)
+    for role in ("button", "slider", "combobox", "radio", "checkbox", "textbox", "ColorWell"):
+        assert named[role], role
+        assert "" not in named[role], role
+    assert named["radiogroup"] == ["Classes"]
+    assert {"Tool", "What is shown"} <= set(named["group"])
 
 
 def test_strokes_change_the_result_and_can_be_taken_back(visit: Callable[..., Any]) -> None:
@@ -151,14 +193,30 @@ def test_a_class_can_be_added_named_painted_and_removed(visit: Callable[..., Any
     draw(page, (150, 5), (175, 5))
     _, green, _ = colour(page, 165, 5)
     assert green == 255
-    page.get_by_role("button", name="Remove sun and its strokes").click()
+    page.get_by_role("button", name="Remove sun and its strokes").press("Enter")
     page.wait_for_selector(DONE)
+    assert focused(page) == "Remove right and its strokes"  # which takes its place
     assert page.get_by_role("radio", name="Paint sun").count() == 0
     assert colour(page, 165, 5)[1] < 255
     page.keyboard.press("Control+z")
     page.wait_for_selector(DONE)
     assert page.get_by_role("radio", name="Paint sun").count() == 1
     assert colour(page, 165, 5)[1] == 255
+    page.keyboard.press("Control+z")  # the stroke, then the colour, the name and the class
+    page.wait_for_selector(DONE)
+    assert colour(page, 165, 5)[1] < 255
+    page.keyboard.press("Control+z")
+    assert page.get_by_label("Colour of sun").input_value() != "#00ff00"
+    page.keyboard.press("Control+z")
+    assert page.get_by_label("Name of class 3").input_value() == "class 3"
+    undo = page.get_by_role("button", name="Undo")
+    undo.press("Enter")
+    assert page.get_by_label("Name of class 3").count() == 0
+    assert undo.is_disabled()
+    assert focused(page) == "Photograph to paint on"  # not lost with the button
+    for _ in range(3):
+        page.keyboard.press("Control+y")
+    assert page.get_by_label("Colour of sun").input_value() == "#00ff00"
 
 
 def test_a_slider_shows_a_preview_and_then_the_whole(visit: Callable[..., Any]) -> None:
@@ -172,8 +230,14 @@ def test_a_slider_shows_a_preview_and_then_the_whole(visit: Callable[..., Any]) 
     )
     page.get_by_label("Appearance weight").press("ArrowRight")
     page.wait_for_selector(DONE)
-    assert [each["preview"] for each in asked] == [True, False]
-    assert [each["bilateral_weight"] for each in asked] == [5.5, 5.5]
+    page.get_by_label("Method").select_option("exact")
+    page.wait_for_selector(DONE)
+    page.locator("#number-iterations").press("ArrowRight")
+    page.wait_for_selector(DONE)
+    assert [each["preview"] for each in asked] == [True, False, False, True, False]
+    preview, whole = ({**each, "preview": None} for each in asked[-2:])
+    assert preview == whole  # but for the size of the picture
+    assert (whole["bilateral_weight"], whole["iterations"], whole["method"]) == (5.5, 6, "exact")
     page.locator("#number-iterations").fill("0")
     page.wait_for_selector(DONE)
     assert redder(page, 20, 100) == redder(page, 160, 100)  # no opinion but at the strokes
@@ -215,6 +279,88 @@ def test_a_wrong_file_is_explained_and_nothing_is_lost(
     draw(page, (20, 20), (30, 30))
     assert said.is_hidden()
     assert redder(page, 20, 100)
+
+
+def test_what_was_asked_before_clear_is_not_drawn(visit: Callable[..., Any]) -> None:
+    page = visit()
+    waiting = hold(page, "/api/refine")
+    page.get_by_label("Trust in strokes").press("ArrowRight")
+    wait_for(page, waiting)
+    page.get_by_role("button", name="Clear").click()
+    release(page, waiting, "/api/refine")
+    assert colour(page, 100, 100) == IMAGE[100, 100].tolist()
+    assert page.get_attribute("body", "data-state") == "waiting"
+
+
+def test_of_two_photographs_the_one_opened_last_stays(visit: Callable[..., Any]) -> None:
+    page = visit()
+    waiting = hold(page, "/api/open")
+    small = {"name": "small.png", "mimeType": "image/png", "buffer": png(halves(60, 90)[0])}
+    page.set_input_files("#photo-file", small)
+    page.locator("#examples").select_option("halves.png")
+    wait_for(page, waiting)
+    page.get_by_label("Trust in strokes").press("ArrowRight")  # of what is about to go
+    release(page, waiting, "/api/open")
+    page.wait_for_selector(DONE)
+    assert "Refined at 180 × 120" in page.inner_text("#status")
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Everything").click()
+    archive = zipfile.ZipFile(download.value.path())
+    assert np.array_equal(np.array(Image.open(io.BytesIO(archive.read("photo.png")))), IMAGE)
+    page.set_input_files("#photo-file", small)
+    page.wait_for_selector("body[data-state=waiting]")
+    assert page.locator("#examples option:checked").inner_text() == "small.png"
+    assert page.get_by_role("alert").is_hidden()
+
+
+def test_what_is_being_refined_goes_on_where_opening_fails(visit: Callable[..., Any]) -> None:
+    page = visit(refusal="400")
+    page.get_by_role("radio", name="Paint left").check()
+    waiting = hold(page, "/api/refine")
+    draw(page, (150, 20), (170, 60), (150, 100), wait=False)
+    wait_for(page, waiting)
+    file = {"name": "notes.txt", "mimeType": "text/plain", "buffer": b"no picture"}
+    page.set_input_files("#photo-file", file)
+    said = page.get_by_role("alert")
+    said.filter(has_text="notes.txt").wait_for()
+    release(page, waiting, "/api/refine")
+    page.wait_for_selector(DONE)
+    assert redder(page, 160, 100)
+    assert "notes.txt" in said.inner_text()  # until the person goes on
+
+
+def test_a_failure_is_shown_until_what_failed_succeeds(visit: Callable[..., Any]) -> None:
+    page = visit(refusal="503")
+    said = page.get_by_role("alert")
+    refuse(page, "/api/download")
+    page.get_by_role("button", name="Mask").click()
+    said.filter(has_text="too much at once").wait_for()
+    refuse(page, "/api/refine")
+    page.get_by_role("button", name="Reset").click()
+    page.wait_for_selector("body[data-state=failed]")
+    assert said.locator("p").count() == 2
+    with page.expect_download():
+        page.get_by_role("button", name="Mask").click()
+    assert said.locator("p").count() == 1  # of the refinement, which is not done yet
+    page.get_by_role("button", name="Reset").click()
+    page.wait_for_selector(DONE)
+    assert said.is_hidden()
+    refuse(page, "/api/about")
+    page.reload()
+    said.filter(has_text="too much at once").wait_for()
+
+
+def test_the_page_says_where_photographs_go(visit: Callable[..., Any]) -> None:
+    page = visit()
+    about = page.request.get(f"{page.url}api/about").json()
+    for local, expected in (
+        (True, "Photographs go to deeplab app where you started it, and to no other machine."),
+        (False, f"Photographs go to deeplab app at {page.url[7:-1]}, and no further. Others "),
+    ):
+        answer(page, "/api/about", json={**about, "local": local})
+        page.reload()
+        page.wait_for_selector(DONE)
+        assert page.inner_text("#whither").startswith(expected)
 
 
 def test_a_photograph_and_a_networks_result_are_opened(visit: Callable[..., Any]) -> None:
@@ -284,11 +430,14 @@ def test_two_tabs_do_not_disturb_each_other(visit: Callable[..., Any]) -> None:
 def test_a_visit_that_the_server_forgot_goes_on(
     visit: Callable[..., Any], address: tuple[Server, str]
 ) -> None:
-    page = visit(refusal="410")
+    page = visit(refusal="410|503")
     page.get_by_role("radio", name="Paint left").check()
     draw(page, (150, 20), (170, 60), (150, 100))
     address[0].visits._visits.clear()
-    page.get_by_label("Trust in strokes").press("ArrowRight")
+    refuse(page, "/api/marks")
+    page.get_by_role("button", name="Reset").click()
+    page.wait_for_selector("body[data-state=failed]")
+    page.get_by_role("button", name="Reset").click()  # strokes that could not be sent are sent now
     page.wait_for_selector(DONE)
     assert redder(page, 160, 100)
     assert page.get_by_role("alert").is_hidden()
@@ -299,18 +448,23 @@ def test_keys_reach_every_control_and_paint(visit: Callable[..., Any]) -> None:
     wanted = page.evaluate(
         """() => [...document.querySelectorAll('button, input, select, canvas, a')].filter((each) =>
             each.offsetParent && !each.disabled && each.tabIndex >= 0 &&
-            !(each.type === 'radio' && !each.checked)).length"""
+            !(each.type === 'radio' && !each.checked)).map((each, k) => (each.dataset.k = k))"""
     )
-    seen = set()
-    for _ in range(wanted + 1):
+    seen = []
+    for _ in wanted:
         page.keyboard.press("Tab")
-        seen.add(page.evaluate("() => (document.activeElement.dataset.seen ??= Math.random())"))
-    assert len(seen) >= wanted
+        seen.append(page.evaluate("() => Number(document.activeElement.dataset.k)"))
+    assert sorted(seen) == wanted
     page.locator("#open").focus()
     page.keyboard.press("Tab")
     outline = "() => getComputedStyle(document.activeElement).outline"
     assert "solid 3px" in page.evaluate(outline)  # where one is can be seen
-    page.locator("#canvas").focus()
+    erase = page.get_by_role("radio", name="Erase")
+    page.keyboard.press("e")  # a letter does something on the photograph alone
+    page.locator("#size").press("e")
+    assert not erase.is_checked()
+    page.locator("#canvas").press("e")
+    assert erase.is_checked()
     page.keyboard.press("1")
     for key in (*["Shift+ArrowRight"] * 3, " ", *["ArrowDown"] * 8, *["ArrowUp"] * 16, " "):
         page.keyboard.press(key)
