@@ -82,25 +82,26 @@ async function pump() {
 }
 
 async function compute(preview, signal) {
-  const view = shownView();
+  const view = shownView(), asked = wish();
   const began = performance.now();
   const { about, parts } = await server.refine(
-    { ...wish(), preview, steps: view === "steps", heat: view === "heat" ? heatClass() : null },
+    { ...asked, preview, steps: view === "steps", heat: view === "heat" ? heatClass() : null },
     signal,
   );
   const frames = parts.slice(0, about.frames), heats = parts.slice(about.frames);
   canvas.setResult({ ...about, frames, heats }, classes.colours);
   if (view === "steps") steps.set(about.frames);
   forget("refine");
-  if (preview) return;
+  if (work.wanted || (preview && !about.whole)) return;
+  clearTimeout(work.timer); // a preview of a small photograph is the whole already
   const seconds = ((performance.now() - began) / 1000).toFixed(2);
   const size = `${about.width} × ${about.height}`;
-  const exact = $("method").value === "exact" && !about.whole;
+  const exact = asked.method === "exact" && !about.whole;
   const told = view === "steps" ? `${about.frames - 1} iterations at ${size} in ${seconds} s.`
     : exact ? `All pairs at ${size}, reduced, in ${seconds} s. Downloads want the lattice.`
       : `Refined at ${size} in ${seconds} s.`;
   say(remark ? `${told} Note: ${remark}.` : told);
-  if (!work.wanted) document.body.dataset.state = "done";
+  document.body.dataset.state = "done";
 }
 
 function wish() {
@@ -117,6 +118,7 @@ function say(text) {
 
 function failed(what, error) {
   failures.set(what, error.message ?? String(error));
+  document.body.dataset.state ??= "failed";
   showFailures();
 }
 
@@ -171,7 +173,7 @@ async function openPhotograph(query, file) {
   undoable();
   remark = about.notes.join("; ");
   say(`${about.name}, ${about.width} × ${about.height} pixels. Refining…`);
-  changed(true);
+  changed();
 }
 
 // In the list of photographs, so that those that are offered can be chosen again.
@@ -378,7 +380,7 @@ function setView() {
   steps.stop();
   disable($("opacity"), view === "heat"); // whose colours say how much
   canvas.draw();
-  if (view === "heat" || view === "steps" || !canvas.whole) changed(true);
+  if (view === "heat" || view === "steps" || !canvas.whole || work.asked) changed(true);
 }
 
 // ---- settings and downloads

@@ -14,7 +14,7 @@ from app_browser import browser
 from PIL import Image
 from running_app import SETTINGS, halves, npz, png, running, softmax
 
-from deeplab.app import server
+from deeplab.app import refining, server
 from deeplab.app.inputs import Photograph
 from deeplab.app.refining import Problem, Wish, refined
 from deeplab.app.server import Server
@@ -219,7 +219,11 @@ def test_a_class_can_be_added_named_painted_and_removed(visit: Callable[..., Any
     assert page.get_by_label("Colour of sun").input_value() == "#00ff00"
 
 
-def test_a_slider_shows_a_preview_and_then_the_whole(visit: Callable[..., Any]) -> None:
+def test_a_slider_shows_a_preview_and_then_the_whole(
+    visit: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(refining, "PREVIEW", 6000)
+    monkeypatch.setitem(refining.SLOW, "exact", 600)
     page = visit()
     asked: list[dict[str, Any]] = []
     page.on(
@@ -230,16 +234,23 @@ def test_a_slider_shows_a_preview_and_then_the_whole(visit: Callable[..., Any]) 
     )
     page.get_by_label("Appearance weight").press("ArrowRight")
     page.wait_for_selector(DONE)
+    assert [each["preview"] for each in asked] == [True, False]
+    assert "Refined at 180 × 120" in page.inner_text("#status")
+    preview, whole = ({**each, "preview": None} for each in asked)
+    assert preview == whole
+    assert (whole["bilateral_weight"], whole["method"]) == (5.5, "permutohedral")
     page.get_by_label("Method").select_option("exact")
     page.wait_for_selector(DONE)
     page.locator("#number-iterations").press("ArrowRight")
     page.wait_for_selector(DONE)
-    assert [each["preview"] for each in asked] == [True, False, False, True, False]
-    preview, whole = ({**each, "preview": None} for each in asked[-2:])
-    assert preview == whole  # but for the size of the picture
-    assert (whole["bilateral_weight"], whole["iterations"], whole["method"]) == (5.5, 6, "exact")
+    assert (asked[-1]["iterations"], asked[-1]["method"]) == (6, "exact")
+    monkeypatch.undo()
+    page.get_by_label("Method").select_option("permutohedral")
+    page.wait_for_selector(DONE)
+    page.evaluate("() => { window.setTimeout = () => 0; }")  # nothing is asked after a while
     page.locator("#number-iterations").fill("0")
     page.wait_for_selector(DONE)
+    assert asked[-1]["preview"]  # of all pixels of a photograph as small as this
     assert redder(page, 20, 100) == redder(page, 160, 100)  # no opinion but at the strokes
     page.get_by_role("button", name="Reset").click()
     page.wait_for_selector(DONE)
@@ -348,6 +359,7 @@ def test_a_failure_is_shown_until_what_failed_succeeds(visit: Callable[..., Any]
     refuse(page, "/api/about")
     page.reload()
     said.filter(has_text="too much at once").wait_for()
+    assert page.locator("#open").is_visible()
 
 
 def test_the_page_says_where_photographs_go(visit: Callable[..., Any]) -> None:
@@ -421,7 +433,9 @@ def test_two_tabs_do_not_disturb_each_other(visit: Callable[..., Any]) -> None:
     second.goto(first.url)
     second.wait_for_selector(DONE)
     first.get_by_role("radio", name="Paint left").check()
+    first.bring_to_front()
     draw(first, (150, 20), (170, 60), (150, 100))
+    second.bring_to_front()
     draw(second, (10, 20), (12, 22))
     assert redder(first, 160, 100)
     assert not redder(second, 160, 100)

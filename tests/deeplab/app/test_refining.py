@@ -10,6 +10,7 @@ from running_app import SETTINGS, halves, softmax
 import crf
 from crf.pydensecrf.utils import unary_from_labels
 from deeplab.app import refining
+from deeplab.app.inputs import open_example
 from deeplab.app.refining import Problem, Wish, refined, steps
 from deeplab.crf_settings import CRFSettings
 from deeplab.data.annotations import Annotation
@@ -144,6 +145,21 @@ def test_steps_are_those_of_so_many_iterations(problem: Problem, wish: Wish) -> 
         alone = replace(wish, settings=replace(wish.settings, iterations=count))
         assert np.array_equal(step.marginals, refined(problem, alone).marginals)
     assert not np.array_equal(found[0].labels, found[-1].labels)
+
+
+@pytest.mark.parametrize("method", refining.METHODS)
+def test_what_is_previewed_is_the_whole_but_for_its_pixels(
+    method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(refining.SLOW, "exact", 6000)
+    example = open_example("chelsea")
+    photograph = Problem(example.image, example.marks).reduced(5)
+    asked = Wish.of({**SETTINGS, "iterations": 5, "gaussian_sigma_xy": 6, "method": method})
+    whole = refined(photograph, asked).marginals
+    preview = refined(photograph.reduced(2), asked.reduced(2)).marginals
+    assert whole.shape[1:] == (60, 90)
+    difference = np.abs(preview.repeat(2, 1).repeat(2, 2) - whole)
+    assert difference.mean() < 0.016  # 0.02 with the whole's sigmas, 0.2 after one iteration
 
 
 def test_what_cannot_be_computed_says_why(
