@@ -163,6 +163,15 @@ def test_the_first_view_has_a_result_and_every_control_a_name(visit: Callable[..
         assert "" not in named[role], role
     assert named["radiogroup"] == ["Classes"]
     assert {"Tool", "What is shown"} <= set(named["group"])
+    shifted = page.evaluate(
+        """() => new Promise((done) => {
+            const seen = new PerformanceObserver((list) => sum(list.getEntries()));
+            const sum = (entries) => done(entries.reduce((all, each) => all + each.value, 0));
+            seen.observe({type: 'layout-shift', buffered: true});
+            setTimeout(() => sum([]), 300);
+        })"""
+    )
+    assert shifted < 0.02  # nothing is pushed away while the page loads
 
 
 def test_strokes_change_the_result_and_can_be_taken_back(visit: Callable[..., Any]) -> None:
@@ -414,6 +423,7 @@ def test_each_view_shows_its_own(visit: Callable[..., Any]) -> None:
     page.locator("#heat").select_option("right")
     page.wait_for_selector(DONE)
     assert sum(colour(page, 150, 100)) > 2 * sum(colour(page, 20, 100))
+    assert page.locator("#opacity").is_disabled()
     radio(page, "Iterations")
     page.wait_for_selector(DONE)
     assert page.locator("#step").input_value() == "5"
@@ -479,6 +489,9 @@ def test_keys_reach_every_control_and_paint(visit: Callable[..., Any]) -> None:
     assert not erase.is_checked()
     page.locator("#canvas").press("e")
     assert erase.is_checked()
+    typed = {"key": "]", "ctrlKey": True, "altKey": True, "modifierAltGraph": True}
+    page.locator("#canvas").dispatch_event("keydown", typed)  # as keyboards without a bracket do
+    assert page.locator("#size").input_value() == "4"
     page.keyboard.press("1")
     for key in (*["Shift+ArrowRight"] * 3, " ", *["ArrowDown"] * 8, *["ArrowUp"] * 16, " "):
         page.keyboard.press(key)
