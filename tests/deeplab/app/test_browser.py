@@ -28,6 +28,7 @@ IMAGE, MARKS = halves(HEIGHT, WIDTH)
 
 @pytest.fixture(scope="module")
 def address() -> Iterator[tuple[Server, str]]:
+    refined(Problem(IMAGE, MARKS), Wish.of(SETTINGS))  # compiles, which no page need wait for
     page = Server(Photograph("halves.png", IMAGE, MARKS, NAMES, COLOURS))
     with running(page) as port:
         yield page, f"http://127.0.0.1:{port}/"
