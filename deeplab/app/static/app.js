@@ -2,8 +2,8 @@
 //
 // While a slider moves or a stroke is drawn the CRF runs on a reduced photograph; a moment after the
 // last change on the whole one. One request is on its way at a time. A change drops the one for the
-// whole photograph, and the newest of several waiting changes is the one that is sent. What was asked
-// about strokes or a photograph that are gone is broken off, and so is never drawn.
+// whole photograph, and the newest of several waiting changes is the one that is sent. What was
+// asked about strokes or a photograph that are gone is broken off, and so is never drawn.
 
 import * as server from "./server.js";
 import { Canvas, Steps } from "./canvas.js";
@@ -237,7 +237,8 @@ function sendFile(file, isResult) {
   if (!file) return;
   if (file.size > most) {
     const [is, can] = [file.size, most].map((bytes) => (bytes / 1e6).toPrecision(3));
-    failed("open", new Error(`${file.name}: ${is} MB, at most ${can} MB are read; make it smaller.`));
+    const why = `${file.name}: ${is} MB, at most ${can} MB are read; make it smaller.`;
+    failed("open", new Error(why));
     return;
   }
   const query = `name=${encodeURIComponent(file.name)}`;

@@ -1,5 +1,5 @@
-// What the canvas shows: the photograph, what the CRF makes of it, the strokes, and the brush; and the
-// iterations one after another.
+// What the canvas shows: the photograph, what the CRF makes of it, the strokes, and the brush; and
+// the iterations one after another.
 
 import { NONE } from "./strokes.js";
 

@@ -1,7 +1,7 @@
 // The classes: names and colours, as a list in which one is chosen to paint with.
 //
 // Events: "choose"; "shown" while a name or colour is being changed; "edit" when a class has been
-// added, named or coloured, with [before, after]; "remove", which is left to the page, with the class.
+// added, named or coloured, with [before, after]; "remove", with the class, which the page removes.
 
 const COLOURS = ["#3c6fd1", "#e07b39", "#3f9c6d", "#b5467f", "#8367c7", "#d1a429", "#2fa4b8",
   "#c24a46", "#7a8a3a", "#5d6b82"];
@@ -55,8 +55,9 @@ export class Classes extends EventTarget {
 
   // The keys stay where they are in the list: in the row that takes the place of a removed one.
   draw() {
-    const row = [...this.list.children].findIndex((each) => each.contains(document.activeElement));
-    const place = row < 0 ? 0 : [...this.list.children[row].children].indexOf(document.activeElement);
+    const focused = document.activeElement;
+    const row = [...this.list.children].findIndex((each) => each.contains(focused));
+    const place = row < 0 ? 0 : [...this.list.children[row].children].indexOf(focused);
     this.list.replaceChildren(...this.all.map((each, index) => this.#row(each, index)));
     if (row < 0) return;
     const controls = [...this.list.children[Math.min(row, this.all.length - 1)].children];
@@ -64,9 +65,9 @@ export class Classes extends EventTarget {
   }
 
   #edited() {
-    const before = this.before;
-    this.before = this.copy();
-    if (JSON.stringify(before) !== JSON.stringify(this.all)) this.#tell("edit", [before, this.copy()]);
+    const before = this.before, after = this.copy();
+    this.before = after;
+    if (JSON.stringify(before) !== JSON.stringify(after)) this.#tell("edit", [before, after]);
   }
 
   #row(each, index) {

@@ -1,5 +1,5 @@
-// Painting on the canvas: with a mouse, a pen or a finger, and with the keys, which do something only
-// while the canvas has the focus.
+// Painting on the canvas: with a mouse, a pen or a finger, and with the keys, which do something
+// only while the canvas has the focus.
 
 const STEPS = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
 const STEP = 4, LONG_STEP = 20; // pixels of an arrow key, and with Shift

@@ -1,6 +1,6 @@
-// What the page asks of its server: one thing at a time, in the order in which it was asked, so that
-// the photograph opened last is the last one at the server too. A visit that the server has forgotten
-// is begun again with what it had.
+// What the page asks of its server: one thing at a time, in the order in which it was asked, so
+// that the photograph opened last is the last one at the server too. A visit that the server has
+// forgotten is begun again with what it had.
 
 let visit = "";
 let photograph = null; // { query, body } of the one that is open
@@ -53,8 +53,8 @@ function withResult(address, file) {
   });
 }
 
-// marks: uint8, one a pixel, 255 where there is none. They take the place of a network's result, and
-// are sent, as they are then, before what is asked next.
+// marks: uint8, one a pixel, 255 where there is none. They take the place of a network's result,
+// and are sent, as they are then, before what is asked next.
 export function setMarks(marks) {
   given = { address: "/api/marks", body: marks };
   behind = true;

@@ -1,6 +1,6 @@
-// The scribbles: a class for each pixel, 255 where there is none; painted with a round brush of hard
-// edges, since soft ones would be other classes. Each stroke can be taken back, and each change of the
-// classes.
+// The scribbles: a class for each pixel, 255 where there is none; painted with a round brush of
+// hard edges, since soft ones would be other classes. Each stroke can be taken back, and each
+// change of the classes.
 
 export const NONE = 255;
 const KEPT = 64 * 1024 * 1024; // bytes of strokes that can be taken back
@@ -66,8 +66,8 @@ export class Strokes {
     this.end(classes);
   }
 
-  // { classes, marked }: the classes to go back to, null where they stay, and whether strokes changed;
-  // null if nothing was done.
+  // { classes, marked }: the classes to go back to, null where they stay, and whether strokes
+  // changed; null if nothing was done.
   undo() {
     return this.#step(this.done, this.undone, "before", 0);
   }
