@@ -18,12 +18,14 @@ from PIL import Image
 from deeplab import photographs
 from deeplab.data.annotations import UNSURE_INDEX, read_indices, read_probabilities
 from deeplab.data.images import SUFFIXES, read_image
+from deeplab.data.outputs import full_palette
 from deeplab.errors import InputError
 
 WORKING = 1_000_000  # pixels
 VALUES = 64_000_000  # probabilities of a result, at most: 256 MB as float32
 UNPACKED = 4 * VALUES + 1_000_000  # bytes of the arrays of an .npz
 ARRAYS = (".npy", ".npz")
+LONGEST_NAME = 100  # characters of a sent file's name that are kept, its end
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,13 +76,13 @@ def open_photograph(
 
     Raises InputError as `read_image` does.
     """
-    shown = PurePath(name).name or "photograph"
+    shown = _shown(name) or "photograph"
     image, conversions = read_image(name if content is None else shown, max_megapixels, content)
     notes = [conversion.text for conversion in conversions]
     height, width = image.shape[:2]
     if height * width > WORKING:
         scale = (WORKING / (height * width)) ** 0.5
-        size = max(1, int(width * scale)), max(1, int(height * scale))
+        size = _side(width * scale), _side(height * scale)
         image = np.array(Image.fromarray(image).resize(size, Image.Resampling.LANCZOS))
         notes.append(f"reduced from {width} x {height} to {size[0]} x {size[1]} pixels")
     return Photograph(shown, image, _unmarked(image), notes=notes)
@@ -89,7 +91,8 @@ def open_photograph(
 def open_example(name: str) -> Photograph:
     """One of the photographs that come with the package. InputError for another name."""
     if name not in photographs.EXAMPLES:
-        raise InputError(f"example must be one of {', '.join(photographs.EXAMPLES)}, not {name}")
+        examples = ", ".join(photographs.EXAMPLES)
+        raise InputError(f"example must be one of {examples}, not {name!r:.80}")
     image, annotation, classes = photographs.example(name)
     marks = np.where(annotation.labels == 0, UNSURE_INDEX, annotation.labels - 1)
     assert annotation.colours is not None  # which read_colours has
@@ -97,13 +100,17 @@ def open_example(name: str) -> Photograph:
     return Photograph(f"{name}.jpg", image, marks.astype(np.uint8), classes, colours)
 
 
-def open_result(name: str, content: bytes, size: tuple[int, int]) -> Result:
+def open_result(
+    name: str, content: bytes, size: tuple[int, int], max_megapixels: float | None = None
+) -> Result:
     """A network's result for a photograph of `size` (height, width): softmax or label map.
+
+    max_megapixels: label maps of more pixels (10^6) are refused before they are decoded.
 
     Raises InputError: as `read_probabilities` and `read_indices`, for another kind of file, and for
     more values than fit.
     """
-    shown = PurePath(name).name
+    shown = _shown(name)
     suffix = PurePath(shown).suffix.lower()
     if suffix not in (*ARRAYS, *SUFFIXES):
         raise InputError(
@@ -113,7 +120,9 @@ def open_result(name: str, content: bytes, size: tuple[int, int]) -> Result:
         path = Path(folder) / f"result{suffix}"  # of the name it was sent by only the suffix
         path.write_bytes(content)
         try:
-            return _probabilities(path, size) if suffix in ARRAYS else _label_map(path, size)
+            if suffix in ARRAYS:
+                return _probabilities(path, size)
+            return _label_map(path, size, max_megapixels)
         except InputError as error:
             raise InputError(str(error).replace(str(path), shown)) from error
 
@@ -132,12 +141,14 @@ def _probabilities(path: Path, size: tuple[int, int]) -> Result:
     return Result(read.values, None, read.names, colours, read.notes)
 
 
-def _label_map(path: Path, size: tuple[int, int]) -> Result:
-    read = read_indices(path, size)
+def _label_map(path: Path, size: tuple[int, int], max_megapixels: float | None) -> Result:
+    read = read_indices(path, size, max_megapixels=max_megapixels)
     marks = np.where(read.labels == 0, UNSURE_INDEX, read.labels - 1).astype(np.uint8)
     with Image.open(path) as picture:
         flat = picture.getpalette("RGB") if picture.mode == "P" else None
-    colours = None if flat is None else np.reshape(flat, (-1, 3))[: read.num_labels].tolist()
+    if flat is None:
+        return Result(None, marks, notes=read.notes)
+    colours = full_palette(np.reshape(flat, (-1, 3)))[: read.num_labels].tolist()
     return Result(None, marks, None, colours, read.notes)
 
 
@@ -146,13 +157,23 @@ def _check_unpacked(path: Path) -> None:
     try:
         with zipfile.ZipFile(path) as archive:
             size = sum(entry.file_size for entry in archive.infolist())
-    except (zipfile.BadZipFile, ValueError, OSError):
-        return  # which reading it says better
+    except Exception:  # damaged archives raise whatever their parser meets
+        return  # reading it says which
     if size > UNPACKED:
         raise InputError(
             f"{path}: unpacked it has {size / 1e6:.0f} MB, at most {UNPACKED / 1e6:.0f} are "
             "possible; make photograph and result smaller"
         )
+
+
+def _shown(name: str) -> str:
+    """What a file is called on the page and in errors: its name, or the end of a long one."""
+    return PurePath(name).name[-LONGEST_NAME:]
+
+
+def _side(length: float) -> int:
+    """Of a reduced photograph, in pixels: a thin one of one pixel is no longer than WORKING."""
+    return min(max(1, int(length)), WORKING)
 
 
 def _unmarked(image: np.ndarray) -> np.ndarray:

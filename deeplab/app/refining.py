@@ -10,6 +10,7 @@ are divided by k.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -21,6 +22,7 @@ from PIL import Image
 import crf
 from crf.layer import Method
 from crf.pydensecrf.utils import unary_from_labels
+from deeplab.app.inputs import VALUES
 from deeplab.crf_settings import CRFSettings
 from deeplab.data.annotations import GT_PROB, UNSURE_INDEX, Annotation
 from deeplab.data.large import factor
@@ -31,16 +33,20 @@ from deeplab.refine import CLIP, refine_probabilities, refine_scribbles
 PREVIEW = 64_000  # pixels of the picture that is refined while a slider moves
 SLOW = {"exact": 3_000}  # pixels that a CPU does in a second or two
 METHODS = ("permutohedral", *SLOW)  # separable takes longer than exact on a CPU
-ITERATIONS = 50
-WORK = 1_000_000_000  # pixels * classes * iterations, at most: a minute of two cores
-NUMBERS = (  # of CRFSettings, which the page has sliders for
-    "iterations",
-    "gaussian_weight",
-    "gaussian_sigma_xy",
-    "bilateral_weight",
-    "bilateral_sigma_xy",
-    "bilateral_sigma_rgb",
-)
+WORK = {  # pixels * classes * updates, at most: about a minute of two cores
+    "permutohedral": 1_000_000_000,
+    "exact": 40_000_000,
+}
+WEIGHT, SIGMA = (0, 1_000_000), (0.01, 1_000_000)  # float32 holds what the CRF makes of them
+NUMBERS = {  # of CRFSettings, which the page has sliders for: least and most
+    "iterations": (0, 50),
+    "gaussian_weight": WEIGHT,
+    "gaussian_sigma_xy": SIGMA,
+    "bilateral_weight": WEIGHT,
+    "bilateral_sigma_xy": SIGMA,
+    "bilateral_sigma_rgb": SIGMA,
+}
+TRUST = (1e-6, 1 - 1e-6)  # of gt_prob: 0 and 1 have infinite energies
 
 
 @dataclass(frozen=True)
@@ -61,20 +67,17 @@ class Wish:
     def of(cls, given: Mapping[str, Any]) -> Wish:
         """A wish as the page states it: `NUMBERS`, method and gt_prob by name.
 
-        Raises InputError for a number or method that the CRF cannot compute with, and for more
-        than 50 iterations.
+        Raises InputError for a number that is out of its range in `NUMBERS` or `TRUST`, and for an
+        unknown method.
         """
-        settings = CRFSettings().changed({name: given.get(name) for name in NUMBERS})
-        if settings.iterations > ITERATIONS:
-            raise InputError(
-                f"iterations must be at most {ITERATIONS} here, not {settings.iterations}"
-            )
         method, gt_prob = given.get("method", "permutohedral"), given.get("gt_prob", GT_PROB)
+        _check_number("gt_prob", gt_prob, *TRUST)
+        changes = {name: given[name] for name in NUMBERS if given.get(name) is not None}
+        for name, value in changes.items():
+            _check_number(name, value, *NUMBERS[name])
         if method not in METHODS:
             raise InputError(f"method must be one of {', '.join(METHODS)}, not {method!r:.80}")
-        if not isinstance(gt_prob, int | float) or isinstance(gt_prob, bool):
-            raise InputError(f"gt_prob must be a number, not {gt_prob!r:.80}")
-        return cls(settings, method, float(gt_prob))
+        return cls(CRFSettings().changed(changes), method, float(gt_prob))
 
     def reduced(self, k: int) -> Wish:
         """The same for a photograph of which k pixels a side have become one."""
@@ -131,7 +134,8 @@ class Problem:
     def reduced(self, k: int) -> Problem:
         """k pixels a side as one, their mean; marked where any of them is.
 
-        Up to k - 1 at the right and lower edge are left out.
+        Up to k - 1 at the right and lower edge are left out, but for their marks: these go to the
+        last block.
         """
         if k == 1:
             return self
@@ -140,8 +144,9 @@ class Problem:
         blocks = (height, rows, width, columns)
         whole = self.image[: height * rows, : width * columns]
         image = np.array(Image.fromarray(whole).reduce((columns, rows)))
-        inside = self.marks[: height * rows, : width * columns]
-        marks = inside.reshape(blocks).min(1).min(2)  # 255 is the highest
+        tops, lefts = np.arange(height) * rows, np.arange(width) * columns
+        marks = np.minimum.reduceat(self.marks, tops, axis=0)  # 255, unmarked, is the highest
+        marks = np.minimum.reduceat(marks, lefts, axis=1)
         if self.probabilities is None:
             return Problem(image, marks)
         values = self.probabilities[:, : height * rows, : width * columns]
@@ -174,12 +179,13 @@ class Refined:
 def refined(problem: Problem, wish: Wish) -> Refined:
     """The whole problem.
 
-    Raises InputError for scribbles of fewer than two classes, more work than a minute's, a method
-    that is too slow for this many pixels, and numbers that the CRF cannot compute with; MemoryError
-    where it does not fit.
+    Raises InputError for scribbles of fewer than two classes, more values than VALUES, more work
+    than a minute's, a method that is too slow for this many pixels, and numbers that the CRF cannot
+    compute with; MemoryError where it does not fit.
     """
     classes = problem.classes
     _check(problem, wish, len(classes))
+    _check_work(problem, wish, len(classes), each=False)
     try:
         compute = _on_lattice if wish.method == "permutohedral" else _by_layer
         prediction = compute(problem, wish)
@@ -193,11 +199,17 @@ def refined(problem: Problem, wish: Wish) -> Refined:
 def reduction(problem: Problem, wish: Wish, preview: bool) -> int:
     """How many pixels a side become one: for a preview, or a method that is slow on a CPU."""
     most = SLOW.get(wish.method, PREVIEW if preview else problem.marks.size)
-    return factor(problem.size, most)
+    k, (short, long) = factor(problem.size, most), sorted(problem.size)
+    return k if short >= k else max(k, math.ceil(long / most))  # a thin one becomes a line
 
 
 def steps(problem: Problem, wish: Wish) -> Iterator[Refined]:
-    """The problem after 0, 1, ... and all iterations. Raises as `refined` does."""
+    """The problem after 0, 1, ... and all iterations, each computed from the start.
+
+    So that each is what `refined` makes of so many, to the last bit. Raises as `refined` does, for
+    the work of all of them together.
+    """
+    _check_work(problem, wish, len(problem.classes), each=True)
     for count in range(wish.settings.iterations + 1):
         yield refined(problem, replace(wish, settings=replace(wish.settings, iterations=count)))
 
@@ -216,11 +228,25 @@ def _check(problem: Problem, wish: Wish, classes: int) -> None:
             f"method {wish.method}: a CPU is too slow for all {width} x {height} pixels, so that "
             "it is shown on a reduced photograph alone; choose permutohedral, which is the lattice"
         )
-    if pixels * classes * wish.settings.iterations > WORK:
-        most = WORK // (pixels * classes)
+    if pixels * classes > VALUES:
         raise InputError(
-            f"iterations must be at most {most} for {classes} classes on {pixels} pixels, not "
-            f"{wish.settings.iterations}: more take over a minute"
+            f"scribbles of {classes} classes on {pixels} pixels are {pixels * classes / 1e6:.0f} "
+            f"million values, at most {VALUES / 1e6:.0f} million are possible; use fewer classes "
+            "or a smaller photograph"
+        )
+
+
+def _check_work(problem: Problem, wish: Wish, classes: int, each: bool) -> None:
+    """InputError for more updates than a minute's; each: for 0, 1, ... and all iterations."""
+    pixels, iterations = problem.marks.size, wish.settings.iterations
+    most = WORK[wish.method] // max(1, pixels * classes)  # updates
+    if each:  # 1 + 2 + ... + n of them
+        most = (math.isqrt(8 * most + 1) - 1) // 2
+    if iterations > most:
+        where = " where each is shown" if each else ""
+        raise InputError(
+            f"iterations must be at most {most} for {classes} classes on {pixels} pixels{where}, "
+            f"not {iterations}: more take over a minute"
         )
 
 
@@ -249,6 +275,12 @@ def _by_layer(problem: Problem, wish: Wish) -> Prediction:
     with torch.no_grad():
         marginals: torch.Tensor = layer(logits[None], as_batch(problem.image).float())
     return Prediction.of(marginals[0].numpy())
+
+
+def _check_number(name: str, value: Any, least: float, most: float) -> None:
+    """InputError for what is no number, or none between these; NaN is between no two."""
+    if type(value) not in (int, float) or not least <= value <= most:
+        raise InputError(f"{name} must be a number from {least} to {most}, not {value!r:.40}")
 
 
 def _divided(sigmas: tuple[float, ...], k: int) -> Any:

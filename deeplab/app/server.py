@@ -12,15 +12,17 @@ Answers with arrays are a JSON text and the arrays behind it (`_packed`); everyt
 can mend is answered by {"error": "..."} and a status of 4xx.
 
 One thread computes, for all visits in turn, and another reads files. They cannot be interrupted, so
-that what takes too long is refused before it starts (`refining`).
+that what takes too long is refused before it starts (`refining`), and who waits can give up only
+before its turn.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from importlib import resources
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -38,7 +40,6 @@ from deeplab.app.guard import NAMES, Guard
 from deeplab.app.refining import (
     NUMBERS,
     Problem,
-    Refined,
     Wish,
     reduction,
     refined,
@@ -63,8 +64,8 @@ FILES = {  # of the folder static, by address
 }
 UPLOAD = 64_000_000  # bytes of a file
 TEXT = 100_000  # bytes of a JSON text
-AT_ONCE = 256_000_000  # bytes of all requests that are being read
-READING, COMPUTING = 30.0, 90.0  # seconds that a request may take to come, and to be answered
+AT_ONCE = 256_000_000  # bytes of all requests that are being read or wait to be opened
+READING, WAITING = 30.0, 90.0  # seconds that a request may take to come, and to get its turn
 TOKEN = "x-visit"
 
 
@@ -76,6 +77,28 @@ class BusyError(Exception):
     """More is asked for at once than is done at once."""
 
 
+class Worker:
+    """A thread that does one thing at a time, in the order in which it is asked."""
+
+    def __init__(self, name: str) -> None:
+        self.thread = ThreadPoolExecutor(1, name)
+        self._turn = asyncio.Lock()  # what waits is held here, not in the thread's queue
+
+    async def do(self, function: Callable[..., T], *arguments: Any) -> T:
+        """Call it in the thread; TimeoutError if its turn does not come."""
+        async with asyncio.timeout(WAITING):
+            await self._turn.acquire()
+        try:
+            loop = asyncio.get_running_loop()
+            return await loop.run_in_executor(self.thread, function, *arguments)
+        finally:
+            self._turn.release()
+
+    def close(self) -> None:
+        """Begin nothing more; what is being done is left to end."""
+        self.thread.shutdown(wait=False, cancel_futures=True)
+
+
 class Server:
     """What the addresses share.
 
@@ -83,7 +106,8 @@ class Server:
         photograph: what the page opens first; None: an example.
         network: segments photographs on request; None: the page does not offer it.
         classes: names and colours of the network's; None only where there is no network.
-        max_megapixels: photographs of more pixels (10^6) are refused.
+        max_megapixels: photographs and label maps of more pixels (10^6) are refused.
+        local: only this machine can reach the server, as far as one knows; the page says so.
     """
 
     def __init__(
@@ -92,14 +116,16 @@ class Server:
         network: Predictor | None = None,
         classes: outputs.NamedPalette | None = None,
         max_megapixels: float | None = None,
+        local: bool = True,
     ) -> None:
         self.photograph = photograph
         self.network = network
         self.classes = classes
         self.max_megapixels = max_megapixels
+        self.local = local
         self.visits = Visits()
-        self._computing = ThreadPoolExecutor(1, "deeplab-app-crf")
-        self._opening = ThreadPoolExecutor(1, "deeplab-app-files")  # meanwhile, one at a time too
+        self.computing = Worker("deeplab-app-crf")
+        self.opening = Worker("deeplab-app-files")  # meanwhile, one at a time too
         self._being_read = 0
 
     def application(self, names: Sequence[str] = NAMES) -> Guard:
@@ -129,12 +155,12 @@ class Server:
         """Load what the first request would wait for."""
         marks = np.array([[0, 255, 255, 1]] * 4, np.uint8)
         problem = Problem(np.zeros((4, 4, 3), np.uint8), marks)
-        self._computing.submit(refined, problem, Wish.of({}))
+        self.computing.thread.submit(refined, problem, Wish.of({}))
 
     def close(self) -> None:
         """Begin nothing more; what is being computed is left to end."""
-        self._computing.shutdown(wait=False, cancel_futures=True)
-        self._opening.shutdown(wait=False, cancel_futures=True)
+        self.computing.close()
+        self.opening.close()
 
     async def _about(self, _: Request) -> Response:
         own = [] if self.photograph is None else [self.photograph.name]
@@ -147,6 +173,7 @@ class Server:
                 "given": own,
                 "examples": examples,
                 "network": self.network is not None,
+                "local": self.local,
                 "upload": UPLOAD,
                 "start": {name: settings[name] for name in NUMBERS} | {"gt_prob": GT_PROB},
             }
@@ -154,19 +181,10 @@ class Server:
 
     async def _open(self, request: Request) -> Response:
         """?example=NAME, ?given (the photograph of the command line), or ?name=FILE with a body."""
-        asked = request.query_params
-        if "given" in asked and self.photograph is not None:
-            photograph = self.photograph
-        elif "example" in asked:
-            photograph = await self._file(inputs.open_example, asked["example"])
-        else:
-            content = await self._body(request, UPLOAD)
-            photograph = await self._file(
-                inputs.open_photograph, asked.get("name", ""), self.max_megapixels, content
-            )
+        photograph = await self._photograph(request)
+        picture = await self.opening.do(outputs.picture_png, photograph.image)
         self.visits.end(request.headers.get(TOKEN, ""))
         token, visit = self.visits.begin(photograph)
-        picture = await self._file(outputs.picture_png, photograph.image)
         height, width = visit.problem.size
         classes = zip(photograph.classes, photograph.colours, strict=True)
         about = {
@@ -179,19 +197,31 @@ class Server:
         }
         return _packed(about, picture, photograph.marks.tobytes())
 
+    async def _photograph(self, request: Request) -> inputs.Photograph:
+        asked = request.query_params
+        if "given" in asked and self.photograph is not None:
+            return self.photograph
+        if "example" in asked:
+            return await self.opening.do(inputs.open_example, asked["example"])
+        name = asked.get("name", "")
+        async with self._body(request, UPLOAD) as content:
+            return await self.opening.do(inputs.open_photograph, name, self.max_megapixels, content)
+
     async def _result(self, request: Request) -> Response:
         """?name=FILE with a body: probabilities, or a label map, whose labels become scribbles."""
-        visit = self._visit(request)
-        content = await self._body(request, UPLOAD)
-        name = request.query_params.get("name", "")
-        found = await self._file(inputs.open_result, name, content, visit.problem.size)
+        visit, name = self._visit(request), request.query_params.get("name", "")
+        async with self._body(request, UPLOAD) as content:
+            found = await self.opening.do(
+                inputs.open_result, name, content, visit.problem.size, self.max_megapixels
+            )
         return self._with_result(visit, found)
 
     async def _segment(self, request: Request) -> Response:
         visit, network, classes = self._visit(request), self.network, self.classes
         if network is None or classes is None:
             raise InputError("weights must be given to segment: deeplab app --weights FILE")
-        predicted = await self._compute(network, visit.problem.image)
+        async with visit.turn(replaceable=False):
+            predicted = await self.computing.do(network, visit.problem.image)
         count = len(predicted.probabilities)
         names = [classes.name(index) for index in range(count)]
         colours = classes.palette[:count].tolist()
@@ -220,12 +250,13 @@ class Server:
     async def _marks(self, request: Request) -> Response:
         visit = self._visit(request)
         height, width = visit.problem.size
-        content = await self._body(request, height * width)
-        if len(content) != height * width:
+        async with self._body(request, height * width) as content:
+            marks = np.frombuffer(content, np.uint8)
+        if marks.size != height * width:
             raise InputError(
-                f"scribbles must be {height * width} bytes, one a pixel, not {len(content)}"
+                f"scribbles must be {height * width} bytes, one a pixel, not {marks.size}"
             )
-        marks = np.frombuffer(content, np.uint8).reshape(height, width)
+        marks = marks.reshape(height, width)
         visit.problem = replace(visit.problem, marks=marks, probabilities=None)
         return JSONResponse({})
 
@@ -243,19 +274,16 @@ class Server:
         async with visit.turn(replaceable=True):
             problem = visit.problem
             k = reduction(problem, wish, preview or each)
-            found = await self._compute(_refined, problem, wish, k, each)
-        height, width = found[-1].labels.shape
-        frames = [one.labels.tobytes() for one in found]
-        if heat is not None:
-            frames += [one.heat(heat).tobytes() for one in found]
+            labels, heats = await self.computing.do(_frames, problem, wish, k, each, heat)
+        height, width = labels[0].shape
         about = {
             "width": width,
             "height": height,
-            "frames": len(found),
+            "frames": len(labels),
             "whole": k == 1,
             "heat": heat is not None,
         }
-        return _packed(about, *frames)
+        return _packed(about, *(frame.tobytes() for frame in (*labels, *heats)))
 
     async def _download(self, request: Request) -> Response:
         """?file=KIND; JSON: the numbers of `Wish`, and the classes."""
@@ -264,25 +292,31 @@ class Server:
         given = await self._json(request)
         wish, classes = Wish.of(given), downloads.classes_of(given.get("classes"))
         async with visit.turn(replaceable=False):
-            content = await self._compute(downloads.download, kind, visit.problem, wish, classes)
+            content = await self.computing.do(
+                downloads.download, kind, visit.problem, wish, classes
+            )
         return Response(content, media_type=downloads.KINDS[kind])
 
     def _visit(self, request: Request) -> Visit:
         return self.visits.get(request.headers.get(TOKEN, ""))
 
     async def _json(self, request: Request) -> Mapping[str, Any]:
-        content = await self._body(request, TEXT)
-        try:
-            given = json.loads(content)
-        except (ValueError, RecursionError) as error:
-            raise InputError(f"the request must be JSON ({error})") from error
+        async with self._body(request, TEXT) as content:
+            try:
+                given = json.loads(content)
+            except ValueError as error:
+                raise InputError(f"the request must be JSON ({error})") from error
         if not isinstance(given, dict):
             raise InputError("the request must be a JSON object")
         return given
 
-    async def _body(self, request: Request, most: int) -> bytes:
-        """The body of a request; TooLargeError, BusyError or TimeoutError where it is not read."""
-        content = bytearray()
+    @asynccontextmanager
+    async def _body(self, request: Request, most: int) -> AsyncIterator[bytes]:
+        """The body of a request, which counts as being read until the block is left.
+
+        TooLargeError, BusyError or TimeoutError where it is not read.
+        """
+        content: bytes | bytearray = bytearray()
         try:
             async with asyncio.timeout(READING):
                 async for chunk in request.stream():
@@ -292,17 +326,10 @@ class Server:
                         raise BusyError
                     self._being_read += len(chunk)
                     content += chunk
+            content = bytes(content)
+            yield content
         finally:
             self._being_read -= len(content)
-        return bytes(content)
-
-    async def _compute(self, function: Callable[..., T], *arguments: Any) -> T:
-        """Call it in the thread that computes; TimeoutError if its turn does not come."""
-        return await _in_turn(self._computing, function, *arguments)
-
-    async def _file(self, function: Callable[..., T], *arguments: Any) -> T:
-        """The same in the thread that reads and writes files."""
-        return await _in_turn(self._opening, function, *arguments)
 
     def _answering(
         self, answer: Callable[[Request], Awaitable[Response]]
@@ -314,6 +341,8 @@ class Server:
                 return await answer(request)
             except InputError as error:
                 return _error(400, str(error))
+            except RecursionError:
+                return _error(400, "the request must be JSON of fewer brackets in each other")
             except SupersededError:
                 return _error(409, "a newer request of this page came before it")
             except GoneError:
@@ -330,15 +359,20 @@ class Server:
         return answered
 
 
-def _refined(problem: Problem, wish: Wish, k: int, each: bool) -> list[Refined]:
+def _frames(
+    problem: Problem, wish: Wish, k: int, each: bool, heat: int | None
+) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Labels, and the heat of a class if one is given: at the end, or after each iteration.
+
+    The marginals, many times as large, are not kept.
+    """
     small, fitting = problem.reduced(k), wish.reduced(k) if k > 1 else wish
-    return list(steps(small, fitting)) if each else [refined(small, fitting)]
-
-
-async def _in_turn(thread: ThreadPoolExecutor, function: Callable[..., T], *arguments: Any) -> T:
-    loop = asyncio.get_running_loop()
-    async with asyncio.timeout(COMPUTING):
-        return await loop.run_in_executor(thread, function, *arguments)
+    labels, heats = [], []
+    for found in steps(small, fitting) if each else [refined(small, fitting)]:
+        labels.append(found.labels)
+        if heat is not None:
+            heats.append(found.heat(heat))
+    return labels, heats
 
 
 async def _page(request: Request) -> Response:

@@ -31,9 +31,8 @@ class SupersededError(Exception):
 
 @dataclass(eq=False)
 class Visit:
-    """A page with a photograph; `name` is that of its file, `problem` what the CRF is given."""
+    """A page with a photograph; `problem` is what the CRF is given."""
 
-    name: str
     problem: Problem
     newest: int = 0
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
@@ -72,7 +71,7 @@ class Visits:
     def begin(self, photograph: Photograph) -> tuple[str, Visit]:
         """A new visit, and its token."""
         token = secrets.token_urlsafe(16)
-        visit = Visit(photograph.name, Problem(photograph.image, photograph.marks))
+        visit = Visit(Problem(photograph.image, photograph.marks))
         self._visits[token] = visit
         self.trim()
         return token, visit

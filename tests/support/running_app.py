@@ -5,7 +5,7 @@ import io
 import json
 import socket
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +14,7 @@ import numpy as np
 import uvicorn
 from PIL import Image
 
+from deeplab.app.guard import NAMES
 from deeplab.app.server import Server
 
 SETTINGS = {
@@ -90,11 +91,15 @@ class Client:
 
 
 @contextmanager
-def running(server: Server) -> Iterator[int]:
-    """The server on a free port, which this gives."""
+def running(server: Server, names: Sequence[str] = NAMES) -> Iterator[int]:
+    """The server on a free port, which this gives; it may be asked for under these names."""
     with socket.create_server(("127.0.0.1", 0)) as sock:
         config = uvicorn.Config(
-            server.application(), log_level="warning", access_log=False, ws="none", lifespan="off"
+            server.application(names),
+            log_level="warning",
+            access_log=False,
+            ws="none",
+            lifespan="off",
         )
         inner = uvicorn.Server(config)
         thread = threading.Thread(target=inner.run, kwargs={"sockets": [sock]})

@@ -37,21 +37,34 @@ def test_a_wish_is_settings_of_the_crf(wish: Wish) -> None:
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"iterations": 51}, "iterations must be at most 50 here, not 51"),
+        ({"iterations": 51}, "iterations must be a number from 0 to 50, not 51"),
         ({"iterations": 2.5}, "iterations must be an integer"),
-        ({"bilateral_sigma_xy": 0}, "bilateral_sigma_xy must be positive, not 0"),
-        ({"bilateral_sigma_rgb": float("nan")}, "sigma_rgb must be finite"),
+        ({"bilateral_sigma_xy": 0}, "sigma_xy must be a number from 0.01 to 1000000, not 0"),
+        ({"bilateral_sigma_rgb": float("nan")}, "sigma_rgb must be a number from 0.01 to"),
         ({"gaussian_weight": "3"}, "gaussian_weight must be a number"),
-        ({"gaussian_weight": -1}, "gaussian_weight must be 0 or more, not -1"),
+        ({"gaussian_weight": -1}, "gaussian_weight must be a number from 0 to 1000000, not -1"),
         ({"gaussian_sigma_xy": [[1], 2]}, "gaussian_sigma_xy must be a number"),
         ({"method": "auto"}, "method must be one of permutohedral, exact, not 'auto'"),
         ({"method": []}, "method must be one of"),
         ({"gt_prob": "much"}, "gt_prob must be a number"),
+        ({"gt_prob": 1}, "gt_prob must be a number from 1e-06 to 0.999999, not 1"),
     ],
 )
 def test_numbers_that_no_crf_has_are_refused(given: dict[str, object], message: str) -> None:
     with pytest.raises(InputError, match=message):
         Wish.of(given)
+
+
+@pytest.mark.parametrize("method", refining.METHODS)
+@pytest.mark.parametrize("network", [False, True])
+def test_the_least_and_the_largest_numbers_are_computed_with(method: str, network: bool) -> None:
+    problem = Problem(*halves(20, 32), softmax(20, 32, 2) if network else None)
+    ends = {**refining.NUMBERS, "gt_prob": (0.51, refining.TRUST[1])}
+    for name, numbers in ends.items():
+        for number in numbers:
+            given = Wish.of({**SETTINGS, name: number, "method": method})
+            marginals = refined(problem, given).marginals
+            np.testing.assert_allclose(marginals.sum(0), 1, atol=1e-5, err_msg=name)
 
 
 def test_scribbles_are_refined_as_elsewhere(problem: Problem, wish: Wish) -> None:
@@ -129,6 +142,19 @@ def test_a_line_of_pixels_can_be_reduced() -> None:
     assert small.marks.tolist() == [[255, 4, *[255] * 8]]
 
 
+@pytest.mark.parametrize("size", [(11, 17), (2, 17), (11, 2)])
+def test_strokes_on_the_rows_and_columns_that_are_left_out_are_kept(size: tuple[int, int]) -> None:
+    for y, x in [(0, size[1] - 1), (size[0] - 1, 0), (size[0] - 1, size[1] - 1)]:
+        marks = np.full(size, 255, np.uint8)
+        marks[y, x] = 3
+        small = Problem(np.zeros((*size, 3), np.uint8), marks).reduced(3).marks
+        assert small.shape == (max(1, size[0] // 3), max(1, size[1] // 3))
+        assert [*map(tuple, np.argwhere(small == 3))] == [
+            (small.shape[0] - 1 if y else 0, small.shape[1] - 1 if x else 0)
+        ]
+        assert (small == 255).sum() == small.size - 1
+
+
 def test_a_preview_is_of_fewer_pixels_and_exact_of_fewest(wish: Wish) -> None:
     large = Problem(np.zeros((375, 500, 3), np.uint8), np.zeros((375, 500), np.uint8))
     assert refining.reduction(large, wish, preview=False) == 1
@@ -136,6 +162,9 @@ def test_a_preview_is_of_fewer_pixels_and_exact_of_fewest(wish: Wish) -> None:
     exact = replace(wish, method="exact")
     k = refining.reduction(large, exact, preview=False)
     assert (375 // k) * (500 // k) <= refining.SLOW["exact"]
+    thin = Problem(np.zeros((2, 70_000, 3), np.uint8), np.zeros((2, 70_000), np.uint8))
+    assert thin.reduced(refining.reduction(thin, wish, preview=True)).size == (1, 35_000)
+    assert thin.reduced(refining.reduction(thin, exact, preview=False)).size == (1, 2916)
 
 
 def test_steps_are_those_of_so_many_iterations(problem: Problem, wish: Wish) -> None:
@@ -173,6 +202,17 @@ def test_what_cannot_be_computed_says_why(
         refined(large, replace(wish, method="exact"))
     with pytest.raises(InputError, match=r"gt_prob must be more than 1/labels = 0.5"):
         refined(problem, replace(wish, gt_prob=0.3))
-    monkeypatch.setattr(refining, "WORK", 10_000)
+    monkeypatch.setitem(refining.WORK, "permutohedral", 2 * 2400 * 2)
     with pytest.raises(InputError, match="iterations must be at most 2 for 2 classes on 2400"):
         refined(problem, wish)
+
+
+def test_the_work_of_all_steps_together_is_bounded(
+    problem: Problem, wish: Wish, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(refining.WORK, "permutohedral", 6 * 2400 * 2)  # 1 + 2 + 3 updates
+    assert len(list(steps(problem, wish))) == 4
+    monkeypatch.setitem(refining.WORK, "permutohedral", 6 * 2400 * 2 - 1)
+    refined(problem, wish)
+    with pytest.raises(InputError, match="at most 2 for 2 classes on 2400 pixels where each is"):
+        list(steps(problem, wish))
