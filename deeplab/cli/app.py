@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import socket
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -50,7 +51,7 @@ def app(
     """A page on which you paint scribbles and see the dense CRF follow.
 
     Open the address that is printed in a browser. Photographs, scribbles and results stay on this
-    machine; the page asks nothing of any other. Ctrl-C ends it.
+    machine, unless --host lets others in; the page asks nothing of any other. Ctrl-C ends it.
 
     On the page: photographs of your own, scribbles or a network's softmax (.npz, .npy) or label
     map, a slider for each number of the CRF, and downloads of mask, overlay, settings and the
@@ -78,7 +79,8 @@ def app(
 
     opened = None if photo is None else open_photograph(str(photo), max_megapixels)
     with _listening(host, port) as sock:
-        server = _server(opened, weights_file, max_megapixels)
+        local = ipaddress.ip_address(sock.getsockname()[0]).is_loopback
+        server = _server(opened, weights_file, max_megapixels, local)
         config = uvicorn.Config(
             server.application((*NAMES, host.lower())),
             log_level="warning",
@@ -100,13 +102,15 @@ def app(
             server.close()
 
 
-def _server(opened: Photograph | None, weights_file: Path | None, max_megapixels: float) -> Server:
+def _server(
+    opened: Photograph | None, weights_file: Path | None, max_megapixels: float, local: bool
+) -> Server:
     from deeplab.app.server import Server
     from deeplab.data import outputs
     from deeplab.predict import Predictor
 
     if weights_file is None:
-        return Server(opened, max_megapixels=max_megapixels)
+        return Server(opened, max_megapixels=max_megapixels, local=local)
     network, metadata = load_network(WeightsOptions(weights_file))
     if network.multilabel:
         raise InputError(
@@ -114,18 +118,24 @@ def _server(opened: Photograph | None, weights_file: Path | None, max_megapixels
         )
     palette = outputs.full_palette(metadata.get("palette"))
     classes = outputs.NamedPalette(palette, metadata.get("class_names"))
-    return Server(opened, Predictor(network.eval()), classes, max_megapixels)
+    return Server(opened, Predictor(network.eval()), classes, max_megapixels, local)
 
 
 def _listening(host: str, port: int) -> socket.socket:
     """A socket on which connections wait; InputError where there is none to be had."""
     if not 0 <= port <= 65535:
         raise InputError(f"--port {port} must be 0 to 65535, 0 for any free one")
+    if not host:  # which would be every address of this machine
+        raise InputError("--host must be an address or a name of this machine, such as 127.0.0.1")
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         return socket.create_server((host, port), family=family)
+    except UnicodeError as error:  # a label that is empty, or longer than 63 characters
+        raise InputError(
+            f"--host {host:.80} must be an address or a name of this machine, such as 127.0.0.1"
+        ) from error
     except OSError as error:
         raise InputError(
-            f"--host {host} --port {port}: cannot listen there ({error.strerror or error}); choose "
-            "another port, or --port 0 for any free one"
+            f"--host {host:.80} --port {port}: cannot listen there ({error.strerror or error}); "
+            "choose another port, or --port 0 for any free one"
         ) from error
