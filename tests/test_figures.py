@@ -93,6 +93,12 @@ def cores(sigmas: str, labels: str, of: Record) -> Sequence[float]:
     return [*ms, peer["ours_is_faster_by"]["median_of_pairs"]]
 
 
+def peaks(sigmas: str, labels: str, of: Record) -> Sequence[float]:
+    entries = cases(of)[f"375x500 {sigmas.replace(' ', '')}, {labels} labels, one core"]
+    both = entries["pydensecrf2"], entries["crf.pydensecrf.densecrf"]
+    return [entry["peak_bytes"] / 1e6 for entry in both]
+
+
 def filters(sigmas: str, of: Record) -> Sequence[float]:
     xy, rgb = sigmas.split(" / ")
     entries = cases(of)[f"48x64 {4 * float(xy):g}/{rgb} methods"]  # whose name has the photograph's
@@ -118,6 +124,14 @@ PICTURES = {  # in bench/tiles.py
     "one scene, larger than any that the network was trained on": "one scene",
     "scenes of the size that it knows, side by side": "many scenes",
 }
+
+
+def published(what: str, of: Record) -> Sequence[float]:
+    (found,) = of["comparisons"]
+    clock = "cpu" if "processor seconds" in what else "wall"
+    labels, logits = found[f"labels {clock}"], found[f"logits {clock}"]
+    times = [labels["ours_seconds"], labels["theirs_seconds"], labels["ours_is_faster_by"]]
+    return [*times, logits["ours_is_faster_by"]]
 
 
 def seams(pictures: str, *of: Record) -> Sequence[float]:
@@ -154,6 +168,9 @@ TABLES = {
     "| sigma_xy / sigma_rgb | labels | pydensecrf2 | `crf.pydensecrf.densecrf` | times as fast |": (
         Table(2, cores)
     ),
+    "| sigma_xy / sigma_rgb | labels | megabytes: pydensecrf2 | `crf.pydensecrf` |": (
+        Table(2, peaks)
+    ),
     "| sigma_xy / sigma_rgb | pydensecrf2 | `crf.pydensecrf` |": (
         Table(1, lambda sigmas, of: cores(sigmas, "21", of)[:2])
     ),
@@ -164,6 +181,7 @@ TABLES = {
         Table(1, lambda sigmas, of: filters(sigmas, of)[::2])
     ),
     "| | network | network + CRF |": Table(1, scenes),
+    "| | labels: ours, theirs | times as fast | up to the logits |": Table(1, published),
     "| the same labels | network | network + CRF |": Table(1, precision),
     "| | network alone | with `segment`'s CRF | with `refine`'s |": Table(1, seams),
     "| | network alone | with the CRF |": Table(1, seams),
