@@ -34,7 +34,7 @@ COPY pyproject.toml README.md LICENSE ./
 COPY kernels kernels
 COPY crf crf
 COPY deeplab deeplab
-RUN pip install --constraint constraints.txt ".[export,geo,video,plots]" && mkdir -m 777 /cache
+RUN pip install --constraint constraints.txt ".[app,export,geo,video,plots]" && mkdir -m 777 /cache
 WORKDIR /work
 ENTRYPOINT ["deeplab"]
 CMD ["--help"]
@@ -46,7 +46,7 @@ COPY pyproject.toml README.md LICENSE ./
 COPY kernels kernels
 COPY crf crf
 COPY deeplab deeplab
-RUN pip install --constraint constraints.txt ".[export,geo,video,plots]" && mkdir -m 777 /cache
+RUN pip install --constraint constraints.txt ".[app,export,geo,video,plots]" && mkdir -m 777 /cache
 WORKDIR /work
 ENTRYPOINT ["deeplab"]
 CMD ["--help"]

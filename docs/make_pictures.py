@@ -187,11 +187,13 @@ def taps() -> Figure:
     left.add_patch(tile)
     for rate, colour in zip(RATES, RATE_COLOURS, strict=True):
         for step in (-1, 1):
-            top = rows.start + step * rate
-            live = top + rows.stop - rows.start > 0 and top < size
+            top, height = rows.start + step * rate, rows.stop - rows.start
+            live = top + height > 0 and top < size
+            if live:  # what lies behind the map's edge is zero
+                height = min(height, size - top)
             left.add_patch(
                 Rectangle(
-                    (-0.5, top - 0.5), size, rows.stop - rows.start, alpha=0.75 if live else 1,
+                    (-0.5, top - 0.5), size, height, alpha=0.75 if live else 1,
                     facecolor=colour if live else "none", edgecolor=colour, linewidth=1.2,
                     linestyle="-" if live else "--",
                 )
@@ -199,9 +201,10 @@ def taps() -> Figure:
             said = f"rate {rate}" + ("" if live else ": outside, skipped")
             left.text(size + 0.5, top + 1.2, said, fontsize=8, va="center", color=INK)
     left.set_xlim(-1, size + 17)
-    left.set_ylim(size + 7, -7)
+    left.set_ylim(size + 9, -7)
     left.set_aspect("equal")
     left.axis("off")
+    left.text(size / 2, size + 8.5, f"the map, {size} x {size}", fontsize=8, ha="center", color=INK)
     left.text(
         size / 2, rows.start + 1.2, "the tile", color="white", fontsize=8, ha="center", va="center"
     )

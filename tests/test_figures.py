@@ -154,9 +154,6 @@ def beside_others(what: str, of: Record) -> Sequence[float]:
     if "one core each" in what:
         leads = times_as_fast(of, r"375x500 .*, one core")
         return [min(leads), max(leads)]
-    if "two cores" in what:
-        leads = times_as_fast(of, r"375x500 .*, 21 labels, all cores")
-        return [min(leads), max(leads)]
     if "processor seconds" in what:
         seconds = of["comparisons"][0]["labels cpu"]
         return [seconds["theirs_seconds"], seconds["ours_seconds"]]
