@@ -4,6 +4,7 @@
 #   docker build --target cpu  -t deeplab:cpu .
 #   docker build --target cuda -t deeplab:cuda .
 #   docker run --rm -v "$PWD:/work" deeplab:cpu segment photo.jpg --weights scenes
+#   docker run --rm -p 127.0.0.1:8765:8765 deeplab:cpu app --host 0.0.0.0
 #   docker run --rm --gpus all -v "$PWD:/work" deeplab:cuda segment photo.jpg --weights scenes
 #
 # The default index's PyTorch brings CUDA's libraries along, which are large, and which the target
