@@ -154,6 +154,12 @@ def beside_others(what: str, of: Record) -> Sequence[float]:
     if "one core each" in what:
         leads = times_as_fast(of, r"375x500 .*, one core")
         return [min(leads), max(leads)]
+    if "deeplab refine" in what:
+        return [of["comparisons"][0]["times"]["wall"]]
+    if "deeplab segment" in what:
+        (found,) = of["comparisons"]
+        memory = "memory" in what
+        return [found["found"]["peak_bytes"] / 1e9 if memory else found["times_alone"]]
     if "processor seconds" in what:
         seconds = of["comparisons"][0]["labels cpu"]
         return [seconds["theirs_seconds"], seconds["ours_seconds"]]
