@@ -1,7 +1,7 @@
 """What the page hands out: mask, overlay, settings, and the program that makes the same mask.
 
 `everything.zip` has all of them, with the photograph and the scribbles or probabilities that the
-program reads.
+program reads. The settings begin with the command of `deeplab refine` that does the same.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import numpy as np
 
 from deeplab.app.refining import Problem, Wish, refined
 from deeplab.data import outputs
+from deeplab.data.annotations import UNSURE_INDEX
 from deeplab.data.legend import drawn
 from deeplab.errors import InputError
 
@@ -56,7 +57,7 @@ def download(kind: str, problem: Problem, wish: Wish, classes: outputs.NamedPale
     Raises InputError as `refined` does, for an unknown kind, and where a class has no name.
     """
     if kind == "crf.toml":
-        return wish.settings.to_toml().encode()
+        return settings_text(problem, wish).encode()
     if kind == "reproduce.py":
         return program(problem, wish, classes).encode()
     if kind not in KINDS:
@@ -74,10 +75,32 @@ def download(kind: str, problem: Problem, wish: Wish, classes: outputs.NamedPale
             **_given(problem, classes),
             "mask.png": outputs.labels_png(labels, classes.palette),
             "overlay.png": picture,
-            "crf.toml": wish.settings.to_toml().encode(),
+            "crf.toml": settings_text(problem, wish).encode(),
             "reproduce.py": program(problem, wish, classes).encode(),
         }
     )
+
+
+def settings_text(problem: Problem, wish: Wish) -> str:
+    """The settings as TOML, and above them the command that makes the same mask with them."""
+    return "".join(f"# {line}\n" for line in _command(problem, wish)) + wish.settings.to_toml()
+
+
+def _command(problem: Problem, wish: Wish) -> Iterator[str]:
+    """What to write in a terminal, and what to know of it."""
+    if wish.method != "permutohedral":
+        yield f"No command filters by the method {wish.method}; reproduce.py does."
+        return
+    network = problem.probabilities is not None
+    options = "--crf-settings crf.toml"
+    if not network:
+        options += f" --indices --gt-prob {wish.gt_prob!r}"
+    yield "The same mask, in the folder of everything.zip:"
+    yield f"deeplab refine photo.png {_name_of_given(problem)} {options}"
+    marked = problem.classes.tolist()
+    if marked != list(range(len(marked))):
+        listed = ", ".join(map(str, marked))
+        yield f"Its labels 0, 1, ... are the classes {listed} of mask.png: others have no stroke."
 
 
 def program(problem: Problem, wish: Wish, classes: outputs.NamedPalette) -> str:
@@ -100,12 +123,13 @@ def program(problem: Problem, wish: Wish, classes: outputs.NamedPalette) -> str:
         "from deeplab.predict import Prediction, as_batch",
         f"from deeplab.refine import CLIP, {made}",
     ]
+    file = _name_of_given(problem)
     lines = ['image, _ = read_image("photo.png")']
     if network:
-        lines.append('given = read_probabilities("probabilities.npz", image.shape[:2]).values')
+        lines.append(f'given = read_probabilities("{file}", image.shape[:2]).values')
         energies = "np.log(np.clip(given, CLIP, 1.0))"
     else:
-        lines.append('given = read_indices("marks.png", image.shape[:2])')
+        lines.append(f'given = read_indices("{file}", image.shape[:2])')
         energies = f"-unary_from_labels(given.labels, {count}, {wish.gt_prob!r})"
     if lattice:
         trust = "" if network else f", {wish.gt_prob!r}"
@@ -127,7 +151,8 @@ def program(problem: Problem, wish: Wish, classes: outputs.NamedPalette) -> str:
         f"palette = outputs.full_palette({classes.palette[: len(classes.names or ())].tolist()})",
         'outputs.write_labels(Path("labels.png"), labels, palette)',
     ]
-    return "\n".join([*_used(imports, "\n".join(lines)), "", *lines, ""])
+    beside = f"# Runs beside photo.png and {file}, which everything.zip has with it."
+    return "\n".join([beside, *_used(imports, "\n".join(lines)), "", *lines, ""])
 
 
 def _used(imports: list[str], text: str) -> Iterator[str]:
@@ -146,16 +171,34 @@ def _check_count(problem: Problem, count: int) -> None:
         raise InputError(f"classes must be names and colours of {least}, not {count}")
 
 
+def _name_of_given(problem: Problem) -> str:
+    return "marks.png" if problem.probabilities is None else "probabilities.npz"
+
+
 def _given(problem: Problem, classes: outputs.NamedPalette) -> dict[str, bytes]:
     """The file that the program reads beside the photograph."""
+    name = _name_of_given(problem)
     if problem.probabilities is not None:
         content, count = io.BytesIO(), len(problem.probabilities)
         arrays = {"probabilities": problem.probabilities, **classes.arrays(count)}
         np.savez_compressed(content, **arrays)  # type: ignore[arg-type]
-        return {"probabilities.npz": content.getvalue()}
-    marked = problem.classes
-    indices = (problem.annotation.labels - 1).astype(np.uint8)  # -1 is 255, which is unsure
-    return {"marks.png": outputs.labels_png(indices, outputs.full_palette(classes.palette[marked]))}
+        return {name: content.getvalue()}
+    indices = (problem.annotation.labels - 1).astype(np.uint8)  # -1 is UNSURE_INDEX
+    palette = outputs.full_palette(_told_apart(classes.palette[problem.classes].tolist()))
+    palette[UNSURE_INDEX] = 0
+    return {name: outputs.labels_png(indices, palette)}
+
+
+def _told_apart(colours: list[list[int]]) -> list[list[int]]:
+    """The colours, changed where one is black, which is unsure to who reads the marks by colours,
+    or that of a class before it: to the next one in the order of their numbers."""
+    found = [0]
+    for red, green, blue in colours:
+        code = red << 16 | green << 8 | blue
+        while code in found:
+            code = (code + 1) % (1 << 24)
+        found.append(code)
+    return [[code >> 16, code >> 8 & 255, code & 255] for code in found[1:]]
 
 
 def _archive(files: Mapping[str, bytes]) -> bytes:

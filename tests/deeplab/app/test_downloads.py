@@ -1,6 +1,7 @@
 """What the page hands out, and that its program makes the same mask."""
 
 import io
+import re
 import runpy
 import zipfile
 from dataclasses import replace
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from commands import done
 from PIL import Image
 from running_app import SETTINGS, halves, softmax
 
@@ -50,6 +52,32 @@ def test_the_program_makes_the_bytes_of_the_mask(
     mask = np.array(Image.open(tmp_path / "mask.png"))
     assert np.array_equal(mask, refined(problem, wish).labels)
     assert len(np.unique(mask)) > 1
+    told = (tmp_path / "crf.toml").read_text()
+    found = re.search(r"^# deeplab (refine .*)$", told, re.MULTILINE)
+    if method == "exact":
+        assert found is None
+        assert told.startswith("# No command filters by the method exact; reproduce.py does.")
+        return
+    assert found is not None
+    done(*found[1].split(), "--out", "by_command.png")
+    by_command = np.array(Image.open(tmp_path / "by_command.png"))
+    assert np.array_equal(problem.classes[by_command], mask)
+
+
+def test_what_was_painted_reads_by_colours_as_well(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where a class is black, as unsure pixels are, and two classes have one colour."""
+    black, blue = {"name": "a", "colour": [0, 0, 0]}, {"name": "b", "colour": [0, 0, 1]}
+    image, marks = halves(20, 32)
+    marks[12:15, 3] = 2
+    problem = Problem(image, marks)
+    content = download("everything.zip", problem, WISH, classes_of([black, black, blue]))
+    zipfile.ZipFile(io.BytesIO(content)).extractall(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    done("refine", "photo.png", "marks.png", "--crf-settings", "crf.toml", "--out", "labels.png")
+    found, mask = (np.array(Image.open(tmp_path / f"{name}.png")) for name in ("labels", "mask"))
+    assert np.array_equal(found, mask)
 
 
 def test_the_program_is_short_and_imports_only_what_it_uses() -> None:
@@ -60,6 +88,7 @@ def test_the_program_is_short_and_imports_only_what_it_uses() -> None:
     assert "torch" not in text
     assert "np." not in text
     assert "refine_scribbles(given, image, settings, 0.7)" in text
+    assert text.startswith("# Runs beside photo.png and marks.png, which everything.zip has")
 
 
 def test_settings_are_read_back(tmp_path: Path) -> None:
