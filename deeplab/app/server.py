@@ -22,7 +22,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from importlib import resources
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -47,7 +47,7 @@ from deeplab.app.refining import (
 )
 from deeplab.app.visits import GoneError, SupersededError, Visit, Visits
 from deeplab.data import outputs
-from deeplab.data.annotations import GT_PROB
+from deeplab.data.annotations import GT_PROB, UNSURE_INDEX
 from deeplab.errors import InputError
 
 if TYPE_CHECKING:
@@ -67,6 +67,7 @@ TEXT = 100_000  # bytes of a JSON text
 AT_ONCE = 256_000_000  # bytes of all requests that are being read or wait to be opened
 READING, WAITING = 30.0, 90.0  # seconds that a request may take to come, and to get its turn
 TOKEN = "x-visit"
+LABELS = (2, 3, 6)  # for 2, 3 to 5 and 6 to 9 labels the CRF is compiled apart
 
 
 class TooLargeError(Exception):
@@ -152,10 +153,22 @@ class Server:
         return Guard(pages, names)
 
     def warm_up(self) -> None:
-        """Load what the first request would wait for."""
-        marks = np.array([[0, 255, 255, 1]] * 4, np.uint8)
-        problem = Problem(np.zeros((4, 4, 3), np.uint8), marks)
-        self.computing.thread.submit(refined, problem, Wish.of({}))
+        """Compile, in the background, what the first requests would wait for.
+
+        Each of `LABELS` is a computation of its own, which is put behind what has been asked for
+        meanwhile: no request waits for more than one.
+        """
+        self.computing.thread.submit(self._warm_up, LABELS)
+
+    def _warm_up(self, counts: Sequence[int]) -> None:
+        height, width = 200, 300  # a preview's; the whole runs the same code
+        marks = np.full((height, width), UNSURE_INDEX, np.uint8)
+        marks[0, : counts[0]] = np.arange(counts[0])
+        image = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
+        refined(Problem(image, marks), Wish.of({}))
+        if counts[1:]:
+            with suppress(RuntimeError):  # the server is closed, and begins nothing more
+                self.computing.thread.submit(self._warm_up, counts[1:])
 
     def close(self) -> None:
         """Begin nothing more; what is being computed is left to end."""

@@ -3,6 +3,8 @@
 import io
 import re
 import socket
+import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -402,3 +404,28 @@ def test_a_failure_of_the_server_is_an_answer(
     assert answer.status == 500
     assert b"secret" not in answer.content
     assert answer.headers["content-security-policy"] == HEADERS["content-security-policy"]
+
+
+def test_what_is_asked_while_the_server_warms_up_comes_before_the_rest(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    begun, computed, page = threading.Event(), list[str](), Server()
+    asked = threading.Event()
+
+    def compute(problem: Problem, _: Wish) -> None:
+        begun.set()
+        assert asked.wait(20)
+        assert problem.marks.size > 4096  # small pictures run other code
+        computed.append(f"{len(problem.classes)} labels")
+
+    monkeypatch.setattr(server, "refined", compute)
+    page.warm_up()
+    assert begun.wait(20)
+    page.computing.thread.submit(computed.append, "asked")
+    asked.set()
+    for _ in range(400):
+        if len(computed) == 4:
+            break
+        time.sleep(0.01)
+    page.close()
+    assert computed == ["2 labels", "asked", "3 labels", "6 labels"]
