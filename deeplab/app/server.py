@@ -55,7 +55,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-SCRIPTS = ("app", "canvas", "classes", "numbers", "painting", "server", "strokes")
+SCRIPTS = ("app", "canvas", "classes", "numbers", "painting", "server", "strokes", "telling")
 FILES = {  # of the folder static, by address
     "/": ("index.html", "text/html; charset=utf-8"),
     "/app.css": ("app.css", "text/css; charset=utf-8"),

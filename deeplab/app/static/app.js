@@ -11,8 +11,10 @@ import { Classes, MOST } from "./classes.js";
 import { Numbers } from "./numbers.js";
 import { Painter } from "./painting.js";
 import { NONE, Strokes } from "./strokes.js";
+import { failed, forget, onClose, say, sayMeanwhile, settle } from "./telling.js";
 
 const PAUSE = 250; // ms after the last change until the whole photograph is refined
+const LONG = 1500; // ms after which it is said why an answer may take long
 
 const $ = (id) => document.getElementById(id);
 const canvas = new Canvas($("canvas"));
@@ -31,14 +33,20 @@ let remark = ""; // what reading changed in the last file
 
 const work = { wanted: null, asked: null, running: false, timer: 0 };
 
-function changed(whole = false) {
+// whole: at once. said: meanwhile.
+function changed(whole = false, said = "Refining…") {
   if (!whole) forget("open", "download");
   clearTimeout(work.timer);
   if (!ready()) return;
+  sayMeanwhile(said);
+  ask(!whole);
+}
+
+function ask(preview) {
   document.body.dataset.state = "computing";
-  work.wanted = { preview: !whole, broken: new AbortController() };
+  work.wanted = { preview, broken: new AbortController() };
   if (!work.asked?.preview) work.asked?.broken.abort();
-  if (!whole) work.timer = setTimeout(() => changed(true), PAUSE);
+  if (preview) work.timer = setTimeout(() => ask(false), PAUSE);
   pump();
 }
 
@@ -67,18 +75,30 @@ async function pump() {
     work.asked = work.wanted;
     work.wanted = null;
     const { preview, broken } = work.asked;
-    $("frame").setAttribute("aria-busy", String(!preview));
+    busy(!preview);
+    const long = setTimeout(() => {
+      if (broken.signal.aborted) return; // something else is going on
+      busy(true);
+      sayMeanwhile("Still refining. The first time, the CRF is compiled for this machine, once.");
+    }, LONG);
     try {
       await compute(preview, broken.signal);
     } catch (error) {
       if (broken.signal.aborted) continue;
+      say("");
       failed("refine", error);
       document.body.dataset.state = "failed";
+    } finally {
+      clearTimeout(long);
     }
   }
   work.asked = null;
   work.running = false;
-  $("frame").setAttribute("aria-busy", "false");
+  busy(false);
+}
+
+function busy(is) {
+  $("frame").setAttribute("aria-busy", String(is));
 }
 
 async function compute(preview, signal) {
@@ -98,7 +118,7 @@ async function compute(preview, signal) {
   const size = `${about.width} × ${about.height}`;
   const exact = asked.method === "exact" && !about.whole;
   const told = view === "steps" ? `${about.frames - 1} iterations at ${size} in ${seconds} s.`
-    : exact ? `All pairs at ${size}, reduced, in ${seconds} s. Downloads want the lattice.`
+    : exact ? `All pairs at ${size}, reduced, in ${seconds} s. Downloads need the lattice method.`
       : `Refined at ${size} in ${seconds} s.`;
   say(remark ? `${told} Note: ${remark}.` : told);
   document.body.dataset.state = "done";
@@ -108,32 +128,6 @@ function wish() {
   return { ...numbers.values, method: $("method").value };
 }
 
-// ---- saying something
-
-const failures = new Map(); // why what failed: "refine", "open" or "download"
-
-function say(text) {
-  $("status").textContent = text;
-}
-
-function failed(what, error) {
-  failures.set(what, error.message ?? String(error));
-  document.body.dataset.state ??= "failed";
-  showFailures();
-}
-
-// Once the same succeeds, is tried again, or the person goes on with something else.
-function forget(...what) {
-  for (const each of what) failures.delete(each);
-  showFailures();
-}
-
-function showFailures() {
-  $("trouble").replaceChildren(...[...failures.values()].map((why) =>
-    Object.assign(document.createElement("p"), { textContent: why })));
-  $("trouble").hidden = !failures.size;
-}
-
 // ---- opening
 
 // What is being refined is broken off, so that opening need not wait for it, and goes on where
@@ -141,12 +135,12 @@ function showFailures() {
 async function opening(said, asked) {
   const unfinished = document.body.dataset.state === "computing";
   breakOff();
-  say(said);
+  sayMeanwhile(said);
   forget("open");
   try {
     return await asked();
   } catch (error) {
-    say("");
+    settle();
     failed("open", error);
     if (unfinished) changed(true);
     return null;
@@ -172,8 +166,7 @@ async function openPhotograph(query, file) {
   canvas.drawStrokes(strokes, classes.colours);
   undoable();
   remark = about.notes.join("; ");
-  say(`${about.name}, ${about.width} × ${about.height} pixels. Refining…`);
-  changed();
+  changed(false, `${about.name}, ${about.width} × ${about.height} pixels. Refining…`);
 }
 
 // In the list of photographs, so that those that are offered can be chosen again.
@@ -256,7 +249,7 @@ const painter = new Painter(canvas, {
   painted,
   ended: undoable,
   key: shortcut,
-  say: (down) => say(!down ? "Brush lifted." : label() === NONE ? "Eraser down."
+  say: (down) => sayMeanwhile(!down ? "Brush lifted." : label() === NONE ? "Eraser down."
     : `Painting ${classes.all[classes.chosen].name}.`),
 });
 
@@ -388,7 +381,7 @@ function setView() {
 
 async function download(file) {
   const saved = `${name}_${file}`;
-  say(`Making ${file}…`);
+  sayMeanwhile(`Making ${file}…`);
   forget("download");
   try {
     const content = await server.download(file, { ...wish(), classes: classes.all });
@@ -399,7 +392,7 @@ async function download(file) {
     setTimeout(() => URL.revokeObjectURL(link.href), 10_000);
     say(`${saved} is downloaded.`);
   } catch (error) {
-    say("");
+    settle();
     failed("download", error);
   }
 }
@@ -411,6 +404,7 @@ function setTheme(dark) {
 
 // ---- wiring
 
+onClose(() => canvas.element.focus());
 $("examples").addEventListener("change", (event) => openPhotograph(event.target.value));
 $("open").addEventListener("click", () => $("photo-file").click());
 $("load").addEventListener("click", () => $("result-file").click());

@@ -302,11 +302,14 @@ def test_a_wrong_file_is_explained_and_nothing_is_lost(
     assert redder(page, 20, 100)
 
 
-def test_what_was_asked_before_clear_is_not_drawn(visit: Callable[..., Any]) -> None:
+def test_what_is_asked_is_said_and_is_not_drawn_once_strokes_are_cleared(visit: Callable[..., Any]) -> None:
     page = visit()
     waiting = hold(page, "/api/refine")
     page.get_by_label("Trust in strokes").press("ArrowRight")
+    assert page.inner_text("#status") == "Refining…"
     wait_for(page, waiting)
+    page.get_by_text("Still refining. The first time, the CRF is compiled").wait_for()
+    assert page.get_attribute("#frame", "aria-busy") == "true"
     page.get_by_role("button", name="Clear").click()
     release(page, waiting, "/api/refine")
     assert colour(page, 100, 100) == IMAGE[100, 100].tolist()
@@ -353,6 +356,13 @@ def test_what_is_being_refined_goes_on_where_opening_fails(visit: Callable[..., 
 def test_a_failure_is_shown_until_what_failed_succeeds(visit: Callable[..., Any]) -> None:
     page = visit(refusal="503")
     said = page.get_by_role("alert")
+    refuse(page, "/api/download")
+    page.get_by_role("button", name="Mask").click()
+    said.filter(has_text="too much at once").wait_for()
+    assert "Refined at 180 × 120" in page.inner_text("#status")
+    said.get_by_role("button", name="Close the message").click()
+    assert said.is_hidden()
+    assert focused(page) == "Photograph to paint on"
     refuse(page, "/api/download")
     page.get_by_role("button", name="Mask").click()
     said.filter(has_text="too much at once").wait_for()
