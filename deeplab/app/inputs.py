@@ -16,8 +16,14 @@ import numpy as np
 from PIL import Image
 
 from deeplab import photographs
-from deeplab.data.annotations import UNSURE_INDEX, read_indices, read_probabilities
-from deeplab.data.images import SUFFIXES, read_image
+from deeplab.data.annotations import (
+    UNSURE_INDEX,
+    AnnotationError,
+    read_colours,
+    read_indices,
+    read_probabilities,
+)
+from deeplab.data.images import SUFFIXES, load_picture, read_image
 from deeplab.data.outputs import full_palette
 from deeplab.errors import InputError
 
@@ -25,6 +31,7 @@ WORKING = 1_000_000  # pixels
 VALUES = 64_000_000  # probabilities of a result, at most: 256 MB as float32
 UNPACKED = 4 * VALUES + 1_000_000  # bytes of the arrays of an .npz
 ARRAYS = (".npy", ".npz")
+LABEL_MAP = "a label map is a PNG with a value or a colour for each class, of two classes or more"
 LONGEST_NAME = 100  # characters of a sent file's name that are kept, its end
 
 
@@ -107,8 +114,8 @@ def open_result(
 
     max_megapixels: label maps of more pixels (10^6) are refused before they are decoded.
 
-    Raises InputError: as `read_probabilities` and `read_indices`, for another kind of file, and for
-    more values than fit.
+    Raises InputError: as `read_probabilities`, `read_indices` and `read_colours`, for another kind
+    of file, and for more values than fit.
     """
     shown = _shown(name)
     suffix = PurePath(shown).suffix.lower()
@@ -142,14 +149,27 @@ def _probabilities(path: Path, size: tuple[int, int]) -> Result:
 
 
 def _label_map(path: Path, size: tuple[int, int], max_megapixels: float | None) -> Result:
-    read = read_indices(path, size, max_megapixels=max_megapixels)
+    """Class indices where a picture has a value a pixel; colours where it is RGB, or a mask of 0
+    and 255, which `deeplab refine` reads by colours too."""
+    picture, _ = load_picture(path, max_megapixels)
+    valued = picture.mode in ("L", "P") and set(np.unique(np.asarray(picture))) != {0, 255}
+    try:
+        if valued:
+            read = read_indices(path, size, max_megapixels=max_megapixels)
+        else:
+            read = read_colours(path, size, max_megapixels)
+    except AnnotationError as error:
+        raise InputError(f"{error.what}; {LABEL_MAP}") from error
     marks = np.where(read.labels == 0, UNSURE_INDEX, read.labels - 1).astype(np.uint8)
-    with Image.open(path) as picture:
-        flat = picture.getpalette("RGB") if picture.mode == "P" else None
+    # How the command line mends what is noted would come next.
+    notes = [note.partition("; ")[0] for note in read.notes]
+    if read.colours is not None:
+        return Result(None, marks, read.names, read.colours.tolist(), notes)
+    flat = picture.getpalette("RGB") if picture.mode == "P" else None
     if flat is None:
-        return Result(None, marks, notes=read.notes)
+        return Result(None, marks, notes=notes)
     colours = full_palette(np.reshape(flat, (-1, 3)))[: read.num_labels].tolist()
-    return Result(None, marks, None, colours, read.notes)
+    return Result(None, marks, None, colours, notes)
 
 
 def _check_unpacked(path: Path) -> None:

@@ -44,6 +44,17 @@ FILLED = 2  # blocks of 2 x 2 pixels from which on a colour fills an area
 BLENDS = 4  # colours in between others from which on soft edges are likely
 
 
+class AnnotationError(InputError):
+    """A file that is no annotation.
+
+    what: is wrong with it, without how to mend it with options of the command line.
+    """
+
+    def __init__(self, what: str, mend: str) -> None:
+        super().__init__(f"{what}; {mend}")
+        self.what = what
+
+
 @dataclass(frozen=True)
 class Annotation:
     """Labels for some of a picture's pixels.
@@ -101,9 +112,9 @@ def read_colours(
     picture, conversions = load_picture(path, max_megapixels)
     _check_annotation_size(path, picture, size)
     if picture.mode == "F" or picture.mode.startswith("I"):
-        raise InputError(
-            f"{path}: colours of an annotation are 8-bit, this has pixels of type {picture.mode}; "
-            "save it as 8-bit PNG, or use --indices if its values are class indices"
+        raise AnnotationError(
+            f"{path}: colours of an annotation are 8-bit, this has pixels of type {picture.mode}",
+            "save it as 8-bit PNG, or use --indices if its values are class indices",
         )
     rgba = np.array(picture.convert("RGBA"))
     codes = rgba.view("<u4")[..., 0]  # red in the lowest byte, alpha in the highest
@@ -117,10 +128,10 @@ def read_colours(
     if colours is not None:
         labels, found = _largest(path, labels, found, areas, colours)
     elif len(found) > MAX_LABELS:
-        raise InputError(
-            f"{path}: {len(found)} colours, at most {MAX_LABELS} labels are possible; draw without "
-            "soft edges (antialiasing) and save as PNG, not JPEG, or say how many of the colours "
-            f"count with --colours ({(areas >= FILLED).sum()} of them fill areas)"
+        raise AnnotationError(
+            f"{path}: {len(found)} colours, at most {MAX_LABELS} labels are possible",
+            "draw without soft edges (antialiasing) and save as PNG, not JPEG, or say how many of "
+            f"the colours count with --colours ({(areas >= FILLED).sum()} of them fill areas)",
         )
     black = (codes == 0) & ~clear
     if found.tolist() == [WHITE] and black.any():
@@ -130,9 +141,10 @@ def read_colours(
     if len(found) < 2:
         values = picture.mode in ("1", "L", "P")
         hint = ", or read its values as class indices with --indices" if values else ""
-        raise InputError(
-            f"{path}: {len(found)} label (colours other than black, which means unsure); at "
-            f"least two are needed: mark the background in a colour of its own too{hint}"
+        labelled = f"{len(found)} label{'' if len(found) == 1 else 's'}"
+        raise AnnotationError(
+            f"{path}: {labelled} (colours other than black, which means unsure)",
+            f"at least two are needed: mark the background in a colour of its own too{hint}",
         )
     rgb = np.stack([found & 255, (found >> 8) & 255, found >> 16], axis=1)
     notes += _reading_notes(picture)
@@ -169,9 +181,9 @@ def read_indices(
     count = num_classes if num_classes is not None else highest + 1
     if count < 2 or count > MAX_LABELS:
         mask = " (a mask of 0 and 255 is read without --indices)" if highest == 0 else ""
-        raise InputError(
-            f"{path}: {count} classes; expected 2 to {MAX_LABELS} (255 means unsure): mark more, "
-            f"or say how many there are with --classes{mask}"
+        raise AnnotationError(
+            f"{path}: {_number_of(count)}, expected 2 to {MAX_LABELS} (255 means unsure)",
+            f"mark more, or say how many there are with --classes{mask}",
         )
     if highest >= count:
         y, x = np.argwhere(sure & (indices >= count))[0]
@@ -226,7 +238,7 @@ def _probabilities(path: Path, array: np.ndarray, size: tuple[int, int]) -> Prob
     values = np.ascontiguousarray(np.moveaxis(values, axis, 0))
     if len(values) < 2 or len(values) > MAX_LABELS + 1:
         raise InputError(
-            f"{path}: {len(values)} class(es) in shape {list(array.shape)}; expected 2 to "
+            f"{path}: {_number_of(len(values))} in shape {list(array.shape)}; expected 2 to "
             f"{MAX_LABELS + 1}"
         )
     sums = values.sum(axis=0)
@@ -239,6 +251,10 @@ def _probabilities(path: Path, array: np.ndarray, size: tuple[int, int]) -> Prob
     if low < 0:
         np.maximum(values, 0, out=values)  # its own array: nobody else has what was loaded
     return Probabilities(values)
+
+
+def _number_of(classes: int) -> str:
+    return "1 class" if classes == 1 else f"{classes} classes"
 
 
 def _of_foreground(path: Path, array: np.ndarray) -> Probabilities:

@@ -302,7 +302,9 @@ def test_a_wrong_file_is_explained_and_nothing_is_lost(
     assert redder(page, 20, 100)
 
 
-def test_what_is_asked_is_said_and_is_not_drawn_once_strokes_are_cleared(visit: Callable[..., Any]) -> None:
+def test_what_is_asked_is_said_and_is_not_drawn_once_strokes_are_cleared(
+    visit: Callable[..., Any],
+) -> None:
     page = visit()
     waiting = hold(page, "/api/refine")
     page.get_by_label("Trust in strokes").press("ArrowRight")

@@ -23,6 +23,8 @@ from deeplab.predict import Prediction
 
 CLASSES = [{"name": "left", "colour": [200, 0, 0]}, {"name": "right", "colour": [0, 0, 200]}]
 
+ONE, A = "expected 2 to 255", inputs.LABEL_MAP
+
 
 def of_a_later_version(archive: bytes) -> bytes:
     """A zip file whose entries say that they need a version of the format that is yet to come."""
@@ -246,6 +248,26 @@ def test_a_label_map_becomes_scribbles(marked: Client) -> None:
     assert set(marked.refine()[1][0]) == {0, 2}
 
 
+def test_a_mask_and_a_picture_of_scribbles_are_read_as_the_command_line_reads_them(
+    marked: Client,
+) -> None:
+    right = np.arange(60) >= 30
+    mask = np.where(right, 255, 0)[None].repeat(40, 0).astype(np.uint8)
+    for content in (png(mask), png(mask > 0), png(np.stack([mask] * 3, 2))):
+        about, (marks,) = marked.post("/api/result?name=mask.png", content).unpacked()
+        assert [each["name"] for each in about["classes"]] == ["background", "foreground"]
+        assert np.array_equal(marks.reshape(40, 60), mask // 255)
+    strokes = np.zeros((40, 60, 3), np.uint8)
+    strokes[4:7, 5:20], strokes[4:7, 40:50] = (10, 20, 200), (250, 0, 0)
+    for k in range(4):  # soft edges
+        strokes[20, k] = np.array([50, 0, 0]) * (k + 1)
+    about, (marks,) = marked.post("/api/result?name=strokes.png", png(strokes)).unpacked()
+    assert about["classes"][-1] == {"name": "#0a14c8", "colour": [10, 20, 200]}
+    assert set(marks.reshape(40, 60)[5]) == {255, 4, 5}
+    assert "as soft edges (antialiasing) leave them" in about["notes"][0]
+    assert "--" not in about["notes"][0]
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
@@ -254,6 +276,12 @@ def test_a_label_map_becomes_scribbles(marked: Client) -> None:
         ("r.npy", npz(a=np.zeros(3, np.float32))[:40], "r.npy: cannot be read"),
         ("r.npz", npz(probabilities=9 * softmax(40, 60, 3)), "apply a softmax"),
         ("r.png", png(halves(20, 20)[1]), "20"),
+        (
+            "r.png",
+            png(np.zeros((40, 60), np.uint8)),
+            f"r.png: 1 class, {ONE} (255 means unsure); {A}",
+        ),
+        ("r.png", png(halves()[0]), f"at most 255 labels are possible; {A}"),
         ("r.exe", b"MZ", "r.exe: must be probabilities (.npz, .npy) or a label map (.png)"),
         ("", b"", "the result: must be probabilities"),
         ("big.png", png(np.zeros((1001, 1000), np.uint8)), "above the limit of 1; make it smaller"),

@@ -61,7 +61,7 @@ def many_colours() -> np.ndarray:
     [
         (many_colours(), "400 colours, at most 255"),
         (np.zeros((20, 20, 3), np.uint8), "0 label"),
-        (np.full((20, 20, 3), 7, np.uint8), "1 label"),
+        (np.full((20, 20, 3), 7, np.uint8), r"1 label \(colours other than black"),
         (np.full((20, 20), 255, np.uint8), "1 label"),
         (np.eye(20, dtype=np.uint8), "1 label .* or read its values as class indices"),
         (np.full((20, 20), 700, np.uint16), "colours of an annotation are 8-bit"),
@@ -78,9 +78,9 @@ def test_annotations_by_colour_that_cannot_be_meant_are_refused(tmp_path, marks,
     [
         (many_colours(), None, "class indices need an 8-bit grey or palette picture"),
         (np.full((20, 20), 255, np.uint8), 5, "every pixel is unsure"),
-        (np.zeros((20, 20), np.uint8), None, "1 classes; expected 2 to 255"),
+        (np.zeros((20, 20), np.uint8), None, "1 class, expected 2 to 255"),
         (255 * np.eye(20, dtype=np.uint8), None, ".*a mask of 0 and 255 is read without --indices"),
-        (np.zeros((20, 20), np.uint8), 256, "256 classes; expected 2 to 255"),
+        (np.zeros((20, 20), np.uint8), 256, "256 classes, expected 2 to 255"),
         (np.zeros((21, 20), np.uint8), 3, "the annotation is 20 x 21 pixels"),
     ],
 )
