@@ -55,7 +55,17 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-SCRIPTS = ("app", "canvas", "classes", "numbers", "painting", "server", "strokes", "telling")
+SCRIPTS = (
+    "app",
+    "canvas",
+    "classes",
+    "numbers",
+    "painting",
+    "server",
+    "strokes",
+    "telling",
+    "theme",
+)
 FILES = {  # of the folder static, by address
     "/": ("index.html", "text/html; charset=utf-8"),
     "/app.css": ("app.css", "text/css; charset=utf-8"),

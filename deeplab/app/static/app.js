@@ -12,6 +12,7 @@ import { Numbers } from "./numbers.js";
 import { Painter } from "./painting.js";
 import { NONE, Strokes } from "./strokes.js";
 import { failed, forget, onClose, say, sayMeanwhile, settle } from "./telling.js";
+import { startTheme } from "./theme.js";
 
 const PAUSE = 250; // ms after the last change until the whole photograph is refined
 const LONG = 1500; // ms after which it is said why an answer may take long
@@ -55,6 +56,7 @@ function ready() {
   breakOff();
   forget("refine");
   canvas.clearResult();
+  steps.wait();
   document.body.dataset.state = "waiting";
   const marked = strokes.present;
   say(marked ? "One class has strokes. Paint another one, such as the background."
@@ -161,6 +163,7 @@ async function openPhotograph(query, file) {
   setProbabilities(false);
   classes.set(about.classes);
   canvas.open(photo, about.width, about.height);
+  steps.wait();
   setSize(Math.max(3, Math.round(about.width / 75)));
   refreshClasses();
   canvas.drawStrokes(strokes, classes.colours);
@@ -204,7 +207,7 @@ function setProbabilities(are) {
   probabilities = are;
   $("leave").hidden = !are;
   for (const control of document.querySelectorAll("#tools input, #size, #clear, #add")) {
-    disable(control, are);
+    canvas.disable(control, are);
   }
   numbers.sliders.gt_prob.disabled = are;
   $("classes-help").textContent = are
@@ -279,14 +282,8 @@ function takeBack(step) {
 }
 
 function undoable() {
-  disable($("undo"), !strokes.done.length);
-  disable($("redo"), !strokes.undone.length);
-}
-
-// The keys do not lose their place with it: they go on at the photograph.
-function disable(control, disabled) {
-  if (disabled && control === document.activeElement) canvas.element.focus();
-  control.disabled = disabled;
+  canvas.disable($("undo"), !strokes.done.length);
+  canvas.disable($("redo"), !strokes.undone.length);
 }
 
 function setTool(value) {
@@ -352,7 +349,7 @@ function refreshClasses() {
   const chosen = heatClass();
   $("heat").replaceChildren(...classes.all.map((each, k) => new Option(each.name, k)));
   $("heat").value = String(Math.min(chosen, classes.all.length - 1));
-  disable($("add"), classes.fixed || classes.all.length >= MOST);
+  canvas.disable($("add"), classes.fixed || classes.all.length >= MOST);
 }
 
 function heatClass() {
@@ -368,11 +365,12 @@ function shownView() {
 function setView() {
   const view = shownView();
   canvas.shown.view = view;
+  if (view === "heat") $("heat").value = String(classes.chosen);
   $("compare-row").hidden = view !== "compare";
   $("heat-row").hidden = view !== "heat";
   $("steps-row").hidden = view !== "steps";
-  steps.stop();
-  disable($("opacity"), view === "heat"); // whose colours say how much
+  steps.wait();
+  canvas.disable($("opacity"), view === "heat"); // whose colours say how much
   canvas.draw();
   if (view === "heat" || view === "steps" || !canvas.whole || work.asked) changed(true);
 }
@@ -395,11 +393,6 @@ async function download(file) {
     settle();
     failed("download", error);
   }
-}
-
-function setTheme(dark) {
-  document.documentElement.dataset.theme = dark ? "dark" : "light";
-  $("theme").setAttribute("aria-pressed", String(dark));
 }
 
 // ---- wiring
@@ -452,9 +445,6 @@ $("downloads").addEventListener("click", (event) => {
   const file = event.target.dataset.file;
   if (file) download(file);
 });
-$("theme").addEventListener("click", () => {
-  setTheme($("theme").getAttribute("aria-pressed") === "false");
-});
 
 for (const what of ["dragover", "dragleave", "drop"]) {
   document.addEventListener(what, (event) => {
@@ -467,7 +457,7 @@ for (const what of ["dragover", "dragleave", "drop"]) {
 }
 
 async function begin() {
-  setTheme(matchMedia("(prefers-color-scheme: dark)").matches);
+  startTheme($("theme"));
   const about = await server.about();
   start = about.start;
   most = about.upload;

@@ -33,6 +33,12 @@ export class Canvas {
     this.draw();
   }
 
+  // The keys do not lose their place with a control: they go on at the photograph.
+  disable(control, disabled) {
+    if (disabled && control === document.activeElement) this.element.focus();
+    control.disabled = disabled;
+  }
+
   // Colours of the strokes in a box, or everywhere.
   drawStrokes(strokes, colours, box) {
     const { left, top, right, bottom } =
@@ -164,7 +170,15 @@ export class Steps {
   set(frames) {
     const last = this.#at === this.#last;
     this.slider.max = frames - 1;
+    this.slider.disabled = this.button.disabled = false;
     this.#show(last && !this.playing ? this.#last : this.#at);
+  }
+
+  // There are no frames yet.
+  wait() {
+    this.stop();
+    for (const control of [this.slider, this.button]) this.canvas.disable(control, true);
+    this.title.textContent = "Iteration –";
   }
 
   stop() {

@@ -431,14 +431,21 @@ def test_each_view_shows_its_own(visit: Callable[..., Any]) -> None:
     page.locator("#compare").fill("80")
     assert colour(page, 100, 100) == IMAGE[100, 100].tolist()
     assert colour(page, 160, 100) != IMAGE[100, 160].tolist()
+    page.get_by_role("radio", name="Paint right").check()
     radio(page, "Probability")
     page.wait_for_selector(DONE)
-    page.locator("#heat").select_option("right")
-    page.wait_for_selector(DONE)
+    assert page.locator("#heat option:checked").inner_text() == "right"
     assert sum(colour(page, 150, 100)) > 2 * sum(colour(page, 20, 100))
     assert page.locator("#opacity").is_disabled()
+    waiting = hold(page, "/api/refine")
     radio(page, "Iterations")
+    wait_for(page, waiting)
+    assert page.locator("#step").is_disabled()
+    assert page.locator("#play").is_disabled()
+    assert page.inner_text("#step-name") == "Iteration –"
+    release(page, waiting, "/api/refine")
     page.wait_for_selector(DONE)
+    assert page.inner_text("#step-name") == "Iteration 5"
     assert page.locator("#step").input_value() == "5"
     assert colour(page, 100, 100) == result
     page.locator("#step").fill("0")
