@@ -46,6 +46,7 @@ from deeplab.app.refining import (
     steps,
 )
 from deeplab.app.visits import GoneError, SupersededError, Visit, Visits
+from deeplab.crf_settings import CRFSettings
 from deeplab.data import outputs
 from deeplab.data.annotations import GT_PROB, UNSURE_INDEX
 from deeplab.errors import InputError
@@ -190,7 +191,7 @@ class Server:
         examples = [
             {"name": name, "title": each.title} for name, each in photographs.EXAMPLES.items()
         ]
-        settings = photographs.SETTINGS.as_dict()
+        start = {"scribbles": photographs.SETTINGS, "network": CRFSettings()}
         return JSONResponse(
             {
                 "given": own,
@@ -198,7 +199,7 @@ class Server:
                 "network": self.network is not None,
                 "local": self.local,
                 "upload": UPLOAD,
-                "start": {name: settings[name] for name in NUMBERS} | {"gt_prob": GT_PROB},
+                "start": {kind: _sliders(settings) for kind, settings in start.items()},
             }
         )
 
@@ -380,6 +381,12 @@ class Server:
                 return _error(400, "the request was broken off")
 
         return answered
+
+
+def _sliders(settings: CRFSettings) -> dict[str, Any]:
+    """The numbers that the page has sliders for."""
+    values = settings.as_dict()
+    return {name: values[name] for name in NUMBERS} | {"gt_prob": GT_PROB}
 
 
 def _frames(

@@ -23,7 +23,8 @@ const classes = new Classes($("classes"));
 const steps = new Steps(canvas, $("step"), $("step-name"), $("play"));
 const numbers = new Numbers($("numbers"), () => changed());
 let strokes = new Strokes(1, 1);
-let start = {};
+let start = {}; // of the sliders, for scribbles and for a network's probabilities
+let others = {}; // numbers of the sliders for the one of these that is not there
 let most = Infinity; // bytes of a file
 let probabilities = false; // of a network, instead of strokes
 let kept = null; // strokes and classes, while a network's probabilities take their place
@@ -199,11 +200,14 @@ async function openResult(asked) {
   refreshClasses();
   canvas.drawStrokes(strokes, classes.colours);
   undoable();
-  remark = about.notes.join("; ");
+  const notes = [...about.notes];
+  if (probabilities) notes.push("the sliders are those for results, and start as in deeplab refine");
+  remark = notes.join("; ");
   changed(true);
 }
 
 function setProbabilities(are) {
+  if (are !== probabilities) [numbers.values, others] = [others, numbers.values];
   probabilities = are;
   $("leave").hidden = !are;
   for (const control of document.querySelectorAll("#tools input, #size, #clear, #add")) {
@@ -436,7 +440,7 @@ $("show-strokes").addEventListener("change", (event) => {
 $("heat").addEventListener("change", () => changed(true));
 $("add").addEventListener("click", () => classes.add());
 $("reset").addEventListener("click", () => {
-  numbers.values = start;
+  numbers.values = probabilities ? start.network : start.scribbles;
   $("method").value = "permutohedral";
   changed(true);
 });
@@ -461,7 +465,8 @@ async function begin() {
   const about = await server.about();
   start = about.start;
   most = about.upload;
-  numbers.values = start;
+  numbers.values = start.scribbles;
+  others = start.network;
   $("segment").hidden = !about.network;
   $("whither").textContent = about.local
     ? "Photographs go to deeplab app where you started it, and to no other machine."

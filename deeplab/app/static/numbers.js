@@ -3,11 +3,13 @@
 // Name of the setting, what it is called (| begins a subscript), range, step, and what it does.
 const NUMBERS = [
   ["bilateral_weight", "Appearance weight w|1", 0, 20, 0.5,
-    "How much pixels of like colour pull each other."],
-  ["bilateral_sigma_xy", "Appearance reach σ|xy", 1, 150, 1, "How far that pull reaches, in pixels."],
+    "How strongly pixels of similar colour want the same class."],
+  ["bilateral_sigma_xy", "Appearance reach σ|xy", 1, 150, 1,
+    "How far apart such pixels may be, in pixels."],
   ["bilateral_sigma_rgb", "Colour tolerance σ|rgb", 1, 60, 0.5,
-    "Which colours count as alike, in grey levels of 255."],
-  ["gaussian_weight", "Smoothness weight w|2", 0, 20, 0.5, "How much plain neighbours pull."],
+    "Which colours count as similar, in grey levels, 0 to 255."],
+  ["gaussian_weight", "Smoothness weight w|2", 0, 20, 0.5,
+    "How strongly neighbours of any colour want the same class."],
   ["gaussian_sigma_xy", "Smoothness reach σ", 0.5, 20, 0.5, "Removes specks of about this size."],
   ["iterations", "Iterations", 0, 20, 1, "Mean-field updates. The tab Iterations shows each."],
   ["gt_prob", "Trust in strokes", 0.55, 0.99, 0.01, "Lower lets the CRF overrule a slip of the pen."],

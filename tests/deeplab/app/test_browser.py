@@ -418,8 +418,19 @@ def test_a_photograph_and_a_networks_result_are_opened(visit: Callable[..., Any]
     page.wait_for_selector(DONE)
     assert page.get_by_label("Name of class 3").input_value() == "c"
     assert page.get_by_role("radio", name="Erase").is_disabled()
+    rows = page.locator("#classes li").all()
+    paper = "(row) => getComputedStyle(row).backgroundColor"
+    assert len({row.evaluate(paper) for row in rows}) == 1  # none is chosen
+    reach = page.get_by_label("Appearance reach")
+    assert reach.input_value() == "49"
+    assert "the sliders are those for results" in page.inner_text("#status")
+    reach.fill("60")
+    page.get_by_role("button", name="Reset").click()
+    page.wait_for_selector(DONE)
+    assert reach.input_value() == "49"
     page.get_by_role("button", name="Back to scribbles").click()
     page.wait_for_selector("body[data-state=waiting]")
+    assert reach.input_value() == "20"
     assert page.get_by_role("radio", name="Erase").is_enabled()
     assert page.get_by_label("Name of class 2").input_value() == "object"
 

@@ -18,6 +18,7 @@ from deeplab.app.guard import HEADERS
 from deeplab.app.inputs import Photograph
 from deeplab.app.refining import Problem, Wish, refined
 from deeplab.app.server import FILES, Server
+from deeplab.crf_settings import CRFSettings
 from deeplab.data import outputs
 from deeplab.predict import Prediction
 
@@ -151,7 +152,9 @@ def test_requests_of_the_page_are_answered(client: Client) -> None:
 def test_about_names_the_examples_and_the_start_of_each_slider(client: Client) -> None:
     about = client.ask("GET", "/api/about").json
     assert [each["name"] for each in about["examples"]] == list(photographs.EXAMPLES)
-    assert about["start"]["bilateral_sigma_xy"] == 20
+    assert about["start"]["scribbles"]["bilateral_sigma_xy"] == 20
+    network = about["start"]["network"]
+    assert Wish.of(network).settings == CRFSettings()  # those of deeplab refine
     assert (about["network"], about["local"]) == (False, True)
 
 
