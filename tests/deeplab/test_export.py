@@ -332,9 +332,10 @@ def test_a_compiler_that_fails_is_named_with_its_reason(tmp_path, monkeypatch):
     compiler = tmp_path / "g++"
     compiler.write_text(FAILS)
     compiler.chmod(0o755)
-    monkeypatch.setattr(torch._inductor.config.cpp, "cxx", (None, str(compiler)))
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
-    with pytest.raises(InputError, match=r"cannot compile this here .*no such header"):
+    refused = pytest.raises(InputError, match=r"cannot compile this here .*no such header")
+    # Not by monkeypatch, which leaves the setting of a part of the configuration deleted.
+    with torch._inductor.config.patch({"cpp.cxx": (None, str(compiler))}), refused:
         export(two_convolutions(), tmp_path / "out" / "model.pt2", "aoti")
     assert not list((tmp_path / "out").iterdir())
 
